@@ -54,14 +54,16 @@ pub struct Args {
     pub fast: bool,
 
     /// Read the content that was never read back first, then that which was read longest ago
+    ///
+    /// Then look at what leads to the content, of one backup at least and of as many as the limits allow; the next runs look at others.
     #[arg(long, value_name = "last", conflicts_with = "backup")]
     pub since: Option<Since>,
 
-    /// With --since: read no more than this much of the content
+    /// With --since: read no more than this much of the content, and of the maps of backups (1 GiB of those at least)
     #[arg(long, value_name = "SIZE", requires = "since")]
     pub max_bytes: Option<Size>,
 
-    /// With --since: begin to read no more of the content after this time
+    /// With --since: begin to read no more of the content, or of another backup, after this time
     #[arg(long = "for", value_name = "DURATION", requires = "since")]
     pub time: Option<Period>,
 
@@ -183,6 +185,9 @@ pub(super) fn shown(is_dry: Option<bool>, done: &Done) -> serde_json::Value {
         "read_bytes": report.read_bytes,
         "read_back": report.read_back,
     });
+    if report.unlooked_count > 0 {
+        members["unlooked_backups"] = report.unlooked_count.into();
+    }
     if let Some(is_dry) = is_dry {
         let outcome = done.outcome.clone().unwrap_or_default();
         members["dry_run"] = is_dry.into();
@@ -293,6 +298,12 @@ pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<(
     match (report.finding_count, report.unsupported_count) {
         (0, 0) => cx.out.report(&summary)?,
         _ => cx.out.line(&summary)?,
+    }
+    if report.unlooked_count > 0 {
+        cx.out.report(&format!(
+            "{} not looked at: the limits of this run were reached; the next runs go on with them",
+            human::count(report.unlooked_count, "backup")
+        ))?;
     }
     if !report.read_back.is_complete() {
         cx.out.report(&read_back::line(&report.read_back))?;

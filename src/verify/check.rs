@@ -1,9 +1,12 @@
 //! The means and the findings of every check: of a cluster, and of any other scope.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
 
+use super::depth::step_bytes;
+use super::looked::Looked;
 use super::{About, Finding, FindingKind};
 use crate::error::{Code, Error, Result};
 use crate::fault;
@@ -32,6 +35,10 @@ pub(super) struct Found {
     pub archived: BTreeMap<BackupId, u64>,
     /// Backups of lives that are not followed: the check judges none of them, whole or not.
     pub elsewhere: Vec<BackupId>,
+    /// Backups whose structure was not looked at, for a limit was reached first: nothing of it is known.
+    pub unlooked: BTreeSet<BackupId>,
+    /// Backups of which packs were read as another backup's: their files were not compared as a whole.
+    pub uncompared: BTreeSet<BackupId>,
 }
 
 impl Found {
@@ -70,6 +77,8 @@ pub(super) struct Check<'a> {
     pub host: &'a Host,
     /// The time before the run read which lives are followed.
     pub begun: TimestampTz,
+    /// The same moment, for limits of time: the reading of the catalog counts.
+    pub started: Instant,
     /// Threads that read.
     pub threads: usize,
     found: Mutex<Found>,
@@ -80,15 +89,22 @@ pub(super) struct Check<'a> {
     told: Mutex<Portion>,
     /// An object that was listed was not there any more.
     pub is_vanishing: AtomicBool,
+    /// Layers and packs that need not be looked at again as another backup's.
+    pub looked: Looked,
     pub objects: AtomicU64,
     pub bytes: AtomicU64,
+    /// Bytes of the maps of backups whose structure was looked at: walking a map reads all of it.
+    pub map_bytes: AtomicU64,
+    /// How much of `bytes` was read when it was last recorded what was read.
+    recorded_bytes: AtomicU64,
 }
 
 impl<'a> Check<'a> {
     pub fn new(
         store: &'a dyn Store,
         scope: &Scope,
-        (threads, begun): (usize, TimestampTz),
+        threads: usize,
+        (begun, started): (TimestampTz, Instant),
         host: &'a Host,
     ) -> Check<'a> {
         Check {
@@ -96,14 +112,18 @@ impl<'a> Check<'a> {
             scope: scope.clone(),
             host,
             begun,
+            started,
             threads,
             found: Mutex::default(),
             seen: None,
             read: Mutex::default(),
             told: Mutex::default(),
             is_vanishing: AtomicBool::new(false),
+            looked: Looked::default(),
             objects: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            map_bytes: AtomicU64::new(0),
+            recorded_bytes: AtomicU64::new(0),
         }
     }
 
@@ -184,6 +204,11 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// Counts an object of a backup that tiers have moved to where it must be thawed first.
+    pub fn pass_archived(&self, id: &BackupId) {
+        *self.found().archived.entry(id.clone()).or_default() += 1;
+    }
+
     /// An object of a newer format: neither sound nor damaged, and nothing is recorded of it.
     pub fn pass_over(&self, e: &Error, object: &str, about: About) {
         self.found().unread.push(about);
@@ -197,7 +222,7 @@ impl<'a> Check<'a> {
             Err(e) if e.is_frozen() => {
                 // Moved there on purpose, it is no finding: it was not read.
                 if let (About::Backup(id), true) = (&about, self.store.has_archive()) {
-                    *self.found().archived.entry(id.clone()).or_default() += 1;
+                    self.pass_archived(id);
                     return Ok(None);
                 }
                 self.found().unread.push(about.clone());
@@ -262,6 +287,17 @@ impl<'a> Check<'a> {
             *told = told.union(&read);
         }
         read
+    }
+
+    /// Whether so much was read since it was last recorded that a run which is killed now would lose a step.
+    pub fn has_read_step(&self) -> bool {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let recorded = self.recorded_bytes.load(Ordering::Relaxed);
+        let has_read = bytes.saturating_sub(recorded) >= step_bytes();
+        if has_read {
+            self.recorded_bytes.store(bytes, Ordering::Relaxed);
+        }
+        has_read
     }
 
     /// Returns all that [`Check::take_read`] has returned.

@@ -301,6 +301,7 @@ pub(super) fn report(
     let backups = chosen
         .iter()
         .filter(|id| !found.elsewhere.contains(id))
+        .filter(|id| !found.unlooked.contains(*id) || lost.contains(*id))
         .map(|id| {
             let is_read = !found.unread.contains(&About::Backup(id.clone()))
                 && !found.archived.contains_key(id);
@@ -317,6 +318,8 @@ pub(super) fn report(
         unlinked_count: work.unlinked.load(Ordering::Relaxed),
         backups,
         cut_short,
+        unlooked_count: found.unlooked.len() as u64,
+        uncompared: found.uncompared,
         unsupported_count: found.unread.len() as u64,
         unread: found.unread,
         unlisted,

@@ -10,6 +10,7 @@ use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::part_names;
+use crate::repo::event::{self, Recorded};
 use crate::repo::id::PartName;
 use crate::repo::portion::{Gathered, Portion};
 
@@ -18,6 +19,11 @@ const STEP_BYTES: usize = 1 << 30;
 /// Steps of a run without a time limit, at most, and one: each of them leaves an event.
 const STEPS_MAX: usize = 200;
 
+/// Returns how many stored bytes are read before it is recorded that they were.
+pub(super) fn step_bytes() -> u64 {
+    fault::lowered(STEP_BYTES) as u64
+}
+
 /// How much is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Depth {
@@ -25,14 +31,19 @@ pub enum Depth {
     Everything,
     /// Roots, layers, maps, small objects, the ends of segments; of packs only that they are there in their length.
     Fast,
-    /// As [`Depth::Fast`], and of packs and segments first what was never read back, then what was read longest ago.
+    /// Of packs and segments first what was never read back, then what was read longest ago; and as [`Depth::Fast`] as many backups as the limits
+    /// allow, one at least.
     Oldest(Budget),
 }
 
 impl Depth {
-    /// How much is read of each pack, whether or not it is read whole later.
-    pub(super) fn of_packs(&self) -> Chosen<'static> {
+    /// How much is read of each pack, where a backup is looked at as such.
+    ///
+    /// A backup in which damage is recorded is compared anew, so that the damage can end; so is one that was never read back.
+    pub(super) fn of_packs(&self, events: &[Recorded]) -> Chosen<'static> {
+        let is_verified = !event::standing(events, "verified", "").is_empty();
         match self {
+            Depth::Everything if is_verified && event::damage(events).is_empty() => Chosen::Rest,
             Depth::Everything => Chosen::All,
             Depth::Fast | Depth::Oldest(_) => Chosen::Directories,
         }
@@ -44,8 +55,29 @@ impl Depth {
 pub struct Budget {
     /// Stored bytes of packs and segments. At least one of them is read.
     pub max_bytes: Option<u64>,
-    /// For how long.
+    /// For how long, from the beginning of the run on.
     pub time: Option<Duration>,
+}
+
+impl Budget {
+    /// When the reading of content makes way for the structure of backups: a quarter of the time is left.
+    fn content_end(&self, started: Instant) -> Option<Instant> {
+        let time = self.time.map(|time| time.saturating_sub(time / 4));
+        time.and_then(|time| started.checked_add(time))
+    }
+
+    /// When nothing more is begun.
+    pub(super) fn end(&self, started: Instant) -> Option<Instant> {
+        self.time.and_then(|time| started.checked_add(time))
+    }
+
+    /// Whether no other backup is looked at. Maps are no content: they get as many bytes for themselves, and a step's at least.
+    pub(super) fn is_over(&self, started: Instant, map_bytes: u64) -> bool {
+        let end = self.end(started);
+        let is_late = end.is_some_and(|end| Instant::now() >= end);
+        let is_read = |most: u64| map_bytes >= most.max(step_bytes());
+        is_late || self.max_bytes.is_some_and(is_read)
+    }
 }
 
 /// A pack, or a segment of WAL or of a log.
@@ -69,7 +101,11 @@ pub(super) struct Queue {
 impl Queue {
     /// Orders the packs and segments that are there, which [`crate::repo::portion::ReadBack::by_age`] has divided.
     /// Within one age, the newest backup comes first.
-    pub fn new(ages: &[(Option<TimestampTz>, Portion)], budget: &Budget) -> Queue {
+    pub fn new(
+        ages: &[(Option<TimestampTz>, Portion)],
+        budget: &Budget,
+        started: Instant,
+    ) -> Queue {
         let units: VecDeque<Vec<Unit>> = ages.iter().map(|(_, portion)| units(portion)).collect();
         let all = units.iter().map(Vec::len).sum::<usize>();
         Queue {
@@ -81,11 +117,14 @@ impl Queue {
             },
             units,
             left_bytes: budget.max_bytes,
-            until: budget
-                .time
-                .and_then(|time| Instant::now().checked_add(time)),
+            until: budget.content_end(started),
             is_first: true,
         }
+    }
+
+    /// Goes on until another moment.
+    pub fn go_on(&mut self, until: Option<Instant>) {
+        self.until = until;
     }
 
     /// Takes what is read next; `None` when nothing is left, or the limit is reached. `size_of` tells stored lengths.
@@ -100,7 +139,7 @@ impl Queue {
         let mut taken = Gathered::default();
         let mut taken_bytes = 0;
         let mut count = 0;
-        let step_bytes = fault::lowered(STEP_BYTES) as u64;
+        let step_bytes = step_bytes();
         while let Some(unit) = self.front() {
             let size = size_of(&unit)?;
             if self.left_bytes.is_some_and(|left| left < size) && !self.is_first {
@@ -173,7 +212,7 @@ mod tests {
             (None, portion(&[4], &[9])),
             (Some(TimestampTz(1)), portion(&[0, 1], &[])),
         ];
-        let mut queue = Queue::new(&ages, budget);
+        let mut queue = Queue::new(&ages, budget, Instant::now());
         let mut all = Vec::new();
         while let Some(next) = queue.next(&mut |_| Ok(size)).unwrap() {
             all.push(next.counts());
@@ -195,7 +234,8 @@ mod tests {
         assert_eq!(taken(&limit(25), 10), [(1, 1)]);
         assert_eq!(taken(&limit(0), 10), [(0, 1)]);
         let many: Vec<u32> = (0..1000).collect();
-        let mut queue = Queue::new(&[(None, portion(&many, &[]))], &Budget::default());
+        let ages = [(None, portion(&many, &[]))];
+        let mut queue = Queue::new(&ages, &Budget::default(), Instant::now());
         let step = queue.next(&mut |_| Ok(STEP_BYTES as u64)).unwrap().unwrap();
         assert_eq!(step.counts(), (5, 0));
         let over = Budget {
@@ -203,5 +243,55 @@ mod tests {
             time: Some(Duration::ZERO),
         };
         assert_eq!(taken(&over, STEP_BYTES as u64), [(0, 1)]);
+    }
+
+    #[test]
+    fn v47_content_leaves_time_for_structure_and_takes_what_that_leaves() {
+        let limit = |max_bytes, seconds: Option<u64>| Budget {
+            max_bytes,
+            time: seconds.map(Duration::from_secs),
+        };
+        let before = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
+        let Some(started) = before(80) else {
+            return;
+        };
+        // Of 100 seconds 80 are over: content waits, structure has its turn.
+        let budget = limit(None, Some(100));
+        let ages = [(None, portion(&[1, 2, 3], &[]))];
+        let mut queue = Queue::new(&ages, &budget, started);
+        let next = |queue: &mut Queue| queue.next(&mut |_| Ok(STEP_BYTES as u64)).unwrap();
+        assert!(next(&mut queue).is_some() && next(&mut queue).is_none());
+        assert!(!budget.is_over(started, u64::MAX));
+        queue.go_on(budget.end(started));
+        assert!(next(&mut queue).is_some());
+        // All of it is over.
+        let budget = limit(None, Some(70));
+        assert!(budget.is_over(started, 0));
+        queue.go_on(budget.end(started));
+        assert!(next(&mut queue).is_none());
+        // Bytes of maps have the limit of the content to themselves, and a step's at least.
+        let (few, many) = (limit(Some(1), None), limit(Some(3 << 30), None));
+        assert!(!few.is_over(started, (1 << 30) - 1) && few.is_over(started, 1 << 30));
+        assert!(!many.is_over(started, (3 << 30) - 1) && many.is_over(started, 3 << 30));
+        assert!(!limit(None, None).is_over(started, u64::MAX));
+    }
+
+    #[test]
+    fn v48_only_a_backup_that_was_read_back_and_is_not_damaged_shares_what_is_read() {
+        let event = |kind: &str| Recorded {
+            name: kind.to_owned(),
+            event: event::Event {
+                event: kind.to_owned(),
+                ..event::Event::default()
+            },
+            stored: TimestampTz(0),
+            is_doubted: false,
+        };
+        let of = |kinds: &[&str]| {
+            let events: Vec<Recorded> = kinds.iter().map(|kind| event(kind)).collect();
+            matches!(Depth::Everything.of_packs(&events), Chosen::Rest)
+        };
+        assert!(of(&["verified"]));
+        assert!(!of(&[]) && !of(&["damaged"]) && !of(&["verified", "damaged"]));
     }
 }

@@ -12,6 +12,7 @@ mod events;
 mod files;
 mod keys;
 mod log;
+mod looked;
 mod manifest;
 mod oldest;
 mod open_segment;
@@ -24,7 +25,8 @@ mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::err;
 use crate::error::Result;
@@ -156,8 +158,12 @@ pub struct Report {
     pub segment_count: u64,
     /// Segments of which no link says which life of the cluster they continue.
     pub unlinked_count: u64,
-    /// Backups that were read, each with whether it can be restored.
+    /// Backups that were looked at, each with whether it can be restored; and those that cannot.
     pub backups: Vec<(BackupId, bool)>,
+    /// Backups whose structure was not looked at, for the limits of the run were reached. Nothing is said of these.
+    pub unlooked_count: u64,
+    /// Backups whose files were not compared as a whole again, for packs of theirs were read as another backup's.
+    pub uncompared: BTreeSet<BackupId>,
     cut_short: CutShort,
     /// How much was read back, by this run and before.
     pub read_back: Share,
@@ -176,7 +182,7 @@ impl Verify<'_> {
     /// `NotFound` when the backup asked for does not exist; `Interrupted`; what the store says, but for damage, which is a finding.
     pub fn run(&self) -> Result<Report> {
         self.repository.store().read_medium();
-        let begun = self.host.now();
+        let begun = (self.host.now(), Instant::now());
         let survey = Survey::read(self.repository, self.registration)?;
         let layout = survey.layout(self.registration)?;
         let chosen = self.chosen(&survey)?;
@@ -187,7 +193,8 @@ impl Verify<'_> {
             check: Check::new(
                 self.repository.store(),
                 &layout,
-                (self.threads, begun),
+                self.threads,
+                begun,
                 self.host,
             )
             .seeing(seen(&survey)),
@@ -197,6 +204,7 @@ impl Verify<'_> {
             unlinked: AtomicU64::new(0),
             unproven: AtomicU64::new(0),
             undecoded: AtomicU64::new(0),
+            is_unsummed: AtomicBool::new(false),
         };
         let lost = self.lost(&survey);
         find_lost(&work, &survey.catalog, &lost, self.backup.is_none());
@@ -263,11 +271,10 @@ impl Verify<'_> {
             Depth::Fast => Some(Extent::End),
             Depth::Oldest(_) => None,
         };
+        let recorder = self.recorder(&work.layout);
         if let Some(extent) = extent {
             wal::check(work, (survey, paths), &is_wanted, extent)?;
-        }
-        for id in chosen {
-            snapshot::check(work, id, self.depth.of_packs())?;
+            recorder.record_step(work);
         }
         if let Depth::Oldest(budget) = &self.depth {
             let content = OfCluster {
@@ -275,15 +282,20 @@ impl Verify<'_> {
                 survey,
                 paths,
             };
-            let recorder = self.recorder(&work.layout);
             let there = oldest::there(survey);
             let read_back = survey.read_back(self.host.now());
-            oldest::read(
+            return oldest::read(
                 (work, &recorder),
                 (&survey.catalog, &there),
                 (&read_back, budget),
                 &content,
-            )?;
+            );
+        }
+        // What backups share is read as the newest one's.
+        for id in chosen.iter().rev() {
+            let events = survey.ids.get(id).map_or(&[][..], |s| &s.events);
+            snapshot::check(work, id, self.depth.of_packs(events))?;
+            recorder.record_step(work);
         }
         Ok(())
     }
@@ -385,7 +397,9 @@ impl Verify<'_> {
         let mut known: BTreeMap<String, &[Recorded]> = BTreeMap::new();
         let is_deep = self.depth == Depth::Everything;
         for (id, whole) in report.backups.iter().filter(|_| is_deep) {
-            if let Some(subject) = survey.ids.get(id).filter(|_| *whole) {
+            // Damage that was recorded meanwhile may be what was not compared.
+            let is_whole = *whole && !report.uncompared.contains(id);
+            if let Some(subject) = survey.ids.get(id).filter(|_| is_whole) {
                 known.insert(id.to_string(), &subject.events);
             }
         }
@@ -477,6 +491,8 @@ struct Work<'a> {
     unproven: AtomicU64,
     /// Segments of a PostgreSQL newer than every supported one.
     undecoded: AtomicU64,
+    /// A backup of a cluster without checksums of pages was looked at: in its packs nobody asked for them.
+    is_unsummed: AtomicBool,
 }
 
 impl<'a> Deref for Work<'a> {

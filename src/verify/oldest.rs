@@ -1,17 +1,22 @@
-//! Reads what was never read back, or longest ago, step by step; after each step an event says so, so that the next run goes on there.
+//! Reads what was never read back, or longest ago, step by step; after each step an event says so, so that the next run goes on there. Then it looks
+//! at the structure of backups, of as many as the limits allow: the next runs look at others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
 use super::check::Check;
 use super::depth::{Budget, Queue, Unit};
+use super::packs::Chosen;
 use super::record::Recorder;
 use super::wal::{self, Extent};
 use super::{Work, snapshot};
 use crate::error::Result;
 use crate::pg::segment::SegmentNumber;
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Paths;
-use crate::repo::catalog::{Catalog, Needs, Parts};
+use crate::repo::catalog::{Catalog, Needs, Parts, Subject};
+use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::portion::{Portion, ReadBack};
 use crate::repo::runs::Runs;
@@ -40,9 +45,14 @@ pub(super) trait ReadParts {
 
     /// Reads packs of a backup.
     fn packs(&self, id: &BackupId, packs: &Parts) -> Result<()>;
+
+    /// Looks at what leads to the content of a backup.
+    fn structure(&self, id: &BackupId) -> Result<()>;
 }
 
-/// Reads of what is `there` as much as the budget allows.
+/// Reads of what is `there` as much as the budget allows, and looks at the structure of as many backups as it allows.
+///
+/// What of its time the structure does not take, content takes.
 pub(super) fn read<R: Needs>(
     (check, recorder): (&Check<'_>, &Recorder<'_>),
     (catalog, there): (&Catalog<R>, &Portion),
@@ -50,7 +60,76 @@ pub(super) fn read<R: Needs>(
     content: &dyn ReadParts,
 ) -> Result<()> {
     let ages = read_back.by_age(there);
-    let mut queue = Queue::new(&ages, budget);
+    let mut queue = Queue::new(&ages, budget, check.started);
+    read_content((check, recorder), catalog, &mut queue, content)?;
+    let read = read_back.all().union(&check.told());
+    let unlooked = look(check, &turns(catalog, &read, check.begun), budget, content)?;
+    check.found().unlooked = unlooked;
+    queue.go_on(budget.end(check.started));
+    read_content((check, recorder), catalog, &mut queue, content)
+}
+
+/// Looks at the structure of backups in this order, of one at least. Returns those that the limits left out.
+fn look(
+    check: &Check<'_>,
+    order: &[&BackupId],
+    budget: &Budget,
+    content: &dyn ReadParts,
+) -> Result<BTreeSet<BackupId>> {
+    for (at, id) in order.iter().enumerate() {
+        let map_bytes = check.map_bytes.load(Ordering::Relaxed);
+        if at > 0 && budget.is_over(check.started, map_bytes) {
+            let rest = order.iter().skip(at);
+            return Ok(rest.map(|id| (*id).clone()).collect());
+        }
+        content.structure(id)?;
+    }
+    Ok(BTreeSet::new())
+}
+
+/// Returns the backups in the order in which they have their turn.
+///
+/// Where nothing is kept of the last run, chance lets each of them come. Every other run begins with those that only lack the look to count as
+/// verified, the newest first: `expire` waits for these.
+fn turns<'c, R: Needs>(
+    catalog: &'c Catalog<R>,
+    read: &Portion,
+    begun: TimestampTz,
+) -> Vec<&'c BackupId> {
+    let seed = blake3::hash(&begun.0.to_le_bytes());
+    let is_due = |(_, subject, root): &(&BackupId, &Subject<R>, &R)| {
+        let was_read = Portion::of_packs(root.needs().1).minus(read).is_empty();
+        let is_verified = !event::standing(&subject.events, "verified", "").is_empty();
+        was_read && !is_verified && event::damage(&subject.events).is_empty()
+    };
+    let due = catalog.committed().filter(is_due).map(|(id, ..)| id);
+    let due: Vec<_> = due.collect();
+    let all: Vec<_> = catalog.committed().map(|(id, ..)| id).collect();
+    in_turn(&all, &due, seed.as_bytes())
+}
+
+/// Joins all backups, from a place on that the seed tells, and behind those that are due in every other run. Each comes once.
+fn in_turn<'c>(all: &[&'c BackupId], due: &[&'c BackupId], seed: &[u8; 32]) -> Vec<&'c BackupId> {
+    let [first, number @ ..] = seed;
+    let number = number
+        .first_chunk::<4>()
+        .copied()
+        .map_or(0, u32::from_le_bytes);
+    let start = number as usize % all.len().max(1);
+    let (before, behind) = all.split_at(start);
+    let due = due.iter().rev().filter(|_| first % 2 == 0);
+    let mut known = BTreeSet::new();
+    let order = due.chain(behind).chain(before);
+    order.copied().filter(|id| known.insert(*id)).collect()
+}
+
+/// Reads steps of the queue until it says that there is none, or that the limits are reached.
+fn read_content<R: Needs>(
+    (check, recorder): (&Check<'_>, &Recorder<'_>),
+    catalog: &Catalog<R>,
+    queue: &mut Queue,
+    content: &dyn ReadParts,
+) -> Result<()> {
     let mut size_of = |unit: &Unit| match unit {
         Unit::Segment(timeline, number) => content.segment_bytes(*timeline, *number),
         Unit::Log(replid, number) => content.log_bytes(replid, *number),
@@ -166,5 +245,39 @@ impl ReadParts for OfCluster<'_> {
 
     fn packs(&self, id: &BackupId, packs: &Parts) -> Result<()> {
         snapshot::read_some(self.work, id, packs)
+    }
+
+    fn structure(&self, id: &BackupId) -> Result<()> {
+        snapshot::check(self.work, id, Chosen::Directories)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v47_each_backup_has_its_turn_and_what_is_due_comes_first_in_every_other_run() {
+        let ids: Vec<BackupId> = (0..7)
+            .map(|n| format!("2026112{n}T064049Z-full").parse().unwrap())
+            .collect();
+        let all: Vec<&BackupId> = ids.iter().collect();
+        let due = [all[2], all[4]];
+        let mut first = BTreeSet::new();
+        for number in 0..7 {
+            let seed = |odd: u8| {
+                let mut seed = [0; 32];
+                (seed[0], seed[1]) = (odd, number);
+                seed
+            };
+            let order = in_turn(&all, &due, &seed(1));
+            first.insert(order[0]);
+            assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), 7);
+            assert_eq!(order.len(), 7);
+            let order = in_turn(&all, &due, &seed(0));
+            assert_eq!((order[0], order[1], order.len()), (all[4], all[2], 7));
+        }
+        assert_eq!(first.len(), 7);
+        assert!(in_turn(&[], &[], &[0; 32]).is_empty());
     }
 }

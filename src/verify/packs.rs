@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::check::{Check, is_damage};
+use super::looked::{self, Identity, Verdict};
 use super::{About, FindingKind};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -12,6 +13,7 @@ use crate::pg::segment::SegmentNumber;
 use crate::repo::catalog::Parts;
 use crate::repo::healed;
 use crate::repo::id::PartName;
+use crate::repo::root::PackRef;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::frame::{Frame, check_pages};
 use crate::snapshot::layer::Layer;
@@ -26,8 +28,10 @@ const LISTED_MAX: usize = 20;
 /// Which packs of a backup are read, and how much of them.
 #[derive(Clone, Copy)]
 pub(super) enum Chosen<'a> {
-    /// Every byte of each.
+    /// Every byte of each; what they hold is compared with the map.
     All,
+    /// Every byte of each that this run has not read as another backup's; the bytes of files are not counted.
+    Rest,
     /// The directory of each, which says where its frames are. It shows that the pack is there, in its length, and the
     /// one that the map means.
     Directories,
@@ -38,11 +42,23 @@ pub(super) enum Chosen<'a> {
 impl Chosen<'_> {
     fn contains(self, part: &PartName) -> bool {
         match self {
-            Chosen::All | Chosen::Directories => true,
+            Chosen::All | Chosen::Rest | Chosen::Directories => true,
             Chosen::Only(parts) => {
                 let of = parts.get(&part.id);
                 of.is_some_and(|runs| runs.contains(SegmentNumber(part.number.into())))
             }
+        }
+    }
+
+    /// Returns what is read of a snapshot: where no pack was read before, the rest is all, and is compared.
+    pub fn of(self, work: &Check<'_>, snapshot: &Snapshot<'_>) -> Self {
+        let was_read = |part: &PackRef| {
+            let pack = looked::pack(part, snapshot.pack_hash(&part.key));
+            work.looked.verdict(&pack) == Some(Verdict::Whole)
+        };
+        match self {
+            Chosen::Rest if !snapshot.packs().iter().any(was_read) => Chosen::All,
+            other => other,
         }
     }
 }
@@ -53,6 +69,11 @@ const SHOWN_CHARS: usize = 400;
 /// Looks at content that the map leads to and that passed every check of the engine.
 pub(super) trait Inspect: Sync {
     fn frame(&self, _frame: &VisibleFrame) {}
+
+    /// Whether no backup that needs other bytes of the frame can find a fault in them that [`Inspect::frame`] looks for.
+    fn is_clean(&self, _frame: &VisibleFrame) -> bool {
+        true
+    }
 }
 
 /// Content of which nothing more is known.
@@ -60,12 +81,19 @@ pub(super) struct Nothing;
 
 impl Inspect for Nothing {}
 
-/// Reads every block of every layer, so that a finding names the object that has the fault.
+/// Reads every block of every layer, so that a finding names the object that has the fault. A layer that has passed is not read again.
 pub(super) fn check_layers(work: &Check<'_>, root: &SnapshotRoot<'_>) -> Result<bool> {
     let mut is_sound = true;
     let mut known: BTreeMap<&PartName, u64> = BTreeMap::new();
     for reference in root.map.shards.iter().flat_map(|s| &s.layers) {
         work.host.check_stop()?;
+        work.map_bytes
+            .fetch_add(reference.length, Ordering::Relaxed);
+        *known.entry(&reference.key).or_default() += reference.length;
+        let layer = looked::layer(reference);
+        if work.looked.verdict(&layer).is_some() {
+            continue;
+        }
         let key = work.scope.layer(&reference.key);
         let read = |store: &dyn Store| -> Result<()> {
             let object = store
@@ -84,9 +112,11 @@ pub(super) fn check_layers(work: &Check<'_>, root: &SnapshotRoot<'_>) -> Result<
         };
         let about = About::Backup(root.head.id.clone());
         let read = healed::read(work.store, &key, read);
-        is_sound &= work.settle(read, key.as_str(), about)?.is_some();
+        match work.settle(read, key.as_str(), about)? {
+            Some(()) => work.looked.set(layer, Verdict::Sound),
+            None => is_sound = false,
+        }
         work.count(reference.length);
-        *known.entry(&reference.key).or_default() += reference.length;
     }
     for (part, length) in known {
         // Only its own root names all that is in an object.
@@ -150,8 +180,10 @@ struct Shared<'a> {
     snapshot: &'a Snapshot<'a>,
     inspect: &'a dyn Inspect,
     chosen: Chosen<'a>,
-    /// Takes the chunks down that are there, where all packs are read.
+    /// Takes the chunks down that are there, where files are compared with them.
     uses: &'a Mutex<Uses>,
+    /// Packs that were read as another backup's: their chunks are not taken down.
+    known: Mutex<BTreeSet<usize>>,
     next: AtomicUsize,
     visible: AtomicU64,
     is_incomplete: AtomicUsize,
@@ -180,6 +212,7 @@ pub(super) fn read_packs(
         inspect,
         chosen,
         uses: &mapped.uses,
+        known: Mutex::default(),
         next: AtomicUsize::new(0),
         visible: AtomicU64::new(0),
         is_incomplete: AtomicUsize::new(0),
@@ -201,13 +234,17 @@ pub(super) fn read_packs(
     let is_complete = shared.is_incomplete.load(Ordering::Relaxed) == 0;
     let visible = shared.visible.load(Ordering::Relaxed);
     let is_unread = shared.is_unread.load(Ordering::Relaxed);
-    if !matches!(chosen, Chosen::All) {
+    if !matches!(chosen, Chosen::All | Chosen::Rest) {
         return Ok(false);
     }
-    let uses = mapped.uses.into_inner();
-    let uses = uses.map_err(|_| err!(Internal, "a reading thread panicked"))?;
-    if !is_unread && let Some(detail) = without_content(uses)? {
+    let panicked = || err!(Internal, "a reading thread panicked");
+    let known = shared.known.into_inner().map_err(|_| panicked())?;
+    let uses = mapped.uses.into_inner().map_err(|_| panicked())?;
+    if !is_unread && let Some(detail) = without_content(uses, &known)? {
         work.find(FindingKind::Damaged, key.as_str(), detail, about());
+    }
+    if matches!(chosen, Chosen::Rest) {
+        return Ok(false);
     }
     let expected = mapped.bytes;
     if is_complete && visible != expected {
@@ -217,15 +254,15 @@ pub(super) fn read_packs(
     Ok(is_complete)
 }
 
-/// Says which files need chunks that no pack holds whole; none where all are there.
-fn without_content(uses: Uses) -> Result<Option<String>> {
+/// Says which files need chunks that no pack holds whole; none where all are there. Packs that are known to be whole hold theirs.
+fn without_content(uses: Uses, known: &BTreeSet<usize>) -> Result<Option<String>> {
     let mut there = None;
     let mut files: BTreeSet<FileKey> = BTreeSet::new();
     let mut is_more = false;
     uses.drain(&mut |record| {
         match record {
             Record::There(chunk) => there = Some(chunk),
-            Record::Used(chunk, of) if there != Some(chunk) => {
+            Record::Used(chunk, of) if there != Some(chunk) && !known.contains(&chunk.pack) => {
                 is_more |= files.len() >= LISTED_MAX && !files.contains(&of.file);
                 if files.len() < LISTED_MAX {
                     files.insert(of.file);
@@ -263,18 +300,29 @@ impl Shared<'_> {
                 continue;
             }
             self.work.host.check_stop()?;
+            let identity = looked::pack(part, self.snapshot.pack_hash(&part.key));
+            if self.is_known(index, &identity)? {
+                continue;
+            }
             let key = self.work.scope.pack(&part.key);
             let about = || About::Backup(self.root.head.id.clone());
             let opened = self.snapshot.pack(index);
             // A frozen pack may hold the chunks that no other does.
             if opened.as_ref().is_err_and(Error::is_frozen) {
                 self.is_unread.store(true, Ordering::Relaxed);
+                if self.work.store.has_archive() {
+                    self.work.looked.set(identity, Verdict::Archived);
+                }
             }
             match self.work.settle(opened, key.as_str(), about())? {
-                Some(_) if matches!(self.chosen, Chosen::Directories) => self.work.count(0),
+                Some(_) if matches!(self.chosen, Chosen::Directories) => {
+                    self.work.count(0);
+                    self.work.looked.set(identity, Verdict::Sound);
+                }
                 Some(pack) => {
-                    if self.frames(&pack, key.as_str())? {
+                    if let Some(verdict) = self.frames(&pack, key.as_str())? {
                         self.work.read_pack(&part.key);
+                        self.work.looked.set(identity, verdict);
                     }
                 }
                 None => {
@@ -285,14 +333,36 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Reads every frame of a pack. `true` when each of them passed.
-    fn frames(&self, pack: &PackOfSnapshot<'_, '_>, key: &str) -> Result<bool> {
+    /// Whether this run has looked at a pack as another backup's, and would find nothing else here.
+    fn is_known(&self, index: usize, pack: &Identity) -> Result<bool> {
+        match (self.work.looked.verdict(pack), self.chosen) {
+            (Some(Verdict::Archived), _) => {
+                self.is_unread.store(true, Ordering::Relaxed);
+                self.is_incomplete.fetch_add(1, Ordering::Relaxed);
+                self.work.pass_archived(&self.root.head.id);
+                Ok(true)
+            }
+            (Some(Verdict::Whole), Chosen::Rest) => {
+                let known = self.known.lock();
+                let mut known = known.map_err(|_| err!(Internal, "a reading thread panicked"))?;
+                known.insert(index);
+                Ok(true)
+            }
+            (Some(Verdict::Whole | Verdict::Sound), Chosen::Directories) => Ok(true),
+            _ => Ok(false),
+        }
+    }
+
+    /// Reads every frame of a pack. Returns the verdict when each of them passed.
+    fn frames(&self, pack: &PackOfSnapshot<'_, '_>, key: &str) -> Result<Option<Verdict>> {
         self.work.count(pack.reader().stored_bytes());
         let about = || About::Backup(self.root.head.id.clone());
         let hashes = pack.page_hashes();
         let hashes = self.work.settle(hashes, key, about())?;
         let mut at = 0;
         let mut found = 0;
+        // Packs of a portion are read as one backup's each, whatever the others see in them.
+        let mut is_clean = !matches!(self.chosen, Chosen::Only(_));
         for number in 0..pack.frame_count() {
             self.work.host.check_stop()?;
             let count = pack
@@ -315,6 +385,7 @@ impl Shared<'_> {
                     self.visible.fetch_add(bytes, Ordering::Relaxed);
                     self.work.host.progress.advance(bytes);
                     self.inspect.frame(&frame);
+                    is_clean = is_clean && self.inspect.is_clean(&frame);
                 }
                 Err(e) if is_damage(&e) => {
                     self.is_incomplete.fetch_add(1, Ordering::Relaxed);
@@ -331,12 +402,16 @@ impl Shared<'_> {
                     self.is_incomplete.fetch_add(1, Ordering::Relaxed);
                     self.is_unread.store(true, Ordering::Relaxed);
                     self.work.pass_over(&e, key, about());
-                    return Ok(false);
+                    return Ok(None);
                 }
                 Err(e) => return Err(e),
             }
         }
-        Ok(found == 0 && hashes.is_some())
+        let verdict = match is_clean {
+            true => Verdict::Whole,
+            false => Verdict::Sound,
+        };
+        Ok(Some(verdict).filter(|_| found == 0 && hashes.is_some()))
     }
 
     /// Checks the chunks of a frame, and takes them down; returns how many bytes they have.
@@ -358,7 +433,7 @@ impl Shared<'_> {
                         hash: id.hash,
                     },
                 };
-                if matches!(self.chosen, Chosen::All) {
+                if matches!(self.chosen, Chosen::All | Chosen::Rest) {
                     let mut uses = self
                         .uses
                         .lock()

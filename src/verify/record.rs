@@ -128,6 +128,13 @@ impl Recorder<'_> {
         Ok(())
     }
 
+    /// Records what was read back once it is a step or more, so that a long run which is killed loses no more than one backup's reading.
+    pub(super) fn record_step(&self, check: &Check<'_>) {
+        if check.has_read_step() {
+            self.record_read(check);
+        }
+    }
+
     /// Records what was read back since the last such event. That it could not be recorded costs no more than that it is read again.
     pub(super) fn record_read(&self, check: &Check<'_>) {
         let read = check.take_read();
@@ -143,7 +150,12 @@ impl Recorder<'_> {
             };
             let event = portion::checked(event, stated.seeing(check.seen.as_ref()));
             if let Err(e) = writer.record(self.repository.store(), self.scope, &event) {
-                check.warn(format!("what was read could not be recorded: {e}"));
+                // Each of many steps would say the same.
+                let warning = format!("what was read could not be recorded: {e}");
+                let is_said = |said: &String| said.starts_with("what was read could not");
+                if !check.found().warnings.iter().any(is_said) {
+                    check.warn(warning);
+                }
                 return;
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::check::Check;
 use super::cost::CutShort;
@@ -46,9 +47,9 @@ impl VerifyScope<'_> {
     pub fn run(&self) -> Result<Report> {
         let store = self.repository.store();
         store.read_medium();
-        let begun = self.host.now();
+        let begun = (self.host.now(), Instant::now());
         let catalog = self.read()?;
-        let check = Check::new(store, self.scope, (self.threads, begun), self.host);
+        let check = Check::new(store, self.scope, self.threads, begun, self.host);
         registration(&check)?;
         events::events(&check)?;
         events::reservations(&check, &catalog)?;
@@ -60,14 +61,19 @@ impl VerifyScope<'_> {
         let newest = catalog.committed().last();
         let newest = newest.map(|(id, _, _)| check.scope.manifest(id));
         epoch::check(&check, self.repository, newest.as_slice())?;
-        for (id, subject) in &catalog.ids {
+        let recorder = self.recorder();
+        let is_by_turns = matches!(self.depth, Depth::Oldest(_));
+        for (id, subject) in catalog.ids.iter().rev() {
             match subject.manifest {
-                Manifest::Committed(_) => backup(&check, id, self.depth.of_packs())?,
+                Manifest::Committed(_) if is_by_turns => {}
+                Manifest::Committed(_) => {
+                    backup(&check, id, self.depth.of_packs(&subject.events))?;
+                    recorder.record_step(&check);
+                }
                 Manifest::Unreadable(_) => unreadable(&check, id)?,
                 Manifest::Absent | Manifest::Tombstone => {}
             }
         }
-        let recorder = self.recorder();
         if let Depth::Oldest(budget) = &self.depth {
             let there = Portion {
                 logs: logs.clone(),
@@ -137,7 +143,7 @@ impl VerifyScope<'_> {
         let is_deep = self.depth == Depth::Everything;
         let known: BTreeMap<String, &[Recorded]> = whole
             .iter()
-            .filter(|_| is_deep)
+            .filter(|id| is_deep && !report.uncompared.contains(**id))
             .map(|id| (id.to_string(), events_of(&id.to_string())))
             .collect();
         let recorder = self.recorder();
@@ -205,6 +211,10 @@ impl ReadParts for Check<'_> {
             None => Ok(()),
         }
     }
+
+    fn structure(&self, id: &BackupId) -> Result<()> {
+        backup(self, id, Chosen::Directories)
+    }
 }
 
 fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
@@ -234,6 +244,10 @@ fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
     let Some(mapped) = check.settle(mapped, key.as_str(), about())? else {
         return Ok(());
     };
+    let chosen = chosen.of(check, &snapshot);
+    if matches!(chosen, Chosen::Rest) {
+        check.found().uncompared.insert(id.clone());
+    }
     read_packs(check, view, (&snapshot, chosen), mapped, &Nothing).map(|_| ())
 }
 
@@ -257,6 +271,7 @@ fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>, logs: BTreeMap<String,
     let mut warnings = found.warnings;
     warnings.sort();
     let ids = catalog.committed().map(|(id, ..)| id.clone());
+    let ids = ids.filter(|id| !found.unlooked.contains(id) || bad.contains(id));
     let backups = ids.map(|id| {
         let is_read =
             !found.unread.contains(&About::Backup(id.clone())) && !found.archived.contains_key(&id);
@@ -277,6 +292,8 @@ fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>, logs: BTreeMap<String,
         read_bytes: check.bytes.load(Ordering::Relaxed),
         segment_count: 0,
         unlinked_count: 0,
+        unlooked_count: found.unlooked.len() as u64,
+        uncompared: found.uncompared,
         unsupported_count: found.unread.len() as u64,
         unread: found.unread,
         unlisted: Vec::new(),

@@ -29,7 +29,7 @@ use crate::wal::stored_wal;
 /// Findings about one pack, and pages listed of one backup, at most.
 const LISTED_MAX: usize = 20;
 
-/// Reads one backup, all of its packs or their directories.
+/// Reads one backup, all of its packs, those that were not read as another backup's, or their directories.
 pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
     let about = || About::Backup(id.clone());
     let key = work.layout.manifest(id);
@@ -51,8 +51,7 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
         work.find(FindingKind::Pages, key.as_str(), detail, about());
     }
     check_wal_proof(work, &root)?;
-    let is_whole = matches!(chosen, Chosen::All);
-    if is_whole {
+    if !matches!(chosen, Chosen::Directories) {
         let list_key = work.layout.relations(id);
         work.settle(check_relations(work, &root), list_key.as_str(), about())?;
     }
@@ -69,7 +68,17 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
     let Some(mapped) = work.settle(mapped, key.as_str(), about())? else {
         return manifest_alone(work, &root);
     };
-    if !is_whole {
+    let chosen = match chosen.of(work, &snapshot) {
+        Chosen::Rest if root.content.data_checksums && is_unsummed(work) => Chosen::All,
+        other => other,
+    };
+    if !root.content.data_checksums {
+        work.is_unsummed.store(true, Ordering::Relaxed);
+    }
+    if !matches!(chosen, Chosen::All) {
+        if matches!(chosen, Chosen::Rest) {
+            work.found().uncompared.insert(id.clone());
+        }
         manifest_alone(work, &root)?;
         return read_files(work, &root, (&snapshot, chosen), mapped, None);
     }
@@ -79,6 +88,11 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
         .settle(manifest, manifest_key.as_str(), about())?
         .flatten();
     read_files(work, &root, (&snapshot, chosen), mapped, manifest.as_ref())
+}
+
+/// Whether packs count as whole in which nobody has asked for checksums of pages.
+fn is_unsummed(work: &Work<'_>) -> bool {
+    work.is_unsummed.load(Ordering::Relaxed)
 }
 
 /// Reads the server's manifest by itself: the root proves it, also where the map is lost. No event says that it was read, so every run that reads content
@@ -322,20 +336,47 @@ impl Inspect for Files<'_> {
             }
         }
     }
+
+    fn is_clean(&self, frame: &VisibleFrame) -> bool {
+        // Without others that need the pages, nothing is to be known of those that are not visible.
+        if !self.root.content.data_checksums || self.work.what.backup.is_some() {
+            return true;
+        }
+        let frame = frame.frame();
+        let mut rest = frame.raw.as_slice();
+        frame.extents.iter().all(|extent| {
+            let length = (extent.length as usize).min(rest.len());
+            let (bytes, behind) = rest.split_at(length);
+            rest = behind;
+            let Some(first) = self.first_block(&extent.file, extent.position) else {
+                return true;
+            };
+            let (pages, _) = bytes.as_chunks::<DEFAULT_PAGE_SIZE>();
+            // A page that replay writes anew may be torn for one backup, and a fault for another one.
+            let is_good = |(block, page): (u64, &[u8; DEFAULT_PAGE_SIZE])| {
+                let state = datapage::check(page, page_number(block), None);
+                !matches!(state, PageState::Bad { .. })
+            };
+            (first..).zip(pages).all(is_good)
+        })
+    }
+}
+
+/// The number of a page in its fork, as its checksum has it.
+fn page_number(block: u64) -> u32 {
+    u32::try_from(block).unwrap_or(u32::MAX)
 }
 
 impl Files<'_> {
     /// The server's own rule: pages from the start LSN on may be torn, replay writes them anew.
     fn pages(&self, file: &FileKey, position: u64, bytes: &[u8]) {
-        let Some(relation) = file.relation() else {
+        let Some(first) = self.first_block(file, position) else {
             return;
         };
-        let first = u64::from(relation.segment) * u64::from(self.root.content.relseg_blocks)
-            + position / DEFAULT_PAGE_SIZE as u64;
         let (pages, _) = bytes.as_chunks::<DEFAULT_PAGE_SIZE>();
         for (block, page) in (first..).zip(pages) {
-            let number = u32::try_from(block).unwrap_or(u32::MAX);
-            let state = datapage::check(page, number, Some(self.root.content.start_lsn));
+            let start = Some(self.root.content.start_lsn);
+            let state = datapage::check(page, page_number(block), start);
             if !matches!(state, PageState::Bad { .. }) || self.is_known(file, block) {
                 continue;
             }
@@ -354,6 +395,13 @@ impl Files<'_> {
             self.work
                 .find(FindingKind::Pages, key.as_str(), detail, about);
         }
+    }
+
+    /// The block of its fork that a position in a file of a relation is in; `None` in other files.
+    fn first_block(&self, file: &FileKey, position: u64) -> Option<u64> {
+        let relation = file.relation()?;
+        let before = u64::from(relation.segment) * u64::from(self.root.content.relseg_blocks);
+        Some(before + position / DEFAULT_PAGE_SIZE as u64)
     }
 
     /// Whether the root lists the page, or cannot list them all.

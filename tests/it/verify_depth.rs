@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::backup::{layout, store};
+use crate::backup_soak::home::Home;
 use crate::common::{Cluster, PATIENCE, Run, Site, Stop, paths_below, user, wait_until};
 use crate::verify::segments;
 
@@ -418,4 +419,169 @@ fn v42_a_store_that_fails_at_the_segment_before_ends_the_check() {
     // Damage of that segment is no matter of this backup.
     flip(&before);
     verify(&site, &one).success();
+}
+
+/// Takes a full backup and incrementals of it, which share its pack.
+fn chain(site: &Site, cluster: &Cluster, count: u32) -> Vec<String> {
+    let take = |round: u32| {
+        cluster.sql(&format!(
+            "CREATE TABLE t{round} AS SELECT n, repeat('x', 200) FROM generate_series(1, 2000) n"
+        ));
+        cluster.archive_now();
+        let words: &[&str] = match round {
+            0 => &[],
+            _ => &["--incremental"],
+        };
+        let backup = site.pitr().args(["backup", "--json", "--method", "local"]);
+        let run = backup.args(words).run().success();
+        let kind = if round == 0 { "full" } else { "incremental" };
+        assert_eq!(run.json()["kind"], kind, "{run}");
+        run.id()
+    };
+    (0..count).map(take).collect()
+}
+
+/// The backups that a report says cannot be restored because of an object.
+fn lost_by(run: &Run, part: &str) -> BTreeSet<String> {
+    let report = report(run);
+    let findings = report["findings"].as_array().unwrap().iter();
+    let about = findings.filter(|f| f["object"].as_str().unwrap().contains(part));
+    let costs = about.map(|f| f["costs"][0].as_str().unwrap().to_owned());
+    let id = |cost: String| {
+        let id = cost.strip_prefix("backup ").unwrap();
+        id.strip_suffix(" cannot be restored").unwrap().to_owned()
+    };
+    costs.map(id).collect()
+}
+
+#[test]
+fn v46_damage_of_what_backups_share_is_found_for_each_of_them() {
+    let (site, cluster) = Site::with_cluster(18);
+    let ids = chain(&site, &cluster, 3);
+    // All count as verified: what they share is read as the newest one's.
+    verify(&site, &[]).success();
+    assert!(ids.iter().all(|id| is_verified(&site, id)));
+    let all: BTreeSet<String> = ids.iter().cloned().collect();
+    let shared = pack(&site, &ids[0]);
+    let kept = std::fs::read(&shared).unwrap();
+    let part = format!("/packs/{}/", ids[0]);
+    flip(&shared);
+    let of_content: [&[&str]; 2] = [&[], &["--since", "last"]];
+    for args in of_content {
+        let run = verify(&site, args).expect_code(4);
+        assert_eq!(lost_by(&run, &part), all, "{run}");
+    }
+    // Its end shows without content.
+    replace(&shared, &kept[..kept.len() - 1]);
+    let of_all: [&[&str]; 3] = [&["--fast"], &[], &["--since", "last"]];
+    for args in of_all {
+        let run = verify(&site, args).expect_code(4);
+        assert_eq!(lost_by(&run, &part), all, "{run}");
+    }
+    for id in &ids {
+        let events = events(&site, id);
+        let is_damaged = events.iter().any(|name| name.contains("-damaged-"));
+        assert!(is_damaged, "{id}: {events:?}");
+    }
+    // A full check compares each of them anew, and ends it.
+    replace(&shared, &kept);
+    verify(&site, &[]).success();
+    let info = site.pitr().args(["info", "--json"]).run().json();
+    let backups = info["clusters"][0]["backups"].as_array().unwrap();
+    assert!(backups.iter().all(|b| b["damaged"] == false), "{info}");
+}
+
+/// How often packs of a backup were asked for.
+fn pack_requests(home: &Home, id: &str) -> usize {
+    let log = home.server().log();
+    let part = format!("/packs/{id}/");
+    let is_read = |line: &&String| line.starts_with("GET ") && line.contains(&part);
+    log.iter().filter(is_read).count()
+}
+
+#[test]
+fn v46_v48_what_backups_share_is_looked_at_once_a_run() {
+    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.create();
+    let home = Home::new(&cluster, true, false);
+    home.attach(&cluster);
+    cluster.start();
+    let take = |round: u32| {
+        cluster.sql(&format!("create table t{round} (n int)"));
+        let backup = home.pitr().args(["backup", "--json", "--incremental"]);
+        backup.run().success().id()
+    };
+    let ids: Vec<String> = (0..5).map(take).collect();
+    cluster.archive_now();
+    let requests = |args: &[&str]| {
+        home.server().clear_log();
+        let verify = home.pitr().args(["verify", "--json"]).args(args);
+        verify.run().success();
+        pack_requests(&home, &ids[0])
+    };
+    // The directory of a pack, at its end.
+    let fast = requests(&["--fast"]);
+    assert!((1..=2).contains(&fast), "{fast}");
+    // Each backup is compared with its map and its server's manifest before it counts as verified, and then no more.
+    let compared = requests(&[]);
+    let once = requests(&["--backup", &ids[4]]);
+    let again = requests(&[]);
+    assert!(once * 3 < compared, "{once} {compared}");
+    assert!(again <= once + 1, "{again} {once}");
+}
+
+#[test]
+fn v47_limits_hold_for_the_structure_too_and_each_backup_has_its_turn() {
+    let (site, _cluster, [first, second]) = site(18);
+    let run = |limit: [&str; 2]| {
+        let since = site.pitr().args(["verify", "--json", "--since", "last"]);
+        // The least that is read of maps is a GiB otherwise.
+        let since = since.env("PITR_FAULT_LIMIT", "1").args(limit);
+        report(&since.run().success())
+    };
+    let is_done = || is_verified(&site, &first) && is_verified(&site, &second);
+    let mut looked = BTreeSet::new();
+    for round in 0..300 {
+        let limit = match round % 2 {
+            0 => ["--max-bytes", "1B"],
+            _ => ["--for", "0s"],
+        };
+        let report = run(limit);
+        assert_eq!(report["unlooked_backups"], 1, "{report}");
+        let [backup] = &report["backups"].as_array().unwrap()[..] else {
+            panic!("{report}");
+        };
+        looked.insert(backup["id"].as_str().unwrap().to_owned());
+        // Nothing is said of a backup that was not looked at.
+        for id in [&first, &second] {
+            assert!(!is_verified(&site, id) || looked.contains(id), "{report}");
+        }
+        if is_done() {
+            break;
+        }
+    }
+    assert!(is_done());
+    let run = site.pitr().args(["verify", "--since", "last"]);
+    let limited = run.clone().args(["--for", "0s"]).run().success();
+    let limited = limited.expect_stdout("1 of 1 backup can be restored");
+    limited.expect_stdout("1 backup not looked at");
+    let whole = run.run().success();
+    assert!(!whole.stdout.contains("not looked at"), "{whole}");
+}
+
+#[test]
+fn v48_a_full_check_that_is_killed_has_recorded_what_it_read() {
+    let (site, _cluster, _) = site(17);
+    let verify = site.pitr().args(["verify", "--json"]);
+    let slow = verify.env("PITR_FAULT_LIMIT", "1");
+    let mut running = slow.args(["--max-rate", "500KB"]).spawn();
+    // The WAL, and the newest backup.
+    wait_until(PATIENCE, "a backup is read", || {
+        assert!(!running.is_done(), "it was not slow enough");
+        events(&site, "checks").len() > 1
+    });
+    running.signal(Signal::KILL);
+    running.wait().expect_code(137);
+    let info = site.pitr().arg("info").run();
+    info.expect_stdout("read back: 1 of 2 packs");
 }
