@@ -171,8 +171,9 @@ soak-backups: ## 20 histories of 25 steps on each major: backups of every kind, 
 	BACKUP_SOAK_HISTORIES=$${BACKUP_SOAK_HISTORIES:-20} BACKUP_SOAK_PROGRESS=$${BACKUP_SOAK_PROGRESS:-$(CURDIR)/target/backup-soak/progress} \
 	$(CARGO) test --test it -- backup_soak:: --nocapture
 
-scale: ## clusters of 10 000, 100 000 and 1 000 000 files, and a chain of 500 incrementals: time and at most 100 MiB of memory of each step (30 GB of room, some hours)
+scale: build ## clusters of 10 000, 100 000 and 1 000 000 files, and a chain of 500 incrementals: time and at most 100 MiB of memory of each step (30 GB of room, some hours)
 	scripts/get-postgres 17
+	PITR_TEST_PROGRAMS=$(CURDIR)/target/release \
 	PITR_SCALE_FILES="$${PITR_SCALE_FILES:-10000 100000 1000000}" PITR_SCALE_CHAIN=$${PITR_SCALE_CHAIN:-500} \
 	$(CARGO) test --test it -- growth:: --nocapture
 

@@ -36,7 +36,17 @@ pub fn path_of(name: &str) -> PathBuf {
     FOLDER.get_or_init(programs).join(name)
 }
 
+/// The folder of the programs: `PITR_TEST_PROGRAMS`, where a measurement is of another build, else that of the test.
 fn programs() -> PathBuf {
+    let given = std::env::var_os("PITR_TEST_PROGRAMS").map(PathBuf::from);
+    let profile = given.unwrap_or_else(built);
+    if !user::is_root() || profile.ancestors().all(everybody_may_search) {
+        return profile;
+    }
+    copy_programs(&profile)
+}
+
+fn built() -> PathBuf {
     let pitr = Path::new(env!("CARGO_BIN_EXE_pitr"));
     let profile = pitr.parent().expect("the program lies in a folder");
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -62,10 +72,7 @@ fn programs() -> PathBuf {
         status.success(),
         "pitr-archive and pitr-restore do not build"
     );
-    if !user::is_root() || profile.ancestors().all(everybody_may_search) {
-        return profile.to_path_buf();
-    }
-    copy_programs(profile)
+    profile.to_path_buf()
 }
 
 fn everybody_may_search(folder: &Path) -> bool {
