@@ -55,6 +55,7 @@ pub mod info;
 pub mod init;
 pub mod keys;
 pub mod lag;
+mod last_wal;
 mod leased;
 pub mod left_behind;
 pub mod lifecycle;

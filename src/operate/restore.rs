@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::aside;
 use super::choice::{Question, Unless};
+use super::last_wal;
 use super::made_tablespaces;
 use super::opened::{self, Opened};
 use super::reading::Reading;
@@ -131,6 +132,9 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         _ => None,
     };
     check_cluster(found, opened.inventory.system_identifier)?;
+    if matches!(target.found, Found::Data { .. }) && earlier == Earlier::None {
+        last_wal::require(&target.data, &opened.inventory)?;
+    }
     let cluster = opened.reading.cluster.as_ref();
     if let Some(cluster) = cluster.filter(|_| asked.adopt && !asked.dry_run) {
         let copy = (target.data.as_path(), opened.inventory.system_identifier);

@@ -357,6 +357,54 @@ fn t71_a_whole_cluster_whose_tablespace_takes_no_mark_is_no_unfinished_restore()
     verify_backup(17, &pgdata);
 }
 
+#[test]
+fn t75_wal_that_no_receiver_has_taken_is_not_removed() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    cluster.sql("create table t as select 1 as a");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("select pg_create_restore_point('here')");
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    // From here on a receiver alone takes WAL, and it is away.
+    cluster.append_config("archive_mode", "off");
+    cluster.start();
+    cluster.sql("insert into t values (2)");
+    let last = cluster.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    cluster.stop(Stop::Fast);
+    let pgdata = cluster.pgdata().to_owned();
+    let before = content(&pgdata);
+    let restore = site
+        .pitr()
+        .args(["restore", "--json", "--delta", "--confirm"]);
+    let restore = restore.args(["--target-name", "here", "--to"]).arg(&pgdata);
+    let run = restore.run().expect_code(8);
+    run.expect_stdout(&format!(
+        "lacks the last WAL of the server of \\\"{}\\\": segment {last}",
+        pgdata.display()
+    ))
+    .expect_stdout("wal backfill --from");
+    assert!(content(&pgdata) == before);
+    let wal = pgdata.join("pg_wal");
+    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
+    backfill.arg(&wal).run().success();
+    restore.run().expect_code(8);
+    let push = site.pitr().args(["wal", "push"]);
+    push.arg(wal.join(&last)).run().success();
+    restore.run().success();
+    // A copy that archives nothing has a timeline of its own, and is taken back as often as one likes.
+    cluster.start();
+    cluster.wait_promoted();
+    cluster.sql("insert into t values (3)");
+    cluster.stop(Stop::Fast);
+    restore.run().success();
+    cluster.start();
+    cluster.wait_promoted();
+    assert_eq!(
+        cluster.query_one_string("select string_agg(a::text, ',') from t"),
+        "1"
+    );
+}
+
 /// A small cluster and a copy of it that has gone on.
 struct Small {
     site: Site,
