@@ -218,7 +218,7 @@ fn other(
 
 /// Ids that were reserved and have no root. Those that are older than the newest committed backup are left out, but for what clocks may differ.
 ///
-/// None of these runs, for the two would have run at once. So few events are read. What they left is another question ([`left_for`]).
+/// None of these runs, for the two would have run at once. So few events are read. [`left_for`] tells what they left.
 ///
 /// # Errors
 /// Errors of the store.
@@ -429,7 +429,7 @@ mod tests {
         assert_eq!(found(None), Some(late));
     }
 
-    /// What an interrupted full backup stored waits for the next full one: incrementals in between neither read it nor end it.
+    /// The packs of an interrupted full backup wait for the next full one: incrementals in between neither read it nor end it.
     #[test]
     #[allow(
         clippy::disallowed_methods,

@@ -42,7 +42,7 @@ pub fn require(data: &Path, inventory: &Inventory) -> Result<()> {
     }
 }
 
-/// The end of what counts, with its segment: the checkpoint of the shutdown changes nothing. Where it begins a segment, the one before is the last.
+/// The end of what counts, with its segment: the checkpoint of the shutdown changes nothing. The segment before is the last where it begins one.
 fn last(control: &ControlFile) -> (Lsn, SegmentNumber) {
     let size = control.wal_segment_size;
     let begin = SegmentNumber::of(control.checkpoint, size).start_lsn(size);

@@ -105,7 +105,7 @@ pub struct Draft {
     /// The databases in order, each with the place of its lines.
     databases: Vec<(Database, Range<u64>)>,
     lines: BufWriter<File>,
-    /// Where the lines of the next database begin.
+    /// The begin of the lines of the next database.
     begin: u64,
     end: u64,
     count: u64,
@@ -372,7 +372,7 @@ mod tests {
 
     fn encode(id: &BackupId, listed: &Listed) -> Vec<u8> {
         let mut draft = Draft::new(tempfile::tempfile().unwrap());
-        // What all share is known once the first database was read.
+        // The shared relations are known once the first database was read.
         for (database, relations) in listed.iter().rev() {
             for relation in relations {
                 draft.add(relation).unwrap();

@@ -85,7 +85,7 @@ impl Proven {
         }
     }
 
-    /// Remembers parts. Where there are too many, those of before are forgotten, and compared once more.
+    /// Remembers parts. Those of before are forgotten where there are too many, and compared once more.
     fn add(&self, proofs: &[Proof]) {
         let mut all = self.locked();
         if all.len().saturating_add(proofs.len()) > PROVEN_MAX {

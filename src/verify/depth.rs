@@ -31,7 +31,7 @@ pub enum Depth {
     Everything,
     /// Roots, layers, maps, small objects, the ends of segments; of packs only that they are there in their length.
     Fast,
-    /// Of packs and segments first what was never read back, then what was read longest ago; and as [`Depth::Fast`] as many backups as the limits
+    /// Packs and segments that were never read back come first, then what was read longest ago; and as [`Depth::Fast`] as many backups as the limits
     /// allow, one at least.
     Oldest(Budget),
 }
@@ -255,7 +255,7 @@ mod tests {
         let Some(started) = before(80) else {
             return;
         };
-        // Of 100 seconds 80 are over: content waits, structure has its turn.
+        // 80 of 100 seconds are over: content waits, structure has its turn.
         let budget = limit(None, Some(100));
         let ages = [(None, portion(&[1, 2, 3], &[]))];
         let mut queue = Queue::new(&ages, &budget, started);

@@ -1,4 +1,4 @@
-//! What a run has looked at: backups share layers and packs, and each of these is read once, not once for each backup.
+//! The objects that a run has looked at: backups share layers and packs, and each of these is read once, not once for each backup.
 //!
 //! Only what passed is kept. A fault is looked at again as each backup's, so that each backup which names the object has a finding of its own.
 
@@ -36,7 +36,7 @@ impl Looked {
         self.lock().get(object).copied()
     }
 
-    /// Remembers a verdict. What passed whole stays so.
+    /// Remembers a verdict. An object that passed whole stays so.
     pub fn set(&self, object: Identity, verdict: Verdict) {
         match self.lock().entry(object) {
             Entry::Occupied(known) if *known.get() == Verdict::Whole => {}
@@ -122,7 +122,7 @@ mod tests {
             all_frames: None,
             all_bytes: None,
         };
-        // What a backup reads of it does not change what it is.
+        // A pack is the same one whatever a backup reads of it.
         let of_another = PackRef {
             live_frames: 9,
             ..named.clone()

@@ -291,7 +291,7 @@ impl Verify<'_> {
                 &content,
             );
         }
-        // What backups share is read as the newest one's.
+        // Shared parts are read as the newest one's.
         for id in chosen.iter().rev() {
             let events = survey.ids.get(id).map_or(&[][..], |s| &s.events);
             snapshot::check(work, id, self.depth.of_packs(events))?;

@@ -52,7 +52,7 @@ pub(super) trait ReadParts {
 
 /// Reads of what is `there` as much as the budget allows, and looks at the structure of as many backups as it allows.
 ///
-/// What of its time the structure does not take, content takes.
+/// Content takes the time that the structure leaves.
 pub(super) fn read<R: Needs>(
     (check, recorder): (&Check<'_>, &Recorder<'_>),
     (catalog, there): (&Catalog<R>, &Portion),
@@ -89,7 +89,7 @@ fn look(
 
 /// Returns the backups in the order in which they have their turn.
 ///
-/// Where nothing is kept of the last run, chance lets each of them come. Every other run begins with those that only lack the look to count as
+/// Chance lets each of them come, for nothing is kept of the last run. Every other run begins with those that only lack the look to count as
 /// verified, the newest first: `expire` waits for these.
 fn turns<'c, R: Needs>(
     catalog: &'c Catalog<R>,

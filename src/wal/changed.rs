@@ -352,7 +352,7 @@ impl<'c> Decoder<'c> {
         }
     }
 
-    /// What changed so far.
+    /// The changes so far.
     pub fn changed(&self) -> &Changed {
         self.sink.changed
     }

@@ -7,7 +7,7 @@
 //! the backup wrote it. An older one shows that a write was lost, or that the WAL is another server's. Three kinds of
 //! pages tell nothing, and are passed over: pages without content, pages that are all visible, and pages of hash indexes.
 //!
-//! Of a large cluster that are millions of single reads. Several threads do them, and they count for the operator's limit. What they read stays in the
+//! A large cluster needs millions of single reads. Several threads do them, and they count for the operator's limit. The pages stay in the
 //! system's cache: to drop it there would take it from the server, too.
 //!
 //! PostgreSQL: src/include/access/xloginsert.h, REGBUF_NO_CHANGE; src/backend/access/heap/visibilitymap.c,
@@ -290,7 +290,7 @@ impl Run<'_> {
         });
         let judged = recheck.named_since.filter(|_| changed.is_exact());
         if judged.is_none() || named.runs.is_empty() {
-            // Of pages that were drawn nothing is worth reading ahead.
+            // Nothing is worth reading ahead beside pages that were drawn.
             let _ = rustix::fs::fadvise(&opened.file, 0, None, Advice::Random);
         }
         let limit = named.limit.unwrap_or(opened.blocks);

@@ -84,7 +84,7 @@ const SYNC: &str = "sync";
 /// The events of copies that hold nothing any more: releases, and then the claims that they ended.
 ///
 /// Each claim has been over by its own end for a day. So it holds nothing either where its release alone is gone.
-/// What a forged event ends stays, with that event: checks name the two.
+/// A forged event stays, with what it ends: checks name the two.
 pub fn spent(events: &[Recorded], now: TimestampTz) -> Vec<&str> {
     let is_old = |since: TimestampTz| is_over(since, LEFTOVER_AGE, now);
     let forged = event::forged(events).into_iter();

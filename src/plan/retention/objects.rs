@@ -225,7 +225,7 @@ fn delete_checks<R>(
         .extend(old.map(|name| Deletion::Event(portion::SUBJECT.to_owned(), name.to_owned())));
 }
 
-/// Claims of copies, and their releases, that hold nothing any more. What is left of them a later run deletes.
+/// Claims of copies, and their releases, that hold nothing any more. A later run deletes what is left of them.
 fn delete_spent_claims<R>(ids: &Ids<'_, R>, clock: TimestampTz, plan: &mut ExpirePlan) {
     let mut room = CLAIMS_AT_ONCE;
     for (id, one) in ids.0.iter().filter(|(_, one)| one.loses_claims()) {

@@ -182,7 +182,7 @@ fn b18_a_backup_that_goes_on_is_killed_too_and_the_next_one_goes_on_from_both() 
     );
 }
 
-/// What a full backup stored before it was killed waits for the next full one. An incremental in between reads none of it, and ends nothing.
+/// The packs of a full backup that was killed wait for the next full one. An incremental in between reads none of it, and ends nothing.
 #[test]
 fn b39_a_full_backup_that_was_killed_is_left_to_the_next_full_one() {
     let world = World::new(17, true);
