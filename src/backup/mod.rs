@@ -479,6 +479,12 @@ fn keep(host: &Host, claim: &mut Claim<'_>, others: &mut Others<'_, '_>) -> Resu
     others.keep()
 }
 
+/// Warns that a backup has no list of relations: no restore needs it.
+fn unlisted(host: &Host, e: &Error) {
+    let progress = &host.progress;
+    progress.warn(&format!("the list of relations is not stored: {e}"));
+}
+
 /// The damaged pages that can be listed. A backup is marked without the list as well: nothing but an end of the run fails it here.
 fn located(
     (store, layout): (&dyn Store, &ClusterLayout),
@@ -749,11 +755,7 @@ impl<'a> Backup<'a, '_> {
         };
         let place = (&**self.layout, id);
         let written = repo::relations::write(self.repository.store(), place, listed, &identity);
-        written.unwrap_or_else(|e| {
-            let progress = &self.host.progress;
-            progress.warn(&format!("the list of relations is not stored: {e}"));
-            None
-        })
+        written.inspect_err(|e| unlisted(self.host, e)).ok()
     }
 
     /// Copies the files into packs and the map into layers.
@@ -840,7 +842,8 @@ impl<'a> Backup<'a, '_> {
         self.held_back = backoff.map(|backoff| backoff.finish(&rate));
         self.listed = watcher.listing.take().and_then(|listing| {
             host.progress.phase("list the relations", None);
-            listing.join().ok()?.ok()
+            let listed = listing.join().ok()?;
+            listed.inspect_err(|e| unlisted(host, e)).ok()
         });
         Ok((produced, written, watcher.listener))
     }

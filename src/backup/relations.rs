@@ -70,7 +70,7 @@ pub fn list(info: &ConnInfo, stop: &AtomicBool) -> Result<Draft> {
                 Ok(of_all) => shared = shared.or(of_all),
                 Err(why) => database.unread = Some(why.to_owned()),
             }
-            draft.end(database);
+            draft.end(database)?;
             if draft.relations() > RELATIONS_MAX {
                 return Err(err!(
                     Unsupported,
@@ -82,7 +82,7 @@ pub fn list(info: &ConnInfo, stop: &AtomicBool) -> Result<Draft> {
             for relation in &shared {
                 draft.add(relation)?;
             }
-            draft.end(Database::default());
+            draft.end(Database::default())?;
             draft.last_first();
         }
         Ok(draft)

@@ -2,48 +2,157 @@
 
 use std::path::Path;
 
+use super::opened::Opened;
+use super::session::Session;
 use crate::archive::datadir::DataDirectory;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::pg::control::{ClusterState, ControlFile};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::History;
-use crate::wal::inventory::{HistoryFile, Inventory, Timeline};
+use crate::repo::repository::Repository;
+use crate::wal::increment::OpenSegment;
+use crate::wal::inventory::{Backup, HistoryFile, Inventory, Timeline};
+use crate::wal::remnant::Remnant;
 
 /// Bytes of a segment before its first record: the long page header of `xlog_internal.h`.
 const FIRST_RECORD: u64 = 40;
 
-/// Requires that the repository has all WAL of the server that ran last in this data directory, which a restore in place removes.
+/// Requires that a repository has all WAL of the server that ran last in this data directory, which a restore in place removes.
 ///
 /// With `archive_mode` the server says so itself, by files that wait. Nothing is asked of a timeline that the repository does not know: a copy that
 /// may not archive has one of its own.
 ///
 /// # Errors
-/// `Refused`.
-pub fn require(data: &Path, inventory: &Inventory) -> Result<()> {
-    let directory = DataDirectory::at(data);
-    let control = directory.control().ok().flatten();
-    // WAL of a standby is that of its primary.
-    let Some(control) = control.filter(|control| control.state == ClusterState::ShutDown) else {
+/// `Refused`; what the store says of the repository that is read.
+pub fn require(session: &Session, data: &Path, opened: &Opened) -> Result<()> {
+    let Some(last) = Last::of(data) else {
         return Ok(());
     };
-    let id = control.checkpoint_copy.timeline;
-    let Some(timeline) = inventory.timelines.get(&id) else {
+    let known = opened.inventory.timelines.get(&last.name.timeline);
+    if !known.is_some_and(|timeline| last.is_of(timeline))
+        || last.is_in(&opened.reading.repository, &opened.inventory)?
+    {
         return Ok(());
-    };
-    let (end, number) = last(&control);
-    let name = number.name(id, control.wal_segment_size);
-    match name.filter(|name| directory.wal().join(name.to_string()).exists()) {
-        Some(name) if !has(timeline, name, number, end) && is_same(&directory, timeline) => {
-            Err(lacking(data, &directory, name, end))
+    }
+    let mut silent = None;
+    for (name, other) in opened.reading.all_others(session) {
+        let is_there = other.and_then(|other| {
+            let inventory = other.inventory(session)?;
+            last.is_in(&other.repository, &inventory)
+        });
+        match is_there {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(e) => silent = silent.or(Some((name, e))),
         }
-        _ => Ok(()),
+    }
+    Err(last.lacking(silent))
+}
+
+/// The end of the WAL of a stopped server.
+struct Last {
+    directory: DataDirectory,
+    /// The segment, as it lies in pg_wal.
+    name: SegmentName,
+    number: SegmentNumber,
+    end: Lsn,
+    control: ControlFile,
+}
+
+impl Last {
+    /// Reads pg_control; `None` where no WAL of the server's own lies there.
+    fn of(data: &Path) -> Option<Last> {
+        let directory = DataDirectory::at(data);
+        let control = directory.control().ok().flatten();
+        // WAL of a standby is that of its primary.
+        let control = control.filter(|control| control.state == ClusterState::ShutDown)?;
+        let (end, number) = end_of(&control);
+        let name = number.name(control.checkpoint_copy.timeline, control.wal_segment_size)?;
+        let is_there = directory.wal().join(name.to_string()).exists();
+        is_there.then_some(Last {
+            directory,
+            name,
+            number,
+            end,
+            control,
+        })
+    }
+
+    /// Whether the directory's timeline is this one, and not another one of the same number.
+    fn is_of(&self, timeline: &Timeline) -> bool {
+        let HistoryFile::Known(known) = &timeline.history else {
+            return true;
+        };
+        let id = known.timeline();
+        let own = std::fs::read(self.directory.wal().join(id.history_file_name())).ok();
+        let own = own.and_then(|bytes| History::parse(id, &bytes).ok());
+        own.is_none_or(|own| own == *known)
+    }
+
+    /// Whether a repository has the WAL up to the end, or had it: a backup begins behind it.
+    fn is_in(&self, repository: &Repository, inventory: &Inventory) -> Result<bool> {
+        let Some(timeline) = inventory.timelines.get(&self.name.timeline) else {
+            return Ok(false);
+        };
+        let tail = timeline.tails.get(&self.number);
+        if timeline.segments.contains(self.number)
+            || tail.is_some_and(|tail| *tail >= self.end)
+            || inventory
+                .backups
+                .iter()
+                .any(|b| self.is_before(b, inventory))
+        {
+            return Ok(true);
+        }
+        if !timeline.partials.contains(&self.name) {
+            return Ok(false);
+        }
+        let segment = OpenSegment {
+            name: self.name,
+            size: self.control.wal_segment_size,
+            major: inventory.major,
+        };
+        match Remnant::find(repository, &inventory.layout()?, &segment) {
+            Ok(remnant) => Ok(remnant.is_some_and(|remnant| remnant.valid_end() >= self.end)),
+            Err(e) if e.code() == Code::Damaged => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether a backup was taken behind the end, on a way that leads over it.
+    fn is_before(&self, backup: &Backup, inventory: &Inventory) -> bool {
+        let timeline = inventory.timelines.get(&backup.start_timeline);
+        let holder = match timeline.map(|timeline| &timeline.history) {
+            Some(HistoryFile::Known(history)) => history.holder(Lsn(self.end.0 - 1)),
+            _ => backup.start_timeline,
+        };
+        backup.start_lsn >= self.end && holder == self.name.timeline
+    }
+
+    fn lacking(&self, silent: Option<(String, Error)>) -> Error {
+        let (data, wal) = (
+            self.directory.path().display(),
+            self.directory.wal().display(),
+        );
+        let silent = silent.map_or_else(String::new, |(name, e)| {
+            format!(" Repository \"{name}\", which may have it, could not be asked: {e}.")
+        });
+        err!(
+            Refused,
+            "the repository lacks the last WAL of the server of \"{data}\": segment {} up to {}",
+            self.name,
+            self.end
+        )
+        .hint(format!(
+            "Nothing was changed. Its last commits would be lost.{silent} Let the receiver bring in the rest, or do it by hand; where they do not count, keep them elsewhere:\npitr wal backfill --from {wal}\nmkdir {data}.kept && mv {wal}/0* {data}.kept/"
+        ))
     }
 }
 
 /// The end of what counts, with its segment: the checkpoint of the shutdown changes nothing. The segment before is the last where it begins one.
-fn last(control: &ControlFile) -> (Lsn, SegmentNumber) {
+fn end_of(control: &ControlFile) -> (Lsn, SegmentNumber) {
     let size = control.wal_segment_size;
     let begin = SegmentNumber::of(control.checkpoint, size).start_lsn(size);
     let end = match control.checkpoint.0 - begin.0 <= FIRST_RECORD {
@@ -51,38 +160,4 @@ fn last(control: &ControlFile) -> (Lsn, SegmentNumber) {
         false => control.checkpoint,
     };
     (end, SegmentNumber::ending_at(end, size))
-}
-
-/// Whether the repository has a segment up to this position. A partial one was archived by hand.
-fn has(timeline: &Timeline, name: SegmentName, number: SegmentNumber, end: Lsn) -> bool {
-    timeline.segments.contains(number)
-        || timeline.partials.contains(&name)
-        || timeline.tails.get(&number).is_some_and(|tail| *tail >= end)
-}
-
-/// Whether the directory's timeline is that of the repository, and not another one of the same number.
-fn is_same(directory: &DataDirectory, timeline: &Timeline) -> bool {
-    let HistoryFile::Known(known) = &timeline.history else {
-        return true;
-    };
-    let id = known.timeline();
-    let own = std::fs::read(directory.wal().join(id.history_file_name())).ok();
-    let own = own.and_then(|bytes| History::parse(id, &bytes).ok());
-    own.is_none_or(|own| own == *known)
-}
-
-fn lacking(
-    data: &Path,
-    directory: &DataDirectory,
-    name: SegmentName,
-    end: Lsn,
-) -> crate::error::Error {
-    let (data, wal) = (data.display(), directory.wal().display());
-    err!(
-        Refused,
-        "the repository lacks the last WAL of the server of \"{data}\": segment {name} up to {end}"
-    )
-    .hint(format!(
-        "Nothing was changed. Its last commits would be lost. Let the receiver bring in the rest, or do it by hand; where they do not count, keep them elsewhere:\npitr wal backfill --from {wal}\nmkdir {data}.kept && mv {wal}/0* {data}.kept/"
-    ))
 }

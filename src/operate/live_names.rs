@@ -8,10 +8,18 @@ use crate::err;
 use crate::error::Result;
 use crate::find::names::{Known, Names};
 
-/// Every relation, with the file that it has.
-const RELATIONS: &str = "select c.oid, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0), n.nspname, c.relname, c.relkind, \
-     case when c.relisshared then 1 else 0 end \
-     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
+/// Relations that are asked for at once: an answer has a limit.
+const AT_ONCE: usize = 20_000;
+
+/// The relations behind an oid, each with the file that it has.
+fn relations_behind(oid: u32) -> String {
+    format!(
+        "select c.oid, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0), n.nspname, c.relname, c.relkind, \
+         case when c.relisshared then 1 else 0 end \
+         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+         where c.oid > {oid} order by c.oid limit {AT_ONCE}"
+    )
+}
 
 /// Asks the server for the names in some of its databases, by their oids.
 ///
@@ -65,17 +73,23 @@ fn relations(server: &mut Server, database: u32, names: &mut Names) -> Result<()
     for row in 0..schemas.rows.len() {
         names.add_schema(database, schemas.value(row, 0)?, schemas.value(row, 1)?);
     }
-    let listed = server.query(RELATIONS)?;
-    for row in 0..listed.rows.len() {
-        let is_shared = listed.value::<u32>(row, 5)? == 1;
-        let known = Known {
-            oid: listed.value(row, 0)?,
-            file: listed.value(row, 1)?,
-            schema: listed.value(row, 2)?,
-            name: listed.value(row, 3)?,
-            kind: listed.value(row, 4)?,
-        };
-        names.add(if is_shared { 0 } else { database }, known);
+    let mut last = 0;
+    loop {
+        let listed = server.query(&relations_behind(last))?;
+        for row in 0..listed.rows.len() {
+            let is_shared = listed.value::<u32>(row, 5)? == 1;
+            last = listed.value(row, 0)?;
+            let known = Known {
+                oid: last,
+                file: listed.value(row, 1)?,
+                schema: listed.value(row, 2)?,
+                name: listed.value(row, 3)?,
+                kind: listed.value(row, 4)?,
+            };
+            names.add(if is_shared { 0 } else { database }, known);
+        }
+        if listed.rows.len() < AT_ONCE {
+            return Ok(());
+        }
     }
-    Ok(())
 }

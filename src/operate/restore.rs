@@ -133,7 +133,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     };
     check_cluster(found, opened.inventory.system_identifier)?;
     if matches!(target.found, Found::Data { .. }) && earlier == Earlier::None {
-        last_wal::require(&target.data, &opened.inventory)?;
+        last_wal::require(session, &target.data, &opened)?;
     }
     let cluster = opened.reading.cluster.as_ref();
     if let Some(cluster) = cluster.filter(|_| asked.adopt && !asked.dry_run) {

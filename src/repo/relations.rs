@@ -1,7 +1,7 @@
 //! The list of relations that is kept with a backup (format, section 8.4): names, for who looks for a table later. No restore needs it.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -97,6 +97,8 @@ pub struct Relation {
 /// The databases of a server, each with its relations.
 pub type Listed = Vec<(Database, Vec<Relation>)>;
 
+/// The list leaves this much of its filesystem free.
+const LEFT_FREE_BYTES: u64 = 512 << 20;
 /// Lines are copied in pieces of this length.
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -109,8 +111,8 @@ pub struct Draft {
     begin: u64,
     end: u64,
     count: u64,
-    /// A line was written in part, so the places of those behind it are wrong.
-    is_broken: bool,
+    /// Why there will be no list.
+    given_up: Option<&'static str>,
 }
 
 impl Draft {
@@ -122,35 +124,64 @@ impl Draft {
             begin: 0,
             end: 0,
             count: 0,
-            is_broken: false,
+            given_up: None,
         }
     }
 
     /// Adds a relation of the next database.
     ///
     /// # Errors
-    /// `Io` when its line cannot be written.
+    /// `Io` when its line cannot be written, there is too little room, or the list is too long.
     pub fn add(&mut self, relation: &Relation) -> Result<()> {
         let line = line(relation)?;
+        let end = self.end + line.len() as u64;
+        if end > LIMIT_BYTES {
+            self.given_up = Some("it is longer than 256 MiB");
+        } else if self.end >> 20 != end >> 20 && !has_room(self.lines.get_ref()) {
+            self.given_up = Some("TMPDIR has too little room for it beside the backup's own files");
+        }
+        self.check()?;
         let written = self.lines.write_all(&line);
-        self.is_broken |= written.is_err();
-        written.map_err(kept)?;
-        self.end += line.len() as u64;
-        self.count += 1;
+        self.keep(written)?;
+        (self.end, self.count) = (end, self.count + 1);
         Ok(())
     }
 
+    /// A line that was written in part shifts all that come behind it.
+    fn keep(&mut self, written: std::io::Result<()>) -> Result<()> {
+        if written.is_err() {
+            self.given_up = Some("its temporary file could not be written");
+        }
+        written.map_err(kept)
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.given_up {
+            Some(why) => Err(err!(Io, "there is no list of relations: {why}")),
+            None => Ok(()),
+        }
+    }
+
     /// Ends a database, whose relations were added. One that could not be read has none.
-    pub fn end(&mut self, database: Database) {
-        let is_read = database.unread.is_none();
-        let relations = if is_read { self.count } else { 0 };
-        let lines = self.begin..if is_read { self.end } else { self.begin };
+    ///
+    /// # Errors
+    /// `Io` when lines of such a one cannot be taken back, and where the list was given up.
+    pub fn end(&mut self, database: Database) -> Result<()> {
+        self.check()?;
+        if database.unread.is_some() && self.end > self.begin {
+            // Seeking writes what waits in memory, too.
+            let taken_back = self.lines.seek(SeekFrom::Start(self.begin));
+            let taken_back = taken_back.and_then(|_| self.lines.get_ref().set_len(self.begin));
+            self.keep(taken_back)?;
+            (self.end, self.count) = (self.begin, 0);
+        }
         let database = Database {
-            relations,
+            relations: self.count,
             ..database
         };
-        self.databases.push((database, lines));
+        self.databases.push((database, self.begin..self.end));
         (self.begin, self.count) = (self.end, 0);
+        Ok(())
     }
 
     /// Puts the database that ended last in front of all others.
@@ -165,12 +196,7 @@ impl Draft {
 
     /// Gives all lines to `take`, in order.
     fn each(&mut self, id: &BackupId, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        if self.is_broken {
-            return Err(err!(
-                Io,
-                "the list of relations could not be kept in a temporary file"
-            ));
-        }
+        self.check()?;
         self.lines.flush().map_err(kept)?;
         take(&line(&Head {
             format: 1,
@@ -197,6 +223,12 @@ impl Draft {
     }
 }
 
+/// Whether the file may grow: the backup sorts its own entries beside it.
+fn has_room(file: &File) -> bool {
+    let stat = rustix::fs::fstatvfs(file);
+    stat.is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) >= LEFT_FREE_BYTES)
+}
+
 fn kept(e: std::io::Error) -> Error {
     Error::from_io("keep the list of relations in a temporary file", e)
 }
@@ -208,7 +240,7 @@ fn line(value: &impl Serialize) -> Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Writes the list of a backup; `identity` has the cluster's values. Returns the member of its root, `None` where the list is too long.
+/// Writes the list of a backup; `identity` has the cluster's values. Returns the member of its root.
 ///
 /// # Errors
 /// `Conflict` where there is one already; `Io` when the draft cannot be read; what the store says.
@@ -217,10 +249,7 @@ pub fn write(
     (scope, id): (&Scope, &BackupId),
     draft: &mut Draft,
     identity: &Identity,
-) -> Result<Option<ListOfRelations>> {
-    if draft.end > LIMIT_BYTES {
-        return Ok(None);
-    }
+) -> Result<ListOfRelations> {
     let key = scope.relations(id);
     let failed = |e| Error::from_io(format!("write object \"{key}\""), e);
     let object = store.create(&key)?;
@@ -231,9 +260,6 @@ pub fn write(
         raw_bytes += piece.len() as u64;
         writer.write(piece).map_err(failed)
     })?;
-    if raw_bytes > LIMIT_BYTES {
-        return Ok(None);
-    }
     let hash = hasher.finalize();
     let identity = Identity {
         hash: *hash.as_bytes(),
@@ -246,13 +272,13 @@ pub fn write(
         return Err(err!(Conflict, "the backup has a list of relations already"));
     }
     let databases = &draft.databases;
-    Ok(Some(ListOfRelations {
+    Ok(ListOfRelations {
         hash: hash.to_hex().to_string(),
         raw_bytes,
         databases: databases.len() as u64,
         relations: draft.relations(),
         unread: databases.iter().filter(|(d, _)| d.unread.is_some()).count() as u64,
-    }))
+    })
 }
 
 /// Opens the list of a backup; `None` where there is none. `wanted` is the member of the root.
@@ -377,7 +403,7 @@ mod tests {
             for relation in relations {
                 draft.add(relation).unwrap();
             }
-            draft.end(database.clone());
+            draft.end(database.clone()).unwrap();
         }
         draft.last_first();
         let mut raw = Vec::new();
@@ -391,6 +417,17 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_is_too_long_is_given_up_before_it_fills_a_disk() {
+        let (_, relations) = listed().remove(1);
+        let mut draft = Draft::new(tempfile::tempfile().unwrap());
+        draft.add(&relations[0]).unwrap();
+        draft.end = LIMIT_BYTES;
+        draft.add(&relations[0]).unwrap_err();
+        let refusal = draft.end(Database::default()).unwrap_err().to_string();
+        assert!(refusal.contains("longer than 256 MiB"), "{refusal}");
+    }
+
+    #[test]
     fn a_database_that_could_not_be_read_to_its_end_has_no_relations() {
         let id: BackupId = "20261120T064049Z-full".parse().unwrap();
         let (app, relations) = listed().remove(1);
@@ -400,9 +437,11 @@ mod tests {
             unread: Some("error".into()),
             ..app.clone()
         };
-        draft.end(cut.clone());
+        draft.end(cut.clone()).unwrap();
+        draft.lines.flush().unwrap();
+        assert_eq!(draft.lines.get_ref().metadata().unwrap().len(), 0);
         draft.add(&relations[0]).unwrap();
-        draft.end(app.clone());
+        draft.end(app.clone()).unwrap();
         let mut raw = Vec::new();
         let mut take = |piece: &[u8]| {
             raw.extend_from_slice(piece);

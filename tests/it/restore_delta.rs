@@ -388,8 +388,14 @@ fn t75_wal_that_no_receiver_has_taken_is_not_removed() {
     let backfill = site.pitr().args(["wal", "backfill", "--from"]);
     backfill.arg(&wal).run().success();
     restore.run().expect_code(8);
-    let push = site.pitr().args(["wal", "push"]);
-    push.arg(wal.join(&last)).run().success();
+    let push = site.pitr().args(["wal", "push"]).arg(wal.join(&last));
+    push.run().success();
+    // What the server wrote since is not in that partial.
+    cluster.start();
+    cluster.sql("insert into t values (4)");
+    cluster.stop(Stop::Fast);
+    restore.run().expect_code(8);
+    push.run().success();
     restore.run().success();
     // A copy that archives nothing has a timeline of its own, and is taken back as often as one likes.
     cluster.start();
@@ -403,6 +409,30 @@ fn t75_wal_that_no_receiver_has_taken_is_not_removed() {
         cluster.query_one_string("select string_agg(a::text, ',') from t"),
         "1"
     );
+}
+
+#[test]
+fn t75_an_older_copy_whose_wal_has_expired_is_taken_back() {
+    let (site, mut cluster) = Site::with_cluster(16);
+    cluster.sql("create table t as select 1 as a");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    let copy = cluster.sandbox().dir("older").join("data");
+    let mut copying = std::process::Command::new("cp");
+    copying.arg("-a").arg(cluster.pgdata()).arg(&copy);
+    assert!(copying.status().unwrap().success());
+    cluster.start();
+    cluster.sql("insert into t values (2)");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let expire = ["expire", "--keep", "1", "--min-age", "0s", "--grace", "0s"];
+    site.pitr().args(expire).arg("--confirm").run().success();
+    cluster.stop(Stop::Fast);
+    forget_waiting(&copy);
+    let restore = site
+        .pitr()
+        .args(["restore", "--json", "--delta", "--confirm", "--to"]);
+    restore.arg(&copy).run().success();
 }
 
 /// A small cluster and a copy of it that has gone on.

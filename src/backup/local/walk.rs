@@ -251,11 +251,15 @@ impl<'w> Walk<'w> {
     /// Reads a directory; `None` when it has vanished.
     fn list(&self, path: &[u8]) -> Result<Option<Listing>> {
         let place = self.place(path);
-        let Some(entries) = entries(&place)? else {
+        let Some(entries) = existing(fs::read_dir(&place), &place)? else {
             return Ok(None);
         };
         let mut listing = Listing::default();
         for entry in entries {
+            // Names are taken one by one: a database may have millions.
+            let Some(entry) = existing(entry, &place)? else {
+                return Ok(None);
+            };
             let name = entry.file_name().into_vec();
             let Some(kind) = existing(entry.file_type(), &place)? else {
                 continue;
