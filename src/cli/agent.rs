@@ -160,7 +160,7 @@ fn permitted(session: &Session, settings: &Settings, job: &Job) -> Result<()> {
 }
 
 /// Whether the words are a command line of pitr.
-fn is_command(words: &[String]) -> Result<()> {
+pub(super) fn is_command(words: &[String]) -> Result<()> {
     let line = line_of(words);
     match super::parsed(&line) {
         Ok(_) => Ok(()),

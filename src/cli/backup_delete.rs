@@ -82,7 +82,7 @@ fn print(cx: &Context, args: &Args, shown: &Deletion) -> Result<()> {
         [] => "nothing".to_owned(),
         windows => {
             let word = |w: &Reached| {
-                let (from, to) = (human::time(w.from), human::time(w.to));
+                let (from, to) = human::window(w.from, w.to);
                 format!("{from} to {to} on timeline {}", w.timeline)
             };
             windows.iter().map(word).collect::<Vec<_>>().join(", ")

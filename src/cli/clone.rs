@@ -14,6 +14,7 @@ use crate::config::Period;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::operate::archive_command::shell_word;
 use crate::operate::clone::folder::{self, Folder, Stage, State};
 use crate::operate::clone::{self, Asked, namespace};
 use crate::operate::human;
@@ -125,9 +126,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         None => make(&args.make, cx),
         Some(Command::List { place }) => list(&folder_of(place, cx)?, cx),
-        Some(Command::Stop { id, confirm, place }) => {
-            stop(&folder_of(place, cx)?, id, *confirm, cx)
-        }
+        Some(Command::Stop { id, confirm, place }) => stop(place, id, *confirm, cx),
         Some(Command::Keep { id, place }) => keep(place, id, cx),
     }
 }
@@ -139,6 +138,17 @@ pub(super) fn folder_of(args: &PlaceArgs, cx: &Context) -> Result<PathBuf> {
     }
     let configured = configured(cx)?;
     Ok(configured.unwrap_or_else(|| cx.session.host.scratch.clone()))
+}
+
+/// The options with which another command finds the same clones, each with a space before it.
+fn options(args: &PlaceArgs, cx: &Context) -> String {
+    let session = &cx.session;
+    let mut options = session.options(session.flags.cluster.as_deref());
+    if let Some(dir) = &args.dir {
+        let dir = session.environment.absolute(dir);
+        options.push_str(&format!(" --dir {}", shell_word(&dir.to_string_lossy())));
+    }
+    options
 }
 
 fn configured(cx: &Context) -> Result<Option<PathBuf>> {
@@ -175,7 +185,8 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
     let place = &args.moment.place;
     let below = folder_of(place, cx)?;
     let at = Folder::choose(&below, cx.session.host.random())?;
-    if let Some(why) = passing(place, &below, cx)? {
+    let passing = passing(place, &below, cx)?;
+    if let Some(why) = &passing {
         cx.session.note(&format!(
             "the clone cannot be kept: {why}. For one that may be kept name a directory on a disk: --dir DIR, or clone_dir"
         ));
@@ -190,7 +201,11 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
         Begun::Ready(state) => {
             match cx.out.is_json() {
                 true => cx.out.json(&state)?,
-                false => cx.out.line(ready(&state).trim_end())?,
+                false => {
+                    let options = options(place, cx);
+                    let text = ready(&state, &options, passing.is_none());
+                    cx.out.line(text.trim_end())?;
+                }
             }
             Ok(exit::SUCCESS)
         }
@@ -281,7 +296,8 @@ fn phase(stage: Stage) -> &'static str {
     }
 }
 
-fn ready(state: &State) -> String {
+/// The words for a clone that takes queries; `options` lead other commands to it.
+fn ready(state: &State, options: &str, may_be_kept: bool) -> String {
     let mut text = format!(
         "clone {} is ready: {}, from backup {} of cluster \"{}\"\n",
         state.id, state.target, state.backup, state.cluster
@@ -299,10 +315,12 @@ fn ready(state: &State) -> String {
         Some(ends) => format!("\nIt is thrown away at {}", human::time(ends)),
         None => "\nIt is thrown away when it is stopped".to_owned(),
     });
-    text.push_str(&format!(
-        ": pitr clone stop {0} · pitr clone keep {0}\n",
-        state.id
-    ));
+    let id = &state.id;
+    text.push_str(&format!(": pitr clone stop {id}{options}"));
+    if may_be_kept {
+        text.push_str(&format!(" · pitr clone keep {id}{options}"));
+    }
+    text.push('\n');
     text
 }
 
@@ -340,8 +358,10 @@ fn list(below: &Path, cx: &Context) -> Result<u8> {
     Ok(exit::SUCCESS)
 }
 
-fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
-    let (path, state) = folder::find(below, id)?;
+fn stop(place: &PlaceArgs, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
+    let below = folder_of(place, cx)?;
+    let options = options(place, cx);
+    let (path, state) = folder::find(&below, id)?;
     if state.stage == Stage::Kept {
         return Err(err!(
             Refused,
@@ -350,7 +370,7 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
         )
         .hint("Nothing was done. Remove the directory by hand where it is not needed."));
     }
-    if let Some(why) = not_settled(&path, &state) {
+    if let Some(why) = not_settled(&path, &state, &options) {
         if !is_confirmed {
             return Err(why);
         }
@@ -361,7 +381,7 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
     let is_wanted = folder::is_asked_for(&path) || state.not_kept.is_some();
     if is_wanted && !state.stage.has_all() && !is_confirmed {
         return Err(err!(Refused, "clone {id} is to be kept, and is not whole yet: stopped now, it would be lost")
-            .hint(format!("Nothing was done. Wait until pitr clone list says \"whole\", ask again where it says why it is not kept (pitr clone keep {id}), or throw it away: pitr clone stop {id} --confirm")));
+            .hint(format!("Nothing was done. Wait until pitr clone list{options} says \"whole\", ask again where it says why it is not kept (pitr clone keep {id}{options}), or throw it away: pitr clone stop {id} --confirm{options}")));
     }
     folder::ask_to_stop(&path, &state);
     while folder::is_held(&path) {
@@ -369,8 +389,10 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
         std::thread::sleep(PAUSE);
     }
     // Also where its process was killed: the list removes or finishes what that has left.
-    let left = folder::list(below).into_iter().find(|one| one.id == id);
-    let why = left.as_ref().and_then(|state| not_settled(&path, state));
+    let left = folder::list(&below).into_iter().find(|one| one.id == id);
+    let why = left
+        .as_ref()
+        .and_then(|state| not_settled(&path, state, &options));
     match (why, left.filter(|state| state.stage == Stage::Kept)) {
         (Some(why), _) => Err(why),
         (None, None) if path.exists() => Err(err!(
@@ -384,7 +406,7 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
 }
 
 /// Why a clone that was stopped, and has all content, is no data directory yet.
-fn not_settled(path: &Path, state: &State) -> Option<Error> {
+fn not_settled(path: &Path, state: &State, options: &str) -> Option<Error> {
     let is_left = matches!(state.stage, Stage::Settling | Stage::Whole) && !folder::is_held(path);
     if !is_left {
         return None;
@@ -396,10 +418,10 @@ fn not_settled(path: &Path, state: &State) -> Option<Error> {
     let (id, data) = (&state.id, state.data.display());
     let hint = match state.stage {
         Stage::Whole => format!(
-            "All of it is in \"{data}\", and durable. Correct the cause: pitr clone list tries again. To throw it away: pitr clone stop {id} --confirm"
+            "All of it is in \"{data}\", and durable. Correct the cause: pitr clone list{options} tries again. To throw it away: pitr clone stop {id} --confirm{options}"
         ),
         _ => format!(
-            "All of it is in \"{data}\". Correct the cause and sync the filesystem before the host goes down; then \"rm {data}/pg_wal/{UNFINISHED}; mv {data}/{WAITING_CONTROL} {data}/{CONTROL}\" makes it a data directory. To throw it away: pitr clone stop {id} --confirm"
+            "All of it is in \"{data}\". Correct the cause and sync the filesystem before the host goes down; then \"rm {data}/pg_wal/{UNFINISHED}; mv {data}/{WAITING_CONTROL} {data}/{CONTROL}\" makes it a data directory. To throw it away: pitr clone stop {id} --confirm{options}"
         ),
     };
     Some(
@@ -432,7 +454,8 @@ fn keep(place: &PlaceArgs, id: &str, cx: &Context) -> Result<u8> {
     if let Some(why) = passing(place, &below, cx)? {
         return Err(err!(Refused, "clone {id} cannot be kept: {why}").hint("Nothing was done. Make the clone again on a disk: --dir DIR, or clone_dir. A directory for temporary files that lasts is named with --dir here, too."));
     }
-    if let Some(why) = not_settled(&path, &state) {
+    let options = options(place, cx);
+    if let Some(why) = not_settled(&path, &state, &options) {
         return Err(why);
     }
     match state.stage {
@@ -442,7 +465,7 @@ fn keep(place: &PlaceArgs, id: &str, cx: &Context) -> Result<u8> {
     let text = match state.stage {
         Stage::Whole | Stage::Kept => format!("clone {id} is whole"),
         _ => format!(
-            "clone {id} is kept: the rest is copied while it serves, and pitr clone list says \"whole\" once it is there and on the disk.\nUntil then a power cut costs it; from then on pitr clone stop {id} leaves a data directory."
+            "clone {id} is kept: the rest is copied while it serves, and pitr clone list{options} says \"whole\" once it is there and on the disk.\nUntil then a power cut costs it; from then on pitr clone stop {id}{options} leaves a data directory."
         ),
     };
     match cx.out.is_json() {
@@ -450,4 +473,36 @@ fn keep(place: &PlaceArgs, id: &str, cx: &Context) -> Result<u8> {
         false => cx.out.line(&text)?,
     }
     Ok(exit::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::time::TimestampTz;
+
+    #[test]
+    fn the_line_of_a_clone_leads_to_it_and_offers_nothing_that_is_refused() {
+        let state = State {
+            id: "0fccf7".into(),
+            cluster: "main".into(),
+            repository: "local".into(),
+            backup: "20261120T064049Z-000001-full".into(),
+            target: "its end".into(),
+            stage: Stage::Ready,
+            began: TimestampTz(0),
+            ends: None,
+            pid: 1,
+            data: PathBuf::from("/srv/run/pitr-clone-0fccf7/data"),
+            reached_lsn: None,
+            connection: None,
+            ready_after_ms: None,
+            not_kept: None,
+        };
+        let line = ready(&state, " --dir /srv/run", true);
+        let commands =
+            ": pitr clone stop 0fccf7 --dir /srv/run · pitr clone keep 0fccf7 --dir /srv/run\n";
+        assert!(line.ends_with(commands), "{line}");
+        let line = ready(&state, "", false);
+        assert!(line.ends_with(": pitr clone stop 0fccf7\n"), "{line}");
+    }
 }

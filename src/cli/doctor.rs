@@ -1,11 +1,13 @@
 //! `pitr doctor`.
 
 use super::Context;
+use super::agent::is_command;
 use super::roles::RoleArg;
+use crate::agent::load;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::doctor;
-use crate::operate::finding::{Finding, Level};
+use crate::operate::finding::{self, Finding, Level};
 
 /// Check every link of the chain; say cause and fix
 ///
@@ -22,10 +24,26 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    report(
-        &doctor::doctor(&cx.session, args.role.map(RoleArg::role))?,
-        cx,
-    )
+    let mut findings = doctor::doctor(&cx.session, args.role.map(RoleArg::role))?;
+    let of_jobs = jobs(cx, &findings);
+    findings.extend(of_jobs);
+    report(&findings, cx)
+}
+
+/// Checks the jobs of the file as the agent does at its start; what the agent noted of the file is among the findings already.
+fn jobs(cx: &Context, findings: &[Finding]) -> Option<Finding> {
+    let settings = cx.session.settings().ok()?;
+    let is_noted = |one: &Finding| (one.group, one.name.as_str()) == ("agent", "configuration");
+    if settings.jobs.is_empty() || findings.iter().any(is_noted) {
+        return None;
+    }
+    let checked = load::checked(settings, &cx.session.environment, is_command);
+    let value = "the agent refuses this file: no job starts by it";
+    let found = Finding::new("agent", "configuration", Level::Fail, value);
+    Some(Finding {
+        cause: Some(checked.err()?.to_string()),
+        ..found.with_next("mend the job, then: systemctl reload-or-restart pitr-agent")
+    })
 }
 
 fn report(findings: &[Finding], cx: &Context) -> Result<u8> {
@@ -40,6 +58,7 @@ fn report(findings: &[Finding], cx: &Context) -> Result<u8> {
             .max()
             .unwrap_or(0);
         let mut group = "";
+        let config = cx.session.flags.config.as_deref();
         for finding in findings {
             if finding.group != group {
                 group = finding.group;
@@ -58,6 +77,7 @@ fn report(findings: &[Finding], cx: &Context) -> Result<u8> {
                 cx.out.line(&format!("        cause: {cause}"))?;
             }
             if let Some(next) = &finding.next {
+                let next = finding::with_config(next, config);
                 cx.out.line(&format!("        fix:   {next}"))?;
             }
         }

@@ -16,9 +16,10 @@ use crate::operate::human;
 use crate::operate::of;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::plan::retention::log::HistoryFate;
-use crate::plan::retention::{Deletion, Fate, Judged, Policy};
+use crate::plan::retention::{Deletion, ExpirePlan, Fate, Judged, Policy};
 use crate::redis::overview;
 use crate::repo::id::BackupId;
+use crate::repo::portion;
 use crate::repo::runbook;
 use crate::repo::set_mark::{self, Spent};
 use crate::repo::slot_map;
@@ -174,7 +175,7 @@ fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
         )
         .hint("What is left is tried again by the next run. Run it as the user that owns the repository."));
     }
-    if !args.dry_run && !args.confirm && done.iter().any(|d| !d.plan.is_empty()) {
+    if !args.dry_run && !args.confirm && done.iter().any(|d| !d.plan.only_clears()) {
         return Err(super::unconfirmed("The plan above would be carried out."));
     }
     // A disk that fills because nothing goes is no success.
@@ -256,6 +257,8 @@ fn shown(done: &Done) -> serde_json::Value {
             "refused_count": o.refused_count,
             "locked": o.locked,
             "locked_count": o.locked_count,
+            "cleared": o.cleared,
+            "uncleared": o.uncleared,
         })),
     });
     let runs = plan.short.iter();
@@ -340,6 +343,10 @@ fn deletion(deletion: &Deletion, size: SegmentSize) -> serde_json::Value {
         Deletion::Tombstone(id) => one("tombstone", id),
         Deletion::Begin(id) => one("reservation", id),
         Deletion::Unfinished(path) => one("unfinished", path),
+        Deletion::Spent(id, spent) => {
+            let names = [&spent.releases[..], &spent.claims[..]].concat();
+            json!({ "kind": "claims", "backup": id.to_string(), "names": names })
+        }
     }
 }
 
@@ -484,6 +491,7 @@ fn lines(done: &Done) -> Vec<String> {
             "slots of a shard that later records repeat: {count}"
         ));
     }
+    lines.extend(cleared(plan));
     let has_log = !plan.log.is_empty();
     let what = if has_log { "log" } else { "WAL" };
     if let (Some(begin), Some(_)) = (plan.window_begin, plan.oldest_kept()) {
@@ -522,8 +530,136 @@ fn lines(done: &Done) -> Vec<String> {
                 "kept by the store's lock, for a later run: {count}"
             ));
         }
+        if o.cleared > 0 {
+            let count = human::count(o.cleared, "record");
+            lines.push(format!("cleared away: {count} of copies that are over"));
+        }
+        if o.uncleared > 0 {
+            let count = human::count(o.uncleared, "backup");
+            lines.push(format!(
+                "claims of copies that the store keeps, for a later run: those of {count}"
+            ));
+        }
     } else if plan.is_empty() {
         lines.push("nothing to do".to_owned());
+    } else if plan.only_clears() {
+        lines.push("nothing to do; --confirm clears away what is named above".to_owned());
     }
     lines
+}
+
+/// Says what goes of events that tell nothing any more.
+fn cleared(plan: &ExpirePlan) -> Vec<String> {
+    let claims = plan.deletions.iter().map(|deletion| match deletion {
+        Deletion::Spent(_, spent) => spent.claims.len() as u64,
+        _ => 0,
+    });
+    let is_check =
+        |d: &&Deletion| matches!(d, Deletion::Event(subject, _) if subject == portion::SUBJECT);
+    let checks = plan.deletions.iter().filter(is_check).count() as u64;
+    let mut lines = Vec::new();
+    for (what, count) in [
+        ("claims of copies that are over", claims.sum::<u64>()),
+        ("records of checks that tell nothing any more", checks),
+    ] {
+        if count > 0 {
+            lines.push(format!("{what}: {count}"));
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::expire::Outcome;
+    use crate::plan::retention::claims::SpentClaims;
+    use crate::repo::scope::Scope;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn done(deletions: Vec<Deletion>, outcome: Option<Outcome>) -> Done {
+        Done {
+            repository: "local".to_owned(),
+            of: of::Of::Scope(Scope::cluster("main", 7).unwrap()),
+            segment_size: SegmentSize::DEFAULT,
+            plan: ExpirePlan {
+                deletions,
+                ..ExpirePlan::default()
+            },
+            outcome,
+            warning: None,
+            is_cut_short: false,
+        }
+    }
+
+    /// The claims of two copies, and the release of one, and a check that a later one repeats.
+    fn over() -> Vec<Deletion> {
+        let spent = SpentClaims {
+            releases: vec!["c".to_owned()],
+            claims: vec!["a".to_owned(), "b".to_owned()],
+        };
+        let id = "20261120T064049Z-full".parse().unwrap();
+        let check = Deletion::Event(portion::SUBJECT.to_owned(), "d".to_owned());
+        vec![check, Deletion::Spent(id, spent)]
+    }
+
+    #[test]
+    fn x39_claims_of_copies_alone_are_no_plan_to_confirm() {
+        let args = Line::try_parse_from(["x"]).unwrap().args;
+        let only = done(over(), None);
+        let named = [
+            "claims of copies that are over: 2",
+            "records of checks that tell nothing any more: 1",
+        ];
+        let nothing = "nothing to do; --confirm clears away what is named above";
+        assert_eq!(lines(&only), [&named[..], &[nothing][..]].concat());
+        assert_eq!(status(&args, &[only], true).unwrap(), exit::SUCCESS);
+        // Beside anything else they are named, and that is asked for.
+        let more = [over(), vec![Deletion::Unfinished("x".to_owned())]].concat();
+        let more = done(more, None);
+        let unfinished = "left by unfinished writes: 1 file";
+        assert_eq!(lines(&more), [&[unfinished][..], &named[..]].concat());
+        let refused = status(&args, &[more], true).unwrap_err();
+        assert_eq!(refused.code(), Code::Refused);
+        assert_eq!(lines(&done(Vec::new(), None)), ["nothing to do"]);
+    }
+
+    #[test]
+    fn x39_what_was_cleared_away_is_told_apart_from_objects() {
+        let outcome = Outcome {
+            deleted_objects: 1,
+            cleared: 3,
+            uncleared: 1,
+            ..Outcome::default()
+        };
+        let all = lines(&done(over(), Some(outcome)));
+        assert_eq!(
+            all[2..],
+            [
+                "marked 0 backups, deleted 0 backups, 0 segments, 1 object in all",
+                "cleared away: 3 records of copies that are over",
+                "claims of copies that the store keeps, for a later run: those of 1 backup",
+            ]
+        );
+    }
+
+    #[test]
+    fn x39_claims_of_copies_are_named_in_json() {
+        let one = over().pop().unwrap();
+        assert_eq!(
+            deletion(&one, SegmentSize::DEFAULT),
+            json!({
+                "kind": "claims",
+                "backup": "20261120T064049Z-full",
+                "names": ["c", "a", "b"],
+            })
+        );
+    }
 }

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::clone::{PlaceArgs, folder_of};
+use super::moment::Moment;
 use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::find::event::{Event, Kind};
 use crate::operate::clone::{check_user, namespace};
 use crate::operate::cloned_names::Place;
-use crate::operate::find::{self, Answer, Question, Shown};
+use crate::operate::find::{self, Answer, AskedTable, Question, Shown};
 use crate::operate::human;
-use crate::plan::target_time::WrittenTime;
 
 /// Find what happened to data, when, by which transaction, and the target just before it
 ///
@@ -34,13 +34,13 @@ pub struct Args {
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
     pub kind: Vec<Kind>,
 
-    /// Only what was committed at this time or later, such as "2026-11-20 06:40:49+01"
+    /// Only what was committed at this time or later: a time such as "2026-11-20 06:40:49+01", a day, or an age such as 1h or 7d
     #[arg(long, value_name = "TIME")]
-    pub since: Option<WrittenTime>,
+    pub since: Option<Moment>,
 
     /// Only what was committed at this time or earlier
     #[arg(long, value_name = "TIME")]
-    pub until: Option<WrittenTime>,
+    pub until: Option<Moment>,
 
     /// Only what this transaction did; of a subtransaction take the one around it
     #[arg(long, value_name = "XID")]
@@ -77,11 +77,13 @@ fn kind(text: &str) -> Result<Kind> {
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let clones = place(args, cx)?;
+    let now = cx.session.host.now();
+    let time = |moment: &Option<Moment>| moment.as_ref().map(|m| m.before(now)).transpose();
     let question = Question {
         table: args.table.clone(),
         kinds: args.kind.iter().copied().collect(),
-        since: args.since.clone(),
-        until: args.until.clone(),
+        since: time(&args.since)?,
+        until: time(&args.until)?,
         xid: args.xid,
         rows_min: args.min_rows,
         clones,
@@ -129,10 +131,10 @@ fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
             "{count} of relations whose name is not known: without --table they are shown by number"
         ));
     }
-    if answer.events.is_empty() && question.table.is_some() {
-        cx.out
-            .note("a partitioned table has no rows of its own: ask for its partitions");
-    }
+    let of_table = table_line(answer, question);
+    of_table.iter().for_each(|line| cx.out.note(line));
+    let of_rows = rows_line(answer, question);
+    of_rows.iter().for_each(|line| cx.out.note(line));
     if !answer.kinds.iter().any(|kind| kind.needs_rows()) && question.kinds.is_empty() {
         cx.out
             .note("deleted and updated rows were not looked for: add --since TIME");
@@ -152,6 +154,36 @@ fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// What the name of a table means that has no event; none where that says nothing.
+fn table_line(answer: &Answer, question: &Question) -> Option<String> {
+    let table = question.table.as_ref()?;
+    match answer.table.as_ref()? {
+        AskedTable::Known => None,
+        AskedTable::Partitioned => {
+            Some("a partitioned table has no rows of its own: ask for its partitions".to_owned())
+        }
+        AskedTable::Unknown(near) => {
+            let near = near.as_ref().map(|near| format!("; near: {near}"));
+            Some(format!(
+                "no table \"{table}\" is in the lists of this window's backups{}",
+                near.unwrap_or_default()
+            ))
+        }
+    }
+}
+
+/// That small changes are left out, where nobody asked for that.
+fn rows_line(answer: &Answer, question: &Question) -> Option<String> {
+    let is_default = question.rows_min.is_none() && answer.rows_min > 1;
+    let is_asked = answer.kinds.iter().any(|kind| kind.needs_rows());
+    (is_default && is_asked).then(|| {
+        format!(
+            "deletes and updates of fewer than {} rows are left out: --min-rows 1",
+            answer.rows_min
+        )
+    })
 }
 
 /// An event as people read it.

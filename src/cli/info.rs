@@ -4,7 +4,7 @@ use super::output::{Align, Table};
 use super::{Context, info_forecast, info_set};
 use crate::error::Result;
 use crate::exit;
-use crate::operate::finding::{Finding, Level};
+use crate::operate::finding::{self, Finding, Level};
 use crate::operate::how_long;
 use crate::operate::human::{self, SizeUnit};
 use crate::operate::info::{self, BackupInfo, ClusterInfo};
@@ -76,11 +76,10 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
     cx.out.line(&match shown.state {
         Level::Fail => "recovery: NOT ASSURED".to_owned(),
         _ => match (cluster_window(shown), shown.timeline) {
-            (Some(w), Some(_)) => format!(
-                "recovery: any moment from {} to {}",
-                human::time(w.from),
-                human::time(w.to)
-            ),
+            (Some(w), Some(_)) => {
+                let (from, to) = human::window(w.from, w.to);
+                format!("recovery: any moment from {from} to {to}")
+            }
             (Some(_), None) => format!(
                 "recovery: undecided between timelines {}",
                 joined(&shown.candidates)
@@ -132,10 +131,11 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
         ]);
         let is_open = |w: &&Window| !w.ends_alone(&shown.inventory);
         for w in shown.recovery_windows.iter().filter(is_open) {
+            let (from, to) = human::window(w.from, w.to);
             table.row([
                 w.timeline.decimal().to_string(),
-                human::time(w.from),
-                human::time(w.to),
+                from,
+                to,
                 w.to_lsn.to_string(),
             ]);
         }
@@ -173,12 +173,15 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
 
 /// Prints problems, and what helps behind the last of those that it helps; nothing where they have said so.
 fn print_problems(cx: &Context, problems: &[Finding]) -> Result<()> {
+    let config = cx.session.flags.config.as_deref();
     for (index, problem) in problems.iter().enumerate() {
         let state = problem.level.state();
-        cx.out.line(&format!("{state}: {}", problem.value))?;
+        let value = finding::with_config(&problem.value, config);
+        cx.out.line(&format!("{state}: {value}"))?;
         let Some(next) = &problem.next else { continue };
         let following = problems.get(index + 1).and_then(|f| f.next.as_ref());
         if !problem.value.contains(next) && following != Some(next) {
+            let next = finding::with_config(next, config);
             cx.out.line(&format!("  next: {next}"))?;
         }
     }

@@ -18,10 +18,7 @@ pub(super) fn as_json(left_out: &LeftOut) -> serde_json::Value {
 /// Warns of the first examples, whose paths begin at `root`. `more` follows the number of the others.
 pub(super) fn warn(cx: &Context, left_out: &LeftOut, root: &str, more: &str) {
     for one in left_out.examples().iter().take(SHOWN) {
-        let path = String::from_utf8_lossy(&one.path);
-        let part = one.part.name();
-        cx.out
-            .warn(&format!("\"{root}{path}\", {part}: {}", one.why));
+        cx.out.warn(&line(one, root));
     }
     let others = left_out.total().saturating_sub(SHOWN as u64);
     if others > 0 {
@@ -29,10 +26,40 @@ pub(super) fn warn(cx: &Context, left_out: &LeftOut, root: &str, more: &str) {
     }
 }
 
+/// An example as a line; the directory that was backed up or restored has no path of its own.
+fn line(one: &Example, root: &str) -> String {
+    let path = format!("{root}{}", String::from_utf8_lossy(&one.path));
+    let named = match path.is_empty() {
+        true => "the directory itself".to_owned(),
+        false => format!("\"{path}\""),
+    };
+    format!("{named}, {}: {}", one.part.name(), one.why)
+}
+
 /// Returns the exit status of a command that met so many troubles.
 pub(super) fn status(troubles: u64) -> u8 {
     match troubles {
         0 => exit::SUCCESS,
         _ => exit::WARNINGS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::left_out::Part;
+
+    #[test]
+    fn the_directory_itself_is_named_where_it_has_no_path() {
+        let of = |path: &[u8]| Example {
+            path: path.to_vec(),
+            part: Part::Owner,
+            why: "0:0 is given with --privileged alone".to_owned(),
+        };
+        let why = "owner: 0:0 is given with --privileged alone";
+        let whole = format!("the directory itself, {why}");
+        assert_eq!(line(&of(b""), ""), whole);
+        assert_eq!(line(&of(b"a/b"), ""), format!("\"a/b\", {why}"));
+        assert_eq!(line(&of(b"etc"), "/"), format!("\"/etc\", {why}"));
     }
 }

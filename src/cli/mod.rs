@@ -69,6 +69,7 @@ mod left_out;
 pub mod logical;
 pub mod mark;
 pub mod metrics;
+mod moment;
 pub mod mount;
 pub mod pin;
 pub mod plan;

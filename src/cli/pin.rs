@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::moment::Moment;
 use super::target::TargetArgs;
 use super::timeline::{partial_unless, reason};
 use super::{Context, unconfirmed};
@@ -10,6 +11,7 @@ use crate::operate::failures::Failures;
 use crate::operate::human;
 use crate::operate::pin::{self, Asked, Kind, Pinning, StandingPin};
 use crate::operate::pin_content::{self, Wanted};
+use crate::operate::target::{AskedTarget, Point};
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 
@@ -34,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     pub reason: String,
 
-    /// Keep it until then, such as "2027-01-01 00:00:00+01"; without it, until pitr unpin
+    /// Keep it until then: a time such as "2027-01-01 00:00:00+01", a day, or a length of time such as 30d; without it, until pitr unpin
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
 
@@ -77,13 +79,8 @@ pub struct UnpinArgs {
 
 /// Runs `pitr pin`.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let until = args.until.clone().map(|text| TargetArgs {
-        target_time: Some(text),
-        timezone: args.timezone.clone(),
-        target_timeline: "latest".to_owned(),
-        ..TargetArgs::default()
-    });
-    let until = until.map(|until| until.parse()).transpose()?;
+    let until = args.until.as_deref().map(|text| until(args, text, cx));
+    let until = until.transpose()?;
     if let Some(of) = &args.of {
         let reason = args.reason.clone();
         let wanted = Wanted { reason, until };
@@ -107,6 +104,20 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let failures = std::mem::take(&mut pinning.failures);
     finish(cx, &pinning, (args.confirm, args.dry_run), failures, || {
         format!("pinned in {}", pinning.recorded_in.join(" and "))
+    })
+}
+
+/// The end of the pin, as its zone is asked for.
+fn until(args: &Args, text: &str, cx: &Context) -> Result<AskedTarget> {
+    let moment: Moment = text.parse()?;
+    let zoned = TargetArgs {
+        timezone: args.timezone.clone(),
+        target_timeline: "latest".to_owned(),
+        ..TargetArgs::default()
+    };
+    Ok(AskedTarget {
+        point: Point::Time(moment.after(cx.session.host.now())?),
+        ..zoned.parse()?
     })
 }
 

@@ -6,6 +6,7 @@ use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::fault;
 use crate::operate::choice::{Question, Unless};
+use crate::operate::former;
 use crate::operate::how_long;
 use crate::operate::human;
 use crate::operate::opened::{self, Opened};
@@ -40,6 +41,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let target = args.target.parse()?;
     fault::pause("plan");
     let first = opened::open(&cx.session, Reading::open(&cx.session)?)?;
+    former::warn(&cx.session, &first.reading, &first.inventory);
     let question = Question {
         target: &target,
         action: Action::Promote,

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::restore::Args;
 use super::{Context, unconfirmed};
+use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
@@ -55,7 +56,8 @@ impl Replaced {
         let undo = self.undo_command.as_deref().unwrap_or_default();
         cx.out
             .line("This puts it back while no server runs there:")?;
-        cx.out.line(&format!("  {undo}"))
+        cx.out.line(&format!("  {undo}"))?;
+        cx.out.line("Add --discard-changes to it once a server of the new cluster has accepted writes: they are kept aside then.")
     }
 }
 
@@ -152,6 +154,8 @@ pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
     let is_confirmed = args.confirm && !args.dry_run;
     let standing = replace::undo(&cx.session, &args.to, args.discard_changes, is_confirmed)?;
     let wrote = !is_confirmed && standing.has_accepted_writes()?;
+    // An undo that has begun was allowed.
+    let lacks_discard = wrote && !args.discard_changes && standing.state() != State::Undoing;
     let (data, aside) = (text(standing.data()), standing.undone());
     if cx.out.is_json() {
         cx.out.json(&json!({
@@ -179,12 +183,17 @@ pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
                 path.display()
             ))?;
         }
-        if wrote {
+        if lacks_discard {
             cx.out.line("It has accepted writes, which the old cluster does not have: --discard-changes is needed.")?;
         }
     }
     match (is_confirmed, args.dry_run) {
         (true, _) | (false, true) => Ok(exit::SUCCESS),
+        (false, false) if lacks_discard => Err(err!(
+            Refused,
+            "nothing was changed, because --confirm and --discard-changes are not given"
+        )
+        .hint("The old cluster would be put back, without what was written since.\nAdd --confirm and --discard-changes to do it, or --dry-run to only look.")),
         (false, false) => Err(unconfirmed("The old cluster would be put back.")),
     }
 }

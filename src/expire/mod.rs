@@ -1,7 +1,7 @@
 //! Executes a plan of expiry (`plan::retention`).
 //!
 //! Order: marks → the claim under which WAL is deleted (`repo::deletion`) → everything is read anew, claims before roots → tombstones → roots, each gone for good before → server manifests,
-//! layers, packs → WAL, ascending per timeline → events, reservations last. Layers, packs, and WAL before all that is needed go several at once.
+//! layers, packs → WAL, ascending per timeline → events, reservations last → claims of copies that are over, as far as the round lasts. Layers, packs, and WAL before all that is needed go several at once.
 //! The claim ends where WAL takes long, and everything from it on is done once more. Killed anywhere, the next run goes on: what is
 //! gone is gone, and what is left is still marked. A mark is no authority: the second reading decides again, and only what was marked
 //! before it is deleted. Only this module deletes objects, but for a failed backup, which takes back its own (`backup`).
@@ -67,6 +67,21 @@ pub struct Outcome {
     pub locked_count: u64,
     /// Their stored bytes, as far as the store tells them, and those of backups whose roots are among them.
     pub locked_bytes: u64,
+    /// Claims of copies that were over, and their releases, that are gone; they are not among the objects.
+    pub cleared: u64,
+    /// Backups of which the store keeps some of these: a later run tries again.
+    pub uncleared: u64,
+    /// The causes for which the last plan that was carried out leaves something.
+    pub withheld: Vec<String>,
+}
+
+impl Outcome {
+    /// Adds to the causes that were known before.
+    pub fn add_withheld(&self, known: &mut Vec<String>) {
+        let new = self.withheld.iter().filter(|why| !known.contains(why));
+        let new: Vec<String> = new.cloned().collect();
+        known.extend(new);
+    }
 }
 
 impl Expire<'_> {
@@ -99,7 +114,7 @@ impl Expire<'_> {
         let mut links = Links::new(self.repository, survey.layout(self.registration)?);
         loop {
             let plan = retention(survey, policy, now);
-            if plan.is_empty() {
+            if plan.only_clears() {
                 return Ok(plan);
             }
             let kept = plan.backups.iter().filter(|b| b.fate == Fate::Keep);
@@ -307,6 +322,7 @@ mod tests {
     use crate::pg::version::Major;
     use crate::repo::container::Codec;
     use crate::repo::crafted;
+    use crate::repo::event::{Event, Recorded};
     use crate::repo::runs::Runs;
     use crate::wal::inventory::Timeline;
     use crate::wal::survey::{Root, Subject};
@@ -380,13 +396,16 @@ mod tests {
         (id.parse().unwrap(), subject)
     }
 
-    /// The fates of a backup of the first segment and of one of the last four, of which one is to be kept.
-    fn fates((repository, registration): &(Repository, Registration)) -> Vec<&'static str> {
+    /// Plans for a backup of the first segment, and for one of the last four, which has these events. So many are to be kept.
+    fn judged(
+        (repository, registration): &(Repository, Registration),
+        (keep, events): (u32, Vec<Recorded>),
+    ) -> ExpirePlan {
         let expire = Expire {
             repository,
             registration,
             policy: Policy {
-                rules: Retention::newest(1),
+                rules: Retention::newest(keep),
                 grace: Duration::from_secs(3600),
                 ..Policy::default()
             },
@@ -396,16 +415,31 @@ mod tests {
             segments: Runs::from_numbers((1..=5).collect()),
             ..Timeline::default()
         };
+        let (newest, subject) = backup(2, 5);
+        let subject = Subject { events, ..subject };
         let mut survey = Survey {
             catalog: Catalog {
-                ids: [backup(1, 1), backup(2, 5)].into(),
+                ids: [backup(1, 1), (newest, subject)].into(),
                 ..Catalog::empty()
             },
             timelines: [(TimelineId::FIRST, timeline)].into(),
             ..Survey::empty(size())
         };
-        let plan = expire.judge(&mut survey, &expire.policy, NOW).unwrap();
+        expire.judge(&mut survey, &expire.policy, NOW).unwrap()
+    }
+
+    /// The fates of the two, of which one is to be kept.
+    fn fates(archived: &(Repository, Registration)) -> Vec<&'static str> {
+        let plan = judged(archived, (1, Vec::new()));
         plan.backups.iter().map(|b| b.fate.as_str()).collect()
+    }
+
+    /// Puts a segment of another server in the middle of the WAL of the newer backup, where no proof of a backup looks.
+    fn mix(own: (&Path, &Registration), others: &Path) {
+        let layout = ClusterLayout::new("main", own.1.system_identifier).unwrap();
+        let key = layout.segment(name(3));
+        let file = |directory: &Path| directory.join("r").join(key.as_str());
+        std::fs::copy(file(others), file(own.0)).unwrap();
     }
 
     #[test]
@@ -414,12 +448,32 @@ mod tests {
         let one = archived(own.path(), 1);
         let other = archived(others.path(), 2);
         assert_eq!(fates(&one), ["mark", "keep"]);
-        // In the middle, where no proof of a backup looks.
-        let layout = ClusterLayout::new("main", one.1.system_identifier).unwrap();
-        let key = layout.segment(name(3));
-        let file = |directory: &Path| directory.join("r").join(key.as_str());
-        std::fs::copy(file(others.path()), file(own.path())).unwrap();
+        mix((own.path(), &one.1), others.path());
         assert_eq!(fates(&one), ["keep", "keep"]);
+        drop(other);
+    }
+
+    #[test]
+    fn x39_no_wal_is_read_where_only_claims_that_are_over_go() {
+        let (own, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let one = archived(own.path(), 1);
+        let other = archived(others.path(), 2);
+        mix((own.path(), &one.1), others.path());
+        let claim = Recorded {
+            name: "20000101T000000Z-claim-0000000000000001".to_owned(),
+            event: Event {
+                event: "claim".to_owned(),
+                purpose: Some("sync".to_owned()),
+                seconds: Some(3600),
+                ..Event::default()
+            },
+            stored: TimestampTz(0),
+            is_doubted: false,
+        };
+        let plan = judged(&one, (2, vec![claim]));
+        assert!(plan.only_clears() && !plan.is_empty(), "{plan:?}");
+        // Nobody has looked whether the WAL belongs together.
+        assert_eq!(plan.backups[1].damage, None);
         drop(other);
     }
 }

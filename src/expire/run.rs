@@ -10,6 +10,7 @@ use crate::fault;
 use crate::host::Host;
 use crate::pg::segment::{SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::timeline::TimelineId;
+use crate::plan::retention::claims::SpentClaims;
 use crate::plan::retention::wal::Needed;
 use crate::plan::retention::{Deletion, ExpirePlan, Policy};
 use crate::repo::deletion::DeletionClaim;
@@ -39,6 +40,9 @@ const KEPT_FOR_CLAIM: usize = 6;
 
 /// The way out of a full disk without a reserve.
 const FULL: &str = "Nothing that is needed was deleted: expire has to write a small file before it may delete.\nRemove a file that is not the repository's, or enlarge the disk, and run the command again. From then on expire keeps a reserve for this.";
+
+/// The way on where the store has failed.
+const GOES_ON: &str = "Nothing that is needed was deleted. Run the command again when the repository answers: it goes on.";
 
 /// A scope of which something is deleted.
 pub trait Domain {
@@ -188,6 +192,7 @@ impl<'a> Run<'a> {
             self.until = Instant::now() + fault::shortened(self.round.max(asked.elapsed()));
             fault::pause("expire-decided");
             if self.bury(&plan.tombstones)? && self.unmake(&plan)? {
+                self.outcome.withheld.clone_from(&plan.withheld);
                 return self.delete(&plan);
             }
         }
@@ -275,7 +280,7 @@ impl<'a> Run<'a> {
     /// Deletes all but roots; `false` where the round has ended, and WAL is left.
     fn delete(&mut self, plan: &ExpirePlan) -> Result<bool> {
         // Before any of their WAL goes: what is missing then is missing on purpose.
-        for id in &plan.trimmed {
+        for id in plan.trimmed.iter().filter(|_| !plan.only_clears()) {
             let writer = Writer::of(self.host);
             let trimmed = writer.event(event::TRIMMED, &id.to_string());
             self.record(&writer, &trimmed, 0)?;
@@ -287,7 +292,68 @@ impl<'a> Run<'a> {
                 self.delete_one(deletion, &plan.needed)?;
             }
         }
+        if !self.is_cut {
+            self.clear_all(plan)?;
+        }
         Ok(!self.is_cut)
+    }
+
+    /// Deletes claims of copies that are over. Nothing hangs on it: it ends with the round, and a later run goes on.
+    fn clear_all(&mut self, plan: &ExpirePlan) -> Result<()> {
+        for deletion in &plan.deletions {
+            if self.is_over() {
+                return Ok(());
+            }
+            if let Deletion::Spent(id, spent) = deletion
+                && !self.clear_claims(id, spent)?
+            {
+                self.outcome.uncleared += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes those of one id; `false` when the store refused one, which ends it. It keeps what is over, and that holds up nobody.
+    fn clear_claims(&mut self, id: &BackupId, spent: &SpentClaims) -> Result<bool> {
+        let (scope, subject) = (self.scope, id.to_string());
+        let width = self.at_once();
+        for names in [&spent.releases, &spent.claims] {
+            let keys = names.iter().map(|name| scope.event(&subject, name));
+            let keys: Vec<Key> = keys.collect::<Result<_>>()?;
+            // The first one alone shows whether the store keeps them.
+            let (first, others) = keys.split_at(keys.len().min(1));
+            for step in first.chunks(1).chain(others.chunks(width)) {
+                if self.is_over() {
+                    return Ok(true);
+                }
+                if !self.clear(step)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Deletes a step of events; `false` when the store refused one.
+    fn clear(&mut self, step: &[Key]) -> Result<bool> {
+        let mut is_complete = true;
+        let mut failed = None;
+        for result in self.delete_step(step)? {
+            match result {
+                Ok(was_there) => self.outcome.cleared += u64::from(was_there),
+                Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => is_complete = false,
+                Err(e) => failed = failed.or(Some(e)),
+            }
+        }
+        match failed {
+            Some(e) => Err(e.hint(GOES_ON)),
+            None => Ok(is_complete),
+        }
+    }
+
+    /// Whether the round has lasted as long as it may.
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
     }
 
     fn delete_one(&mut self, deletion: &Deletion, needed: &Needed) -> Result<()> {
@@ -297,7 +363,8 @@ impl<'a> Run<'a> {
             number,
         };
         match deletion {
-            Deletion::Manifest(_) => {}
+            // Roots are gone by now, and claims of copies go behind all else.
+            Deletion::Manifest(_) | Deletion::Spent(..) => {}
             Deletion::ServerManifest(id) => {
                 self.remove(&self.scope.server_manifest(id))?;
             }
@@ -362,7 +429,7 @@ impl<'a> Run<'a> {
         // The first one alone shows whether the store keeps them.
         let mut step: Vec<Key> = keys.by_ref().take(1).collect();
         while !step.is_empty() && self.remove_segments(&step)? {
-            if Instant::now() >= self.until {
+            if self.is_over() {
                 self.is_cut = true;
                 return Ok(());
             }
@@ -473,9 +540,7 @@ impl<'a> Run<'a> {
                 }
                 Ok(false)
             }
-            Err(e) => Err(e.hint(
-                "Nothing that is needed was deleted. Run the command again when the repository answers: it goes on.",
-            )),
+            Err(e) => Err(e.hint(GOES_ON)),
         }
     }
 
@@ -519,7 +584,7 @@ mod tests {
     /// A directory that answers as slowly as a store across a network, and remembers what was deleted.
     struct Distant {
         inner: FileStore,
-        /// Keys that end so are locked.
+        /// Keys with this in them are locked.
         locked: &'static str,
         running: AtomicUsize,
         most: AtomicUsize,
@@ -548,14 +613,12 @@ mod tests {
         }
 
         fn delete(&self, key: &Key) -> Result<bool> {
-            if !key.as_str().contains("/events/") {
-                self.deleted.lock().unwrap().push(key.to_string());
-                let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
-                self.most.fetch_max(running, Ordering::SeqCst);
-                std::thread::sleep(LATENCY);
-                self.running.fetch_sub(1, Ordering::SeqCst);
-            }
-            match !self.locked.is_empty() && key.as_str().ends_with(self.locked) {
+            self.deleted.lock().unwrap().push(key.to_string());
+            let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(running, Ordering::SeqCst);
+            std::thread::sleep(LATENCY);
+            self.running.fetch_sub(1, Ordering::SeqCst);
+            match !self.locked.is_empty() && key.as_str().contains(self.locked) {
                 true => Err(err!(Locked, "kept by the store")),
                 false => self.inner.delete(key),
             }
@@ -570,14 +633,16 @@ mod tests {
         }
     }
 
-    /// Segments, packs and the reservation of a backup whose root is gone: what is there goes.
+    /// Segments, packs, events and the reservation of a backup whose root is gone, and claims of copies of others: what is there goes.
     struct Bench {
-        _directory: tempfile::TempDir,
+        directory: tempfile::TempDir,
         store: Distant,
         layout: ClusterLayout,
         host: Host,
         segments: u64,
         packs: u32,
+        /// Backups with claims of copies that are over.
+        copied: Vec<BackupId>,
         needed: Needed,
         /// The claims that stood at each plan, and whether the reservation was there.
         seen: Mutex<Vec<(Vec<String>, bool)>>,
@@ -606,11 +671,12 @@ mod tests {
                     most: AtomicUsize::new(0),
                     deleted: Mutex::default(),
                 },
-                _directory: directory,
+                directory,
                 layout: ClusterLayout::new("main", 7).unwrap(),
                 host: Host::still(TimestampTz::from_system_time(SystemTime::now()), 5),
                 segments,
                 packs,
+                copied: Vec::new(),
                 needed,
                 seen: Mutex::default(),
             };
@@ -629,6 +695,39 @@ mod tests {
 
         fn pack(&self, number: u32) -> Key {
             self.layout.pack(&PartName { id: id(), number })
+        }
+
+        /// The names of a backup's events, but for its reservation.
+        fn events(&self, id: &BackupId) -> Vec<String> {
+            let prefix = self.layout.subject(&id.to_string());
+            let listed = self.store.list(&prefix).unwrap().into_iter();
+            let names = listed.map(|one| one.name);
+            names.filter(|name| name != "begin").collect()
+        }
+
+        /// Puts an event, without the time that a store takes to make it durable.
+        fn record(&self, id: &BackupId, name: &str) {
+            let key = self.layout.event(&id.to_string(), name).unwrap();
+            let path = self.directory.path().join(key.as_str());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"event").unwrap();
+        }
+
+        /// Puts so many claims of copies that are over, and their releases.
+        fn copied(&mut self, id: &BackupId, count: usize) {
+            for n in 0..count {
+                for kind in ["release", "claim"] {
+                    self.record(id, &format!("20261101T000000Z-{kind}-{n:016x}"));
+                }
+            }
+            self.copied.push(id.clone());
+        }
+
+        /// The keys of a backup's events of which the deletion was asked for, in order.
+        fn asked_of(&self, id: &BackupId) -> Vec<String> {
+            let mut asked = self.store.deleted.lock().unwrap().clone();
+            asked.retain(|key| key.contains(&format!("/events/{id}/")));
+            asked
         }
 
         fn is_there(&self, key: &Key) -> bool {
@@ -668,6 +767,12 @@ mod tests {
             let has_begin = self.is_there(&self.layout.begin(&id()));
             self.seen.lock().unwrap().push((claims, has_begin));
             let mut deletions = Vec::new();
+            for id in &self.copied {
+                let is_release = |name: &String| name.contains("-release-");
+                let (releases, claims) = self.events(id).into_iter().partition(is_release);
+                let spent = SpentClaims { releases, claims };
+                deletions.push(Deletion::Spent(id.clone(), spent));
+            }
             for number in (1..=self.packs).filter(|n| self.is_there(&self.pack(*n))) {
                 deletions.push(Deletion::Packs(id(), number, number));
             }
@@ -675,6 +780,9 @@ mod tests {
             if let (Some(first), Some(last)) = (left.first(), left.last()) {
                 let (first, last) = (SegmentNumber(*first), SegmentNumber(*last));
                 deletions.push(Deletion::Segments(TimelineId::FIRST, first, last));
+            }
+            for name in self.events(&id()) {
+                deletions.push(Deletion::Event(id().to_string(), name));
             }
             if has_begin {
                 deletions.push(Deletion::Begin(id()));
@@ -765,5 +873,69 @@ mod tests {
         assert_eq!((outcome.locked_count, outcome.deleted_segments), (1, 8));
         let left: Vec<u64> = [4].into_iter().chain(10..=30).collect();
         assert_eq!(bench.left(), left);
+    }
+
+    #[test]
+    fn x39_claims_that_are_over_go_behind_all_else_and_only_while_the_round_lasts() {
+        let kept: BackupId = "20261121T064049Z-full".parse().unwrap();
+        let mut bench = Bench::new(0, 0, "", Needed::default());
+        bench.record(&id(), "20261120T070000Z-verified-0000000000000001");
+        bench.copied(&kept, 1_000);
+        let times = (20 * LATENCY, Duration::ZERO);
+        let place: (&dyn Store, &Scope) = (&bench.store, &bench.layout);
+        let subject = bench.layout.subject(bench.layout.whole());
+        let (outcome, left) = std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                while bench.store.list(&subject).unwrap().is_empty() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                deletion::wait_on(place, &bench.host).unwrap();
+                bench.events(&kept).len()
+            });
+            (bench.run(times), waiter.join().unwrap())
+        });
+        // Who waits goes on long before the last of them would be gone.
+        assert!((1_000..2_000).contains(&left), "{left}");
+        assert_eq!(outcome.cleared, 2_000 - left as u64);
+        assert_eq!(bench.store.most.load(Ordering::SeqCst), AT_ONCE);
+        // The event and the reservation of the backup that goes are gone, and went before.
+        assert_eq!(outcome.deleted_objects, 2);
+        let asked = bench.store.deleted.lock().unwrap().clone();
+        let is_of = |id: &BackupId| {
+            let part = format!("/events/{id}/");
+            move |key: &String| key.contains(&part)
+        };
+        let first = asked.iter().position(is_of(&kept)).unwrap();
+        let last = asked.iter().rposition(is_of(&id())).unwrap();
+        assert!(last < first, "{last} {first}");
+        assert_eq!(bench.asked_of(&id()).len(), 2);
+        // Another run goes on.
+        assert!(bench.run(times).cleared > 0);
+    }
+
+    #[test]
+    fn x39_claims_that_the_store_keeps_are_asked_for_once_a_backup_and_hold_up_no_other() {
+        let [one, another, free] = [
+            "20251101T000000Z-full",
+            "20251102T000000Z-full",
+            "20261121T064049Z-full",
+        ]
+        .map(|id| id.parse::<BackupId>().unwrap());
+        let mut bench = Bench::new(0, 0, "/20251", Needed::default());
+        for id in [&one, &another, &free] {
+            bench.copied(id, 20);
+        }
+        let outcome = bench.run((Duration::from_secs(600), Duration::ZERO));
+        for id in [&one, &another] {
+            assert_eq!((bench.asked_of(id).len(), bench.events(id).len()), (1, 40));
+        }
+        assert_eq!(bench.events(&free), [""; 0]);
+        assert_eq!((outcome.cleared, outcome.uncleared), (40, 2));
+        assert_eq!((outcome.locked_count, outcome.locked_bytes), (0, 0));
+        assert_eq!((outcome.refused_count, outcome.locked.len()), (0, 0));
+        // A run that is killed finds the releases by their claims.
+        let asked = bench.asked_of(&free);
+        assert!(asked[..20].iter().all(|key| key.contains("-release-")));
+        assert!(asked[20..].iter().all(|key| key.contains("-claim-")));
     }
 }

@@ -102,6 +102,13 @@ impl Names {
         is_table(relation.kind)
     }
 
+    /// The relations of users whose rows are data, partitioned tables included: schema and name, and `relkind`.
+    pub fn tables(&self) -> impl Iterator<Item = (String, char)> + '_ {
+        let own = self.relations.iter();
+        let own = own.filter(|k| k.oid >= FIRST_NORMAL_OID && is_table(Some(k.kind)));
+        own.map(|k| (format!("{}.{}", k.schema, k.name), k.kind))
+    }
+
     /// Whether relations of a database were looked at.
     pub fn has_database(&self, database: u32) -> bool {
         self.databases.contains_key(&database)
@@ -127,4 +134,32 @@ impl Names {
 /// Whether `relkind`, where it is known, is that of a relation whose rows are data.
 pub fn is_table(kind: Option<char>) -> bool {
     matches!(kind, Some('r' | 'p' | 'm') | None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_of_users_are_listed() {
+        let mut names = Names::default();
+        for (oid, name, kind) in [
+            (1259, "pg_class", 'r'),
+            (16_384, "orders", 'p'),
+            (16_385, "orders_2026", 'r'),
+            (16_386, "orders_pkey", 'i'),
+        ] {
+            let known = Known {
+                oid,
+                file: oid,
+                schema: "public".to_owned(),
+                name: name.to_owned(),
+                kind,
+            };
+            names.add(5, known);
+        }
+        let tables: Vec<(String, char)> = names.tables().collect();
+        let expected = [("public.orders", 'p'), ("public.orders_2026", 'r')];
+        assert_eq!(tables, expected.map(|(name, kind)| (name.to_owned(), kind)));
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,7 @@ use rustix::fs::{Advice, FallocateFlags, FlockOperation, Mode, OFlags};
 
 use super::Options;
 use super::frame::{FileHeader, Frames, HEADER_BYTES, HEADER_USED};
+use crate::config::account::Account;
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -166,11 +167,11 @@ impl Files {
         let failed = |e| {
             let e = Error::from_io(format!("open the journal \"{}\"", path.display()), e);
             match e.code() {
-                // It does not matter to which cluster the directory in the way belongs: this one needs its own.
-                Code::Denied => e.hint(format!(
-                    "Give the user that runs pitr receive, the server's, the directory: sudo install -d -m 0700 -o postgres {}",
-                    options.directory.display()
-                )),
+                Code::Denied => {
+                    let owner = std::fs::metadata(&options.directory).map(|meta| meta.uid());
+                    let own = rustix::process::geteuid().as_raw();
+                    e.hint(next_of_denied(&options.directory, owner.ok(), own))
+                }
                 _ => e,
             }
         };
@@ -748,6 +749,24 @@ fn create_directories(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The next step where user `own` may not use the configured directory; `owner` has it, where it is there.
+fn next_of_denied(directory: &Path, owner: Option<u32>, own: u32) -> String {
+    let me = Account::name_of(own);
+    match owner.filter(|owner| *owner != own && *owner != 0) {
+        Some(owner) => {
+            let owner = Account::name_of(owner);
+            format!(
+                "The journal belongs to user {owner}, and this runs as {me}.\nRun the receiver as that user: sudo -u {owner} pitr receive"
+            )
+        }
+        // It does not matter whose the directories above are: the receiver needs its own.
+        None => format!(
+            "The receiver runs as {me}, and needs a directory of its own.\nsudo install -d -m 0700 -o {me} {}",
+            directory.display()
+        ),
+    }
+}
+
 /// Locks the directory for as long as the file is open, and writes into it by whom.
 fn lock(directory: &OwnedFd, path: &Path, options: &Options) -> Result<File> {
     let failed =
@@ -784,4 +803,23 @@ fn lock(directory: &OwnedFd, path: &Path, options: &Options) -> Result<File> {
         other => other.map_err(failed)?,
     }
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_that_is_denied_names_the_user_who_runs_or_has_it() {
+        let directory = Path::new("/var/lib/pitr/journal");
+        // No account has these numbers.
+        let (own, other) = (3_999_999_001, 3_999_999_002);
+        for owner in [None, Some(0), Some(own)] {
+            let next = next_of_denied(directory, owner, own);
+            let command = "install -d -m 0700 -o 3999999001 /var/lib/pitr/journal";
+            assert!(next.ends_with(command), "{next}");
+        }
+        let next = next_of_denied(directory, Some(other), own);
+        assert!(next.ends_with("sudo -u 3999999002 pitr receive"), "{next}");
+    }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::archive_command::shell_word;
 use super::owner::{Access, User};
 use crate::error::Error;
+use crate::tree::replace::DEPOT_PREFIX;
 
 /// The error with a next step, where the system denied access and nothing better is known. `repositories` are looked at when the error names no
 /// file itself.
@@ -18,13 +19,25 @@ pub fn explain(error: Error, repositories: &[PathBuf]) -> Error {
     if error.hint_text().is_some() || !is_of_system(&error) {
         return error;
     }
-    let named = named_in(&error.to_string());
+    let text = error.to_string();
+    let me = User::of_process();
+    if me.uid != 0 && names_depot(&text) {
+        return error.hint(hint_at_depot(&me.name()));
+    }
+    let named = named_in(&text);
     let places = named.iter().chain(repositories);
     let hint = match places.filter_map(|p| Some((p, obstacle(p)?))).next() {
         Some((wanted, place)) => hint_at(&place, wanted),
         None => "Run this as the user who owns it, which should be the server's: sudo -u postgres pitr …, or correct its permissions.".into(),
     };
     error.hint(hint)
+}
+
+/// The next step where the directory cannot be made in which a restore in place keeps what it replaces. Each run has one of its own name.
+fn hint_at_depot(me: &str) -> String {
+    format!(
+        "This runs as {me}, who may not write the lowest directory above all paths of the section: what is replaced is kept there.\nRun the same command as root: sudo pitr … --privileged. Or give these paths a section of their own, with paths below a directory of {me}."
+    )
 }
 
 fn hint_at(place: &Path, wanted: &Path) -> String {
@@ -66,13 +79,21 @@ fn is_of_system(error: &Error) -> bool {
     false
 }
 
+fn quoted(message: &str) -> impl Iterator<Item = &str> {
+    message.split('"').skip(1).step_by(2)
+}
+
 /// The absolute paths that stand in quotes.
 fn named_in(message: &str) -> Vec<PathBuf> {
-    let quoted = message.split('"').skip(1).step_by(2);
-    quoted
+    quoted(message)
         .filter(|q| q.starts_with('/'))
         .map(PathBuf::from)
         .collect()
+}
+
+/// Whether a path in quotes is that of a depot, or leads through one.
+fn names_depot(message: &str) -> bool {
+    quoted(message).any(|q| q.split('/').any(|part| part.starts_with(DEPOT_PREFIX)))
 }
 
 /// The uppermost directory on the way, or the place itself, that this process may not go through.
@@ -124,5 +145,20 @@ mod tests {
             named_in("read object \"a/b\": open \"/r/a b\": no"),
             [PathBuf::from("/r/a b")]
         );
+    }
+
+    #[test]
+    fn a_depot_that_cannot_be_made_names_no_directory_of_that_run() {
+        let run = ".pitr-rollback-20261120T064049Z-482913";
+        for path in [format!("/{run}"), run.to_owned(), format!("{run}/1")] {
+            assert!(names_depot(&format!("make directory \"{path}\"")), "{path}");
+        }
+        assert!(!names_depot(
+            "make directory \"/srv/pitr\": run .pitr-rollback-1"
+        ));
+        let hint = hint_at_depot("nobody");
+        assert!(hint.contains("--privileged"), "{hint}");
+        assert!(hint.contains("a section of their own"), "{hint}");
+        assert!(!hint.contains(".pitr-rollback-"), "{hint}");
     }
 }

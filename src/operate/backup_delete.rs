@@ -261,6 +261,7 @@ fn carry_out(one: &mut Deletion, id: &BackupId, host: &Host) -> Result<()> {
     one.marked = outcome.marked.contains(id);
     one.deleted = outcome.deleted_backups.contains(id);
     one.deleted_segments = outcome.deleted_segments;
+    outcome.add_withheld(&mut one.withheld);
     one.refused = outcome.refused;
     one.locked = outcome.locked;
     ran?;

@@ -87,6 +87,8 @@ pub struct Blocked {
     #[serde(skip)]
     text: String,
     #[serde(skip)]
+    hint: String,
+    #[serde(skip)]
     age: Duration,
 }
 
@@ -108,11 +110,13 @@ impl Blocked {
         });
         let blocked = offered.map(|(file, (failure, since))| {
             let since = TimestampTz::from_system_time(since);
+            let mut lines = failure.text.lines();
             Blocked {
                 file,
                 code: failure.code,
                 since,
-                text: failure.text.lines().next().unwrap_or_default().to_owned(),
+                text: lines.next().unwrap_or_default().to_owned(),
+                hint: lines.map(str::trim).collect::<Vec<_>>().join(" "),
                 age: session.host.now().duration_since(since).unwrap_or_default(),
             }
         });
@@ -130,6 +134,11 @@ impl Blocked {
             true => "pitr wal conflicts",
             false => "pitr doctor",
         }
+    }
+
+    /// The hint of pitr-archive, where it gave one: what helps.
+    pub fn hint(&self) -> Option<&str> {
+        Some(self.hint.as_str()).filter(|hint| !hint.is_empty())
     }
 
     /// One line.

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::failures::Failures;
 use super::of::{self, Of};
 use super::session::Session;
+use super::unproven;
 use crate::config;
 use crate::error::Result;
 use crate::host::Host;
@@ -92,6 +93,10 @@ fn one_repository(
     claimed: &mut Vec<Claimed>,
 ) -> Result<()> {
     let repository = session.open(configured)?;
+    if release.is_some() && is_confirmed {
+        // The end of a proven claim would be found to be forged, and count for nothing.
+        unproven::require_key(configured, &repository)?;
+    }
     let mut releasing = Releasing {
         repository: &configured.name,
         store: repository.store(),

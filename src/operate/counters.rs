@@ -220,6 +220,21 @@ pub fn counted_unless<T>(
     kind: impl FnOnce(&T) -> BackupKind,
     is_none: impl FnOnce(&Error) -> bool,
 ) -> Result<T> {
+    let why = |e: &Error| (!is_none(e)).then(|| reason(e.code()));
+    counted_by((session, settings), label, work, kind, why)
+}
+
+/// As [`counted`]; `why` names the reason of an error, and none where that is no attempt.
+///
+/// # Errors
+/// Those of `work`.
+pub fn counted_by<T>(
+    (session, settings): (&Session, &Settings),
+    label: &Label,
+    work: impl FnOnce() -> Result<T>,
+    kind: impl FnOnce(&T) -> BackupKind,
+    why: impl FnOnce(&Error) -> Option<&'static str>,
+) -> Result<T> {
     let own = Begun {
         label: label.clone(),
         process: Identity::of(std::process::id()),
@@ -240,9 +255,9 @@ pub fn counted_unless<T>(
             };
             (label, None)
         }
-        Err(e) => (label.clone(), Some(reason(e.code()))),
+        Err(e) => (label.clone(), why(e)),
     };
-    let is_attempt = !done.as_ref().is_err_and(is_none);
+    let is_attempt = done.is_ok() || reason.is_some();
     update((session, settings), |book| {
         book.running.retain(|one| *one != own);
         if is_attempt {

@@ -162,6 +162,7 @@ fn all_scopes(
     let first = done.len();
     let mut run = Run {
         repository: &configured.name,
+        only_writes: configured.only_writes(),
         is_confirmed: asked.is_confirmed,
         warning: unproven::warning(configured, repository, FORGED),
         done,
@@ -278,9 +279,17 @@ fn unruled(of: &Of, configured: &config::Repository) -> String {
     )
 }
 
+/// Names where the verification that is waited for is possible: without a reader's key it fails.
+fn name_reader(waiting: &mut String) {
+    if waiting.ends_with("pitr verify") {
+        waiting.push_str(", on a host with a reader's key: this one only writes");
+    }
+}
+
 /// One run in one repository.
 struct Run<'a> {
     repository: &'a str,
+    only_writes: bool,
     is_confirmed: bool,
     /// Told with the first plan.
     warning: Option<String>,
@@ -292,14 +301,20 @@ impl Run<'_> {
     fn one(
         &mut self,
         (of, segment_size): (Of, SegmentSize),
-        plan: ExpirePlan,
+        mut plan: ExpirePlan,
         carry_out: impl FnOnce(&ExpirePlan, &mut Outcome) -> Result<()>,
     ) -> Result<()> {
+        if let Some(waiting) = plan.waiting.as_mut().filter(|_| self.only_writes) {
+            name_reader(waiting);
+        }
         let mut outcome = self.is_confirmed.then(Outcome::default);
         let ran = match &mut outcome {
             Some(outcome) => carry_out(&plan, outcome),
             None => Ok(()),
         };
+        if let Some(outcome) = &outcome {
+            outcome.add_withheld(&mut plan.withheld);
+        }
         self.done.push(Done {
             repository: self.repository.to_owned(),
             segment_size,
@@ -310,5 +325,22 @@ impl Run<'_> {
             is_cut_short: ran.is_err(),
         });
         ran
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_only_writes_is_told_where_to_verify() {
+        let named = |text: &str| {
+            let mut text = text.to_owned();
+            name_reader(&mut text);
+            text
+        };
+        let verify = named("no newer one was verified: pitr verify");
+        assert!(verify.ends_with("this one only writes"), "{verify}");
+        assert_eq!(named("the next one is at noon"), "the next one is at noon");
     }
 }

@@ -1,7 +1,7 @@
 //! Finds what happened to data, and the target that comes just before it.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -11,6 +11,7 @@ use super::live_names;
 use super::reading::Reading;
 use super::session::Session;
 use super::target::{AskedTarget, Point};
+use crate::config;
 use crate::err;
 use crate::error::Result;
 use crate::find::catalogs::CatalogFiles;
@@ -90,6 +91,49 @@ pub struct Answer {
     pub segment_count: u64,
     /// Segments that were decoded.
     pub decoded_count: u64,
+    /// Meaning of the table's name, where no event was found.
+    #[serde(skip)]
+    pub table: Option<AskedTable>,
+}
+
+/// The table that was asked for, by the lists of backups.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AskedTable {
+    /// It has rows.
+    Known,
+    /// Its partitions have its rows.
+    Partitioned,
+    /// No list names it; the nearest name of them, if one is near.
+    Unknown(Option<String>),
+}
+
+impl AskedTable {
+    /// Looks for a table in the lists; none where they name nothing.
+    fn look(listed: &BTreeMap<String, char>, table: &str) -> Option<AskedTable> {
+        if listed.is_empty() {
+            return None;
+        }
+        let mut kinds = listed.iter().filter(|(name, _)| is_name(name, table));
+        let first = kinds.next().map(|(_, kind)| *kind);
+        Some(match first {
+            Some('p') if kinds.all(|(_, kind)| *kind == 'p') => AskedTable::Partitioned,
+            Some(_) => AskedTable::Known,
+            None => AskedTable::Unknown(near(listed, table)),
+        })
+    }
+}
+
+/// The name of the lists that is nearest to `table`, compared with or without its schema, as it is asked for.
+fn near(listed: &BTreeMap<String, char>, table: &str) -> Option<String> {
+    let has_schema = table.contains('.');
+    let short = |name: &str| match name.split_once('.') {
+        Some((_, own)) if !has_schema => own.to_owned(),
+        _ => name.to_owned(),
+    };
+    let shorts: Vec<(String, &String)> = listed.keys().map(|name| (short(name), name)).collect();
+    let nearest = config::nearest(table, shorts.iter().map(|(own, _)| own.as_str()))?;
+    let found = shorts.iter().find(|(own, _)| own == nearest);
+    found.map(|(_, name)| (*name).clone())
 }
 
 /// Looks for events.
@@ -161,6 +205,8 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
     if let Some(table) = &question.table {
         found.events.retain(|event| is_table(event, table));
     }
+    let table = question.table.as_ref().filter(|_| found.events.is_empty());
+    let table = table.and_then(|table| AskedTable::look(&lists.tables(request.since), table));
     let order = |e: &Event| (e.commit_lsn.unwrap_or(e.first_lsn), e.kind, e.target_lsn);
     found.events.sort_by_key(order);
     let archived_time = scan.newest_end()?;
@@ -189,6 +235,7 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
         reaches_beyond,
         segment_count: found.segments,
         decoded_count: found.decoded,
+        table,
     })
 }
 
@@ -231,17 +278,20 @@ fn is_table(event: &Event, table: &str) -> bool {
     let Some(relation) = &event.relation else {
         return false;
     };
-    // A table whose schema is not known may be the one that is asked for.
-    let is_it = |name: &str| match (name.rsplit_once('.'), table.rsplit_once('.')) {
-        (Some((_, own)), None) => own == table,
-        (None, Some((_, wanted))) => name == wanted,
-        _ => name == table,
-    };
     let then = relation.full_name();
     [then.as_deref(), relation.name_now.as_deref()]
         .into_iter()
         .flatten()
-        .any(is_it)
+        .any(|name| is_name(name, table))
+}
+
+/// Whether a name is that of the table that is asked for. One whose schema is not known may be.
+fn is_name(name: &str, table: &str) -> bool {
+    match (name.rsplit_once('.'), table.rsplit_once('.')) {
+        (Some((_, own)), None) => own == table,
+        (None, Some((_, wanted))) => name == wanted,
+        _ => name == table,
+    }
 }
 
 /// Whether something of an event is not known that the server may know.
@@ -479,5 +529,31 @@ fn time(
     match reading.resolve(session, inventory, &asked)?.target.target {
         Target::Time(at) => Ok(at),
         other => Err(err!(Internal, "a time became {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_list_has_is_told_from_a_table_without_events() {
+        let listed = [
+            ("app.orders", 'r'),
+            ("public.parts", 'p'),
+            ("public.customers", 'r'),
+        ];
+        let listed = listed.map(|(name, kind)| (name.to_owned(), kind));
+        let listed = BTreeMap::from(listed);
+        let look = |table| AskedTable::look(&listed, table);
+        let near = |name: &str| Some(AskedTable::Unknown(Some(name.to_owned())));
+        assert_eq!(look("orders"), Some(AskedTable::Known));
+        assert_eq!(look("app.orders"), Some(AskedTable::Known));
+        assert_eq!(look("parts"), Some(AskedTable::Partitioned));
+        assert_eq!(look("order"), near("app.orders"));
+        assert_eq!(look("app.order"), near("app.orders"));
+        assert_eq!(look("public.customer"), near("public.customers"));
+        assert_eq!(look("nosuchtable"), Some(AskedTable::Unknown(None)));
+        assert_eq!(AskedTable::look(&BTreeMap::new(), "orders"), None);
     }
 }

@@ -1,5 +1,7 @@
 //! Findings: what was looked at, how it stands, and what helps.
 
+use std::path::Path;
+
 use serde::{Serialize, Serializer};
 
 use super::archive_command::shell_word;
@@ -93,6 +95,18 @@ pub fn naming(command: &str, cluster: &str) -> String {
     })
 }
 
+/// Adds the configuration that this command was given to commands in a text that start a receiver: without it they find none.
+pub fn with_config(text: &str, config: Option<&Path>) -> String {
+    const RECEIVE: &str = "pitr receive";
+    match config {
+        Some(config) => {
+            let config = shell_word(&config.to_string_lossy());
+            text.replace(RECEIVE, &format!("{RECEIVE} --config {config}"))
+        }
+        None => text.to_owned(),
+    }
+}
+
 /// Findings so far, in the order in which they are shown.
 #[derive(Default)]
 pub struct Findings {
@@ -166,5 +180,23 @@ impl Findings {
             next,
             ..Finding::new(self.group, name, level, value)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_starts_a_receiver_names_the_configuration() {
+        let config = Some(Path::new("/srv/pitr.toml"));
+        let begin = "pitr receive --drop-slot, then pitr receive --create-slot";
+        let with = "pitr receive --config /srv/pitr.toml";
+        assert_eq!(
+            with_config(begin, config),
+            format!("{with} --drop-slot, then {with} --create-slot")
+        );
+        assert_eq!(with_config("pitr doctor", config), "pitr doctor");
+        assert_eq!(with_config(begin, None), begin);
     }
 }

@@ -82,6 +82,20 @@ pub fn exact_time(time: TimestampTz) -> String {
     time.to_string().replacen('T', " ", 1)
 }
 
+/// The two ends of a window to the second, both inside of it; to the microsecond where no whole second is.
+pub fn window(from: TimestampTz, to: TimestampTz) -> (String, String) {
+    const SECOND: i64 = 1_000_000;
+    let over = u64::try_from(from.0.rem_euclid(SECOND)).unwrap_or_default();
+    let second = match over {
+        0 => from,
+        over => from.saturating_add(Duration::from_micros(SECOND.unsigned_abs() - over)),
+    };
+    match second <= to {
+        true => (time(second), time(to)),
+        false => (exact_time(from), exact_time(to)),
+    }
+}
+
 /// A number with its noun: `1 segment`, `3 segments`.
 pub fn count(number: u64, noun: &str) -> String {
     match number {
@@ -93,6 +107,22 @@ pub fn count(number: u64, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_ends_of_a_window_are_inside_of_it() {
+        let shown = |from: &str, to: &str| {
+            let at = |text: &str| -> TimestampTz {
+                format!("2026-11-20T06:40:{text}Z").parse().unwrap()
+            };
+            let (from, to) = window(at(from), at(to));
+            let short = |text: String| text.replace("2026-11-20 06:40:", "");
+            format!("{} {}", short(from), short(to))
+        };
+        assert_eq!(shown("27.990000", "31.990000"), "28Z 31Z");
+        assert_eq!(shown("27", "31"), "27Z 31Z");
+        assert_eq!(shown("27.990000", "28.000000"), "28Z 28Z");
+        assert_eq!(shown("27.100000", "27.900000"), "27.100000Z 27.900000Z");
+    }
 
     #[test]
     fn sizes_take_the_unit_that_suits() {

@@ -10,6 +10,7 @@ use crate::find::event::{Event, Relation};
 use crate::find::names::{Known, Names};
 use crate::find::scan::FilesFrom;
 use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::base;
 use crate::repo::id::BackupId;
@@ -136,6 +137,19 @@ impl<'a> Lists<'a> {
             database && e.relation.as_ref().is_none_or(|r| r.schema.is_some())
         };
         before.is_some_and(|e| is_complete(&e) && behind == Some(e))
+    }
+
+    /// Returns the tables, by schema and name, with their `relkind`: those of the last list before `since`, and of all later ones.
+    pub fn tables(&mut self, since: Option<TimestampTz>) -> BTreeMap<String, char> {
+        let (backups, _) = self.around(Lsn(u64::MAX));
+        let first = since.and_then(|since| backups.iter().rposition(|b| b.stop_time <= since));
+        let mut tables = BTreeMap::new();
+        for backup in backups.into_iter().skip(first.unwrap_or_default()) {
+            if let Some(names) = self.names(&backup.id) {
+                tables.extend(names.tables());
+            }
+        }
+        tables
     }
 
     /// The backups that end before a position, and those that end behind it, without those of timelines that do not have it.

@@ -8,8 +8,7 @@ use super::finding::{Finding, Level};
 use super::human;
 use crate::config::Cluster;
 use crate::error::{Code, Result};
-use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentNumber;
+use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::time::TimestampTz;
 use crate::receive::status::{self, Status};
 use crate::repo::event;
@@ -274,15 +273,18 @@ fn age(time: TimestampTz, now: TimestampTz) -> Duration {
     now.duration_since(time).unwrap_or_default()
 }
 
-/// Gaps that were recorded while receiving, and that nothing has filled since.
+/// Returns the WAL that a receiver recorded as lost, that nothing has filled since, and that lies behind the start of the oldest backup.
 ///
 /// # Errors
 /// Errors of the store.
 pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<Vec<String>> {
     let layout = inventory.layout()?;
+    let size = inventory.segment_size;
+    let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
+    let oldest = oldest.unwrap_or_default();
     let mut found = Vec::new();
-    for timeline in inventory.timelines.keys() {
-        let subject = format!("wal-{timeline}");
+    for (timeline, stored) in &inventory.timelines {
+        let subject = event::timeline_subject(*timeline);
         let events = match event::read_all(repository.store(), &layout, &subject) {
             Ok(events) => events,
             Err(error) if error.is_damage() => {
@@ -301,26 +303,21 @@ pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<V
                 event::FORGED
             )
         }));
-        let gaps = events
-            .iter()
-            .filter(|r| r.event.event == "gap" && r.counts());
-        for recorded in gaps.map(|r| &r.event) {
-            let (Some(from), Some(to)) = (recorded.from_lsn, recorded.to_lsn) else {
-                continue;
-            };
-            let size = inventory.segment_size;
-            let last = SegmentNumber::ending_at(to, size);
-            let mut number = SegmentNumber::of(from, size);
-            while number < last && inventory.has(*timeline, number) {
-                number = number.next();
-            }
-            if from < to && !inventory.has(*timeline, number) {
-                found.push(format!(
-                    "WAL of timeline {} from {from} to {to} was lost before it was received",
-                    timeline.decimal()
-                ));
-            }
-        }
+        let recorded = event::gaps(&events, &layout, *timeline, size).into_iter();
+        let mut lost: Vec<LsnRange> = recorded
+            .flat_map(|gap| stored.lacks(gap, size))
+            .filter(|lost| lost.end > oldest)
+            .collect();
+        lost.sort_unstable_by_key(|lost| (lost.start, lost.end));
+        lost.dedup();
+        found.extend(lost.into_iter().map(|lost| {
+            format!(
+                "WAL of timeline {} from {} to {} was lost before it was received",
+                timeline.decimal(),
+                lost.start,
+                lost.end
+            )
+        }));
     }
     Ok(found)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::aside;
 use super::choice::{Question, Unless};
+use super::former;
 use super::last_wal;
 use super::made_tablespaces;
 use super::opened::{self, Opened};
@@ -202,12 +203,13 @@ fn planned(
         action: asked.action,
         is_carried_out: true,
     };
+    former::warn(session, &opened.reading, &opened.inventory);
     // The parameters of pg_control follow once the backup is open.
     let chosen = question.decide(session, opened)?;
     let (opened, plan) = (chosen.opened, chosen.plan);
     if let Some(unless) = chosen.unless {
         return Ok(ControlFlow::Break(Unreached {
-            error: error_of(unless, &plan),
+            error: error_of(session, unless, &plan),
             to: request.to,
             plan,
         }));
@@ -223,25 +225,47 @@ fn planned(
 }
 
 /// Why nothing is restored, with what is to be done about it.
-fn error_of(unless: Unless, plan: &Plan) -> Error {
+fn error_of(session: &Session, unless: Unless, plan: &Plan) -> Error {
     match unless {
         Unless::NotKnown(e) => e,
         Unless::OutOfReach { why, next } => {
-            let mut hint = what_helps(plan);
-            if let Some(next) = next {
-                hint.push_str(&format!("\n{next}"));
-            }
-            err!(OutOfReach, "{why}").hint(hint)
+            let is_damaged = plan.reason == Some(Reason::DamagedWal);
+            let helps = match is_damaged {
+                true => what_helps(plan),
+                false => "Nothing was written.".to_owned(),
+            };
+            let next = next.or_else(|| (!is_damaged).then(|| nearest(session, plan)));
+            let hint = [Some(helps), next].into_iter().flatten();
+            err!(OutOfReach, "{why}").hint(hint.collect::<Vec<_>>().join("\n"))
         }
     }
 }
 
-/// Names the remedy for a target that is out of reach.
-fn what_helps(plan: &Plan) -> String {
-    const NOTHING: &str = "Nothing was written.";
-    if plan.reason != Some(Reason::DamagedWal) {
-        return NOTHING.to_owned();
+/// Names the targets beside one that is out of reach.
+fn nearest(session: &Session, plan: &Plan) -> String {
+    let options = session.options(session.flags.cluster.as_deref());
+    other_targets((plan.nearest_before, plan.nearest_after), &options)
+}
+
+/// The words for the moments before and behind a target. The WAL behind a backup before it may end with that backup.
+fn other_targets((before, after): (Option<Moment>, Option<Moment>), options: &str) -> String {
+    let before = before.filter(|moment| moment.xid.is_some());
+    let named = [
+        (before, "the last commit before it"),
+        (after, "the first moment behind it"),
+    ];
+    let named: Vec<String> = named
+        .into_iter()
+        .filter_map(|(moment, words)| Some(format!("--target-lsn {} ({words})", moment?.lsn)))
+        .collect();
+    match named.is_empty() {
+        true => format!("pitr info{options} shows the moments that can be reached."),
+        false => format!("Take another target: {}.", named.join(", or ")),
     }
+}
+
+/// Names the remedy for a target that damaged WAL keeps out of reach.
+fn what_helps(plan: &Plan) -> String {
     let before = match plan.nearest_before {
         Some(Moment {
             lsn, xid: Some(_), ..
@@ -258,7 +282,30 @@ fn what_helps(plan: &Plan) -> String {
         false => "",
     };
     format!(
-        "{NOTHING}{before}
+        "Nothing was written.{before}
 {thaw}\"pitr verify\" names all that is damaged."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_out_of_reach_comes_with_the_moments_beside_it() {
+        let moment = |lsn: &str, xid| {
+            Some(Moment {
+                time: None,
+                lsn: lsn.parse().unwrap(),
+                xid,
+            })
+        };
+        let both = other_targets((moment("0/10", Some(7)), moment("0/30", None)), "");
+        assert_eq!(
+            both,
+            "Take another target: --target-lsn 0/10 (the last commit before it), or --target-lsn 0/30 (the first moment behind it)."
+        );
+        let none = other_targets((moment("0/20", None), None), " --cluster main");
+        assert!(none.starts_with("pitr info --cluster main "), "{none}");
+    }
 }

@@ -8,6 +8,7 @@ use super::archive_command::shell_word;
 use super::away::Away;
 use super::pacing::Pacing;
 use super::readers;
+use super::unproven;
 use crate::config::{self, Environment, Flags, Settings};
 use crate::err;
 use crate::error::{Error, Result};
@@ -89,9 +90,10 @@ impl Session {
     /// Opens a repository that a backup goes into, and warns where nobody can open what is stored there.
     ///
     /// # Errors
-    /// As [`Session::open`].
+    /// As [`Session::open`]; `Key` where the repository is encrypted, and no key to write with is configured.
     pub fn open_for_backup(&self, configured: &config::Repository) -> Result<Repository> {
         let repository = self.open(configured)?;
+        unproven::require_key(configured, &repository)?;
         // The backup meets an error of the store by itself.
         if let Ok(Some(0)) = readers::working(&repository) {
             self.warn(&format!(

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::former;
 use super::opened::{self, Opened};
 use super::reading::{Elsewhere, Reading, not_known};
 use super::restoring::{Place, Prepared, path_text};
@@ -78,6 +79,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
             opened.resume(session, job)?
         }
         Earlier::None => {
+            former::warn(session, &opened.reading, &opened.inventory);
             let (cluster, tree) = opened
                 .reading
                 .decide_with_others(session, &opened.inventory)?;

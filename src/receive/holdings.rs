@@ -7,7 +7,7 @@ use crate::config;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, Position, TimelineId};
 use crate::plan::cluster::{self, Cluster};
 use crate::repo;
@@ -182,23 +182,55 @@ impl Holdings {
     /// # Errors
     /// Those of the stores.
     pub fn covered(&self, name: SegmentName) -> Result<Lsn> {
+        let size = self.identity.segment_size;
+        let mut least = name.number(size)?.range(size).end;
+        for repository in &self.repositories {
+            least = least.min(self.covered_in(repository, name)?);
+        }
+        Ok(least)
+    }
+
+    /// How far, from its start, a repository has a segment.
+    fn covered_in(&self, repository: &Repository, name: SegmentName) -> Result<Lsn> {
         let segment = OpenSegment {
             name,
             size: self.identity.segment_size,
             major: self.identity.major,
         };
         let range = segment.range()?;
-        let mut least = range.end;
-        for repository in &self.repositories {
-            let layout = repository.recent_lives(&self.layout)?;
-            if repository.store().head(&layout.segment(name))?.is_some() {
-                continue;
-            }
-            let increments = increment::list(repository, &layout, name)?;
-            let run = Run::of(segment, &increments)?;
-            least = least.min(run.map_or(range.start, |run| run.end()));
+        let layout = repository.recent_lives(&self.layout)?;
+        if repository.store().head(&layout.segment(name))?.is_some() {
+            return Ok(range.end);
         }
-        Ok(least)
+        let increments = increment::list(repository, &layout, name)?;
+        let run = Run::of(segment, &increments)?;
+        Ok(run.map_or(range.start, |run| run.end()))
+    }
+
+    /// Returns the parts of a gap that no repository has: what one of them has is not lost, for the others can get it.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub fn lost(&self, gap: &Gap) -> Result<Vec<Gap>> {
+        let size = self.identity.segment_size;
+        let mut lost: Vec<Gap> = Vec::new();
+        let mut at = gap.from;
+        while at < gap.to {
+            let to = SegmentNumber::of(at, size).range(size).end.min(gap.to);
+            let name = SegmentName::of(gap.timeline, at, size);
+            let mut from = at;
+            for repository in &self.repositories {
+                from = from.max(self.covered_in(repository, name)?);
+            }
+            if from < to {
+                match lost.last_mut() {
+                    Some(last) if last.to == from => last.to = to,
+                    _ => lost.push(Gap { from, to, ..*gap }),
+                }
+            }
+            at = to;
+        }
+        Ok(lost)
     }
 
     /// Whether every repository that has this segment, and can tell, has it with this hash.
@@ -363,6 +395,38 @@ mod tests {
         assert_eq!(covered(), 500);
         holdings.store(1, 1, 3..4);
         assert_eq!(covered(), MIB);
+    }
+
+    #[test]
+    fn t82_what_one_of_the_repositories_has_is_not_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let holdings = holdings(&directory, 2);
+        holdings.store(0, 1, 3..5);
+        holdings.store(1, 1, 6..7);
+        let segment = OpenSegment {
+            name: holdings.name(1, 5),
+            size: holdings.identity.segment_size,
+            major: 17,
+        };
+        let repository = &holdings.repositories[1];
+        increment::put(
+            repository,
+            &holdings.layout,
+            &segment,
+            Lsn(5 * MIB),
+            &[1; 500],
+        )
+        .unwrap();
+        let gap = |from: u64, to: u64| Gap {
+            timeline: tli(1),
+            from: Lsn(from),
+            to: Lsn(to),
+        };
+        assert_eq!(holdings.lost(&gap(3 * MIB + 40, 5 * MIB)).unwrap(), []);
+        assert_eq!(
+            holdings.lost(&gap(3 * MIB + 40, 8 * MIB + 7)).unwrap(),
+            [gap(5 * MIB + 500, 6 * MIB), gap(7 * MIB, 8 * MIB + 7)]
+        );
     }
 
     #[test]

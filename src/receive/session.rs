@@ -681,7 +681,7 @@ impl<'a> Session<'a> {
             }
             None => None,
         };
-        let start = position::derive(&Known {
+        let mut start = position::derive(&Known {
             path: &path,
             journal,
             repository: reach.end,
@@ -694,12 +694,26 @@ impl<'a> Session<'a> {
             },
         })?;
         if let Some(holdings) = &holdings {
-            let writer = Writer::of(self.host);
-            for gap in &start.gaps {
-                holdings.record_gap(gap, &writer)?;
-            }
+            start.gaps = self.record_lost(holdings, &start.gaps)?;
         }
         Ok(start)
+    }
+
+    /// Records what no repository has of the WAL that the server gives no more, and returns it.
+    fn record_lost(&self, holdings: &Holdings, gaps: &[Gap]) -> Result<Vec<Gap>> {
+        let writer = Writer::of(self.host);
+        let mut all = Vec::new();
+        for gap in gaps {
+            let lost = holdings.lost(gap)?;
+            if lost != [*gap] {
+                self.host.progress.note(&held_by_another(gap));
+            }
+            for gap in &lost {
+                holdings.record_gap(gap, &writer)?;
+            }
+            all.extend(lost);
+        }
+        Ok(all)
     }
 
     /// Writes damaged segments of the journal anew, as the server has them. WAL that neither it nor the repositories have is recorded as a gap.
@@ -782,8 +796,10 @@ impl<'a> Session<'a> {
             ));
             return Ok(());
         }
-        if holdings.record_gap(&lost, &Writer::of(self.host))? {
-            self.host.progress.warn(&lost_for_good(&lost));
+        for lost in holdings.lost(&lost)? {
+            if holdings.record_gap(&lost, &Writer::of(self.host))? {
+                self.host.progress.warn(&lost_for_good(&lost));
+            }
         }
         self.journal.give_up(segment.name);
         Ok(())
@@ -1133,6 +1149,16 @@ fn lacking(holdings: &Holdings, segment: Segment, history: &History) -> Result<O
 fn lost_for_good(gap: &Gap) -> String {
     format!(
         "WAL from {} to {} of timeline {} is lost: neither repository nor server have it; recorded as a gap. Take a base backup",
+        gap.from,
+        gap.to,
+        gap.timeline.decimal()
+    )
+}
+
+/// Explains that WAL which the server has removed is in some of the repositories.
+fn held_by_another(gap: &Gap) -> String {
+    format!(
+        "the server has removed WAL between {} and {} of timeline {}; one repository has some or all of it, and another lacks it: \"pitr repo sync\" brings what backups there need",
         gap.from,
         gap.to,
         gap.timeline.decimal()

@@ -60,6 +60,9 @@ const NEED_PROOF: [&str; 20] = [
     MEANINGLESS,
 ];
 
+/// Kinds that a janitor and a sync may write without the MAC key of an encrypted repository.
+const WITHOUT_PROOF: [&str; 5] = ["claim", "release", "expire", "unexpire", TRIMMED];
+
 /// Kinds that say whether a backup is pinned or on hold.
 pub const PINNING: [&str; 3] = ["pin", "unpin", "unhold"];
 
@@ -326,6 +329,9 @@ pub fn nonce(random: &(dyn Fn() -> u64 + Sync)) -> String {
 }
 
 /// Writes an event; `nonce` is random. Returns the last part of its key.
+///
+/// # Errors
+/// `Key` for a kind that would count as forged, where the MAC key of an encrypted repository is not at hand; errors of the store.
 pub fn record(store: &dyn Store, scope: &Scope, event: &Event, nonce: u64) -> Result<String> {
     match put(store, scope, event, &format!("{nonce:016x}"))? {
         (name, Published::Created) => Ok(name),
@@ -346,6 +352,9 @@ fn put(
 ) -> Result<(String, Published)> {
     let name = format!("{}-{}-{nonce}", compact(event.time), event.event);
     let key = scope.event(&event.subject, &name)?;
+    if !WITHOUT_PROOF.contains(&event.event.as_str()) {
+        json::require_mac(store, &key)?;
+    }
     let published = json::write_signed(store, &key, KIND, event)?;
     Ok((name, published))
 }
@@ -373,9 +382,14 @@ pub fn record_once(store: &dyn Store, scope: &Scope, event: &Event) -> Result<()
 }
 
 /// Reserves a backup id by creating its `begin` event; `Exists` means that the id is taken.
+///
+/// # Errors
+/// `Key` where the MAC key of an encrypted repository is not at hand; errors of the store.
 pub fn begin(store: &dyn Store, scope: &Scope, event: &Event) -> Result<Published> {
     let id = event.subject.parse()?;
-    json::write_signed(store, &scope.begin(&id), KIND, event)
+    let key = scope.begin(&id);
+    json::require_mac(store, &key)?;
+    json::write_signed(store, &key, KIND, event)
 }
 
 /// Checks an event that was found under `key`, as it is stored.

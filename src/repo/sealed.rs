@@ -803,6 +803,42 @@ mod tests {
         assert_eq!(e.code(), crate::error::Code::Damaged, "{e}");
     }
 
+    /// A host whose configuration lost the section of encryption.
+    #[test]
+    fn no_event_that_would_count_as_forged_is_written_without_the_mac_key() {
+        let keys = Keys {
+            id: KeySetId([1; 16]),
+            public: None,
+            is_of_file: false,
+            mac: None,
+            private: None,
+            own: None,
+            random: system_random,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let inner = FileStore::open(dir.path(), 1).unwrap();
+        let store = SealedStore::new(Box::new(inner), keys);
+        let layout = ClusterLayout::new("main", 7).unwrap();
+        let of = |kind: &str| Event {
+            event: kind.into(),
+            subject: "20261120T064049Z-full".into(),
+            ..Event::default()
+        };
+        let begun = event::begin(&store, &layout, &of("begin"));
+        assert_eq!(begun.unwrap_err().code(), Code::Key);
+        for kind in ["completed", "gap", "pin", "mark", "drilled", "adopted"] {
+            let recorded = event::record(&store, &layout, &of(kind), 7);
+            assert_eq!(recorded.unwrap_err().code(), Code::Key, "{kind}");
+        }
+        let read = || event::read_all(&store, &layout, "20261120T064049Z-full").unwrap();
+        assert!(read().is_empty());
+        // A janitor without keys marks, and claims what it deletes.
+        for kind in ["claim", "expire"] {
+            event::record(&store, &layout, &of(kind), 7).unwrap();
+        }
+        assert_eq!(read().len(), 2);
+    }
+
     /// The file in `testdata/sealed`, which another program checks and which does not change any more: repositories hold such objects.
     #[test]
     fn the_vector_of_an_event_is_what_is_written_today() {

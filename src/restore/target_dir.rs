@@ -384,7 +384,7 @@ fn inspect(data: &Path, delta: bool, is_replacing: bool) -> Result<Found> {
             ));
         }
     };
-    check_not_running(data)?;
+    check_not_running(data, delta)?;
     let wal = data.join("pg_wal");
     if let Some(record) = read_limited(&wal.join(UNFINISHED))? {
         return Ok(Found::Unfinished(record));
@@ -512,8 +512,8 @@ fn names(path: &Path) -> io::Result<Vec<String>> {
         .collect()
 }
 
-/// Requires that no server runs there. A file that cannot be read is an error.
-fn check_not_running(data: &Path) -> Result<()> {
+/// Requires that no server runs there; `delta` wants this very directory. A file that cannot be read is an error.
+fn check_not_running(data: &Path, delta: bool) -> Result<()> {
     let Some(text) = read_limited(&data.join("postmaster.pid"))? else {
         return Ok(());
     };
@@ -529,7 +529,10 @@ fn check_not_running(data: &Path) -> Result<()> {
             data.display(),
             pid.as_raw_nonzero()
         )
-        .hint("Nothing was changed. Restore into another directory.")),
+        .hint(match delta {
+            true => "Nothing was changed.\nStop the server, then run the same command again.",
+            false => "Nothing was changed.\nRestore into another directory.",
+        })),
     }
 }
 
@@ -998,6 +1001,13 @@ mod tests {
         )
         .unwrap();
         refused(&wanted(&data), "PostgreSQL runs in");
+        // Another directory is no remedy for who wants this one back in place.
+        for (delta, next) in [(false, "Restore into another"), (true, "Stop the server")] {
+            let mut w = wanted(&data);
+            w.delta = delta;
+            let refused = look(&w).unwrap_err();
+            assert!(refused.hint_text().unwrap().contains(next), "{refused}");
+        }
         assert_eq!(std::fs::read_dir(&data).unwrap().count(), 2);
     }
 

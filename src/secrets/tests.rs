@@ -1428,3 +1428,25 @@ fn variables_before_a_command_are_secrets() {
         ),
     ]);
 }
+
+/// The default set of `pitr config` holds such files: a path is no secret, and Base64 with slashes is one.
+#[test]
+fn paths_of_packages_are_no_secrets() {
+    check(&[
+        (
+            "/etc/cron.d/e2scrub_all",
+            "30 3 * * 0 root test -e /run/systemd/system || SERVICE_MODE=1 /usr/lib/x86_64-linux-gnu/e2fsprogs/e2scrub_all_cron\n10 3 * * * root test -e /run/systemd/system || SERVICE_MODE=1 /sbin/e2scrub_all -A -r\n",
+            &[],
+        ),
+        (
+            "x",
+            "put /K7MDENG/bPxRfiCYwJalrXUtnFEMIEXAMPLEKEY there",
+            &["/K7MDENG/bPxRfiCYwJalrXUtnFEMIEXAMPLEKEY"],
+        ),
+        (
+            "x",
+            "use /srv/e2fsprogs/f7k2m9x4q1w8e5r3t6y0u2i7 there",
+            &["/srv/e2fsprogs/f7k2m9x4q1w8e5r3t6y0u2i7"],
+        ),
+    ]);
+}

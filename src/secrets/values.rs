@@ -847,8 +847,27 @@ fn entropy(text: &str) -> f64 {
     -bits.sum::<f64>()
 }
 
+/// Whether a token is a path of lower-case words: an absolute one, or one of several folders. Base64 has capitals.
+fn is_path_of_words(token: &str) -> bool {
+    let has_folders = token.starts_with('/') || token.matches('/').count() >= 2;
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"/._-".contains(&b);
+    let mut words = token.split(['-', '_', '/', '.']);
+    has_folders && token.bytes().all(is_plain) && words.all(is_path_word)
+}
+
+/// Whether a word has few digits, in two places at most: `e2fsprogs`, `x86`, `k8s`.
+fn is_path_word(word: &str) -> bool {
+    let digits = word.bytes().filter(u8::is_ascii_digit).count();
+    let numbers = word.split(|c: char| !c.is_ascii_digit());
+    let is_number = digits == word.len() && digits <= 14;
+    word.len() <= 24 && numbers.filter(|n| !n.is_empty()).count() <= 2 && (digits <= 4 || is_number)
+}
+
 /// Whether a token of letters, digits and `+ / = _ -` is random.
 pub fn is_random(token: &str) -> bool {
+    if is_path_of_words(token) {
+        return false;
+    }
     let token = token.trim_matches(['=', '-', '_', '/', '+']);
     if token.len() < MIXED_MIN || is_uuid(token) || is_resource_id(token) {
         return false;
@@ -905,12 +924,18 @@ mod tests {
             "kP7xQ2mZ9vR4tY8w",
             "f7k2m9x4q1w8e5r3t6y0u2i7",
             "QmFzZTY0RW5jb2RlZFNlY3JldA",
+            "/K7MDENG/bPxRfiCYwJalrXUtnFEMIEXAMPLEKEY",
+            "/vxoloaqk1/zhdihl6zOJol+c2wq",
+            "/run/f7k2m9x4q1w8e5r3t6y0u2i7",
+            "/a8f5f167f44f4964e6c998dee827110c",
         ] {
             assert!(is_random(random), "{random}");
         }
         for name in [
             "max_parallel_maintenance_workers",
             "/usr/lib/postgresql/17/bin/postgres",
+            "/usr/lib/x86_64-linux-gnu/e2fsprogs/e2scrub_all_cron",
+            "11/dist-packages/s3cmd/k8s_x86_e2fsprogs_i386",
             "123e4567-e89b-12d3-a456-426614174000",
             "ec2-10-20-30-40-eu-central-1",
             "org/springframework/boot/autoconfigure",

@@ -385,7 +385,7 @@ impl<'e> Extraction<'e> {
         match node.kind {
             NodeKind::Symlink(_) | NodeKind::HardLink(_) => return Ok(()),
             _ if is_special && !self.settler.permit.specials => {
-                self.leave(item, "pipes, sockets and devices were not asked for");
+                self.leave(item, "pipes, sockets and devices need --privileged");
                 return Ok(());
             }
             _ => {}

@@ -80,7 +80,8 @@ impl Settler {
         let mut is_owned = true;
         if let Some((uid, gid)) = owner.filter(|_| !self.permit.owners) {
             is_owned = false;
-            left_out.add(path, Part::Owner, format!("{uid}:{gid} was not asked for"));
+            let why = format!("{uid}:{gid} is given with --privileged alone");
+            left_out.add(path, Part::Owner, why);
         }
         let mut xattrs = Vec::with_capacity(node.xattrs.len());
         for xattr in &node.xattrs {
@@ -89,7 +90,8 @@ impl Settler {
                 continue;
             }
             let shown = xattr.0.escape_ascii();
-            left_out.add(path, Part::Xattr, format!("\"{shown}\" was not asked for"));
+            let why = format!("\"{shown}\" is given with --privileged alone");
+            left_out.add(path, Part::Xattr, why);
         }
         // An ACL may close the entry to its owner, who sets the others before.
         xattrs.sort_by_key(|xattr| xattr.0 == ACL);
@@ -152,7 +154,8 @@ impl Settler {
     }
 }
 
-const NO_SET_IDS: &str = "setuid and setgid were not asked for, or it has another owner";
+const NO_SET_IDS: &str =
+    "setuid and setgid are given with --privileged alone, and to the owner of the backup";
 
 /// Whether anybody may set an extended attribute for what is theirs.
 fn is_harmless(name: &[u8]) -> bool {

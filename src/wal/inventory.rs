@@ -371,6 +371,44 @@ impl Timeline {
         self.segments.is_empty() && self.tails.is_empty()
     }
 
+    /// Returns the parts of a range that are not stored, as far as names tell, ascending; parts that touch are one.
+    pub fn lacks(&self, range: LsnRange, size: SegmentSize) -> Vec<LsnRange> {
+        let mut lacking: Vec<LsnRange> = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let (reach, next) = self.held_at(at, size);
+            let (start, end) = (reach.max(at), next.min(range.end));
+            if start < end {
+                match lacking.last_mut() {
+                    Some(before) if before.end == start => before.end = end,
+                    _ => lacking.push(LsnRange { start, end }),
+                }
+            }
+            // The last segment of all has no end that lies behind it.
+            if next <= at {
+                break;
+            }
+            at = next;
+        }
+        lacking
+    }
+
+    /// Returns how far the WAL around a position is stored, and where the next that is stored may begin.
+    fn held_at(&self, at: Lsn, size: SegmentSize) -> (Lsn, Lsn) {
+        let number = SegmentNumber::of(at, size);
+        let own = number.range(size);
+        if let Some(last) = self.segments.run_end(number) {
+            let end = last.range(size).end;
+            return (end, end);
+        }
+        if let Some(reach) = self.tails.get(&number) {
+            return (*reach, own.end);
+        }
+        let next = self.next_from(number);
+        let next = next.map_or(Lsn(u64::MAX), |next| next.start_lsn(size));
+        (own.start, next)
+    }
+
     /// Returns the first range of WAL known to be lost that overlaps `range`; `None` where no such range does.
     pub fn lost_in(&self, range: LsnRange) -> Option<LsnRange> {
         let overlaps = |l: &&LsnRange| l.start < range.end && range.start < l.end;
@@ -806,7 +844,7 @@ fn read_tails(
     Ok(())
 }
 
-/// Adds the WAL that `gap` events report as lost, apart from WAL that arrived after all.
+/// Adds the WAL that `gap` events report as lost, apart from the parts of it that arrived after all.
 fn read_lost(
     repository: &Repository,
     layout: &ClusterLayout,
@@ -827,26 +865,11 @@ fn read_lost(
         };
         let lost: Vec<LsnRange> = event::gaps(&events, layout, *id, size)
             .into_iter()
-            .filter(|lost| !is_filled(timeline, *lost, size))
+            .flat_map(|lost| timeline.lacks(lost, size))
             .collect();
         timeline.lost.extend(lost);
     }
     Ok(())
-}
-
-/// Whether every byte of a range is stored, as far as names tell.
-fn is_filled(timeline: &Timeline, range: LsnRange, size: SegmentSize) -> bool {
-    let last = SegmentNumber::ending_at(range.end, size);
-    let mut number = SegmentNumber::of(range.start, size);
-    while number <= last {
-        let needed = number.range(size).end.min(range.end);
-        let reach = timeline.tails.get(&number).copied();
-        if !timeline.segments.contains(number) && reach.is_none_or(|reach| reach < needed) {
-            return false;
-        }
-        number = number.next();
-    }
-    true
 }
 
 /// The directory of a log id: eight upper-case hexadecimal digits.
@@ -1034,6 +1057,27 @@ mod tests {
         assert_eq!(found, [packs, packs, None, layers, layers]);
         let copies: Vec<_> = taken.backups.iter().map(|b| b.damaged_copies).collect();
         assert_eq!(copies, [1, 1, 0, 1, 1]);
+    }
+
+    #[test]
+    fn t82_of_a_recorded_loss_only_what_is_not_stored_counts() {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let at = |number: u64, more: u64| Lsn((number << 20) + more);
+        let range = |start, end| LsnRange { start, end };
+        let timeline = Timeline {
+            segments: Runs::from_numbers(vec![5, 6]),
+            tails: BTreeMap::from([(SegmentNumber(3), at(3, 500))]),
+            ..Timeline::default()
+        };
+        let lacks = |start, end| timeline.lacks(range(start, end), size);
+        assert_eq!(
+            lacks(at(3, 100), at(8, 7)),
+            [range(at(3, 500), at(5, 0)), range(at(7, 0), at(8, 7))]
+        );
+        assert_eq!(lacks(at(3, 0), at(3, 500)), []);
+        assert_eq!(lacks(at(5, 9), at(7, 0)), []);
+        let last = Lsn(u64::MAX);
+        assert_eq!(lacks(at(9, 0), last), [range(at(9, 0), last)]);
     }
 
     /// Who looks for the best backup begins at the end: plans, and an incremental for its prior.

@@ -601,6 +601,19 @@ fn j04_jobs_that_could_never_run_are_refused_before_any_starts() {
 }
 
 #[test]
+fn j81_doctor_finds_a_wrong_job_before_the_agent_does() {
+    let host = Host::new("");
+    let doctor = || host.pitr().arg("doctor").run();
+    assert!(!doctor().stdout.contains("the agent refuses this file"));
+    let job = "\n[jobs.x]\nrun = \"backup --ful\"\nschedule = \"0 2 * * *\"\n";
+    crate::common::append(&host.config, job);
+    doctor()
+        .expect_code(1)
+        .expect_stdout("the agent refuses this file")
+        .expect_stdout("is no command of pitr");
+}
+
+#[test]
 fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
     let host = Host::new(EVERY_HOUR);
     let agent = host.agent();

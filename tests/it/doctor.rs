@@ -2,12 +2,19 @@
 
 use std::time::Duration;
 
+use pitr::pg::lsn::Lsn;
+use pitr::pg::segment::{SegmentName, SegmentSize};
+use pitr::pg::timeline::TimelineId;
+use pitr::repo::event::{self, Event};
+
 use serde_json::Value;
 
+use crate::backup::{layout, store};
 use crate::common::mount::SmallDisk;
 use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, Stop, paths_below, pitr, reception, user, wait_until,
 };
+use crate::sealed::Sealed;
 use crate::ship::{has_worker, noted, spool_of};
 use crate::{per_major, require_mounts};
 
@@ -1088,4 +1095,143 @@ fn a_disk_of_pg_wal_without_room_for_four_busy_hours_is_told() {
         "the server stops",
         "four hours",
     );
+}
+
+/// Row T82: what a receiver recorded as lost, and what of it concerns anybody.
+#[test]
+fn t82_of_a_recorded_gap_only_what_is_not_stored_and_backups_need_is_told() {
+    let (site, cluster) = healthy(17);
+    let names: Vec<String> = (0..3).map(|_| cluster.archive_now()).collect();
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let start = |name: &str| {
+        let name: SegmentName = name.parse().unwrap();
+        name.start_lsn(size).unwrap()
+    };
+    let record = |nonce: u64, from: Lsn, to: Lsn| {
+        let lost = Event {
+            event: "gap".into(),
+            subject: event::timeline_subject(TimelineId::FIRST),
+            from_lsn: Some(from),
+            to_lsn: Some(to),
+            ..Event::default()
+        };
+        event::record(&store(&site), &layout(&site), &lost, nonce).unwrap();
+        user::own_all(&site.cluster_folder().join("events"));
+    };
+    let told = || -> Vec<String> {
+        let json = doctor(&site).run().json();
+        let all = json["findings"].as_array().unwrap().iter();
+        let gaps = all.filter(|f| f["name"] == "recorded gap");
+        gaps.map(|f| f["value"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let (from, to) = (start(&names[1]), start(&names[2]));
+    // WAL before the oldest backup, and WAL that came after all.
+    record(1, Lsn(0), Lsn(1 << 20));
+    record(2, start(&names[0]), to);
+    assert_eq!(told(), Vec::<String>::new());
+    // A part of it is not there, and a sync has brought the record of another repository.
+    std::fs::remove_file(site.object(&names[1])).unwrap();
+    record(3, start(&names[0]), to);
+    let lost = format!("WAL of timeline 1 from {from} to {to} was lost before it was received");
+    assert_eq!(told(), [lost]);
+}
+
+#[test]
+fn n11_a_host_that_archives_without_the_keys_of_its_repository_is_critical() {
+    let (sealed, _cluster) = Sealed::archived(17);
+    let look = |host: &str| sealed.on(host).args(["doctor", "--json"]).run();
+    let json = look("janitor").expect_code(1).json();
+    bad(
+        &json,
+        "fail",
+        "repository",
+        "encryption",
+        "nothing can be archived",
+        "[repositories.local.encryption]",
+    );
+    for host in ["writer", "reader"] {
+        let json = look(host).json();
+        let mut all = json["findings"].as_array().unwrap().iter();
+        assert!(all.all(|f| f["name"] != "encryption"), "{json:#}");
+    }
+}
+
+#[test]
+fn n12_a_data_directory_of_another_cluster_is_told_and_not_looked_into() {
+    let (site, cluster) = healthy(17);
+    let other = Cluster::builder(17)
+        .segment_size_mb(1)
+        .own_identifier()
+        .start();
+    let own = cluster.pgdata().display().to_string();
+    site.edit(&own, &other.pgdata().display().to_string());
+    let json = doctor(&site).run().expect_code(1).json();
+    bad(
+        &json,
+        "fail",
+        "configuration",
+        "pgdata",
+        "they are two clusters",
+        &own,
+    );
+    let archived = finding(&json, "repository", "archived WAL");
+    assert_eq!(archived["level"], "ok", "{json:#}");
+}
+
+/// A copy that was adopted while it runs, of a cluster with a receiver.
+#[test]
+fn archiving_that_waits_for_a_restart_is_told_beside_a_receiver() {
+    let cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .config("archive_mode", "off")
+        .start();
+    let site = Site::new(&cluster);
+    let journal = site.sandbox().join("journal");
+    reception::configure(&site, &cluster.conninfo("postgres"), &journal);
+    let json = doctor(&site).run().json();
+    assert_eq!(finding(&json, "server", "archive_mode")["level"], "ok");
+    cluster.alter_system("archive_mode", "on");
+    let json = doctor(&site).run().json();
+    bad(
+        &json,
+        "fail",
+        "server",
+        "archive_mode",
+        "postgresql.auto.conf:",
+        "restart the server",
+    );
+}
+
+#[test]
+fn a_full_repository_is_told_with_the_command_that_makes_room() {
+    require_mounts!("a_full_repository_is_told_with_the_command_that_makes_room");
+    let disk = SmallDisk::new(40, 4000);
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Site::on(&cluster, &disk.path().join("repo"));
+    site.attach(&cluster);
+    cluster.start();
+    spool_of(&site);
+    cluster.archive_now();
+    let filler = disk.path().join("filler");
+    Program::new("dd")
+        .args(["if=/dev/zero", "bs=4k", "status=none"])
+        .arg(format!("of={}", filler.display()))
+        .run();
+    cluster.sql("create table noise as select md5(g::text) from generate_series(1, 20000) g");
+    cluster.switch_wal();
+    let look = || doctor(&site).run().json();
+    wait_until(PATIENCE, "it is known that archiving is stuck", || {
+        let json = look();
+        let mut all = json["findings"].as_array().unwrap().iter();
+        let is_blocked = all.any(|f| f["name"] == "blocked");
+        is_blocked && finding(&json, "server", "archiver")["level"] == "fail"
+    });
+    let json = look();
+    let (stuck, fix) = ("archiving is stuck", "pitr expire --confirm");
+    bad(&json, "fail", "server", "archiver", stuck, fix);
+    bad(&json, "warn", "pg_wal", "blocked", "offers no later", fix);
 }

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use pitr::error::Code;
 use pitr::repo::drilled;
 use pitr::repo::event::{self, Event};
 use pitr::repo::layout::ClusterLayout;
@@ -503,7 +504,11 @@ fn y12_an_encrypted_repository_is_drilled_and_a_forged_drill_proves_nothing() {
         drill: Some(drilled::Drill::default()),
         ..Event::default()
     };
-    event::record(repository.store(), &layout, &forged, 7).unwrap();
+    // pitr itself refuses to write it without the key.
+    let keyless = event::record(repository.store(), &layout, &forged, 7);
+    assert_eq!(keyless.unwrap_err().code(), Code::Key);
+    let bare = FileStore::open(&sealed.repository, 7).unwrap();
+    event::record(&bare, &layout, &forged, 7).unwrap();
     assert!(drills(&info()).is_null());
     let verify = sealed.on("reader").args(["verify", "--json"]).run();
     assert!(verify.stdout.contains("\"forged\""), "{verify}");

@@ -728,4 +728,28 @@ fn c05_clusters_of_several_system_identifiers_under_one_name_are_named() {
     let plan = site.pitr().args(["plan", "--target-name", "then"]);
     plan.run().expect_code(5).expect_stderr(&leads);
     plan.args(["--system-identifier", &old]).run().success();
+    // After a roll-back the old one writes on: the other one is not taken in silence.
+    new.stop(Stop::Fast);
+    site.edit(&text(new.pgdata()), &text(cluster.pgdata()));
+    site.edit(&new.conninfo("postgres"), &cluster.conninfo("postgres"));
+    cluster.start();
+    cluster.sql("create table written_later (n int)");
+    cluster.archive_now();
+    let to = site.sandbox().join("elsewhere");
+    let restore = site.pitr().args(["restore", "--dry-run", "--to"]).arg(to);
+    for run in [site.pitr().arg("plan"), restore] {
+        run.run()
+            .success()
+            .expect_stderr(&format!("add --system-identifier {old}"));
+    }
+    info()
+        .expect_code(1)
+        .expect_stdout(&format!("{old} can be recovered to"));
+    // A host without that data directory sees the later WAL.
+    site.edit(&text(cluster.pgdata()), "/nonexistent/pgdata");
+    site.pitr()
+        .arg("plan")
+        .run()
+        .success()
+        .expect_stderr(&format!("{old} leads to a later time"));
 }

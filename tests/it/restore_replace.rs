@@ -128,6 +128,8 @@ fn t20_a_restored_cluster_takes_the_place_and_undo_gives_the_old_one_back(major:
     // It has accepted writes.
     let run = undo(&scene.site, &data).run().expect_code(8);
     assert_eq!(run.json()["accepted_writes"], true, "{run}");
+    let next = "Add --confirm and --discard-changes";
+    assert!(run.stderr.contains(next), "{run}");
     let run = confirmed(undo(&scene.site, &data)).run().expect_code(8);
     run.expect_stdout("--discard-changes");
     let run = confirmed(undo(&scene.site, &data))

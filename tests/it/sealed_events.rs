@@ -301,6 +301,26 @@ fn marks_and_claims_of_who_has_no_key_are_no_forgeries() {
     assert!(!backed.info()["problems"].to_string().contains("forged"));
 }
 
+/// A host whose configuration lost the section of encryption.
+#[test]
+fn a_backup_without_keys_is_refused_before_it_leaves_a_forged_event() {
+    let (sealed, _cluster) = Sealed::archived(17);
+    let events = || {
+        let mut paths = paths_below(&sealed.repository);
+        paths.retain(|path| path.display().to_string().contains("/events/"));
+        paths
+    };
+    let before = events();
+    let run = sealed.on("janitor").arg("backup").run();
+    refused(&run, 1, "no key to write with is configured on this host");
+    assert!(run.stderr.contains("key_set"), "{run}");
+    assert!(!run.stderr.contains("begins with a checkpoint"), "{run}");
+    assert_eq!(events(), before);
+    sealed.on("writer").arg("backup").run().success();
+    let verify = sealed.on("reader").args(["verify", "--quiet"]);
+    verify.run().success();
+}
+
 #[test]
 fn a_forged_registration_is_refused_and_one_beside_it_is_found() {
     let backed = Backed::new();

@@ -13,6 +13,7 @@ use crate::agent::scheduler::Planned;
 use crate::config::{Cluster, Settings, Severity};
 use crate::error::{Code, Error, Result};
 use crate::operate::agent_trouble;
+use crate::operate::archive_command::shell_word;
 use crate::operate::counters::{self, Counts, Label};
 use crate::operate::failing_sinks::Failing;
 use crate::operate::finding::{self, Finding, Level};
@@ -124,7 +125,7 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
     if let Some(counters) = counters {
         let series = counters.series.iter();
         let judged = series.filter(|(label, _)| is_configured(settings, label));
-        let judged = judged.flat_map(|(l, c)| [of_duration(l, c), of_failure(l, c)]);
+        let judged = judged.flat_map(|(l, c)| [of_duration(l, c), of_failure(settings, l, c)]);
         found.extend(judged.flatten());
         found.extend(counted::conditions(now, settings, metrics, &counters));
     }
@@ -340,7 +341,7 @@ fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
 }
 
 /// A backup that failed, and that no job of the agent took: a job tells of its own failures.
-fn of_failure(label: &Label, counts: &Counts) -> Option<Condition> {
+fn of_failure(settings: &Settings, label: &Label, counts: &Counts) -> Option<Condition> {
     let reason = counts.last_failure.as_ref()?;
     let Label {
         cluster,
@@ -353,8 +354,20 @@ fn of_failure(label: &Label, counts: &Counts) -> Option<Condition> {
         &format!("{cluster}/{component}/failed"),
         Severity::High,
         summary,
-        Some("pitr doctor".to_owned()),
+        Some(again(settings, label)),
     ))
+}
+
+/// The command that takes such a backup again. A shard is taken with its cluster.
+fn again(settings: &Settings, label: &Label) -> String {
+    let scope = format!("aux/{}/{}", label.component, label.cluster);
+    let of_shard = scopes::cluster_of(settings, &scope).map(|cluster| cluster.name);
+    let name = shell_word(of_shard.unwrap_or(&label.cluster));
+    match label.component.as_str() {
+        "postgres" => "pitr backup".to_owned(),
+        "git" => format!("pitr files backup {name}"),
+        component => format!("pitr {component} backup {name}"),
+    }
 }
 
 fn of_job(job: &Planned, state: Result<JobState>, now: TimestampTz) -> Vec<Condition> {
@@ -446,6 +459,7 @@ mod tests {
     use super::*;
     use crate::agent::schedule::Schedule;
     use crate::agent::scheduler::Trigger;
+    use crate::config::{Environment, Flags};
     use crate::err;
 
     #[test]
@@ -554,6 +568,24 @@ mod tests {
         assert_eq!((told(150), told(50)), (None, None));
         assert_eq!((told(151), told(49)), (size.clone(), size));
         assert_eq!(of_sizes("main", &[100, 100, 400]), None, "too few to know");
+    }
+
+    #[test]
+    fn a_backup_that_failed_names_the_command_that_takes_it_again() {
+        let settings = Settings::readable(&Flags::default(), &Environment::default());
+        let next = |component: &str| {
+            let label = counters::Label {
+                cluster: "cache".into(),
+                component: component.into(),
+                kind: "full".into(),
+                repo: "r".into(),
+            };
+            again(&settings, &label)
+        };
+        assert_eq!(next("postgres"), "pitr backup");
+        assert_eq!(next("redis"), "pitr redis backup cache");
+        assert_eq!(next("git"), "pitr files backup cache");
+        assert_eq!(next("config"), "pitr config backup cache");
     }
 
     #[test]

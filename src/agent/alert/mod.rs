@@ -13,6 +13,7 @@ mod mail;
 mod overdue;
 pub mod payload;
 pub mod sink;
+mod starting;
 mod unjudged;
 mod watched;
 
@@ -148,13 +149,17 @@ pub fn conditions(
 ) -> Vec<Condition> {
     let mut conditions = condition::all(session, loaded, metrics);
     conditions.extend(metrics.rooms.iter().filter_map(condition::of_room));
+    // Until it connects nothing begins, and nothing ends.
+    let starting = starting::receivers(session, loaded);
+    conditions.retain(|one| !starting.contains(&one.id));
     if !loaded.settings.alerts.is_empty() {
         let book = notices.read(session);
         conditions.extend(book.failing.iter().map(condition::of_sink));
         let unjudged = Unjudged::of(&loaded.settings, metrics, || {
             examined::conditions(&loaded.state_dir, session.host.now()).is_some()
         });
-        let lasting = lasting(&book, |id| unjudged.holds(id));
+        let is_starting = |id: &str| starting.iter().any(|one| one == id);
+        let lasting = lasting(&book, |id| unjudged.holds(id) || is_starting(id));
         let lasting = lasting.filter(|one| conditions.iter().all(|known| known.id != one.id));
         let lasting: Vec<Condition> = lasting.collect();
         conditions.extend(lasting);

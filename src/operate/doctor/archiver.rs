@@ -152,7 +152,8 @@ pub(super) fn hung(found: &mut Findings, cluster: &Cluster, pgdata: &Path, sessi
 pub(super) fn blocked(found: &mut Findings, cluster: &Cluster, pgdata: &Path, session: &Session) {
     for file in Blocked::all(cluster, Some(pgdata), session) {
         let cause = "PostgreSQL offers no later file before this one is archived: pg_wal grows";
-        let fix = "see the hint of pitr-archive in the server's log";
+        let fix = file.hint();
+        let fix = fix.unwrap_or("see the hint of pitr-archive in the server's log");
         match file.has_lasted() {
             true => found.fail("blocked", file.line(), cause, fix),
             false => found.warn("blocked", file.line(), cause, fix),

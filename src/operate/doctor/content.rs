@@ -1,7 +1,7 @@
 //! Content beside clusters: its source, the programs that it takes, and its newest backup.
 
 use super::Findings;
-use crate::config::{Content, Repository as Configured, Settings, Source};
+use crate::config::{Cluster, Content, Logical, Repository as Configured, Settings, Source};
 use crate::error::Result;
 use crate::logical::tool::{self, Tool};
 use crate::operate::human;
@@ -12,11 +12,12 @@ use crate::redis::kind::NAME;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 
-/// Looks at all that is configured.
+/// Looks at all that is configured. `served` is the cluster whose server answered, and that server's major.
 pub(super) fn look(
     found: &mut Findings,
     opened: &[&Configured],
     settings: &Settings,
+    served: Option<(&Cluster, Major)>,
     session: &Session,
 ) {
     if settings
@@ -42,7 +43,7 @@ pub(super) fn look(
         }
     }
     if !settings.logical.is_empty() {
-        pg_dump(found, session);
+        pg_dump(found, needed(&settings.logical, served), session);
     }
     // Backups go to the first one.
     let first = settings.repositories.first();
@@ -186,14 +187,49 @@ fn newest(found: &mut Findings, content: &Content<'_>, info: &ScopeInfo, session
     }
 }
 
-/// Whether a program is there that dumps. Only a backup knows which major it has to have.
-fn pg_dump(found: &mut Findings, session: &Session) {
+/// Returns the major that a program needs to dump the server; none where no section dumps it.
+fn needed(logical: &[Logical], served: Option<(&Cluster, Major)>) -> Option<Major> {
+    let (cluster, major) = served?;
+    let is_dumped = |one: &Logical| one.cluster.as_deref() == Some(cluster.name.as_str());
+    logical.iter().any(is_dumped).then_some(major)
+}
+
+/// Whether a program is there that dumps a server of the major; of any, where that is not known.
+fn pg_dump(found: &mut Findings, needed: Option<Major>, session: &Session) {
     let folders = tool::folders(None, session.environment.get("PATH"));
-    match Tool::find("pg_dump", Major::ALL[0], &folders) {
-        Ok(tool) => found.ok(
-            "pg_dump",
-            format!("{}, {}", tool.version, tool.path.display()),
-        ),
+    match Tool::find("pg_dump", needed.unwrap_or(Major::ALL[0]), &folders) {
+        Ok(tool) => {
+            let shown = format!("{}, {}", tool.version, tool.path.display());
+            let shown = match needed {
+                Some(_) => shown,
+                None => format!("{shown}; whether the server needs a newer one is not known here"),
+            };
+            found.ok("pg_dump", shown);
+        }
         Err(e) => found.error("pg_dump", &e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LogicalContent;
+
+    #[test]
+    fn pg_dump_is_looked_for_by_the_major_of_the_server_that_is_dumped() {
+        let logical = |cluster: &str| Logical {
+            name: "app".to_owned(),
+            cluster: Some(cluster.to_owned()),
+            databases: Vec::new(),
+            jobs: 1,
+            content: LogicalContent::Full,
+            max_backup_age: None,
+        };
+        let cluster = Cluster::named("main".parse().unwrap());
+        let served = Some((&cluster, Major::V17));
+        let all = [logical("other"), logical("main")];
+        assert_eq!(needed(&all, served), Some(Major::V17));
+        assert_eq!(needed(&all[..1], served), None);
+        assert_eq!(needed(&all, None), None);
     }
 }

@@ -45,19 +45,16 @@ pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
     if let Some(cluster) = &cluster {
         seen = server::look(&mut found, &settings, cluster, session);
     }
-    let pgdata = cluster
-        .as_ref()
-        .and_then(|c| c.pgdata.clone())
-        .or(seen.pgdata.clone());
     let configured = cluster.as_ref().and_then(|c| c.pgdata.as_deref());
+    let before = found.all.get_mut(..before_server).unwrap_or_default();
     if let Some(served) = &seen.pgdata
         && !configured.is_some_and(|pgdata| is_same(pgdata, served))
     {
-        is_elsewhere(
-            found.all.get_mut(..before_server).unwrap_or_default(),
-            served,
-        );
+        is_elsewhere(before, served);
     }
+    // Nothing of another cluster's directory tells of the server.
+    let own = configured.filter(|pgdata| !is_foreign(before, pgdata, &seen));
+    let pgdata = own.map(Path::to_owned).or(seen.pgdata.clone());
     let is_gone = pgdata.as_deref().is_some_and(is_gone);
     if let Some(pgdata) = pgdata.as_deref().filter(|_| !is_gone) {
         archiver::look(&mut found, pgdata, &seen, session);
@@ -75,7 +72,8 @@ pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
         &seen,
         session,
     );
-    content::look(&mut found, &opened, &settings, session);
+    let served = cluster.as_ref().zip(seen.major);
+    content::look(&mut found, &opened, &settings, served, session);
     redis::look(&mut found, &settings, session);
     sets::look(&mut found, &settings, session);
     audit::look(&mut found, &settings, session);
@@ -101,6 +99,30 @@ fn is_elsewhere(before_server: &mut [Finding], served: &Path) {
         ));
         gone.next = Some(format!("set pgdata = \"{served}\", or correct conninfo"));
     }
+}
+
+/// Whether the configured data directory is of another cluster than the server, by their system identifiers: then its finding fails.
+fn is_foreign(before_server: &mut [Finding], pgdata: &Path, seen: &server::Seen) -> bool {
+    let head = DataDirectory::at(pgdata).control_head().ok().flatten();
+    let own = head.map(|head| head.system_identifier);
+    let (Some(own), Some(served)) = (own, seen.system_identifier) else {
+        return false;
+    };
+    if own == served {
+        return false;
+    }
+    let mut configured = before_server.iter_mut();
+    if let Some(finding) = configured.find(|f| f.name == "pgdata" && f.level != Level::Fail) {
+        finding.level = Level::Fail;
+        finding.cause = Some(format!(
+            "it has system identifier {own}, and the server that conninfo leads to has {served}: they are two clusters"
+        ));
+        finding.next = Some(match &seen.pgdata {
+            Some(place) => format!("set pgdata = \"{}\", or correct conninfo", place.display()),
+            None => "correct pgdata or conninfo, so that both mean one cluster".to_owned(),
+        });
+    }
+    true
 }
 
 /// Whether a data directory is not there, as opposed to out of our reach.

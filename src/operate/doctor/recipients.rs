@@ -34,13 +34,17 @@ pub(super) struct Readers {
     epochs: Vec<Readable>,
 }
 
-/// Looks at the recipients of an encrypted repository; returns those that work.
+/// Looks at the recipients of an encrypted repository; returns those that work. `has_server` says that this host is to archive.
 pub(super) fn look(
     found: &mut Findings,
     configured: &Configured,
     repository: &Repository,
+    has_server: bool,
 ) -> Option<Readers> {
     let id = repository.marker().key_set.as_ref()?;
+    if has_server && configured.encryption.is_none() {
+        without_section(found, configured);
+    }
     let seen = match see(configured, repository, id) {
         Ok(seen) => seen,
         Err(e) => {
@@ -73,6 +77,24 @@ pub(super) fn look(
         key_set: id.clone(),
         epochs: seen.epochs,
     })
+}
+
+/// Tells that this host has no keys of an encrypted repository: whatever it is to write there is refused.
+fn without_section(found: &mut Findings, configured: &Configured) {
+    let cause = "the repository is encrypted, and this host has no encryption section: nothing can be archived (A137), backed up or read";
+    let fix = format!(
+        "name the key set's writer.key as key_set in [repositories.{}.encryption]",
+        configured.name
+    );
+    match configured.required {
+        true => found.fail("encryption", "not configured", cause, fix),
+        false => found.warn(
+            "encryption",
+            "not configured",
+            cause,
+            format!("{fix}. It is not required: archiving goes on without it."),
+        ),
+    }
 }
 
 fn readable(found: &mut Findings, epoch: &Readable, is_proven: bool) {

@@ -1,5 +1,6 @@
 //! The repositories: there, ours, writable and durable, apart from the data, with room, and with something to recover from.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -15,8 +16,8 @@ use crate::operate::proven::{self, Proven};
 use crate::operate::session::Session;
 use crate::operate::{human, receiver};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentName, SegmentNumber};
-use crate::pg::timeline::TimelineId;
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::pg::timeline::{History, TimelineId};
 use crate::plan::base::lies_on;
 use crate::plan::cluster::{self, DECIDE, Side, Tree};
 use crate::plan::gap;
@@ -30,11 +31,15 @@ use crate::store::probe::probe;
 use crate::store::s3::tiering::TAG;
 use crate::store::s3::{self, S3Store};
 use crate::store::sftp::SftpStore;
-use crate::wal::inventory::{Backup, Inventory};
+use crate::wal::inventory::{Backup, Inventory, Timeline};
 use crate::wal::rollup::Rollup;
 
 /// A server's disk with less room than this is nearly full; its whole size is not asked for.
 const LITTLE_BYTES: u64 = 1 << 30;
+/// A segment of a cluster that was made without `--wal-segsize` has this size.
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// A filesystem with fewer free inodes than this is nearly full.
+const LITTLE_INODES: u64 = 1000;
 
 /// Looks at each; returns those that could be opened.
 pub(super) fn look<'a>(
@@ -65,27 +70,15 @@ pub(super) fn look<'a>(
         opened.push(configured);
         found.ok(&configured.name, configured.location.to_string());
         place(found, configured, pgdata, session);
-        readers.extend(recipients::look(found, configured, &repository));
+        let has_server = cluster.is_some_and(|c| c.pgdata.is_some() || c.conninfo.is_some());
+        let own_readers = recipients::look(found, configured, &repository, has_server);
+        readers.extend(own_readers);
         let Some(cluster) = cluster else { continue };
         let registered = registered(found, cluster, &repository, pgdata, seen);
         match registered {
             Ok(Some(layout)) => {
                 let name = &configured.name;
-                let mut others = settings.repositories.iter().filter(|r| r.name != *name);
-                // Objects are copied as they are stored: between repositories of the same keys.
-                let comes_by_sync = others.any(|r| r.encryption == configured.encryption);
-                let new_backup = match (settings.repositories.len(), comes_by_sync) {
-                    (1, _) => "pitr backup".to_owned(),
-                    (_, false) => format!("pitr backup --repository {name}"),
-                    _ => format!("pitr backup --repository {name}, or pitr repo sync --to {name}"),
-                };
-                let lost_wal = match comes_by_sync {
-                    true => format!("pitr repo sync --to {name} where another repository has it; "),
-                    false => String::new(),
-                };
-                let lost_wal = format!(
-                    "{lost_wal}pitr wal backfill --from the pg_wal of a node that still has it, else take a backup: pitr backup"
-                );
+                let (new_backup, lost_wal) = helps(settings, configured);
                 let helps = (new_backup.as_str(), lost_wal.as_str());
                 identifier = Some(layout.system_identifier());
                 let about = (cluster, seen);
@@ -124,6 +117,30 @@ pub(super) fn look<'a>(
         lag(found, settings, cluster, identifier, session);
     }
     opened
+}
+
+/// Returns what helps where a repository has no recent backup, and what helps where it lacks WAL.
+fn helps(settings: &Settings, configured: &Configured) -> (String, String) {
+    let name = &configured.name;
+    let mut others = settings.repositories.iter().filter(|r| r.name != *name);
+    // Objects are copied as they are stored: between repositories of the same keys.
+    let comes_by_sync = others.any(|r| r.encryption == configured.encryption);
+    let backup = match settings.repositories.len() {
+        1 => "pitr backup".to_owned(),
+        _ => format!("pitr backup --repository {name}"),
+    };
+    let by_sync = match comes_by_sync {
+        true => format!("pitr repo sync --to {name} where another repository has it; "),
+        false => String::new(),
+    };
+    let lost_wal = format!(
+        "{by_sync}pitr wal backfill --from the pg_wal of a node that still has it, else take a backup: {backup}; this ends once the backups before the gap have expired"
+    );
+    let new_backup = match comes_by_sync {
+        true => format!("{backup}, or pitr repo sync --to {name}"),
+        false => backup,
+    };
+    (new_backup, lost_wal)
 }
 
 /// Whether the rights of a host that only writes do not reach so far.
@@ -376,29 +393,33 @@ fn directory(found: &mut Findings, path: &Path, pgdata: Option<&Path>, session: 
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let total = stat.f_blocks.saturating_mul(stat.f_frsize);
-    let no_inodes = stat.f_files > 0 && stat.f_favail < 1000;
+    let inodes = (stat.f_files > 0).then_some(stat.f_favail);
+    space(found, (free, total), inodes);
+}
+
+/// Judges the room of a filesystem, by its free and all bytes, and its free inodes where it counts them.
+fn space(found: &mut Findings, (free, total): (u64, u64), inodes: Option<u64>) {
     let value = format!("{} of {} free", human::size(free), human::size(total));
-    let fix = "add space, or keep fewer backups: pitr expire --keep N --dry-run";
+    let cause = "archiving stops when it is full, and pg_wal grows";
+    let fix = "make room: pitr expire --confirm; else add space, or keep fewer backups: pitr expire --keep N --dry-run";
     match free.saturating_mul(100) / total.max(1) {
-        0..=1 => found.fail(
+        0..=1 => found.fail("space", value, cause, fix),
+        2..=9 => found.warn("space", value, cause, fix),
+        _ if free < SEGMENT_BYTES => found.warn(
             "space",
             value,
-            "archiving stops when it is full, and pg_wal grows",
+            "that is less than a WAL segment of the usual size: archiving stops when one does not fit, and pg_wal grows",
             fix,
         ),
-        2..=9 => found.warn(
-            "space",
-            value,
-            "archiving stops when it is full, and pg_wal grows",
-            fix,
-        ),
-        _ if no_inodes => found.warn(
-            "space",
-            format!("{} inodes free", stat.f_favail),
-            "archiving stops when there is none",
-            fix,
-        ),
-        _ => found.ok("space", value),
+        _ => match inodes.filter(|inodes| *inodes < LITTLE_INODES) {
+            Some(inodes) => found.warn(
+                "space",
+                format!("{inodes} inodes free"),
+                "archiving stops when there is none",
+                fix,
+            ),
+            None => found.ok("space", value),
+        },
     }
 }
 
@@ -497,9 +518,11 @@ fn archived(found: &mut Findings, inventory: &Inventory, pgdata: Option<&Path>, 
     let Some(newest) = names.last().copied() else {
         return;
     };
+    let history = inventory.history(seen.timeline.unwrap_or(newest.timeline));
+    let stored = (&inventory.timelines, history.as_ref().ok());
     names.retain(|name: &SegmentName| {
         name.number(size).is_ok_and(|number| {
-            number >= SegmentNumber::of(oldest, size) && !inventory.has(name.timeline, number)
+            number >= SegmentNumber::of(oldest, size) && !is_stored(stored, size, (*name, number))
         })
     });
     let Some(first) = names.first() else {
@@ -520,6 +543,37 @@ fn archived(found: &mut Findings, inventory: &Inventory, pgdata: Option<&Path>, 
         "the server says that it is archived and will not offer it again: the repository has lost it, or was put back from an older copy; recovery ends before it",
         fix,
     );
+}
+
+/// Whether a segment that the server says is archived is stored. A recovery ends a timeline with a padded file that PostgreSQL marks as archived: of it
+/// the server's history needs the WAL up to the switch, which the next timeline has once more.
+fn is_stored(
+    (timelines, history): (&BTreeMap<TimelineId, Timeline>, Option<&History>),
+    size: SegmentSize,
+    (name, number): (SegmentName, SegmentNumber),
+) -> bool {
+    let has = |id: TimelineId| {
+        timelines
+            .get(&id)
+            .is_some_and(|t| t.segments.contains(number))
+    };
+    if has(name.timeline) {
+        return true;
+    }
+    let switch = history.and_then(|h| h.switch_point(name.timeline));
+    let (Some(history), Some(switch)) = (history, switch) else {
+        return false;
+    };
+    let of_switch = SegmentNumber::of(switch, size);
+    let reaches = |t: &Timeline| {
+        let reach = t.tails.get(&number);
+        t.partials.contains(&name) || reach.is_some_and(|reach| *reach >= switch)
+    };
+    let ancestors = history.ancestors().iter().map(|a| a.timeline);
+    let path = ancestors.chain([history.timeline()]);
+    let mut later = path.skip_while(|id| *id != name.timeline).skip(1);
+    number >= of_switch && timelines.get(&name.timeline).is_some_and(reaches)
+        || number == of_switch && later.any(has)
 }
 
 /// Which timeline is the cluster, and whether the server is on it.
@@ -691,9 +745,81 @@ fn gaps(
         found.fail(
             "recorded gap",
             lost,
-            "neither server nor repository had it when the receiver went on: recovery from an older backup stops there",
+            "neither server nor this repository had it when the receiver went on: recovery from an older backup stops there",
             lost_wal,
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::runs::Runs;
+
+    fn tli(number: u32) -> TimelineId {
+        TimelineId::new(number).unwrap()
+    }
+
+    #[test]
+    fn t81_a_padded_segment_that_recovery_left_behind_is_not_lost() {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let at = |number: u64, more: u64| Lsn((number << 20) + more);
+        let history = History::root(tli(1)).child(tli(2), at(9, 500), b"recovered");
+        let first = |reach: Option<Lsn>| Timeline {
+            segments: Runs::from_numbers((2..9).collect()),
+            tails: reach
+                .map(|reach| (SegmentNumber(9), reach))
+                .into_iter()
+                .collect(),
+            ..Timeline::default()
+        };
+        let second = |numbers: Vec<u64>| Timeline {
+            segments: Runs::from_numbers(numbers),
+            ..Timeline::default()
+        };
+        let is_stored = |first: Timeline, numbers: Vec<u64>, (timeline, number): (u32, u64)| {
+            let timelines = BTreeMap::from([(tli(1), first), (tli(2), second(numbers))]);
+            let number = SegmentNumber(number);
+            let name = number.name(tli(timeline), size).unwrap();
+            super::is_stored((&timelines, Some(&history)), size, (name, number))
+        };
+        let left = (1, 9);
+        assert!(!is_stored(first(None), vec![], left), "nothing has it");
+        // Increments that reach the switch, a partial, or the next timeline's copy.
+        assert!(is_stored(first(Some(at(9, 500))), vec![], left));
+        assert!(!is_stored(first(Some(at(9, 499))), vec![], left));
+        let name = SegmentNumber(9).name(tli(1), size).unwrap();
+        let mut partial = first(Some(at(9, 0)));
+        partial.partials.insert(name);
+        assert!(is_stored(partial, vec![], left));
+        assert!(is_stored(first(None), vec![9, 10], left));
+        // What lies before the switch, or on the server's own timeline, has to be there whole.
+        let mut hole = first(None);
+        hole.segments = Runs::from_numbers((2..8).collect());
+        hole.tails.insert(SegmentNumber(8), at(9, 0));
+        assert!(!is_stored(hole, vec![8, 9], (1, 8)));
+        let mut tail = second(vec![9]);
+        tail.tails.insert(SegmentNumber(10), at(11, 0));
+        let timelines = BTreeMap::from([(tli(1), first(None)), (tli(2), tail)]);
+        let number = SegmentNumber(10);
+        let name = number.name(tli(2), size).unwrap();
+        let stored = (&timelines, Some(&history));
+        assert!(!super::is_stored(stored, size, (name, number)));
+    }
+
+    #[test]
+    fn a_filesystem_without_room_for_a_segment_is_not_well() {
+        let level = |free: u64, total: u64, inodes| {
+            let mut found = Findings::default();
+            space(&mut found, (free, total), inodes);
+            found.all[0].level
+        };
+        let mib = 1 << 20;
+        assert_eq!(level(mib, 6 * mib, None), Level::Warn);
+        assert_eq!(level(16 * mib, 64 * mib, None), Level::Ok);
+        assert_eq!(level(16 * mib, 64 * mib, Some(999)), Level::Warn);
+        assert_eq!(level(mib, 1000 * mib, None), Level::Fail);
+        assert_eq!(level(90 * mib, 1000 * mib, None), Level::Warn);
+    }
 }

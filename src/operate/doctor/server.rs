@@ -10,6 +10,7 @@ use crate::archive::server_conf::Started;
 use crate::config::{Cluster, Settings};
 use crate::error::{Code, Result};
 use crate::operate::archive_command::{Weight, compose, judge, shell_word};
+use crate::operate::blocked::Blocked;
 use crate::operate::human;
 use crate::operate::server::{self, Server};
 use crate::operate::session::Session;
@@ -25,6 +26,8 @@ use crate::wire::client::SystemIdentity;
 pub(super) struct Seen {
     pub pgdata: Option<PathBuf>,
     pub system_identifier: Option<u64>,
+    /// Its major, where this program knows it.
+    pub major: Option<Major>,
     pub in_recovery: bool,
     /// The timeline that it writes or follows.
     pub timeline: Option<TimelineId>,
@@ -51,6 +54,13 @@ struct Written {
     value: String,
     /// File and line.
     place: String,
+}
+
+impl Written {
+    /// Whether it turns archiving on.
+    fn is_on(&self) -> bool {
+        ["on", "always"].contains(&self.value.as_str())
+    }
 }
 
 type Values = BTreeMap<String, Setting>;
@@ -86,7 +96,10 @@ pub(super) fn look(
         (Err(e), None) => found.error("connection", &e),
     }
     // One question that fails takes nothing from what the others have told.
-    let mut seen = Seen::default();
+    let mut seen = Seen {
+        major: server.session().major().ok(),
+        ..Seen::default()
+    };
     if let Err(e) = ask(found, &mut server, settings, cluster, session, &mut seen) {
         found.error("questions", &e);
     }
@@ -127,13 +140,14 @@ fn ask(
     let written = written(server, "archive_mode");
     archiving(found, &values, written.as_ref(), cluster, seen);
     durability(found, &values, server.session().version_num() / 10_000);
+    let pgdata = cluster.pgdata.clone().or(seen.pgdata.clone());
     if !seen.leaves_archiving && (mode != "off" || !receiver::is_configured(cluster)) {
-        seen.last_archived = counters(found, server, seen.in_recovery)?;
+        let blocked = Blocked::all(cluster, pgdata.as_deref(), session);
+        seen.last_archived = counters(found, server, seen.in_recovery, &blocked)?;
     }
     seen.timeline = rights(found, server, &values, cluster)?;
     clock(found, server, session)?;
-    let pgdata = cluster.pgdata.as_deref().or(seen.pgdata.as_deref());
-    receiver::look(found, server, cluster, seen.in_recovery, pgdata)?;
+    receiver::look(found, server, cluster, seen.in_recovery, pgdata.as_deref())?;
     receiver::others(found, server, cluster, seen.in_recovery)
 }
 
@@ -240,7 +254,7 @@ fn restart(name: &str, value: &str) -> String {
 /// Reports that nothing is archived, and what brings the server to archive.
 fn archive_off(found: &mut Findings, is_pending: bool, written: Option<&Written>, seen: &Seen) {
     let is_copy = |pgdata: &Path| DataDirectory::at(pgdata).wal().join(GUARD).exists();
-    let written = written.filter(|w| ["on", "always"].contains(&w.value.as_str()));
+    let written = written.filter(|w| w.is_on());
     let (cause, fix) = match written {
         _ if seen.pgdata.as_deref().is_some_and(is_copy) => (
             "this is a restored copy, and pitr restore wrote archive_mode = off into it".to_owned(),
@@ -279,9 +293,11 @@ fn archiving(
     let pending = values
         .get("archive_mode")
         .is_some_and(|s| s.pending_restart);
+    // A copy that was adopted while it runs archives once it is started again.
+    let waits = pending || written.is_some_and(Written::is_on);
     match get("archive_mode") {
-        "off" if !pending && receiver::is_configured(cluster) => {
-            found.ok("archive_mode", "off: the receiver brings the WAL");
+        "off" if !waits && receiver::is_configured(cluster) => {
+            found.ok("archive_mode", "off: the receiver is to bring the WAL");
             return;
         }
         "off" => archive_off(found, pending, written, seen),
@@ -506,18 +522,20 @@ fn counters(
     found: &mut Findings,
     server: &mut Server,
     in_recovery: bool,
+    blocked: &[Blocked],
 ) -> Result<Option<String>> {
     let now = Counters::settled(server)?;
     let last_archived = now.last_archived.clone();
     let ago = |age| format!("{} ago", human::duration(age));
     if now.fails {
         let failed = now.last_failed;
-        found.fail(
-            "archiver",
-            format!("{failed} failed {}, {} failures", ago(now.failed_ago), now.failures),
-            "archiving is stuck at this file: the server's log says why",
-            format!("as the server's user, run archive_command by hand in the data directory for pg_wal/{failed}"),
+        let value = format!(
+            "{failed} failed {}, {} failures",
+            ago(now.failed_ago),
+            now.failures
         );
+        let (cause, fix) = stuck(&failed, blocked);
+        found.fail("archiver", value, cause, fix);
     } else if let Some(last) = now.last_archived {
         found.ok(
             "archiver",
@@ -535,6 +553,23 @@ fn counters(
         );
     }
     Ok(last_archived)
+}
+
+/// Returns why archiving is stuck at a file, and what helps: as pitr-archive said it, where that can be read from here.
+fn stuck(failed: &str, blocked: &[Blocked]) -> (&'static str, String) {
+    let known = blocked.iter().find(|b| b.file.to_string() == failed);
+    match known.and_then(Blocked::hint) {
+        Some(hint) => (
+            "archiving is stuck at this file: see \"blocked\" below",
+            format!("{hint} PostgreSQL then offers pg_wal/{failed} again by itself"),
+        ),
+        None => (
+            "archiving is stuck at this file: the server's log says why",
+            format!(
+                "as the server's user, run archive_command by hand in the data directory for pg_wal/{failed}"
+            ),
+        ),
+    }
 }
 
 fn rights(

@@ -14,16 +14,21 @@ use crate::logical::read_check::{contents, printed};
 use crate::logical::source::{SqlSession, write_service};
 use crate::logical::spool::Spool;
 use crate::logical::tool::{self, Tool};
+use crate::operate::archive_command::shell_word;
 use crate::operate::human;
 use crate::operate::session::Session;
 use crate::pg::version::Major;
 use crate::repo::id::BackupId;
 use crate::restore::content;
-use crate::wire::conninfo::{ConnInfo, Environment};
+use crate::wire::conninfo::{ConnInfo, Environment, HostAddress};
+use crate::wire::server_error::sqlstate;
 use crate::wire::service_file::in_database;
 
 /// The section of a dump with everything that rows need.
 const PRE_DATA: &str = "pre-data";
+
+/// `undefined_database`.
+const NO_DATABASE: &str = "3D000";
 
 /// The section with indexes, constraints and triggers.
 const POST_DATA: &str = "post-data";
@@ -311,7 +316,11 @@ impl Target {
         };
         info.dbname = Some(named.clone());
         let host = &session.host;
-        let mut sql = SqlSession::connect(&info, &host.progress, &host.stop)?;
+        let connected = SqlSession::connect(&info, &host.progress, &host.stop);
+        let mut sql = connected.map_err(|e| match sqlstate(&e) {
+            Some(NO_DATABASE) => e.hint(no_database(&info, &named, asked.create)),
+            _ => e,
+        })?;
         info.hosts = vec![sql.session().place().clone()];
         let major = sql.session().major()?;
         if major.number() < member.server_major {
@@ -335,6 +344,26 @@ impl Target {
             info,
         })
     }
+}
+
+/// The hint where the server has no database of the name.
+fn no_database(info: &ConnInfo, name: &str, creates: bool) -> String {
+    if creates {
+        return "Nothing was done.\n--create is begun from a database that is there: name one with --into, such as dbname=postgres.".to_owned();
+    }
+    let server = info.hosts.first().map(|host| {
+        let place = match &host.address {
+            HostAddress::Socket(directory) => directory.display().to_string(),
+            HostAddress::Tcp { name, .. } => name.clone(),
+        };
+        format!(" -h {} -p {}", shell_word(&place), host.port)
+    });
+    format!(
+        "Nothing was done.\ncreatedb{} -U {} -T template0 {} makes it; then run the same command again.",
+        server.unwrap_or_default(),
+        shell_word(&info.user),
+        shell_word(name)
+    )
 }
 
 fn check_absent(sql: &mut SqlSession, name: &str) -> Result<()> {
@@ -513,7 +542,21 @@ fn entries(list: &str) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{POST_DATA, PRE_DATA, Step, is_head_of_schema, may_be_of_schema, steps};
+    use super::{
+        ConnInfo, Environment, POST_DATA, PRE_DATA, Step, is_head_of_schema, may_be_of_schema,
+        no_database, steps,
+    };
+
+    #[test]
+    fn a_database_that_the_server_lacks_comes_with_the_command_that_makes_it() {
+        let given = "host=/run/postgresql port=5433 user=app dbname='my shop'";
+        let info = ConnInfo::resolve(given, &Environment::default()).unwrap();
+        let hint = no_database(&info, "my shop", false);
+        let command = "createdb -h /run/postgresql -p 5433 -U app -T template0 'my shop'";
+        assert!(hint.contains(command), "{hint}");
+        let hint = no_database(&info, "my shop", true);
+        assert!(hint.contains("dbname=postgres"), "{hint}");
+    }
 
     #[test]
     fn a_schema_is_told_from_one_whose_name_goes_on() {

@@ -1,5 +1,6 @@
 //! The data set of a server, into the repository.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::cluster::{Learned, Live, Nodes, of_shard};
@@ -169,20 +170,36 @@ pub(super) fn counted(
 ) -> Result<Taken> {
     let first = settings.first_repository()?;
     let label = counters::of_content("redis", asked.name, first);
-    let work = || take(session, settings, server, asked);
-    counters::counted((session, settings), &label, work, |taken| {
-        taken.root.head.backup_kind
-    })
+    let is_connecting = Cell::new(false);
+    let work = || take(session, settings, server, asked, &is_connecting);
+    counters::counted_by(
+        (session, settings),
+        &label,
+        work,
+        |taken| taken.root.head.backup_kind,
+        |e| Some(reason(e.code(), is_connecting.get())),
+    )
 }
 
+/// The reason of a failure: a server that does not answer is no trouble of the repository.
+fn reason(code: Code, is_connecting: bool) -> &'static str {
+    match code {
+        Code::Unreachable | Code::Deadline | Code::Io if is_connecting => "server",
+        _ => counters::reason(code),
+    }
+}
+
+/// Takes the data set. `is_connecting` tells whether an error came before the server was ready.
 fn take(
     session: &Session,
     settings: &Settings,
     (wanted, live): Server<'_>,
     asked: Asked<'_>,
+    is_connecting: &Cell<bool>,
 ) -> Result<Taken> {
     let configured = settings.first_repository()?;
     let repository = session.open_for_backup(configured)?;
+    is_connecting.set(true);
     let host = &session.host;
     let began = host.now();
     let started = Instant::now();
@@ -196,6 +213,7 @@ fn take(
     let source = source.map_err(no_backup)?;
     let lacks_replica = prefers_replica && source.role() != REPLICA;
     source.check_ready().map_err(no_backup)?;
+    is_connecting.set(false);
     let is_alone = source.is_shard() && live.is_none();
     let mut base = Base {
         source,
@@ -237,4 +255,17 @@ fn warnings(member: &Member, is_alone: bool, lacks_replica: bool) -> Vec<String>
         warnings.push("the server is one shard of a cluster: the backup has the keys of its slots alone (cluster = true in its section takes all shards)".to_owned());
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_does_not_answer_is_no_trouble_of_the_repository() {
+        assert_eq!(reason(Code::Unreachable, true), "server");
+        assert_eq!(reason(Code::Unreachable, false), "repository");
+        assert_eq!(reason(Code::Config, true), "config");
+        assert_eq!(reason(Code::Interrupted, true), "interrupted");
+    }
 }

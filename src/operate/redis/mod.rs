@@ -21,7 +21,7 @@ pub mod watch;
 pub mod windows;
 
 use std::cell::RefCell;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -48,6 +48,10 @@ use crate::wire::tls;
 
 /// No password is longer.
 const PASSWORD_BYTES_MAX: u64 = 64 << 10;
+
+/// The next step where a password file has no password.
+const WRITE_PASSWORD: &str =
+    "Nothing was done.\nWrite the password, and nothing else, into the first line of that file.";
 
 /// A backup that is read.
 pub struct Stored {
@@ -181,7 +185,8 @@ fn password(path: &Path) -> Result<Secret> {
             Config,
             "password file \"{}\" is no small file",
             path.display()
-        ));
+        )
+        .hint(WRITE_PASSWORD));
     }
     check_closed(Code::Config, "password file", path, &metadata)?;
     let mut text = String::new();
@@ -194,12 +199,25 @@ fn password(path: &Path) -> Result<Secret> {
             Config,
             "password file \"{}\" has no password in its first line",
             path.display()
-        )),
+        )
+        .hint(WRITE_PASSWORD)),
     }
 }
 
 fn unreadable(kind: &str, path: &Path, error: std::io::Error) -> Error {
-    err!(Config, "could not read {kind} \"{}\"", path.display()).source(error)
+    let next = match error.kind() {
+        ErrorKind::NotFound => {
+            "Make the file, which only this user may read (mode 0600), or correct its path in the configuration."
+        }
+        ErrorKind::PermissionDenied => {
+            "Give the file to the user who runs this (chown, mode 0600), or run the command as its owner."
+        }
+        _ => "Look at the file, or correct its path in the configuration.",
+    };
+    let failed = err!(Config, "could not read {kind} \"{}\"", path.display());
+    failed
+        .source(error)
+        .hint(format!("Nothing was done.\n{next}"))
 }
 
 /// A backup that does not lead to the target is followed by an older one, so often.
@@ -374,4 +392,25 @@ fn read(backup: search::Stored) -> Result<Stored> {
         member: Member::read(&backup.member()?)?,
         backup,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::source::no_backup;
+
+    #[test]
+    fn a_password_file_without_a_password_comes_with_what_helps() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        let next = || {
+            let refused = no_backup(password(&path).err().unwrap());
+            refused.hint_text().unwrap_or_default().to_owned()
+        };
+        assert!(next().contains("Make the file"), "{}", next());
+        std::fs::write(&path, "").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, mode).unwrap();
+        assert!(next().contains("into the first line"), "{}", next());
+    }
 }

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::operate::failures::Failures;
 use crate::operate::server::{self, Server};
 use crate::operate::session::Session;
+use crate::operate::unproven;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::redis::info::REPLICA;
@@ -25,6 +26,9 @@ use crate::repo::runbook as stored_runbook;
 use crate::repo::scope::Scope;
 use crate::repo::set_mark::{self, Level, MEMBERS_MAX, Stated, StatedMember};
 use crate::repo::source;
+
+/// An option of `pitr config backup`.
+const ALLOW_PLAIN: &str = "--allow-plain-secrets";
 
 /// How often a wait for the next mark looks whether to stop.
 const TICK: Duration = Duration::from_millis(100);
@@ -104,6 +108,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Marked> {
     if set.members.len() > MEMBERS_MAX {
         return Err(err!(Config, "a set has at most {MEMBERS_MAX} members"));
     }
+    unproven::require_key_of_one(session, &settings.repositories)?;
     let mut members: Vec<&SetMember> = set.members.iter().collect();
     members.sort_by_key(|member| member.kind);
     let asking: Result<Vec<Asking<'_>>> = members
@@ -295,7 +300,8 @@ fn of_files(
     let mut backup = None;
     if takes_backups {
         let words = own::words(&[kind, "backup", &member.name]);
-        let answer = own::run(session, &words, None)?;
+        let answer = own::run(session, &words, None);
+        let answer = answer.map_err(|e| refused(e, &own::line(&words)))?;
         let id = answer.json["id"]
             .as_str()
             .or(answer.json["backup"].as_str());
@@ -308,6 +314,17 @@ fn of_files(
         backup,
         ..StatedMember::default()
     })
+}
+
+/// The error of a member's backup. An option that its hint names is one of that backup alone.
+fn refused(error: Error, line: &str) -> Error {
+    let is_of_backup = |hint: &str| hint.contains(ALLOW_PLAIN);
+    match error.hint_text().is_some_and(is_of_backup) {
+        true => error.hint(format!(
+            "No mark was made.\nStore secrets in an encrypted repository. Or make the mark without --with-backups, then take that backup: {line} {ALLOW_PLAIN}"
+        )),
+        false => error,
+    }
 }
 
 /// Writes the same mark into every repository, behind the instructions that it names.
@@ -324,14 +341,7 @@ fn record(
     let mut repositories = Vec::new();
     failures.in_each(&settings.repositories, "mark in", |configured| {
         let repository = session.open(configured)?;
-        let encryption = configured.encryption.as_ref();
-        let is_proven = encryption.is_some_and(crate::config::Encryption::can_prove);
-        if repository.marker().key_set.is_some() && !is_proven {
-            return Err(err!(
-                Key,
-                "a mark that nothing proves would not count: key_set is not configured"
-            ));
-        }
+        unproven::require_key(configured, &repository)?;
         let store = repository.store();
         source::register(store, &scope, (None, None), session.host.now())?;
         // Its name is another one in each encrypted repository.
@@ -400,5 +410,25 @@ pub fn run_every(
             Err(_) if session.host.is_stopping() => return Ok(()),
             Err(e) => session.warn(&format!("no mark was made: {e}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_of_a_members_backup_is_named_with_the_command_that_has_it() {
+        let line = "pitr config backup host";
+        let plain =
+            err!(Refused, "a secret").hint("Nothing was stored. Add --allow-plain-secrets.");
+        let told = refused(plain, line);
+        let hint = told.hint_text().unwrap();
+        assert!(
+            hint.ends_with("pitr config backup host --allow-plain-secrets"),
+            "{hint}"
+        );
+        let other = err!(Refused, "a member").hint("Another one.");
+        assert_eq!(refused(other, line).hint_text(), Some("Another one."));
     }
 }

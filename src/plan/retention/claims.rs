@@ -115,6 +115,32 @@ pub fn spent(events: &[Recorded], now: TimestampTz) -> Vec<&str> {
     names
 }
 
+/// What [`spent`] finds of one id, claims apart from their releases.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SpentClaims {
+    /// The releases. They go first: without their claims no run finds them.
+    pub releases: Vec<String>,
+    /// The claims.
+    pub claims: Vec<String>,
+}
+
+impl SpentClaims {
+    /// Finds them among the events of an id.
+    pub fn of(events: &[Recorded], now: TimestampTz) -> SpentClaims {
+        let claims = events.iter().filter(|e| e.event.event == "claim");
+        let claims: BTreeSet<&str> = claims.map(|e| e.name.as_str()).collect();
+        let is_claim = |name: &String| claims.contains(name.as_str());
+        let names = spent(events, now).into_iter().map(str::to_owned);
+        let (claims, releases) = names.partition(is_claim);
+        SpentClaims { releases, claims }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.releases.is_empty() && self.claims.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -165,6 +191,11 @@ mod tests {
             release("c", 38, "b"),
         ];
         assert_eq!(spent(&chain, now()), ["c", "a", "b"]);
+        let apart = SpentClaims {
+            releases: vec!["c".to_owned()],
+            claims: vec!["a".to_owned(), "b".to_owned()],
+        };
+        assert_eq!(SpentClaims::of(&chain, now()), apart);
         // A copy that was killed releases nothing.
         assert_eq!(spent(&chain[..1], now()), ["a"]);
         // Released long ago, and not yet over for a day by its own end.

@@ -34,6 +34,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::NaiveDate;
+use claims::SpentClaims;
 use cluster::Backups;
 use copies::Copies;
 use item::{Hold, Item, Twin};
@@ -49,6 +50,7 @@ use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::{Catalog, Needs, Subject};
 use crate::repo::event;
 use crate::repo::id::BackupId;
+use crate::repo::portion;
 use crate::repo::set_mark::Spent;
 use crate::store::Key;
 use crate::wal::survey::Survey;
@@ -205,6 +207,8 @@ pub enum Deletion {
     Begin(BackupId),
     /// The remains of an unfinished write.
     Unfinished(String),
+    /// Claims of copies of an id that hold nothing any more. They go last of all, as far as a round lasts.
+    Spent(BackupId, SpentClaims),
 }
 
 /// The actions of a run of expiry, in this order: marks, then tombstones, then deletions.
@@ -275,6 +279,19 @@ impl ExpirePlan {
             && self.tombstones.is_empty()
             && self.deletions.is_empty()
     }
+
+    /// Whether nothing goes but events that tell nothing any more: claims of copies that are over, and superseded checks.
+    pub fn only_clears(&self) -> bool {
+        let is_cleared = |deletion: &Deletion| match deletion {
+            Deletion::Spent(..) => true,
+            Deletion::Event(subject, _) => subject == portion::SUBJECT,
+            _ => false,
+        };
+        self.marks.is_empty()
+            && self.unmarks.is_empty()
+            && self.tombstones.is_empty()
+            && self.deletions.iter().all(is_cleared)
+    }
 }
 
 /// Computes what is kept and what goes of a cluster.
@@ -326,7 +343,8 @@ fn plan<R: Needs>(
         objects::delete(catalog, asked, policy, now, &mut plan);
     }
     if let Some(id) = &policy.requested {
-        restrict(&mut plan, id);
+        let is_gone = catalog.ids.get(id).and_then(Subject::root).is_none();
+        restrict(&mut plan, id, is_gone);
     }
     let items = judged.items.into_iter();
     let has_window = plan.window_begin.is_some();
@@ -374,10 +392,10 @@ fn keep_withheld(plan: &mut ExpirePlan, now: TimestampTz) {
     }
 }
 
-/// Leaves to other runs what has nothing to do with the backup `id`.
-fn restrict(plan: &mut ExpirePlan, id: &BackupId) {
+/// Leaves to other runs what has nothing to do with the backup `id`. One that is gone already leaves its WAL to a later round of the same run.
+fn restrict(plan: &mut ExpirePlan, id: &BackupId, is_gone: bool) {
     plan.tombstones.clear();
-    let goes = plan.deletions.contains(&Deletion::Manifest(id.clone()));
+    let goes = is_gone || plan.deletions.contains(&Deletion::Manifest(id.clone()));
     if !goes {
         plan.log.iter_mut().for_each(|history| history.gone = None);
     }
@@ -392,7 +410,7 @@ fn restrict(plan: &mut ExpirePlan, id: &BackupId) {
         | Deletion::Begin(of) => of == id,
         Deletion::Event(subject, _) => *subject == own || subject.starts_with("wal-"),
         Deletion::Segments(..) | Deletion::WalFile(_) | Deletion::Object(_) => true,
-        Deletion::Tombstone(_) | Deletion::Unfinished(_) => false,
+        Deletion::Tombstone(_) | Deletion::Unfinished(_) | Deletion::Spent(..) => false,
     });
 }
 

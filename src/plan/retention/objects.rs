@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::claims::spent;
+use super::claims::SpentClaims;
 use super::item::Item;
 use super::rules::Constraint;
 use super::unborn::{Unborn, unborn};
@@ -16,9 +16,6 @@ use crate::repo::event::live_claims;
 use crate::repo::id::BackupId;
 use crate::repo::portion::{self, Portion, ReadBack};
 use crate::repo::runs::Runs;
-
-/// So many claims of copies go at once: the commits of backups wait while a run deletes.
-const CLAIMS_AT_ONCE: usize = 20_000;
 
 /// Adds every deletion to the plan, and what is withheld.
 pub fn delete<R>(
@@ -47,8 +44,6 @@ pub fn delete<R>(
     );
     delete_parts(&ids, items, plan);
     content.delete(items, &ids.running(), plan);
-    let clock = policy.store_clock.map_or(now, |store| store.min(now));
-    delete_spent_claims(&ids, clock, plan);
     delete_events(&ids, now, plan);
     delete_checks(catalog, content, now, plan);
     for leftover in &catalog.unfinished {
@@ -57,6 +52,8 @@ pub fn delete<R>(
                 .push(Deletion::Unfinished(leftover.path.clone()));
         }
     }
+    let clock = policy.store_clock.map_or(now, |store| store.min(now));
+    delete_spent_claims(&ids, clock, plan);
 }
 
 /// A backup that may be running, and where its replay begins, as its claims say.
@@ -227,12 +224,10 @@ fn delete_checks<R>(
 
 /// Claims of copies, and their releases, that hold nothing any more. A later run deletes what is left of them.
 fn delete_spent_claims<R>(ids: &Ids<'_, R>, clock: TimestampTz, plan: &mut ExpirePlan) {
-    let mut room = CLAIMS_AT_ONCE;
     for (id, one) in ids.0.iter().filter(|(_, one)| one.loses_claims()) {
-        for name in spent(&one.subject.events, clock).into_iter().take(room) {
-            let event = Deletion::Event(id.to_string(), name.to_owned());
-            plan.deletions.push(event);
-            room -= 1;
+        let spent = SpentClaims::of(&one.subject.events, clock);
+        if !spent.is_empty() {
+            plan.deletions.push(Deletion::Spent((*id).clone(), spent));
         }
     }
 }

@@ -341,15 +341,18 @@ fn refuse_held(judged: &mut Judgement<'_>, id: &BackupId) {
     if judged.refusal.is_some() {
         return;
     }
-    let Some((why, kind)) = judged
+    let held = judged
         .items
         .iter()
         .find(|b| b.id == id)
-        .and_then(|b| b.hold.clone())
-    else {
+        .and_then(|b| Some((b.hold.clone()?, b.events)));
+    let Some(((why, kind), events)) = held else {
         return;
     };
     let next = match kind {
+        Hold::Pin if !event::legal_holds(events).is_empty() => {
+            format!("First: pitr unhold {id} --confirm")
+        }
         Hold::Pin => format!("First: pitr unpin {id} --confirm"),
         _ => "\"pitr repo claims\" shows what is in use".to_owned(),
     };
@@ -882,6 +885,7 @@ mod tests {
     use super::*;
     use crate::config::Retention;
     use crate::repo::catalog::Parts;
+    use crate::repo::event::Event;
 
     #[test]
     fn the_rules_need_no_wal() {
@@ -920,5 +924,50 @@ mod tests {
         assert_eq!(judged.marks, ids[..1]);
         assert_eq!(judged.items[1].hold.as_ref().unwrap().1, Hold::Promise);
         assert_eq!(judged.items[2].hold.as_ref().unwrap().1, Hold::Window);
+    }
+
+    #[test]
+    fn a_request_for_a_held_backup_names_the_command_that_ends_the_hold() {
+        let id: BackupId = "20261101T000000Z-full".parse().unwrap();
+        let parts = Parts::new();
+        let now = TimestampTz(0);
+        let refused = |legal: bool| {
+            let pin = Recorded {
+                name: "pin".to_owned(),
+                event: Event {
+                    event: "pin".to_owned(),
+                    subject: id.to_string(),
+                    legal,
+                    ..Event::default()
+                },
+                stored: now,
+                is_doubted: false,
+            };
+            let events = [pin];
+            let item = Item {
+                order: 0,
+                id: &id,
+                time: now,
+                stored: now,
+                taken: now,
+                precedes_window: false,
+                events: &events,
+                stored_bytes: 1,
+                needs: (&parts, &parts),
+                leads_to: BTreeSet::new(),
+                beside: BTreeSet::new(),
+                damage: None,
+                hold: Some(("it is held".to_owned(), Hold::Pin)),
+                kept_by: Vec::new(),
+                is_asked: false,
+                twin: None,
+                fate: Fate::Keep,
+            };
+            let mut judged = Judgement::of(vec![item]);
+            refuse_held(&mut judged, &id);
+            judged.refusal.unwrap()
+        };
+        assert!(refused(true).ends_with(&format!("First: pitr unhold {id} --confirm")));
+        assert!(refused(false).ends_with(&format!("First: pitr unpin {id} --confirm")));
     }
 }

@@ -235,6 +235,11 @@ pub(super) fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
             }
             Deletion::Object(_) => {}
             Deletion::Unfinished(path) => survey.unfinished.retain(|u| u.path != *path),
+            Deletion::Spent(id, spent) => {
+                let subject = survey.ids.get_mut(id).unwrap();
+                let names = [&spent.releases[..], &spent.claims[..]].concat();
+                subject.events.retain(|e| !names.contains(&e.name));
+            }
         }
     }
 }
@@ -980,20 +985,32 @@ fn x39_claims_of_copies_go_and_those_of_a_reserved_id_stay() {
     survey.ids.insert(shared.clone(), subject(events.clone()));
     let begun = [vec![event("begin", ago(2))], events].concat();
     survey.ids.insert(reserved, subject(begun));
-    let gone = |policy: &Policy| -> Vec<(String, String)> {
+    // What is left of a backup that failed a month ago.
+    let buried = Subject {
+        manifest: Manifest::Tombstone,
+        stored: Some(ago(24 * 31)),
+        events: vec![event("begin", ago(24 * 32))],
+        ..Subject::default()
+    };
+    survey.ids.insert(id(202), buried);
+    let gone = |policy: &Policy| -> Vec<(BackupId, SpentClaims)> {
         let plan = retention(&survey, policy, now());
         assert_eq!(plan.withheld, Vec::<String>::new());
-        let events = plan.deletions.into_iter().filter_map(|one| match one {
-            Deletion::Event(subject, name) => Some((subject, name)),
-            _ => None,
+        let mut all = plan.deletions.into_iter();
+        // The claims of copies go behind all else.
+        assert!(all.any(|one| one == Deletion::Begin(id(202))));
+        let spent = all.map(|one| match one {
+            Deletion::Spent(id, spent) => (id, spent),
+            other => panic!("{other:?}"),
         });
-        events.collect()
+        spent.collect()
     };
     let [claim, end] = &old;
-    let expected: Vec<_> = [id(3), shared]
-        .iter()
-        .flat_map(|id| [end, claim].map(|e| (id.to_string(), e.name.clone())))
-        .collect();
+    let spent = SpentClaims {
+        releases: vec![end.name.clone()],
+        claims: vec![claim.name.clone()],
+    };
+    let expected = [id(3), shared].map(|id| (id, spent.clone()));
     assert_eq!(gone(&policy(9, 0)), expected);
     // The clock of the store is behind.
     let behind = Policy {
@@ -1980,4 +1997,20 @@ fn a_person_may_delete_one_of_two_twins_where_the_other_is_proven() {
     assert!(refusal(&survey, &new).contains("newest good one"));
     record(&mut both, &origin, "expire");
     assert!(refusal(&both, &new).contains("newest good one"));
+}
+
+#[test]
+fn x37_a_later_round_of_a_requested_deletion_goes_on_with_its_wal() {
+    let segments = Deletion::Segments(tli(1), SegmentNumber(1), SegmentNumber(9));
+    let of_another = Deletion::Tombstone(id(2));
+    let left = |is_gone: bool| {
+        let mut plan = ExpirePlan {
+            deletions: vec![segments.clone(), of_another.clone()],
+            ..ExpirePlan::default()
+        };
+        restrict(&mut plan, &id(1), is_gone);
+        plan.deletions
+    };
+    assert_eq!(left(true), std::slice::from_ref(&segments));
+    assert_eq!(left(false), []);
 }

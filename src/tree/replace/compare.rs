@@ -245,7 +245,7 @@ impl Comparison<'_, '_, '_, '_> {
             _ if self.is_unwanted_special(node) => {
                 match found.filter(|found| has_type(&node.kind, found)) {
                     Some(found) => self.keep(item, &found),
-                    None => self.leave(item, "pipes, sockets and devices were not asked for"),
+                    None => self.leave(item, "pipes, sockets and devices need --privileged"),
                 }
                 Ok(())
             }

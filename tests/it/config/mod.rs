@@ -178,7 +178,10 @@ impl World {
             .lines()
             .filter(|line| line.starts_with("warning"));
         for warning in warnings {
-            assert!(warning.ends_with("was not asked for"), "{run}");
+            assert!(
+                warning.ends_with("is given with --privileged alone"),
+                "{run}"
+            );
         }
     }
 

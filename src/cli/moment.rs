@@ -1,0 +1,108 @@
+//! Moments of a command line that are no target: a time, a day, or a length of time from now.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::config::Period;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
+use crate::plan::target_time::WrittenTime;
+
+/// The forms that are accepted, for a refusal.
+const ACCEPTED: &str = "accepted are a time such as \"2026-11-20 06:40:49+01\", a day such as 2026-11-20, and a length of time such as 1h or 30d";
+
+/// A moment, as an operator writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Moment {
+    /// A time, or the begin of a day; perhaps without a zone.
+    At(WrittenTime),
+    /// So far from now.
+    Distant(Duration),
+}
+
+impl Moment {
+    /// Returns the time; a length of time reaches back from `now`.
+    ///
+    /// # Errors
+    /// `Usage` for one that is out of range.
+    pub fn before(&self, now: TimestampTz) -> Result<WrittenTime> {
+        match self {
+            Moment::At(written) => Ok(written.clone()),
+            Moment::Distant(distance) => now.saturating_sub(*distance).to_string().parse(),
+        }
+    }
+
+    /// Returns the time; a length of time reaches forward from `now`.
+    ///
+    /// # Errors
+    /// `Usage` for one that is out of range.
+    pub fn after(&self, now: TimestampTz) -> Result<WrittenTime> {
+        match self {
+            Moment::At(written) => Ok(written.clone()),
+            Moment::Distant(distance) => now.saturating_add(*distance).to_string().parse(),
+        }
+    }
+}
+
+impl FromStr for Moment {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Moment> {
+        if let Ok(period) = text.parse::<Period>() {
+            return Ok(Moment::Distant(period.duration()));
+        }
+        let is_day = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit() || b == b'-');
+        let time = match is_day {
+            true => format!("{text} 00:00"),
+            false => text.to_owned(),
+        };
+        let written = time.parse().map(Moment::At);
+        // The message names the forms: that of an option shows no hint.
+        written.map_err(|e: Error| err!(Usage, "{}; {ACCEPTED}", e.message()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::target_time::{Zone, Zones};
+
+    fn at(written: &WrittenTime) -> String {
+        let zones = Zones {
+            given: Some(Zone::UTC),
+            ..Zones::default()
+        };
+        written.resolve(&zones).unwrap().at.to_string()
+    }
+
+    #[test]
+    fn times_days_and_lengths_of_time_are_read() {
+        let now: TimestampTz = "2026-11-20T06:40:49.5Z".parse().unwrap();
+        for (text, before, after) in [
+            ("1h", "2026-11-20T05:40:49.5", "2026-11-20T07:40:49.5"),
+            ("30d", "2026-10-21T06:40:49.5", "2026-12-20T06:40:49.5"),
+            ("2027-01-01", "2027-01-01T00:00:00", "2027-01-01T00:00:00"),
+            (
+                "2027-01-01 12:00+01",
+                "2027-01-01T11:00:00",
+                "2027-01-01T11:00:00",
+            ),
+        ] {
+            let moment: Moment = text.parse().unwrap();
+            let (back, forth) = (moment.before(now).unwrap(), moment.after(now).unwrap());
+            assert!(at(&back).starts_with(before), "{text}: {}", at(&back));
+            assert!(at(&forth).starts_with(after), "{text}: {}", at(&forth));
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_what_is_accepted() {
+        for text in ["tomorrow", "1 fortnight", "2026-13-01", ""] {
+            let refused = text.parse::<Moment>().unwrap_err().to_string();
+            assert!(refused.contains("is not a time"), "{refused}");
+            assert!(refused.contains("a day such as 2026-11-20"), "{refused}");
+            assert!(refused.contains("1h or 30d"), "{refused}");
+        }
+    }
+}
