@@ -156,7 +156,7 @@ fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
     Ok(())
 }
 
-/// What the name of a table means that has no event; none where that says nothing.
+/// The meaning of a table's name that has no event; none where it says nothing.
 fn table_line(answer: &Answer, question: &Question) -> Option<String> {
     let table = question.table.as_ref()?;
     match answer.table.as_ref()? {

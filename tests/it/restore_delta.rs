@@ -390,7 +390,7 @@ fn t75_wal_that_no_receiver_has_taken_is_not_removed() {
     restore.run().expect_code(8);
     let push = site.pitr().args(["wal", "push"]).arg(wal.join(&last));
     push.run().success();
-    // What the server wrote since is not in that partial.
+    // That partial lacks the WAL that the server wrote since.
     cluster.start();
     cluster.sql("insert into t values (4)");
     cluster.stop(Stop::Fast);

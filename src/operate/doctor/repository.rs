@@ -794,7 +794,7 @@ mod tests {
         partial.partials.insert(name);
         assert!(is_stored(partial, vec![], left));
         assert!(is_stored(first(None), vec![9, 10], left));
-        // What lies before the switch, or on the server's own timeline, has to be there whole.
+        // WAL before the switch, or on the server's own timeline, has to be there whole.
         let mut hole = first(None);
         hole.segments = Runs::from_numbers((2..8).collect());
         hole.tails.insert(SegmentNumber(8), at(9, 0));

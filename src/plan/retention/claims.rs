@@ -115,7 +115,7 @@ pub fn spent(events: &[Recorded], now: TimestampTz) -> Vec<&str> {
     names
 }
 
-/// What [`spent`] finds of one id, claims apart from their releases.
+/// The finds of [`spent`] for one id, claims apart from their releases.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SpentClaims {
     /// The releases. They go first: without their claims no run finds them.

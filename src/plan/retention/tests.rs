@@ -985,7 +985,7 @@ fn x39_claims_of_copies_go_and_those_of_a_reserved_id_stay() {
     survey.ids.insert(shared.clone(), subject(events.clone()));
     let begun = [vec![event("begin", ago(2))], events].concat();
     survey.ids.insert(reserved, subject(begun));
-    // What is left of a backup that failed a month ago.
+    // The remains of a backup that failed a month ago.
     let buried = Subject {
         manifest: Manifest::Tombstone,
         stored: Some(ago(24 * 31)),

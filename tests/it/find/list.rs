@@ -61,7 +61,7 @@ fn n05_a_backup_keeps_the_names_of_relations(major: u32) {
     assert_eq!(only(&answer, "delete postgres.app.kept")["xid"], thin);
     let found = find(&site, &["--table", "app.orders"]);
     assert_eq!(events(&found).len(), 1);
-    // What was left out, and a slip of the fingers, are told.
+    // Events that were left out, and a slip of the fingers, are told.
     let told = |args: &[&str]| site.pitr().arg("find").args(args).run().success();
     told(&["--kind", "delete"]).expect_stderr("fewer than 1000 rows are left out: --min-rows 1");
     let typo = told(&["--table", "app.order"]);
