@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::common::{Cluster, Run, Site, Stop, copy_tree, expire_at_once, user};
+use crate::common::{
+    Cluster, PATIENCE, Run, Site, Stop, copy_tree, expire_at_once, user, wait_until,
+};
 use crate::per_major;
 use crate::resolve::{backups, restored};
 
@@ -21,29 +23,33 @@ struct Snapshot {
 
 impl Snapshot {
     fn new(major: u32) -> Snapshot {
-        let (site, mut server) = Site::with_cluster(major);
-        server.alter_system("autovacuum", "off");
+        // No life fills the segment in which they part.
+        let builder = Cluster::builder(major)
+            .without_fsync()
+            .config("autovacuum", "off");
+        let (site, mut server) = Site::with_cluster_of(builder);
         server.sql("create table t (id int primary key, life text)");
         server.sql("insert into t select g, 'common' from generate_series(1, 2000) g");
         server.sql("vacuum freeze t");
         let common = site.backup();
         server.sql("checkpoint");
+        // A backup that begins in a new segment stays in it.
         server.archive_now();
-        server.stop(Stop::Immediate);
         let snapshot = server.sandbox().join("snapshot");
         copy_tree(server.pgdata(), &snapshot);
+        std::fs::remove_file(snapshot.join("postmaster.pid")).unwrap();
         user::own_all(&snapshot);
-        server.start();
+        let args = ["backup", "--json", "--max-rate", "8MiB"];
+        let running = site.pitr().args(args).spawn();
+        let copying = "select count(*) > 0 from pg_stat_progress_basebackup where phase = 'streaming database files'";
+        wait_until(PATIENCE, "the backup copies", || {
+            server.query_one_string(copying) == "t"
+        });
         server.sql("update t set life = 'first' where id <= 100");
         server.sql("checkpoint");
-        let own = site.backup();
+        let own = running.wait().success().id();
         let content = crate::backup::root(&site, &own).content;
         let stop = content.stop_lsn.to_string();
-        let named = |lsn: &str| {
-            server.query_one_string(&format!("select pg_walfile_name('{lsn}'::pg_lsn - 1)"))
-        };
-        let open = named(&stop);
-        server.wait_archived(&open);
         server.stop(Stop::Immediate);
         Snapshot {
             site,
@@ -97,7 +103,7 @@ fn t76_a_backup_leads_to_no_timeline_of_a_life_that_was_written_past_its_end(maj
     server.start();
     let is_past = format!("select pg_current_wal_insert_lsn() > '{}'", two.stop);
     while server.query_one_string(&is_past) == "f" {
-        server.sql("select pg_logical_emit_message(false, 'pitr', repeat('x', 1000))");
+        server.sql("select pg_logical_emit_message(false, 'pitr', repeat('x', 10000))");
     }
     server.stop(Stop::Immediate);
     server.touch("standby.signal");
