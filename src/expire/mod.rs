@@ -384,6 +384,7 @@ mod tests {
             damage: None,
             wal_proof: None,
             foreign: None,
+            strays: BTreeMap::new(),
             layers: BTreeMap::new(),
             packs: BTreeMap::new(),
         };

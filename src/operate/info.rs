@@ -664,7 +664,12 @@ fn newest(
     };
     // A backup of a branch that is not the cluster assures nothing.
     let history = cluster.timeline().and_then(|t| inventory.history(t).ok());
-    let leads = |b: &&Backup| history.as_ref().is_none_or(|h| lies_on(h, b));
+    let leads = |b: &&Backup| {
+        history.as_ref().is_none_or(|h| {
+            let stray = (h.timeline(), b.id.to_string());
+            lies_on(h, b) && !found.strays.contains(&stray)
+        })
+    };
     let newest = inventory
         .backups
         .iter()

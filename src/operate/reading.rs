@@ -474,6 +474,21 @@ impl Reading {
         Err(changes())
     }
 
+    /// See [`base::leads`].
+    ///
+    /// # Errors
+    /// Those of [`base::leads`].
+    pub fn leads(
+        &self,
+        session: &Session,
+        inventory: &Inventory,
+        backup: &Backup,
+        timeline: TimelineId,
+    ) -> Result<bool> {
+        let rollup = self.rollup(session, inventory)?;
+        base::leads(inventory, &rollup, backup, timeline)
+    }
+
     /// Requires that the segments of a plan that was made earlier are still what they were, as far as their ends tell.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::slot::is_slot_name;
 use crate::pg::timeline::TimelineId;
 use crate::plan::base::lies_on;
+use crate::repo::id::BackupId;
 use crate::restore::job::{self, Earlier, Purpose, Request};
 use crate::restore::target_dir::Mapping;
 use crate::wal::inventory::{Backup, Inventory};
@@ -84,8 +85,8 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
                 .reading
                 .decide_with_others(session, &opened.inventory)?;
             let timeline = cluster.decided("Nothing was written.")?;
-            opened = with_backup(session, opened, timeline)?;
-            let backup = best_backup(&opened, timeline)?.id.clone();
+            let backup;
+            (opened, backup) = with_backup(session, opened, timeline)?;
             let (mut job, root) = opened.job(session, request, &backup, None)?;
             for beside in cluster.describe_beside() {
                 session.warn(&beside);
@@ -99,52 +100,64 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
     Prepared::new(session, (opened, job, root), (&place, target), earlier)
 }
 
-/// The first repository that has an undamaged backup on the way to the timeline.
-fn with_backup(session: &Session, opened: Opened, timeline: TimelineId) -> Result<Opened> {
-    let Err(e) = best_backup(&opened, timeline) else {
-        return Ok(opened);
+/// The first repository that has an undamaged backup on the way to the timeline, and that backup.
+fn with_backup(
+    session: &Session,
+    opened: Opened,
+    timeline: TimelineId,
+) -> Result<(Opened, BackupId)> {
+    let best = |reading: &Reading, inventory: &Inventory| -> Result<Option<BackupId>> {
+        best_backup(session, (reading, inventory), timeline)
     };
+    if let Some(id) = best(&opened.reading, &opened.inventory)? {
+        return Ok((opened, id));
+    }
+    let none = err!(
+        OutOfReach,
+        "cluster \"{}\" has no undamaged backup that leads to timeline {}",
+        opened.layout.name(),
+        timeline.decimal()
+    )
+    .hint("Nothing was written. Take one with pitr backup.");
     let found = opened.reading.other_that(session, |other| {
         let inventory = other.inventory(session)?;
         // Under the same name there may be another cluster: before an upgrade, say.
-        let is_own = inventory.system_identifier == opened.inventory.system_identifier;
-        let has_good = good_backups(&inventory, timeline).next().is_some();
-        Ok((is_own && has_good).then_some(inventory))
+        if inventory.system_identifier != opened.inventory.system_identifier {
+            return Ok(None);
+        }
+        Ok(best(other, &inventory)?.map(|id| (inventory, id)))
     });
     match found {
-        Elsewhere::Found(other, inventory) => {
+        Elsewhere::Found(other, (inventory, id)) => {
             opened
                 .reading
                 .say_other(session, &other, "no undamaged backup");
-            Opened::new(*other, inventory)
+            Ok((Opened::new(*other, inventory)?, id))
         }
-        Elsewhere::Nowhere => Err(e),
-        Elsewhere::Unknown(name, why) => Err(not_known(&e.to_string(), &name, &why)),
+        Elsewhere::Nowhere => Err(none),
+        Elsewhere::Unknown(name, why) => Err(not_known(&none.to_string(), &name, &why)),
     }
-}
-
-/// The undamaged backups that lie on the way to a timeline.
-fn good_backups(inventory: &Inventory, timeline: TimelineId) -> impl Iterator<Item = &Backup> {
-    let history = inventory.history(timeline).ok();
-    let leads = move |b: &&Backup| history.as_ref().is_some_and(|h| lies_on(h, b));
-    let backups = inventory.backups.iter().filter(|b| b.damage.is_none());
-    backups.filter(leads)
 }
 
 /// The backup that is done soonest: the newest without damage that leads to the timeline, one that is marked for deletion only where there
 /// is no other.
-fn best_backup(opened: &Opened, timeline: TimelineId) -> Result<&Backup> {
-    good_backups(&opened.inventory, timeline)
-        .max_by_key(|b| (b.expire_mark.is_none(), b.timeline, b.stop_lsn))
-        .ok_or_else(|| {
-            err!(
-                OutOfReach,
-                "cluster \"{}\" has no undamaged backup that leads to timeline {}",
-                opened.layout.name(),
-                timeline.decimal()
-            )
-            .hint("Nothing was written. Take one with pitr backup.")
-        })
+fn best_backup(
+    session: &Session,
+    (reading, inventory): (&Reading, &Inventory),
+    timeline: TimelineId,
+) -> Result<Option<BackupId>> {
+    let Ok(history) = inventory.history(timeline) else {
+        return Ok(None);
+    };
+    let undamaged = inventory.backups.iter().filter(|b| b.damage.is_none());
+    let mut good: Vec<&Backup> = undamaged.filter(|b| lies_on(&history, b)).collect();
+    good.sort_by_key(|b| (b.expire_mark.is_none(), b.timeline, b.stop_lsn));
+    for backup in good.into_iter().rev() {
+        if reading.leads(session, inventory, backup, timeline)? {
+            return Ok(Some(backup.id.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// The setting is written into a file that backups carry along, and command lines are seen by everybody.

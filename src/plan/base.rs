@@ -26,7 +26,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::version::Major;
 use crate::repo::id::closest;
-use crate::repo::wal_proof::foreign;
+use crate::repo::wal_proof::{WalProof, foreign};
 use crate::wal::facts::{EntryKind, Wal};
 use crate::wal::inventory::{Backup, HistoryFile, Inventory};
 
@@ -296,7 +296,7 @@ impl Planner<'_> {
                 let mut latest = self.cluster.timeline().unwrap_or(TimelineId::FIRST);
                 self.warn_of_lost_histories(warnings);
                 if let Some(backup) = wanted {
-                    latest = self.descendant(backup, latest, warnings);
+                    latest = self.descendant(backup, latest, warnings)?;
                 }
                 vec![latest]
             }
@@ -355,19 +355,21 @@ impl Planner<'_> {
         backup: &Backup,
         latest: TimelineId,
         warnings: &mut Vec<String>,
-    ) -> TimelineId {
-        let leads = |t: &TimelineId| {
-            self.inventory
-                .history(*t)
-                .is_ok_and(|h| lies_on(&h, backup))
-        };
-        if leads(&latest) {
-            return latest;
+    ) -> Result<TimelineId> {
+        let leads = |t| leads(self.inventory, self.wal, backup, t);
+        if leads(latest)? {
+            return Ok(latest);
         }
         let is_open = |t: &TimelineId| !self.cluster.abandoned.contains(t);
-        let known = Tree::of(self.inventory);
-        let found = known.timelines().filter(leads);
-        let found = found.max_by_key(|t| (is_open(t), *t)).unwrap_or(latest);
+        let mut known: Vec<TimelineId> = Tree::of(self.inventory).timelines().collect();
+        known.sort_unstable_by_key(|t| std::cmp::Reverse((is_open(t), *t)));
+        let mut found = latest;
+        for timeline in known {
+            if leads(timeline)? {
+                found = timeline;
+                break;
+            }
+        }
         if found != latest {
             warnings.push(format!(
                 "timeline {} does not descend from backup {}; its newest descendant is timeline {}{}",
@@ -377,7 +379,7 @@ impl Planner<'_> {
                 if is_open(&found) { "" } else { ", which is abandoned" }
             ));
         }
-        found
+        Ok(found)
     }
 
     fn chain_of<'p, 'i>(
@@ -421,7 +423,7 @@ impl Planner<'_> {
                 None,
             ));
         }
-        if let Some(name) = foreign_segment(backup, self.inventory, self.wal)? {
+        if let Some(name) = foreign_on_path(backup, chain, self.inventory)? {
             return Ok(refused(Reason::BackupWalForeign, foreign(name), None));
         }
         let size = self.inventory.segment_size;
@@ -664,11 +666,55 @@ pub fn lies_on(history: &History, backup: &Backup) -> bool {
         && history.holder(Lsn(backup.stop_lsn.0.saturating_sub(1))) == backup.timeline
 }
 
-/// The first segment of a backup's own WAL that another server wrote, as its proof tells.
+/// Whether a backup was taken on the way to a timeline, in the life from which that goes on.
 ///
 /// # Errors
 /// Errors of [`Wal`], apart from damage.
-pub(super) fn foreign_segment(
+pub fn leads(
+    inventory: &Inventory,
+    wal: &dyn Wal,
+    backup: &Backup,
+    timeline: TimelineId,
+) -> Result<bool> {
+    let history = inventory.history(timeline);
+    let Some(history) = history.ok().filter(|h| lies_on(h, backup)) else {
+        return Ok(false);
+    };
+    let chain = Chain::new(inventory, wal, history);
+    Ok(foreign_end(backup, &chain)?.is_none())
+}
+
+/// The first segment that another server wrote of the WAL that a backup needs on the way to a timeline, as its proof tells.
+///
+/// # Errors
+/// Errors of [`Wal`], apart from damage.
+pub(super) fn foreign_on_path(
+    backup: &Backup,
+    chain: &Chain<'_>,
+    inventory: &Inventory,
+) -> Result<Option<SegmentName>> {
+    match foreign_segment(backup, inventory, chain.wal())? {
+        Some(name) => Ok(Some(name)),
+        None => foreign_end(backup, chain),
+    }
+}
+
+/// The copy that a later timeline has of the segment in which a backup stops, where it begins with other WAL: the server was set back before the
+/// backup, wrote past the backup's end, and was promoted. Positions do not tell that.
+fn foreign_end(backup: &Backup, chain: &Chain<'_>) -> Result<Option<SegmentName>> {
+    let end = backup.wal_proof.as_ref().and_then(WalProof::end);
+    let Some((name, length_bytes, hash)) = end else {
+        return Ok(None);
+    };
+    let Some(taken) = chain.in_place_of(name)? else {
+        return Ok(None);
+    };
+    let is_own = chain.wal().has_prefix(taken, length_bytes, hash)?;
+    Ok((!is_own).then_some(taken))
+}
+
+/// The first segment of a backup's own WAL that another server wrote, as its proof tells.
+fn foreign_segment(
     backup: &Backup,
     inventory: &Inventory,
     wal: &dyn Wal,

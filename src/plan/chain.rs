@@ -253,6 +253,19 @@ impl<'a> Chain<'a> {
             .pick(number, floor, |timeline| self.is_offered(timeline, number))
     }
 
+    /// See [`Path::in_place_of`].
+    ///
+    /// # Errors
+    /// Errors of [`Wal`], apart from damage.
+    pub fn in_place_of(&self, name: SegmentName) -> Result<Option<SegmentName>> {
+        let number = name.number(self.size());
+        self.path.in_place_of(name, |timeline| {
+            number
+                .as_ref()
+                .map_or(Ok(false), |number| self.is_offered(timeline, *number))
+        })
+    }
+
     /// Whether recovery gets a file of this name: one of which a part is stored in which no record ends is not handed out.
     fn is_offered(&self, timeline: TimelineId, number: SegmentNumber) -> Result<bool> {
         if self.inventory.has(timeline, number) {

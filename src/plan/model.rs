@@ -66,6 +66,8 @@ pub struct World {
     pub bad_body: BTreeSet<SegmentName>,
     /// Hashes of archived segments, where they matter.
     pub hashes: BTreeMap<SegmentName, RawHash>,
+    /// Hashes of the first bytes of segments, however many.
+    pub prefixes: BTreeMap<SegmentName, RawHash>,
     /// History files that are archived.
     pub files: BTreeSet<TimelineId>,
     clock: i64,
@@ -114,6 +116,7 @@ impl World {
             bad_index: BTreeSet::new(),
             bad_body: BTreeSet::new(),
             hashes: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
             files: BTreeSet::new(),
             clock: 1_000_000_000,
             next_id: 1,
@@ -382,8 +385,8 @@ impl World {
 }
 
 impl Wal for World {
-    fn has_prefix(&self, _: SegmentName, _: u64, _: RawHash) -> Result<bool> {
-        Ok(true)
+    fn has_prefix(&self, name: SegmentName, _: u64, hash: RawHash) -> Result<bool> {
+        Ok(self.prefixes.get(&name).is_none_or(|own| *own == hash))
     }
 
     fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool> {

@@ -136,6 +136,65 @@ fn a1_a_backup_whose_segments_are_another_server_s_is_not_restorable() {
 }
 
 #[test]
+fn t76_a_timeline_that_begins_in_the_last_segment_goes_on_from_the_backup_that_it_has() {
+    let mut w = World::new();
+    w.backup(tli(1), |_| {});
+    w.switch(tli(1));
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    let two = w.branch(tli(1), w.records[&tli(1)].len() - 1);
+    w.commit(two, true);
+    w.switch(two);
+    w.switch(tli(1));
+    w.archive_all();
+    let newest = w.backups.last_mut().unwrap();
+    let name = SegmentName::of(tli(1), newest.start_lsn, w.size);
+    let hash = |n| RawHash([n; 32]);
+    newest.wal_proof = Some(WalProof {
+        first: FirstSegment { name, hash: None },
+        last: LastSegment {
+            name,
+            length_bytes: 1,
+            hash: Some(hash(1)),
+            segment_hash: Some(hash(2)),
+        },
+        checkpoint: None,
+    });
+    let newest = newest.id.clone();
+    let older = w.backups[0].id.clone();
+    let copy = SegmentName {
+        timeline: two,
+        ..name
+    };
+    let chosen = |w: &World| {
+        let plan = planned(w, Target::End);
+        (plan.target_timeline, plan.backup.unwrap().id)
+    };
+    let of = |w: &World, timeline| {
+        let windows = windows(&w.inventory(), w).unwrap();
+        let mut own = windows.windows.iter().filter(|o| o.timeline == timeline);
+        own.next().unwrap().backups.clone()
+    };
+    assert_eq!(chosen(&w), (Some(two), newest.clone()), "nothing is known");
+    w.prefixes.insert(copy, hash(1));
+    assert_eq!(chosen(&w), (Some(two), newest.clone()));
+    assert_eq!(of(&w, two), [older.to_string(), newest.to_string()]);
+    w.prefixes.insert(copy, hash(9));
+    assert_eq!(chosen(&w), (Some(two), older.clone()));
+    assert_eq!(of(&w, two), [older.to_string()]);
+    assert_eq!(of(&w, tli(1)), [older.to_string(), newest.to_string()]);
+    // Asked for by name, it is followed where it leads.
+    let options = Options {
+        backup: Some(newest.clone()),
+        ..options()
+    };
+    let target = asked(Target::End, Inclusive::Yes, TargetTimeline::Latest);
+    let p = plan(&w.inventory(), &w, &target, &options, FAR).unwrap();
+    assert_eq!(p.target_timeline, Some(tli(1)));
+    assert!(p.warnings.iter().any(|w| w.contains("does not descend")));
+}
+
+#[test]
 fn the_end_is_the_last_complete_record_with_a_target() {
     let w = simple();
     let p = planned(&w, Target::End);

@@ -1,8 +1,10 @@
 //! Everything that can be recovered: windows of time and WAL, per timeline.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
-use super::base::{foreign_segment, lies_on};
+use super::base::{foreign_on_path, lies_on};
 use super::chain::{Chain, Stretch, StretchEnd};
 use super::estimate::Work;
 use super::proof::with_proof;
@@ -74,6 +76,8 @@ pub struct Windows {
     pub unusable: Vec<(String, String)>,
     /// Timelines that cannot be followed, with what is wrong.
     pub problems: Vec<String>,
+    /// Backups that lead to a later timeline by their positions alone: it began in another life.
+    pub strays: BTreeSet<(TimelineId, String)>,
 }
 
 /// Computes what can be recovered. Damaged backups open no window.
@@ -102,13 +106,7 @@ fn all(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
             Err(e) => return Err(e),
         };
         let chain = Chain::new(inventory, wal, history);
-        of_timeline(
-            (inventory, wal),
-            &chain,
-            &mut found,
-            &mut usable,
-            &mut failed,
-        )?;
+        of_timeline(inventory, &chain, &mut found, &mut usable, &mut failed)?;
     }
     failed.retain(|(id, _)| !usable.contains(id));
     failed.dedup_by(|a, b| a.0 == b.0);
@@ -117,7 +115,7 @@ fn all(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
 }
 
 fn of_timeline(
-    (inventory, wal): (&Inventory, &dyn Wal),
+    inventory: &Inventory,
     chain: &Chain<'_>,
     found: &mut Windows,
     usable: &mut Vec<String>,
@@ -133,7 +131,10 @@ fn of_timeline(
         .filter(|b| b.damage.is_none() && lies_on(chain.history(), b));
     let mut groups: Vec<(Lsn, std::rc::Rc<Stretch>, Vec<&Backup>)> = Vec::new();
     for backup in backups {
-        if let Some(name) = foreign_segment(backup, inventory, wal)? {
+        if let Some(name) = foreign_on_path(backup, chain, inventory)? {
+            if name.timeline > backup.timeline {
+                found.strays.insert((timeline, backup.id.to_string()));
+            }
             if backup.timeline == timeline {
                 failed.push((backup.id.to_string(), foreign(name)));
             }

@@ -105,11 +105,15 @@ impl WalProof {
         first.into_iter().chain(last)
     }
 
-    /// The last segment, how many of its bytes were proven and their hash, where it was not whole when the root was written.
-    pub fn tail(&self) -> Option<(SegmentName, u64, RawHash)> {
+    /// The last segment, how many of its bytes were proven and their hash.
+    pub fn end(&self) -> Option<(SegmentName, u64, RawHash)> {
         let last = &self.last;
-        let hash = last.hash.filter(|_| last.segment_hash.is_none())?;
-        Some((last.name, last.length_bytes, hash))
+        Some((last.name, last.length_bytes, last.hash?))
+    }
+
+    /// The same, where that segment was not whole when the root was written.
+    pub fn tail(&self) -> Option<(SegmentName, u64, RawHash)> {
+        self.end().filter(|_| self.last.segment_hash.is_none())
     }
 
     /// Returns the first segment of the proof that is stored with other content, as the stored objects describe

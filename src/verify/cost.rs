@@ -547,6 +547,7 @@ mod tests {
                 damage: None,
                 wal_proof: None,
                 foreign: None,
+                strays: BTreeMap::new(),
                 layers: Default::default(),
                 packs: Default::default(),
             };

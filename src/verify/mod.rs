@@ -220,6 +220,7 @@ impl Verify<'_> {
         if let n @ 1.. = work.undecoded.load(Ordering::Relaxed) {
             work.warn(undecoded(n));
         }
+        warn_strays(&work, &survey, &chosen);
         work.warn_healed();
         work.warn_archived();
         let recorder = self.recorder(&work.layout);
@@ -433,6 +434,19 @@ impl Verify<'_> {
                 .map(|e| format!("what was found could not be recorded in the repository: {e}")),
         );
         report
+    }
+}
+
+/// Warns of backups from which a later timeline does not go on, although their positions say so.
+fn warn_strays(work: &Work<'_>, survey: &Survey, chosen: &[BackupId]) {
+    for id in chosen {
+        let root = survey.ids.get(id).and_then(|subject| subject.root());
+        for (timeline, name) in root.into_iter().flat_map(|root| &root.strays) {
+            work.warn(format!(
+                "backup \"{id}\" does not lead to timeline {}: segment \"{name}\" begins with the WAL of another life of the cluster (pitr timeline list)",
+                timeline.decimal()
+            ));
+        }
     }
 }
 

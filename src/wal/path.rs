@@ -162,6 +162,26 @@ impl Path {
         Ok(None)
     }
 
+    /// Returns the file of a later timeline that recovery reads in the place of a segment, where one is there.
+    ///
+    /// A timeline that begins inside a segment has a copy of all that comes before its switch point. PostgreSQL: xlog.c, XLogFileCopy.
+    ///
+    /// # Errors
+    /// Those of `is_there`.
+    pub fn in_place_of(
+        &self,
+        name: SegmentName,
+        is_there: impl FnMut(TimelineId) -> Result<bool>,
+    ) -> Result<Option<SegmentName>> {
+        // The cluster may have had another segment size then.
+        let Ok(number) = name.number(self.size) else {
+            return Ok(None);
+        };
+        let pick = self.pick(number, None, is_there)?;
+        let later = pick.filter(|pick| pick.timeline > name.timeline);
+        Ok(later.and_then(|pick| number.name(pick.timeline, self.size)))
+    }
+
     /// Returns the first segment of the path at or behind `number` that is stored, whole or in part.
     pub fn next_there(&self, number: SegmentNumber, held: &dyn Listing) -> Option<SegmentNumber> {
         let pieces = self.pieces(number.start_lsn(self.size), Lsn(u64::MAX));

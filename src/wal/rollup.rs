@@ -598,17 +598,18 @@ impl Wal for Rollup<'_> {
     }
 
     fn has_prefix(&self, name: SegmentName, length_bytes: u64, hash: RawHash) -> Result<bool> {
+        if let Some(is_so) = self.hashes()?.get(&(name, hash)) {
+            return Ok(*is_so);
+        }
         let segment = OpenSegment {
             name,
             size: self.size(),
             major: self.inventory.major,
         };
-        stored_wal::has_prefix(
-            self.repository,
-            &self.layout,
-            &segment,
-            (length_bytes, hash),
-        )
+        let (repository, layout) = (self.repository, &self.layout);
+        let is_so = stored_wal::has_prefix(repository, layout, &segment, (length_bytes, hash))?;
+        self.hashes()?.insert((name, hash), is_so);
+        Ok(is_so)
     }
 
     fn confirm(&self, name: SegmentName) -> Result<()> {

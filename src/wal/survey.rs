@@ -9,8 +9,9 @@ use std::ops::{Deref, DerefMut};
 
 use super::increment::OpenSegment;
 use super::inventory::{self, HistoryFile, Timeline, is_elsewhere};
+use super::path::Path;
 use super::stored_wal;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::time::TimestampTz;
@@ -25,7 +26,7 @@ use crate::repo::repository::{Registration, Repository};
 use crate::repo::root::Stored;
 use crate::repo::root::outline::Outline;
 use crate::repo::scope::{Scope, healed_base};
-use crate::repo::wal_proof::WalProof;
+use crate::repo::wal_proof::{RawHash, WalProof};
 use crate::store::{Key, Store};
 
 /// The content of one cluster's prefix.
@@ -102,6 +103,9 @@ pub struct Root {
     pub wal_proof: Option<WalProof>,
     /// The segment of its WAL that another server wrote, as its proof tells; looked for by [`Survey::read`] alone. As the links tell, by expiry.
     pub foreign: Option<SegmentName>,
+    /// The later timelines that do not go on from it, although their positions say so, each with its copy of the segment in which the backup stops: that begins
+    /// with other WAL. Looked for by [`Survey::read`] alone.
+    pub strays: BTreeMap<TimelineId, SegmentName>,
     /// Layer objects it names, by the id that wrote them.
     pub layers: Parts,
     /// Packs it names.
@@ -146,6 +150,7 @@ impl Root {
             damage: root.damage(),
             wal_proof: root.wal_proof.clone(),
             foreign: None,
+            strays: BTreeMap::new(),
             layers: by_writer(root.layers()),
             packs: by_writer(root.packs()),
         })
@@ -180,6 +185,7 @@ impl Survey {
         let layout = survey.layout(registration)?;
         survey.catalog.unfinished = catalog::unfinished(repository.store(), &layout)?;
         survey.compare_wal(repository, &layout, registration.major)?;
+        survey.find_strays(repository, &layout, registration.major)?;
         Ok(survey)
     }
 
@@ -249,6 +255,56 @@ impl Survey {
                     None => false,
                 };
                 root.foreign = (!is_own).then_some(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the end of each backup with the copy of it that a later timeline has, which begins behind it in the same segment. A server that was
+    /// set back before the backup, and promoted past its end, has another life's there.
+    fn find_strays(
+        &mut self,
+        repository: &Repository,
+        layout: &ClusterLayout,
+        major: u32,
+    ) -> Result<()> {
+        let size = self.segment_size;
+        let known = self.timelines.values().filter_map(|t| match &t.history {
+            HistoryFile::Known(history) => Some(Path::new(history.clone(), size)),
+            _ => None,
+        });
+        let paths: Vec<Path> = known.collect();
+        // Several timelines may have one copy, and twins one end.
+        let mut compared: BTreeMap<(SegmentName, RawHash), bool> = BTreeMap::new();
+        let mut is_own = |name: SegmentName, length_bytes: u64, hash: RawHash| {
+            if let Some(is_own) = compared.get(&(name, hash)) {
+                return Ok(*is_own);
+            }
+            let segment = OpenSegment { name, size, major };
+            let end = (length_bytes, hash);
+            let is_own = stored_wal::has_prefix(repository, layout, &segment, end)?;
+            compared.insert((name, hash), is_own);
+            Ok::<bool, Error>(is_own)
+        };
+        let timelines = &self.timelines;
+        for subject in self.catalog.ids.values_mut() {
+            let Manifest::Committed(root) = &mut subject.manifest else {
+                continue;
+            };
+            let end = root.wal_proof.as_ref().and_then(WalProof::end);
+            let Some((last, length_bytes, hash)) = end else {
+                continue;
+            };
+            let (timeline, stop) = (root.timeline, root.stop_lsn);
+            let number = SegmentNumber::ending_at(stop, size);
+            let is_there = |t| Ok(timelines.get(&t).is_some_and(|t| t.holds(number)));
+            let leads = |path: &&Path| path.leads_through(timeline, stop);
+            for path in paths.iter().filter(leads) {
+                if let Some(name) = path.in_place_of(last, is_there)?
+                    && !is_own(name, length_bytes, hash)?
+                {
+                    root.strays.insert(path.history().timeline(), name);
+                }
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 mod histories;
+mod promoted;
 
 use crate::clock::Clock;
 use crate::common::{

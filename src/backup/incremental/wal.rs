@@ -7,7 +7,6 @@
 
 use std::cell::RefCell;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::Duration;
 
 use crate::archive::datadir::open_at_once;
@@ -25,14 +24,15 @@ use crate::repo::container::Container;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::ClusterContent;
-use crate::repo::wal_proof::Prefix;
+use crate::repo::wal_proof::{Prefix, RawHash, WalProof};
 use crate::wal::changed::{Changed, Decoder, Problem, add_record};
 use crate::wal::increment::OpenSegment;
 use crate::wal::index::{self, HeadEnd, Summary, flag};
 use crate::wal::inventory::Inventory;
 use crate::wal::link::{self, Link};
+use crate::wal::path::Path;
 use crate::wal::rollup::Rollup;
-use crate::wal::stored_wal;
+use crate::wal::stored_wal::{self, StoredWal};
 
 /// Size of a WAL page.
 const PAGE_BYTES: u64 = 8192;
@@ -59,7 +59,7 @@ pub struct Interval<'a> {
     /// Start LSN of the backup, where it ends.
     pub end: Lsn,
     /// The server's pg_wal.
-    pub server: &'a Path,
+    pub server: &'a std::path::Path,
     /// Called at least once a segment: keeps claims and session, and ends when the operator wants to stop.
     pub tick: RefCell<&'a mut dyn FnMut() -> Result<()>>,
 }
@@ -220,6 +220,7 @@ impl Interval<'_> {
                 )));
             }
         }
+        known!(self.check_end(proof)?);
         let (first, last) = self.bounds();
         for listed in store.list(&self.layout.conflicts())? {
             let name = listed.name.rsplit_once('-').map(|(name, _)| name);
@@ -235,6 +236,42 @@ impl Interval<'_> {
             }
         }
         Ok(Ok(()))
+    }
+
+    /// Requires that the server goes on from the prior's own end. The copy tells that a later timeline has, if it begins behind that end in the same
+    /// segment; the server's own file tells it of a segment that is not archived whole.
+    fn check_end(&self, proof: &WalProof) -> Told<()> {
+        let own = proof.last.name;
+        let path = Path::new(self.history.clone(), self.size);
+        let name = path.name(own.number(self.size)?).unwrap_or(own);
+        let is_later = name.timeline > own.timeline;
+        let unsure = || {
+            Ok(Err(format!(
+                "segment \"{name}\" is not surely a continuation of the prior"
+            )))
+        };
+        let Some((_, length_bytes, hash)) = proof.end() else {
+            return if is_later { unsure() } else { Ok(Ok(())) };
+        };
+        let (size, major) = (self.size, self.major.number());
+        let segment = OpenSegment { name, size, major };
+        let stored = StoredWal::open(self.repository, self.layout, &segment);
+        let whole = match told(stored)? {
+            Ok(Some(StoredWal::Whole(_))) if !is_later => return Ok(Ok(())),
+            Ok(Some(whole @ StoredWal::Whole(_))) => {
+                told(whole.prefix(self.repository, self.layout, length_bytes))?
+            }
+            _ => Ok(None),
+        };
+        let found = match whole {
+            Ok(Some(found)) => Some(found),
+            _ => self.prefix_in_server(name, length_bytes),
+        };
+        match found {
+            Some(found) if found == hash => Ok(Ok(())),
+            None if !is_later => Ok(Ok(())),
+            _ => unsure(),
+        }
     }
 
     fn open(&self, name: SegmentName) -> Result<Container> {
@@ -370,11 +407,22 @@ impl Interval<'_> {
         let Some((last, hash)) = last.and_then(|last| Some((last, last.hash?))) else {
             return Ok(Err("the WAL of the prior was not proven".into()));
         };
-        let path = self.server.join(last.name.to_string());
-        let mut prefix = Prefix::new(last.length_bytes);
+        match self.prefix_in_server(last.name, last.length_bytes) == Some(hash) {
+            true => Ok(Ok(())),
+            false => Ok(Err(format!(
+                "segment \"{}\", with which the prior ends, is not archived whole, and the server has it no more",
+                last.name
+            ))),
+        }
+    }
+
+    /// The hash of the first bytes of the server's own file of a segment; `None` where it has not so many.
+    fn prefix_in_server(&self, name: SegmentName, length_bytes: u64) -> Option<RawHash> {
+        let path = self.server.join(name.to_string());
+        let mut prefix = Prefix::new(length_bytes);
         let mut at = 0;
-        while at < last.length_bytes {
-            let bytes = (last.length_bytes - at).min(PIECE_BYTES);
+        while at < length_bytes {
+            let bytes = (length_bytes - at).min(PIECE_BYTES);
             let mut piece = vec![0; usize::try_from(bytes).unwrap_or(0)];
             if !life::read_segment_at(&path, self.size.bytes(), &mut piece, at) {
                 break;
@@ -382,13 +430,7 @@ impl Interval<'_> {
             prefix.update(&piece);
             at += bytes;
         }
-        match prefix.finish() == Some(hash) {
-            true => Ok(Ok(())),
-            false => Ok(Err(format!(
-                "segment \"{}\", with which the prior ends, is not archived whole, and the server has it no more",
-                last.name
-            ))),
-        }
+        prefix.finish()
     }
 
     /// Adds what the segments behind the newest archived one changed, from the server's own pg_wal. That one is decoded, too: what follows has to continue
@@ -410,7 +452,7 @@ impl Interval<'_> {
             }
             number = newest.number(self.size)?.next();
         }
-        let path = crate::wal::path::Path::new(self.history.clone(), self.size);
+        let path = Path::new(self.history.clone(), self.size);
         while number <= last {
             self.tick()?;
             let Some(name) = path.name(number) else {

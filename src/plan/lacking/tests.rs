@@ -50,6 +50,7 @@ fn survey(backups: &[u64], segments: &[(u64, u64)]) -> Survey {
             damage: None,
             wal_proof: None,
             foreign: None,
+            strays: BTreeMap::new(),
             layers: BTreeMap::new(),
             packs: BTreeMap::new(),
         };

@@ -194,6 +194,7 @@ impl History {
             damage: None,
             wal_proof: None,
             foreign: None,
+            strays: BTreeMap::new(),
             layers: BTreeMap::new(),
             packs,
         };

@@ -107,6 +107,7 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
         damage: None,
         wal_proof: None,
         foreign: None,
+        strays: BTreeMap::new(),
         layers: own.clone(),
         packs: own,
     };
@@ -526,6 +527,32 @@ fn a1_a_backup_with_another_server_s_wal_does_not_count() {
     };
     assert_eq!(eighth.reason, "number 1 of the newest 1");
     assert!(ninth.damage.as_ref().unwrap().contains("another server's"));
+}
+
+#[test]
+fn t76_a_backup_of_another_life_is_no_base_of_the_timeline_that_was_written_past_its_end() {
+    let mut survey = straight();
+    let fork = Some((1, Lsn(91 * MIB + 1000)));
+    add_timeline(&mut survey, 2, fork, (91..=95).collect());
+    let kept = |survey: &Survey| {
+        let policy = Policy {
+            cluster: vec![tli(2)],
+            ..policy(1, 24)
+        };
+        let plan = retention(survey, &policy, now());
+        let kept = plan.backups.iter().filter(|b| b.fate == Fate::Keep);
+        let kept = kept.map(|b| b.place.unwrap().stop_lsn.0 / MIB / 10);
+        kept.collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&survey), [9]);
+    let Some(subject) = survey.ids.get_mut(&id(9)) else {
+        panic!();
+    };
+    if let Manifest::Committed(root) = &mut subject.manifest {
+        let copy = SegmentNumber(91).name(tli(2), size()).unwrap();
+        root.strays.insert(tli(2), copy);
+    }
+    assert_eq!(kept(&survey), [8, 9]);
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub struct Paths<'a> {
     timelines: &'a BTreeMap<TimelineId, Timeline>,
     paths: BTreeMap<TimelineId, Path>,
     suspects: BTreeSet<SegmentName>,
+    /// The timelines that do not go on from a backup, by its end: see [`Root::strays`](crate::wal::survey::Root::strays).
+    strays: BTreeSet<(TimelineId, TimelineId, Lsn)>,
     /// Unknown facts about the timelines: no WAL may go while there are any.
     pub doubts: Vec<String>,
 }
@@ -39,6 +41,7 @@ impl<'a> Paths<'a> {
                 .map(|(id, history)| (id, Path::new(history, size)))
                 .collect(),
             suspects: survey.suspects(),
+            strays: strays(survey),
             doubts,
         }
     }
@@ -48,10 +51,11 @@ impl<'a> Paths<'a> {
         self.paths.keys().copied()
     }
 
-    /// See [`Path::leads_through`].
+    /// See [`Path::leads_through`]. From the end of a backup a timeline goes on that has the backup's own WAL up to there.
     pub fn leads_through(&self, target: TimelineId, timeline: TimelineId, lsn: Lsn) -> bool {
         let path = self.paths.get(&target);
         path.is_some_and(|path| path.leads_through(timeline, lsn))
+            && !self.strays.contains(&(target, timeline, lsn))
     }
 
     /// How far WAL is archived without a hole on the way to `target`, from the segment of `start` on; at most.
@@ -237,6 +241,15 @@ impl Listing for Left<'_> {
         }
         Some(next)
     }
+}
+
+fn strays(survey: &Survey) -> BTreeSet<(TimelineId, TimelineId, Lsn)> {
+    let roots = survey.committed();
+    let strays = roots.flat_map(|(_, _, root)| {
+        let targets = root.strays.keys();
+        targets.map(|target| (*target, root.timeline, root.stop_lsn))
+    });
+    strays.collect()
 }
 
 /// The history of each timeline; adds to the doubts what is not known or contradicts itself.
