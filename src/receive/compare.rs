@@ -24,8 +24,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
-    /// The bytes are the same, or there is nothing to compare with.
+    /// The bytes are the same.
     Same,
+    /// There is nothing to compare with.
+    Nothing,
     /// They could not be had, for this reason.
     Unproven(String),
 }
@@ -50,7 +52,7 @@ pub async fn compare(
             && switch.is_none_or(|switch| segment.from < switch)
     };
     let Some(segment) = follower.segments().into_iter().rfind(is_in_history) else {
-        return Ok((Some(client), Compared::Same));
+        return Ok((Some(client), Compared::Nothing));
     };
     let name = segment.name;
     let mut held = match Received::open(follower, segment) {

@@ -472,7 +472,7 @@ fn open_segment(cluster: &Cluster) -> String {
 }
 
 /// A receiver gets all that a server has written.
-fn receive_of(site: &Site, cluster: &Cluster) -> Run {
+pub fn receive_of(site: &Site, cluster: &Cluster) -> Run {
     let end = cluster.query_one_string("select pg_current_wal_flush_lsn()");
     let receive = site
         .pitr()
