@@ -1,4 +1,4 @@
-//! A receiver of a cluster of which `pitr wal resolve` has chosen a life (row T78).
+//! A receiver of a cluster of which `pitr wal resolve` has chosen a life (rows T78 and T79).
 
 use std::path::PathBuf;
 
@@ -129,3 +129,52 @@ fn t78_a_journal_of_the_life_that_lost_is_not_shipped_into_the_other(major: u32)
     }
 }
 per_major!(t78_a_journal_of_the_life_that_lost_is_not_shipped_into_the_other, v13 v17);
+
+/// Row T79: a server that was set back, and from which nobody archives, gets the timeline by the steps that the receiver prints.
+fn t79_a_server_with_a_receiver_alone_gets_the_timeline_by_the_steps_that_are_printed(major: u32) {
+    let mut two = lives(major);
+    with_journal(&two.site);
+    two.production.start();
+    write(&two.production, "lost");
+    receive_of(&two.site, &two.production).success();
+    two.production.archive_now();
+    for _ in 0..2 {
+        write(&two.production, "lost");
+    }
+    receive_of(&two.site, &two.production).success();
+    two.production.stop(Stop::Immediate);
+    two.clone = Cluster::open(major, two.clone.pgdata())
+        .without_fsync()
+        .config("archive_command", "false")
+        .create();
+    let (site, clone) = (&two.site, &mut two.clone);
+    clone.start();
+    write(clone, "kept");
+    // Before its first segment is full, behind the journal's end, and without a journal.
+    let steps = |run: Run| {
+        run.expect_code(8)
+            .expect_stderr("pitr wal backfill --from PG_WAL")
+            .expect_stderr("move the journal away");
+    };
+    steps(receive_of(site, clone));
+    clone.switch_wal();
+    for _ in 0..3 {
+        write(clone, "kept");
+    }
+    steps(receive_of(site, clone));
+    std::fs::rename(journal(site), site.sandbox().join("away")).unwrap();
+    steps(receive_of(site, clone));
+    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
+    backfill
+        .arg(clone.pgdata().join("pg_wal"))
+        .run()
+        .expect_code(1);
+    resolve(site);
+    receive_of(site, clone).success();
+    site.pitr().args(["verify"]).run().success();
+    assert!(!increments(site).is_empty());
+}
+per_major!(
+    t79_a_server_with_a_receiver_alone_gets_the_timeline_by_the_steps_that_are_printed,
+    v17
+);
