@@ -469,7 +469,8 @@ pub(super) fn check_copied(
     }
 }
 
-/// Requires that the stored segment before `name` is the one with this mark, where its link can be read.
+/// Requires that the stored segment before `name` is the one with this mark, where its link can be read. Returns whether that is proven: `Yes`, or
+/// `Unproven`.
 ///
 /// # Errors
 /// `Conflict` when it is not; what the store says.
@@ -478,9 +479,9 @@ pub fn check_next(
     layout: &ClusterLayout,
     (name, size): (SegmentName, SegmentSize),
     (before, mark): (SegmentName, Mark),
-) -> Result<()> {
+) -> Result<Joined> {
     if name.before(before.timeline, size) != Some(before) {
-        return Ok(());
+        return Ok(Joined::Unproven);
     }
     let key = layout.segment(before);
     let (own, mark) = match repository.kept_mark(&key) {
@@ -490,18 +491,19 @@ pub fn check_next(
             None => {
                 return match in_other_life(repository, layout, before, Some(mark))? {
                     Some(key) => Err(decided_against(&name, &key)),
-                    None => Ok(()),
+                    None => Ok(Joined::Unproven),
                 };
             }
         },
     };
-    match own.is_some_and(|own| own != mark) {
-        true => Err(err!(
+    match own {
+        None => Ok(Joined::Unproven),
+        Some(own) if own == mark => Ok(Joined::Yes),
+        Some(_) => Err(err!(
             Conflict,
             "the archive's segment \"{before}\" is not the one that this server has before \"{name}\": another server wrote it"
         )
         .hint("Nothing was stored. See the two lives of the timeline: pitr wal conflicts.")),
-        false => Ok(()),
     }
 }
 

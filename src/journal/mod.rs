@@ -6,6 +6,7 @@
 pub mod files;
 pub mod frame;
 pub mod growth;
+pub mod let_go;
 pub mod shipping;
 mod writer;
 

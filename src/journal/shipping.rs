@@ -2,7 +2,8 @@
 //!
 //! Each repository has a thread of its own, so that one that hangs holds up nothing but itself. The receiver tells what a thread does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::let_go::{self, Mark};
 use super::{Follower, Journal};
 use crate::config;
 use crate::error::{Error, Result};
@@ -53,6 +55,8 @@ pub struct Ship {
     clock: Clock,
     nonce: AtomicU64,
     places: Vec<config::Repository>,
+    /// The journal's.
+    directory: PathBuf,
     table: Mutex<Table>,
     /// A thread has ended, or all shall.
     changed: Condvar,
@@ -62,6 +66,8 @@ pub struct Ship {
 
 struct Table {
     rows: Vec<Row>,
+    /// The marks of segments that a repository holds whole, and of the last one that was let go.
+    marks: BTreeMap<SegmentName, Mark>,
 }
 
 struct Row {
@@ -148,6 +154,17 @@ impl Ship {
         });
     }
 
+    /// Remembers the own mark of a segment of the journal, also for the next process.
+    pub fn keep_mark(&self, name: SegmentName, mark: Mark) {
+        self.table().marks.insert(name, mark);
+    }
+
+    /// The own mark of a segment that was shipped or let go, where it is known.
+    pub fn mark(&self, name: SegmentName) -> Option<(SegmentName, Mark)> {
+        let mark = self.table().marks.get(&name).copied();
+        mark.map(|mark| (name, mark))
+    }
+
     /// A repository holds all that there will be of a segment.
     pub fn stored(&self, index: usize, name: SegmentName) {
         if let Some(row) = self.table().rows.get_mut(index) {
@@ -171,12 +188,17 @@ impl Ship {
             })
         };
         // In the table's lock, so that two threads do not let the same file go.
-        let let_go: Vec<SegmentName> = segments
+        let unneeded: Vec<SegmentName> = segments
             .iter()
             .map(|s| s.name)
             .filter(|name| !is_needed(name) && !self.follower.is_witness(*name))
             .collect();
-        for name in let_go {
+        for name in unneeded {
+            if let Some(mark) = table.marks.get(&name).copied() {
+                // It is evidence, which another one stands for where it is lacking.
+                let _ = let_go::write(&self.directory, (name, mark), self.next_nonce());
+                table.marks.retain(|older, _| *older >= name);
+            }
             if let Err(e) = self.follower.release(name) {
                 self.progress.warn(&e.to_string());
             }
@@ -307,13 +329,15 @@ impl Shipper {
         });
         let (archived, _) = watch::channel(None);
         let ship = Arc::new(Ship {
-            follower,
             progress,
             clock: options.clock,
             nonce: AtomicU64::new(options.nonce),
             table: Mutex::new(Table {
                 rows: rows.collect(),
+                marks: let_go::begin(journal.path(), &follower.segments()),
             }),
+            directory: journal.path().to_owned(),
+            follower,
             places: options.repositories.clone(),
             changed: Condvar::new(),
             archived,

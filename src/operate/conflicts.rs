@@ -1,7 +1,9 @@
-//! Refused copies of WAL files beside what is stored.
+//! Refused copies of WAL files beside what is stored, in every repository.
 
 use serde::Serialize;
 
+use super::failures::Failures;
+use super::held::Held;
 use super::reading::Reading;
 use super::session::Session;
 use crate::error::Result;
@@ -11,11 +13,14 @@ use crate::repo::container::Container;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Life;
 use crate::repo::scope;
-use crate::store::{Key, Store};
+use crate::store::Key;
+use crate::wal::inventory::Inventory;
 
 /// A refused copy.
 #[derive(Serialize)]
 pub struct Conflict {
+    /// The repository that refused it.
+    pub repository: String,
     /// The file.
     pub name: String,
     /// The key of the refused copy.
@@ -40,23 +45,40 @@ pub struct Conflict {
     pub error: Option<String>,
 }
 
+/// A decision that stands in a repository.
+#[derive(Serialize)]
+pub struct Standing {
+    /// The repository.
+    pub repository: String,
+    /// The decision.
+    #[serde(flatten)]
+    pub life: Life,
+}
+
 /// The refused copies of a cluster, and what was decided about them.
 #[derive(Serialize)]
 pub struct Conflicts {
-    /// The refused copies.
+    /// The refused copies, in the order of their files.
     pub conflicts: Vec<Conflict>,
     /// The decisions of `pitr wal resolve` that stand.
-    pub resolutions: Vec<Life>,
+    pub resolutions: Vec<Standing>,
+    /// How many repositories were looked at.
+    #[serde(skip)]
+    pub looked_at: usize,
+    /// Errors of those that could not be.
+    #[serde(skip)]
+    pub failures: Failures,
 }
 
 /// Returns one refused copy beside the one that is stored; `None` when it is not there any more. A damaged copy is
 /// returned with its error, so that the others are listed all the same.
 fn conflict(
-    store: &dyn Store,
+    reading: &Reading,
     layout: &ClusterLayout,
     name: WalFileName,
     key: &Key,
 ) -> Result<Option<Conflict>> {
+    let store = reading.repository.store();
     let mut error: Option<String> = None;
     let mut open = |key: &Key| -> Result<Option<Option<Container>>> {
         let under = |object| Container::open_under(key, object);
@@ -89,6 +111,7 @@ fn conflict(
     };
     let meta = store.head(key)?;
     Ok(Some(Conflict {
+        repository: reading.configured.name.clone(),
         name: name.to_string(),
         key: key.to_string(),
         system_identifier: layout.system_identifier().to_string(),
@@ -103,17 +126,46 @@ fn conflict(
     }))
 }
 
-/// Looks for refused copies, of one file or of all.
+/// Looks for refused copies, of one file or of all, in every repository.
 ///
 /// # Errors
-/// Errors of the repository.
+/// Errors of the first repository; where none could be looked at, of the others.
 pub fn look(session: &Session, wanted: Option<WalFileName>) -> Result<Conflicts> {
-    let reading = Reading::open(session)?;
-    let inventory = reading.inventory(session)?;
+    let Held { readings, failures } = Held::read(session)?;
+    let mut found = Conflicts {
+        conflicts: Vec::new(),
+        resolutions: Vec::new(),
+        looked_at: 0,
+        failures,
+    };
+    for place in &readings {
+        let name = &place.0.configured.name;
+        match look_in(place, wanted) {
+            Ok((conflicts, resolutions)) => {
+                found.conflicts.extend(conflicts);
+                found.resolutions.extend(resolutions);
+                found.looked_at += 1;
+            }
+            Err(e) => {
+                found
+                    .failures
+                    .add(e, format!("look into repository \"{name}\""));
+            }
+        }
+    }
+    found.failures.first_if(session, found.looked_at == 0)?;
+    found.conflicts.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// Looks for refused copies in one repository.
+fn look_in(
+    (reading, inventory): &(Reading, Inventory),
+    wanted: Option<WalFileName>,
+) -> Result<(Vec<Conflict>, Vec<Standing>)> {
     let layout = inventory.layout()?;
-    let store = reading.repository.store();
-    let mut names: Vec<String> = store
-        .list(&layout.conflicts())?
+    let listed = reading.repository.store().list(&layout.conflicts())?;
+    let mut names: Vec<String> = listed
         .into_iter()
         .filter(|l| !l.is_prefix)
         .map(|l| l.name)
@@ -131,11 +183,11 @@ pub fn look(session: &Session, wanted: Option<WalFileName>) -> Result<Conflicts>
             continue;
         }
         let key = Key::new(format!("{}/{entry}", layout.conflicts()))?;
-        conflicts.extend(conflict(store, &layout, name, &key)?);
+        conflicts.extend(conflict(reading, &layout, name, &key)?);
     }
-    let resolutions: Vec<Life> = layout.lives().iter().cloned().collect();
-    Ok(Conflicts {
-        conflicts,
-        resolutions,
-    })
+    let standing = layout.lives().iter().map(|life| Standing {
+        repository: reading.configured.name.clone(),
+        life: life.clone(),
+    });
+    Ok((conflicts, standing.collect()))
 }

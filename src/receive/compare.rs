@@ -21,11 +21,16 @@ use crate::wire::replication::{Positions, ReplicationStream, StartReplication, S
 /// After this long without a word the connection is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
+/// The steps for a server that went back, where it is the cluster from now on.
+pub const IF_IT_IS_THE_CLUSTER: &str = "If it is the cluster from now on: select pg_switch_wal() there; pitr wal backfill --from PG_WAL, which the archive refuses; pitr wal conflicts; pitr wal resolve FILE --keep COPY, for the first refused copy; move the journal away; start the receiver; pitr backup.";
+
 /// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
-    /// The bytes are the same, or there is nothing to compare with.
+    /// The bytes are the same.
     Same,
+    /// There is nothing to compare with.
+    Nothing,
     /// They could not be had, for this reason.
     Unproven(String),
 }
@@ -50,7 +55,7 @@ pub async fn compare(
             && switch.is_none_or(|switch| segment.from < switch)
     };
     let Some(segment) = follower.segments().into_iter().rfind(is_in_history) else {
-        return Ok((Some(client), Compared::Same));
+        return Ok((Some(client), Compared::Nothing));
     };
     let name = segment.name;
     let mut held = match Received::open(follower, segment) {
@@ -157,7 +162,7 @@ pub fn not_archived(name: SegmentName) -> Error {
         Diverged,
         "server has other WAL than is archived as \"{name}\""
     )
-    .hint("Nothing was received, nothing acknowledged, and nothing that is there was touched. The server is a clone, or was set back to a snapshot: name the right server in conninfo. \"pitr wal conflicts\" lists what the archive refused of either.")
+    .hint(format!("Nothing was received, nothing acknowledged, and nothing that is there was touched. The server is a clone, or was set back to a snapshot: name the right server in conninfo. {IF_IT_IS_THE_CLUSTER}"))
 }
 
 async fn timed<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -217,5 +222,5 @@ fn diverged(segment: Segment, at: Lsn) -> Error {
         "server has other WAL than was received of timeline {}, from {at} on",
         segment.name.timeline.decimal()
     )
-    .hint("Nothing was received, nothing acknowledged, and nothing that is there was touched. The server was set back to a snapshot, or is a clone: name the right server in conninfo. If it is the cluster from now on, give it a name of its own in the repository (pitr init --cluster NAME), receive with that, and take a backup.")
+    .hint(format!("Nothing was received, nothing acknowledged, and nothing that is there was touched. The server was set back to a snapshot, or is a clone: name the right server in conninfo. {IF_IT_IS_THE_CLUSTER}"))
 }

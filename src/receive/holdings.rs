@@ -177,6 +177,21 @@ impl Holdings {
         Ok(Some(Position { timeline, lsn }))
     }
 
+    /// Whether a repository follows a life that `pitr wal resolve` chose, of a timeline of this history.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub fn has_lives(&self, history: &History) -> Result<bool> {
+        for repository in &self.repositories {
+            let layout = repository.recent_lives(&self.layout)?;
+            let mut lives = layout.lives().iter();
+            if lives.any(|life| history.contains(life.segment.timeline)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// How far, from its start, every repository has a segment.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! journal → `fdatasync` → position published by [`crate::journal`] → reported by the session. Apart from that, [`ship`]
 //! brings durable WAL into the repositories and lets the journal's files go.
 
+pub mod belonging;
 pub mod compare;
 pub mod content;
 pub mod holdings;

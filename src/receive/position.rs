@@ -3,6 +3,7 @@
 //! The answer is the first position that nobody holds, on the way that the server's history takes. WAL that the server cannot give
 //! any more is named as a gap, never passed over.
 
+use super::compare::IF_IT_IS_THE_CLUSTER;
 use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
@@ -113,7 +114,7 @@ fn check_end(known: &Known<'_>, position: Position, end: Lsn) -> Result<()> {
             timeline.decimal(),
             known.server_end
         )
-        .hint("Nothing was received. The server lost WAL that was already received, or is an older copy. What was received is in journal and repository: restore it with \"pitr restore\"."));
+        .hint(format!("Nothing was received. The server lost WAL that was already received, or is an older copy. What was received is in journal and repository: restore it with \"pitr restore\". {IF_IT_IS_THE_CLUSTER}")));
     }
     Ok(())
 }

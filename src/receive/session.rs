@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::belonging::Proof;
 use super::compare::{self, Compared};
 use super::holdings::{self, Holdings, Identity, Reach};
 use super::kept::Kept;
@@ -247,6 +248,8 @@ struct Session<'a> {
     checked_timeline: Option<TimelineId>,
     /// Timelines whose history is archived.
     archived_histories: BTreeSet<TimelineId>,
+    /// Whether a repository follows a life that was chosen.
+    has_lives: bool,
     /// The server has said that WAL before this is gone.
     removed_before: Option<Lsn>,
     /// Whether a stream was ever granted: before, what an operator has to mend ends the process.
@@ -304,6 +307,7 @@ impl<'a> Session<'a> {
             left_out: Vec::new(),
             checked_timeline: None,
             archived_histories: BTreeSet::new(),
+            has_lives: false,
             removed_before: None,
             streamed: false,
             started: Instant::now(),
@@ -425,9 +429,11 @@ impl<'a> Session<'a> {
                 _ => error,
             });
         }
-        if !is_compared && self.journal_end().is_none() {
+        let is_fresh = self.journal_end().is_none();
+        let mut is_archived = false;
+        if !is_compared && is_fresh {
             // Before there is a slot: it would keep the WAL of a server from which nobody receives.
-            client = self.compare_stored(client, info, &facts).await?;
+            (client, is_archived) = self.compare_stored(client, info, &facts).await?;
         }
         let slot = upstream::slot(
             &mut client,
@@ -449,8 +455,18 @@ impl<'a> Session<'a> {
             Err(error) => return Err(error),
         };
         if !is_compared {
-            client = self.compare(client, info, &facts.history).await?;
+            let is_same;
+            (client, is_same) = self.compare(client, info, &facts.history).await?;
             client = self.compare_passed(client, info, &facts, &start).await?;
+            if self.has_lives && !is_fresh && self.shipper.proof() != Proof::Archive {
+                (client, is_archived) = self.compare_stored(client, info, &facts).await?;
+            }
+            self.shipper
+                .compared(match (is_fresh || is_same, is_archived) {
+                    (false, _) => Proof::Nothing,
+                    (true, false) => Proof::Journal,
+                    (true, true) => Proof::Archive,
+                });
             client = self.mend(client, info, &facts).await?;
         }
         self.tell_start(&start);
@@ -464,33 +480,37 @@ impl<'a> Session<'a> {
         Ok((client, start, (slot, origin)))
     }
 
-    /// Requires that the server has the WAL with which the journal ends; returns a connection to it.
+    /// Requires that the server has the WAL with which the journal ends; returns a connection to it, and whether that is proven.
     async fn compare(
         &mut self,
         client: Client,
         info: &ConnInfo,
         history: &History,
-    ) -> Result<Client> {
+    ) -> Result<(Client, bool)> {
         let host = client.host().to_owned();
         let compared = compare::compare(client, history, &self.journal.follower()).await;
-        self.compared(compared, &host, info).await
+        let is_same = matches!(compared, Ok((_, Compared::Same)));
+        Ok((self.compared(compared, &host, info).await?, is_same))
     }
 
-    /// Without a journal: requires that the server has the last whole segment of the repositories, so that what comes next continues it.
+    /// Requires that the server has the last whole segment of the repositories, so that what comes next continues it; returns whether that is proven.
+    /// Without a journal nothing else tells; with one, nothing else tells of the life that `pitr wal resolve` chose.
     async fn compare_stored(
         &mut self,
         client: Client,
         info: &ConnInfo,
         facts: &ServerFacts,
-    ) -> Result<Client> {
-        let found = self.holdings(false, &facts.history).await?;
+    ) -> Result<(Client, bool)> {
+        let has_journal = self.journal_end().is_some();
+        let found = self.holdings(has_journal, &facts.history).await?;
         let last = found.and_then(|(_, reach)| self.segment_ending_at(reach.end?));
         let Some(name) = last else {
-            return Ok(client);
+            return Ok((client, false));
         };
         let host = client.host().to_owned();
         let compared = self.compare_with(client, name, &facts.history).await;
-        self.compared(compared, &host, info).await
+        let is_same = matches!(compared, Ok((_, Compared::Same)));
+        Ok((self.compared(compared, &host, info).await?, is_same))
     }
 
     /// Requires that the server has the last segment that is passed over, if archiving has gone on past the journal's
@@ -533,14 +553,14 @@ impl<'a> Session<'a> {
         let range = name.number(size)?.range(size);
         let switch = history.switch_point(name.timeline);
         if switch.is_some_and(|switch| switch < range.end) {
-            return Ok((Some(client), Compared::Same));
+            return Ok((Some(client), Compared::Nothing));
         }
         // Asked anew: what is archived may be younger than the last answer.
         let facts = upstream::facts(&mut client).await?;
         if facts.identity.flush_lsn < range.end {
             return match facts.in_recovery {
                 // A standby that has yet to catch up.
-                true => Ok((Some(client), Compared::Same)),
+                true => Ok((Some(client), Compared::Nothing)),
                 false => Err(compare::not_archived(name)),
             };
         }
@@ -694,6 +714,7 @@ impl<'a> Session<'a> {
             },
         })?;
         if let Some(holdings) = &holdings {
+self.has_lives = holdings.has_lives(&facts.history)?;
             start.gaps = self.record_lost(holdings, &start.gaps)?;
         }
         Ok(start)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::belonging::{Evidence, Proof};
 use super::shipment::Shipment;
 use crate::archive::push::push_history;
 use crate::config::Acknowledge;
@@ -29,6 +30,7 @@ pub struct Options {
 /// The threads that ship WAL, one for each repository.
 pub struct Shipper {
     layout: ClusterLayout,
+    evidence: Arc<Evidence>,
     inner: shipping::Shipper,
 }
 
@@ -45,11 +47,15 @@ impl Shipper {
         let system_identifier = journal.follower().system_identifier();
         let layout = ClusterLayout::new(&options.cluster, system_identifier)?;
         let (of, acknowledge) = (layout.clone(), options.acknowledge);
+        let evidence = Arc::new(Evidence::default());
+        let known = Arc::clone(&evidence);
         let work: Work = Arc::new(move |ship, index| {
-            Shipment::new(Arc::clone(ship), index, of.clone(), acknowledge).run()
+            let known = Arc::clone(&known);
+            Shipment::new(Arc::clone(ship), (index, acknowledge), of.clone(), known).run()
         });
         Ok(Shipper {
             layout,
+            evidence,
             inner: shipping::Shipper::start(journal, options.shipping, &work, progress)?,
         })
     }
@@ -57,6 +63,17 @@ impl Shipper {
     /// Behind the last byte that every required repository holds.
     pub fn archived(&self) -> watch::Receiver<Option<Position>> {
         self.inner.archived()
+    }
+
+    /// Returns what was compared with the server so far.
+    pub fn proof(&self) -> Proof {
+        self.evidence.proof()
+    }
+
+    /// The journal was compared with the server: what was waiting for that goes on.
+    pub fn compared(&self, proof: Proof) {
+        self.evidence.found(proof);
+        self.inner.ship().follower.wake();
     }
 
     /// Returns the WAL that each repository holds.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::belonging::{self, Evidence};
 use super::content::Received;
 use crate::archive::life;
 use crate::archive::push::{Push, push_content};
@@ -33,6 +34,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const MERGE_COUNT: u64 = 64;
 /// A merged one writes the segment anew from its start, so a long one is written more rarely: once for so much per increment.
 const MERGE_BYTES: u64 = 256 << 10;
+/// How long WAL whose life is not proven waits for the server without a word.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Nothing to do: it is looked up again even so.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -51,6 +54,10 @@ pub(super) struct Shipment {
     farthest: Option<Position>,
     tail: Option<Tail>,
     attempts: Attempts,
+    evidence: Arc<Evidence>,
+    /// Nothing was stored last, for nothing proves of which life it is.
+    is_unproven: bool,
+    began: Instant,
     /// The last whole segment, and its own mark: what the next one is joined to.
     last_mark: Option<(SegmentName, Mark)>,
     /// When something was stored last, an increment or a whole segment: while segments fill in less than a second, none needs increments.
@@ -88,13 +95,16 @@ enum Work {
 impl Shipment {
     pub(super) fn new(
         ship: Arc<Ship>,
-        index: usize,
+        (index, acknowledge): (usize, Acknowledge),
         layout: ClusterLayout,
-        acknowledge: Acknowledge,
+        evidence: Arc<Evidence>,
     ) -> Shipment {
         Shipment {
             layout,
             acknowledge,
+            evidence,
+            is_unproven: false,
+            began: Instant::now(),
             attempts: Attempts::new(&ship, index, "WAL"),
             ship,
             index,
@@ -138,6 +148,10 @@ impl Shipment {
                         .warn(&format!("{e}; the server is asked for it again"));
                     self.tail = None;
                 }
+                // The session compares it with the server first.
+                Err(_) if self.waits_for_proof() => {
+                    self.ship.follower.wait(version, Wake::AnyRound, EVERY);
+                }
                 Err(e) => {
                     if self.ship.is_stopping() {
                         self.attempts.report(&e);
@@ -147,6 +161,10 @@ impl Shipment {
                 }
             }
         }
+    }
+
+    fn waits_for_proof(&self) -> bool {
+        self.is_unproven && !self.ship.is_stopping() && self.began.elapsed() < PATIENCE
     }
 
     fn is_held(&self, name: SegmentName) -> bool {
@@ -226,6 +244,9 @@ impl Shipment {
         let has_own =
             tail.is_some_and(|tail| tail.segment.name == segment.name && tail.is_compared());
         let content = Received::open(&self.ship.follower, segment)?.with_own_increments(has_own);
+        if !has_own && self.layout.lives().of(segment.name).is_some() {
+            self.require_life(repository, segment)?;
+        }
         let what = Push {
             repository,
             cluster: self.layout.name(),
@@ -233,7 +254,7 @@ impl Shipment {
             name: WalFileName::Segment(segment.name),
             codec: CODEC,
             beside_others: false,
-            known: self.last_mark,
+            known: self.mark_before(segment.name).or(self.last_mark),
             is_backfill: false,
         };
         match push_content(&what, content) {
@@ -257,6 +278,9 @@ impl Shipment {
         let key = self.layout.segment(segment.name);
         let mark = repository.kept_mark(&key);
         self.last_mark = mark.map(|mark| (segment.name, mark));
+        if let Some(mark) = mark {
+            self.ship.keep_mark(segment.name, mark.0);
+        }
         self.tail = None;
         self.last_put = Some(Instant::now());
         self.is_stored(segment);
@@ -271,9 +295,7 @@ impl Shipment {
             return Ok(false);
         }
         let key = self.layout.segment(name);
-        let size = self.ship.follower.segment_size();
-        let before = self.last_mark;
-        let before = before.filter(|(b, _)| name.before(b.timeline, size) == Some(*b));
+        let before = self.mark_before(name);
         let joined = match before {
             Some(before) => life::is_continued(repository, &key, before)?,
             None => Joined::Unproven,
@@ -345,12 +367,43 @@ impl Shipment {
         Ok(())
     }
 
-    fn begin(&self, repository: &Repository, segment: Segment) -> Result<Tail> {
-        let registration = repository.require(&self.layout)?;
-        if let Some(before) = self.last_mark {
-            let size = self.ship.follower.segment_size();
-            life::check_next(repository, &self.layout, (segment.name, size), before)?;
+    /// The mark of the segment before one, as far as this journal has shipped or let go that one.
+    fn mark_before(&self, name: SegmentName) -> Option<(SegmentName, Mark)> {
+        let size = self.ship.follower.segment_size();
+        let is_before = |b: &SegmentName| name.before(b.timeline, size) == Some(*b);
+        let own = self.last_mark.filter(|(b, _)| is_before(b));
+        let before = || name.before(name.timeline, size);
+        own.or_else(|| {
+            let (before, mark) = self.ship.mark(before()?)?;
+            Some((before, Mark(mark)))
+        })
+    }
+
+    /// Requires that a segment is of the life of its timeline that the repository follows.
+    fn require_life(&mut self, repository: &Repository, segment: Segment) -> Result<()> {
+        self.is_unproven = false;
+        let (name, size) = (segment.name, self.ship.follower.segment_size());
+        let joined = match self.mark_before(name) {
+            Some(before) => life::check_next(repository, &self.layout, (name, size), before)?,
+            None => Joined::Unproven,
+        };
+        // The first segment of a life is stored whole, and who stores more of one compares it.
+        let is_chosen = self.layout.lives().of(name).is_some();
+        let key = self.layout.segment(name);
+        if joined == Joined::Yes || !is_chosen || repository.store().head(&key)?.is_some() {
+            return Ok(());
         }
+        let proof = self.evidence.proof();
+        let mut content = Received::open(&self.ship.follower, segment)?;
+        let content = (segment, &mut content);
+        let required = belonging::require(repository, &self.layout, content, proof);
+        self.is_unproven = required.is_err();
+        required
+    }
+
+    fn begin(&mut self, repository: &Repository, segment: Segment) -> Result<Tail> {
+        let registration = repository.require(&self.layout)?;
+        self.require_life(repository, segment)?;
         let found = increment::list(repository, &self.layout, segment.name)?;
         Ok(Tail {
             segment: OpenSegment {
@@ -399,7 +452,11 @@ fn position(segment: &Segment, lsn: Lsn) -> Position {
 }
 
 /// Whether a stored segment begins with the next `length` bytes of what was received.
-fn begins_alike(object: Box<dyn Object>, content: &mut Received, length: u64) -> Result<bool> {
+pub(super) fn begins_alike(
+    object: Box<dyn Object>,
+    content: &mut Received,
+    length: u64,
+) -> Result<bool> {
     let mut read = |buffer: &mut [u8], _| content.fill(buffer);
     let mut prefix = Prefix::new(length, &mut read);
     Container::open(object)?.read_body(&mut |bytes| prefix.compare(bytes))?;

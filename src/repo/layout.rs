@@ -129,7 +129,7 @@ impl ClusterLayout {
 
     /// Prefix of the increments of one segment.
     pub fn increments(&self, name: SegmentName) -> String {
-        format!("{}/{name}", self.home_of(name).open_segments())
+        self.home_of(name).increments(name)
     }
 
     /// The increment of `name` that holds `range`.
@@ -185,6 +185,11 @@ impl Home {
     /// Prefix below which segments that are being streamed are listed, by name.
     pub fn open_segments(&self) -> String {
         format!("{}/open", self.0)
+    }
+
+    /// Prefix of the increments of one segment.
+    pub fn increments(&self, name: SegmentName) -> String {
+        format!("{}/{name}", self.open_segments())
     }
 
     /// A segment in this home.

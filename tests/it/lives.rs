@@ -5,6 +5,8 @@ use std::path::PathBuf;
 mod histories;
 mod promoted;
 
+use serde_json::Value;
+
 use crate::clock::Clock;
 use crate::common::{
     Cluster, PATIENCE, Run, Sandbox, Site, Stop, copy_tree, expire_at_once, paths_below, pitr,
@@ -471,7 +473,7 @@ fn open_segment(cluster: &Cluster) -> String {
 }
 
 /// A receiver gets all that a server has written.
-fn receive_of(site: &Site, cluster: &Cluster) -> Run {
+pub fn receive_of(site: &Site, cluster: &Cluster) -> Run {
     let end = cluster.query_one_string("select pg_current_wal_flush_lsn()");
     let receive = site
         .pitr()
@@ -661,6 +663,24 @@ fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
     let shown = site.pitr().args(shown).run().json();
     let copies = shown["conflicts"].as_array().unwrap();
     let copy = copies.iter().find(|c| c["hash"] == own.as_str());
+    // Row T80: without a name, every repository is looked at.
+    let all = site
+        .pitr()
+        .args(["wal", "conflicts", "--json"])
+        .run()
+        .json();
+    let is_own = |c: &&Value| c["hash"] == own.as_str() && c["repository"] == "second";
+    assert!(
+        all["conflicts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|c| is_own(&c))
+    );
+    let text = site.pitr().args(["wal", "conflicts"]).run();
+    text.success()
+        .expect_stdout("repository")
+        .expect_stdout("second");
     let copy = copy.expect("production's is kept")["copy"]
         .as_str()
         .unwrap();

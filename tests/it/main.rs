@@ -110,6 +110,7 @@ mod recovering;
 mod redis;
 mod rescue;
 mod resolve;
+mod resolved_receiver;
 mod restore;
 mod restore_databases;
 mod restore_delta;
