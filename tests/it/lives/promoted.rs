@@ -101,9 +101,9 @@ fn t76_a_backup_leads_to_no_timeline_of_a_life_that_was_written_past_its_end(maj
     two.revert();
     let server = &mut two.server;
     server.start();
-    let is_past = format!("select pg_current_wal_insert_lsn() > '{}'", two.stop);
+    let is_past = format!("select pg_current_wal_flush_lsn() > '{}'", two.stop);
     while server.query_one_string(&is_past) == "f" {
-        server.sql("select pg_logical_emit_message(false, 'pitr', repeat('x', 10000))");
+        server.sql("select pg_logical_emit_message(true, 'pitr', repeat('x', 10000))");
     }
     server.stop(Stop::Immediate);
     server.touch("standby.signal");
