@@ -135,6 +135,9 @@ fn report(cx: &Context, args: &Args, all: &[Deletion]) -> Result<()> {
             (false, None) => format!("not deleted in {name}"),
         };
         cx.out.report(&line)?;
+        for withheld in &shown.withheld_since {
+            cx.out.warn(withheld);
+        }
         for refused in &shown.refused {
             cx.out.warn(&format!("could not delete {refused}"));
         }

@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME")]
     pub since: Option<Moment>,
 
-    /// Only what was committed at this time or earlier
+    /// Only what was committed at this time or earlier; a day counts to its end
     #[arg(long, value_name = "TIME")]
     pub until: Option<Moment>,
 
@@ -79,11 +79,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let clones = place(args, cx)?;
     let now = cx.session.host.now();
     let time = |moment: &Option<Moment>| moment.as_ref().map(|m| m.before(now)).transpose();
+    let until = args.until.as_ref().map(|m| m.end_before(now));
     let question = Question {
         table: args.table.clone(),
         kinds: args.kind.iter().copied().collect(),
         since: time(&args.since)?,
-        until: time(&args.until)?,
+        until: until.transpose()?,
         xid: args.xid,
         rows_min: args.min_rows,
         clones,

@@ -15,31 +15,49 @@ const ACCEPTED: &str = "accepted are a time such as \"2026-11-20 06:40:49+01\", 
 /// A moment, as an operator writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moment {
-    /// A time, or the begin of a day; perhaps without a zone.
+    /// A time, perhaps without a zone.
     At(WrittenTime),
+    /// A day, without a zone.
+    Day {
+        /// Its first moment.
+        begin: WrittenTime,
+        /// Its last microsecond.
+        end: WrittenTime,
+    },
     /// So far from now.
     Distant(Duration),
 }
 
 impl Moment {
-    /// Returns the time; a length of time reaches back from `now`.
+    /// Returns the time, of a day its begin; a length of time reaches back from `now`.
     ///
     /// # Errors
     /// `Usage` for one that is out of range.
     pub fn before(&self, now: TimestampTz) -> Result<WrittenTime> {
         match self {
-            Moment::At(written) => Ok(written.clone()),
+            Moment::At(written) | Moment::Day { begin: written, .. } => Ok(written.clone()),
             Moment::Distant(distance) => now.saturating_sub(*distance).to_string().parse(),
         }
     }
 
-    /// Returns the time; a length of time reaches forward from `now`.
+    /// Returns the last time that belongs to it, of a day its end; a length of time reaches back from `now`.
+    ///
+    /// # Errors
+    /// `Usage` for one that is out of range.
+    pub fn end_before(&self, now: TimestampTz) -> Result<WrittenTime> {
+        match self {
+            Moment::Day { end, .. } => Ok(end.clone()),
+            _ => self.before(now),
+        }
+    }
+
+    /// Returns the time, of a day its begin; a length of time reaches forward from `now`.
     ///
     /// # Errors
     /// `Usage` for one that is out of range.
     pub fn after(&self, now: TimestampTz) -> Result<WrittenTime> {
         match self {
-            Moment::At(written) => Ok(written.clone()),
+            Moment::At(written) | Moment::Day { begin: written, .. } => Ok(written.clone()),
             Moment::Distant(distance) => now.saturating_add(*distance).to_string().parse(),
         }
     }
@@ -53,13 +71,18 @@ impl FromStr for Moment {
             return Ok(Moment::Distant(period.duration()));
         }
         let is_day = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit() || b == b'-');
-        let time = match is_day {
-            true => format!("{text} 00:00"),
-            false => text.to_owned(),
-        };
-        let written = time.parse().map(Moment::At);
         // The message names the forms: that of an option shows no hint.
-        written.map_err(|e: Error| err!(Usage, "{}; {ACCEPTED}", e.message()))
+        let read = |time: &str| {
+            let written = time.parse::<WrittenTime>();
+            written.map_err(|e: Error| err!(Usage, "{}; {ACCEPTED}", e.message()))
+        };
+        if !is_day {
+            return read(text).map(Moment::At);
+        }
+        Ok(Moment::Day {
+            begin: read(&format!("{text} 00:00"))?,
+            end: read(&format!("{text} 23:59:59.999999"))?,
+        })
     }
 }
 
@@ -93,6 +116,28 @@ mod tests {
             let (back, forth) = (moment.before(now).unwrap(), moment.after(now).unwrap());
             assert!(at(&back).starts_with(before), "{text}: {}", at(&back));
             assert!(at(&forth).starts_with(after), "{text}: {}", at(&forth));
+        }
+    }
+
+    #[test]
+    fn a_day_ends_with_its_last_microsecond_in_its_zone() {
+        let now: TimestampTz = "2026-11-20T06:40:49.5Z".parse().unwrap();
+        let zones = Zones {
+            given: Some("Europe/Berlin".parse().unwrap()),
+            ..Zones::default()
+        };
+        for (text, end) in [
+            ("2026-11-20", "2026-11-20T22:59:59.999999"),
+            // The clocks change in these days.
+            ("2026-03-29", "2026-03-29T21:59:59.999999"),
+            ("2026-10-25", "2026-10-25T22:59:59.999999"),
+            ("2026-11-20 12:00+01", "2026-11-20T11:00:00"),
+            ("1h", "2026-11-20T05:40:49.5"),
+        ] {
+            let moment: Moment = text.parse().unwrap();
+            let written = moment.end_before(now).unwrap();
+            let found = written.resolve(&zones).unwrap().at.to_string();
+            assert!(found.starts_with(end), "{text}: {found}");
         }
     }
 

@@ -76,6 +76,9 @@ pub struct Deletion {
     pub windows_then: Option<Vec<Reached>>,
     /// WAL and more that is withheld from deletion, with the cause.
     pub withheld: Vec<String>,
+    /// The causes among them that came up while it was carried out.
+    #[serde(skip)]
+    pub withheld_since: Vec<String>,
     /// Whether it was marked.
     pub marked: bool,
     /// Whether it was deleted.
@@ -211,6 +214,7 @@ fn plan_in(
         windows_now: windows(session, &reading, inventory)?,
         windows_then: windows(session, &reading, &without)?,
         withheld: plan.withheld.clone(),
+        withheld_since: Vec::new(),
         marked: false,
         deleted: false,
         deleted_segments: 0,
@@ -261,7 +265,9 @@ fn carry_out(one: &mut Deletion, id: &BackupId, host: &Host) -> Result<()> {
     one.marked = outcome.marked.contains(id);
     one.deleted = outcome.deleted_backups.contains(id);
     one.deleted_segments = outcome.deleted_segments;
+    let known = one.withheld.len();
     outcome.add_withheld(&mut one.withheld);
+    one.withheld_since = one.withheld.get(known..).unwrap_or_default().to_vec();
     one.refused = outcome.refused;
     one.locked = outcome.locked;
     ran?;
@@ -270,11 +276,10 @@ fn carry_out(one: &mut Deletion, id: &BackupId, host: &Host) -> Result<()> {
         && one.refused.is_empty()
         && one.locked.is_empty()
     {
-        return Err(err!(
-            Locked,
-            "something keeps backup \"{id}\" by now: a pin, a restore or a copy"
-        )
-        .hint("It was not deleted. Run the command again: it shows what keeps it."));
+        let keeps = "something keeps it by now: a pin, a restore or a copy".to_owned();
+        let why = outcome.withheld.into_iter().next().unwrap_or(keeps);
+        return Err(err!(Locked, "backup \"{id}\" was not deleted: {why}")
+            .hint("It was not deleted. Run the command again: it shows what keeps it."));
     }
     Ok(())
 }

@@ -179,14 +179,18 @@ fn end_of_other(session: &Session, reading: &Reading, id: u64) -> Result<Option<
     end_of(session, reading, &inventory)
 }
 
-/// The end of the last window on the highest timeline.
+/// The end of the last window on the highest timeline. WAL behind the newest backup alone is read: a restore waits for the answer.
 fn end_of(
     session: &Session,
     reading: &Reading,
     inventory: &Inventory,
 ) -> Result<Option<TimestampTz>> {
-    let found = reading.windows(session, inventory)?;
-    Ok(of_cluster(&found.windows, None, inventory).map(|window| window.to))
+    let mut newest = inventory.clone();
+    let known = newest.backups.iter().rposition(|b| b.damage.is_none());
+    let last = known.map(|at| newest.backups.swap_remove(at));
+    newest.backups = last.into_iter().collect();
+    let found = reading.windows(session, &newest)?;
+    Ok(of_cluster(&found.windows, None, &newest).map(|window| window.to))
 }
 
 /// Names another system identifier of the cluster under which the target can be reached.

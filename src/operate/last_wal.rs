@@ -10,10 +10,10 @@ use crate::error::{Code, Error, Result};
 use crate::pg::control::{ClusterState, ControlFile};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
-use crate::pg::timeline::History;
+use crate::pg::timeline::{History, TimelineId};
 use crate::repo::repository::Repository;
 use crate::wal::increment::OpenSegment;
-use crate::wal::inventory::{Backup, HistoryFile, Inventory, Timeline};
+use crate::wal::inventory::{HistoryFile, Inventory, Timeline};
 use crate::wal::remnant::Remnant;
 
 /// Bytes of a segment before its first record: the long page header of `xlog_internal.h`.
@@ -30,25 +30,58 @@ pub fn require(session: &Session, data: &Path, opened: &Opened) -> Result<()> {
     let Some(last) = Last::of(data) else {
         return Ok(());
     };
-    let known = opened.inventory.timelines.get(&last.name.timeline);
-    if !known.is_some_and(|timeline| last.is_of(timeline))
-        || last.is_in(&opened.reading.repository, &opened.inventory)?
-    {
-        return Ok(());
-    }
+    let mut found = Found::default();
+    found.add(&last, &opened.reading.repository, &opened.inventory)?;
     let mut silent = None;
+    // Another repository may have it, or alone know the timeline.
     for (name, other) in opened.reading.all_others(session) {
-        let is_there = other.and_then(|other| {
-            let inventory = other.inventory(session)?;
-            last.is_in(&other.repository, &inventory)
+        if found.is_there {
+            return Ok(());
+        }
+        let added = other.and_then(|other| {
+            // A backup of another cluster of the name may be the newest there.
+            let identifier = Some(opened.inventory.system_identifier);
+            let (repository, followed) = (&other.repository, session.followed);
+            match Inventory::read_as(repository, &other.name, identifier, followed) {
+                Ok(inventory) => found.add(&last, repository, &inventory),
+                Err(e) if e.code() == Code::NotFound => Ok(()),
+                Err(e) => Err(e),
+            }
         });
-        match is_there {
-            Ok(true) => return Ok(()),
-            Ok(false) => {}
-            Err(e) => silent = silent.or(Some((name, e))),
+        if let Err(e) = added {
+            silent = silent.or(Some((name, e)));
         }
     }
-    Err(last.lacking(silent))
+    match found.is_there || !found.is_known {
+        true => Ok(()),
+        false => Err(last.lacking(found.missing.unwrap_or(last.name), silent)),
+    }
+}
+
+/// The answers of the repositories.
+#[derive(Default)]
+struct Found {
+    /// One of them knows the timeline.
+    is_known: bool,
+    /// One of them has all of the WAL.
+    is_there: bool,
+    /// The first segment that one of them lacks.
+    missing: Option<SegmentName>,
+}
+
+impl Found {
+    fn add(&mut self, last: &Last, repository: &Repository, inventory: &Inventory) -> Result<()> {
+        let timeline = inventory.timelines.get(&last.name.timeline);
+        let Some(timeline) = timeline.filter(|timeline| last.is_of(timeline)) else {
+            return Ok(());
+        };
+        self.is_known = true;
+        match last.first_missing(repository, inventory, timeline)? {
+            None => self.is_there = true,
+            Some(name) => self.missing = self.missing.or(Some(name)),
+        }
+        Ok(())
+    }
 }
 
 /// The end of the WAL of a stopped server.
@@ -91,18 +124,44 @@ impl Last {
         own.is_none_or(|own| own == *known)
     }
 
-    /// Whether a repository has the WAL up to the end, or had it: a backup begins behind it.
-    fn is_in(&self, repository: &Repository, inventory: &Inventory) -> Result<bool> {
-        let Some(timeline) = inventory.timelines.get(&self.name.timeline) else {
-            return Ok(false);
-        };
+    /// The first segment of pg_wal that a repository lacks, and never had: no backup begins behind it.
+    fn first_missing(
+        &self,
+        repository: &Repository,
+        inventory: &Inventory,
+        timeline: &Timeline,
+    ) -> Result<Option<SegmentName>> {
+        let has_end = self.has_end(repository, inventory, timeline)?;
+        let size = self.control.wal_segment_size;
+        let mut missing = (!has_end).then_some(self.name);
+        let mut number = self.number;
+        while number.0 > 0 {
+            let end = number.start_lsn(size);
+            number = SegmentNumber(number.0 - 1);
+            let name = number.name(self.name.timeline, size);
+            let name = name.filter(|n| self.directory.wal().join(n.to_string()).exists());
+            // A segment that is not there cannot be lost, and one before a backup is not needed.
+            let Some(name) = name.filter(|_| !had(inventory, self.name.timeline, end)) else {
+                break;
+            };
+            if !timeline.segments.contains(number) {
+                missing = Some(name);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Whether a repository has the WAL up to the end.
+    fn has_end(
+        &self,
+        repository: &Repository,
+        inventory: &Inventory,
+        timeline: &Timeline,
+    ) -> Result<bool> {
         let tail = timeline.tails.get(&self.number);
         if timeline.segments.contains(self.number)
             || tail.is_some_and(|tail| *tail >= self.end)
-            || inventory
-                .backups
-                .iter()
-                .any(|b| self.is_before(b, inventory))
+            || had(inventory, self.name.timeline, self.end)
         {
             return Ok(true);
         }
@@ -121,17 +180,7 @@ impl Last {
         }
     }
 
-    /// Whether a backup was taken behind the end, on a way that leads over it.
-    fn is_before(&self, backup: &Backup, inventory: &Inventory) -> bool {
-        let timeline = inventory.timelines.get(&backup.start_timeline);
-        let holder = match timeline.map(|timeline| &timeline.history) {
-            Some(HistoryFile::Known(history)) => history.holder(Lsn(self.end.0 - 1)),
-            _ => backup.start_timeline,
-        };
-        backup.start_lsn >= self.end && holder == self.name.timeline
-    }
-
-    fn lacking(&self, silent: Option<(String, Error)>) -> Error {
+    fn lacking(&self, first: SegmentName, silent: Option<(String, Error)>) -> Error {
         let (data, wal) = (
             self.directory.path().display(),
             self.directory.wal().display(),
@@ -141,14 +190,25 @@ impl Last {
         });
         err!(
             Refused,
-            "the repository lacks the last WAL of the server of \"{data}\": segment {} up to {}",
-            self.name,
+            "the repository lacks the last WAL of the server of \"{data}\": from segment {first} on, up to {}",
             self.end
         )
         .hint(format!(
             "Nothing was changed. Its last commits would be lost.{silent} Let the receiver bring in the rest, or do it by hand; where they do not count, keep them elsewhere:\npitr wal backfill --from {wal}\nmkdir {data}.kept && mv {wal}/0* {data}.kept/"
         ))
     }
+}
+
+/// Whether a backup was taken behind a position of a timeline, on a way that leads over it.
+fn had(inventory: &Inventory, id: TimelineId, end: Lsn) -> bool {
+    inventory.backups.iter().any(|backup| {
+        let timeline = inventory.timelines.get(&backup.start_timeline);
+        let holder = match timeline.map(|timeline| &timeline.history) {
+            Some(HistoryFile::Known(history)) => history.holder(Lsn(end.0.saturating_sub(1))),
+            _ => backup.start_timeline,
+        };
+        backup.start_lsn >= end && holder == id
+    })
 }
 
 /// The end of what counts, with its segment: the checkpoint of the shutdown changes nothing. The segment before is the last where it begins one.

@@ -23,8 +23,8 @@ pub struct Gap {
 /// Returns every hole in the WAL of the timelines, by the listing and the recorded losses.
 ///
 /// On each timeline all segments between its first and its last must be there. A timeline with WAL of its own also
-/// needs the segments of its parent up to the switch point. A hole that expiry left on purpose is no gap. `from` leaves
-/// out the WAL before it, which no backup needs any more.
+/// needs those of every ancestor, up to where its path leaves it. A hole that expiry left on purpose is no gap. `from`
+/// leaves out the WAL before it, which no backup needs any more.
 pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
     let size = inventory.segment_size;
     let mut gaps = Vec::new();
@@ -92,9 +92,12 @@ fn expected_span(
     let history = inventory.history(id).ok();
     let needed = |child: &TimelineId| -> Option<SegmentNumber> {
         let own = inventory.timelines.get(child)?;
-        let (origin, switch) = inventory.history(*child).ok()?.parent()?;
-        let before = SegmentNumber::of(switch, size).0.checked_sub(1)?;
-        (origin == id && !own.is_empty()).then_some(SegmentNumber(before))
+        let path = inventory.history(*child).ok()?.path();
+        // A parent whose switch lies behind the next one holds nothing on the way.
+        let stretch = path.iter().find(|i| i.timeline == id && *child != id)?;
+        let left = SegmentNumber::of(stretch.range.end, size);
+        let before = left.0.checked_sub(1)?;
+        (!own.is_empty()).then_some(SegmentNumber(before))
     };
     let bounds = timeline.bounds();
     let begin = match history.as_ref().and_then(History::parent) {
@@ -160,4 +163,52 @@ fn joined(ascending: Vec<LsnRange>) -> Vec<LsnRange> {
         }
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{World, tli};
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// The WAL of timeline 1, and of timeline 3 behind a timeline 2 without any, by the switches to 2 and 3.
+    fn world(second: u64, third: u64) -> World {
+        let mut w = World::new();
+        let middle = w.histories[&tli(1)].child(tli(2), Lsn(second), b"promoted");
+        let last = middle.child(tli(3), Lsn(third), b"promoted");
+        w.histories.extend([(tli(2), middle), (tli(3), last)]);
+        w.files.extend([tli(2), tli(3)]);
+        let size = w.size;
+        let name = |timeline, number: u64| SegmentNumber(number).name(tli(timeline), size).unwrap();
+        w.archived.extend((1..=4).map(|number| name(1, number)));
+        w.archived.extend((9..=12).map(|number| name(3, number)));
+        w
+    }
+
+    fn gap(timeline: u32, from: u64, to: u64) -> Gap {
+        Gap {
+            timeline: tli(timeline),
+            from_lsn: Lsn(from * MIB),
+            to_lsn: Lsn(to * MIB),
+            segments: to - from,
+        }
+    }
+
+    #[test]
+    fn a_timeline_needs_the_wal_of_every_ancestor() {
+        let w = world(9 * MIB + 100, 9 * MIB + 200);
+        assert_eq!(gaps(&w.inventory(), Lsn(0)), [gap(1, 5, 9)]);
+    }
+
+    #[test]
+    fn an_ancestor_is_needed_up_to_where_the_path_leaves_it() {
+        // The second timeline was left between.
+        let w = world(7 * MIB + 100, 9 * MIB + 200);
+        let both = [gap(1, 5, 7), gap(2, 7, 9)];
+        assert_eq!(gaps(&w.inventory(), Lsn(0)), both);
+        // The second timeline holds nothing: the third left before the switch to it.
+        let w = world(20 * MIB + 100, 9 * MIB + 200);
+        assert_eq!(gaps(&w.inventory(), Lsn(0)), [gap(1, 5, 9)]);
+    }
 }

@@ -46,6 +46,26 @@ pub struct Reach {
     pub end: Option<Position>,
 }
 
+/// The parts of a gap that are lost. Only repositories of one key set, or of none, give each other WAL (`repo sync`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The parts that are lost to one repository or more: no other of its key set has them.
+    pub parts: Vec<Gap>,
+    /// Whether a repository lacks what another of its key set has.
+    pub is_held_by_another: bool,
+    /// The parts that are lost to each repository.
+    of_each: Vec<Vec<Gap>>,
+}
+
+/// Adds a part, to the last one where they touch. An empty one adds nothing.
+fn add(parts: &mut Vec<Gap>, part: Gap) {
+    match parts.last_mut() {
+        _ if part.from >= part.to => {}
+        Some(last) if last.to == part.from => last.to = part.to,
+        _ => parts.push(part),
+    }
+}
+
 /// The repositories that count.
 fn counting(repositories: &[config::Repository]) -> Vec<&config::Repository> {
     let required: Vec<_> = repositories.iter().filter(|r| r.required).collect();
@@ -222,27 +242,36 @@ impl Holdings {
         Ok(run.map_or(range.start, |run| run.end()))
     }
 
-    /// Returns the parts of a gap that no repository has: what one of them has is not lost, for the others can get it.
+    /// Returns the parts of a gap that are lost: what a repository has is not lost to the others of its key set, which can get it.
     ///
     /// # Errors
     /// Those of the stores.
-    pub fn lost(&self, gap: &Gap) -> Result<Vec<Gap>> {
+    pub fn lost(&self, gap: &Gap) -> Result<Lost> {
         let size = self.identity.segment_size;
-        let mut lost: Vec<Gap> = Vec::new();
+        let mut lost = Lost {
+            parts: Vec::new(),
+            is_held_by_another: false,
+            of_each: vec![Vec::new(); self.repositories.len()],
+        };
+        let part = |from: Lsn, to: Lsn| Gap { from, to, ..*gap };
         let mut at = gap.from;
         while at < gap.to {
             let to = SegmentNumber::of(at, size).range(size).end.min(gap.to);
             let name = SegmentName::of(gap.timeline, at, size);
-            let mut from = at;
+            let mut reaches: Vec<(&Option<String>, Lsn)> = Vec::new();
             for repository in &self.repositories {
-                from = from.max(self.covered_in(repository, name)?);
+                let reach = self.covered_in(repository, name)?.clamp(at, to);
+                reaches.push((&repository.marker().key_set, reach));
             }
-            if from < to {
-                match lost.last_mut() {
-                    Some(last) if last.to == from => last.to = to,
-                    _ => lost.push(Gap { from, to, ..*gap }),
-                }
+            let mut least = to;
+            for ((key_set, own), parts) in reaches.iter().zip(&mut lost.of_each) {
+                let givers = reaches.iter().filter(|(other, _)| other == key_set);
+                let given = givers.map(|(_, reach)| *reach).max().unwrap_or(*own);
+                lost.is_held_by_another |= *own < given;
+                add(parts, part(given, to));
+                least = least.min(given);
             }
+            add(&mut lost.parts, part(least, to));
             at = to;
         }
         Ok(lost)
@@ -266,43 +295,48 @@ impl Holdings {
         Ok(true)
     }
 
-    /// Records a gap in every repository, unless it is recorded already, by itself or in a larger one; returns whether it was new to one.
+    /// Records in each repository what is lost to it, unless that is recorded already, by itself or in a larger gap; returns whether it
+    /// was new to one.
     ///
     /// # Errors
     /// Those of the stores.
-    pub fn record_gap(&self, gap: &Gap, writer: &Writer<'_>) -> Result<bool> {
+    pub fn record(&self, lost: &Lost, writer: &Writer<'_>) -> Result<bool> {
         let mut is_new = false;
-        let subject = format!("wal-{}", gap.timeline);
-        let event = Event {
-            from_lsn: Some(gap.from),
-            to_lsn: Some(gap.to),
-            ..writer.event("gap", &subject)
-        };
-        for repository in &self.repositories {
-            let store = repository.store();
-            let layout = repository.recent_lives(&self.layout)?;
-            let size = self.identity.segment_size;
-            let event = Event {
-                copy: event::life_at(&layout, gap.timeline, gap.from, size),
-                ..event.clone()
-            };
-            let known = event::read_all(store, &self.layout, &subject)?;
-            let holds = |e: &Event| {
-                let is_of_life = e.event == event.event && e.copy == event.copy;
-                let begins = e.from_lsn.is_some_and(|from| from <= gap.from);
-                is_of_life && begins && e.to_lsn.is_some_and(|to| to >= gap.to)
-            };
-            if !known
-                .iter()
-                .any(|known| known.counts() && holds(&known.event))
-            {
-                writer
-                    .record(store, &self.layout, &event)
-                    .map_err(|e: Error| e.context("record a gap"))?;
-                is_new = true;
+        for (repository, parts) in self.repositories.iter().zip(&lost.of_each) {
+            for gap in parts {
+                is_new |= self.record_in(repository, gap, writer)?;
             }
         }
         Ok(is_new)
+    }
+
+    fn record_in(&self, repository: &Repository, gap: &Gap, writer: &Writer<'_>) -> Result<bool> {
+        let subject = format!("wal-{}", gap.timeline);
+        let store = repository.store();
+        let layout = repository.recent_lives(&self.layout)?;
+        let size = self.identity.segment_size;
+        let event = Event {
+            from_lsn: Some(gap.from),
+            to_lsn: Some(gap.to),
+            copy: event::life_at(&layout, gap.timeline, gap.from, size),
+            ..writer.event("gap", &subject)
+        };
+        let known = event::read_all(store, &self.layout, &subject)?;
+        let holds = |e: &Event| {
+            let is_of_life = e.event == event.event && e.copy == event.copy;
+            let begins = e.from_lsn.is_some_and(|from| from <= gap.from);
+            is_of_life && begins && e.to_lsn.is_some_and(|to| to >= gap.to)
+        };
+        if known
+            .iter()
+            .any(|known| known.counts() && holds(&known.event))
+        {
+            return Ok(false);
+        }
+        writer
+            .record(store, &self.layout, &event)
+            .map_err(|e: Error| e.context("record a gap"))?;
+        Ok(true)
     }
 }
 
@@ -437,11 +471,44 @@ mod tests {
             from: Lsn(from),
             to: Lsn(to),
         };
-        assert_eq!(holdings.lost(&gap(3 * MIB + 40, 5 * MIB)).unwrap(), []);
-        assert_eq!(
-            holdings.lost(&gap(3 * MIB + 40, 8 * MIB + 7)).unwrap(),
-            [gap(5 * MIB + 500, 6 * MIB), gap(7 * MIB, 8 * MIB + 7)]
-        );
+        let lost = holdings.lost(&gap(3 * MIB + 40, 5 * MIB)).unwrap();
+        assert_eq!((lost.parts, lost.is_held_by_another), (Vec::new(), true));
+        let lost = holdings.lost(&gap(3 * MIB + 40, 8 * MIB + 7)).unwrap();
+        let parts = [gap(5 * MIB + 500, 6 * MIB), gap(7 * MIB, 8 * MIB + 7)];
+        assert_eq!(lost.parts, parts);
+        assert_eq!(lost.of_each, [parts, parts]);
+        let lost = holdings.lost(&gap(7 * MIB, 8 * MIB)).unwrap();
+        assert!(!lost.is_held_by_another);
+    }
+
+    #[test]
+    fn what_only_repositories_of_another_key_set_have_is_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut holdings = holdings(&directory, 1);
+        holdings.store(0, 1, 3..5);
+        let path = directory.path().join("sealed");
+        let store = FileStore::create(&path, 1).unwrap();
+        let key_set = Some("0123456789abcdef".repeat(2));
+        let sealed =
+            Repository::create_with(Box::new(store), 2, TimestampTz(0), key_set, None).unwrap();
+        holdings.repositories.push(sealed.0);
+        let gap = |from: u64, to: u64| Gap {
+            timeline: tli(1),
+            from: Lsn(from * MIB),
+            to: Lsn(to * MIB),
+        };
+        let lost = holdings.lost(&gap(3, 6)).unwrap();
+        assert_eq!(lost.parts, [gap(3, 6)]);
+        assert_eq!(lost.of_each, [[gap(5, 6)], [gap(3, 6)]]);
+        assert!(!lost.is_held_by_another);
+        // A third one has the keys of the first.
+        let path = directory.path().join("plain");
+        let store = FileStore::create(&path, 1).unwrap();
+        let plain = Repository::create(Box::new(store), 3, TimestampTz(0)).unwrap();
+        holdings.repositories.push(plain.0);
+        let lost = holdings.lost(&gap(3, 6)).unwrap();
+        assert_eq!(lost.of_each, [[gap(5, 6)], [gap(3, 6)], [gap(5, 6)]]);
+        assert!(lost.is_held_by_another);
     }
 
     #[test]
@@ -456,7 +523,8 @@ mod tests {
         for (nonce, to) in [(1, 2 * MIB), (2, 2 * MIB), (3, 3 * MIB)] {
             let (clock, random) = (|| TimestampTz(0), || nonce);
             let writer = Writer::new(&clock, &random);
-            holdings.record_gap(&gap(to), &writer).unwrap();
+            let lost = holdings.lost(&gap(to)).unwrap();
+            holdings.record(&lost, &writer).unwrap();
         }
         let store = holdings.repositories[0].store();
         let events = event::read_all(store, &holdings.layout, "wal-00000001").unwrap();

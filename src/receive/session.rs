@@ -714,25 +714,23 @@ impl<'a> Session<'a> {
             },
         })?;
         if let Some(holdings) = &holdings {
-self.has_lives = holdings.has_lives(&facts.history)?;
+            self.has_lives = holdings.has_lives(&facts.history)?;
             start.gaps = self.record_lost(holdings, &start.gaps)?;
         }
         Ok(start)
     }
 
-    /// Records what no repository has of the WAL that the server gives no more, and returns it.
+    /// Records what is lost to a repository of the WAL that the server gives no more, and returns it.
     fn record_lost(&self, holdings: &Holdings, gaps: &[Gap]) -> Result<Vec<Gap>> {
         let writer = Writer::of(self.host);
         let mut all = Vec::new();
         for gap in gaps {
             let lost = holdings.lost(gap)?;
-            if lost != [*gap] {
-                self.host.progress.note(&held_by_another(gap));
+            if lost.is_held_by_another {
+                self.host.progress.warn(&held_by_another(gap));
             }
-            for gap in &lost {
-                holdings.record_gap(gap, &writer)?;
-            }
-            all.extend(lost);
+            holdings.record(&lost, &writer)?;
+            all.extend(lost.parts);
         }
         Ok(all)
     }
@@ -808,7 +806,7 @@ self.has_lives = holdings.has_lives(&facts.history)?;
         &self,
         holdings: &Holdings,
         segment: Segment,
-        (lost, is_mended): (Gap, bool),
+        (gap, is_mended): (Gap, bool),
     ) -> Result<()> {
         if is_mended {
             self.host.progress.note(&format!(
@@ -817,9 +815,13 @@ self.has_lives = holdings.has_lives(&facts.history)?;
             ));
             return Ok(());
         }
-        for lost in holdings.lost(&lost)? {
-            if holdings.record_gap(&lost, &Writer::of(self.host))? {
-                self.host.progress.warn(&lost_for_good(&lost));
+        let lost = holdings.lost(&gap)?;
+        if lost.is_held_by_another {
+            self.host.progress.warn(&held_by_another(&gap));
+        }
+        if holdings.record(&lost, &Writer::of(self.host))? {
+            for part in &lost.parts {
+                self.host.progress.warn(&lost_for_good(part));
             }
         }
         self.journal.give_up(segment.name);
@@ -1169,7 +1171,7 @@ fn lacking(holdings: &Holdings, segment: Segment, history: &History) -> Result<O
 
 fn lost_for_good(gap: &Gap) -> String {
     format!(
-        "WAL from {} to {} of timeline {} is lost: neither repository nor server have it; recorded as a gap. Take a base backup",
+        "WAL from {} to {} of timeline {} is lost: neither the server nor a repository of the same keys has it; recorded as a gap. Take a base backup",
         gap.from,
         gap.to,
         gap.timeline.decimal()

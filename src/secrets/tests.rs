@@ -1445,6 +1445,16 @@ fn paths_of_packages_are_no_secrets() {
         ),
         (
             "x",
+            "use /api/v1/hooks/e4ve6bzclipsnwsgffneqfdj there",
+            &["/api/v1/hooks/e4ve6bzclipsnwsgffneqfdj"],
+        ),
+        (
+            "x",
+            "use /ical/zuh63zwy5orvqmij there",
+            &["/ical/zuh63zwy5orvqmij"],
+        ),
+        (
+            "x",
             "use /srv/e2fsprogs/f7k2m9x4q1w8e5r3t6y0u2i7 there",
             &["/srv/e2fsprogs/f7k2m9x4q1w8e5r3t6y0u2i7"],
         ),

@@ -855,12 +855,18 @@ fn is_path_of_words(token: &str) -> bool {
     has_folders && token.bytes().all(is_plain) && words.all(is_path_word)
 }
 
-/// Whether a word has few digits, in two places at most: `e2fsprogs`, `x86`, `k8s`.
+/// Whether a word is one of a language, or is short and has few digits, in two places at most: `e2fsprogs`, `x86`, `k8s`. A longer one may be a token.
 fn is_path_word(word: &str) -> bool {
+    if is_word_like(word) {
+        return true;
+    }
     let digits = word.bytes().filter(u8::is_ascii_digit).count();
     let numbers = word.split(|c: char| !c.is_ascii_digit());
     let is_number = digits == word.len() && digits <= 14;
-    word.len() <= 24 && numbers.filter(|n| !n.is_empty()).count() <= 2 && (digits <= 4 || is_number)
+    let longest = if digits == 0 { 24 } else { 12 };
+    word.len() <= longest
+        && numbers.filter(|n| !n.is_empty()).count() <= 2
+        && (digits <= 4 || is_number)
 }
 
 /// Whether a token of letters, digits and `+ / = _ -` is random.

@@ -497,7 +497,8 @@ fn missing_rights_are_named_with_what_grants_them() {
     site.sandbox().dir("journal");
     std::fs::set_permissions(&journal, PermissionsExt::from_mode(0o500)).unwrap();
     let run = program(&site).run().expect_code(1);
-    run.expect_stderr(&format!("-o postgres {}", journal.display()));
+    run.expect_stderr("sudo install -d -m 0700 -o ")
+        .expect_stderr(&format!(" {}\n", journal.display()));
     std::fs::set_permissions(&journal, PermissionsExt::from_mode(0o700)).unwrap();
     program(&site)
         .args(["--until-lsn", &position])

@@ -101,16 +101,18 @@ fn is_elsewhere(before_server: &mut [Finding], served: &Path) {
     }
 }
 
+/// Returns the system identifiers of a data directory and of the server, where they are known and differ.
+fn differing(pgdata: &Path, seen: &server::Seen) -> Option<(u64, u64)> {
+    let head = DataDirectory::at(pgdata).control_head().ok().flatten()?;
+    let (own, served) = (head.system_identifier, seen.system_identifier?);
+    (own != served).then_some((own, served))
+}
+
 /// Whether the configured data directory is of another cluster than the server, by their system identifiers: then its finding fails.
 fn is_foreign(before_server: &mut [Finding], pgdata: &Path, seen: &server::Seen) -> bool {
-    let head = DataDirectory::at(pgdata).control_head().ok().flatten();
-    let own = head.map(|head| head.system_identifier);
-    let (Some(own), Some(served)) = (own, seen.system_identifier) else {
+    let Some((own, served)) = differing(pgdata, seen) else {
         return false;
     };
-    if own == served {
-        return false;
-    }
     let mut configured = before_server.iter_mut();
     if let Some(finding) = configured.find(|f| f.name == "pgdata" && f.level != Level::Fail) {
         finding.level = Level::Fail;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Findings, receiver};
+use super::{Findings, differing, receiver};
 use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::archive::server_conf::Started;
 use crate::config::{Cluster, Settings};
@@ -140,9 +140,15 @@ fn ask(
     let written = written(server, "archive_mode");
     archiving(found, &values, written.as_ref(), cluster, seen);
     durability(found, &values, server.session().version_num() / 10_000);
-    let pgdata = cluster.pgdata.clone().or(seen.pgdata.clone());
+    // Nothing of another cluster's directory tells of the server.
+    let configured = cluster.pgdata.clone();
+    let own = configured.filter(|pgdata| differing(pgdata, seen).is_none());
+    let pgdata = own.or(seen.pgdata.clone());
     if !seen.leaves_archiving && (mode != "off" || !receiver::is_configured(cluster)) {
-        let blocked = Blocked::all(cluster, pgdata.as_deref(), session);
+        // Blocked::all takes the configured directory where it gets none.
+        let blocked = pgdata.as_deref();
+        let blocked = blocked.map(|pgdata| Blocked::all(cluster, Some(pgdata), session));
+        let blocked = blocked.unwrap_or_default();
         seen.last_archived = counters(found, server, seen.in_recovery, &blocked)?;
     }
     seen.timeline = rights(found, server, &values, cluster)?;

@@ -122,7 +122,7 @@ fn t76_a_backup_leads_to_no_timeline_of_a_life_that_was_written_past_its_end(maj
     assert_eq!(plan["target_timeline"], 1, "{plan:#}");
     let verify = two.site.pitr().arg("verify").run().success();
     let words = format!("backup \"{own}\" does not lead to timeline 2");
-    assert!(verify.stdout.contains(&words), "{verify}");
+    assert!(verify.stderr.contains(&words), "{verify}");
     for _ in 0..2 {
         two.site.pitr().args(expire_at_once()).run().success();
     }
@@ -156,7 +156,7 @@ fn t76_a_backup_leads_to_the_timeline_that_begins_at_its_end(major: u32) {
     assert_eq!(plan["backup"]["id"], two.own.as_str(), "{plan:#}");
     assert_eq!(plan["target_timeline"], 2, "{plan:#}");
     let verify = two.site.pitr().arg("verify").run().success();
-    assert!(!verify.stdout.contains("does not lead"), "{verify}");
+    assert!(!verify.stderr.contains("does not lead"), "{verify}");
     assert_eq!(two.restored("full"), "common 1900, first 100");
     let run = two.incremental();
     assert!(!run.stderr.contains("every page is read"), "{run}");
