@@ -24,7 +24,6 @@ pub trait Progress: Send + Sync {
 pub struct Measured {
     /// Its name.
     pub phase: String,
-    /// The bytes that are done.
     pub done_bytes: u64,
     /// Its size in bytes, where it is known.
     pub total_bytes: Option<u64>,

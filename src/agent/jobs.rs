@@ -11,17 +11,14 @@ use crate::pg::time::TimestampTz;
 /// A job as it is shown.
 #[derive(Serialize)]
 pub struct Shown {
-    /// Its name.
     pub name: String,
     /// The words of the command.
     pub command: String,
     /// Whether a run is under way.
     pub running: bool,
-    /// Since when.
     pub running_since: Option<TimestampTz>,
     /// The time for which the last run was scheduled.
     pub last_scheduled: Option<TimestampTz>,
-    /// When that ended.
     pub last_ended: Option<TimestampTz>,
     /// The status of its command.
     pub last_status: Option<i32>,

@@ -27,7 +27,6 @@ pub struct Loaded {
 
 /// A tenant, and what its configuration says.
 pub struct Tenant {
-    /// Its name.
     pub name: String,
     /// Everything that its agent works with.
     pub loaded: Result<Loaded>,

@@ -37,7 +37,6 @@ pub enum Trigger {
 /// A job, as far as its times are concerned.
 #[derive(Debug)]
 pub struct Planned {
-    /// Its name.
     pub name: String,
     /// When it runs.
     pub trigger: Trigger,

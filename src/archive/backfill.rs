@@ -25,7 +25,6 @@ const HEAD_BYTES: usize = 40;
 pub struct Candidate {
     /// The path of the file.
     pub path: PathBuf,
-    /// Its name.
     pub name: WalFileName,
     /// Why it is not taken; none = it is.
     pub left_out: Option<String>,

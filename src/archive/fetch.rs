@@ -89,7 +89,6 @@ pub struct Place {
     pub is_required: bool,
     /// How long the repository may be silent before the next one is asked, too.
     pub patience: Duration,
-    /// Opens it.
     pub open: Box<dyn FnOnce() -> Result<Repository> + Send>,
 }
 

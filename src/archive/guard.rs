@@ -46,9 +46,7 @@ pub struct Guard {
     pub system_identifier: u64,
     /// The repository it came from.
     pub repository: String,
-    /// The backup.
     pub backup: String,
-    /// When.
     pub restored: TimestampTz,
     /// Name and version of the program.
     pub program: String,

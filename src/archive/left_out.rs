@@ -54,7 +54,6 @@ pub struct Marker {
     pub left_out_databases: Vec<LeftOutDatabase>,
     /// The backup that was restored.
     pub backup: String,
-    /// When.
     pub restored: TimestampTz,
     /// Name and version of the program.
     pub program: String,

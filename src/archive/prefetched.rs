@@ -42,7 +42,6 @@ const REMOVALS: usize = 10;
 pub struct Purpose {
     /// How large its segments are, by its pg_control.
     pub size: SegmentSize,
-    /// Its system identifier.
     pub system_identifier: u64,
     /// The cluster's name.
     pub cluster: String,

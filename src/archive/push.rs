@@ -51,7 +51,6 @@ pub type Warnings = Vec<String>;
 
 /// The file to push and the place where it belongs.
 pub struct Push<'a> {
-    /// The repository.
     pub repository: &'a Repository,
     /// The cluster's name.
     pub cluster: &'a str,

@@ -49,7 +49,6 @@ pub trait Files {
 /// A setting and the file it stands in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// The file.
     pub file: PathBuf,
     /// The setting as the file has it.
     pub setting: Setting,
@@ -188,7 +187,6 @@ pub fn value_of(root: &Path, name: &str) -> Option<String> {
 /// How a server was started the last time, as it wrote into postmaster.opts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Started {
-    /// The server program.
     pub program: Option<PathBuf>,
     /// The argument of `-D`: the data directory, or that of its configuration.
     pub directory: Option<PathBuf>,

@@ -45,7 +45,6 @@ pub struct Limits {
 /// How the packs are written.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Codec of frames.
     pub codec: FrameCodec,
     /// Cores that compress.
     pub jobs: usize,

@@ -125,7 +125,6 @@ pub struct Options {
 /// A backup that was taken.
 #[derive(Debug)]
 pub struct Taken {
-    /// Its root.
     pub root: BackupRoot,
     /// Why it is of its kind, where something else than the command line decided it.
     pub why: Option<String>,

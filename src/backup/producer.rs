@@ -71,7 +71,6 @@ pub struct Work<'w, 'scope, 'env> {
     pub writer: &'w SnapshotWriter<'scope>,
     /// How tablespaces name their directories.
     pub naming: ClusterNaming,
-    /// The server.
     pub facts: &'w ServerFacts,
     /// The operator's wishes.
     pub options: &'w Options,
@@ -83,7 +82,6 @@ pub struct Work<'w, 'scope, 'env> {
     pub store: &'w dyn Store,
     /// The cluster's keys.
     pub layout: &'w ClusterLayout,
-    /// The backup.
     pub id: &'w BackupId,
     /// The backup on whose map an incremental builds.
     pub prior: Option<&'w Prior<'w>>,

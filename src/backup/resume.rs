@@ -38,7 +38,6 @@ pub struct Resumed<'a> {
 /// An interrupted backup from which a new one took something over.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TakenOver {
-    /// Its id.
     pub id: String,
     /// Packs that it left, and that are whole.
     pub packs: u64,

@@ -30,7 +30,6 @@ pub struct ServerFacts {
     pub replication_pid: Option<i32>,
     /// `server_version_num`.
     pub version_num: u32,
-    /// Its major.
     pub major: Major,
     /// Its catalog version: it says so, or it is that of the major's release.
     pub catalog_version: u32,
@@ -73,7 +72,6 @@ pub struct Receivers {
 /// WAL that is asked of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct WantedWal {
-    /// On which timeline.
     pub timeline: TimelineId,
     /// The positions.
     pub range: LsnRange,

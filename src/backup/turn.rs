@@ -30,9 +30,7 @@ const STANDS_BACK_MS: (u64, u64) = (200, 3000);
 /// Another backup of the cluster that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
-    /// Its id.
     pub id: BackupId,
-    /// Its host.
     pub host: String,
     /// When it began.
     pub since: TimestampTz,
@@ -466,11 +464,11 @@ mod tests {
         commit(&id(120, "incr"));
         let young = id(30, "incr");
         begin(&young);
-        assert_eq!(left("incr"), [young.clone()]);
+        assert_eq!(left("incr"), std::slice::from_ref(&young));
         assert_eq!(left("full"), [killed[1].clone(), young.clone()]);
         // Who looks for a backup that runs looks no further back than before.
         let all = unfinished((&store, &scope), now).unwrap();
-        assert_eq!(all, [young.clone()]);
+        assert_eq!(all, std::slice::from_ref(&young));
         // The new one's own id is none of them.
         begin(&id(0, "full"));
         assert_eq!(left("full"), [killed[1].clone(), young.clone()]);

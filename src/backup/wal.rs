@@ -33,13 +33,9 @@ const PIECE_BYTES: usize = 4 << 20;
 /// The WAL of a backup.
 #[derive(Debug, Clone, Copy)]
 pub struct Needed {
-    /// The timeline.
     pub timeline: TimelineId,
-    /// Start LSN.
     pub start_lsn: Lsn,
-    /// Stop LSN.
     pub stop_lsn: Lsn,
-    /// Size of segments.
     pub segment_size: SegmentSize,
 }
 

@@ -17,7 +17,6 @@ use crate::restore::target_dir::PlacedTablespace;
 pub struct ShownReport<'a> {
     /// The data directory.
     pub to: &'a str,
-    /// The backup.
     pub backup: String,
     /// The places of its tablespaces.
     pub tablespaces: &'a [PlacedTablespace],

@@ -203,7 +203,6 @@ struct Job {
     holders: OnceLock<Vec<Holder>>,
     /// Whether an object store goes on; of directories it knows nothing.
     pulse: Pulse,
-    /// When files were shipped.
     shipped: Mutex<BTreeMap<WalFileName, Instant>>,
 }
 

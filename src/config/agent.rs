@@ -109,7 +109,6 @@ impl Default for Page {
 /// `[tenants.NAME]`: a configuration of its own, with repositories and keys of its own, that the same host serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
-    /// Its name.
     pub name: String,
     /// The file of its configuration, absolute.
     pub config: PathBuf,
@@ -153,7 +152,6 @@ pub enum When {
 /// `[jobs.NAME]`: a command that the agent runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
-    /// Its name.
     pub name: String,
     /// The words of the command, without `pitr` before them.
     pub run: Vec<String>,
@@ -296,9 +294,7 @@ pub enum SinkKind {
 /// `[alerts.NAME]`: somebody who hears of what is wrong. It has no `Debug`, because of its secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sink {
-    /// Its name.
     pub name: String,
-    /// Its kind.
     pub kind: SinkKind,
     /// The URL of a webhook, which often is a secret.
     pub url: Option<Secret>,

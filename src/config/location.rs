@@ -25,7 +25,6 @@ pub enum Location {
     },
     /// A container of Azure Blob Storage or a bucket of Google Cloud Storage, and what all keys in it begin with.
     Blob {
-        /// The service.
         service: BlobService,
         /// The container or bucket.
         bucket: String,

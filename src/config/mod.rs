@@ -361,7 +361,6 @@ impl Cluster {
 pub struct Repository {
     /// Its name in the configuration; its URL, where it was given on the command line.
     pub name: String,
-    /// Its location.
     pub location: Location,
     /// Archiving succeeds only once this repository has the segment.
     pub required: bool,
@@ -437,7 +436,6 @@ impl Repository {
 pub struct Content<'s> {
     /// The kind: the first part of the command and of the section.
     pub kind: &'static str,
-    /// Its name.
     pub name: &'s str,
     /// How old the newest backup may become before that is reported.
     pub max_backup_age: Option<Period>,

@@ -115,7 +115,6 @@ pub enum RedisAddress {
     Tcp {
         /// Name or address, without brackets.
         host: String,
-        /// The port.
         port: u16,
     },
     /// A socket, absolute.

@@ -67,7 +67,6 @@ impl MemberKind {
 /// A member. Its text is that of the configuration: `main`, `redis:shop`, `files:uploads`, `config:host`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetMember {
-    /// Its kind.
     pub kind: MemberKind,
     /// Its name in the section of its kind.
     pub name: String,

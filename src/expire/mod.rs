@@ -49,7 +49,6 @@ pub struct Expire<'a> {
 /// The result of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outcome {
-    /// Backups that were marked.
     pub marked: Vec<BackupId>,
     /// Backups that are gone.
     pub deleted_backups: Vec<BackupId>,
@@ -59,7 +58,6 @@ pub struct Outcome {
     pub deleted_objects: u64,
     /// Deletions that the store refused, at most the first hundred.
     pub refused: Vec<String>,
-    /// How many it refused.
     pub refused_count: u64,
     /// Objects that the store keeps for a time that is not over, and until when; at most the first hundred.
     pub locked: Vec<String>,

@@ -61,7 +61,6 @@ pub trait Domain {
 
 /// A plan, and the place of the WAL that it deletes.
 pub struct Decided {
-    /// The plan.
     pub plan: ExpirePlan,
     /// None of a scope without WAL.
     pub wal: Option<(ClusterLayout, SegmentSize)>,

@@ -16,13 +16,11 @@ use crate::pg::xlog::{self, CheckpointRecord, XlogRecord};
 /// A place of a catalog's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Place {
-    /// The catalog.
     pub catalog: Catalog,
     /// Oid of the database; 0 for a shared one.
     pub database: u32,
     /// Number of the file.
     pub file: u32,
-    /// Block in it.
     pub block: u32,
 }
 
@@ -37,7 +35,6 @@ pub struct RowStep {
     pub place: Place,
     /// Block of the old version.
     pub old_block: u32,
-    /// The change.
     pub change: RowChange,
     /// Data of the record about the block; none where an image of the page, which came before, has the row.
     pub data: Option<Vec<u8>>,
@@ -50,7 +47,6 @@ pub struct EndStep {
     pub lsn: Lsn,
     /// The transaction.
     pub xid: u32,
-    /// Its time.
     pub time: TimestampTz,
     /// Whether its changes stay.
     pub is_commit: bool,

@@ -63,16 +63,13 @@ impl Kind {
 /// Something with an oid, and its name where that is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 pub struct Named {
-    /// Its oid.
     pub oid: u32,
-    /// Its name.
     pub name: Option<String>,
 }
 
 /// A relation, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 pub struct Relation {
-    /// Its oid.
     pub oid: Option<u32>,
     /// Number of the file that it had before; none where it had none.
     pub file: Option<u32>,
@@ -137,7 +134,6 @@ pub struct Commit {
 /// Something that happened to data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Event {
-    /// Its kind.
     pub kind: Kind,
     /// When it was committed, by the server's clock; none where no commit of it is archived.
     pub time: Option<TimestampTz>,
@@ -147,9 +143,7 @@ pub struct Event {
     pub subxids: Vec<u32>,
     /// Name of a prepared transaction: it is still prepared at the target.
     pub gid: Option<String>,
-    /// The database.
     pub database: Option<Named>,
-    /// The relation.
     pub relation: Option<Relation>,
     /// The tablespace that was dropped.
     pub tablespace: Option<Named>,

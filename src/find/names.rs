@@ -9,13 +9,10 @@ use crate::pg::catalog::FIRST_NORMAL_OID;
 /// A relation as a list or a server names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// Its oid.
     pub oid: u32,
     /// Number of its file; 0 where it has none.
     pub file: u32,
-    /// Its schema.
     pub schema: String,
-    /// Its name.
     pub name: String,
     /// `relkind`.
     pub kind: char,
@@ -29,7 +26,6 @@ pub struct Names {
     relations: Vec<Known>,
     databases: HashMap<u32, String>,
     schemas: HashMap<(u32, u32), String>,
-    /// Files of catalogs.
     pub files: CatalogFiles,
 }
 

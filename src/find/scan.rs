@@ -73,7 +73,6 @@ pub struct Unread {
     pub from_lsn: Lsn,
     /// Position behind the last.
     pub to_lsn: Lsn,
-    /// Why.
     pub why: String,
 }
 

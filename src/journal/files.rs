@@ -39,9 +39,7 @@ const ZEROS: usize = 64 << 10;
 
 /// A file being written: the segment it holds and where the next frame goes.
 pub struct Open {
-    /// Its header.
     pub header: FileHeader,
-    /// The file.
     pub file: File,
     /// Start of the next frame.
     pub offset: u64,
@@ -54,7 +52,6 @@ pub struct Open {
 /// The WAL that recovery found of one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
-    /// The header of the file.
     pub header: FileHeader,
     /// Behind the last byte of its last whole frame.
     pub to: Lsn,

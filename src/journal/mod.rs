@@ -518,7 +518,6 @@ fn ended() -> Error {
 /// The part of one segment that the journal holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// Its name.
     pub name: SegmentName,
     /// Its first position.
     pub from: Lsn,

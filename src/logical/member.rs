@@ -36,7 +36,6 @@ pub struct Member {
 /// The dump of one database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseMember {
-    /// Its name.
     pub name: String,
     /// Its OID, which names the directory of its dump.
     pub oid: u32,

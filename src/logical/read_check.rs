@@ -13,7 +13,6 @@ const FINDINGS: usize = 100;
 
 /// A dump as `pg_dump -Fd` wrote it, with what tells whether it is whole.
 pub struct Dump<'a> {
-    /// Its directory.
     pub directory: PathBuf,
     /// Parts of the database that it has.
     pub content: LogicalContent,

@@ -22,11 +22,9 @@ const BUFFER_BYTES: usize = 256 << 10;
 pub struct TableRows {
     /// The table's OID, by which the dump's contents name it.
     pub oid: u32,
-    /// Its schema.
     pub schema: String,
     /// Its name.
     pub table: String,
-    /// Its rows.
     pub rows: u64,
 }
 

@@ -66,11 +66,8 @@ impl SqlSession {
 /// A database of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
-    /// Its name.
     pub name: String,
-    /// Its OID.
     pub oid: u32,
-    /// Its encoding.
     pub encoding: String,
 }
 

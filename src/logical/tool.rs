@@ -17,7 +17,6 @@ const SHOWN_LINES: usize = 5;
 pub struct Tool {
     /// The program.
     pub path: PathBuf,
-    /// Its major.
     pub major: Major,
     /// Its version, say `17.6`.
     pub version: String,

@@ -18,7 +18,6 @@ use crate::tree::beneath::{self, cut};
 /// A file that has another name in the local directory than in the mount.
 #[derive(Debug)]
 pub struct Alias {
-    /// Its path in the mount.
     pub shown: PathBuf,
     /// Its path in the local directory.
     pub stored: PathBuf,

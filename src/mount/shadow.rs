@@ -18,7 +18,6 @@ pub struct HollowFile {
     pub key: FileKey,
     /// Its absolute path.
     pub path: PathBuf,
-    /// Its length.
     pub length: u64,
 }
 

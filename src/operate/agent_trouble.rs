@@ -18,7 +18,6 @@ const FILE: &str = "agent-trouble.json";
 /// The fault of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
-    /// Since when.
     pub since: TimestampTz,
     /// Why.
     pub error: String,

@@ -37,7 +37,6 @@ pub fn arguments(session: &Session, files: Vec<OsString>) -> command::Arguments 
 /// The outcome of one file.
 #[derive(Serialize)]
 pub struct Backfilled {
-    /// Its name.
     pub name: String,
     /// One of the words above.
     pub outcome: &'static str,

@@ -23,7 +23,6 @@ use crate::wire::conninfo::{self, ConnInfo};
 
 /// A backup that was taken.
 pub struct Taken {
-    /// Its root.
     pub root: BackupRoot,
     /// Why it is of its kind, where something else than the command line decided it.
     pub why: Option<String>,

@@ -28,7 +28,6 @@ const FORGED: &str = "a backup that somebody forged counts as the newer one that
 /// The moments that recovery reaches on a timeline.
 #[derive(Serialize, Clone, PartialEq, Eq)]
 pub struct Reached {
-    /// The timeline.
     pub timeline: u32,
     /// The first moment.
     pub from: TimestampTz,
@@ -49,18 +48,14 @@ impl Reached {
 /// Segments that nothing needs without the backup.
 #[derive(Serialize)]
 pub struct Unneeded {
-    /// The first.
     pub first: String,
-    /// The last.
     pub last: String,
-    /// How many.
     pub count: u64,
 }
 
 /// The deletion of the backup in one repository: as it is planned, and what came of it.
 #[derive(Serialize)]
 pub struct Deletion {
-    /// The repository.
     pub repository: String,
     /// Bytes that the backup takes there.
     pub stored_bytes: u64,
@@ -83,7 +78,6 @@ pub struct Deletion {
     pub marked: bool,
     /// Whether it was deleted.
     pub deleted: bool,
-    /// Segments that were deleted with it.
     pub deleted_segments: u64,
     /// Objects that the repository refused to delete.
     pub refused: Vec<String>,

@@ -78,7 +78,6 @@ impl std::fmt::Display for Waiting {
 /// A file that could not be archived and is still offered.
 #[derive(Debug, Serialize)]
 pub struct Blocked {
-    /// Its name.
     pub file: WalFileName,
     /// The name of the code.
     pub code: String,

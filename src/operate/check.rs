@@ -17,7 +17,6 @@ use crate::store::{Store, s3};
 /// The report on one repository.
 #[derive(Serialize)]
 pub struct Checked {
-    /// Its name.
     pub name: String,
     /// Its place.
     pub url: String,
@@ -39,7 +38,6 @@ pub struct Checked {
 /// A promise that was tried.
 #[derive(Serialize)]
 pub struct Check {
-    /// The promise.
     pub promise: &'static str,
     /// Whether the place keeps it.
     pub holds: bool,

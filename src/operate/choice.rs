@@ -23,7 +23,6 @@ use crate::wal::inventory::{Backup, Inventory};
 
 /// A target, whichever repository leads there.
 pub struct Question<'a> {
-    /// The target.
     pub target: &'a AskedTarget,
     /// The action of PostgreSQL there.
     pub action: Action,
@@ -35,7 +34,6 @@ pub struct Question<'a> {
 pub struct Chosen {
     /// The repository that gives the backup; where the plan leads nowhere, the one that it was made on.
     pub opened: Opened,
-    /// The plan.
     pub plan: Plan,
     /// The request as it is understood.
     pub resolved: ResolvedTarget,

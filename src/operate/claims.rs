@@ -25,7 +25,6 @@ use crate::wal::survey::Survey;
 /// A claim on a backup.
 #[derive(Serialize)]
 pub struct Claimed {
-    /// The repository.
     pub repository: String,
     /// The cluster.
     #[serde(skip_serializing_if = "Option::is_none")]

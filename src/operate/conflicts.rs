@@ -35,7 +35,6 @@ pub struct Conflict {
     pub stored_hash: Option<String>,
     /// The length of the refused copy as stored.
     pub stored_bytes: Option<u64>,
-    /// When it was refused.
     pub refused: Option<TimestampTz>,
     /// The end of its key, which names it to `pitr wal resolve`.
     pub copy: Option<String>,

@@ -35,7 +35,6 @@ pub struct TransactionEnd {
     pub xid: u32,
     /// The start of the record.
     pub lsn: Lsn,
-    /// The end.
     pub end_lsn: Lsn,
     /// The server's clock.
     pub time: TimestampTz,
@@ -44,7 +43,6 @@ pub struct TransactionEnd {
 /// A restore point.
 #[derive(Serialize)]
 pub struct RestorePoint {
-    /// Its name.
     pub name: String,
     /// The start of the record.
     pub lsn: Lsn,
@@ -55,19 +53,15 @@ pub struct RestorePoint {
 /// The content of a segment, by its index and its records.
 #[derive(Serialize)]
 pub struct SegmentContent {
-    /// Its name.
     pub name: String,
     /// `segment`, `partial`, or what increments make.
     pub kind: &'static str,
-    /// Its timeline.
     pub timeline: u32,
     /// The cluster's system identifier.
     pub system_identifier: String,
     /// PostgreSQL major.
     pub major: u32,
-    /// The start.
     pub start_lsn: Lsn,
-    /// The end.
     pub end_lsn: Lsn,
     /// The end of valid WAL.
     pub valid_end_lsn: Lsn,
@@ -83,13 +77,9 @@ pub struct SegmentContent {
     pub first_record: Option<Lsn>,
     /// The last record that ends in it.
     pub last_complete: Option<Lsn>,
-    /// The end of that.
     pub last_complete_end: Option<Lsn>,
-    /// How many records.
     pub records: u64,
-    /// How many commits.
     pub commit_count: u64,
-    /// How many aborts.
     pub abort_count: u64,
     /// How many prepared transactions.
     pub prepare_count: u64,
@@ -97,11 +87,8 @@ pub struct SegmentContent {
     pub min_time: Option<TimestampTz>,
     /// The latest one.
     pub max_time: Option<TimestampTz>,
-    /// The commits.
     pub commits: Vec<TransactionEnd>,
-    /// The aborts.
     pub aborts: Vec<TransactionEnd>,
-    /// The restore points.
     pub restore_points: Vec<RestorePoint>,
     /// Records of interest.
     pub events: Option<Vec<String>>,

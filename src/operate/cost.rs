@@ -64,9 +64,7 @@ impl Kind {
 /// Objects, and their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Amount {
-    /// How many.
     pub object_count: u64,
-    /// Their stored bytes.
     pub stored_bytes: u64,
 }
 
@@ -80,7 +78,6 @@ impl Amount {
 /// A kind of object in a storage class.
 #[derive(Debug, Serialize)]
 pub struct Part {
-    /// The kind.
     pub kind: Kind,
     /// The store's name of the class; none where it has no classes.
     pub class: Option<String>,

@@ -34,13 +34,11 @@ const FORGED: &str =
 
 /// The outcome of one cluster, or of other content, in one repository.
 pub struct Done {
-    /// The repository.
     pub repository: String,
     /// The cluster in it, or other content.
     pub of: Of,
     /// WAL segment size of a cluster.
     pub segment_size: SegmentSize,
-    /// The plan.
     pub plan: ExpirePlan,
     /// The result, where the plan was to be carried out.
     pub outcome: Option<Outcome>,

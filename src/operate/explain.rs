@@ -10,13 +10,10 @@ use crate::error::Result;
 /// The meaning of an alert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Explained {
-    /// Its name.
     pub name: &'static str,
     /// The kinds of the agent's conditions that are about the same; a word in capitals stands for any name.
     pub conditions: &'static [&'static str],
-    /// The cause.
     pub cause: &'static str,
-    /// The effect.
     pub effect: &'static str,
     /// The command that comes first, or what to do.
     pub next: &'static str,

@@ -17,7 +17,6 @@ pub const FILE: &str = "alerts.json";
 /// A sink that does not take what it is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failing {
-    /// Since when.
     pub since: TimestampTz,
     /// Why.
     pub error: String,

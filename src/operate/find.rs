@@ -54,7 +54,6 @@ pub struct Shown {
     /// The event.
     #[serde(flatten)]
     pub event: Event,
-    /// The command.
     pub command: String,
 }
 
@@ -63,7 +62,6 @@ pub struct Shown {
 pub struct Answer {
     /// The cluster's name.
     pub cluster: String,
-    /// Its system identifier.
     pub system_identifier: String,
     /// The timeline that was followed.
     pub timeline: u32,

@@ -35,7 +35,6 @@ pub struct Forecast {
 /// A backup, and what becomes of it.
 #[derive(Serialize)]
 pub struct Foretold {
-    /// Its id.
     pub id: BackupId,
     /// When it was complete.
     pub stop_time: TimestampTz,

@@ -51,7 +51,6 @@ impl Healed {
 /// An object that could not be healed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Unhealed {
-    /// The object.
     pub object: String,
     /// The answer of each place.
     pub reasons: Vec<String>,

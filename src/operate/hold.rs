@@ -43,7 +43,6 @@ impl By {
 /// The objects of one repository.
 #[derive(Serialize)]
 pub struct Objects {
-    /// The repository.
     pub repository: String,
     /// Their keeper.
     pub by: By,

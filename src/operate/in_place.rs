@@ -86,7 +86,6 @@ pub struct Replaced {
 
 /// A place that is taken back.
 pub(super) struct Work<'w, 's> {
-    /// The place.
     pub(super) target: &'w Target,
     /// Its directory.
     pub(super) to: &'w Path,

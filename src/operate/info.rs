@@ -106,7 +106,6 @@ impl Info {
 /// A cluster, and what can be recovered of it.
 #[derive(Serialize)]
 pub struct ClusterInfo {
-    /// Its name.
     pub name: String,
     /// Its system identifier, as a string: it exceeds 2^53.
     pub system_identifier: String,
@@ -184,7 +183,6 @@ pub struct ClusterInfo {
 /// A segment of which only a part is stored.
 #[derive(Serialize)]
 pub struct Tail {
-    /// Its name.
     pub segment: SegmentName,
     /// How far increments reach.
     pub reach_lsn: Option<Lsn>,
@@ -225,7 +223,6 @@ pub(super) fn problems<S: Serializer>(
 /// A backup.
 #[derive(Serialize)]
 pub struct BackupInfo {
-    /// Its id.
     pub id: String,
     /// Full or incremental.
     pub kind: BackupKind,
@@ -243,7 +240,6 @@ pub struct BackupInfo {
     pub timeline: u32,
     /// Raw bytes of its files.
     pub size_bytes: u64,
-    /// Bytes as stored.
     pub stored_bytes: u64,
     /// Whether something is wrong with it.
     pub damaged: bool,

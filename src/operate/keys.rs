@@ -25,9 +25,7 @@ use crate::store::Published;
 /// The place of a recipient's passphrase; else $PITR_PASSPHRASE.
 #[derive(Debug, Clone, Default)]
 pub struct Passphrase {
-    /// A file.
     pub file: Option<PathBuf>,
-    /// A descriptor.
     pub descriptor: Option<i32>,
 }
 

@@ -50,9 +50,7 @@ pub struct Lag {
     pub away: Option<ShownError>,
     /// The newest whole segment of each timeline.
     pub newest: Vec<Newest>,
-    /// The newest backup in it.
     pub newest_backup: Option<BackupId>,
-    /// The oldest backup in it.
     pub oldest_backup: Option<BackupId>,
     /// Another of the repositories that is this very place: the two are one copy.
     pub same_place_as: Option<String>,

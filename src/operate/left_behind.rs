@@ -15,7 +15,6 @@ use crate::wal::inventory::Inventory;
 /// Commits of a timeline that the cluster does not have.
 #[derive(Debug, Serialize)]
 pub struct LeftBehind {
-    /// The timeline that was left.
     pub timeline: u32,
     /// The position at which it was left.
     pub switch_lsn: Lsn,

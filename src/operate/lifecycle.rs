@@ -14,7 +14,6 @@ use crate::store::s3::lifecycle::{Rules, needed};
 /// The rules of one repository's bucket.
 #[derive(Serialize)]
 pub struct Checked {
-    /// The repository.
     pub repository: String,
     /// The rules that its tiers need, as `aws s3api` takes them.
     pub needed: Value,

@@ -18,11 +18,9 @@ use crate::wal::inventory::{HistoryFile, Timeline};
 /// A segment.
 #[derive(Serialize)]
 pub struct ListedSegment {
-    /// Its name.
     pub name: SegmentName,
     /// Its length as stored.
     pub stored_bytes: u64,
-    /// When it was stored.
     pub stored: TimestampTz,
 }
 
@@ -39,7 +37,6 @@ pub struct ListedTimeline {
     pub switch_lsn: Option<Lsn>,
     /// How many segments are there.
     pub segments: u64,
-    /// Partial segments.
     pub partials: Vec<SegmentName>,
     /// Segments of which only a part is stored.
     pub tails: Vec<ListedTail>,
@@ -48,11 +45,9 @@ pub struct ListedTimeline {
 /// A segment of which only a part is stored.
 #[derive(Serialize)]
 pub struct ListedTail {
-    /// Its name.
     pub name: SegmentName,
     /// How far increments reach.
     pub reach_lsn: Option<Lsn>,
-    /// How many increments.
     pub increments: usize,
     /// Whether there is a partial.
     pub has_partial: bool,
@@ -63,13 +58,10 @@ pub struct ListedTail {
 /// The archived WAL of a cluster.
 #[derive(Serialize)]
 pub struct Listing {
-    /// The cluster.
     pub cluster: String,
-    /// Its system identifier.
     pub system_identifier: String,
     /// WAL segment size.
     pub segment_size_bytes: u64,
-    /// The timelines.
     pub timelines: Vec<ListedTimeline>,
     /// How many segments are there.
     pub segments: Vec<ListedSegment>,

@@ -22,7 +22,6 @@ const TABLESPACES: &str = "tablespaces";
 pub struct Ready {
     /// The data directory.
     pub data: PathBuf,
-    /// The backup.
     pub backup: String,
     /// The target in words.
     pub target: String,

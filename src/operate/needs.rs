@@ -19,11 +19,8 @@ use crate::store::{Key, Store};
 pub(super) struct Content {
     /// The layout, with the lives that are followed.
     pub layout: ClusterLayout,
-    /// The first segment.
     pub first: SegmentNumber,
-    /// The size of segments.
     pub size: SegmentSize,
-    /// The keys.
     pub keys: BTreeSet<Key>,
     /// The same in groups, of each of which one has to be there.
     pub groups: Vec<BTreeSet<Key>>,

@@ -85,7 +85,6 @@ fn is_zero(number: &u64) -> bool {
 /// How a promise of a cluster was kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Kept {
-    /// The cluster.
     pub cluster: String,
     /// `rpo` or `rto`.
     pub promise: &'static str,
@@ -101,7 +100,6 @@ pub struct Kept {
     pub least_ms: Option<u64>,
     /// The worst value that was measured.
     pub worst_ms: Option<u64>,
-    /// When that was.
     pub worst_time: Option<TimestampTz>,
 }
 

@@ -31,7 +31,6 @@ pub(super) type Stored = (Reading, Inventory, Backup);
 /// The operator's request.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// The backup.
     pub backup: BackupId,
     /// Why, for those who read it later.
     pub reason: String,
@@ -59,10 +58,8 @@ impl Kind {
 /// A standing pin of one repository.
 #[derive(Serialize)]
 pub struct StandingPin {
-    /// The repository.
     pub repository: String,
     #[serde(flatten)]
-    /// The pin.
     pub pin: Pin,
     /// Past its end.
     pub over: bool,
@@ -83,7 +80,6 @@ fn pins(found: &Found, now: TimestampTz) -> Vec<StandingPin> {
 /// A pin that is shown before it is recorded.
 #[derive(Serialize)]
 pub struct Pinning {
-    /// The backup.
     pub backup: BackupId,
     reason: String,
     /// The end of the pin; without one it stays until it is unpinned.
@@ -280,9 +276,7 @@ pub(super) fn require_outlived(
 /// Pins that are shown before they end.
 #[derive(Serialize)]
 pub struct Unpinning {
-    /// The backup.
     pub backup: BackupId,
-    /// Its pins.
     pub pins: Vec<StandingPin>,
     /// Those that have a pin to end.
     pub repositories: Vec<String>,

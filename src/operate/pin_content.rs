@@ -45,7 +45,6 @@ struct Copy {
 pub struct Pinning {
     /// The content: `aux/<kind>/<name>`.
     pub scope: String,
-    /// The backup.
     pub backup: BackupId,
     /// Why it is pinned; none where pins end.
     pub reason: Option<String>,

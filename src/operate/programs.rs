@@ -11,9 +11,7 @@ use crate::pg::version::Major;
 /// The folder with initdb, pg_ctl and postgres of one major.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Programs {
-    /// The folder.
     pub folder: PathBuf,
-    /// The major.
     pub major: Major,
     /// The version as `initdb --version` has it, say `17.11`.
     pub version: String,

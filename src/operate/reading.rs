@@ -39,7 +39,6 @@ pub struct Reading {
     pub settings: Settings,
     /// The repository's configuration.
     pub configured: config::Repository,
-    /// The repository.
     pub repository: Repository,
     /// The cluster's configuration; none where only its name is known.
     pub cluster: Option<config::Cluster>,

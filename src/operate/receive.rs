@@ -34,7 +34,6 @@ pub struct Asked {
 
 /// A slot that is not there any more.
 pub struct Dropped {
-    /// Its name.
     pub slot: SlotName,
     /// The server.
     pub host: String,

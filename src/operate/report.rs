@@ -39,7 +39,6 @@ pub enum Kind {
 /// A report.
 #[derive(Serialize)]
 pub struct Report {
-    /// Its kind.
     pub kind: Kind,
     /// Its first moment.
     pub since: TimestampTz,
@@ -83,11 +82,8 @@ pub struct Run {
     pub actor: String,
     /// The user who called sudo.
     pub sudo_user: Option<String>,
-    /// The host.
     pub host: String,
-    /// The command.
     pub command: String,
-    /// The object of it.
     pub object: Option<String>,
     /// `begun`, `succeeded`, `failed` or `noted`.
     pub outcome: Outcome,
@@ -102,9 +98,7 @@ pub struct Run {
 pub struct Entry {
     /// The cluster, or `aux/<kind>/<name>`.
     pub of: String,
-    /// The repository.
     pub repository: String,
-    /// Its id.
     pub id: String,
     /// When it ended.
     pub stop_time: TimestampTz,
@@ -117,9 +111,7 @@ pub struct Entry {
 /// The newest drill of a cluster in a repository.
 #[derive(Debug, Serialize)]
 pub struct Proof {
-    /// The cluster.
     pub cluster: String,
-    /// The repository.
     pub repository: String,
     /// When it ended; none where no drill is known.
     pub time: Option<TimestampTz>,
@@ -151,7 +143,6 @@ pub struct Recommendation {
     /// How bad it is.
     #[serde(serialize_with = "Level::as_state")]
     pub state: Level,
-    /// The finding.
     pub finding: String,
     /// The command that helps.
     pub next: Option<String>,

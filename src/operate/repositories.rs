@@ -12,7 +12,6 @@ use crate::repo::repository::Repository;
 /// A repository, as far as it can be opened.
 #[derive(Serialize)]
 pub struct RepositoryInfo {
-    /// Its name.
     pub name: String,
     /// Its place.
     pub url: String,
@@ -31,9 +30,7 @@ pub struct RepositoryInfo {
 /// A cluster that is registered in it.
 #[derive(Serialize)]
 pub struct RegisteredCluster {
-    /// Its name.
     pub name: String,
-    /// Its system identifier.
     pub system_identifier: String,
     /// PostgreSQL major.
     pub major: u32,

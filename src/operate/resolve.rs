@@ -62,7 +62,6 @@ pub struct Resolution {
 /// A repository in which a decision stands.
 #[derive(Serialize)]
 pub struct Recorded {
-    /// The repository.
     pub repository: String,
     /// None where the copy is the one that is followed there anyway.
     pub event: Option<String>,

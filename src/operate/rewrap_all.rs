@@ -38,9 +38,7 @@ pub enum Kind {
 /// The recipients of one key set, or of one secrets pair, in one repository.
 #[derive(Serialize)]
 pub struct Set {
-    /// The repository.
     pub repository: String,
-    /// Their kind.
     pub kind: Kind,
     id: String,
     /// The epoch of the key set; a secrets pair has one.

@@ -27,9 +27,7 @@ const SPAN_MIN: Duration = Duration::from_secs(24 * 3600);
 pub struct Room {
     /// Its name.
     pub repository: String,
-    /// All bytes.
     pub total_bytes: u64,
-    /// Those that are free.
     pub free_bytes: u64,
     /// When it is full, at the rate of all notes or of the last day; none without growth, and before a day of notes.
     pub full_in_s: Option<u64>,

@@ -81,7 +81,6 @@ pub struct Begun {
 /// The file of a run that has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
-    /// When it ended.
     pub ended: TimestampTz,
     /// The status of the command; none where a signal ended it.
     pub status: Option<i32>,

@@ -26,7 +26,6 @@ use crate::repo::source;
 pub struct ScopeInfo {
     /// `aux/<kind>/<name>`.
     pub scope: String,
-    /// The repository.
     pub repository: String,
     /// The worst of its problems.
     #[serde(serialize_with = "Level::as_state")]
@@ -44,7 +43,6 @@ pub struct ScopeInfo {
 /// A backup of an aux scope.
 #[derive(Serialize)]
 pub struct ScopeBackup {
-    /// Its id.
     pub id: BackupId,
     /// The operator's text; none without the keys.
     pub label: Option<String>,

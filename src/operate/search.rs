@@ -15,13 +15,9 @@ use crate::restore::content::{self, Open};
 
 /// A backup that is read.
 pub struct Stored {
-    /// Its repository.
     pub repository: Repository,
-    /// The repository as configured.
     pub configured: config::Repository,
-    /// Its scope.
     pub scope: Scope,
-    /// Its id.
     pub id: BackupId,
     /// When it was chosen.
     planned: TimestampTz,

@@ -80,7 +80,6 @@ pub struct Process {
 /// A replication slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
-    /// Its name.
     pub name: String,
     /// WAL that the server keeps for it; none where it keeps none.
     pub retained_bytes: Option<u64>,

@@ -19,7 +19,6 @@ const LIMIT_BYTES: usize = 64 << 10;
 /// The key file that was written.
 #[derive(Debug, Serialize)]
 pub struct Written {
-    /// The file.
     pub file: String,
     /// The recipient whose key it is.
     pub recipient: String,

@@ -36,7 +36,6 @@ pub enum Point {
 /// The recovery target, and the time as it was meant, to show it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedTarget {
-    /// The target.
     pub target: RecoveryTarget,
     /// The time of the target in the zone it was written in, where that is not UTC.
     pub local_time: Option<String>,

@@ -29,7 +29,6 @@ const GLANCE: Duration = Duration::from_millis(200);
 
 /// The operator's request.
 pub struct Asked {
-    /// The backup.
     pub backup: BackupId,
     /// The WAL behind its end, too.
     pub with_wal: bool,
@@ -51,7 +50,6 @@ pub struct Object {
 /// The objects that a restore needs, as far as they are archived.
 pub struct Planned {
     store: S3Store,
-    /// The repository.
     pub configured: config::Repository,
     /// All objects of the backup.
     pub needed_count: usize,

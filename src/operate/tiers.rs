@@ -43,11 +43,9 @@ const CLAIM: &str = "claim";
 
 /// The moves of one cluster, or of other content, in one repository.
 pub struct Done {
-    /// The repository.
     pub configured: config::Repository,
     /// The cluster in it, or other content.
     pub of: Of,
-    /// The plan.
     pub plan: TierPlan,
     /// Why nothing moves.
     pub withheld: Vec<String>,
@@ -68,7 +66,6 @@ pub struct Outcome {
     pub kept: u64,
     /// Moves that the store refused, at most the first hundred.
     pub refused: Vec<String>,
-    /// How many it refused.
     pub refused_count: u64,
     /// Objects that the store keeps as they are, at most the first hundred.
     pub locked: Vec<String>,

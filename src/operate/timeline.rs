@@ -27,7 +27,6 @@ const UNPROVEN: &str = "a decision that nothing proves would not count";
 pub struct Change {
     /// The kind of decision.
     pub kind: Kind,
-    /// The timeline.
     pub timeline: TimelineId,
     /// Why, for those who read the list later.
     pub reason: String,
@@ -199,7 +198,6 @@ pub struct Decided {
     reason: String,
     /// Which timeline is the cluster now; none while it is undecided.
     pub cluster_before: Option<u32>,
-    /// Which timeline is the cluster then.
     pub cluster_then: Option<u32>,
     candidates_then: Vec<u32>,
     /// Timelines that it abandons, with what lies there alone.

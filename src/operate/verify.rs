@@ -33,7 +33,6 @@ pub struct Verified {
 
 /// The report on one cluster, or on other content, in one repository.
 pub struct Done {
-    /// The repository.
     pub repository: String,
     /// The cluster in it, or other content.
     pub of: Of,

@@ -32,7 +32,6 @@ pub const NOT_JUDGED: &str = "not judged here";
 /// A cluster, as a host that only writes knows it.
 #[derive(Serialize)]
 pub struct Written {
-    /// Its name.
     pub name: String,
     /// Its system identifier, as a string: it exceeds 2^53.
     pub system_identifier: String,
@@ -66,7 +65,6 @@ pub struct Written {
 /// A backup that an event calls complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Complete {
-    /// Its id.
     pub id: BackupId,
     /// When its writer recorded that.
     pub time: TimestampTz,

@@ -83,11 +83,8 @@ pub struct Image<'a> {
 pub struct Block<'a> {
     /// Number of the reference in the record.
     pub id: u8,
-    /// The relation.
     pub relation: Relation,
-    /// The fork.
     pub fork: Fork,
-    /// The block in it.
     pub block: u32,
     /// An image, if there is one.
     pub image: Option<Image<'a>>,
@@ -100,11 +97,8 @@ pub struct Block<'a> {
 pub struct Reference {
     /// Number of the reference in the record.
     pub id: u8,
-    /// The relation.
     pub relation: Relation,
-    /// The fork.
     pub fork: Fork,
-    /// The block in it.
     pub block: u32,
 }
 

@@ -59,7 +59,6 @@ impl Catalog {
 pub struct ClassRow {
     /// Oid of the relation.
     pub oid: u32,
-    /// Its name.
     pub name: String,
     /// Oid of its schema.
     pub namespace: u32,

@@ -20,23 +20,14 @@ use super::xact::{self, Numbers, TransactionRecord};
 pub enum Change<'a> {
     /// A block may have other content.
     Block {
-        /// The relation.
         relation: Relation,
-        /// The fork.
         fork: Fork,
-        /// The block.
         block: u32,
     },
     /// A fork was made: whatever it held before is gone.
-    Create {
-        /// The relation.
-        relation: Relation,
-        /// The fork.
-        fork: Fork,
-    },
+    Create { relation: Relation, fork: Fork },
     /// A relation was cut; three flags name the forks.
     Truncate {
-        /// The relation.
         relation: Relation,
         /// New length of the main fork in blocks; those of the others follow from it.
         blocks: u32,

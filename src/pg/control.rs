@@ -50,7 +50,6 @@ pub struct ControlFile {
     pub relation_segment_blocks: u32,
     /// Bytes in a WAL page.
     pub wal_block_size: u32,
-    /// Size of a WAL segment.
     pub wal_segment_size: SegmentSize,
     /// 1 if all data pages carry checksums.
     pub data_checksum_version: u32,

@@ -35,13 +35,9 @@ const DELETE_IS_PARTITION_MOVE: u8 = 1 << 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowChange {
     /// A row was inserted into block reference 0.
-    Insert {
-        /// Its offset.
-        offset: u16,
-    },
+    Insert { offset: u16 },
     /// A row of block reference 0 was deleted.
     Delete {
-        /// Its offset.
         offset: u16,
         /// Why: the row moved to another partition, or its insertion was taken back.
         cause: DeleteCause,
@@ -56,10 +52,7 @@ pub enum RowChange {
         flags: u8,
     },
     /// A row of block reference 0 was overwritten, whatever becomes of the transaction.
-    InPlace {
-        /// Its offset.
-        offset: u16,
-    },
+    InPlace { offset: u16 },
 }
 
 /// Returns the change that a record makes to a single row; `None` for every other record.
@@ -172,7 +165,6 @@ pub struct PageRow {
     pub is_void: bool,
     /// Whether no transaction deleted it, or tried to.
     pub is_untouched: bool,
-    /// The row.
     pub row: Row,
 }
 

@@ -75,7 +75,6 @@ pub struct BackupHistory {
     pub stop: WalLocation,
     /// Stop time in the server's own zone, as text.
     pub stop_time: Vec<u8>,
-    /// Timeline at the stop.
     pub stop_timeline: TimelineId,
 }
 

@@ -92,7 +92,6 @@ impl FileChecksum {
 /// WAL that the backup needs, on one timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalRange {
-    /// The timeline.
     pub timeline: TimelineId,
     /// The first position needed.
     pub start: Lsn,

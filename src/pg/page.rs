@@ -129,7 +129,6 @@ pub struct WalIdentity {
     pub page_magic: u16,
     /// System identifier of its cluster.
     pub system_identifier: u64,
-    /// Segment size.
     pub segment_size: SegmentSize,
     /// Page size (`XLOG_BLCKSZ`).
     pub page_size: u32,
@@ -226,9 +225,7 @@ pub struct Expected {
     pub version: &'static Version,
     /// System identifier, where it is known.
     pub system_identifier: Option<u64>,
-    /// Segment size.
     pub segment_size: SegmentSize,
-    /// Page size.
     pub page_size: u32,
     /// Position of the page.
     pub address: Lsn,

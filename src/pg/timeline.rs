@@ -117,7 +117,6 @@ pub struct Ancestor {
 /// A position on a timeline. Order: timeline first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// The timeline.
     pub timeline: TimelineId,
     /// A byte of it; as an end, the first that is not covered.
     pub lsn: Lsn,

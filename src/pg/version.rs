@@ -83,7 +83,6 @@ pub struct ControlLayout {
     pub wal_block_size: usize,
     /// `data_checksum_version`.
     pub checksum_version: usize,
-    /// The CRC.
     pub crc: usize,
 }
 

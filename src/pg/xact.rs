@@ -144,9 +144,7 @@ pub struct TransactionEnd<'a> {
 pub struct Prepared<'a> {
     /// The transaction.
     pub xid: Xid,
-    /// When.
     pub time: TimestampTz,
-    /// Its database.
     pub database: u32,
     /// Its name, in the server's encoding.
     pub gid: &'a [u8],

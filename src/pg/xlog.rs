@@ -85,7 +85,6 @@ pub struct ParameterChange {
 /// Recovery ended without a checkpoint, usually on a new timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EndOfRecovery {
-    /// When.
     pub time: TimestampTz,
     /// The timeline from here on.
     pub timeline: u32,

@@ -141,7 +141,6 @@ pub(super) struct Refusal {
 
 /// A backup that was tried.
 pub(super) struct Tried<'a> {
-    /// The backup.
     pub backup: &'a Backup,
     /// Why it was refused.
     pub refusal: Refusal,

@@ -39,35 +39,26 @@ pub enum StretchEnd {
     },
     /// A segment does not continue the one before it.
     Broken {
-        /// The segment.
         at: SegmentName,
         /// The mismatch, in words.
         why: String,
     },
     /// A segment is damaged, or its object is.
     Damaged {
-        /// The segment.
         at: SegmentName,
         /// The damage, in words.
         why: String,
     },
     /// WAL ends inside a segment although later segments are there.
     EndsInside {
-        /// The segment.
         at: SegmentName,
         /// End of the WAL in it.
         lsn: Lsn,
     },
     /// From this segment on WAL was written with wal_level minimal.
-    Minimal {
-        /// The segment.
-        at: SegmentName,
-    },
+    Minimal { at: SegmentName },
     /// A PostgreSQL newer than every supported one wrote the segment: nothing can be proven of it.
-    Undecoded {
-        /// The segment.
-        at: SegmentName,
-    },
+    Undecoded { at: SegmentName },
 }
 
 /// WAL without a hole.

@@ -28,7 +28,6 @@ pub struct Place<'a> {
 pub struct Offer<'a> {
     /// The repository.
     pub place: usize,
-    /// The plan.
     pub plan: Option<&'a Plan>,
 }
 

@@ -42,7 +42,6 @@ pub enum LastCommit {
 /// Commits of a timeline behind some position, as far as its WAL can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Behind {
-    /// How many.
     pub commits: u64,
     /// The time of the earliest.
     pub first: TimestampTz,
@@ -111,7 +110,6 @@ pub enum Verdict {
     Decided {
         /// Its number.
         timeline: TimelineId,
-        /// Why.
         why: Why,
     },
     /// One of these, as far as anybody knows.
@@ -130,7 +128,6 @@ pub struct Cluster {
     pub verdict: Verdict,
     /// Timelines that are not the cluster by a decision, not abandoned, and that have a later commit than its beginning.
     pub beside: Vec<Candidate>,
-    /// Timelines that are abandoned.
     pub abandoned: BTreeSet<TimelineId>,
 }
 

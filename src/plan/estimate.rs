@@ -64,7 +64,6 @@ pub enum Basis {
 /// One phase of a recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Part {
-    /// The phase.
     pub phase: Phase,
     /// How long it probably takes.
     pub ms: u64,

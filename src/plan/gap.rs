@@ -10,7 +10,6 @@ use crate::wal::path::Path;
 /// WAL that is missing on a timeline between other WAL that is there, or known to be lost.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Gap {
-    /// The timeline.
     pub timeline: TimelineId,
     /// First position that is missing.
     pub from_lsn: Lsn,

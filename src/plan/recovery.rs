@@ -127,7 +127,6 @@ pub enum Reason {
 /// The backup that a plan restores.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChosenBackup {
-    /// Its id.
     pub id: BackupId,
     /// Full or incremental.
     pub kind: BackupKind,
@@ -154,7 +153,6 @@ pub struct ChosenBackup {
 /// A backup that a plan does not restore, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotChosen {
-    /// Its id.
     pub id: BackupId,
     /// Why.
     pub reason: Reason,
@@ -165,7 +163,6 @@ pub struct NotChosen {
 /// A stretch of WAL on one timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelinePart {
-    /// The timeline.
     pub timeline: TimelineId,
     /// Position where it takes over: the backup's start, then the switch points.
     pub from_lsn: Lsn,
@@ -176,11 +173,8 @@ pub struct TimelinePart {
 /// The segments that recovery reads.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SegmentsNeeded {
-    /// How many.
     pub count: u64,
-    /// The first.
     pub first: Option<SegmentName>,
-    /// The last.
     pub last: Option<SegmentName>,
     /// All of them, in the order in which they are read: from one timeline to the next.
     #[serde(default)]
@@ -190,9 +184,7 @@ pub struct SegmentsNeeded {
 /// Segments of one timeline without a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentRun {
-    /// The first.
     pub first: SegmentName,
-    /// The last.
     pub last: SegmentName,
 }
 
@@ -254,7 +246,6 @@ pub struct Stop {
     pub record: StopRecord,
     /// Its start.
     pub lsn: Lsn,
-    /// Its end.
     pub end_lsn: Lsn,
     /// The transaction, where the record ends one.
     pub xid: Option<u32>,
@@ -297,7 +288,6 @@ pub struct Plan {
     pub outcome: Outcome,
     /// Message that PostgreSQL would print if recovery were tried all the same.
     pub fatal_message: Option<String>,
-    /// The backup.
     pub backup: Option<ChosenBackup>,
     /// The others.
     pub backups_not_chosen: Vec<NotChosen>,
@@ -311,7 +301,6 @@ pub struct Plan {
     pub segments_needed: SegmentsNeeded,
     /// Segments that are missing between the backup and the target; at most the first 1000.
     pub segments_missing: Vec<SegmentName>,
-    /// How many are missing.
     pub segments_missing_count: u64,
     /// Point at which recovery stops.
     pub stop: Option<Stop>,
@@ -331,7 +320,6 @@ pub struct Plan {
     pub recovery_settings: BTreeMap<String, String>,
     /// The nearest moment before a target that is out of reach.
     pub nearest_before: Option<Moment>,
-    /// The nearest moment after it.
     pub nearest_after: Option<Moment>,
     /// Warnings for the operator.
     pub warnings: Vec<String>,

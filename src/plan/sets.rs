@@ -50,7 +50,6 @@ pub enum Reach {
     Reached(Reached),
     /// It does not.
     Unreached {
-        /// Why.
         why: String,
         /// The nearest moment before, where it is known.
         before: Option<TimestampTz>,
@@ -81,7 +80,6 @@ pub struct Reached {
 /// The plan of one member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MemberPlan {
-    /// The member.
     pub member: SetMember,
     /// The state; none where it is not reached.
     pub reached: Option<Reached>,

@@ -26,7 +26,6 @@ pub enum Rule {
     },
     /// At the end of a transaction: equality of 32 bits.
     Xid {
-        /// The xid.
         xid: u32,
         /// Whether it is replayed.
         inclusive: bool,

@@ -69,7 +69,6 @@ pub struct RecoveryTarget {
     pub target: Target,
     /// On which side of it.
     pub inclusive: Inclusive,
-    /// On which timeline.
     pub timeline: TargetTimeline,
 }
 

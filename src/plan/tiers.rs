@@ -20,7 +20,6 @@ pub const SMALL_BYTES: u64 = 128 << 10;
 /// A backup, as far as it decides what is cold.
 #[derive(Debug, Clone)]
 pub struct Backup<'a> {
-    /// Its id.
     pub id: &'a BackupId,
     /// When it ended.
     pub taken: TimestampTz,
@@ -54,13 +53,11 @@ pub struct Start {
 /// An object that may move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Its key.
     pub key: String,
     /// Its stored length.
     pub size_bytes: u64,
     /// Its storage class; none where pitr does not know it.
     pub class: Option<StorageClass>,
-    /// Its content.
     pub content: Content,
 }
 
@@ -85,13 +82,10 @@ impl Content {
 /// The move of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Move {
-    /// Its key.
     pub key: String,
     /// Its stored length.
     pub size_bytes: u64,
-    /// Its kind.
     pub kind: TierKind,
-    /// The class in which it is.
     pub from: StorageClass,
     /// The class that it moves to.
     pub to: StorageClass,
@@ -104,7 +98,6 @@ pub struct Move {
 /// Objects, and their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sum {
-    /// How many.
     pub objects: u64,
     /// Their stored bytes.
     pub bytes: u64,

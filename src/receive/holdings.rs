@@ -26,7 +26,6 @@ pub struct Identity {
     pub cluster: String,
     /// From pg_control.
     pub system_identifier: u64,
-    /// Segment size.
     pub segment_size: SegmentSize,
     /// PostgreSQL major.
     pub major: u32,

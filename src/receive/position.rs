@@ -32,7 +32,6 @@ pub struct Known<'a> {
 /// WAL of a timeline that is in no repository and that the server does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// Its timeline.
     pub timeline: TimelineId,
     /// The first byte that is missing.
     pub from: Lsn,

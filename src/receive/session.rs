@@ -68,7 +68,6 @@ pub struct Options {
     pub cluster: String,
     /// The servers.
     pub conninfo: ConnInfo,
-    /// The slot.
     pub slot: SlotName,
     /// Whether a slot that is not there is created.
     pub create_slot: bool,
@@ -246,7 +245,6 @@ struct Session<'a> {
     left_out: Vec<String>,
     /// The server's timeline when it was last found to be the cluster's.
     checked_timeline: Option<TimelineId>,
-    /// Timelines whose history is archived.
     archived_histories: BTreeSet<TimelineId>,
     /// Whether a repository follows a life that was chosen.
     has_lives: bool,

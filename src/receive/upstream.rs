@@ -23,7 +23,6 @@ pub struct ServerFacts {
     pub identity: SystemIdentity,
     /// The history of its timeline.
     pub history: History,
-    /// Segment size.
     pub segment_size: SegmentSize,
     /// Whether it is a standby: then its end may be behind what its primary had sent already.
     pub in_recovery: bool,

@@ -48,7 +48,6 @@ pub struct Command<'a> {
     pub end: u64,
     /// Its name in capital letters, and the beginnings of its first arguments.
     pub words: &'a [&'a [u8]],
-    /// The effect.
     pub effect: Effect,
     /// The database that is selected behind it; none before the first `SELECT`.
     pub db: Option<u32>,

@@ -51,7 +51,6 @@ pub struct Place {
 /// A regular file that is open.
 #[derive(Debug)]
 pub struct Opened {
-    /// The file.
     pub file: File,
     /// Its path, for messages.
     pub path: PathBuf,

@@ -138,7 +138,6 @@ pub fn descends(all: &[Lineage<'_>], replid: &str, from: &str) -> bool {
 /// The last byte before a gap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
-    /// Its history.
     pub replid: String,
     /// The position behind it.
     pub position: u64,

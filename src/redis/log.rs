@@ -32,7 +32,6 @@ const MORE_EVENTS: u64 = 1;
 /// A moment of arrival: all bytes before the position had come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark {
-    /// The position.
     pub position: u64,
     /// Microseconds since 1970, as the receiver's clock was: it may have been set back.
     pub arrived_us: i64,
@@ -54,7 +53,6 @@ pub fn add_mark(marks: &mut Vec<Mark>, position: u64, arrived_us: i64) {
 /// A place where a history may be cut: behind a command, outside of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// The position.
     pub position: u64,
     /// The database that is selected there, where it is known.
     pub db: Option<u32>,
@@ -88,7 +86,6 @@ pub struct Summary {
 
 /// Bytes of a history, to be stored.
 pub struct Piece<'a> {
-    /// The bytes.
     pub bytes: &'a [u8],
     /// The reader in front of them.
     pub reader: &'a Reader,

@@ -63,7 +63,6 @@ pub struct Member {
 pub struct Database {
     /// Its number.
     pub db: u32,
-    /// Its keys.
     pub keys: u64,
     /// Those of them that have a time to live.
     pub expires: u64,
@@ -72,9 +71,7 @@ pub struct Database {
 /// A module of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: i64,
 }
 

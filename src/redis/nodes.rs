@@ -194,11 +194,9 @@ pub fn is_same(nodes: &[Node], known: &[Known]) -> bool {
 /// A shard as it was last seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
-    /// Its name.
     pub name: String,
     /// When it was seen.
     pub time: TimestampTz,
-    /// Its slots.
     pub map: SlotMap,
     /// Whether a repository has it with slots still.
     #[serde(skip)]

@@ -18,10 +18,7 @@ pub enum Action {
         fork: u64,
     },
     /// The server has fewer bytes of this history than were received from it.
-    WentBack {
-        /// How many it has.
-        has: u64,
-    },
+    WentBack { has: u64 },
     /// Not now: it is loading, or has lost its own master.
     Wait(&'static str),
 }

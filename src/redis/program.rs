@@ -15,9 +15,7 @@ const PRINTED_BYTES_MAX: usize = 16 << 20;
 /// A server that is installed, and the program beside it that checks append-only files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
-    /// The version of the server.
     pub version: ServerVersion,
-    /// The program that checks.
     pub check_aof: Option<PathBuf>,
 }
 

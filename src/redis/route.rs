@@ -29,7 +29,6 @@ pub enum Moment {
 /// The moment, and the history in which it lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// The moment.
     pub moment: Moment,
     /// The history; none: the one that the server went on with.
     pub replid: Option<String>,

@@ -38,7 +38,6 @@ pub enum Why {
 /// A time in which something is not known of a shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Doubt {
-    /// The shard.
     pub shard: String,
     /// The reason.
     pub why: Why,
@@ -51,7 +50,6 @@ pub struct Doubt {
 /// The reasons why a moment is not exact.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Slots {
-    /// Slots that moved.
     pub moved: Vec<Move>,
     /// Times of which something is not known.
     pub doubts: Vec<Doubt>,

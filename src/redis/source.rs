@@ -14,11 +14,9 @@ const GLANCE: Duration = Duration::from_millis(50);
 
 /// A server, as one connection sees it.
 pub struct Source {
-    /// The connection.
     pub connection: Connection,
     /// Its own account of itself.
     pub info: Info,
-    /// Its version.
     pub version: ServerVersion,
 }
 

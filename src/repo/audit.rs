@@ -95,7 +95,6 @@ pub struct Record {
     pub object: Option<String>,
     /// 16 hexadecimal digits, the same in all records of one run.
     pub run: String,
-    /// The outcome.
     pub outcome: Outcome,
     /// The exit status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,7 +119,6 @@ pub struct Record {
 /// A record as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// The record.
     pub record: Record,
     /// The hash of its content.
     pub hash: Hash,

@@ -46,7 +46,6 @@ pub struct Anchor {
     pub kept: Kept,
     /// When it was known.
     pub time: TimestampTz,
-    /// The chain.
     pub writer: String,
     /// The number of the record.
     pub seq: u64,
@@ -77,7 +76,6 @@ struct Continued {
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The repository.
     pub repository: String,
     /// The chain, or the name that is none.
     pub writer: String,
@@ -94,7 +92,6 @@ pub struct Problem {
 /// The chains of one repository.
 #[derive(Debug, Default)]
 pub struct Chains {
-    /// The repository.
     pub repository: String,
     /// Its identity, as its marker has it.
     pub uuid: String,

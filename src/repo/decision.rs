@@ -40,7 +40,6 @@ impl Kind {
 pub struct Decision {
     /// The last part of the event's key.
     pub event: String,
-    /// Kind of the decision.
     pub kind: Kind,
     /// About which timeline.
     pub timeline: TimelineId,

@@ -82,7 +82,6 @@ pub fn named(phases: &[Phase]) -> String {
 /// The duration of a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timed {
-    /// The phase.
     pub phase: Phase,
     /// How long it took.
     pub ms: u64,
@@ -113,9 +112,7 @@ pub struct Drill {
     pub failed: Option<Phase>,
     /// The durations of its phases.
     pub phases: Vec<Timed>,
-    /// Checks that passed.
     pub checks_passed: u64,
-    /// Checks that failed.
     pub checks_failed: u64,
     /// Phases that checked nothing, or not everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -172,7 +169,6 @@ impl Held {
 /// The newest drills of a scope.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Drills {
-    /// The newest one.
     pub newest: Option<Held>,
     /// The newest one that passed.
     pub proven: Option<Held>,

@@ -76,7 +76,6 @@ pub fn counting(store: &dyn Store, mac: Option<&MacKey>) -> Result<Vec<u32>> {
 /// A later epoch, as the recipients of a repository tell of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Epoch {
-    /// Its number.
     pub number: u32,
     /// The public halves that recipients name who count, sorted.
     pub pairs: Vec<String>,

@@ -55,7 +55,6 @@ pub struct Erasure {
 /// A timeline, and where it was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
-    /// The timeline.
     pub timeline: TimelineId,
     /// The position at which the next one begins.
     pub switch_lsn: Lsn,

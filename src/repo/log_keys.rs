@@ -205,7 +205,6 @@ pub fn check_small(key: &Key, bytes: &[u8]) -> Result<()> {
 pub struct Objects {
     /// JSON objects.
     pub small: Vec<Key>,
-    /// Containers.
     pub containers: Vec<Key>,
     /// Names that are none of this format.
     pub unknown: Vec<String>,

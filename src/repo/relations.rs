@@ -29,9 +29,7 @@ pub struct ListOfRelations {
     pub hash: String,
     /// Its length.
     pub raw_bytes: u64,
-    /// Databases in it.
     pub databases: u64,
-    /// Relations in it.
     pub relations: u64,
     /// Databases that could not be read.
     pub unread: u64,
@@ -75,11 +73,8 @@ pub struct Database {
 /// A relation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Relation {
-    /// Its oid.
     pub oid: u32,
-    /// Its schema.
     pub schema: String,
-    /// Its name.
     pub name: String,
     /// `relkind`.
     pub kind: char,

@@ -26,7 +26,6 @@ use crate::store::{Key, Published, Store, get};
 pub struct Marker {
     /// 32 hexadecimal digits.
     pub uuid: String,
-    /// When the repository was created.
     pub created: TimestampTz,
     /// Key set id of an encrypted repository.
     pub key_set: Option<String>,

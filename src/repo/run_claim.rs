@@ -26,7 +26,6 @@ pub const LATEST: Duration = Duration::from_secs(6 * 86_400);
 /// A claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunClaim {
-    /// The job.
     pub job: String,
     /// The digits of [`concern`]: jobs of one name that concern other clusters are other jobs.
     pub concern: String,

@@ -478,7 +478,6 @@ impl NewObject for SealedNew {
 struct SealedObject {
     inner: Box<dyn Object>,
     foot: Foot,
-    /// As it is stored.
     stored_foot: Vec<u8>,
     facts: Value,
     key: Key,

@@ -82,7 +82,6 @@ pub struct Stated {
     pub ended: TimestampTz,
     /// The level; a reader takes the smaller of it and that of the members. 1 where a replica of Redis was asked, of which its own point tells nothing.
     pub level: u8,
-    /// The members.
     pub members: Vec<StatedMember>,
     /// The recovery instructions of then, by the hash under which this repository has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,7 +134,6 @@ pub enum Point {
 pub struct Member {
     /// The prefix of its scope.
     pub scope: String,
-    /// Its point.
     pub point: Point,
     /// The exactness of a member that is restored to it.
     pub level: Level,
@@ -555,7 +553,6 @@ pub fn spent(
 /// The stored runbooks that go, and why they stay where that is not known.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Unnamed {
-    /// Their names.
     pub names: Vec<String>,
     /// Why none is known to be unnamed.
     pub withheld: Option<String>,

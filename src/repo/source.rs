@@ -27,7 +27,6 @@ const SOURCE: &str = "source";
 pub struct Registration {
     /// The kind of content.
     pub content: String,
-    /// Its name.
     pub name: String,
     /// Source that is backed up: 32 hexadecimal digits; none where any host writes.
     pub source: Option<String>,

@@ -31,14 +31,12 @@ pub struct Piece {
     pub from: u64,
     /// Behind the last byte.
     pub to: u64,
-    /// Its object.
     pub object: Stored,
 }
 
 /// An object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Its key.
     pub key: Key,
     /// Its length and time.
     pub meta: Meta,

@@ -27,7 +27,6 @@ pub struct WalProof {
 /// The segment in which a backup starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FirstSegment {
-    /// Its name.
     pub name: SegmentName,
     /// BLAKE3 of the whole raw segment; none where the backup stops in it, too.
     pub hash: Option<RawHash>,
@@ -36,7 +35,6 @@ pub struct FirstSegment {
 /// The segment in which a backup stops.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastSegment {
-    /// Its name.
     pub name: SegmentName,
     /// Bytes from its start up to the stop LSN.
     pub length_bytes: u64,
@@ -49,7 +47,6 @@ pub struct LastSegment {
 /// A checkpoint record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointMark {
-    /// Its LSN.
     pub lsn: Lsn,
     /// Its CRC, 8 hexadecimal digits.
     pub crc: String,

@@ -18,7 +18,6 @@ use crate::ticking::ticking;
 
 /// A backup that is open for reading.
 pub struct Open<'o> {
-    /// Its root.
     pub root: &'o AuxRoot,
     /// The member of the root that belongs to its kind.
     pub member: &'o Value,

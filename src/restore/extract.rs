@@ -92,7 +92,6 @@ pub struct Survey {
     sizes_left_out: BTreeMap<u32, (u64, u64)>,
     /// The version files of these databases.
     pub versions_left_out: Vec<Vec<u8>>,
-    /// Files.
     pub files: u64,
     /// Those of them that are restored.
     pub restored_files: u64,
@@ -632,7 +631,6 @@ fn clear_zeros(snapshot: &Snapshot<'_>, key: &FileKey, length: u64, file: &File)
 /// The result of copying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Copied {
-    /// Bytes written.
     pub written_bytes: u64,
     /// Bytes that an earlier run had written already.
     pub kept_bytes: u64,

@@ -54,7 +54,6 @@ pub struct Request {
 pub enum Purpose {
     /// A copy at a target.
     Restore {
-        /// The recovery target.
         target: RecoveryTarget,
         /// The action at the target.
         action: Action,
@@ -77,7 +76,6 @@ pub struct Job {
     pub format: u32,
     /// The operator's request.
     pub request: Request,
-    /// When it was planned.
     pub planned: TimestampTz,
     /// The repository, as a location.
     pub repository: String,
@@ -93,7 +91,6 @@ pub struct Job {
     /// Databases whose content is not restored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOutDatabase>,
-    /// restore_command.
     pub restore_command: String,
     /// The plan of recovery; none for a standby, which never ends.
     pub plan: Option<Plan>,

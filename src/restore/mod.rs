@@ -87,9 +87,7 @@ const REMOVED: &str = "pg_control.pitr-removed";
 pub struct Source<'a> {
     /// The repository.
     pub store: &'a dyn Store,
-    /// The cluster in it.
     pub layout: &'a ClusterLayout,
-    /// The backup.
     pub root: &'a BackupRoot,
     /// The repositories from which objects are taken that are damaged or missing there.
     pub spares: &'a Spares<'a>,
@@ -121,7 +119,6 @@ pub struct Report {
     pub removed_files: u64,
     /// Files of the backup.
     pub files: u64,
-    /// Their raw bytes.
     pub raw_bytes: u64,
     /// Files whose checksum was compared with the server's own manifest; none when it gave none.
     pub compared_files: Option<u64>,

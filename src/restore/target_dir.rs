@@ -136,7 +136,6 @@ pub enum Found {
     LastStep(Vec<u8>),
     /// A data directory that is to be restored in place.
     Data {
-        /// Its system identifier.
         system_identifier: u64,
         /// BLAKE3 of its pg_control: a server that has run since has changed it.
         control: blake3::Hash,
@@ -147,7 +146,6 @@ pub enum Found {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "PlacedText", into = "PlacedText")]
 pub struct PlacedTablespace {
-    /// Its oid.
     pub oid: u32,
     /// Its place on the original host.
     pub original: PathBuf,
@@ -207,7 +205,6 @@ impl TryFrom<PlacedText> for PlacedTablespace {
 pub struct Target {
     /// The data directory, without links.
     pub data: PathBuf,
-    /// All tablespaces.
     pub tablespaces: Vec<PlacedTablespace>,
     /// Whom the files are given to; none when they are ours.
     pub owner: Option<Owner>,

@@ -11,7 +11,6 @@ use crate::wal::unlogged::RelationName;
 /// Relations that are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Unlogged {
-    /// Their names.
     pub relations: BTreeSet<RelationName>,
     /// Their files in the backup.
     pub file_count: u64,

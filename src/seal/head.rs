@@ -17,7 +17,6 @@ const CHUNK_EXPONENT: u8 = 16;
 pub struct Head {
     /// Which pair of the key set it is wrapped to.
     pub epoch: u32,
-    /// The key set.
     pub key_set: KeySetId,
     /// Encapsulated X25519 key.
     pub encapsulated: [u8; 32],

@@ -51,7 +51,6 @@ pub struct Argon2 {
     pub memory_kib: u32,
     /// Passes over it.
     pub passes: u32,
-    /// Lanes.
     pub lanes: u32,
     /// 32 hexadecimal digits.
     pub salt: String,

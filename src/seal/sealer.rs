@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 
 /// The random keys that sealing an object needs.
 pub struct Drawn {
-    /// Its key.
     pub object_key: Secret32,
     /// For wrapping it.
     pub ephemeral: Secret32,

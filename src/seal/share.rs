@@ -71,7 +71,6 @@ impl Set {
 
 /// A private key that shares gave back.
 pub struct Joined {
-    /// Its recipient.
     pub recipient: String,
     /// The key set that it was made with.
     pub key_set: Option<KeySetId>,

@@ -28,11 +28,8 @@ pub struct Values(BTreeMap<u32, Vec<Zeroizing<Vec<u8>>>>);
 
 /// A file that is searched.
 pub struct Searched<'c> {
-    /// Its owner.
     pub owner: u32,
-    /// Its content.
     pub content: &'c [u8],
-    /// Its secrets.
     pub found: &'c mut Vec<Found>,
 }
 

@@ -126,7 +126,6 @@ pub struct RelationFile {
     pub database: u32,
     /// Relfilenode.
     pub relation: u32,
-    /// Fork.
     pub fork: Fork,
     /// 0 for the file without a suffix, 1 for `.1`.
     pub segment: u32,
@@ -408,7 +407,6 @@ impl fmt::Debug for FileKey {
 pub struct ChunkId {
     /// 0: BLAKE3. 1: keyed BLAKE3, in a repository with a key set.
     pub function: u8,
-    /// The hash.
     pub hash: [u8; 32],
 }
 

@@ -29,7 +29,6 @@ pub struct Flat {
     pub shards: Vec<Shard>,
     /// How many layers were written.
     pub layers: u32,
-    /// Their stored bytes.
     pub stored_bytes: u64,
 }
 

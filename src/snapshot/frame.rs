@@ -41,7 +41,6 @@ pub enum FrameCodec {
 /// A stretch of one file inside a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extent {
-    /// The file.
     pub file: FileKey,
     /// Byte position in the file.
     pub position: u64,

@@ -384,7 +384,6 @@ pub struct Entry {
     pub key: Box<[u8]>,
     /// Kind of the value.
     pub kind: EntryKind,
-    /// The value.
     pub value: Box<[u8]>,
 }
 

@@ -111,7 +111,6 @@ pub struct Node {
     pub mode: u32,
     /// Time of modification.
     pub mtime: Moment,
-    /// The owner.
     pub owner: Option<Owner>,
     /// Extended attributes and ACLs, names ascending.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,

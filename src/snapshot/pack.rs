@@ -43,9 +43,7 @@ pub fn head(magic: &[u8; 8], part: &PartName, tag: Tag) -> Vec<u8> {
 pub struct PackSummary {
     /// Stored length.
     pub length: u64,
-    /// Frames in it.
     pub frames: u32,
-    /// Their raw bytes.
     pub raw_bytes: u64,
     /// BLAKE3 of directory and trailer; layers hold it.
     pub hash: [u8; 32],

@@ -29,7 +29,6 @@ pub enum Source {
         pack: u32,
         /// Frame in that pack.
         frame: u32,
-        /// The whole chunk.
         whole: WholeChunk,
     },
 }
@@ -41,7 +40,6 @@ pub struct WholeChunk {
     pub offset: u32,
     /// Bytes; never 0.
     pub length: u32,
-    /// Its hash.
     pub hash: [u8; 32],
 }
 

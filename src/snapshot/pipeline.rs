@@ -58,13 +58,11 @@ pub struct FinishedPack {
 /// The place of new packs, and how they are made.
 #[derive(Clone)]
 pub struct PackTarget<'a> {
-    /// The store.
     pub store: &'a dyn Store,
     /// The cluster's keys.
     pub scope: Scope,
     /// The backup that writes.
     pub id: BackupId,
-    /// Codec of frames.
     pub codec: FrameCodec,
     /// A pack of at least this length is closed.
     pub pack_bytes: u64,

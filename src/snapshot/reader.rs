@@ -96,7 +96,6 @@ struct LayerFacts {
 /// One file, directory or link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// Its key.
     pub key: FileKey,
     /// Its path relative to the data directory or the root of the tree, the bytes on disk; of an attachment its name.
     pub path: Vec<u8>,

@@ -24,7 +24,6 @@ pub struct ChunkPlace {
 /// A file that shows a chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Use {
-    /// The file.
     pub file: FileKey,
     /// Byte position in the file, at which the chunk begins.
     pub position: u64,

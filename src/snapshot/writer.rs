@@ -33,7 +33,6 @@ pub const SHARD_FILES: u64 = 65_536;
 /// How a snapshot is written.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Codec of frames.
     pub codec: FrameCodec,
     /// Threads that compress, 1 to 12.
     pub jobs: usize,

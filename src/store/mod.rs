@@ -111,16 +111,13 @@ pub struct Meta {
 /// The room on the disk of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// All bytes.
     pub total_bytes: u64,
-    /// Those that are free.
     pub free_bytes: u64,
 }
 
 /// An object as a listing of the whole store shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shown<'a> {
-    /// Its key.
     pub key: &'a str,
     /// Its length and time.
     pub meta: Meta,

@@ -47,7 +47,6 @@ pub(super) fn find(transfer: &Transfer<'_>, lacking: &Lacking) -> Result<Forks> 
 /// The segments that a plan reads, in which another repository is looked at.
 #[derive(Debug, Clone, Copy)]
 pub struct Stretch {
-    /// The first.
     pub first: SegmentName,
     /// The last, on the timeline to which recovery leads.
     pub last: SegmentName,

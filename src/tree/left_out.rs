@@ -47,7 +47,6 @@ pub struct Example {
     pub path: Vec<u8>,
     /// Part of the entry.
     pub part: Part,
-    /// Why.
     pub why: String,
 }
 

@@ -69,7 +69,6 @@ pub struct Taken {
     pub unchanged: u64,
     /// Files whose content was read.
     pub read: u64,
-    /// Their bytes.
     pub read_bytes: u64,
     /// Bytes of them that were stored before, under another name or in the prior.
     pub reused_bytes: u64,

@@ -130,7 +130,6 @@ impl About {
 /// Damage, or a gap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Kind of the finding.
     pub kind: FindingKind,
     /// The object's key; of a gap the segments.
     pub object: String,

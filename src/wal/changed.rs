@@ -71,9 +71,7 @@ pub struct Wanted {
 /// A file of a fork.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment {
-    /// The fork.
     pub fork: ForkName,
-    /// Its first block.
     pub first_block: u64,
     /// Blocks that it has now.
     pub blocks: u64,

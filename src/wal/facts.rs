@@ -58,9 +58,7 @@ pub struct Facts {
     pub last_begun: Lsn,
     /// Start of the last record inside.
     pub last_complete: Lsn,
-    /// Its end.
     pub last_complete_end: Lsn,
-    /// End of the valid WAL.
     pub valid_end: Lsn,
     /// Commits inside.
     pub commits: u32,
@@ -120,7 +118,6 @@ pub enum Crossing {
     End {
         /// Effective xid.
         xid: u32,
-        /// Its time.
         time: TimestampTz,
         /// Whether it is a commit.
         is_commit: bool,
@@ -141,7 +138,6 @@ pub enum Crossing {
 /// A record of the WAL, as far as it matters to where recovery stops.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its LSN.
     pub start: Lsn,
     /// End of the record (EndRecPtr).
     pub end: Lsn,
@@ -156,7 +152,6 @@ pub enum EntryKind {
     End {
         /// Effective xid.
         xid: u32,
-        /// Its time.
         time: TimestampTz,
         /// Commit or abort.
         is_commit: bool,

@@ -19,7 +19,6 @@ const CHUNK: usize = 256 << 10;
 /// The segment that increments belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenSegment {
-    /// Its name.
     pub name: SegmentName,
     /// Segment size of the cluster.
     pub size: SegmentSize,

@@ -145,7 +145,6 @@ pub struct Summary {
     pub tail_total: u32,
     /// Class of that record.
     pub tail_class: TailClass,
-    /// End of the valid WAL.
     pub valid_end: Lsn,
     /// Records inside.
     pub records: u64,
@@ -397,7 +396,6 @@ pub enum WalEvent {
     Checkpoint {
         /// Which of the three.
         kind: CheckpointKind,
-        /// This timeline.
         timeline: u32,
         /// The one before; differs when the record starts a timeline.
         previous_timeline: u32,
@@ -412,16 +410,11 @@ pub enum WalEvent {
         limits: [u64; 5],
         /// 0 minimal, 1 replica, 2 logical.
         wal_level: u64,
-        /// wal_log_hints.
         wal_log_hints: bool,
-        /// track_commit_timestamp.
         track_commit_timestamp: bool,
     },
     /// End of an online backup on a primary.
-    BackupEnd {
-        /// Its start LSN.
-        start_lsn: Lsn,
-    },
+    BackupEnd { start_lsn: Lsn },
     /// A record was abandoned and overwritten.
     OverwrittenContrecord {
         /// Start of the abandoned record.
@@ -437,7 +430,6 @@ pub enum WalEvent {
         db: u32,
         /// Relation file number.
         rel: u32,
-        /// Fork.
         fork: u8,
         /// New length in blocks, of a truncation.
         block: u32,
@@ -459,7 +451,6 @@ pub enum WalEvent {
     Tablespace {
         /// 0 create, 1 drop.
         action: u8,
-        /// Its oid.
         oid: u32,
         /// Transaction.
         xid: u32,
@@ -476,7 +467,6 @@ pub enum WalEvent {
         info: u8,
         /// Effective xid; 0 = not known.
         xid: u32,
-        /// Its time.
         time: TimestampTz,
     },
 }

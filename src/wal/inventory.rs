@@ -49,7 +49,6 @@ pub struct Inventory {
     pub system_identifier: u64,
     /// PostgreSQL major at registration.
     pub major: u32,
-    /// WAL segment size.
     pub segment_size: SegmentSize,
     /// Backups, ascending by timeline and stop LSN.
     pub backups: Vec<Backup>,
@@ -76,7 +75,6 @@ pub struct Inventory {
 /// A backup, reduced to what planning needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backup {
-    /// Its id.
     pub id: BackupId,
     /// Full or incremental.
     pub kind: BackupKind,
@@ -90,7 +88,6 @@ pub struct Backup {
     pub consistent_lsn: Lsn,
     /// The checkpoint record.
     pub checkpoint_lsn: Lsn,
-    /// Timeline at the start.
     pub start_timeline: TimelineId,
     /// Timeline at the stop.
     pub timeline: TimelineId,
@@ -301,7 +298,6 @@ impl Reduced for Read {
 /// A backup whose root cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Its id.
     pub id: BackupId,
     /// Reason why its root cannot be read.
     pub problem: String,
@@ -310,13 +306,11 @@ pub struct Unreadable {
 /// The archived history and WAL of a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Timeline {
-    /// Its history.
     pub history: HistoryFile,
     /// When the store received the history.
     pub history_stored: Option<TimestampTz>,
     /// Its whole segments.
     pub segments: Runs,
-    /// Its partial segments.
     pub partials: BTreeSet<SegmentName>,
     /// Segments of which only a part is stored, and how far increments reach in each by their names; not farther than its start where
     /// there is a partial only.

@@ -39,7 +39,6 @@ pub struct Piece {
     pub timeline: TimelineId,
     /// The first of them.
     pub first: SegmentNumber,
-    /// The last.
     pub last: SegmentNumber,
 }
 

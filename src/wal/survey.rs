@@ -85,7 +85,6 @@ pub struct Root {
     pub stop_lsn: Lsn,
     /// From here on the restored cluster is consistent.
     pub consistent_lsn: Lsn,
-    /// Timeline at the start.
     pub start_timeline: TimelineId,
     /// Timeline at the stop.
     pub timeline: TimelineId,

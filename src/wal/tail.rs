@@ -15,7 +15,6 @@ const CHUNK: usize = 64 << 10;
 /// The WAL of a segment that is not there to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail {
-    /// End of the valid WAL.
     pub valid_end: Lsn,
     /// System identifier of the cluster.
     pub system_identifier: u64,

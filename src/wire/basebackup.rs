@@ -42,7 +42,6 @@ pub enum StartCheckpoint {
 pub struct BaseBackupOptions {
     /// The label, one line of at most 1023 bytes.
     pub label: String,
-    /// The checkpoint at the start.
     pub checkpoint: StartCheckpoint,
     /// Whether sizes are estimated first, which costs a scan of the data directory.
     pub estimate_size: bool,
@@ -126,7 +125,6 @@ impl BackupStart {
 /// A tablespace of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tablespace {
-    /// Its oid.
     pub oid: u32,
     /// The path on the server. A relative path (`pg_tblspc/<oid>`) is a plain directory inside the data directory.
     pub location: Vec<u8>,

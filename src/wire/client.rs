@@ -88,7 +88,6 @@ pub struct SystemIdentity {
 pub struct TimelineHistory {
     /// The file's name, `0000000N.history`.
     pub file_name: String,
-    /// Its bytes.
     pub content: Bytes,
 }
 
@@ -100,7 +99,6 @@ pub type Row = Vec<Option<Bytes>>;
 pub struct Rows {
     /// The names of the columns.
     pub columns: Vec<String>,
-    /// The rows.
     pub rows: Vec<Row>,
 }
 

@@ -43,7 +43,6 @@ pub enum Event {
 /// A message for one sink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// The sink.
     pub sink: String,
     /// Why it is sent.
     pub event: Event,
@@ -73,7 +72,6 @@ impl Notice {
 /// A condition that a sink was told of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
-    /// When.
     pub time: TimestampTz,
     /// How bad it was then.
     pub severity: Severity,

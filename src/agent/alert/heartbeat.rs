@@ -21,7 +21,6 @@ const HALF_LOOK: Duration = Duration::from_secs(30);
 /// A beat that was taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {
-    /// When.
     pub time: TimestampTz,
     /// The newest success that it told of.
     pub success: Option<TimestampTz>,

@@ -134,7 +134,6 @@ fn remembered(memory: &File) -> Option<Book> {
 
 /// The result of one delivery.
 pub struct Tried {
-    /// The sink.
     pub sink: String,
     /// Why it did not take it.
     pub failed: Option<Error>,

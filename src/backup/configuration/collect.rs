@@ -48,7 +48,6 @@ pub struct Entry {
 /// All entries, by their paths.
 #[derive(Default)]
 pub struct Collected {
-    /// The entries.
     pub entries: Vec<Entry>,
     /// Things that were not taken.
     pub left_out: LeftOut,

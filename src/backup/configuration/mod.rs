@@ -30,7 +30,6 @@ const EXAMPLES: usize = 100;
 
 /// The part of a secrets pair that seals.
 pub struct Pair {
-    /// Its public half.
     pub public: PublicHalf,
     /// The key of envelopes and tokens.
     pub mac: MacKey,

@@ -33,7 +33,6 @@ pub fn of_host() -> impl Iterator<Item = PathBuf> {
 /// Paths that were found, and those that could not be looked at.
 #[derive(Debug, Default)]
 pub struct Paths {
-    /// The paths.
     pub found: Vec<PathBuf>,
     /// Paths that are not taken, and why.
     pub left_out: Vec<(PathBuf, String)>,

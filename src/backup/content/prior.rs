@@ -18,7 +18,6 @@ const PARTS_MAX: usize = 1 << 17;
 
 /// A claimed prior.
 pub struct Held<'a> {
-    /// Its root.
     pub root: AuxRoot,
     /// Keeps it.
     pub claim: Claim<'a>,

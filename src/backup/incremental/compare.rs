@@ -15,7 +15,6 @@ const PAGE: u64 = PAGE_BYTES as u64;
 
 /// The pages of a prior.
 pub struct Compare<'p> {
-    /// The prior.
     pub prior: &'p Prior<'p>,
     /// Packs of the prior whose pages are stored again.
     given_up: BTreeSet<usize>,

@@ -21,7 +21,6 @@ use crate::wal::inventory::{Backup, Inventory};
 
 /// A claimed prior.
 pub struct Held<'a> {
-    /// Its root.
     pub root: BackupRoot,
     /// The oldest backup that wrote a part of it.
     pub base: BackupId,

@@ -42,7 +42,6 @@ const SCAN_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
 pub struct Prior<'a> {
     /// Repository that holds the prior.
     pub repository: &'a Repository,
-    /// Its root.
     pub root: &'a BackupRoot,
     /// Its files.
     pub snapshot: Snapshot<'a>,

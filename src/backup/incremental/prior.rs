@@ -60,7 +60,6 @@ pub struct Shape {
 /// A backup that may be the prior.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its id.
     pub id: BackupId,
     /// The oldest backup that wrote a part of it: the full one at its base, whether that still exists or not.
     pub base: BackupId,
@@ -68,9 +67,7 @@ pub struct Candidate {
     pub nonce: String,
     /// Its timeline at the stop.
     pub timeline: TimelineId,
-    /// Start LSN.
     pub start_lsn: Lsn,
-    /// Stop LSN.
     pub stop_lsn: Lsn,
     /// Damage that is known of it.
     pub damage: Option<String>,
@@ -87,7 +84,6 @@ pub struct Candidate {
 /// The server of which a backup is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Its history.
     pub history: History,
     /// A backup that begins now starts here or later.
     pub least_start: Lsn,

@@ -54,7 +54,6 @@ pub struct Interval<'a> {
     pub prior: &'a ClusterContent,
     /// The server's history.
     pub history: &'a History,
-    /// Segment size.
     pub size: SegmentSize,
     /// Start LSN of the backup, where it ends.
     pub end: Lsn,

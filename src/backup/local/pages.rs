@@ -61,9 +61,7 @@ impl Findings {
 
 /// A relation's file whose pages are checked.
 pub struct Checked<'c> {
-    /// The file.
     pub file: &'c File,
-    /// Its key.
     pub key: &'c FileKey,
     /// Its first block, counted over all files of the fork.
     pub first_block: u64,

@@ -13,7 +13,6 @@ use crate::wire::basebackup::{BaseBackupOptions, StartCheckpoint};
 
 /// The answer to the stop of a backup.
 pub struct Stopped {
-    /// Stop LSN.
     pub stop_lsn: Lsn,
     /// Content of `backup_label`.
     pub label: Vec<u8>,

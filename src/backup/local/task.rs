@@ -14,7 +14,6 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// A file to read.
 pub struct Task {
-    /// The file.
     pub key: FileKey,
     /// Metadata that the prior has under this key.
     pub prior: Option<Metadata>,

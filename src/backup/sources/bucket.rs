@@ -47,11 +47,9 @@ const FACTS_LIMIT_BYTES: usize = 16 << 10;
 
 /// A bucket, or a prefix in it, as a set of files.
 pub struct Bucket {
-    /// The bucket.
     pub contents: Contents,
     /// The server, where the configuration names it.
     pub endpoint: Option<String>,
-    /// The identity of the source.
     pub identity: String,
     /// Which of its objects are taken.
     pub selection: Selection,

@@ -28,9 +28,7 @@ const NOTE: &str = "quiesced.json";
 /// A volume whose directory can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// Its name.
     pub name: String,
-    /// Its directory.
     pub directory: PathBuf,
 }
 

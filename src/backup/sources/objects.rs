@@ -17,7 +17,6 @@ pub struct Objects {
     pub files: BTreeMap<String, Vec<u8>>,
     /// Things that could not be read.
     pub left_out: LeftOut,
-    /// The identity of the source.
     pub identity: String,
     /// Facts about the source.
     pub facts: Value,

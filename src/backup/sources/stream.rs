@@ -38,9 +38,7 @@ pub struct Stream {
     pub command: Vec<String>,
     /// The program that reads the stream, too; empty: none.
     pub check: Vec<String>,
-    /// The name of the file.
     pub file_name: String,
-    /// The identity of the source.
     pub identity: String,
     /// The result, once the stream has ended.
     pub taken: Taken,

@@ -181,9 +181,7 @@ pub struct Verified {
 pub struct Checked {
     /// Its name.
     pub repository: String,
-    /// Chains.
     pub chains: usize,
-    /// Records.
     pub records: usize,
     /// Statements of records about other records, and of this host, that were compared.
     pub anchors: usize,

@@ -61,11 +61,9 @@ impl Stage {
 pub struct State {
     /// Its name.
     pub id: String,
-    /// The cluster.
     pub cluster: String,
     /// The repository that gives the content.
     pub repository: String,
-    /// The backup.
     pub backup: String,
     /// The target in words.
     pub target: String,

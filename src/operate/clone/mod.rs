@@ -66,7 +66,6 @@ pub struct Asked {
 
 /// A server on a clone.
 pub struct Running<'r> {
-    /// The server.
     pub server: &'r mut Quarantined,
     /// Its record.
     pub state: &'r mut State,

@@ -33,7 +33,6 @@ pub struct Asked {
 
 /// A backup that was taken.
 pub struct Taken {
-    /// Its root.
     pub root: AuxRoot,
     /// Files whose originals are kept apart.
     pub sealed_files: usize,

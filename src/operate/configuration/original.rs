@@ -167,7 +167,6 @@ pub struct Restoring {
 
 /// A restore that was made.
 pub struct Restored {
-    /// The backup.
     pub id: BackupId,
     /// Entries that it lacks, because they could not be read.
     pub incomplete_count: u64,

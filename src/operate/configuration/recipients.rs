@@ -41,9 +41,7 @@ pub struct Asked {
 pub struct Readers {
     /// The repository.
     pub name: String,
-    /// The pair.
     pub secrets_pair: String,
-    /// Its recipients.
     pub recipients: Vec<String>,
 }
 
@@ -146,7 +144,6 @@ pub struct Brought {
     pub from: String,
     /// The repository that gets.
     pub to: String,
-    /// The pair.
     pub secrets_pair: String,
     /// Recipients whose keys were copied; that would be in a dry run.
     pub copied: Vec<String>,

@@ -21,7 +21,6 @@ use crate::snapshot::node::NodeKind;
 /// An entry of a backup.
 #[derive(Debug, Clone, Serialize)]
 pub struct Line {
-    /// Its path.
     pub path: String,
     /// `file`, `directory`, `symlink`.
     pub kind: &'static str,
@@ -153,7 +152,6 @@ pub struct Sides {
 /// A file that differs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Difference {
-    /// Its path.
     pub path: String,
     /// `added`, `removed` or `changed`.
     pub difference: &'static str,

@@ -18,7 +18,6 @@ pub(in crate::operate) struct Compared {
     pub(in crate::operate) reached: Option<Lsn>,
     /// The new timeline.
     pub(in crate::operate) timeline: Option<TimelineId>,
-    /// The comparisons.
     pub(in crate::operate) checks: Vec<Checked>,
 }
 

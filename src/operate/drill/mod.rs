@@ -111,20 +111,17 @@ pub struct Checked {
 pub struct Broken {
     /// The phase that showed it.
     pub phase: Phase,
-    /// The cause.
     pub cause: String,
 }
 
 /// A drill that was carried out.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// The cluster.
     pub cluster: String,
     /// The repository, by its name.
     pub repository: String,
     /// Its place, without secrets.
     pub url: String,
-    /// When the drill began.
     pub began: TimestampTz,
     /// Whether recovery works.
     pub passed: bool,

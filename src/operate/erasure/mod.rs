@@ -66,9 +66,7 @@ pub struct Recorded {
     pub recorded_by: String,
     /// Why.
     pub reason: Option<String>,
-    /// The database.
     pub database: String,
-    /// Its OID.
     pub database_oid: Option<u32>,
     /// The timeline of `lsn`.
     pub timeline: Option<TimelineId>,
@@ -475,9 +473,7 @@ fn moment(session: &Session, reading: &Reading, database: &str) -> Result<Moment
 /// Erasures that a restored copy may lack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Lacking {
-    /// How many.
     pub count: usize,
-    /// All that are recorded.
     pub recorded: usize,
 }
 

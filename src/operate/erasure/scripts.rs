@@ -57,9 +57,7 @@ pub enum Outcome {
 pub struct Applied {
     /// Its name.
     pub id: String,
-    /// The database.
     pub database: String,
-    /// The outcome.
     pub outcome: Outcome,
 }
 

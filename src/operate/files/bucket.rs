@@ -33,7 +33,6 @@ const GLANCE: Duration = Duration::from_millis(20);
 
 /// A bucket with the limit of what is read from it and written to it.
 pub struct Place {
-    /// The bucket.
     pub contents: Contents,
     /// The limit.
     pub pace: Arc<Pace>,

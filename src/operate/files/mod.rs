@@ -66,7 +66,6 @@ pub struct Wanted {
     pub watched: Option<Watched>,
     /// Cores that read and compress.
     pub jobs: usize,
-    /// Codec of frames.
     pub codec: FrameCodec,
 }
 
@@ -201,7 +200,6 @@ fn take(
 /// The backup that is read.
 #[derive(Debug, Clone, Default)]
 pub struct Choice {
-    /// Its id.
     pub backup: Option<BackupId>,
     /// Else the newest one that had ended by this time, or the newest of all.
     pub by_time: Option<TimestampTz>,

@@ -28,7 +28,6 @@ const MACHINE_ID: &str = "/etc/machine-id";
 
 /// A source that can be read.
 pub struct Ready {
-    /// The set of files.
     pub set: Box<dyn Set>,
     /// Things that the operator should hear of.
     pub warnings: Vec<String>,

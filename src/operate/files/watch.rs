@@ -46,7 +46,6 @@ pub struct WatchWanted {
     pub within: Duration,
     /// Cores that read and compress.
     pub jobs: usize,
-    /// Codec of frames.
     pub codec: FrameCodec,
 }
 

@@ -343,9 +343,7 @@ pub const ONE_DISK: &str = "one broken disk takes both";
 /// The outcome of one repository.
 #[derive(Serialize)]
 pub struct Done {
-    /// Its name.
     pub name: String,
-    /// Its place.
     pub url: String,
     /// The kind of thing that keeps its bytes.
     #[serde(skip)]

@@ -36,7 +36,6 @@ pub struct Asked<'a> {
 
 /// A backup that was taken.
 pub struct Taken {
-    /// Its root.
     pub root: AuxRoot,
     /// The facts of its dumps.
     pub member: Member,

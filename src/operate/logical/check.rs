@@ -52,7 +52,6 @@ impl Level {
 /// The result of a check.
 #[derive(Serialize)]
 pub struct Checked {
-    /// The backup.
     pub id: BackupId,
     /// The repository that gave it.
     pub repository: String,
@@ -62,18 +61,15 @@ pub struct Checked {
     pub proves: Option<&'static str>,
     /// Findings about the backup as a whole.
     pub findings: Vec<String>,
-    /// The databases.
     pub databases: Vec<CheckedDatabase>,
 }
 
 /// A database of a check.
 #[derive(Serialize)]
 pub struct CheckedDatabase {
-    /// Its name.
     pub name: String,
     /// Tables whose rows are known.
     pub table_count: u64,
-    /// Their rows.
     pub row_count: u64,
     /// The snapshot of the dump, as `pg_current_snapshot` printed it: its commits are those that the dump holds.
     pub snapshot: String,

@@ -35,7 +35,6 @@ const POST_DATA: &str = "post-data";
 
 /// Dumps that were put back.
 pub struct Restored {
-    /// The backup.
     pub id: BackupId,
     /// The repository that gave it.
     pub repository: String,

@@ -232,7 +232,6 @@ const UNKNOWN: f64 = 3.0;
 
 /// Everything that was collected.
 pub struct Metrics {
-    /// The text.
     pub text: String,
     /// The findings of `pitr info`; none where it failed.
     pub info: Option<Info>,

@@ -43,7 +43,6 @@ pub struct Asked<'a> {
 
 /// A backup that was taken.
 pub struct Taken {
-    /// Its root.
     pub root: AuxRoot,
     /// The facts of its data set.
     pub member: Member,

@@ -38,9 +38,7 @@ const ATOMIC_VALKEY: (u32, u32) = (9, 0);
 /// A shard that has slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Shard {
-    /// Its name.
     pub name: String,
-    /// Its slots.
     pub map: SlotMap,
     /// The place where its owner listens; none where the cluster does not say.
     pub place: Option<RedisAddress>,
@@ -59,7 +57,6 @@ pub(super) struct Learned {
 /// The present knowledge of a cluster.
 pub(super) struct Live<'s> {
     session: &'s Session,
-    /// Its section.
     pub section: &'s Redis,
     repositories: &'s [config::Repository],
     /// The operator said that other nodes than before go on with it.

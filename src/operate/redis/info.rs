@@ -9,7 +9,6 @@ use crate::repo::scope::Scope;
 
 /// The log of a server, in one repository.
 pub struct Info {
-    /// The repository.
     pub repository: String,
     /// The histories, the oldest first.
     pub histories: Vec<Line>,

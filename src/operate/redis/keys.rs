@@ -41,7 +41,6 @@ const STEP: &[u8] = b"1000";
 pub struct Picked {
     /// Their database.
     pub db: u32,
-    /// Which of it.
     pub names: Names,
 }
 

@@ -9,7 +9,6 @@ use crate::repo::id::BackupId;
 
 /// The way to a moment.
 pub struct Planned {
-    /// The backup.
     pub id: BackupId,
     /// The repository that has it.
     pub repository: String,

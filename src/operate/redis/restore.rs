@@ -36,7 +36,6 @@ pub struct Asked<'a> {
 
 /// A data set that was put back, or would be.
 pub struct Restored {
-    /// The backup.
     pub id: BackupId,
     /// The repository that gave it.
     pub repository: String,
@@ -46,7 +45,6 @@ pub struct Restored {
     pub route: Option<Route>,
     /// The directory, absolute.
     pub to: PathBuf,
-    /// The files in it.
     pub files: Vec<PathBuf>,
     /// The version of the server for which it is made; none where none is known, and it is made for that of the source.
     pub target: Option<ServerVersion>,

@@ -166,7 +166,6 @@ pub struct Planned {
 
 /// A shard on its way.
 pub struct OfShard {
-    /// Its name.
     pub name: String,
     /// Its slots at the moment; none where they were not recorded.
     pub owned: Option<String>,
@@ -374,11 +373,9 @@ fn maps(session: &Session, shard: &str, time: TimestampTz) -> Result<Vec<Seen>> 
 
 /// A shard that is restored.
 pub struct Wanted {
-    /// Its name.
     pub name: String,
     /// Its slots; none where they were not recorded.
     pub owned: Option<String>,
-    /// Its backup.
     pub backup: BackupId,
     /// The point; none: the backup alone.
     pub target: Option<Target>,

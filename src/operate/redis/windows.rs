@@ -18,7 +18,6 @@ pub struct Logs {
 
 /// A shard.
 pub struct OfShard {
-    /// Its name.
     pub name: String,
     /// Its log; none where nothing was received.
     pub info: Option<Info>,

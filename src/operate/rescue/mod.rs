@@ -112,9 +112,7 @@ pub struct Rescued {
 pub struct Report {
     /// The moment.
     pub clone: State,
-    /// The database.
     pub database: String,
-    /// The tables.
     pub tables: Vec<Rescued>,
     /// The large objects that rows of the tables name. Those of a whole database come with it, and are not counted.
     pub large_objects: Carried,

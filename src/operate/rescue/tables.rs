@@ -8,11 +8,8 @@ use crate::operate::server::Server;
 /// A table at the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    /// Its oid.
     pub oid: u32,
-    /// Its schema.
     pub schema: String,
-    /// Its name.
     pub name: String,
     /// pg_class.relkind.
     pub kind: String,

@@ -74,9 +74,7 @@ impl Role {
 /// The rights of a role.
 #[derive(Debug, Serialize)]
 pub struct Profile {
-    /// The role.
     pub role: Role,
-    /// Rights in each repository.
     pub repositories: Vec<Rights>,
     /// Statements for the server, as a superuser; none where the role needs no server.
     pub sql: Vec<String>,

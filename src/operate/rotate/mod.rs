@@ -45,7 +45,6 @@ pub struct Asked {
 /// A rotation.
 #[derive(Serialize)]
 pub struct Plan {
-    /// The key set.
     pub key_set: String,
     /// The epoch that it gets, or that repositories get which lack it.
     pub epoch: u32,
@@ -68,7 +67,6 @@ pub struct Plan {
 /// The objects that a repository lacks, and got.
 #[derive(Serialize)]
 pub struct Given {
-    /// The repository.
     pub repository: String,
     /// Keys of objects that are still to be stored.
     pub to_store: Vec<String>,
@@ -89,7 +87,6 @@ struct Work {
 pub(super) struct Hand {
     /// Name and public key of those with a pair.
     pub keys: Vec<(String, String)>,
-    /// The one with a passphrase.
     pub passphrase: Option<(String, Zeroizing<Vec<u8>>)>,
     /// Private keys of recipients.
     pub proofs: Vec<(String, PrivateHalf)>,
@@ -349,9 +346,7 @@ fn give(work: &Work, place: &Place, given: &mut Given) -> Result<()> {
 /// The objects of a rotation that is not finished.
 #[derive(Serialize)]
 pub struct TakenBack {
-    /// The epoch.
     pub epoch: u32,
-    /// The repositories.
     pub repositories: Vec<Deleted>,
     /// Whether it was done.
     pub confirmed: bool,
@@ -360,9 +355,7 @@ pub struct TakenBack {
 /// The objects of a repository that are to be deleted, or were.
 #[derive(Serialize)]
 pub struct Deleted {
-    /// The repository.
     pub repository: String,
-    /// Their keys.
     pub keys: Vec<String>,
 }
 

@@ -42,7 +42,6 @@ pub struct AskedBack {
 /// A rollback, planned or carried out.
 #[derive(Serialize)]
 pub struct RolledBack {
-    /// The run.
     pub run: String,
     /// The writes since the run.
     pub written: Vec<String>,

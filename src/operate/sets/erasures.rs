@@ -28,7 +28,6 @@ pub struct Erasing {
     pub member: SetMember,
     /// How many it lacks.
     pub count: usize,
-    /// All that are recorded.
     pub recorded: usize,
     /// Repositories in which nothing proves who recorded them.
     pub unproven: Vec<String>,

@@ -42,7 +42,6 @@ pub struct MarkInfo {
 pub struct SetInfo {
     /// Its name.
     pub set: String,
-    /// Its members.
     pub members: Vec<SetMember>,
     /// The stretches of time that are reached, oldest first; files come as of the nearest backup.
     pub spans: Vec<Span>,

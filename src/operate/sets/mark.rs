@@ -49,7 +49,6 @@ pub struct Asked {
 pub struct Marked {
     /// Its name.
     pub id: String,
-    /// The set.
     pub set: String,
     /// The operator's text.
     pub label: Option<String>,
@@ -59,7 +58,6 @@ pub struct Marked {
     pub ended: TimestampTz,
     /// The exactness that it promises.
     pub level: Level,
-    /// The members.
     pub members: Vec<StatedMember>,
     /// Those of them that follow another server, and gave what they had replayed.
     pub followers: Vec<Follower>,

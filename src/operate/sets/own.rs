@@ -73,7 +73,6 @@ impl Owner {
 
 /// The answer of a command.
 pub struct Answer {
-    /// Its JSON.
     pub json: Value,
     /// Whether it warned.
     pub has_warned: bool,

@@ -51,7 +51,6 @@ pub struct AskedRecovery {
     pub set: Option<String>,
     /// The members.
     pub extent: Extent,
-    /// The moment.
     pub moment: AskedMoment,
     /// Whether it is asked, too, which erasures clusters lack then.
     pub with_erasures: bool,
@@ -69,9 +68,7 @@ enum Moment {
 
 /// A plan, and what it is executed with.
 pub struct Planned {
-    /// The set.
     pub set: RecoverySet,
-    /// The plan.
     pub plan: SetPlan,
     /// The words of each member's target on a command line.
     pub words: BTreeMap<SetMember, Vec<String>>,

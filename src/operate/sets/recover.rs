@@ -50,7 +50,6 @@ pub struct ShownStep {
 /// A recovery, planned or carried out.
 #[derive(Serialize)]
 pub struct Report {
-    /// The set.
     pub set: String,
     /// The run; none where it was only planned.
     pub run: Option<String>,
@@ -62,7 +61,6 @@ pub struct Report {
     pub after_stop: Vec<AfterStop>,
     /// How long the applications are down, as far as it is known.
     pub outage: Outage,
-    /// The steps.
     pub steps: Vec<Done>,
     /// Whether an earlier run goes on.
     pub is_resumed: bool,

@@ -47,17 +47,13 @@ pub struct Record {
     format: u32,
     /// Its name.
     pub id: String,
-    /// The set.
     pub set: String,
     /// The members.
     pub extent: Extent,
     /// The moment in words, by which the same command is known again.
     pub moment: String,
-    /// When it began.
     pub began: TimestampTz,
-    /// The members.
     pub members: Vec<RecordedMember>,
-    /// The steps.
     pub steps: Vec<Step>,
 }
 

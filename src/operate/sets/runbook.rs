@@ -68,7 +68,6 @@ fn marked(fixed: &str) -> String {
 /// Instructions that a repository has.
 #[derive(Debug, Serialize)]
 pub struct StoredRunbook {
-    /// The set.
     pub set: String,
     /// The mark with which they were stored.
     pub mark: String,

@@ -21,11 +21,9 @@ use crate::redis::member::Member;
 /// A member that was tried.
 #[derive(Debug, Serialize)]
 pub struct Tried {
-    /// The member.
     pub member: SetMember,
     /// Why it failed; none where it passed.
     pub failed: Option<String>,
-    /// The command.
     pub command: String,
     /// How long it took.
     pub ms: u64,
@@ -36,9 +34,7 @@ pub struct Tried {
 /// The result of a test.
 #[derive(Serialize)]
 pub struct Tested {
-    /// The set.
     pub set: String,
-    /// The plan.
     pub plan: SetPlan,
     /// Whether every member passed.
     pub passed: bool,

@@ -22,7 +22,6 @@ pub struct LackingBackups {
     pub backups: Vec<BackupId>,
     /// Pins of backups that both have or will have, and what says that one is complete: subject and the last part of the key.
     pub pins: Vec<(BackupId, String)>,
-    /// Objects of the log.
     pub log: Objects,
     /// Records of the slots of a shard.
     pub slots: Vec<Key>,

@@ -14,7 +14,6 @@ use crate::repo::id::BackupId;
 /// A claim that stands, or a reservation without a claim that stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// The backup.
     pub id: BackupId,
     /// The event that claims it; none for a reservation.
     pub claim: Option<String>,

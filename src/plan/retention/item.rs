@@ -19,7 +19,6 @@ const FAR_AHEAD: Duration = Duration::from_secs(24 * 3600);
 pub struct Item<'a> {
     /// Its place among all items, oldest first; never by anybody's clock.
     pub order: usize,
-    /// The backup.
     pub id: &'a BackupId,
     /// When it ended, by its own clock.
     pub time: TimestampTz,
@@ -31,7 +30,6 @@ pub struct Item<'a> {
     pub precedes_window: bool,
     /// Bytes that it added to the repository.
     pub stored_bytes: u64,
-    /// Its events.
     pub events: &'a [Recorded],
     /// Layers and packs that it needs.
     pub needs: (&'a Parts, &'a Parts),

@@ -36,7 +36,6 @@ pub struct HistoryFate {
 pub struct Gone {
     /// Bytes before this position go; none where the whole history does.
     pub before: Option<u64>,
-    /// How many objects.
     pub objects: u64,
     /// Their stored bytes.
     pub bytes: u64,

@@ -145,7 +145,6 @@ impl Fate {
 /// A backup, what becomes of it, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judged {
-    /// The backup.
     pub id: BackupId,
     /// Place in a cluster's WAL; none of other content.
     pub place: Option<Place>,
@@ -216,7 +215,6 @@ pub enum Deletion {
 pub struct ExpirePlan {
     /// Every backup, oldest first.
     pub backups: Vec<Judged>,
-    /// Backups to mark.
     pub marks: Vec<BackupId>,
     /// Marks to take back, because the backup is kept again: id and the mark's event.
     pub unmarks: Vec<(BackupId, String)>,

@@ -314,7 +314,6 @@ pub struct Needed {
 /// A backup that needs WAL.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Needer {
-    /// The backup.
     pub id: BackupId,
     /// It needs WAL to its own end only.
     pub is_bounded: bool,

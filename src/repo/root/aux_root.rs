@@ -317,7 +317,6 @@ impl AuxOutline {
 /// An outline with the parts that it names as runs, as a catalog has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuxBackup {
-    /// Outline of its root.
     pub root: AuxOutline,
     /// Layer objects it names, by the id that wrote them.
     pub layers: catalog::Parts,

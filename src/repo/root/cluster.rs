@@ -169,7 +169,6 @@ pub struct ClusterContent {
     pub consistent_lsn: Lsn,
     /// The checkpoint record.
     pub checkpoint_lsn: Lsn,
-    /// Timeline at the start.
     pub start_timeline: u32,
     /// Timeline at the stop.
     pub timeline: u32,
@@ -182,7 +181,6 @@ pub struct ClusterContent {
     pub from_standby: bool,
     /// Whether data checksums were on.
     pub data_checksums: bool,
-    /// WAL segment size.
     pub wal_segment_size_bytes: u64,
     /// Page size of data files.
     pub block_size_bytes: u32,

@@ -46,7 +46,6 @@ pub struct Outline {
     pub consistent_lsn: Lsn,
     /// The checkpoint record.
     pub checkpoint_lsn: Lsn,
-    /// Timeline at the start.
     pub start_timeline: u32,
     /// Timeline at the stop.
     pub timeline: u32,
@@ -88,7 +87,6 @@ pub struct Details {
     pub tablespaces: Vec<Tablespace>,
     /// Whether the server was in recovery.
     pub from_standby: bool,
-    /// WAL segment size.
     pub wal_segment_size_bytes: u64,
     /// Databases whose files hold no content.
     pub left_out_databases: Vec<LeftOutDatabase>,

@@ -78,11 +78,8 @@ impl Way {
 pub struct New<'a> {
     /// The operator's request, by which the same command is known again.
     pub asked: &'a str,
-    /// The backup.
     pub backup: String,
-    /// The target.
     pub target: String,
-    /// Its tablespaces.
     pub tablespaces: &'a [PlacedTablespace],
 }
 

@@ -20,7 +20,6 @@ use crate::restore::target_dir::CONTROL;
 pub struct Old {
     /// The data directory, without links.
     pub data: PathBuf,
-    /// Its system identifier.
     pub system_identifier: u64,
     /// Files of WAL that wait to be archived.
     pub unarchived: usize,

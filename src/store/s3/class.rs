@@ -18,11 +18,9 @@ use crate::store::http::failure::{Answered, Failure, Kind};
 /// An object in a class from which it must be thawed, or in which the store may have archived it by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archived {
-    /// Its key.
     pub key: String,
     /// Its stored length.
     pub size_bytes: u64,
-    /// Its class.
     pub class: StorageClass,
 }
 

@@ -37,7 +37,6 @@ pub struct Restore {
     pub kind: String,
     /// Name of the set.
     pub name: String,
-    /// The backup.
     pub backup: BackupId,
     /// When the restore began.
     pub began: TimestampTz,

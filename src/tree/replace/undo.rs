@@ -34,7 +34,6 @@ const DISCARDED: &[u8] = b".discarded";
 pub struct Kept {
     /// Its number.
     pub run: Run,
-    /// The restore.
     pub restore: Restore,
     /// Whether it came to its end.
     pub is_complete: bool,

@@ -18,7 +18,6 @@ use crate::store::s3::request::Bucket;
 /// A piece of an object.
 #[derive(Debug, Clone)]
 pub struct Piece {
-    /// Its bytes.
     pub bytes: Bytes,
     /// Length of the whole.
     pub size_bytes: u64,
