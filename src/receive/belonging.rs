@@ -3,14 +3,15 @@
 //! A journal outlives the server that it was received from. After a resolution the names of its segments lead into the home of another life: what the
 //! journal holds is stored there only where it is proven to belong there.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::content::Received;
 use super::shipment::begins_alike;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::journal::Segment;
-use crate::pg::lsn::LsnRange;
+use crate::pg::lsn::{Lsn, LsnRange};
+use crate::pg::timeline::TimelineId;
 use crate::repo::container::Container;
 use crate::repo::layout::{self, ClusterLayout, Home};
 use crate::repo::lives;
@@ -32,20 +33,66 @@ pub enum Proof {
     Archive,
 }
 
-/// The best proof so far. A server of which it is true is followed by none that is another life's: the journal's end is compared with each.
+/// A position of the journal: WAL of a later timeline comes behind that of an earlier one.
+pub type Place = (TimelineId, Lsn);
+
+/// The proofs so far, each with the place from which it holds. A server of which one is true is followed by none that is another life's: the
+/// journal's end is compared with each.
 #[derive(Debug, Default)]
-pub struct Evidence(Mutex<Proof>);
+pub struct Evidence(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    journal: Option<Place>,
+    archive: Option<Place>,
+    /// WAL before this place was in the journal when a server began to send of which nothing was proven.
+    doubted: Option<Place>,
+}
 
 impl Evidence {
-    /// Returns it.
-    pub fn proof(&self) -> Proof {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the best of them.
+    pub fn best(&self) -> Proof {
+        let known = self.known();
+        match (known.archive, known.journal) {
+            (Some(_), _) => Proof::Archive,
+            (None, Some(_)) => Proof::Journal,
+            (None, None) => Proof::Nothing,
+        }
     }
 
-    /// Adds to it.
-    pub fn found(&self, proof: Proof) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *known = proof.max(*known);
+    /// Returns that of WAL at a place.
+    pub fn at(&self, place: Place) -> Proof {
+        let known = self.known();
+        let holds = |from: Option<Place>| from.is_some_and(|from| from <= place);
+        match (holds(known.archive), holds(known.journal)) {
+            (true, _) => Proof::Archive,
+            (false, true) => Proof::Journal,
+            (false, false) => Proof::Nothing,
+        }
+    }
+
+    /// Adds one that holds from a place on.
+    pub fn found(&self, proof: Proof, from: Place) {
+        let mut known = self.known();
+        let from = known.doubted.map_or(from, |doubted| doubted.max(from));
+        let earliest = |known: Option<Place>| Some(known.map_or(from, |known| known.min(from)));
+        match proof {
+            Proof::Nothing => {}
+            Proof::Journal => known.journal = earliest(known.journal),
+            Proof::Archive => known.archive = earliest(known.archive),
+        }
+    }
+
+    /// A server begins to send from a place on: that WAL is its own, whatever lies before.
+    pub fn streams(&self, from: Place) {
+        if self.at(from) == Proof::Nothing {
+            self.known().doubted = Some(from);
+            self.found(Proof::Journal, from);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -161,4 +208,29 @@ fn hash(content: &mut Received, range: LsnRange) -> Result<[u8; 32]> {
         left -= length as u64;
     }
     Ok(*hasher.finalize().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(lsn: u64) -> Place {
+        (TimelineId::new(1).unwrap(), Lsn(lsn))
+    }
+
+    #[test]
+    fn t78_a_proof_does_not_reach_behind_the_wal_that_a_doubted_journal_held() {
+        let evidence = Evidence::default();
+        evidence.streams(place(50));
+        assert_eq!(evidence.at(place(40)), Proof::Nothing);
+        assert_eq!(evidence.at(place(50)), Proof::Journal);
+        // The journal's end is that server's now, and its beginning is not.
+        evidence.found(Proof::Archive, place(10));
+        assert_eq!(evidence.at(place(40)), Proof::Nothing);
+        assert_eq!(evidence.at(place(60)), Proof::Archive);
+        let proven = Evidence::default();
+        proven.found(Proof::Archive, place(10));
+        proven.streams(place(50));
+        assert_eq!(proven.at(place(10)), Proof::Archive);
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::belonging::Proof;
+use super::belonging::{Place, Proof};
 use super::compare::{self, Compared};
 use super::holdings::{self, Holdings, Identity, Reach};
 use super::kept::Kept;
@@ -459,12 +459,15 @@ impl<'a> Session<'a> {
             if self.has_lives && !is_fresh && self.shipper.proof() != Proof::Archive {
                 (client, is_archived) = self.compare_stored(client, info, &facts).await?;
             }
-            self.shipper
-                .compared(match (is_fresh || is_same, is_archived) {
-                    (false, _) => Proof::Nothing,
-                    (true, false) => Proof::Journal,
-                    (true, true) => Proof::Archive,
-                });
+            let proof = match (is_fresh || is_same, is_archived) {
+                (false, _) => Proof::Nothing,
+                (true, false) => Proof::Journal,
+                (true, true) => Proof::Archive,
+            };
+            // Its last run alone was compared: WAL before a hole may be another server's.
+            let start = (start.position.timeline, start.position.lsn);
+            let last = self.journal.held().last().map(|h| (h.timeline, h.from));
+            self.shipper.compared(proof, last.unwrap_or(start));
             client = self.mend(client, info, &facts).await?;
         }
         self.tell_start(&start);
@@ -923,6 +926,19 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// How the WAL of a stream is acknowledged. Behind WAL that may be another life's nothing is shipped, and the journal is to be moved away: the
+    /// server keeps what no repository has.
+    fn acknowledge(&self, from: Place) -> Acknowledge {
+        let first = self.journal.held().first().map(|h| (h.timeline, h.from));
+        let is_nothing = |first: Place| self.shipper.proof_at(first) == Proof::Nothing;
+        let is_doubted = self.has_lives && first.is_some_and(is_nothing);
+        self.shipper.streams(from);
+        match is_doubted {
+            true => Acknowledge::Repository,
+            false => self.options.acknowledge,
+        }
+    }
+
     /// Streams one timeline; returns the connection when it has ended, `None` when enough was received.
     async fn stream(
         &mut self,
@@ -951,11 +967,12 @@ impl<'a> Session<'a> {
         self.status.disconnected = None;
         self.status.timeline = Some(position.timeline);
         let floor = slot.restart_lsn.unwrap_or(Lsn::INVALID);
+        let acknowledge = self.acknowledge((position.timeline, position.lsn));
         let sources = Sources {
             feeder: self.journal.feeder(),
             durable: self.journal.watch(),
             archived: self.shipper.archived(),
-            acknowledge: self.options.acknowledge,
+            acknowledge,
             clock: Arc::clone(&self.host.clock),
             origin: *origin,
         };

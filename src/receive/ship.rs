@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::belonging::{Evidence, Proof};
+use super::belonging::{Evidence, Place, Proof};
 use super::shipment::Shipment;
 use crate::archive::push::push_history;
 use crate::config::Acknowledge;
@@ -67,12 +67,22 @@ impl Shipper {
 
     /// Returns what was compared with the server so far.
     pub fn proof(&self) -> Proof {
-        self.evidence.proof()
+        self.evidence.best()
     }
 
-    /// The journal was compared with the server: what was waiting for that goes on.
-    pub fn compared(&self, proof: Proof) {
-        self.evidence.found(proof);
+    /// Returns what was proven of WAL at a place.
+    pub fn proof_at(&self, place: Place) -> Proof {
+        self.evidence.at(place)
+    }
+
+    /// A server begins to send from a place on.
+    pub fn streams(&self, from: Place) {
+        self.evidence.streams(from);
+    }
+
+    /// The journal was compared with the server, and agrees from a place on: what was waiting for that goes on.
+    pub fn compared(&self, proof: Proof, from: Place) {
+        self.evidence.found(proof, from);
         self.inner.ship().follower.wake();
     }
 

@@ -393,7 +393,7 @@ impl Shipment {
         if joined == Joined::Yes || !is_chosen || repository.store().head(&key)?.is_some() {
             return Ok(());
         }
-        let proof = self.evidence.proof();
+        let proof = self.evidence.at((name.timeline, segment.from));
         let mut content = Received::open(&self.ship.follower, segment)?;
         let content = (segment, &mut content);
         let required = belonging::require(repository, &self.layout, content, proof);
