@@ -34,10 +34,7 @@ impl Moment {
     /// # Errors
     /// `Usage` for one that is out of range.
     pub fn before(&self, now: TimestampTz) -> Result<WrittenTime> {
-        match self {
-            Moment::At(written) | Moment::Day { begin: written, .. } => Ok(written.clone()),
-            Moment::Distant(distance) => now.saturating_sub(*distance).to_string().parse(),
-        }
+        self.written(|distance| now.saturating_sub(distance))
     }
 
     /// Returns the last time that belongs to it, of a day its end; a length of time reaches back from `now`.
@@ -56,9 +53,13 @@ impl Moment {
     /// # Errors
     /// `Usage` for one that is out of range.
     pub fn after(&self, now: TimestampTz) -> Result<WrittenTime> {
+        self.written(|distance| now.saturating_add(distance))
+    }
+
+    fn written(&self, distant: impl Fn(Duration) -> TimestampTz) -> Result<WrittenTime> {
         match self {
             Moment::At(written) | Moment::Day { begin: written, .. } => Ok(written.clone()),
-            Moment::Distant(distance) => now.saturating_add(*distance).to_string().parse(),
+            Moment::Distant(distance) => distant(*distance).to_string().parse(),
         }
     }
 }

@@ -757,6 +757,31 @@ mod tests {
             run.run(&shown, &policy).unwrap();
             outcome
         }
+
+        /// As [`Bench::run`], while somebody waits for the first claim to end. Also returns what that one sees then.
+        fn run_beside_a_waiter<T: Send>(
+            &self,
+            times: (Duration, Duration),
+            seen: impl FnOnce() -> T + Send,
+        ) -> (Outcome, T) {
+            let place: (&dyn Store, &Scope) = (&self.store, &self.layout);
+            let subject = self.claims();
+            std::thread::scope(|scope| {
+                let waiter = scope.spawn(|| {
+                    while self.store.list(&subject).unwrap().is_empty() {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    deletion::wait_on(place, &self.host).unwrap();
+                    seen()
+                });
+                (self.run(times), waiter.join().unwrap())
+            })
+        }
+
+        /// The folder of the claims of runs.
+        fn claims(&self) -> String {
+            self.layout.subject(self.layout.whole())
+        }
     }
 
     impl Domain for Bench {
@@ -811,18 +836,7 @@ mod tests {
     fn x37_who_waits_goes_on_between_rounds_and_each_round_has_its_claim_and_plan() {
         let bench = Bench::new(16, 2, "/000002", needed_before());
         let times = (9 * LATENCY, Duration::from_secs(2));
-        let place: (&dyn Store, &Scope) = (&bench.store, &bench.layout);
-        let subject = bench.layout.subject(bench.layout.whole());
-        let (outcome, left) = std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| {
-                while bench.store.list(&subject).unwrap().is_empty() {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                deletion::wait_on(place, &bench.host).unwrap();
-                bench.left()
-            });
-            (bench.run(times), waiter.join().unwrap())
-        });
+        let (outcome, left) = bench.run_beside_a_waiter(times, || bench.left());
         assert!(!left.is_empty() && left.len() < 16, "{left:?}");
         assert_eq!(bench.left(), [0; 0]);
         assert_eq!(outcome.deleted_segments, 16);
@@ -839,7 +853,7 @@ mod tests {
             assert_eq!((standing.len(), *has_begin), (1, at == 1), "{seen:?}");
             assert!(claims.insert(standing.clone()), "{seen:?}");
         }
-        assert!(bench.store.list(&subject).unwrap().is_empty());
+        assert!(bench.store.list(&bench.claims()).unwrap().is_empty());
     }
 
     #[test]
@@ -881,18 +895,7 @@ mod tests {
         bench.record(&id(), "20261120T070000Z-verified-0000000000000001");
         bench.copied(&kept, 1_000);
         let times = (20 * LATENCY, Duration::ZERO);
-        let place: (&dyn Store, &Scope) = (&bench.store, &bench.layout);
-        let subject = bench.layout.subject(bench.layout.whole());
-        let (outcome, left) = std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| {
-                while bench.store.list(&subject).unwrap().is_empty() {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                deletion::wait_on(place, &bench.host).unwrap();
-                bench.events(&kept).len()
-            });
-            (bench.run(times), waiter.join().unwrap())
-        });
+        let (outcome, left) = bench.run_beside_a_waiter(times, || bench.events(&kept).len());
         // Who waits goes on long before the last of them would be gone.
         assert!((1_000..2_000).contains(&left), "{left}");
         assert_eq!(outcome.cleared, 2_000 - left as u64);

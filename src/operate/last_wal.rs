@@ -9,15 +9,13 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::control::{ClusterState, ControlFile};
 use crate::pg::lsn::Lsn;
+use crate::pg::page::LONG_HEADER;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::repository::Repository;
 use crate::wal::increment::OpenSegment;
 use crate::wal::inventory::{HistoryFile, Inventory, Timeline};
 use crate::wal::remnant::Remnant;
-
-/// Bytes of a segment before its first record: the long page header of `xlog_internal.h`.
-const FIRST_RECORD: u64 = 40;
 
 /// Requires that a repository has all WAL of the server that ran last in this data directory, which a restore in place removes.
 ///
@@ -52,20 +50,18 @@ pub fn require(session: &Session, data: &Path, opened: &Opened) -> Result<()> {
             silent = silent.or(Some((name, e)));
         }
     }
-    match found.is_there || !found.is_known {
-        true => Ok(()),
-        false => Err(last.lacking(found.missing.unwrap_or(last.name), silent)),
+    match found.missing.filter(|_| !found.is_there) {
+        Some(first) => Err(last.lacking(first, silent)),
+        None => Ok(()),
     }
 }
 
 /// The answers of the repositories.
 #[derive(Default)]
 struct Found {
-    /// One of them knows the timeline.
-    is_known: bool,
     /// One of them has all of the WAL.
     is_there: bool,
-    /// The first segment that one of them lacks.
+    /// The first segment that one of them lacks; none where nobody knows the timeline.
     missing: Option<SegmentName>,
 }
 
@@ -75,7 +71,6 @@ impl Found {
         let Some(timeline) = timeline.filter(|timeline| last.is_of(timeline)) else {
             return Ok(());
         };
-        self.is_known = true;
         match last.first_missing(repository, inventory, timeline)? {
             None => self.is_there = true,
             Some(name) => self.missing = self.missing.or(Some(name)),
@@ -215,7 +210,7 @@ fn had(inventory: &Inventory, id: TimelineId, end: Lsn) -> bool {
 fn end_of(control: &ControlFile) -> (Lsn, SegmentNumber) {
     let size = control.wal_segment_size;
     let begin = SegmentNumber::of(control.checkpoint, size).start_lsn(size);
-    let end = match control.checkpoint.0 - begin.0 <= FIRST_RECORD {
+    let end = match control.checkpoint.0 - begin.0 <= LONG_HEADER as u64 {
         true => begin,
         false => control.checkpoint,
     };

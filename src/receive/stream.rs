@@ -64,7 +64,7 @@ pub enum Origin {
     Primary,
     /// A standby, which may have no connection itself.
     Standby,
-    /// None: the timeline has ended, and its end is told.
+    /// None: the timeline has ended, and the server reports its end.
     Past,
 }
 

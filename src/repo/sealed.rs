@@ -805,17 +805,9 @@ mod tests {
     /// A host whose configuration lost the section of encryption.
     #[test]
     fn no_event_that_would_count_as_forged_is_written_without_the_mac_key() {
-        let keys = Keys {
-            id: KeySetId([1; 16]),
-            public: None,
-            is_of_file: false,
-            mac: None,
-            private: None,
-            own: None,
-            random: system_random,
-        };
         let dir = tempfile::tempdir().unwrap();
         let inner = FileStore::open(dir.path(), 1).unwrap();
+        let keys = Keys::load(&inner, KeySetId([1; 16]), None).unwrap();
         let store = SealedStore::new(Box::new(inner), keys);
         let layout = ClusterLayout::new("main", 7).unwrap();
         let of = |kind: &str| Event {

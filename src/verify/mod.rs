@@ -159,7 +159,7 @@ pub struct Report {
     pub unlinked_count: u64,
     /// Backups that were looked at, each with whether it can be restored; and those that cannot.
     pub backups: Vec<(BackupId, bool)>,
-    /// Backups whose structure was not looked at, for the limits of the run were reached. Nothing is said of these.
+    /// Backups whose structure was not looked at, for the run reached its limits. The report says nothing else of these.
     pub unlooked_count: u64,
     /// Backups whose files were not compared as a whole again, for packs of theirs were read as another backup's.
     pub uncompared: BTreeSet<BackupId>,

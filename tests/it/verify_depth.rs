@@ -554,7 +554,7 @@ fn v47_limits_hold_for_the_structure_too_and_each_backup_has_its_turn() {
             panic!("{report}");
         };
         looked.insert(backup["id"].as_str().unwrap().to_owned());
-        // Nothing is said of a backup that was not looked at.
+        // A backup that the run did not look at does not count as verified.
         for id in [&first, &second] {
             assert!(!is_verified(&site, id) || looked.contains(id), "{report}");
         }

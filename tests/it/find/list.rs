@@ -61,7 +61,7 @@ fn n05_a_backup_keeps_the_names_of_relations(major: u32) {
     assert_eq!(only(&answer, "delete postgres.app.kept")["xid"], thin);
     let found = find(&site, &["--table", "app.orders"]);
     assert_eq!(events(&found).len(), 1);
-    // Events that were left out, and a slip of the fingers, are told.
+    // The command reports events that it leaves out, and a misspelled name.
     let told = |args: &[&str]| site.pitr().arg("find").args(args).run().success();
     told(&["--kind", "delete"]).expect_stderr("fewer than 1000 rows are left out: --min-rows 1");
     let typo = told(&["--table", "app.order"]);
