@@ -165,10 +165,10 @@ soak-short: ## the same, 50 rounds
 	SOAK_ROUNDS=$${SOAK_ROUNDS:-50} SOAK_SEED=$${SOAK_SEED:-$$RANDOM} $(CARGO) test --test it -- receiver_soak:: --nocapture
 
 # What has passed stands in BACKUP_SOAK_PROGRESS: broken off, it goes on there. Remove the file to begin anew.
-soak-backups: ## 20 histories of 25 steps on each major: backups of every kind, method and source under load, killed, deleted and disturbed, in directories and buckets; random moments come back
+soak-backups: build ## 20 histories of 25 steps on each major: backups of every kind, method and source under load, killed, deleted and disturbed, in directories and buckets; random moments come back
 	scripts/get-tools test
 	scripts/get-postgres
-	BACKUP_SOAK_HISTORIES=$${BACKUP_SOAK_HISTORIES:-20} BACKUP_SOAK_PROGRESS=$${BACKUP_SOAK_PROGRESS:-$(CURDIR)/target/backup-soak/progress} \
+	PITR_TEST_PROGRAMS=$(CURDIR)/target/release BACKUP_SOAK_HISTORIES=$${BACKUP_SOAK_HISTORIES:-20} BACKUP_SOAK_PROGRESS=$${BACKUP_SOAK_PROGRESS:-$(CURDIR)/target/backup-soak/progress} \
 	$(CARGO) test --test it -- backup_soak:: --nocapture
 
 scale: build ## clusters of 10 000, 100 000 and 1 000 000 files, and a chain of 500 incrementals: time and at most 100 MiB of memory of each step (30 GB of room, some hours)

@@ -383,6 +383,7 @@ mod tests {
             wal_proof: None,
             foreign: None,
             strays: BTreeMap::new(),
+            unsure: BTreeSet::new(),
             layers: BTreeMap::new(),
             packs: BTreeMap::new(),
         };

@@ -658,6 +658,13 @@ pub fn marks(events: &[Recorded]) -> Vec<&Recorded> {
     standing(events, "expire", "unexpire")
 }
 
+/// Whether a backup is marked for deletion without a proof: by a janitor without keys, or by whoever may write to the store.
+#[cfg(feature = "full")]
+pub fn is_marked_unproven(events: &[Recorded]) -> bool {
+    let mut marks = events.iter().filter(|e| e.event.event == "expire");
+    marks.any(|mark| !mark.counts())
+}
+
 /// Whether a backup is marked for deletion.
 pub fn is_marked(events: &[Recorded]) -> bool {
     !marks(events).is_empty()

@@ -548,6 +548,7 @@ mod tests {
                 wal_proof: None,
                 foreign: None,
                 strays: BTreeMap::new(),
+                unsure: BTreeSet::new(),
                 layers: Default::default(),
                 packs: Default::default(),
             };

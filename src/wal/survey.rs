@@ -105,6 +105,9 @@ pub struct Root {
     /// The later timelines that do not go on from it, although their positions say so, each with its copy of the segment in which the backup stops: that begins
     /// with other WAL. Looked for by [`Survey::read`] alone.
     pub strays: BTreeMap<TimelineId, SegmentName>,
+    /// The later timelines that have a copy of that segment, where nothing tells what the backup's own WAL is: without keys, and of earlier versions. Each may be
+    /// a stray. Looked for by [`Survey::read`] alone.
+    pub unsure: BTreeSet<TimelineId>,
     /// Layer objects it names, by the id that wrote them.
     pub layers: Parts,
     /// Packs it names.
@@ -150,6 +153,7 @@ impl Root {
             wal_proof: root.wal_proof.clone(),
             foreign: None,
             strays: BTreeMap::new(),
+            unsure: BTreeSet::new(),
             layers: by_writer(root.layers()),
             packs: by_writer(root.packs()),
         })
@@ -291,18 +295,26 @@ impl Survey {
                 continue;
             };
             let end = root.wal_proof.as_ref().and_then(WalProof::end);
-            let Some((last, length_bytes, hash)) = end else {
-                continue;
-            };
             let (timeline, stop) = (root.timeline, root.stop_lsn);
             let number = SegmentNumber::ending_at(stop, size);
+            let Some(last) = number.name(timeline, size) else {
+                continue;
+            };
             let is_there = |t| Ok(timelines.get(&t).is_some_and(|t| t.holds(number)));
             let leads = |path: &&Path| path.leads_through(timeline, stop);
             for path in paths.iter().filter(leads) {
-                if let Some(name) = path.in_place_of(last, is_there)?
-                    && !is_own(name, length_bytes, hash)?
-                {
-                    root.strays.insert(path.history().timeline(), name);
+                let Some(name) = path.in_place_of(last, is_there)? else {
+                    continue;
+                };
+                let target = path.history().timeline();
+                match end {
+                    Some((_, length_bytes, hash)) if is_own(name, length_bytes, hash)? => {}
+                    Some(_) => {
+                        root.strays.insert(target, name);
+                    }
+                    None => {
+                        root.unsure.insert(target);
+                    }
                 }
             }
         }

@@ -12,8 +12,9 @@ use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::{Registration, Repository};
 use pitr::store::file::FileStore;
 use pitr::store::{self, Store};
+use rustix::process::Signal;
 
-use crate::common::{Cluster, expire_at_once, keep_one, paths_below, user};
+use crate::common::{Cluster, PATIENCE, expire_at_once, keep_one, paths_below, user, wait_until};
 use crate::sealed::{Sealed, refused};
 
 const FORGED: &str = "forged: whoever made it does not hold the MAC key";
@@ -299,6 +300,29 @@ fn marks_and_claims_of_who_has_no_key_are_no_forgeries() {
     backed.put(&owner, &backed.second, "release", Some(&claim));
     assert!(backed.forged().is_empty());
     assert!(!backed.info()["problems"].to_string().contains("forged"));
+}
+
+/// Row X40: a janitor without keys is killed when the roots are gone.
+#[test]
+fn x40_who_has_keys_tells_an_interrupted_janitor_from_a_lost_root() {
+    let backed = Backed::new();
+    let sealed = &backed.sealed;
+    let decided = sealed.sandbox.dir("paused").join("decided");
+    let pause = format!("expire-decided={}", decided.display());
+    let expire = sealed.on("janitor").args(expire_at_once());
+    let running = expire.clone().env("PITR_FAULT_PAUSE", pause).spawn();
+    wait_until(PATIENCE, "the janitor has decided", || decided.exists());
+    running.signal(Signal::KILL);
+    running.wait();
+    let root = sealed.folder("backups").join(&backed.first);
+    fs::remove_file(root.join("manifest")).unwrap();
+    let verify = || sealed.on("reader").arg("verify").run();
+    verify()
+        .expect_code(4)
+        .expect_stdout("its root is not there. A mark for deletion that nothing proves");
+    expire.run().success();
+    verify().success();
+    assert!(!sealed.folder("packs").join(&backed.first).exists());
 }
 
 /// A host whose configuration lost the section of encryption.

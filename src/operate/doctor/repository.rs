@@ -18,7 +18,7 @@ use crate::operate::{human, receiver};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
-use crate::plan::base::lies_on;
+use crate::plan::base;
 use crate::plan::cluster::{self, DECIDE, Side, Tree};
 use crate::plan::gap;
 use crate::repo::drilled;
@@ -490,8 +490,13 @@ fn content(
             format!("pitr repo sync, where another repository has it; else give it up: pitr expire --give-up {first}"),
         );
     }
-    let timeline = timelines(found, repository, &inventory, seen)?;
-    newest_backup(found, cluster, (&inventory, timeline), new_backup, session);
+    let rollup = Rollup::new(repository, &inventory, None)?;
+    let side = Side {
+        inventory: &inventory,
+        wal: &rollup,
+    };
+    let timeline = timelines(found, side, seen)?;
+    newest_backup(found, cluster, (side, timeline), new_backup, session)?;
     proven_backups(found, &inventory);
     gaps(found, repository, &inventory, lost_wal)?;
     Ok(inventory)
@@ -577,14 +582,7 @@ fn is_stored(
 }
 
 /// Which timeline is the cluster, and whether the server is on it.
-fn timelines(
-    found: &mut Findings,
-    repository: &Repository,
-    inventory: &Inventory,
-    seen: &Seen,
-) -> Result<Option<TimelineId>> {
-    let wal = &Rollup::new(repository, inventory, None)?;
-    let side = Side { inventory, wal };
+fn timelines(found: &mut Findings, side: Side<'_>, seen: &Seen) -> Result<Option<TimelineId>> {
     let decided = cluster::decide_by(&[side])?;
     match (decided.timeline(), decided.undecided()) {
         (Some(timeline), _) => found.ok("timeline", timeline.decimal().to_string()),
@@ -594,7 +592,7 @@ fn timelines(
     for beside in decided.describe_beside() {
         found.warn("timelines", "two go on", beside, DECIDE);
     }
-    let tree = Tree::of(inventory);
+    let tree = Tree::of(side.inventory);
     let of_server = seen.timeline.filter(|t| tree.timelines().any(|k| k == *t));
     if let Some(timeline) = of_server.filter(|_| !seen.in_recovery)
         && let Err(e) = decided.require(timeline)
@@ -643,15 +641,11 @@ fn conflicts(found: &mut Findings, repository: &Repository, layout: &ClusterLayo
 fn newest_backup(
     found: &mut Findings,
     cluster: &Cluster,
-    (inventory, timeline): (&Inventory, Option<TimelineId>),
+    (side, timeline): (Side<'_>, Option<TimelineId>),
     new_backup: &str,
     session: &Session,
-) {
-    let history = timeline.and_then(|t| inventory.history(t).ok());
-    let leads = |b: &&Backup| history.as_ref().is_none_or(|h| lies_on(h, b));
-    let usable = inventory.backups.iter().filter(|b| b.damage.is_none());
-    let usable = usable.filter(leads);
-    let newest = usable.max_by_key(|b| b.stop_time);
+) -> Result<()> {
+    let newest = newest_leading(side, timeline)?;
     let age = newest
         .and_then(|b| session.host.now().duration_since(b.stop_time))
         .unwrap_or_default();
@@ -677,6 +671,23 @@ fn newest_backup(
             format!("{}, {} old", b.id, human::duration(age)),
         ),
     }
+    Ok(())
+}
+
+/// The newest undamaged backup from which recovery gets to the timeline.
+fn newest_leading<'a>(side: Side<'a>, timeline: Option<TimelineId>) -> Result<Option<&'a Backup>> {
+    let Side { inventory, wal } = side;
+    let mut usable: Vec<&Backup> = inventory.backups.iter().collect();
+    usable.retain(|b| b.damage.is_none());
+    usable.sort_by_key(|b| b.stop_time);
+    let known = timeline.filter(|t| inventory.history(*t).is_ok());
+    for backup in usable.into_iter().rev() {
+        let leads = known.map(|t| base::leads(inventory, wal, backup, t));
+        if leads.transpose()?.unwrap_or(true) {
+            return Ok(Some(backup));
+        }
+    }
+    Ok(None)
 }
 
 /// When recovery was last tried.

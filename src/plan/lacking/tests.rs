@@ -51,6 +51,7 @@ fn survey(backups: &[u64], segments: &[(u64, u64)]) -> Survey {
             wal_proof: None,
             foreign: None,
             strays: BTreeMap::new(),
+            unsure: BTreeSet::new(),
             layers: BTreeMap::new(),
             packs: BTreeMap::new(),
         };

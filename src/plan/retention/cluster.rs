@@ -152,6 +152,12 @@ impl<'a> Backups<'a> {
             .leads_through(target, root.timeline, root.stop_lsn)
     }
 
+    /// Whether it surely can: a backup of which that is not known stands for no other.
+    fn surely_leads(&self, root: &Root, target: TimelineId) -> bool {
+        self.paths
+            .surely_leads_through(target, root.timeline, root.stop_lsn)
+    }
+
     fn reach(&self, target: TimelineId, start: Lsn) -> Lsn {
         let mut reached = self.reached.borrow_mut();
         *reached
@@ -178,7 +184,7 @@ impl<'a> Backups<'a> {
     fn base(&self, items: &[Item<'_>], timeline: TimelineId) -> Option<Lack> {
         let leading = self.roots_of(items, |_| true).into_iter();
         let leading: Vec<_> = leading
-            .filter(|(_, _, root)| self.leads(root, timeline))
+            .filter(|(_, _, root)| self.surely_leads(root, timeline))
             .collect();
         if leading.iter().any(|(_, item, _)| self.is_base(item)) {
             return None;
@@ -218,7 +224,9 @@ impl<'a> Backups<'a> {
             return None;
         }
         let before = self.roots_of(items, |i| i.precedes_window && i.damage.is_none());
-        let leading = before.iter().filter(|(_, _, r)| self.leads(r, target));
+        let leading = before
+            .iter()
+            .filter(|(_, _, r)| self.surely_leads(r, target));
         Some(leading.map(|(_, _, r)| r.stop_lsn).max().unwrap_or(Lsn(0)))
     }
 
@@ -262,7 +270,8 @@ impl<'a> Backups<'a> {
                 let from = root.stop_lsn.max(*promise);
                 let reaches =
                     |r: &Root| self.leads(r, *target) && self.reach(*target, r.start_lsn) >= from;
-                let covers = |r: &Root| r.stop_lsn <= from && reaches(r);
+                let covers =
+                    |r: &Root| r.stop_lsn <= from && self.surely_leads(r, *target) && reaches(r);
                 if reaches(root) && !bases.iter().any(|(_, _, base)| covers(base)) {
                     return Some(Lack {
                         at,

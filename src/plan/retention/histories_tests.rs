@@ -195,6 +195,7 @@ impl History {
             wal_proof: None,
             foreign: None,
             strays: BTreeMap::new(),
+            unsure: BTreeSet::new(),
             layers: BTreeMap::new(),
             packs,
         };

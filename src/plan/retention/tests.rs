@@ -5,7 +5,7 @@
     reason = "small numbers of small worlds"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::*;
@@ -108,6 +108,7 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
         wal_proof: None,
         foreign: None,
         strays: BTreeMap::new(),
+        unsure: BTreeSet::new(),
         layers: own.clone(),
         packs: own,
     };
@@ -545,14 +546,24 @@ fn t76_a_backup_of_another_life_is_no_base_of_the_timeline_that_was_written_past
         kept.collect::<Vec<_>>()
     };
     assert_eq!(kept(&survey), [9]);
-    let Some(subject) = survey.ids.get_mut(&id(9)) else {
-        panic!();
+    let with = |survey: &Survey, change: &dyn Fn(&mut Root)| {
+        let mut survey = survey.clone();
+        let subject = survey.ids.get_mut(&id(9)).unwrap();
+        if let Manifest::Committed(root) = &mut subject.manifest {
+            change(root);
+        }
+        survey
     };
-    if let Manifest::Committed(root) = &mut subject.manifest {
-        let copy = SegmentNumber(91).name(tli(2), size()).unwrap();
+    let copy = SegmentNumber(91).name(tli(2), size()).unwrap();
+    let stray = with(&survey, &|root| {
         root.strays.insert(tli(2), copy);
-    }
-    assert_eq!(kept(&survey), [8, 9]);
+    });
+    assert_eq!(kept(&stray), [8, 9]);
+    // Without keys nobody knows: it stands for no other, and none stands for it.
+    let unsure = with(&survey, &|root| {
+        root.unsure.insert(tli(2));
+    });
+    assert_eq!(kept(&unsure), [8, 9]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
 use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::path::{Listing, Path};
-use crate::wal::survey::Survey;
+use crate::wal::survey::{Root, Survey};
 
 /// The paths to all timelines of a cluster, and the WAL on them.
 pub struct Paths<'a> {
@@ -20,6 +20,7 @@ pub struct Paths<'a> {
     suspects: BTreeSet<SegmentName>,
     /// The timelines that do not go on from a backup, by its end: see [`Root::strays`](crate::wal::survey::Root::strays).
     strays: BTreeSet<(TimelineId, TimelineId, Lsn)>,
+    unsure: BTreeSet<(TimelineId, TimelineId, Lsn)>,
     /// Unknown facts about the timelines: no WAL may go while there are any.
     pub doubts: Vec<String>,
 }
@@ -41,7 +42,8 @@ impl<'a> Paths<'a> {
                 .map(|(id, history)| (id, Path::new(history, size)))
                 .collect(),
             suspects: survey.suspects(),
-            strays: strays(survey),
+            strays: on_paths(survey, |root| root.strays.keys().copied().collect()),
+            unsure: on_paths(survey, |root| root.unsure.clone()),
             doubts,
         }
     }
@@ -56,6 +58,11 @@ impl<'a> Paths<'a> {
         let path = self.paths.get(&target);
         path.is_some_and(|path| path.leads_through(timeline, lsn))
             && !self.strays.contains(&(target, timeline, lsn))
+    }
+
+    /// The same, where also the copy that `target` has of the backup's last segment is known to be of its life, or none is there.
+    pub fn surely_leads_through(&self, target: TimelineId, timeline: TimelineId, lsn: Lsn) -> bool {
+        self.leads_through(target, timeline, lsn) && !self.unsure.contains(&(target, timeline, lsn))
     }
 
     /// How far WAL is archived without a hole on the way to `target`, from the segment of `start` on; at most.
@@ -243,13 +250,16 @@ impl Listing for Left<'_> {
     }
 }
 
-fn strays(survey: &Survey) -> BTreeSet<(TimelineId, TimelineId, Lsn)> {
-    let roots = survey.committed();
-    let strays = roots.flat_map(|(_, _, root)| {
-        let targets = root.strays.keys();
-        targets.map(|target| (*target, root.timeline, root.stop_lsn))
+/// The targets that are named of each backup, with the place at which it stops.
+fn on_paths(
+    survey: &Survey,
+    targets: impl Fn(&Root) -> BTreeSet<TimelineId>,
+) -> BTreeSet<(TimelineId, TimelineId, Lsn)> {
+    let named = survey.committed().flat_map(|(_, _, root)| {
+        let targets = targets(root).into_iter();
+        targets.map(|target| (target, root.timeline, root.stop_lsn))
     });
-    strays.collect()
+    named.collect()
 }
 
 /// The history of each timeline; adds to the doubts what is not known or contradicts itself.

@@ -10,6 +10,7 @@ use crate::common::{
 };
 use crate::per_major;
 use crate::resolve::{backups, restored};
+use crate::sealed::Sealed;
 
 /// A snapshot of a server, and what it did from there on: a backup that stops in its first segment.
 struct Snapshot {
@@ -120,6 +121,12 @@ fn t76_a_backup_leads_to_no_timeline_of_a_life_that_was_written_past_its_end(maj
     // Its own life is there.
     let plan = two.plan(&["--backup", own]);
     assert_eq!(plan["target_timeline"], 1, "{plan:#}");
+    let doctor = two.site.pitr().args(["doctor", "--json"]).run().json();
+    let newest = format!("{doctor:#}");
+    assert!(
+        newest.contains(&format!("\"value\": \"{common}, ")),
+        "{newest}"
+    );
     let verify = two.site.pitr().arg("verify").run().success();
     let words = format!("backup \"{own}\" does not lead to timeline 2");
     assert!(verify.stderr.contains(&words), "{verify}");
@@ -165,3 +172,36 @@ fn t76_a_backup_leads_to_the_timeline_that_begins_at_its_end(major: u32) {
     assert!(!backups(&two.site).contains(&two.common));
 }
 per_major!(t76_a_backup_leads_to_the_timeline_that_begins_at_its_end, v13 v15 v17 v19);
+
+/// Row T76: nothing tells a janitor without keys whether a timeline that begins in the last segment of a backup goes on from it.
+#[test]
+fn t76_a_janitor_without_keys_keeps_a_backup_that_surely_leads_to_the_timeline() {
+    let (sealed, mut cluster) = Sealed::archived(17);
+    cluster.sql("create table t as select generate_series(1, 1000)");
+    let backup = || {
+        let args = ["backup", "--json", "--full"];
+        sealed.on("writer").args(args).run().success().id()
+    };
+    let first = backup();
+    cluster.archive_now();
+    let second = backup();
+    cluster.stop(Stop::Fast);
+    std::fs::rename(cluster.pgdata(), cluster.sandbox().join("away")).unwrap();
+    let args = ["restore", "--quiet", "--target-immediate", "--backup"];
+    let restore = sealed.on("reader").args(args).arg(&second);
+    restore.arg("--to").arg(cluster.pgdata()).run().success();
+    let adopt = sealed.on("writer").args(["adopt", "--quiet"]);
+    adopt.run().success();
+    cluster.start();
+    cluster.wait_promoted();
+    assert!(cluster.archive_now().starts_with("00000002"));
+    let left = |host: &str| {
+        sealed.on(host).args(expire_at_once()).run().success();
+        let folder = sealed.folder("packs");
+        [&first, &second].map(|id| folder.join(id).exists())
+    };
+    sealed.on("reader").arg("verify").run().success();
+    assert_eq!(left("janitor"), [true, true]);
+    assert_eq!(left("reader"), [false, true]);
+    sealed.on("reader").arg("verify").run().success();
+}
