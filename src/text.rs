@@ -97,6 +97,30 @@ pub mod decimal {
     }
 }
 
+/// Has serde write a type as `Display` shows it, and read it with `FromStr`.
+macro_rules! as_text {
+    ($type:ty) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(
+                &self,
+                to: S,
+            ) -> std::result::Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(
+                from: D,
+            ) -> std::result::Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(from)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+pub(crate) use as_text;
+
 /// A path as text, or in hexadecimal where it is not UTF-8; exactly one of the two.
 pub fn text_or_hex(path: &Path) -> (Option<String>, Option<String>) {
     match path.to_str() {

@@ -246,18 +246,8 @@ mod tests {
     ) -> Run {
         Run {
             id: RunId { scheduled, attempt },
-            begun: Begun {
-                started,
-                pid: 1,
-                tick: None,
-            },
-            ended: ended.map(|(ended, status)| Ended {
-                ended,
-                status: Some(status),
-                said: String::new(),
-                elsewhere: None,
-                is_over_time: false,
-            }),
+            begun: Begun::sample(started),
+            ended: ended.map(|(ended, status)| Ended::sample(ended, status)),
         }
     }
 

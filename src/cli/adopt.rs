@@ -49,19 +49,16 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let new_name: Option<ClusterName> = args.new_name.as_deref().map(str::parse).transpose()?;
     let pgdata = args.pgdata.as_deref();
     let adoption = adopt::run(&cx.session, pgdata, new_name.as_ref(), args.confirm)?;
-    if !cx.out.is_json() {
-        print(&adoption, cx)?;
-        return Ok(exit::SUCCESS);
-    }
     let adopted = &adoption.adopted;
-    cx.out.json(&Shown {
+    let shown = Shown {
         pgdata: adoption.pgdata.display().to_string(),
         cluster: adoption.cluster.as_deref(),
         was_guarded: adopted.was_guarded,
         settings_removed: adopted.removed.iter().map(|s| s.name.as_str()).collect(),
         recovery_pending: adopted.recovery_pending,
         recorded_in: &adopted.recorded_in,
-    })?;
+    };
+    cx.answer(&shown, || print(&adoption, cx))?;
     Ok(exit::SUCCESS)
 }
 
@@ -69,30 +66,25 @@ fn print(adoption: &Adoption, cx: &Context) -> Result<()> {
     let (pgdata, adopted) = (adoption.pgdata.display(), &adoption.adopted);
     let cluster = adoption.cluster.as_deref().unwrap_or("the cluster");
     if !adopted.was_guarded && adopted.removed.is_empty() && !adoption.is_renamed {
-        return cx.out.line(&format!(
+        return cx.line(&format!(
             "nothing to do: {pgdata} is no restored copy, or it was adopted before. Nothing was changed"
         ));
     }
     match adopted.was_guarded {
-        true => cx
-            .out
-            .line(&format!("{pgdata} is adopted as \"{cluster}\""))?,
-        false => cx
-            .out
-            .line(&format!("{pgdata} has no guard: it may archive already"))?,
+        true => cx.line(&format!("{pgdata} is adopted as \"{cluster}\""))?,
+        false => cx.line(&format!("{pgdata} has no guard: it may archive already"))?,
     }
     for setting in &adopted.removed {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "  removed from {}: {}",
             guard::AUTO_CONF,
             setting.line()?
         ))?;
     }
     if adopted.recovery_pending {
-        cx.out
-            .line("  the settings of recovery stay until it has ended")?;
+        cx.line("  the settings of recovery stay until it has ended")?;
     }
-    cx.out.line("Next:")?;
+    cx.line("Next:")?;
     let mut next = adoption.next.iter();
-    next.try_for_each(|step| cx.out.line(&format!("  {step}")))
+    next.try_for_each(|step| cx.line(&format!("  {step}")))
 }

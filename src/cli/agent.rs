@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 
-use super::Context;
 use super::notify::Notify;
-use super::output::{Align, Table};
+use super::output::Table;
+use super::{Context, warnings_unless};
 use crate::agent::alert::Notices;
 use crate::agent::alert::decide::Book;
 use crate::agent::alert::examined;
@@ -107,11 +107,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
                 true => examined::given_up(&cx.session, &loaded).map(|()| false)?,
                 false => examined::examine(&cx.session, &loaded)?,
             };
-            Ok(if is_well {
-                exit::SUCCESS
-            } else {
-                exit::WARNINGS
-            })
+            Ok(warnings_unless(is_well))
         }
         Some(Command::Observe { given_up, remember }) => {
             let loaded = followed(cx)?;
@@ -123,7 +119,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
                 false => {
                     // The agent waits for this line, and not for the deliveries behind it. Nobody reads it when the agent is gone.
                     let looked = || {
-                        let _ = cx.out.line(looks::LOOKED);
+                        let _ = cx.line(looks::LOOKED);
                     };
                     observe::observe(&cx.session, &loaded, &notices, &looked)?;
                 }
@@ -281,10 +277,7 @@ fn status(cx: &Context) -> Result<u8> {
             (t.name, standing)
         })
         .collect();
-    match cx.out.is_json() {
-        true => cx.out.json(&in_one(&own, &tenants))?,
-        false => print_all(cx, &own, &tenants)?,
-    }
+    cx.answer(&in_one(&own, &tenants), || print_all(cx, &own, &tenants))?;
     let is_bad = |job: &Shown| job.failing || job.overdue_since.is_some();
     let is_well =
         |standing: &Standing| standing.told.failing.is_empty() && !standing.jobs.iter().any(is_bad);
@@ -316,13 +309,13 @@ impl Standing {
     }
 
     fn print(&self, cx: &Context) -> Result<()> {
-        cx.out.line(match self.running {
+        cx.line(match self.running {
             true => "the agent runs",
             false => "the agent does not run: nothing is started until it does (pitr agent)",
         })?;
         print_jobs(cx, &self.jobs)?;
         for (id, open) in self.told.open.iter().filter(|(_, open)| !open.is_over) {
-            cx.out.line(&format!(
+            cx.line(&format!(
                 "{}: {id} since {}: {}",
                 open.severity.name(),
                 human::time(open.since),
@@ -330,7 +323,7 @@ impl Standing {
             ))?;
         }
         for (sink, failing) in &self.told.failing {
-            cx.out.line(&format!(
+            cx.line(&format!(
                 "alert sink \"{sink}\" takes nothing since {}: {}",
                 human::time(failing.since),
                 failing.error
@@ -358,25 +351,18 @@ fn in_one(own: &Standing, tenants: &[(String, Result<Standing>)]) -> Value {
 fn print_all(cx: &Context, own: &Standing, tenants: &[(String, Result<Standing>)]) -> Result<()> {
     own.print(cx)?;
     for (name, standing) in tenants {
-        cx.out.line("")?;
-        cx.out.line(&format!("tenant {name}"))?;
+        cx.line("")?;
+        cx.line(&format!("tenant {name}"))?;
         match standing {
             Ok(standing) => standing.print(cx)?,
-            Err(e) => cx.out.line(&format!("nothing is known: {e}"))?,
+            Err(e) => cx.line(&format!("nothing is known: {e}"))?,
         }
     }
     Ok(())
 }
 
 fn print_jobs(cx: &Context, shown: &[Shown]) -> Result<()> {
-    let mut table = Table::new(&[
-        ("job", Align::Left),
-        ("command", Align::Left),
-        ("last run", Align::Left),
-        ("result", Align::Left),
-        ("next run", Align::Left),
-    ]);
-    for job in shown {
+    let row = |job: &Shown| {
         let result = match (job.running, job.last_success, job.last_status) {
             (true, _, _) if job.failing => "runs again, failed before".to_owned(),
             (true, _, _) => "running".to_owned(),
@@ -392,16 +378,17 @@ fn print_jobs(cx: &Context, shown: &[Shown]) -> Result<()> {
             Some(due) => format!("overdue since {}; {result}", human::time(due)),
             None => result,
         };
-        table.row([
+        [
             job.name.clone(),
             job.command.clone(),
             job.last_scheduled.map_or(String::new(), human::time),
             result,
             job.next.map_or(String::new(), human::time),
-        ]);
+        ]
+    };
+    let table = Table::of("job | command | last run | result | next run");
+    match shown.is_empty() {
+        true => Ok(()),
+        false => cx.table(&table.rows(shown.iter().map(row))),
     }
-    if !shown.is_empty() {
-        cx.out.table(&table)?;
-    }
-    Ok(())
 }

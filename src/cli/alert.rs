@@ -32,19 +32,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let Command::Test { sink } = &args.command;
     let settings = cx.session.settings()?;
     let tried = alert::test(&cx.session, &settings, sink.as_deref())?;
-    if cx.out.is_json() {
-        let shown = tried.iter().map(|one| serde_json::json!({ "sink": one.sink, "error": one.failed.as_ref().map(ToString::to_string) }));
-        cx.out
-            .json(&serde_json::json!({ "sinks": shown.collect::<Vec<_>>() }))?;
-    } else {
-        for one in &tried {
-            let result = match &one.failed {
-                None => "took the test".to_owned(),
-                Some(e) => format!("FAILED: {e}"),
-            };
-            cx.out.line(&format!("{}: {result}", one.sink))?;
-        }
-    }
+    let shown = tried.iter().map(|one| serde_json::json!({ "sink": one.sink, "error": one.failed.as_ref().map(ToString::to_string) }));
+    let shown = serde_json::json!({ "sinks": shown.collect::<Vec<_>>() });
+    cx.answer(&shown, || {
+        tried.iter().try_for_each(|one| {
+            let result = one.failed.as_ref().map(|e| format!("FAILED: {e}"));
+            let result = result.as_deref().unwrap_or("took the test");
+            cx.line(&format!("{}: {result}", one.sink))
+        })
+    })?;
     let failed = tried.iter().find_map(|one| one.failed.as_ref());
     Ok(failed.map_or(exit::SUCCESS, |e| {
         match exit::status(Program::Pitr, e.code()) {

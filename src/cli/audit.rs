@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::Context;
-use super::output::{Align, Table};
+use super::output::Table;
+use super::{Context, partial_unless};
 use crate::config::Period;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -119,29 +119,19 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 fn list(cx: &Context, range: RangeArgs) -> Result<u8> {
     let range = range.range(cx.session.host.now());
     let (records, failures) = audit::list(&cx.session, range)?;
-    if cx.out.is_json() {
-        cx.out.json(&serde_json::json!({ "records": records }))?;
+    if cx.is_json() {
+        cx.json(&serde_json::json!({ "records": records }))?;
     } else if records.is_empty() {
-        cx.out.note("no record of that time");
+        cx.note("no record of that time");
     } else {
-        cx.out.table(&table(&records))?;
+        cx.table(&table(&records))?;
     }
-    let is_whole = cx.told(failures)?;
-    super::timeline::partial_unless(is_whole)
+    partial_unless(cx.told(failures)?)
 }
 
 fn table(records: &[Listed]) -> Table {
-    let mut table = Table::new(&[
-        ("time", Align::Left),
-        ("user", Align::Left),
-        ("host", Align::Left),
-        ("command", Align::Left),
-        ("of", Align::Left),
-        ("outcome", Align::Left),
-        ("record", Align::Left),
-    ]);
-    for one in records {
-        table.row([
+    let row = |one: &Listed| {
+        [
             human::time(one.record.time),
             who(one),
             one.record.host.clone(),
@@ -149,9 +139,9 @@ fn table(records: &[Listed]) -> Table {
             one.record.object.clone().unwrap_or_default(),
             outcome(one),
             format!("{}/{}", one.record.writer, one.record.seq),
-        ]);
-    }
-    table
+        ]
+    };
+    Table::of("time | user | host | command | of | outcome | record").rows(records.iter().map(row))
 }
 
 /// The user, and those behind it.
@@ -182,11 +172,7 @@ fn verify(cx: &Context, args: &VerifyArgs) -> Result<u8> {
     let given = args.anchors.iter().map(|text| given(cx, text));
     let given = given.collect::<Result<Vec<_>>>()?.concat();
     let verified = audit::verify(&cx.session, &given)?;
-    if cx.out.is_json() {
-        cx.out.json(&verified)?;
-    } else {
-        print(cx, &verified)?;
-    }
+    cx.answer(&verified, || print(cx, &verified))?;
     let (is_damaged, has_warnings) = (verified.is_damaged(), !verified.problems.is_empty());
     let is_whole = cx.told(verified.failures)?;
     Ok(match (is_damaged, is_whole, has_warnings) {
@@ -218,7 +204,7 @@ fn given(cx: &Context, text: &str) -> Result<Vec<Given>> {
 
 fn print(cx: &Context, verified: &Verified) -> Result<()> {
     for one in &verified.repositories {
-        cx.out.report(&format!(
+        cx.report(&format!(
             "{}: {} in {}, compared with {}",
             one.repository,
             human::count(one.records as u64, "record"),
@@ -227,12 +213,11 @@ fn print(cx: &Context, verified: &Verified) -> Result<()> {
         ))?;
     }
     for problem in &verified.problems {
-        let word = if problem.is_damage {
-            "CHANGED"
-        } else {
-            "warning"
+        let word = match problem.is_damage {
+            true => "CHANGED",
+            false => "warning",
         };
-        cx.out.line(&format!(
+        cx.line(&format!(
             "{word}: {}, {}: {}: {}",
             problem.repository, problem.writer, problem.problem, problem.detail
         ))?;
@@ -243,14 +228,9 @@ fn print(cx: &Context, verified: &Verified) -> Result<()> {
 fn anchor(cx: &Context) -> Result<u8> {
     let anchored = audit::anchor(&cx.session)?;
     let is_stored = !anchored.repositories.is_empty();
-    if cx.out.is_json() {
-        cx.out.json(&anchored)?;
-    } else {
-        cx.out.line(&anchored.anchor)?;
-        if !is_stored {
-            cx.out
-                .warn("no repository has the record of this anchor yet: it waits on this host");
-        }
+    cx.answer(&anchored, || cx.line(&anchored.anchor))?;
+    if !is_stored && !cx.is_json() {
+        cx.warn("no repository has the record of this anchor yet: it waits on this host");
     }
-    super::timeline::partial_unless(is_stored)
+    partial_unless(is_stored)
 }

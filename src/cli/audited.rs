@@ -3,93 +3,74 @@
 //! Listed is what changes a repository, a server or a directory, and what shows data. A command that only looks, and one that only shows what it
 //! would do, is none of it; neither is the path of WAL. Names go into a record, and no other text of the command line.
 
+use std::fmt::Display;
+
 use super::{
     Command, backup, clone, configuration, erasure, files, logical, recover, redis, repo, timeline,
     wal,
 };
 use crate::operate::audit::About;
 
+/// Returns what a record says of a command about the named things, where it does something.
+fn content(is_done: bool, command: &'static str, names: &[&dyn Display]) -> Option<About> {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let object = Some(names.join(" ")).filter(|names| !names.is_empty());
+    is_done.then_some(About { command, object })
+}
+
 /// Returns what a record of a backup says that was found to be needed.
 pub(super) fn backup(cluster: &str) -> Option<About> {
-    Some(About {
-        command: "backup",
-        object: Some(cluster.to_owned()),
-    })
+    content(true, "backup", &[&cluster])
 }
 
 /// Returns what a record of this command says; none where there is no record of it. `cluster` names the one that it works on.
 pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> Option<About> {
-    let content = |command, names: &[&str]| {
-        Some(About {
-            command,
-            object: Some(names.join(" ")).filter(|names| !names.is_empty()),
-        })
-    };
-    let words = |command, names: &[&str]| {
-        let cluster = cluster();
-        let cluster = cluster.as_deref().into_iter();
-        let names: Vec<&str> = cluster.chain(names.iter().copied()).collect();
-        content(command, &names)
+    let words = |is_done: bool, command: &'static str, names: &[&dyn Display]| {
+        let cluster = is_done.then(cluster).flatten();
+        let mut all: Vec<&dyn Display> = cluster.iter().map(|one| one as &dyn Display).collect();
+        all.extend(names);
+        content(is_done, command, &all)
     };
     match command {
-        Command::Init(args) => args.role.is_none().then(|| words("init", &[]))?,
+        Command::Init(args) => words(args.role.is_none(), "init", &[]),
         Command::Backup(args) => match &args.command {
             // It records what it does when it knows that a backup is needed.
-            None => (!args.if_needed).then(|| words("backup", &[]))?,
+            None => words(!args.if_needed, "backup", &[]),
             Some(backup::Command::Delete(args)) => {
-                let id = args.backup.to_string();
-                args.confirm.then(|| words("backup delete", &[&id]))?
+                words(args.confirm, "backup delete", &[&args.backup])
             }
         },
-        Command::Restore(args) => (!args.dry_run).then(|| words("restore", &[]))?,
-        Command::Drill(_) => words("drill", &[]),
+        Command::Restore(args) => words(!args.dry_run, "restore", &[]),
+        Command::Drill(_) => words(true, "drill", &[]),
         Command::Clone(args) => match &args.command {
-            None => words("clone", &[]),
-            Some(clone::Command::Stop { id, confirm, .. }) => {
-                confirm.then(|| words("clone stop", &[id]))?
-            }
-            Some(clone::Command::Keep { id, .. }) => words("clone keep", &[id]),
+            None => words(true, "clone", &[]),
+            Some(clone::Command::Stop { id, confirm, .. }) => words(*confirm, "clone stop", &[id]),
+            Some(clone::Command::Keep { id, .. }) => words(true, "clone keep", &[id]),
             Some(clone::Command::List { .. }) => None,
         },
-        Command::Mount(_) => words("mount", &[]),
-        Command::Query(_) => words("query", &[]),
+        Command::Mount(_) => words(true, "mount", &[]),
+        Command::Query(_) => words(true, "query", &[]),
         Command::Rescue(args) => {
-            let tables: Vec<&str> = args.table.iter().map(String::as_str).collect();
-            words("rescue", &tables)
+            let tables: Vec<_> = args.table.iter().map(|one| one as &dyn Display).collect();
+            words(true, "rescue", &tables)
         }
-        Command::Standby(_) => words("standby", &[]),
-        Command::Adopt(_) => words("adopt", &[]),
-        Command::Expire(args) => args.confirm.then(|| words("expire", &[]))?,
-        Command::Pin(args) => {
-            let id = args.backup.to_string();
-            args.confirm.then(|| words("pin", &[&id]))?
-        }
-        Command::Unpin(args) => {
-            let id = args.backup.to_string();
-            args.confirm.then(|| words("unpin", &[&id]))?
-        }
-        Command::Hold(args) => {
-            let id = args.backup.to_string();
-            args.confirm.then(|| words("hold", &[&id]))?
-        }
-        Command::Unhold(args) => {
-            let id = args.backup.to_string();
-            args.confirm.then(|| words("unhold", &[&id]))?
-        }
+        Command::Standby(_) => words(true, "standby", &[]),
+        Command::Adopt(_) => words(true, "adopt", &[]),
+        Command::Expire(args) => words(args.confirm, "expire", &[]),
+        Command::Pin(args) => words(args.confirm, "pin", &[&args.backup]),
+        Command::Unpin(args) => words(args.confirm, "unpin", &[&args.backup]),
+        Command::Hold(args) => words(args.confirm, "hold", &[&args.backup]),
+        Command::Unhold(args) => words(args.confirm, "unhold", &[&args.backup]),
         Command::Erasure(args) => match &args.command {
-            erasure::Command::Add(_) => words("erasure add", &[]),
-            erasure::Command::Remove { id, confirm } => {
-                confirm.then(|| words("erasure remove", &[id]))?
-            }
-            erasure::Command::Apply(args) => args.confirm.then(|| words("erasure apply", &[]))?,
-            erasure::Command::Show { id } => words("erasure show", &[id]),
+            erasure::Command::Add(_) => words(true, "erasure add", &[]),
+            erasure::Command::Remove { id, confirm } => words(*confirm, "erasure remove", &[id]),
+            erasure::Command::Apply(args) => words(args.confirm, "erasure apply", &[]),
+            erasure::Command::Show { id } => words(true, "erasure show", &[id]),
             erasure::Command::List {} => None,
         },
         Command::Wal(args) => match &args.command {
-            wal::Command::Resolve(args) => args.confirm.then(|| words("wal resolve", &[]))?,
-            wal::Command::Gaps { heal, dry_run } => {
-                (*heal && !dry_run).then(|| words("wal gaps", &[]))?
-            }
+            wal::Command::Resolve(args) => words(args.confirm, "wal resolve", &[]),
+            wal::Command::Gaps { heal, dry_run } => words(*heal && !dry_run, "wal gaps", &[]),
             wal::Command::Push { .. }
             | wal::Command::Fetch { .. }
             | wal::Command::List {}
@@ -98,45 +79,36 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             | wal::Command::Backfill { .. } => None,
         },
         Command::Repo(args) => match &args.command {
-            repo::Command::Sync(args) => (!args.dry_run).then(|| words("repo sync", &[]))?,
-            repo::Command::Claims(args) => args.confirm.then(|| words("repo claims", &[]))?,
-            repo::Command::Compact(args) => args.confirm.then(|| words("repo compact", &[]))?,
-            repo::Command::Tier(args) => args.confirm.then(|| words("repo tier", &[]))?,
-            repo::Command::Thaw(args) => {
-                let id = args.backup.to_string();
-                (!args.dry_run).then(|| words("repo thaw", &[&id]))?
-            }
-            repo::Command::Rewrap(args) => {
-                (!args.all || args.confirm).then(|| words("repo rewrap", &[]))?
-            }
-            repo::Command::Rotate(args) => args.confirm.then(|| words("repo rotate", &[]))?,
-            repo::Command::Keygen(_) => words("repo keygen", &[]),
-            repo::Command::Join(_) => words("repo join", &[]),
+            repo::Command::Sync(args) => words(!args.dry_run, "repo sync", &[]),
+            repo::Command::Claims(args) => words(args.confirm, "repo claims", &[]),
+            repo::Command::Compact(args) => words(args.confirm, "repo compact", &[]),
+            repo::Command::Tier(args) => words(args.confirm, "repo tier", &[]),
+            repo::Command::Thaw(args) => words(!args.dry_run, "repo thaw", &[&args.backup]),
+            repo::Command::Rewrap(args) => words(!args.all || args.confirm, "repo rewrap", &[]),
+            repo::Command::Rotate(args) => words(args.confirm, "repo rotate", &[]),
+            repo::Command::Keygen(_) => words(true, "repo keygen", &[]),
+            repo::Command::Join(_) => words(true, "repo join", &[]),
             repo::Command::Show {}
             | repo::Command::Check {}
             | repo::Command::Cost {}
             | repo::Command::Lifecycle {} => None,
         },
-        Command::Verify(args) => (!args.dry_run).then(|| words("verify", &[]))?,
+        Command::Verify(args) => words(!args.dry_run, "verify", &[]),
         Command::Timeline(args) => match &args.command {
-            timeline::Command::Abandon(change) => {
-                change.confirm.then(|| words("timeline abandon", &[]))?
-            }
-            timeline::Command::Restore(change) => {
-                change.confirm.then(|| words("timeline restore", &[]))?
-            }
+            timeline::Command::Abandon(change) => words(change.confirm, "timeline abandon", &[]),
+            timeline::Command::Restore(change) => words(change.confirm, "timeline restore", &[]),
             timeline::Command::List {} => None,
         },
         Command::Files(args) => match &args.command {
-            files::Command::Backup(args) => content("files backup", &[&args.name]),
+            files::Command::Backup(args) => content(true, "files backup", &[&args.name]),
             files::Command::Restore(args) => {
-                (!args.replace.dry_run).then(|| content("files restore", &[&args.name]))?
+                content(!args.replace.dry_run, "files restore", &[&args.name])
             }
             files::Command::Rollback(args) => {
-                (args.run.confirm).then(|| content("files rollback", &[&args.run.name]))?
+                content(args.run.confirm, "files rollback", &[&args.run.name])
             }
-            files::Command::Cat(args) => content("files cat", &[&args.name]),
-            files::Command::Copy(args) => content("files copy", &[&args.name]),
+            files::Command::Cat(args) => content(true, "files cat", &[&args.name]),
+            files::Command::Copy(args) => content(true, "files copy", &[&args.name]),
             files::Command::Ls(_)
             | files::Command::Find(_)
             | files::Command::Diff(_)
@@ -145,32 +117,31 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             | files::Command::CheckExcludes(_) => None,
         },
         Command::Logical(args) => match &args.command {
-            logical::Command::Backup(args) => content("logical backup", &[&args.name]),
-            logical::Command::Restore(args) => content("logical restore", &[&args.name]),
+            logical::Command::Backup(args) => content(true, "logical backup", &[&args.name]),
+            logical::Command::Restore(args) => content(true, "logical restore", &[&args.name]),
             logical::Command::Check(_) => None,
         },
         Command::Redis(args) => match &args.command {
-            redis::Command::Backup(args) => content("redis backup", &[&args.name]),
-            redis::Command::Restore(args) => {
-                (!args.dry_run).then(|| content("redis restore", &[&args.name]))?
-            }
+            redis::Command::Backup(args) => content(true, "redis backup", &[&args.name]),
+            redis::Command::Restore(args) => content(!args.dry_run, "redis restore", &[&args.name]),
             redis::Command::Receive(_)
             | redis::Command::Info(_)
             | redis::Command::Plan(_)
             | redis::Command::Ls(_) => None,
         },
         Command::Config(args) => match &args.command {
-            configuration::Command::Backup(args) => content("config backup", &[&args.name]),
+            configuration::Command::Backup(args) => content(true, "config backup", &[&args.name]),
             configuration::Command::Restore(args) => {
-                (!args.dry_run).then(|| content("config restore", &[&args.name]))?
+                content(!args.dry_run, "config restore", &[&args.name])
             }
             configuration::Command::Rollback(args) => {
-                (args.run.confirm).then(|| content("config rollback", &[&args.run.name]))?
+                content(args.run.confirm, "config rollback", &[&args.run.name])
             }
-            configuration::Command::Reveal(args) => content("config reveal", &[&args.name]),
-            configuration::Command::Recipients(args) => (!args.add.is_empty()
-                || !args.withdraw.is_empty())
-            .then(|| content("config recipients", &[]))?,
+            configuration::Command::Reveal(args) => content(true, "config reveal", &[&args.name]),
+            configuration::Command::Recipients(args) => {
+                let is_change = !args.add.is_empty() || !args.withdraw.is_empty();
+                content(is_change, "config recipients", &[])
+            }
             configuration::Command::Show(_)
             | configuration::Command::Diff(_)
             | configuration::Command::Scan(_) => None,
@@ -189,13 +160,12 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
                 }
                 recover::Command::Rollback(args) => ("recover rollback", &args.set, args.confirm),
             };
-            let set: Vec<&str> = set.as_deref().into_iter().collect();
-            is_done.then(|| content(verb, &set))?
+            content(is_done, verb, &[&set.as_deref().unwrap_or_default()])
         }
         Command::Mark(args) => {
-            let set: Vec<&str> = args.set.as_deref().into_iter().collect();
+            let set = args.set.as_deref().unwrap_or_default();
             // One that marks for ever tells nothing of its end.
-            args.every.is_none().then(|| content("mark", &set))?
+            content(args.every.is_none(), "mark", &[&set])
         }
         Command::Demo(_)
         | Command::Doctor(_)

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Context, audited, backup_delete};
+use super::{Context, audited, backup_delete, partial_unless};
 use crate::backup::Options;
 use crate::backup::backoff::HeldBack;
 use crate::backup::kind::Wish;
 use crate::backup::resume::TakenOver;
 use crate::config::{Backoff, Period, Size};
 use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use crate::exit;
 use crate::operate::audit::framed;
 use crate::operate::backup::{self, Taken};
 use crate::operate::backup_need::{self, Need};
@@ -194,7 +194,7 @@ fn run_if_needed(args: &Args, cx: &Context) -> Result<u8> {
         Need::Needed(why) => why,
         Need::NotNeeded(why) => return not_taken(cx, &why),
     };
-    cx.out.note(&format!("a backup is needed: {why}"));
+    cx.note(&format!("a backup is needed: {why}"));
     let cluster = cx.session.settings()?.cluster()?.name;
     let take = || {
         let taken = backup::run_if_free(&cx.session, reading(args.method), options(args))?;
@@ -211,10 +211,9 @@ fn run_if_needed(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn not_taken(cx: &Context, reason: &str) -> Result<u8> {
-    match cx.out.is_json() {
-        true => cx.out.json(&NotTaken { id: None, reason })?,
-        false => cx.out.report(&format!("no backup is taken: {reason}"))?,
-    }
+    cx.answer(&NotTaken { id: None, reason }, || {
+        cx.report(&format!("no backup is taken: {reason}"))
+    })?;
     Ok(exit::SUCCESS)
 }
 
@@ -228,23 +227,40 @@ fn told(cx: &Context, taken: Taken, reason: Option<&str>) -> Result<u8> {
         repository,
         took,
     } = taken;
-    if cx.out.is_json() {
-        cx.out.json(&Shown {
-            reason,
-            held_back: held_back.as_ref(),
-            resumed: &taken_over,
-            ..shown(&root, why.as_deref(), &repository, took)
-        })?;
-    } else {
+    let shown = Shown {
+        id: root.head.id.to_string(),
+        reason,
+        kind: root.head.backup_kind,
+        kind_reason: why.as_deref(),
+        prior: root.head.prior.as_ref().map(ToString::to_string),
+        cluster: &root.content.cluster,
+        system_identifier: root.content.system_identifier.to_string(),
+        label: &root.head.label,
+        repository: &repository,
+        start_lsn: root.content.start_lsn,
+        stop_lsn: root.content.stop_lsn,
+        start_time: root.head.start_time,
+        stop_time: root.head.stop_time,
+        timeline: root.content.timeline,
+        from_standby: root.content.from_standby,
+        file_count: root.head.file_count,
+        size_bytes: root.head.size_bytes,
+        stored_bytes: root.head.stored_bytes,
+        left_out_databases: &root.content.left_out_databases,
+        damaged: root.content.is_damaged(),
+        damage_count: root.content.damage_count,
+        damage: &root.content.damage,
+        duration_ms: human::millis(took),
+        held_back: held_back.as_ref(),
+        resumed: &taken_over,
+    };
+    cx.answer(&shown, || {
         print(cx, &root, took)?;
         tell_taken_over(cx, &taken_over);
-        tell_held_back(cx, held_back);
-    }
-    Ok(if root.content.is_damaged() {
-        exit::status(Program::Pitr, Code::Partial)
-    } else {
-        exit::SUCCESS
-    })
+        tell_held_back(cx, held_back.as_ref());
+        Ok(())
+    })?;
+    partial_unless(!root.content.is_damaged())
 }
 
 fn reading(method: Method) -> RootMethod {
@@ -285,45 +301,10 @@ fn options(args: &Args) -> Options {
     }
 }
 
-fn shown<'a>(
-    root: &'a BackupRoot,
-    why: Option<&'a str>,
-    repository: &'a str,
-    took: Duration,
-) -> Shown<'a> {
-    Shown {
-        id: root.head.id.to_string(),
-        reason: None,
-        kind: root.head.backup_kind,
-        kind_reason: why,
-        prior: root.head.prior.as_ref().map(ToString::to_string),
-        cluster: &root.content.cluster,
-        system_identifier: root.content.system_identifier.to_string(),
-        label: &root.head.label,
-        repository,
-        start_lsn: root.content.start_lsn,
-        stop_lsn: root.content.stop_lsn,
-        start_time: root.head.start_time,
-        stop_time: root.head.stop_time,
-        timeline: root.content.timeline,
-        from_standby: root.content.from_standby,
-        file_count: root.head.file_count,
-        size_bytes: root.head.size_bytes,
-        stored_bytes: root.head.stored_bytes,
-        left_out_databases: &root.content.left_out_databases,
-        damaged: root.content.is_damaged(),
-        damage_count: root.content.damage_count,
-        damage: &root.content.damage,
-        duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        held_back: None,
-        resumed: &[],
-    }
-}
-
 /// Prints what interrupted backups had stored already.
 fn tell_taken_over(cx: &Context, taken_over: &[TakenOver]) {
     for of in taken_over {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "resumed {}: {} of {} {}, {} were not stored again",
             of.id,
             of.used_packs,
@@ -335,12 +316,12 @@ fn tell_taken_over(cx: &Context, taken_over: &[TakenOver]) {
 }
 
 /// Prints for how long the backup was slower than it could have been.
-fn tell_held_back(cx: &Context, held_back: Option<HeldBack>) {
+fn tell_held_back(cx: &Context, held_back: Option<&HeldBack>) {
     let Some(held_back) = held_back.filter(|held_back| held_back.slowed_ms > 0) else {
         return;
     };
     let time = |ms| human::duration(Duration::from_millis(ms));
-    cx.out.note(&format!(
+    cx.note(&format!(
         "slowed down for {} (backoff): WAL archiving lagged for {} (at most {}), answers were slow for {} (at most {} ms)",
         time(held_back.slowed_ms),
         time(held_back.wal_lag_ms),
@@ -370,20 +351,19 @@ fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
     );
     let left_out = &root.content.left_out_databases;
     if !left_out.is_empty() {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "the backup is partial, and restored only by its name: a restore left out database {}. Drop these databases, then take another backup",
             named(left_out)
         ));
     }
     if !root.content.is_damaged() {
-        cx.out.report(&line)?;
-        cx.out
-            .note("next: \"pitr plan\" shows to which moments it leads");
+        cx.report(&line)?;
+        cx.note("next: \"pitr plan\" shows to which moments it leads");
         return Ok(());
     }
-    cx.out.line(&line)?;
+    cx.line(&line)?;
     for page in &root.content.damage {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "damaged: {} block {} LSN {}",
             page.path, page.block, page.lsn
         ))?;
@@ -393,16 +373,16 @@ fn print(cx: &Context, root: &BackupRoot, took: Duration) -> Result<()> {
         .damage_count
         .saturating_sub(root.content.damage.len() as u64);
     if more > 0 {
-        cx.out.line(&format!("damaged: {more} more pages"))?;
+        cx.line(&format!("damaged: {more} more pages"))?;
     }
     let located = human::count(root.content.damage_count, "page");
     let found = match root.content.damage_reported_by_server {
         true => format!("the server found damaged pages, {located} located"),
         false => format!("{located} failed the check"),
     };
-    cx.out.warn(&format!(
+    cx.warn(&format!(
         "{found}: the backup is kept and marked, and used only where no other reaches"
     ));
-    cx.out.note("next: repair or rebuild what the list names, from an earlier backup where needed, then take another backup");
+    cx.note("next: repair or rebuild what the list names, from an earlier backup where needed, then take another backup");
     Ok(())
 }

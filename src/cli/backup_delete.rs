@@ -1,7 +1,6 @@
 //! `pitr backup delete`: one backup goes because a person asks for it.
 
-use super::timeline::partial_unless;
-use super::{Context, unconfirmed};
+use super::{Context, partial_unless, unconfirmed};
 use crate::config::Period;
 use crate::error::Result;
 use crate::exit;
@@ -42,7 +41,7 @@ pub struct Args {
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let mut planned = backup_delete::plan(&cx.session, &args.backup, args.grace.duration())?;
-    if !cx.out.is_json() {
+    if !cx.is_json() {
         planned
             .all
             .iter()
@@ -65,7 +64,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn print(cx: &Context, args: &Args, shown: &Deletion) -> Result<()> {
-    cx.out.line(&format!(
+    cx.line(&format!(
         "repository {}: backup {} goes, {} stored",
         shown.repository,
         args.backup,
@@ -73,7 +72,7 @@ fn print(cx: &Context, args: &Args, shown: &Deletion) -> Result<()> {
     ))?;
     for wal in &shown.wal {
         let count = human::count(wal.count, "segment");
-        cx.out.line(&format!(
+        cx.line(&format!(
             "WAL that nothing needs then: {} to {} ({count})",
             wal.first, wal.last
         ))?;
@@ -90,25 +89,21 @@ fn print(cx: &Context, args: &Args, shown: &Deletion) -> Result<()> {
     };
     match (&shown.windows_now, &shown.windows_then) {
         (Some(now), Some(then)) if now == then => {
-            cx.out.line(&format!("recovery stays: {}", words(now)))?;
+            cx.line(&format!("recovery stays: {}", words(now)))?;
         }
         (Some(now), Some(then)) => {
-            cx.out.line(&format!("recovery now:  {}", words(now)))?;
-            cx.out.line(&format!("recovery then: {}", words(then)))?;
+            cx.line(&format!("recovery now:  {}", words(now)))?;
+            cx.line(&format!("recovery then: {}", words(then)))?;
         }
-        _ => cx
-            .out
-            .warn("which moments can be reached no more cannot be read without the keys"),
+        _ => cx.warn("which moments can be reached no more cannot be read without the keys"),
     }
-    for withheld in &shown.withheld {
-        cx.out.warn(withheld);
-    }
+    cx.warn_all(&shown.withheld);
     Ok(())
 }
 
 fn report(cx: &Context, args: &Args, all: &[Deletion]) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(&serde_json::json!({
+    if cx.is_json() {
+        return cx.json(&serde_json::json!({
             "backup": args.backup.to_string(),
             "confirmed": args.confirm,
             "repositories": all,
@@ -134,15 +129,13 @@ fn report(cx: &Context, args: &Args, all: &[Deletion]) -> Result<()> {
             }
             (false, None) => format!("not deleted in {name}"),
         };
-        cx.out.report(&line)?;
-        for withheld in &shown.withheld_since {
-            cx.out.warn(withheld);
-        }
+        cx.report(&line)?;
+        cx.warn_all(&shown.withheld_since);
         for refused in &shown.refused {
-            cx.out.warn(&format!("could not delete {refused}"));
+            cx.warn(&format!("could not delete {refused}"));
         }
         for locked in &shown.locked {
-            cx.out.note(&format!("not deleted yet: {locked}"));
+            cx.note(&format!("not deleted yet: {locked}"));
         }
     }
     Ok(())

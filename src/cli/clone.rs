@@ -9,16 +9,14 @@ use std::time::Duration;
 use super::Context;
 use super::erasure::ConsentArgs;
 use super::target::TargetArgs;
-use crate::archive::guard::UNFINISHED;
 use crate::config::Period;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::operate::archive_command::shell_word;
 use crate::operate::clone::folder::{self, Folder, Stage, State};
-use crate::operate::clone::{self, Asked, namespace};
+use crate::operate::clone::{self, Asked, namespace, stop};
 use crate::operate::human;
-use crate::restore::target_dir::{CONTROL, WAITING_CONTROL};
 use crate::tree::filesystem::Filesystem;
 
 /// How often the state of a clone that is made is looked at.
@@ -199,14 +197,8 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
             stopped(&id, Some(*state), cx)
         }
         Begun::Ready(state) => {
-            match cx.out.is_json() {
-                true => cx.out.json(&state)?,
-                false => {
-                    let options = options(place, cx);
-                    let text = ready(&state, &options, passing.is_none());
-                    cx.out.line(text.trim_end())?;
-                }
-            }
+            let text = ready(&state, &options(place, cx), passing.is_none());
+            cx.answer(&state, || cx.line(text.trim_end()))?;
             Ok(exit::SUCCESS)
         }
         Begun::Failed(status) => Ok(status),
@@ -326,13 +318,12 @@ fn ready(state: &State, options: &str, may_be_kept: bool) -> String {
 
 fn list(below: &Path, cx: &Context) -> Result<u8> {
     let all = folder::list(below);
-    if cx.out.is_json() {
-        cx.out.json(&all)?;
+    if cx.is_json() {
+        cx.json(&all)?;
         return Ok(exit::SUCCESS);
     }
     if all.is_empty() {
-        cx.out
-            .line(&format!("no clones below \"{}\"", below.display()))?;
+        cx.line(&format!("no clones below \"{}\"", below.display()))?;
     }
     for state in &all {
         let how = match (state.stage, &state.connection) {
@@ -350,101 +341,29 @@ fn list(below: &Path, cx: &Context) -> Result<u8> {
             state.cluster,
             state.target
         );
-        cx.out.line(line.trim_end())?;
+        cx.line(line.trim_end())?;
         if let Some(why) = &state.not_kept {
-            cx.out.line(&format!("          it is not kept: {why}"))?;
+            cx.line(&format!("          it is not kept: {why}"))?;
         }
     }
     Ok(exit::SUCCESS)
 }
 
 fn stop(place: &PlaceArgs, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
-    let below = folder_of(place, cx)?;
-    let options = options(place, cx);
-    let (path, state) = folder::find(&below, id)?;
-    if state.stage == Stage::Kept {
-        return Err(err!(
-            Refused,
-            "clone {id} was stopped and kept: it is the data directory \"{}\"",
-            state.data.display()
-        )
-        .hint("Nothing was done. Remove the directory by hand where it is not needed."));
-    }
-    if let Some(why) = not_settled(&path, &state, &options) {
-        if !is_confirmed {
-            return Err(why);
-        }
-        folder::discard(&path)?;
-        return stopped(id, None, cx);
-    }
-    // A wish that could not be fulfilled is one all the same.
-    let is_wanted = folder::is_asked_for(&path) || state.not_kept.is_some();
-    if is_wanted && !state.stage.has_all() && !is_confirmed {
-        return Err(err!(Refused, "clone {id} is to be kept, and is not whole yet: stopped now, it would be lost")
-            .hint(format!("Nothing was done. Wait until pitr clone list{options} says \"whole\", ask again where it says why it is not kept (pitr clone keep {id}{options}), or throw it away: pitr clone stop {id} --confirm{options}")));
-    }
-    folder::ask_to_stop(&path, &state);
-    while folder::is_held(&path) {
-        cx.session.host.check_stop()?;
-        std::thread::sleep(PAUSE);
-    }
-    // Also where its process was killed: the list removes or finishes what that has left.
-    let left = folder::list(&below).into_iter().find(|one| one.id == id);
-    let why = left
-        .as_ref()
-        .and_then(|state| not_settled(&path, state, &options));
-    match (why, left.filter(|state| state.stage == Stage::Kept)) {
-        (Some(why), _) => Err(why),
-        (None, None) if path.exists() => Err(err!(
-            Io,
-            "clone {id} is stopped, and \"{}\" could not be removed",
-            path.display()
-        )
-        .hint("Nobody holds it any more. Look whose the files in it are, and remove it by hand.")),
-        (None, kept) => stopped(id, kept, cx),
-    }
-}
-
-/// Why a clone that was stopped, and has all content, is no data directory yet.
-fn not_settled(path: &Path, state: &State, options: &str) -> Option<Error> {
-    let is_left = matches!(state.stage, Stage::Settling | Stage::Whole) && !folder::is_held(path);
-    if !is_left {
-        return None;
-    }
-    let why = state
-        .not_kept
-        .as_deref()
-        .unwrap_or("there was no room to take down why");
-    let (id, data) = (&state.id, state.data.display());
-    let hint = match state.stage {
-        Stage::Whole => format!(
-            "All of it is in \"{data}\", and durable. Correct the cause: pitr clone list{options} tries again. To throw it away: pitr clone stop {id} --confirm{options}"
-        ),
-        _ => format!(
-            "All of it is in \"{data}\". Correct the cause and sync the filesystem before the host goes down; then \"rm {data}/pg_wal/{UNFINISHED}; mv {data}/{WAITING_CONTROL} {data}/{CONTROL}\" makes it a data directory. To throw it away: pitr clone stop {id} --confirm{options}"
-        ),
-    };
-    Some(
-        err!(
-            Io,
-            "clone {id} is stopped, and could not be made a data directory: {why}"
-        )
-        .hint(hint),
-    )
+    let (below, options) = (folder_of(place, cx)?, options(place, cx));
+    let left = stop::stop(&cx.session, (&below, id), is_confirmed, &options)?;
+    stopped(id, left, cx)
 }
 
 fn stopped(id: &str, left: Option<State>, cx: &Context) -> Result<u8> {
-    if cx.out.is_json() {
-        cx.out.json(&left)?;
-    } else {
-        cx.out.line(&match left {
-            Some(state) => format!(
-                "clone {id} is stopped and kept: its data directory is \"{}\"\nIt must not archive until it is adopted: pitr adopt",
-                state.data.display()
-            ),
-            None => format!("clone {id} is stopped, and nothing of it is left"),
-        })?;
-    }
+    let text = match &left {
+        Some(state) => format!(
+            "clone {id} is stopped and kept: its data directory is \"{}\"\nIt must not archive until it is adopted: pitr adopt",
+            state.data.display()
+        ),
+        None => format!("clone {id} is stopped, and nothing of it is left"),
+    };
+    cx.answer(&left, || cx.line(&text))?;
     Ok(exit::SUCCESS)
 }
 
@@ -455,7 +374,7 @@ fn keep(place: &PlaceArgs, id: &str, cx: &Context) -> Result<u8> {
         return Err(err!(Refused, "clone {id} cannot be kept: {why}").hint("Nothing was done. Make the clone again on a disk: --dir DIR, or clone_dir. A directory for temporary files that lasts is named with --dir here, too."));
     }
     let options = options(place, cx);
-    if let Some(why) = not_settled(&path, &state, &options) {
+    if let Some(why) = stop::not_settled(&path, &state, &options) {
         return Err(why);
     }
     match state.stage {
@@ -468,10 +387,7 @@ fn keep(place: &PlaceArgs, id: &str, cx: &Context) -> Result<u8> {
             "clone {id} is kept: the rest is copied while it serves, and pitr clone list{options} says \"whole\" once it is there and on the disk.\nUntil then a power cut costs it; from then on pitr clone stop {id}{options} leaves a data directory."
         ),
     };
-    match cx.out.is_json() {
-        true => cx.out.json(&folder::state(&path))?,
-        false => cx.out.line(&text)?,
-    }
+    cx.answer(&folder::state(&path), || cx.line(&text))?;
     Ok(exit::SUCCESS)
 }
 

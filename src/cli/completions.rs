@@ -30,6 +30,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         .subcommands(shown);
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut line, "pitr", &mut text);
-    cx.out.raw(&String::from_utf8_lossy(&text))?;
+    cx.raw(&String::from_utf8_lossy(&text))?;
     Ok(exit::SUCCESS)
 }

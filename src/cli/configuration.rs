@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::left_out::{self, status};
-use super::timeline::partial_unless;
-use super::{Context, replaced, rollback};
+use super::{Context, partial_unless, replaced, rollback};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -273,8 +272,8 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     )?;
     let Taken { root, left_out, .. } = &taken;
     let head = &root.head;
-    if cx.out.is_json() {
-        cx.out.json(&json!({
+    if cx.is_json() {
+        cx.json(&json!({
             "id": head.id,
             "name": args.name,
             "label": head.label,
@@ -287,11 +286,11 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             "secret_count": taken.secrets,
             "unstable_count": root.content.unstable_count,
             "left_out": left_out::as_json(left_out),
-            "duration_ms": u64::try_from(taken.took.as_millis()).unwrap_or(u64::MAX),
+            "duration_ms": human::millis(taken.took),
         }))?;
     } else {
         let files = head.file_count.saturating_sub(taken.sealed_files as u64);
-        cx.out.report(&format!(
+        cx.report(&format!(
             "backup {} of \"{}\": {}, {} of them with {}, stored as {} in {}",
             head.id,
             args.name,
@@ -310,29 +309,26 @@ fn show(args: &ShowArgs, cx: &Context) -> Result<u8> {
     let backup = args.backup.as_ref();
     let Some(path) = &args.path else {
         let (id, lines) = redacted::list(&cx.session, &args.name, backup)?;
-        if cx.out.is_json() {
-            cx.out
-                .json(&json!({ "backup": id, "name": args.name, "entries": lines }))?;
-            return Ok(exit::SUCCESS);
-        }
-        for line in lines {
-            let secret = if line.has_secrets { "secret" } else { "" };
-            cx.out.line(&format!(
-                "{} {:<9} {secret:<6} {}",
-                line.mode, line.kind, line.path
-            ))?;
-        }
+        let shown = json!({ "backup": id, "name": args.name, "entries": lines });
+        cx.answer(&shown, || {
+            lines.iter().try_for_each(|line| {
+                let secret = if line.has_secrets { "secret" } else { "" };
+                cx.line(&format!(
+                    "{} {:<9} {secret:<6} {}",
+                    line.mode, line.kind, line.path
+                ))
+            })
+        })?;
         return Ok(exit::SUCCESS);
     };
     let (id, content) = redacted::show(&cx.session, &args.name, path, backup)?;
-    if cx.out.is_json() {
+    if cx.is_json() {
         let text = String::from_utf8_lossy(&content);
-        cx.out
-            .json(&json!({ "backup": id, "name": args.name, "path": path, "redacted": text }))?;
+        cx.json(&json!({ "backup": id, "name": args.name, "path": path, "redacted": text }))?;
     } else {
         match std::io::stdout().is_terminal() {
-            true => cx.out.bytes(for_terminal(&content).as_bytes())?,
-            false => cx.out.bytes(&content)?,
+            true => cx.bytes(for_terminal(&content).as_bytes())?,
+            false => cx.bytes(&content)?,
         }
     }
     Ok(exit::SUCCESS)
@@ -352,20 +348,18 @@ fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
         is_live: args.live,
     };
     let differences = redacted::diff(&cx.session, &args.name, &sides)?;
-    if cx.out.is_json() {
-        cx.out
-            .json(&json!({ "name": args.name, "differences": differences }))?;
-    } else {
-        for one in &differences {
-            cx.out.line(&format!("{} {}", one.difference, one.path))?;
-            cx.out.text(&one.lines)?;
-        }
-    }
+    let shown = json!({ "name": args.name, "differences": differences });
+    cx.answer(&shown, || {
+        differences.iter().try_for_each(|one| {
+            cx.line(&format!("{} {}", one.difference, one.path))?;
+            cx.text(&one.lines)
+        })
+    })?;
     Ok(status(differences.len() as u64))
 }
 
 fn reveal(args: &RevealArgs, cx: &Context) -> Result<u8> {
-    if cx.out.is_json() {
+    if cx.is_json() {
         return Err(err!(Usage, "an original is no JSON").hint("Leave --json out."));
     }
     let original = original::reveal(
@@ -378,7 +372,7 @@ fn reveal(args: &RevealArgs, cx: &Context) -> Result<u8> {
             secrets_key: args.secrets_key.clone(),
         },
     )?;
-    cx.out.bytes(&original)?;
+    cx.bytes(&original)?;
     Ok(exit::SUCCESS)
 }
 
@@ -417,8 +411,8 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         },
     )?;
     let extracted = &restored.extracted;
-    if cx.out.is_json() {
-        cx.out.json(&json!({
+    if cx.is_json() {
+        cx.json(&json!({
             "backup": restored.id,
             "name": args.name,
             "to": to,
@@ -427,14 +421,14 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "redacted": args.redacted,
             "incomplete_count": restored.incomplete_count,
             "left_out": left_out::as_json(&extracted.left_out),
-            "duration_ms": u64::try_from(restored.took.as_millis()).unwrap_or(u64::MAX),
+            "duration_ms": human::millis(restored.took),
         }))?;
     } else {
         let originals = match args.redacted {
             true => "without secrets".to_owned(),
             false => format!("{} with secrets", restored.originals),
         };
-        cx.out.report(&format!(
+        cx.report(&format!(
             "backup {} of \"{}\" restored to \"{}\": {} entries, {originals}, in {}",
             restored.id,
             args.name,
@@ -445,7 +439,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         left_out::warn(cx, &extracted.left_out, "/", "more");
         if restored.incomplete_count > 0 {
             let lacking = human::count(restored.incomplete_count, "thing");
-            cx.out.warn(&format!(
+            cx.warn(&format!(
                 "the backup lacks {lacking} that could not be read"
             ));
         }
@@ -457,30 +451,29 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
 
 fn scan(args: &ScanArgs, cx: &Context) -> Result<u8> {
     let scanned = scan::run(&cx.session, args.set.as_deref(), &args.paths)?;
-    if cx.out.is_json() {
-        cx.out.json(&json!({
-            "file_count": scanned.files,
-            "findings": scanned.findings,
-            "left_out": left_out::as_json(&scanned.left_out),
-        }))?;
-    } else {
+    let shown = json!({
+        "file_count": scanned.files,
+        "findings": scanned.findings,
+        "left_out": left_out::as_json(&scanned.left_out),
+    });
+    cx.answer(&shown, || {
         for one in &scanned.findings {
-            let open = if one.world_readable {
-                ", open to all"
-            } else {
-                ""
+            let open = match one.world_readable {
+                true => ", open to all",
+                false => "",
             };
             let key = match one.key.is_empty() {
                 true => "-",
                 false => &one.key,
             };
-            cx.out.line(&format!(
+            cx.line(&format!(
                 "{}:{}: {key} ({}, mode {}{open})",
                 one.path, one.line, one.rule, one.mode
             ))?;
         }
         left_out::warn(cx, &scanned.left_out, "/", "more");
-    }
+        Ok(())
+    })?;
     Ok(status(
         scanned.findings.len() as u64 + scanned.left_out.total(),
     ))
@@ -493,18 +486,16 @@ fn recipients(args: &RecipientsArgs, cx: &Context) -> Result<u8> {
         keys: args.secrets_key.clone(),
     };
     let (answers, failures) = recipients::run(&cx.session, &asked)?;
-    if cx.out.is_json() {
-        cx.out.json(&json!({ "repositories": answers }))?;
-        return partial_unless(cx.told(failures)?);
-    }
-    for one in &answers {
-        cx.out.line(&format!(
-            "Originals in {} are read by: {} (secrets pair {})",
-            one.name,
-            one.recipients.join(", "),
-            one.secrets_pair
-        ))?;
-    }
+    cx.answer(&json!({ "repositories": answers }), || {
+        answers.iter().try_for_each(|one| {
+            cx.line(&format!(
+                "Originals in {} are read by: {} (secrets pair {})",
+                one.name,
+                one.recipients.join(", "),
+                one.secrets_pair
+            ))
+        })
+    })?;
     partial_unless(cx.told(failures)?)
 }
 

@@ -68,7 +68,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         ground.path().display()
     ))?;
     if let Some(user) = ground.user() {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "(as user {user}: PostgreSQL refuses to run as root)"
         ))?;
     }
@@ -78,10 +78,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Err(error);
     }
     demo.step(&format!("Done in {}", human::duration(began.elapsed())))?;
-    cx.out.line("The cluster that lost the table was not touched, and the copy does not archive before \"pitr adopt\" makes it the successor.")?;
+    cx.line("The cluster that lost the table was not touched, and the copy does not archive before \"pitr adopt\" makes it the successor.")?;
     if args.keep {
         let folder = ground.path().display().to_string();
-        cx.out.line(&format!("Left behind: {folder}\n  look:   cd {0} && pitr --config pitr.toml info\n  remove: rm -r {0}", shell_word(&folder)))?;
+        cx.line(&format!("Left behind: {folder}\n  look:   cd {0} && pitr --config pitr.toml info\n  remove: rm -r {0}", shell_word(&folder)))?;
     }
     Ok(exit::SUCCESS)
 }
@@ -110,7 +110,6 @@ impl Demo<'_> {
         )?;
         configure(ground, &printed)?;
         self.cx
-            .out
             .line("(written into postgresql.conf, and the server restarted)")?;
         ground.stop(ORIGINAL)?;
         ground.start(ORIGINAL)?;
@@ -139,7 +138,6 @@ impl Demo<'_> {
         );
         playground::wait(&self.cx.session.host, &mut server, &archived)?;
         self.cx
-            .out
             .line(&format!("(the segment with it, {segment}, is archived)"))?;
 
         self.step("5. Can we get back to just before it? Ask before anything is touched")?;
@@ -179,13 +177,13 @@ impl Demo<'_> {
 
     fn step(&self, title: &str) -> Result<()> {
         self.cx.session.host.check_stop()?;
-        self.cx.out.line(&format!("\n== {title}"))
+        self.cx.line(&format!("\n== {title}"))
     }
 
     /// Shows a command as one would type it, runs it, and returns what it printed.
     fn pitr(&self, ground: &Playground, arguments: &[&str]) -> Result<String> {
         let words: Vec<String> = arguments.iter().map(|word| shell_word(word)).collect();
-        self.cx.out.line(&format!("$ pitr {}", words.join(" ")))?;
+        self.cx.line(&format!("$ pitr {}", words.join(" ")))?;
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         let failed = |e| Error::from_io("run pitr", e);
         let mut child = ground
@@ -236,7 +234,7 @@ impl Demo<'_> {
 
     /// Shows a statement, runs it, shows its rows, and returns them.
     fn sql(&self, server: &mut Server, statement: &str) -> Result<String> {
-        self.cx.out.line(&format!("postgres=# {statement};"))?;
+        self.cx.line(&format!("postgres=# {statement};"))?;
         let rows = server.query(statement)?;
         let mut lines = Vec::new();
         for row in 0..rows.rows.len() {
@@ -247,7 +245,7 @@ impl Demo<'_> {
             lines.push(fields.join(" | "));
         }
         if !lines.is_empty() {
-            self.cx.out.line(&format!(
+            self.cx.line(&format!(
                 "{}\n{}",
                 rows.columns.join(" | "),
                 lines.join("\n")

@@ -48,43 +48,41 @@ fn jobs(cx: &Context, findings: &[Finding]) -> Option<Finding> {
 
 fn report(findings: &[Finding], cx: &Context) -> Result<u8> {
     let worst = findings.iter().map(|f| f.level).max().unwrap_or(Level::Ok);
-    if cx.out.is_json() {
-        cx.out
-            .json(&serde_json::json!({ "state": worst, "findings": findings }))?;
-    } else {
-        let width = findings
-            .iter()
-            .map(|f| f.name.chars().count())
-            .max()
-            .unwrap_or(0);
-        let mut group = "";
-        let config = cx.session.flags.config.as_deref();
-        for finding in findings {
-            if finding.group != group {
-                group = finding.group;
-                cx.out.line(group)?;
-            }
-            let level = match finding.level {
-                Level::Ok => "ok",
-                Level::Warn => "warn",
-                Level::Fail => "FAIL",
-            };
-            cx.out.line(&format!(
-                "  {level:4}  {:width$}  {}",
-                finding.name, finding.value
-            ))?;
-            if let Some(cause) = &finding.cause {
-                cx.out.line(&format!("        cause: {cause}"))?;
-            }
-            if let Some(next) = &finding.next {
-                let next = finding::with_config(next, config);
-                cx.out.line(&format!("        fix:   {next}"))?;
-            }
-        }
-    }
+    let shown = serde_json::json!({ "state": worst, "findings": findings });
+    cx.answer(&shown, || print(findings, cx))?;
     Ok(match worst {
         Level::Ok => exit::SUCCESS,
         Level::Warn => exit::WARNINGS,
         Level::Fail => exit::CRITICAL,
     })
+}
+
+fn print(findings: &[Finding], cx: &Context) -> Result<()> {
+    let widths = findings.iter().map(|f| f.name.chars().count());
+    let width = widths.max().unwrap_or(0);
+    let mut group = "";
+    let config = cx.session.flags.config.as_deref();
+    for finding in findings {
+        if finding.group != group {
+            group = finding.group;
+            cx.line(group)?;
+        }
+        let level = match finding.level {
+            Level::Ok => "ok",
+            Level::Warn => "warn",
+            Level::Fail => "FAIL",
+        };
+        cx.line(&format!(
+            "  {level:4}  {:width$}  {}",
+            finding.name, finding.value
+        ))?;
+        if let Some(cause) = &finding.cause {
+            cx.line(&format!("        cause: {cause}"))?;
+        }
+        if let Some(next) = &finding.next {
+            let next = finding::with_config(next, config);
+            cx.line(&format!("        fix:   {next}"))?;
+        }
+    }
+    Ok(())
 }

@@ -82,17 +82,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     cx.stop_with_cleanup()?;
     let report = drill::run(&cx.session, &asked)?;
-    match cx.out.is_json() {
-        true => cx.out.json(&report)?,
-        false => cx.out.line(text(&report).trim_end())?,
-    }
+    cx.answer(&report, || cx.line(text(&report).trim_end()))?;
     // The verdict counts more than the page.
     let page = args.html.as_ref().map_or(Ok(()), |path| {
         let page = drill_page::page(&report);
         quarantine::write(&cx.session.environment.absolute(path), page.as_bytes())
     });
     if let Err(e) = &page {
-        cx.out.warn(&format!("the page was not written: {e}"));
+        cx.warn(&format!("the page was not written: {e}"));
     }
     Ok(status(cx, &report, page.is_ok()))
 }
@@ -108,7 +105,7 @@ fn folder(args: &Args, cx: &Context) -> Result<Option<PathBuf>> {
 
 fn status(cx: &Context, report: &Report, has_page: bool) -> u8 {
     if let Some(why) = &report.not_recorded {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "the result could not be recorded in repository \"{}\", so pitr info does not show it: {why}",
             report.repository
         ));

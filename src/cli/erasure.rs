@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::output::{Align, Table};
-use super::timeline::{partial_unless, reason};
-use super::{Context, unconfirmed};
+use super::output::Table;
+use super::timeline::reason;
+use super::{Context, partial_unless, unconfirmed};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
@@ -195,15 +195,12 @@ fn add(args: &AddArgs, cx: &Context) -> Result<u8> {
         reason: args.reason.clone(),
     };
     let added = erasure::add(&cx.session, &asked)?;
-    if cx.out.is_json() {
-        cx.out.json(&added)?;
-    } else {
-        let places = added.recorded_in.join(" and ");
-        cx.out
-            .report(&format!("recorded in {places}: {}", added.id))?;
-    }
+    let places = added.recorded_in.join(" and ");
+    cx.answer(&added, || {
+        cx.report(&format!("recorded in {places}: {}", added.id))
+    })?;
     if !added.readable_in.is_empty() {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "{} is not encrypted: everybody who reads it can read the script, and see in it who was erased",
             added.readable_in.join(" and ")
         ));
@@ -234,11 +231,8 @@ fn script(path: &PathBuf) -> Result<String> {
 fn show(id: &str, cx: &Context) -> Result<u8> {
     let listing = erasure::list(&cx.session)?;
     let erasure = listing.read(id)?;
-    match cx.out.is_json() {
-        true => cx.out.json(&erasure)?,
-        // Control characters could hide a part from the reader.
-        false => cx.out.text(erasure.sql.trim_end())?,
-    }
+    // Control characters could hide a part from the reader.
+    cx.answer(&erasure, || cx.text(erasure.sql.trim_end()))?;
     Ok(exit::SUCCESS)
 }
 
@@ -251,39 +245,25 @@ fn remove(id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
         )));
     }
     let removed = listing.remove(&cx.session, id)?;
-    match cx.out.is_json() {
-        true => cx
-            .out
-            .json(&serde_json::json!({ "id": id, "removed_from": removed }))?,
-        false => cx
-            .out
-            .report(&format!("removed from {}", removed.join(" and ")))?,
-    }
+    let shown = serde_json::json!({ "id": id, "removed_from": removed });
+    cx.answer(&shown, || {
+        cx.report(&format!("removed from {}", removed.join(" and ")))
+    })?;
     partial_unless(cx.told(listing.failures)?)
 }
 
 fn print_list(cx: &Context, listing: &Listing) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(listing);
+    if cx.is_json() {
+        return cx.json(listing);
     }
     if listing.erasures.is_empty() {
-        return cx.out.line(&format!(
+        return cx.line(&format!(
             "no erasures are recorded for cluster {}",
             listing.cluster
         ));
     }
-    let mut table = Table::new(&[
-        ("erasure", Align::Left),
-        ("database", Align::Left),
-        ("timeline", Align::Right),
-        ("lsn", Align::Left),
-        ("by", Align::Left),
-        ("reason", Align::Left),
-    ]);
-    for entry in &listing.erasures {
-        table.row(cells(entry));
-    }
-    cx.out.table(&table)
+    let table = Table::of("erasure | database | >timeline | lsn | by | reason");
+    cx.table(&table.rows(listing.erasures.iter().map(cells)))
 }
 
 fn cells(entry: &Entry) -> [String; 6] {
@@ -327,11 +307,11 @@ fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
     let mut prepared = apply::prepare(&cx.session, &asked)?;
     let failures = std::mem::take(&mut prepared.scripts.listing.failures);
     let listing = &prepared.scripts.listing;
-    if !cx.out.is_json() {
+    if !cx.is_json() {
         print_list(cx, listing)?;
     }
     for name in &listing.unproven {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "nothing proves who recorded what is in repository \"{name}\", and scripts run as a superuser: read each one before (pitr erasure show ID)"
         ));
     }
@@ -341,18 +321,15 @@ fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
         true => prepared.run(&cx.session)?,
         false => Vec::new(),
     };
-    if cx.out.is_json() {
-        cx.out.json(&Answer {
-            cluster: &listing.cluster,
-            pgdata: args.pgdata.display().to_string(),
-            confirmed: args.confirm,
-            recorded: listing.erasures.len(),
-            unproven: &listing.unproven,
-            erasures: &applied,
-        })?;
-    } else {
-        print_applied(cx, &applied)?;
-    }
+    let answer = Answer {
+        cluster: &listing.cluster,
+        pgdata: args.pgdata.display().to_string(),
+        confirmed: args.confirm,
+        recorded: listing.erasures.len(),
+        unproven: &listing.unproven,
+        erasures: &applied,
+    };
+    cx.answer(&answer, || print_applied(cx, &applied))?;
     let is_whole = cx.told(failures)?;
     let is_elsewhere = judge(cx, &applied)?;
     if is_any && !args.confirm && !args.dry_run {
@@ -395,7 +372,7 @@ pub(super) fn judge(cx: &Context, applied: &[Applied]) -> Result<bool> {
     }
     let is_elsewhere = applied.iter().any(|a| a.outcome == Outcome::NoDatabase);
     if is_elsewhere {
-        cx.out.warn("the copy lacks a database of an erasure: it is older than the database, or has it under another name, and then run the script there by hand (pitr erasure show ID)");
+        cx.warn("the copy lacks a database of an erasure: it is older than the database, or has it under another name, and then run the script there by hand (pitr erasure show ID)");
     }
     Ok(is_elsewhere)
 }
@@ -409,16 +386,14 @@ pub(super) fn print_applied(cx: &Context, applied: &[Applied]) -> Result<()> {
             Outcome::NoDatabase => "the copy has no such database".to_owned(),
             Outcome::Skipped => "left out (--skip)".to_owned(),
         };
-        cx.out.line(&format!(
+        cx.line(&format!(
             "{} in database {}: {became}",
             one.id, one.database
         ))?;
     }
     match applied.is_empty() {
         true => Ok(()),
-        false => cx
-            .out
-            .report("recovery of the copy has ended, and its server is stopped"),
+        false => cx.report("recovery of the copy has ended, and its server is stopped"),
     }
 }
 
@@ -444,14 +419,14 @@ pub(super) fn tell(
     };
     let of = human::count(lacking.recorded as u64, "erasure");
     if copied == Copied::Adopted {
-        return cx.out.line(&format!("This copy lacks {} of {of} recorded, and pitr erasure apply refuses a copy that may archive: restore without --adopt, or run the scripts by hand before anybody connects (pitr erasure list).", lacking.count));
+        return cx.line(&format!("This copy lacks {} of {of} recorded, and pitr erasure apply refuses a copy that may archive: restore without --adopt, or run the scripts by hand before anybody connects (pitr erasure list).", lacking.count));
     }
     // Without the words the first WAL of its timeline would go.
     let (before, words) = match copied {
         Copied::Recovered => (" and is adopted", " --for-adoption"),
         _ => ("", ""),
     };
-    cx.out.line(&format!(
+    cx.line(&format!(
         "This copy lacks {} of {of} recorded. Before it accepts connections{}: pitr erasure apply{} --pgdata {}{} --confirm",
         lacking.count,
         before,

@@ -5,12 +5,12 @@ use std::str::FromStr;
 use serde::Serialize;
 use serde_json::json;
 
-use super::output::{Align, Table};
-use super::{Context, expire_explain};
+use super::output::Table;
+use super::{Context, expire_explain, partial_unless, warnings_unless};
 use crate::config::Period;
 use crate::err;
-use crate::error::{Code, Error, Result};
-use crate::exit::{self, Program};
+use crate::error::{Error, Result};
+use crate::exit;
 use crate::operate::expire::{self, Asked, Done};
 use crate::operate::human;
 use crate::operate::of;
@@ -160,7 +160,7 @@ fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
         ));
     }
     if !is_whole {
-        return Ok(exit::status(Program::Pitr, Code::Partial));
+        return partial_unless(false);
     }
     let refused: u64 = done
         .iter()
@@ -179,10 +179,9 @@ fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
         return Err(super::unconfirmed("The plan above would be carried out."));
     }
     // A disk that fills because nothing goes is no success.
-    Ok(match done.iter().all(|d| d.plan.withheld.is_empty()) {
-        true => exit::SUCCESS,
-        false => exit::WARNINGS,
-    })
+    Ok(warnings_unless(
+        done.iter().all(|d| d.plan.withheld.is_empty()),
+    ))
 }
 
 #[derive(Serialize)]
@@ -210,14 +209,14 @@ pub(super) struct ShownBackup<'a> {
 }
 
 fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
-    if cx.out.is_json() {
+    if cx.is_json() {
         let mut all = of::split(done, |one| &one.of, shown);
         all.insert("confirmed".to_owned(), args.confirm.into());
-        return cx.out.json(&all);
+        return cx.json(&all);
     }
     for one in done {
         // A run that went as planned is no news.
-        if !cx.out.is_quiet() || !one.went_well() {
+        if !cx.is_quiet() || !one.went_well() {
             print(cx, one)?;
         }
         warn(cx, one);
@@ -352,22 +351,13 @@ fn deletion(deletion: &Deletion, size: SegmentSize) -> serde_json::Value {
 
 fn print(cx: &Context, done: &Done) -> Result<()> {
     let plan = &done.plan;
-    cx.out.line(&format!(
+    cx.line(&format!(
         "{} in repository {}",
         done.of.title(),
         done.repository
     ))?;
     let unit = human::SizeUnit::for_largest(plan.backups.iter().map(|b| b.stored_bytes));
-    let mut table = Table::new(&[
-        ("backup", Align::Left),
-        ("timeline", Align::Right),
-        ("stop LSN", Align::Left),
-        ("complete", Align::Left),
-        (&format!("stored {}", unit.name()), Align::Right),
-        ("what", Align::Left),
-        ("why", Align::Left),
-    ]);
-    for backup in &plan.backups {
+    let row = |backup: &Judged| {
         let what = match backup.fate {
             Fate::Waiting(due) => format!("deleted after {}", human::time(due)),
             fate => fate.as_str().to_owned(),
@@ -376,30 +366,31 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
             Some(damage) => format!("{}; damaged: {damage}", backup.reason),
             None => backup.reason.clone(),
         };
-        table.row([
+        let place = backup.place;
+        [
             backup.id.to_string(),
-            backup
-                .place
-                .map_or_else(String::new, |p| p.timeline.decimal().to_string()),
-            backup
-                .place
-                .map_or_else(String::new, |p| p.stop_lsn.to_string()),
+            place.map_or_else(String::new, |p| p.timeline.decimal().to_string()),
+            place.map_or_else(String::new, |p| p.stop_lsn.to_string()),
             human::time(backup.stop_time),
             unit.show(backup.stored_bytes),
             what,
             why,
-        ]);
-    }
+        ]
+    };
     let is_set = matches!(&done.of, of::Of::Scope(scope) if scope.kind() == Some(set_mark::KIND));
     if is_set {
         // A set has marks alone.
     } else if plan.backups.is_empty() {
-        cx.out.line("no backup")?;
+        cx.line("no backup")?;
     } else {
-        cx.out.table(&table)?;
+        let stored = unit.name();
+        let table = Table::of(&format!(
+            "backup | >timeline | stop LSN | complete | >stored {stored} | what | why"
+        ));
+        cx.table(&table.rows(plan.backups.iter().map(row)))?;
     }
     for line in lines(done) {
-        cx.out.line(&line)?;
+        cx.line(&line)?;
     }
     Ok(())
 }
@@ -407,14 +398,13 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
 fn warn(cx: &Context, done: &Done) {
     for warning in done.warnings().chain(&done.plan.withheld) {
         let (title, repository) = (done.of.title(), &done.repository);
-        cx.out
-            .warn(&format!("{title} in repository {repository}: {warning}"));
+        cx.warn(&format!("{title} in repository {repository}: {warning}"));
     }
     for refused in done.outcome.iter().flat_map(|o| &o.refused) {
-        cx.out.warn(&format!("could not delete {refused}"));
+        cx.warn(&format!("could not delete {refused}"));
     }
     for locked in done.outcome.iter().flat_map(|o| &o.locked) {
-        cx.out.note(&format!("not deleted yet: {locked}"));
+        cx.note(&format!("not deleted yet: {locked}"));
     }
 }
 
@@ -514,10 +504,9 @@ fn lines(done: &Done) -> Vec<String> {
     if let Some(o) = &done.outcome {
         lines.push(format!(
             "{}marked {}, deleted {}, {}, {} in all",
-            if done.is_cut_short {
-                "before it ended early: "
-            } else {
-                ""
+            match done.is_cut_short {
+                true => "before it ended early: ",
+                false => "",
             },
             human::count(o.marked.len() as u64, "backup"),
             human::count(o.deleted_backups.len() as u64, "backup"),
@@ -574,6 +563,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::error::Code;
     use crate::expire::Outcome;
     use crate::plan::retention::claims::SpentClaims;
     use crate::repo::scope::Scope;

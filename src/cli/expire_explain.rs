@@ -46,22 +46,20 @@ pub fn report(cx: &Context, explained: &Explained, done: &[Done]) -> Result<()> 
         }
         _ => {}
     }
-    if cx.out.is_json() {
+    if cx.is_json() {
         let shown = |(one, answer): &(&Done, Answer)| {
             let mut value = answer.value.clone();
             value["repository"] = one.repository.clone().into();
             one.of.named(value)
         };
-        return cx
-            .out
-            .json(&of::split(&answered, |(one, _)| &one.of, shown));
+        return cx.json(&of::split(&answered, |(one, _)| &one.of, shown));
     }
     for (one, answer) in &answered {
         let title = format!("{} in repository {}", one.of.title(), one.repository);
-        cx.out.line(&title)?;
-        answer.lines.iter().try_for_each(|line| cx.out.line(line))?;
+        cx.line(&title)?;
+        answer.lines.iter().try_for_each(|line| cx.line(line))?;
         let held = one.plan.withheld.iter().chain(&one.plan.burst);
-        held.for_each(|why| cx.out.warn(why));
+        held.for_each(|why| cx.warn(why));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `pitr explain`.
 
 use super::Context;
-use super::output::{Align, Table};
+use super::output::Table;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::explain::{self, Explained};
@@ -28,26 +28,22 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn list(cx: &Context) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(&serde_json::json!({ "alerts": explain::ALL }));
-    }
-    let mut table = Table::new(&[("alert", Align::Left), ("next", Align::Left)]);
-    for one in explain::ALL {
-        table.row([one.name, one.next]);
-    }
-    cx.out.table(&table)
+    let rows = explain::ALL.iter().map(|one| [one.name, one.next]);
+    cx.answer(&serde_json::json!({ "alerts": explain::ALL }), || {
+        cx.table(&Table::of("alert | next").rows(rows))
+    })
 }
 
 fn show(cx: &Context, one: &Explained) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(one);
+    if cx.is_json() {
+        return cx.json(one);
     }
-    cx.out.line(one.name)?;
+    cx.line(one.name)?;
     if !one.conditions.is_empty() {
         let conditions = one.conditions.join(", ");
-        cx.out.line(&format!("  conditions: {conditions}"))?;
+        cx.line(&format!("  conditions: {conditions}"))?;
     }
-    cx.out.line(&format!("  cause:  {}", one.cause))?;
-    cx.out.line(&format!("  effect: {}", one.effect))?;
-    cx.out.line(&format!("  next:   {}", one.next))
+    cx.line(&format!("  cause:  {}", one.cause))?;
+    cx.line(&format!("  effect: {}", one.effect))?;
+    cx.line(&format!("  next:   {}", one.next))
 }

@@ -415,14 +415,12 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             codec: codec(args.compression),
         },
     )?;
-    if cx.out.is_json() {
-        cx.out.json(&backup_as_json(&args.name, &done))?;
-    } else {
-        cx.out.report(&backup_line(&args.name, &done))?;
-    }
+    cx.answer(&backup_as_json(&args.name, &done), || {
+        cx.report(&backup_line(&args.name, &done))
+    })?;
     warn_of(&done, cx);
     if let Some(e) = &done.after {
-        return Ok(cx.out.error(e));
+        return Ok(cx.error(e));
     }
     let troubles = done.taken.left_out.total() + done.taken.unstable;
     let warnings = done.warnings.len() as u64;
@@ -431,29 +429,27 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
 
 /// Tells what a backup lacks, and what is odd about its source. JSON has the former.
 fn warn_of(done: &Done, cx: &Context) {
-    if !cx.out.is_json() {
+    if !cx.is_json() {
         if let Some(why) = &done.why_full {
-            cx.out.note(&format!("everything was stored: {why}"));
+            cx.note(&format!("everything was stored: {why}"));
         }
         left_out::warn(cx, &done.taken.left_out, "", "more were not read");
         if done.taken.unstable > 0 {
-            cx.out.warn(&format!(
+            cx.warn(&format!(
                 "{} changed while being read, and may hold parts of two states",
                 human::count(done.taken.unstable, "file")
             ));
         }
     }
     if let Some(files) = done.lost_files {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "the source has no file any more, and the backup before has {files}: is its filesystem mounted?"
         ));
     }
     for note in &done.notes {
-        cx.out.note(note);
+        cx.note(note);
     }
-    for warning in &done.warnings {
-        cx.out.warn(warning);
-    }
+    cx.warn_all(&done.warnings);
 }
 
 fn backup_line(name: &str, done: &Done) -> String {
@@ -505,7 +501,7 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
         "left_out": left_out::as_json(&taken.left_out),
         "source": done.source,
         "after_error": done.after.as_ref().map(ToString::to_string),
-        "duration_ms": u64::try_from(done.took.as_millis()).unwrap_or(u64::MAX),
+        "duration_ms": human::millis(done.took),
     })
 }
 
@@ -539,22 +535,21 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         took,
         ..
     } = &restored;
-    if cx.out.is_json() {
-        cx.out.json(&json!({
-            "backup": root.head.id,
-            "name": args.name,
-            "to": to,
-            "paths": args.path,
-            "entry_count": extracted.entries,
-            "written_bytes": extracted.written_bytes,
-            "left_out": left_out::as_json(&extracted.left_out),
-            "incomplete_count": root.content.incomplete_count,
-            "unstable_count": root.content.unstable_count,
-            "not_stored": restored.not_stored,
-            "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        }))?;
-    } else {
-        cx.out.report(&format!(
+    let shown = json!({
+        "backup": root.head.id,
+        "name": args.name,
+        "to": to.to_string_lossy(),
+        "paths": args.path,
+        "entry_count": extracted.entries,
+        "written_bytes": extracted.written_bytes,
+        "left_out": left_out::as_json(&extracted.left_out),
+        "incomplete_count": root.content.incomplete_count,
+        "unstable_count": root.content.unstable_count,
+        "not_stored": restored.not_stored,
+        "duration_ms": human::millis(*took),
+    });
+    cx.answer(&shown, || {
+        cx.report(&format!(
             "backup {} of \"{}\" restored to \"{}\": {} entries, {} written in {}",
             root.head.id,
             args.name,
@@ -563,14 +558,11 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             human::size(extracted.written_bytes),
             human::duration(*took)
         ))?;
-        left_out::warn(
-            cx,
-            &extracted.left_out,
-            "",
-            "more were not made as they were",
-        );
+        let more = "more were not made as they were";
+        left_out::warn(cx, &extracted.left_out, "", more);
         tell_of_backup(cx, &root.content, &restored.not_stored);
-    }
+        Ok(())
+    })?;
     let content = &root.content;
     let troubles = content.incomplete_count + content.unstable_count;
     Ok(status(extracted.left_out.total() + troubles))
@@ -605,14 +597,14 @@ fn watch(args: &WatchArgs, cx: &Context) -> Result<u8> {
         codec: codec(args.compression),
     };
     files::watch::watch(&cx.session, &wanted, &mut |done| {
-        match cx.out.is_json() {
-            _ if !done.is_new => {}
-            true => cx.out.json(&backup_as_json(&args.name, done))?,
-            false => cx.out.report(&backup_line(&args.name, done))?,
+        if done.is_new {
+            cx.answer(&backup_as_json(&args.name, done), || {
+                cx.report(&backup_line(&args.name, done))
+            })?;
         }
         warn_of(done, cx);
         if let Some(e) = &done.after {
-            cx.out.warn(&e.to_string());
+            cx.warn(&e.to_string());
         }
         Ok(())
     })?;
@@ -622,24 +614,21 @@ fn watch(args: &WatchArgs, cx: &Context) -> Result<u8> {
 fn watch_status(args: &WatchArgs, cx: &Context) -> Result<u8> {
     let found = files::watch::behind(&cx.session, &args.name)?;
     let state = found.state.as_ref();
-    if cx.out.is_json() {
-        cx.out.json(&json!({
-            "name": args.name,
-            "is_running": found.is_running,
-            "behind_ms": found.behind.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            "activity": state.map(|state| state.activity).filter(|_| found.is_running),
-            "changed_since": state.and_then(|state| state.changed_since),
-            "covered_until": state.and_then(|state| state.covered_until),
-            "backup": state.and_then(|state| state.backup.as_ref()),
-            "error": state.and_then(|state| state.error.as_ref()),
-            "directory_count": state.map(|state| state.directory_count),
-            "is_complete": state.map(|state| state.is_complete),
-            "left_out_count": state.map(|state| state.left_out_count),
-            "warning": state.and_then(|state| state.warning.as_ref()),
-        }))?;
-    } else {
-        cx.out.line(&status_line(&args.name, &found))?;
-    }
+    let shown = json!({
+        "name": args.name,
+        "is_running": found.is_running,
+        "behind_ms": found.behind.map(human::millis),
+        "activity": state.map(|state| state.activity).filter(|_| found.is_running),
+        "changed_since": state.and_then(|state| state.changed_since),
+        "covered_until": state.and_then(|state| state.covered_until),
+        "backup": state.and_then(|state| state.backup.as_ref()),
+        "error": state.and_then(|state| state.error.as_ref()),
+        "directory_count": state.map(|state| state.directory_count),
+        "is_complete": state.map(|state| state.is_complete),
+        "left_out_count": state.map(|state| state.left_out_count),
+        "warning": state.and_then(|state| state.warning.as_ref()),
+    });
+    cx.answer(&shown, || cx.line(&status_line(&args.name, &found)))?;
     let is_well = found.is_running && state.is_some_and(State::is_well);
     Ok(status(u64::from(!is_well)))
 }
@@ -700,30 +689,30 @@ fn copy(args: &CopyArgs, cx: &Context) -> Result<u8> {
             jobs: jobs(args.jobs),
         },
     )?;
-    if cx.out.is_json() {
-        cx.out.json(&json!({
-            "name": args.name,
-            "from": done.from,
-            "to": done.to,
-            "is_plan": done.is_plan,
-            "new_count": done.new_count,
-            "differing_count": done.differing_count,
-            "differing": done.differing,
-            "unchanged_count": done.unchanged_count,
-            "other_count": done.other_count,
-            "size_bytes": done.size_bytes,
-            "copied_count": done.copied_count,
-            "by_store_count": done.by_store_count,
-            "left_out": left_out::as_json(&done.left_out),
-            "duration_ms": u64::try_from(done.took.as_millis()).unwrap_or(u64::MAX),
-        }))?;
-    } else {
+    let shown = json!({
+        "name": args.name,
+        "from": done.from,
+        "to": done.to,
+        "is_plan": done.is_plan,
+        "new_count": done.new_count,
+        "differing_count": done.differing_count,
+        "differing": done.differing,
+        "unchanged_count": done.unchanged_count,
+        "other_count": done.other_count,
+        "size_bytes": done.size_bytes,
+        "copied_count": done.copied_count,
+        "by_store_count": done.by_store_count,
+        "left_out": left_out::as_json(&done.left_out),
+        "duration_ms": human::millis(done.took),
+    });
+    cx.answer(&shown, || {
         for key in &done.differing {
-            cx.out.line(&format!("* {}", key.escape_debug()))?;
+            cx.line(&format!("* {}", key.escape_debug()))?;
         }
-        cx.out.report(&copy_line(&done))?;
+        cx.report(&copy_line(&done))?;
         left_out::warn(cx, &done.left_out, "", "more were not copied");
-    }
+        Ok(())
+    })?;
     if done.is_plan && done.differing_count > 0 && !args.dry_run {
         return Err(unconfirmed("The plan above would be carried out."));
     }
@@ -750,12 +739,12 @@ fn copy_line(done: &CopyDone) -> String {
 }
 
 fn cat(args: &CatArgs, cx: &Context) -> Result<u8> {
-    if cx.out.is_json() {
+    if cx.is_json() {
         return Err(err!(Usage, "the content of a file is no JSON").hint("Leave --json out."));
     }
     let choice = args.choice.choice();
     files::cat(&cx.session, &args.name, &choice, &args.path, &mut |bytes| {
-        cx.out.bytes(bytes)
+        cx.bytes(bytes)
     })?;
     Ok(exit::SUCCESS)
 }
@@ -767,16 +756,14 @@ fn find(args: &FindArgs, cx: &Context) -> Result<u8> {
         &args.name,
         &args.pattern,
         &mut |id, ended, entry| {
-            if cx.out.is_json() {
+            if cx.is_json() {
                 found.push(json!({ "backup": id, "stop_time": ended, "entry": entry }));
                 return Ok(());
             }
-            cx.out.line(&format!("{id} {}", line(entry)))
+            cx.line(&format!("{id} {}", line(entry)))
         },
     )?;
-    if cx.out.is_json() {
-        cx.out.json(&json!({ "name": args.name, "found": found }))?;
-    }
+    cx.answer(&json!({ "name": args.name, "found": found }), || Ok(()))?;
     Ok(exit::SUCCESS)
 }
 
@@ -784,7 +771,7 @@ fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
     let mut found = Vec::new();
     let which = (&args.from, args.to.as_ref());
     let to = files::diff(&cx.session, &args.name, which, &mut |difference, entry| {
-        if cx.out.is_json() {
+        if cx.is_json() {
             found.push(json!({ "difference": difference, "entry": entry }));
             return Ok(());
         }
@@ -794,13 +781,10 @@ fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
             Difference::Changed => '*',
             Difference::Attributes => 'm',
         };
-        cx.out.line(&format!("{sign} {}", line(entry)))
+        cx.line(&format!("{sign} {}", line(entry)))
     })?;
-    if cx.out.is_json() {
-        cx.out.json(
-            &json!({ "name": args.name, "from": args.from, "to": to, "differences": found }),
-        )?;
-    }
+    let shown = json!({ "name": args.name, "from": args.from, "to": to, "differences": found });
+    cx.answer(&shown, || Ok(()))?;
     Ok(exit::SUCCESS)
 }
 
@@ -808,22 +792,20 @@ fn sums(args: &SumsArgs, cx: &Context) -> Result<u8> {
     let mut found = Vec::new();
     let choice = args.choice.choice();
     let id = files::sums(&cx.session, &args.name, &choice, &mut |path, sum| {
-        if cx.out.is_json() {
+        if cx.is_json() {
             let path = String::from_utf8_lossy(path);
             found.push(json!({ "path": path, "sha256": sum }));
             return Ok(());
         }
-        cx.out.bytes(&sum_line(path, sum))
+        cx.bytes(&sum_line(path, sum))
     })?;
-    if cx.out.is_json() {
-        cx.out
-            .json(&json!({ "backup": id, "name": args.name, "sums": found }))?;
-    }
+    let shown = json!({ "backup": id, "name": args.name, "sums": found });
+    cx.answer(&shown, || Ok(()))?;
     Ok(exit::SUCCESS)
 }
 
 /// Pure: a line as sha256sum writes it. One with a backslash first has a path in which some characters are escaped.
-fn sum_line(path: &[u8], sum: &str) -> Vec<u8> {
+pub(super) fn sum_line(path: &[u8], sum: &str) -> Vec<u8> {
     let mut name = Vec::with_capacity(path.len());
     for byte in path {
         match byte {
@@ -839,14 +821,10 @@ fn sum_line(path: &[u8], sum: &str) -> Vec<u8> {
 
 fn check_excludes(args: &CheckExcludesArgs, cx: &Context) -> Result<u8> {
     let verdicts = files::check_excludes(&cx.session, &args.name, &args.paths)?;
-    if cx.out.is_json() {
-        cx.out
-            .json(&json!({ "name": args.name, "paths": verdicts }))?;
-        return Ok(exit::SUCCESS);
-    }
-    for verdict in &verdicts {
-        cx.out.line(&verdict_line(verdict))?;
-    }
+    let shown = json!({ "name": args.name, "paths": verdicts });
+    cx.answer(&shown, || {
+        (verdicts.iter()).try_for_each(|verdict| cx.line(&verdict_line(verdict)))
+    })?;
     Ok(exit::SUCCESS)
 }
 
@@ -868,10 +846,9 @@ fn verdict_line(verdict: &Verdict) -> String {
         .as_ref()
         .filter(|at| **at != verdict.path);
     let at = at.map(|at| format!(", at \"{at}\"")).unwrap_or_default();
-    let gone = if verdict.exists {
-        ""
-    } else {
-        ", does not exist"
+    let gone = match verdict.exists {
+        true => "",
+        false => ", does not exist",
     };
     format!("{result:<8} {}: {rule}{at}{gone}", verdict.path)
 }
@@ -887,10 +864,9 @@ fn line(entry: Entry) -> String {
         entry.kind,
         entry.owner.unwrap_or_default(),
         entry.path,
-        unstable = if entry.unstable {
-            " (changed while it was read)"
-        } else {
-            ""
+        unstable = match entry.unstable {
+            true => " (changed while it was read)",
+            false => "",
         }
     )
 }
@@ -900,7 +876,7 @@ pub(super) fn tell_of_backup(cx: &Context, content: &AuxContent, not_stored: &se
     let examples = not_stored.as_array().into_iter().flatten();
     for one in examples.take(SHOWN) {
         let text = |name: &str| one[name].as_str().unwrap_or_default().to_owned();
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "the backup lacks \"{}\", {}: {}",
             text("path"),
             text("part"),
@@ -909,14 +885,13 @@ pub(super) fn tell_of_backup(cx: &Context, content: &AuxContent, not_stored: &se
     }
     if content.incomplete_count > 0 {
         let lacking = human::count(content.incomplete_count, "thing");
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "the backup lacks {lacking} that could not be read"
         ));
     }
     if content.unstable_count > 0 {
         let files = human::count(content.unstable_count, "file");
-        cx.out
-            .warn(&format!("{files} changed while the backup was taken"));
+        cx.warn(&format!("{files} changed while the backup was taken"));
     }
 }
 
@@ -925,16 +900,14 @@ fn ls(args: &LsArgs, cx: &Context) -> Result<u8> {
     let choice = args.choice.choice();
     let below = args.path.as_deref();
     let id = files::list(&cx.session, &args.name, &choice, below, &mut |entry| {
-        if cx.out.is_json() {
+        if cx.is_json() {
             entries.push(entry);
             return Ok(());
         }
-        cx.out.line(&line(entry))
+        cx.line(&line(entry))
     })?;
-    if cx.out.is_json() {
-        cx.out
-            .json(&json!({ "backup": id, "name": args.name, "entries": entries }))?;
-    }
+    let shown = json!({ "backup": id, "name": args.name, "entries": entries });
+    cx.answer(&shown, || Ok(()))?;
     Ok(exit::SUCCESS)
 }
 

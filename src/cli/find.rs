@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::Context;
 use super::clone::{PlaceArgs, folder_of};
 use super::moment::Moment;
+use super::{Context, partial_unless};
 use crate::err;
 use crate::error::Result;
-use crate::exit;
 use crate::find::event::{Event, Kind};
 use crate::operate::clone::{check_user, namespace};
 use crate::operate::cloned_names::Place;
@@ -90,14 +89,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         clones,
     };
     let answer = find::look(&cx.session, &question)?;
-    match cx.out.is_json() {
-        true => cx.out.json(&answer)?,
-        false => show(cx, &answer, &question)?,
-    }
-    Ok(match answer.unread.is_empty() {
-        true => exit::SUCCESS,
-        false => exit::status(exit::Program::Pitr, crate::error::Code::Partial),
-    })
+    cx.answer(&answer, || show(cx, &answer, &question))?;
+    partial_unless(answer.unread.is_empty())
 }
 
 /// Returns where clones may be made. A clone has namespaces of its own, which this command enters before anything else.
@@ -118,30 +111,29 @@ fn place(args: &Args, cx: &Context) -> Result<Option<Place>> {
 
 fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
     for shown in &answer.events {
-        cx.out.line(&render(shown))?;
+        cx.line(&render(shown))?;
     }
     for unread in &answer.unread {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "the WAL from {} to {} was not looked at: {}",
             unread.from_lsn, unread.to_lsn, unread.why
         ));
     }
     if answer.nameless_count > 0 && question.table.is_some() {
         let count = human::count(answer.nameless_count, "event");
-        cx.out.note(&format!(
+        cx.note(&format!(
             "{count} of relations whose name is not known: without --table they are shown by number"
         ));
     }
     let of_table = table_line(answer, question);
-    of_table.iter().for_each(|line| cx.out.note(line));
+    of_table.iter().for_each(|line| cx.note(line));
     let of_rows = rows_line(answer, question);
-    of_rows.iter().for_each(|line| cx.out.note(line));
+    of_rows.iter().for_each(|line| cx.note(line));
     if !answer.kinds.iter().any(|kind| kind.needs_rows()) && question.kinds.is_empty() {
-        cx.out
-            .note("deleted and updated rows were not looked for: add --since TIME");
+        cx.note("deleted and updated rows were not looked for: add --since TIME");
     }
     let found = human::count(answer.events.len() as u64, "event");
-    cx.out.note(&format!(
+    cx.note(&format!(
         "{found}; {}, {} decoded",
         human::count(answer.segment_count, "segment"),
         answer.decoded_count
@@ -150,7 +142,7 @@ fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
         let newest = answer.archived_time.map_or_else(String::new, |time| {
             format!(", its last transaction at {}", human::exact_time(time))
         });
-        cx.out.note(&format!(
+        cx.note(&format!(
             "the archived WAL ends at {end}{newest}; for what came later: select pg_switch_wal() on the server, and ask again"
         ));
     }

@@ -18,12 +18,10 @@ pub fn print(cx: &Context, outcome: &Outcome, dry_run: bool) -> Result<()> {
             path if path.starts_with('/') => format!("\"{path}\""),
             name => format!("repository \"{name}\""),
         };
-        cx.out
-            .line(&format!("{word}: {}{copy}, from {giver}", one.object))?;
+        cx.line(&format!("{word}: {}{copy}, from {giver}", one.object))?;
     }
     for one in &outcome.unhealed {
-        cx.out
-            .line(&format!("not healed: {}: {}", one.object, one.why()))?;
+        cx.line(&format!("not healed: {}: {}", one.object, one.why()))?;
     }
     Ok(())
 }

@@ -31,7 +31,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let [word] = args.words.as_slice()
         && let Some((_, page)) = PAGES.iter().find(|(name, _)| name == word)
     {
-        cx.out.raw(page)?;
+        cx.raw(page)?;
         return Ok(exit::SUCCESS);
     }
     let mut line = super::command_line();
@@ -47,6 +47,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             .hint("pitr --help lists the commands; the pages are targets, statuses and configuration.")
         })?;
     }
-    cx.out.raw(&command.render_long_help().to_string())?;
+    cx.raw(&command.render_long_help().to_string())?;
     Ok(exit::SUCCESS)
 }

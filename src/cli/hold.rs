@@ -1,11 +1,12 @@
 //! `pitr hold` and `pitr unhold`: a backup stays until a person ends the hold.
 
 use super::Context;
-use super::pin::{finish, print_backup, print_content, print_pins, warn_of_damage};
+use super::pin::{finish, of_content, print, print_end};
 use super::timeline::reason;
 use crate::error::Result;
-use crate::operate::hold::{self, By, Objects};
-use crate::operate::pin_content;
+use crate::operate::hold::{By, Objects};
+use crate::operate::pin::{self, Asked, Events, Kind};
+use crate::operate::pin_content::Wanted;
 use crate::repo::id::BackupId;
 
 /// Put a backup on legal hold
@@ -69,87 +70,42 @@ pub struct UnholdArgs {
 /// Runs `pitr hold`.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
+    let (reason, until) = (args.reason.clone(), None);
+    let word = (args.confirm, args.dry_run);
     if let Some(of) = &args.of {
-        let asked = (of.as_str(), &args.backup);
-        return of_content(cx, asked, Some(&args.reason), (args.confirm, args.dry_run));
+        let wanted = Wanted { reason, until };
+        return of_content(cx, (of, &args.backup), Some(&wanted), Kind::Hold, word);
     }
-    let mut holding = hold::plan(&cx.session, &args.backup, &args.reason)?;
-    if !cx.out.is_json() {
-        super::pin::print(cx, &holding.pinning)?;
-        print_stores(cx, &holding.holds)?;
-    }
-    warn_of_damage(cx, &holding.pinning);
-    if args.confirm {
-        holding.record(&cx.session)?;
-    }
-    let failures = std::mem::take(&mut holding.pinning.failures);
-    finish(cx, &holding, (args.confirm, args.dry_run), failures, || {
-        done("on hold", &holding.pinning.recorded_in, &holding.holds)
+    let asked = Asked {
+        backup: args.backup.clone(),
+        reason,
+        until,
+        kind: Kind::Hold,
+    };
+    let plan = pin::plan(&cx.session, &asked)?;
+    finish(cx, plan, "on hold", word, |plan| {
+        print(cx, plan)?;
+        print_stores(cx, &plan.holds)
     })
 }
 
 /// Runs `pitr unhold`.
 pub fn run_unhold(args: &UnholdArgs, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
+    let word = (args.confirm, args.dry_run);
     if let Some(of) = &args.of {
-        let asked = (of.as_str(), &args.backup);
-        return of_content(cx, asked, None, (args.confirm, args.dry_run));
+        return of_content(cx, (of, &args.backup), None, Kind::Hold, word);
     }
-    let mut unholding = hold::plan_end(&cx.session, &args.backup)?;
-    if !cx.out.is_json() {
-        let ending = &unholding.pinning;
-        print_backup(cx, &ending.backup, ending.stop_time, &ending.held_in)?;
-        print_pins(cx, &ending.pins)?;
-        cx.out.line("then: no hold keeps it; pins and retention decide about it and the WAL that only it needs")?;
-    }
-    if args.confirm {
-        unholding.record(&cx.session)?;
-    }
-    let failures = std::mem::take(&mut unholding.pinning.failures);
-    let recorded = &unholding.pinning.recorded_in;
-    finish(
-        cx,
-        &unholding,
-        (args.confirm, args.dry_run),
-        failures,
-        || done("no longer on hold", recorded, &unholding.holds),
-    )
-}
-
-/// Puts a backup of other content on hold, or ends its holds.
-fn of_content(
-    cx: &Context,
-    (of, backup): (&str, &BackupId),
-    reason: Option<&str>,
-    (confirm, dry_run): (bool, bool),
-) -> Result<u8> {
-    let scope = pin_content::scope(of)?;
-    let mut holding = hold::plan_of(&cx.session, (&scope, backup), reason)?;
-    if !cx.out.is_json() {
-        print_content(cx, of, &holding.pinning)?;
-        match reason {
-            Some(_) => print_stores(cx, &holding.holds)?,
-            None => cx
-                .out
-                .line("then: no hold keeps it; pins and retention decide about it")?,
-        }
-    }
-    if confirm {
-        holding.record(&cx.session)?;
-    }
-    let failures = std::mem::take(&mut holding.pinning.failures);
-    let what = match reason {
-        Some(_) => "on hold",
-        None => "no longer on hold",
-    };
-    finish(cx, &holding, (confirm, dry_run), failures, || {
-        done(what, &holding.pinning.recorded_in, &holding.holds)
+    let plan = pin::plan_end(&cx.session, &args.backup, Kind::Hold)?;
+    finish(cx, plan, "no longer on hold", word, |plan| {
+        print_end(cx, &plan.shown)?;
+        cx.line("then: no hold keeps it; pins and retention decide about it and the WAL that only it needs")
     })
 }
 
-fn print_stores(cx: &Context, holds: &[Objects]) -> Result<()> {
+pub(super) fn print_stores(cx: &Context, holds: &[Objects]) -> Result<()> {
     for hold in holds {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "in {} it is held by {}",
             hold.repository,
             hold.by.words()
@@ -158,11 +114,11 @@ fn print_stores(cx: &Context, holds: &[Objects]) -> Result<()> {
     Ok(())
 }
 
-/// The outcome, repository by repository.
-fn done(what: &str, recorded_in: &[String], holds: &[Objects]) -> String {
+/// The outcome of a hold or its end, repository by repository.
+pub(super) fn outcome(what: &str, events: &Events, holds: &[Objects]) -> String {
     let recorded = holds
         .iter()
-        .filter(|hold| recorded_in.contains(&hold.repository));
+        .filter(|hold| events.recorded_in.contains(&hold.repository));
     let one = |hold: &Objects| match hold.by {
         By::Store => format!("{what} in {}: {} objects", hold.repository, hold.objects),
         By::Advisory => format!("{what} in {} (advisory)", hold.repository),

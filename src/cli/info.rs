@@ -1,6 +1,6 @@
 //! `pitr info`.
 
-use super::output::{Align, Table};
+use super::output::Table;
 use super::{Context, info_forecast, info_set};
 use crate::error::Result;
 use crate::exit;
@@ -11,7 +11,6 @@ use crate::operate::info::{self, BackupInfo, ClusterInfo};
 use crate::operate::proven;
 use crate::operate::read_back;
 use crate::operate::scopes::ScopeInfo;
-use crate::operate::underway::Underway;
 use crate::pg::timeline::TimelineId;
 use crate::plan::window::Window;
 use crate::repo::portion::Share;
@@ -35,29 +34,25 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return info_set::run(set, cx);
     }
     let info = info::look(&cx.session)?;
-    if cx.out.is_json() {
-        cx.out.json(&info)?;
-    } else {
+    cx.answer(&info, || {
         for (index, shown) in info.clusters.iter().enumerate() {
             if index > 0 {
-                cx.out.line("")?;
+                cx.line("")?;
             }
             print(cx, shown)?;
         }
-    }
-    if !cx.out.is_json() {
-        info.scopes
-            .iter()
-            .try_for_each(|one| print_scope(cx, one))?;
-        let running = info.running.iter().map(Underway::line);
-        for line in running {
-            cx.out.line("")?;
-            cx.out.line(&line)?;
+        for one in &info.scopes {
+            print_scope(cx, one)?;
         }
-    }
+        for running in &info.running {
+            cx.line("")?;
+            cx.line(&running.line())?;
+        }
+        Ok(())
+    })?;
     if let Some(trouble) = info.agent_trouble {
         let (meaning, error) = (trouble.meaning(), &trouble.error);
-        cx.out.warn(&format!("{meaning}: {error}"));
+        cx.warn(&format!("{meaning}: {error}"));
     }
     let state = info.state;
     cx.told(info.failures)?;
@@ -69,11 +64,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
-    cx.out.line(&format!(
+    cx.line(&format!(
         "cluster \"{}\", system identifier {}, PostgreSQL {}, in {}",
         shown.name, shown.system_identifier, shown.major, shown.repository
     ))?;
-    cx.out.line(&match shown.state {
+    cx.line(&match shown.state {
         Level::Fail => "recovery: NOT ASSURED".to_owned(),
         _ => match (cluster_window(shown), shown.timeline) {
             (Some(w), Some(_)) => {
@@ -88,17 +83,17 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
         },
     })?;
     if shown.read_back != Share::default() {
-        cx.out.line(&read_back::line(&shown.read_back))?;
+        cx.line(&read_back::line(&shown.read_back))?;
     }
     if let Some(line) = proven::line(&shown.drills) {
-        cx.out.line(&line)?;
+        cx.line(&line)?;
     }
     if let Some(estimate) = &shown.estimate {
         let line = format!("time to recovery: {}", how_long::line(estimate));
-        cx.out.line(&line)?;
+        cx.line(&line)?;
     }
     if let Some(receiver) = &shown.receiver {
-        cx.out.line(&receiver.line())?;
+        cx.line(&receiver.line())?;
     }
     for lag in &shown.repositories {
         let backup = match &lag.newest_backup {
@@ -115,58 +110,50 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
             ),
         };
         let line = format!("repository {}: {}{backup}", lag.name, lag.value());
-        cx.out.line(&line)?;
+        cx.line(&line)?;
     }
     if !shown.backups.is_empty() {
-        cx.out.line("")?;
-        cx.out.table(&backups(&shown.backups))?;
+        cx.line("")?;
+        cx.table(&backups(&shown.backups))?;
     }
     if !shown.recovery_windows.is_empty() {
-        cx.out.line("")?;
-        let mut table = Table::new(&[
-            ("timeline", Align::Right),
-            ("recoverable from", Align::Left),
-            ("to", Align::Left),
-            ("up to LSN", Align::Left),
-        ]);
+        cx.line("")?;
         let is_open = |w: &&Window| !w.ends_alone(&shown.inventory);
-        for w in shown.recovery_windows.iter().filter(is_open) {
+        let row = |w: &Window| {
             let (from, to) = human::window(w.from, w.to);
-            table.row([
-                w.timeline.decimal().to_string(),
-                from,
-                to,
-                w.to_lsn.to_string(),
-            ]);
-        }
-        cx.out.table(&table)?;
+            let timeline = w.timeline.decimal().to_string();
+            [timeline, from, to, w.to_lsn.to_string()]
+        };
+        let open = shown.recovery_windows.iter().filter(is_open);
+        let table = Table::of(">timeline | recoverable from | to | up to LSN");
+        cx.table(&table.rows(open.map(row)))?;
     }
     let alone = shown.recovery_windows.iter();
     let alone = alone.filter(|w| w.ends_alone(&shown.inventory));
     let alone = alone.map(|w| w.backups.len() as u64).sum();
     if alone > 0 {
         let count = human::count(alone, "older backup");
-        cx.out.line(&format!(
+        cx.line(&format!(
             "besides: {count}, restorable with the WAL to its own end: pitr restore --target-immediate --backup ID"
         ))?;
     }
     for left in &shown.left_behind {
-        cx.out.line(&left.line())?;
+        cx.line(&left.line())?;
     }
     if let Some(forecast) = &shown.retention {
-        cx.out.line("")?;
+        cx.line("")?;
         let now = cx.session.host.now();
         let drawn = info_forecast::lines(forecast, &shown.recovery_windows, now);
-        drawn.iter().try_for_each(|line| cx.out.line(line))?;
+        drawn.iter().try_for_each(|line| cx.line(line))?;
     }
     if !shown.others.is_empty() {
-        cx.out.line("")?;
+        cx.line("")?;
     }
     for other in &shown.others {
-        cx.out.line(&other.line())?;
+        cx.line(&other.line())?;
     }
     if !shown.problems.is_empty() {
-        cx.out.line("")?;
+        cx.line("")?;
     }
     print_problems(cx, &shown.problems)
 }
@@ -177,19 +164,19 @@ fn print_problems(cx: &Context, problems: &[Finding]) -> Result<()> {
     for (index, problem) in problems.iter().enumerate() {
         let state = problem.level.state();
         let value = finding::with_config(&problem.value, config);
-        cx.out.line(&format!("{state}: {value}"))?;
+        cx.line(&format!("{state}: {value}"))?;
         let Some(next) = &problem.next else { continue };
         let following = problems.get(index + 1).and_then(|f| f.next.as_ref());
         if !problem.value.contains(next) && following != Some(next) {
             let next = finding::with_config(next, config);
-            cx.out.line(&format!("  next: {next}"))?;
+            cx.line(&format!("  next: {next}"))?;
         }
     }
     Ok(())
 }
 
 fn print_scope(cx: &Context, shown: &ScopeInfo) -> Result<()> {
-    cx.out.line("")?;
+    cx.line("")?;
     let newest = match shown.backups.last() {
         None => "no backup".to_owned(),
         Some(newest) => format!(
@@ -199,7 +186,7 @@ fn print_scope(cx: &Context, shown: &ScopeInfo) -> Result<()> {
         ),
     };
     let line = format!("{} in {}: {newest}", shown.scope, shown.repository);
-    cx.out.line(&line)?;
+    cx.line(&line)?;
     print_problems(cx, &shown.problems)
 }
 
@@ -216,16 +203,7 @@ fn cluster_window(shown: &ClusterInfo) -> Option<&Window> {
 fn backups(backups: &[BackupInfo]) -> Table {
     let raw = SizeUnit::for_largest(backups.iter().map(|b| b.size_bytes));
     let stored = SizeUnit::for_largest(backups.iter().map(|b| b.stored_bytes));
-    let mut table = Table::new(&[
-        ("backup", Align::Left),
-        ("complete", Align::Left),
-        ("timeline", Align::Right),
-        (&format!("size {}", raw.name()), Align::Right),
-        (&format!("stored {}", stored.name()), Align::Right),
-        ("ratio", Align::Right),
-        ("", Align::Left),
-    ]);
-    for b in backups {
+    let row = |b: &BackupInfo| {
         let tenths = u128::from(b.size_bytes) * 10 / u128::from(b.stored_bytes.max(1));
         let mut notes = Vec::new();
         if b.damaged {
@@ -244,7 +222,7 @@ fn backups(backups: &[BackupInfo]) -> Table {
         if !b.label.is_empty() {
             notes.push(b.label.clone());
         }
-        table.row([
+        [
             b.id.to_string(),
             human::time(b.stop_time),
             b.timeline.to_string(),
@@ -252,7 +230,12 @@ fn backups(backups: &[BackupInfo]) -> Table {
             stored.show(b.stored_bytes),
             format!("{}.{}", tenths / 10, tenths % 10),
             notes.join(", "),
-        ]);
-    }
-    table
+        ]
+    };
+    let heads = format!(
+        "backup | complete | >timeline | >size {} | >stored {} | >ratio | ",
+        raw.name(),
+        stored.name()
+    );
+    Table::of(&heads).rows(backups.iter().map(row))
 }

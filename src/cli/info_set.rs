@@ -1,9 +1,8 @@
 //! `pitr info --set`.
 
-use super::Context;
-use super::output::{Align, Table};
+use super::output::Table;
+use super::{Context, warnings_unless};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::human;
 use crate::operate::sets::info::{self, MarkInfo, SetInfo};
 
@@ -13,51 +12,34 @@ const SHOWN: usize = 20;
 /// Shows a set. Leaves with 6 when neither a moment nor a mark can be reached.
 pub(super) fn run(set: &str, cx: &Context) -> Result<u8> {
     let info = info::run(&cx.session, Some(set), SHOWN)?;
-    match cx.out.is_json() {
-        true => cx.out.json(&info)?,
-        false => print(cx, &info)?,
-    }
+    cx.answer(&info, || print(cx, &info))?;
     let is_reached = info.marks.iter().any(|mark| mark.settled == Some(true));
-    match is_reached || !info.spans.is_empty() {
-        true => Ok(exit::SUCCESS),
-        false => Ok(exit::WARNINGS),
-    }
+    Ok(warnings_unless(is_reached || !info.spans.is_empty()))
 }
 
 fn print(cx: &Context, info: &SetInfo) -> Result<()> {
     let members: Vec<String> = info.members.iter().map(ToString::to_string).collect();
-    cx.out
-        .line(&format!("set \"{}\": {}", info.set, members.join(", ")))?;
+    cx.line(&format!("set \"{}\": {}", info.set, members.join(", ")))?;
     if info.spans.is_empty() {
-        cx.out
-            .line("no moment that every member with a log reaches")?;
+        cx.line("no moment that every member with a log reaches")?;
     }
     for span in &info.spans {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "any minute from {} to {}",
             human::time(span.from),
             human::time(span.to)
         ))?;
     }
     if !info.marks.is_empty() {
-        let mut table = Table::new(&[
-            ("MARK", Align::Left),
-            ("TIME", Align::Left),
-            ("LEVEL", Align::Right),
-            ("STATE", Align::Left),
-            ("LABEL", Align::Left),
-        ]);
-        for mark in &info.marks {
-            table.row(row(mark));
-        }
-        cx.out.line("")?;
-        cx.out.table(&table)?;
+        cx.line("")?;
+        let table = Table::of("MARK | TIME | >LEVEL | STATE | LABEL");
+        cx.table(&table.rows(info.marks.iter().map(row)))?;
     }
     if info.is_cut {
-        cx.out.note("there are older marks, too");
+        cx.note("there are older marks, too");
     }
     for (name, why) in &info.refused {
-        cx.out.warn(&format!("event \"{name}\" is no mark: {why}"));
+        cx.warn(&format!("event \"{name}\" is no mark: {why}"));
     }
     Ok(())
 }

@@ -66,13 +66,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         confirm: args.confirm,
     };
     let made = init::init(&cx.session, &request)?;
-    if cx.out.is_json() {
-        let settings: serde_json::Map<_, _> = made
-            .settings
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), value.clone().into()))
-            .collect();
-        cx.out.json(&serde_json::json!({
+    if cx.is_json() {
+        let settings = made.settings.iter();
+        let settings = settings.map(|(name, value)| ((*name).to_owned(), value.clone().into()));
+        let settings: serde_json::Map<_, _> = settings.collect();
+        cx.json(&serde_json::json!({
             "config": made.config.to_string_lossy(),
             "config_written": made.config_written,
             "cluster": made.cluster.as_str(),
@@ -87,16 +85,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Ok(exit::SUCCESS);
     }
     print_done(&made, cx)?;
-    for warning in &made.warnings {
-        cx.out.warn(warning);
-    }
-    cx.out.line("\nThese lines belong into postgresql.conf; archive_mode takes effect when the server is restarted:\n")?;
+    cx.warn_all(&made.warnings);
+    cx.line("\nThese lines belong into postgresql.conf; archive_mode takes effect when the server is restarted:\n")?;
     for (name, value) in &made.settings {
-        cx.out.line(&format!("{name} = {}", conf_value(value)))?;
+        cx.line(&format!("{name} = {}", conf_value(value)))?;
     }
-    cx.out.line("\nThen:\n")?;
+    cx.line("\nThen:\n")?;
     for line in &made.next {
-        cx.out.line(&format!("  {line}"))?;
+        cx.line(&format!("  {line}"))?;
     }
     Ok(exit::SUCCESS)
 }
@@ -104,7 +100,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 pub(super) fn print_done(made: &Made, cx: &Context) -> Result<()> {
     let identity = &made.identity;
     let state = |new: bool, yes: &'static str, no: &'static str| if new { yes } else { no };
-    cx.out.line(&format!(
+    cx.line(&format!(
         "configuration  \"{}\"  {}",
         made.config.display(),
         state(made.config_written, "written", "was there, not changed")
@@ -114,13 +110,13 @@ pub(super) fn print_done(made: &Made, cx: &Context) -> Result<()> {
             1 => String::new(),
             _ => format!(" in \"{}\"", one.name),
         };
-        cx.out.line(&format!(
+        cx.line(&format!(
             "repository     \"{}\"  {}  {}",
             one.name,
             one.url,
             state(one.created, "created", "was there")
         ))?;
-        cx.out.line(&format!(
+        cx.line(&format!(
             "cluster        \"{}\"  PostgreSQL {}, system identifier {}, segments of {}  {}{of}",
             made.cluster,
             identity.major,
@@ -130,8 +126,7 @@ pub(super) fn print_done(made: &Made, cx: &Context) -> Result<()> {
         ))?;
     }
     if !made.config_written && made.repositories.iter().all(Done::was_whole) {
-        cx.out
-            .line("Nothing had to be done: all of it was there.")?;
+        cx.line("Nothing had to be done: all of it was there.")?;
     }
     Ok(())
 }

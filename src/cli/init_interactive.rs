@@ -41,7 +41,7 @@ const REPOSITORY: &str = "file:///var/backups/pitr";
 /// The reason why the database is not recoverable in the end.
 pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
-    if cx.out.is_json() {
+    if cx.is_json() {
         return Err(err!(
             Usage,
             "--interactive asks, and --json is for programs"
@@ -65,7 +65,7 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
     let pgdata = dialogue.cluster(args.pgdata.as_deref())?;
     let (place, is_configured) = config::place(&session.flags, &session.environment)?;
     if !is_configured && !is_named(cx) && place != Path::new(SYSTEM) {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "The configuration will be {}. For it to be {SYSTEM}, where every user of the host finds it, run first:\n  sudo install -d -o {} -m 755 {}",
             place.display(),
             User::of_process().name(),
@@ -76,7 +76,7 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
     let repository = match (&session.flags.repository, is_configured) {
         (Some(given), _) => Some(given.clone()),
         (None, true) => {
-            cx.out.line(&format!(
+            cx.line(&format!(
                 "The configuration file is there: {}",
                 place.display()
             ))?;
@@ -104,9 +104,7 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
     init::print_done(&made, cx)?;
     // The question has warned of the disk already.
     let is_new = |w: &&String| !is_asked || !w.ends_with(ONE_DISK);
-    for warning in made.warnings.iter().filter(is_new) {
-        cx.out.warn(warning);
-    }
+    cx.warn_all(made.warnings.iter().filter(is_new));
     dialogue.settle(&made, &pgdata)?;
     dialogue.back_up(&made)
 }
@@ -179,7 +177,6 @@ impl Dialogue<'_> {
             proposal => format!(" [{proposal}]"),
         };
         self.cx
-            .out
             .raw(&format!("\n{}. {question}{shown} ", self.asked))?;
         let line = self.answer()?;
         Ok(match line.trim() {
@@ -196,7 +193,7 @@ impl Dialogue<'_> {
                 Ok(line) => return line.map_err(|e| Error::from_io("read the answer", e)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.cx.out.line("")?;
+                    self.cx.line("")?;
                     return Err(err!(Usage, "there is no answer")
                         .hint("Run the command in a terminal, or give it the answers by lines."));
                 }
@@ -212,7 +209,7 @@ impl Dialogue<'_> {
                 "n" | "no" => return Ok(false),
                 _ => {
                     self.asked -= 1;
-                    self.cx.out.line("Please answer yes or no.")?;
+                    self.cx.line("Please answer yes or no.")?;
                 }
             }
         }
@@ -226,13 +223,13 @@ impl Dialogue<'_> {
         let environment = &self.cx.session.environment;
         let found = Clusters::find(environment.get("PGDATA").map(PathBuf::from));
         for (pgdata, owner) in &found.foreign {
-            self.cx.out.line(&format!(
+            self.cx.line(&format!(
                 "not looked at: {}, which belongs to user {owner} (sudo -u {owner} pitr init --interactive)",
                 pgdata.display()
             ))?;
         }
         for (number, one) in (1..).zip(&found.own) {
-            self.cx.out.line(&format!("  {number}  {}", shown(one)))?;
+            self.cx.line(&format!("  {number}  {}", shown(one)))?;
         }
         let proposal = match found.own.as_slice() {
             [_] => "1",
@@ -268,7 +265,7 @@ impl Dialogue<'_> {
         if let (Some(there), Some(here)) = (device_of(Path::new(path)), device_of(pgdata))
             && there == here
         {
-            self.cx.out.warn(&format!(
+            self.cx.warn(&format!(
                 "the repository lies on the filesystem of the data: {ONE_DISK}"
             ));
         }
@@ -286,11 +283,11 @@ impl Dialogue<'_> {
         standing.check()?;
         let changes = standing.changes(&made.settings);
         if changes.is_empty() {
-            return self.cx.out.line("\nThe server's settings are right.");
+            return self.cx.line("\nThe server's settings are right.");
         }
-        self.cx.out.line("\nThe server needs:")?;
+        self.cx.line("\nThe server needs:")?;
         for change in &changes {
-            self.cx.out.line(&format!(
+            self.cx.line(&format!(
                 "  {};   -- now {}",
                 change.statement(),
                 value(&change.from)
@@ -323,7 +320,7 @@ impl Dialogue<'_> {
         (pgdata, major): (&Path, u32),
         wanted: &[(&'static str, String)],
     ) -> Result<()> {
-        self.cx.out.line(&format!(
+        self.cx.line(&format!(
             "\nThe server has to be restarted, which ends its sessions. Do it when it suits, in another terminal:\n\n  {}\n\nThis command waits for it, and goes on then.",
             restart_command(pgdata, major)
         ))?;
@@ -361,7 +358,6 @@ impl Dialogue<'_> {
             // Warnings of info are no reason against a database that can be recovered.
             if status != exit::SUCCESS && !(verb == "info" && status == exit::WARNINGS) {
                 self.cx
-                    .out
                     .note("the database is not recoverable yet, for the reason above");
                 return Ok(status);
             }
@@ -373,7 +369,6 @@ impl Dialogue<'_> {
     fn pitr(&self, made: &Made, verb: &str) -> Result<u8> {
         let config = made.config.to_string_lossy();
         self.cx
-            .out
             .line(&format!("\n$ pitr --config {} {verb}", shell_word(&config)))?;
         let failed = |e| Error::from_io("run pitr", e);
         let status = Command::new(std::env::current_exe().map_err(failed)?)

@@ -18,11 +18,11 @@ pub(super) fn as_json(left_out: &LeftOut) -> serde_json::Value {
 /// Warns of the first examples, whose paths begin at `root`. `more` follows the number of the others.
 pub(super) fn warn(cx: &Context, left_out: &LeftOut, root: &str, more: &str) {
     for one in left_out.examples().iter().take(SHOWN) {
-        cx.out.warn(&line(one, root));
+        cx.warn(&line(one, root));
     }
     let others = left_out.total().saturating_sub(SHOWN as u64);
     if others > 0 {
-        cx.out.warn(&format!("{others} {more}"));
+        cx.warn(&format!("{others} {more}"));
     }
 }
 

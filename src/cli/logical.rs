@@ -192,8 +192,8 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         took,
     } = backup::run(&cx.session, asked)?;
     let head = &root.head;
-    if cx.out.is_json() {
-        cx.out.json(&json!({
+    if cx.is_json() {
+        cx.json(&json!({
             "id": head.id,
             "name": args.name,
             "label": head.label,
@@ -203,13 +203,13 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             "file_count": head.file_count,
             "size_bytes": head.size_bytes,
             "stored_bytes": head.stored_bytes,
-            "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "duration_ms": human::millis(took),
             "logical": member,
         }))?;
         return Ok(exit::SUCCESS);
     }
     for database in &member.databases {
-        cx.out.report(&format!(
+        cx.report(&format!(
             "database {}: {} in {}, {}, snapshot {} at {} to {}",
             database.name,
             human::count(database.row_count, "row"),
@@ -220,7 +220,7 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             database.stop_lsn
         ))?;
     }
-    cx.out.report(&format!(
+    cx.report(&format!(
         "backup {}: {} by pg_dump {}, stored as {} in {}; every dump was read back",
         head.id,
         human::count(member.databases.len() as u64, "database"),
@@ -228,7 +228,7 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         human::size(head.stored_bytes),
         human::duration(took)
     ))?;
-    cx.out.note(&format!(
+    cx.note(&format!(
         "next: \"pitr logical check {} --restore\" restores the dumps into a private server",
         args.name
     ));
@@ -260,39 +260,40 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
 }
 
 fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<u8> {
-    if cx.out.is_json() {
-        cx.out.json(&json!({
-            "id": restored.id,
-            "name": args.name,
-            "repository": restored.repository,
-            "to": args.to,
-            "database": restored.database,
-            "selected_entries": restored.selected,
-            "logical": restored.member,
-        }))?;
-        return Ok(exit::SUCCESS);
-    }
+    let shown = json!({
+        "id": restored.id,
+        "name": args.name,
+        "repository": restored.repository,
+        "to": args.to.as_ref().map(|to| to.to_string_lossy()),
+        "database": restored.database,
+        "selected_entries": restored.selected,
+        "logical": restored.member,
+    });
+    cx.answer(&shown, || print_restore(args, cx, restored))?;
+    Ok(exit::SUCCESS)
+}
+
+fn print_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<()> {
     match (&args.to, &restored.database) {
-        (Some(to), _) => cx.out.report(&format!(
+        (Some(to), _) => cx.report(&format!(
             "backup {}: {} in \"{}\"; read them with pg_restore",
             restored.id,
             human::count(restored.member.databases.len() as u64, "dump"),
             to.display()
-        ))?,
+        )),
         (None, database) => {
             let database = database.as_deref().unwrap_or_default();
             let part = restored.selected.map_or(String::new(), |entries| {
                 format!(", {entries} entries of the dump")
             });
-            cx.out.report(&format!(
+            cx.report(&format!(
                 "backup {}: database {database} is restored{part}",
                 restored.id
             ))?;
-            cx.out
-                .note("next: run ANALYZE there: a dump has no statistics");
+            cx.note("next: run ANALYZE there: a dump has no statistics");
+            Ok(())
         }
     }
-    Ok(exit::SUCCESS)
 }
 
 fn run_check(args: &CheckArgs, cx: &Context) -> Result<u8> {
@@ -304,14 +305,10 @@ fn run_check(args: &CheckArgs, cx: &Context) -> Result<u8> {
     let which = (args.backup.as_ref(), level);
     let checked = check::run(&cx.session, &args.name, which, args.bin.as_deref())?;
     let count = checked.finding_count();
-    if cx.out.is_json() {
-        let mut value = json!(checked);
-        value["name"] = json!(args.name);
-        value["finding_count"] = json!(count);
-        cx.out.json(&value)?;
-    } else {
-        print_check(cx, &checked)?;
-    }
+    let mut value = json!(checked);
+    value["name"] = json!(args.name);
+    value["finding_count"] = json!(count);
+    cx.answer(&value, || print_check(cx, &checked))?;
     Ok(match count {
         0 => exit::SUCCESS,
         _ => exit::status(Program::Pitr, Code::Findings),
@@ -320,15 +317,14 @@ fn run_check(args: &CheckArgs, cx: &Context) -> Result<u8> {
 
 fn print_check(cx: &Context, checked: &Checked) -> Result<()> {
     for finding in &checked.findings {
-        cx.out.line(&format!("wrong: {finding}"))?;
+        cx.line(&format!("wrong: {finding}"))?;
     }
     for database in &checked.databases {
         for finding in &database.findings {
-            cx.out
-                .line(&format!("wrong: database {}: {finding}", database.name))?;
+            cx.line(&format!("wrong: database {}: {finding}", database.name))?;
         }
         if database.findings.is_empty() {
-            cx.out.report(&format!(
+            cx.report(&format!(
                 "database {}: {} in {}, snapshot {} at {} to {}",
                 database.name,
                 human::count(database.row_count, "row"),
@@ -340,14 +336,12 @@ fn print_check(cx: &Context, checked: &Checked) -> Result<()> {
         }
     }
     match checked.proves {
-        Some(proof) => cx
-            .out
-            .report(&format!("backup {} is whole: {proof}", checked.id)),
-        None if checked.level == Level::Restore && checked.findings.is_empty() => cx.out.line(&format!(
+        Some(proof) => cx.report(&format!("backup {} is whole: {proof}", checked.id)),
+        None if checked.level == Level::Restore && checked.findings.is_empty() => cx.line(&format!(
             "backup {} did not pass. What a server refuses for want of an extension or a collation of this host is no damage; else restore another one, and take a new one",
             checked.id
         )),
-        None => cx.out.line(&format!(
+        None => cx.line(&format!(
             "backup {} is damaged: restore another one, and take a new one",
             checked.id
         )),

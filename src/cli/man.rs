@@ -32,7 +32,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         write(&args.directory, name, small(name, help).as_bytes())?;
         count += 1;
     }
-    cx.out.report(&format!(
+    cx.report(&format!(
         "{count} pages are in {}",
         args.directory.display()
     ))?;

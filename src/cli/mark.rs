@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::Context;
+use super::{Context, partial_unless};
 use crate::config::Period;
 use crate::err;
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use crate::error::Result;
+use crate::exit;
 use crate::operate::human;
 use crate::operate::sets::mark::{self, Asked, Follower, Marked};
 
@@ -47,17 +47,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let Some(every) = args.every.map(Period::duration) else {
         let marked = mark::run(&cx.session, &asked)?;
         show(cx, &marked)?;
-        return match cx.told(marked.failures)? {
-            true => Ok(exit::SUCCESS),
-            false => Ok(exit::status(Program::Pitr, Code::Partial)),
-        };
+        return partial_unless(cx.told(marked.failures)?);
     };
     if every < Duration::from_secs(1) {
         return Err(err!(Usage, "--every takes a second or more"));
     }
     let mut told = |marked: &Marked| {
         for error in &marked.failures.errors {
-            cx.out.warn(&error.to_string());
+            cx.warn(&error.to_string());
         }
         show(cx, marked)
     };
@@ -66,10 +63,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn show(cx: &Context, marked: &Marked) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(marked);
+    if cx.is_json() {
+        return cx.json(marked);
     }
-    cx.out.report(&format!(
+    cx.report(&format!(
         "mark {} of set \"{}\" at {}, level {}, in {}",
         marked.id,
         marked.set,
@@ -89,8 +86,7 @@ fn show(cx: &Context, marked: &Marked) -> Result<()> {
         let mut followers = marked.followers.iter();
         let follower = followers.find(|one| one.scope == member.scope);
         let behind = follower.map(behind).unwrap_or_default();
-        cx.out
-            .report(&format!("  {}: {point}{behind}", member.scope))?;
+        cx.report(&format!("  {}: {point}{behind}", member.scope))?;
     }
     Ok(())
 }

@@ -34,12 +34,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    if cx.out.is_json() {
+    if cx.is_json() {
         return Err(err!(Usage, "metrics have no JSON: pitr info --json has it"));
     }
     let metrics = metrics::collect(&cx.session, &args.compat)?;
     match &args.textfile {
-        None => cx.out.raw(&metrics.text)?,
+        None => cx.raw(&metrics.text)?,
         Some(path) => {
             let path = cx.session.environment.absolute(path);
             let written =

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -174,52 +175,81 @@ pub struct GlobalArgs {
     pub quiet: bool,
 }
 
-#[derive(Subcommand)]
-enum Command {
-    Demo(demo::Args),
-    Init(init::Args),
-    Doctor(doctor::Args),
-    Backup(backup::Args),
-    Info(info::Args),
-    Find(find::Args),
-    Plan(plan::Args),
-    Restore(restore::Args),
-    Drill(drill::Args),
-    Clone(clone::Args),
-    Mount(mount::Args),
-    Query(query::Args),
-    Rescue(Box<rescue::Args>),
-    Standby(standby::Args),
-    Adopt(adopt::Args),
-    Receive(receive::Args),
-    Expire(expire::Args),
-    Pin(pin::Args),
-    Unpin(pin::UnpinArgs),
-    Hold(hold::Args),
-    Unhold(hold::UnholdArgs),
-    Erasure(erasure::Args),
-    Wal(wal::Args),
-    Repo(repo::Args),
-    Verify(verify::Args),
-    Timeline(timeline::Args),
-    Files(files::Args),
-    Logical(logical::Args),
-    Redis(redis::Args),
-    Config(configuration::Args),
-    Metrics(metrics::Args),
-    Agent(agent::Args),
-    Alert(alert::Args),
-    Explain(explain::Args),
-    Audit(audit::Args),
-    Report(report::Args),
-    Mark(mark::Args),
-    Recover(recover::Args),
-    Runbook(runbook::Args),
-    Help(help::Args),
-    Completions(completions::Args),
-    Man(man::Args),
+/// Makes the verbs from their table: the arguments of each, what runs it, and whether it can work on another system identifier.
+///
+/// Another one is not that of the data directory or server that the command is about.
+macro_rules! verbs {
+    ($($(#[$attribute:meta])* $verb:ident($($args:tt)*) => $run:path, $takes_identifier:expr;)*) => {
+        #[derive(Subcommand)]
+        enum Command {
+            $($(#[$attribute])* $verb($($args)*),)*
+        }
+
+        impl Command {
+            fn takes_identifier(&self) -> bool {
+                match self {
+                    Command::Backup(args) if args.command.is_none() => false,
+                    Command::Wal(wal::Args {
+                        command: wal::Command::Push { .. } | wal::Command::Backfill { .. },
+                    }) => false,
+                    $(Command::$verb(_) => $takes_identifier,)*
+                }
+            }
+
+            fn run(&self, cx: &Context) -> Result<u8> {
+                match self {
+                    $(Command::$verb(args) => $run(args, cx),)*
+                }
+            }
+        }
+    };
+}
+
+verbs! {
+    Demo(demo::Args) => demo::run, false;
+    Init(init::Args) => init::run, false;
+    Doctor(doctor::Args) => doctor::run, false;
+    Backup(backup::Args) => backup::run, true;
+    Info(info::Args) => info::run, true;
+    Find(find::Args) => find::run, true;
+    Plan(plan::Args) => plan::run, true;
+    Restore(restore::Args) => restore::run, true;
+    Drill(drill::Args) => drill::run, true;
+    Clone(clone::Args) => clone::run, true;
+    Mount(mount::Args) => mount::run, true;
+    Query(query::Args) => query::run, true;
+    Rescue(Box<rescue::Args>) => rescue::run, true;
+    Standby(standby::Args) => standby::run, true;
+    Adopt(adopt::Args) => adopt::run, false;
+    Receive(receive::Args) => receive::run, false;
+    Expire(expire::Args) => expire::run, true;
+    Pin(pin::Args) => pin::run, true;
+    Unpin(pin::UnpinArgs) => pin::run_unpin, true;
+    Hold(hold::Args) => hold::run, true;
+    Unhold(hold::UnholdArgs) => hold::run_unhold, true;
+    Erasure(erasure::Args) => erasure::run, false;
+    Wal(wal::Args) => wal::run, true;
+    Repo(repo::Args) => repo::run, false;
+    Verify(verify::Args) => verify::run, true;
+    Timeline(timeline::Args) => timeline::run, true;
+    Files(files::Args) => files::run, false;
+    Logical(logical::Args) => logical::run, false;
+    Redis(redis::Args) => redis::run, false;
+    Config(configuration::Args) => configuration::run, false;
+    Metrics(metrics::Args) => metrics::run, false;
+    Agent(agent::Args) => agent::run, false;
+    Alert(alert::Args) => alert::run, false;
+    Explain(explain::Args) => explain::run, false;
+    Audit(audit::Args) => audit::run, false;
+    Report(report::Args) => report::run, false;
+    Mark(mark::Args) => mark::run, false;
+    Recover(recover::Args) => recover::run, false;
+    Runbook(runbook::Args) => runbook::run, false;
+    Help(help::Args) => help::run, false;
+    Completions(completions::Args) => completions::run, false;
+    Man(man::Args) => man::run, false;
     #[command(hide = true)]
-    Serve(serve::Args),
+    Serve(serve::Args) => serve::run, false;
 }
 
 /// The session and the output of a verb.
@@ -250,10 +280,35 @@ fn unconfirmed(shown: &str) -> Error {
     ))
 }
 
+/// The exit status of a command that did all of its work, or a part of it.
+fn partial_unless(is_whole: bool) -> Result<u8> {
+    Ok(match is_whole {
+        true => exit::SUCCESS,
+        false => exit::status(Program::Pitr, Code::Partial),
+    })
+}
+
+/// The exit status of a command that has nothing to warn of, or something.
+fn warnings_unless(is_well: bool) -> u8 {
+    match is_well {
+        true => exit::SUCCESS,
+        false => exit::WARNINGS,
+    }
+}
+
 /// A random number.
 pub fn random() -> u64 {
     // The standard library seeds its hash keys from the system, and takes others each time.
     RandomState::new().build_hasher().finish()
+}
+
+/// The output is what a verb uses most.
+impl Deref for Context {
+    type Target = Output;
+
+    fn deref(&self) -> &Output {
+        &self.out
+    }
 }
 
 impl Context {
@@ -294,7 +349,7 @@ impl Context {
     fn told(&self, failures: Failures) -> Result<bool> {
         let is_none = failures.errors.is_empty();
         for error in failures.errors {
-            self.out.error(&self.session.explained(error));
+            self.error(&self.session.explained(error));
         }
         match failures.interrupted {
             Some(interrupted) => Err(interrupted),
@@ -411,7 +466,7 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
     let work = || underway::during(&cx.session, shown.as_ref(), || dispatch(&cli.command, &cx));
     match operate_audit::framed(&cx.session, about, work) {
         Ok(status) => status,
-        Err(e) => cx.out.error(&cx.session.explained(e)),
+        Err(e) => cx.error(&cx.session.explained(e)),
     }
 }
 
@@ -481,111 +536,15 @@ fn followed(command: &Command) -> Followed {
     }
 }
 
-/// Whether the command can work on another system identifier than that of the data directory or server it is about.
-fn takes_identifier(command: &Command) -> bool {
-    match command {
-        Command::Demo(_)
-        | Command::Init(_)
-        | Command::Doctor(_)
-        | Command::Adopt(_)
-        | Command::Receive(_)
-        | Command::Repo(_)
-        | Command::Erasure(_)
-        | Command::Files(_)
-        | Command::Logical(_)
-        | Command::Redis(_)
-        | Command::Config(_)
-        | Command::Metrics(_)
-        | Command::Agent(_)
-        | Command::Alert(_)
-        | Command::Explain(_)
-        | Command::Audit(_)
-        | Command::Report(_)
-        | Command::Mark(_)
-        | Command::Recover(_)
-        | Command::Runbook(_)
-        | Command::Help(_)
-        | Command::Completions(_)
-        | Command::Man(_)
-        | Command::Serve(_) => false,
-        Command::Backup(args) => args.command.is_some(),
-        Command::Wal(args) => !matches!(
-            args.command,
-            wal::Command::Push { .. } | wal::Command::Backfill { .. }
-        ),
-        Command::Info(_)
-        | Command::Find(_)
-        | Command::Plan(_)
-        | Command::Restore(_)
-        | Command::Drill(_)
-        | Command::Clone(_)
-        | Command::Mount(_)
-        | Command::Query(_)
-        | Command::Rescue(_)
-        | Command::Standby(_)
-        | Command::Expire(_)
-        | Command::Pin(_)
-        | Command::Unpin(_)
-        | Command::Hold(_)
-        | Command::Unhold(_)
-        | Command::Timeline(_)
-        | Command::Verify(_) => true,
-    }
-}
-
 fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
-    if cx.session.system_identifier.is_some() && !takes_identifier(command) {
+    if cx.session.system_identifier.is_some() && !command.takes_identifier() {
         return Err(err!(
             Usage,
             "--system-identifier means nothing to this command"
         )
         .hint("Nothing was done. It works on the cluster that the data directory or the server belongs to."));
     }
-    match command {
-        Command::Demo(args) => demo::run(args, cx),
-        Command::Init(args) => init::run(args, cx),
-        Command::Doctor(args) => doctor::run(args, cx),
-        Command::Backup(args) => backup::run(args, cx),
-        Command::Info(args) => info::run(args, cx),
-        Command::Find(args) => find::run(args, cx),
-        Command::Plan(args) => plan::run(args, cx),
-        Command::Restore(args) => restore::run(args, cx),
-        Command::Drill(args) => drill::run(args, cx),
-        Command::Clone(args) => clone::run(args, cx),
-        Command::Mount(args) => mount::run(args, cx),
-        Command::Query(args) => query::run(args, cx),
-        Command::Rescue(args) => rescue::run(args, cx),
-        Command::Standby(args) => standby::run(args, cx),
-        Command::Adopt(args) => adopt::run(args, cx),
-        Command::Receive(args) => receive::run(args, cx),
-        Command::Expire(args) => expire::run(args, cx),
-        Command::Pin(args) => pin::run(args, cx),
-        Command::Unpin(args) => pin::run_unpin(args, cx),
-        Command::Hold(args) => hold::run(args, cx),
-        Command::Unhold(args) => hold::run_unhold(args, cx),
-        Command::Erasure(args) => erasure::run(args, cx),
-        Command::Wal(args) => wal::run(args, cx),
-        Command::Repo(args) => repo::run(args, cx),
-        Command::Verify(args) => verify::run(args, cx),
-        Command::Timeline(args) => timeline::run(args, cx),
-        Command::Files(args) => files::run(args, cx),
-        Command::Logical(args) => logical::run(args, cx),
-        Command::Redis(args) => redis::run(args, cx),
-        Command::Config(args) => configuration::run(args, cx),
-        Command::Metrics(args) => metrics::run(args, cx),
-        Command::Agent(args) => agent::run(args, cx),
-        Command::Explain(args) => explain::run(args, cx),
-        Command::Alert(args) => alert::run(args, cx),
-        Command::Audit(args) => audit::run(args, cx),
-        Command::Report(args) => report::run(args, cx),
-        Command::Mark(args) => mark::run(args, cx),
-        Command::Recover(args) => recover::run(args, cx),
-        Command::Runbook(args) => runbook::run(args, cx),
-        Command::Help(args) => help::run(args, cx),
-        Command::Completions(args) => completions::run(args, cx),
-        Command::Man(args) => man::run(args, cx),
-        Command::Serve(args) => serve::run(args, cx),
-    }
+    command.run(cx)
 }
 
 #[cfg(test)]
@@ -631,129 +590,79 @@ mod tests {
         }
     }
 
-    /// The arguments of every verb that the design fixes; a verb joins [`Command`] once it can run.
-    #[derive(Parser)]
-    enum Designed {
-        Init(init::Args),
-        Doctor(doctor::Args),
-        Backup(backup::Args),
-        Info(info::Args),
-        Plan(plan::Args),
-        Restore(restore::Args),
-        Standby(standby::Args),
-        Adopt(adopt::Args),
-        Receive(receive::Args),
-        Verify(verify::Args),
-        Expire(expire::Args),
-        Pin(pin::Args),
-        Unpin(pin::UnpinArgs),
-        Wal(wal::Args),
-        Repo(repo::Args),
-        Timeline(timeline::Args),
-    }
-
     #[test]
     fn every_verb_takes_what_the_design_lists() {
-        #[derive(Parser)]
-        struct Line {
-            #[command(flatten)]
-            _global: GlobalArgs,
-            #[command(subcommand)]
-            _verb: Designed,
-        }
-        Line::command().debug_assert();
-        for (line, right) in [
-            (
-                "init --cluster main --pgdata /d --conninfo host=/run --repository file:///r --confirm",
-                true,
-            ),
-            ("doctor --json", true),
-            (
-                "backup --method stream --label x --checkpoint spread --max-rate 10MB --jobs 4 --wal-wait 5m --compression zstd",
-                true,
-            ),
-            ("backup --max-rate 10", false),
-            (
-                "backup delete 20261120T064049Z-full --grace 0s --confirm",
-                true,
-            ),
-            ("backup delete", false),
-            ("backup --label x delete 20261120T064049Z-full", false),
-            ("backup --jobs 0", false),
-            ("backup --jobs 257", false),
-            ("backup --jobs four", false),
-            ("info --json --repository /r", true),
-            (
-                "plan --target-time 2026-11-20T06:00:00Z --exclusive --target-timeline 2 --backup b --json",
-                true,
-            ),
-            ("plan --exclusive", false),
-            ("plan --target-xid 7 --target-lsn 0/1", false),
-            (
-                "restore --to /d --target-name n --target-action pause --tablespace-mapping 16385=/t --tablespace-mapping /a=/b --jobs 2 --adopt --dry-run",
-                true,
-            ),
-            ("restore --target-immediate", false),
-            ("restore --to /d --tablespace-mapping 16385", false),
-            ("restore --to /d --replace --confirm", true),
-            ("restore --to /d --replace --delta", false),
-            ("restore --to /d --undo --confirm --discard-changes", true),
-            ("restore --to /d --discard-changes", false),
-            ("restore --to /d --undo --target-immediate", false),
-            ("standby --to /d --primary-conninfo host=h --slot s", true),
-            ("standby --to /d", false),
-            ("adopt --pgdata /d --as n", true),
-            ("adopt --pgdata /d --confirm", true),
-            ("receive --slot s --create-slot --until-lsn 0/1", true),
-            ("receive --drop-slot", true),
-            ("receive --drop-slot --create-slot", false),
-            ("receive --slot Big", false),
-            ("receive --until-lsn x", false),
-            ("verify --backup b", true),
-            ("expire --keep 3 --grace 0 --confirm", true),
-            ("expire --keep x", false),
-            ("expire --keep 3 --dry-run --confirm", false),
-            ("wal push pg_wal/x", true),
-            ("wal fetch f p", true),
-            ("wal fetch f", false),
-            ("wal list", true),
-            ("wal show x", true),
-            ("wal gaps", true),
-            ("wal conflicts", true),
-            ("wal conflicts x", true),
-            ("wal backfill --from /d", true),
-            ("wal backfill", false),
-            ("repo show", true),
-            ("repo claims", true),
-            (
-                "repo claims --release 20261120T064049Z-full --confirm",
-                true,
-            ),
-            ("repo claims --confirm", false),
-            ("repo sync --from a --to b --dry-run", true),
-            ("timeline list --json", true),
-            ("timeline abandon 4 --reason drill --confirm", true),
-            ("timeline restore 4 --reason real --dry-run", true),
-            ("timeline abandon 4 --confirm", false),
-            ("timeline abandon 0 --reason x", false),
-            ("timeline restore 4 --reason x --dry-run --confirm", false),
-            (
-                "pin 20261120T064049Z-full --reason audit --until 2027-01-01T00:00:00Z --confirm",
-                true,
-            ),
-            ("pin 20261120T064049Z-full --reason audit --dry-run", true),
-            ("pin 20261120T064049Z-full --confirm", false),
-            ("pin --reason audit", false),
-            (
-                "pin 20261120T064049Z-full --reason audit --timezone UTC",
-                false,
-            ),
-            ("unpin 20261120T064049Z-full --confirm", true),
-            ("unpin 20261120T064049Z-full --dry-run --confirm", false),
-            ("bakup", false),
-        ] {
-            let parsed = Line::try_parse_from(std::iter::once("pitr").chain(line.split(' ')));
-            assert_eq!(parsed.is_ok(), right, "{line}");
+        let right = "
+            init --cluster main --pgdata /d --conninfo host=/run --repository file:///r --confirm
+            doctor --json
+            backup --method stream --label x --checkpoint spread --max-rate 10MB --jobs 4 --wal-wait 5m --compression zstd
+            backup delete 20261120T064049Z-full --grace 0s --confirm
+            info --json --repository /r
+            plan --target-time 2026-11-20T06:00:00Z --exclusive --target-timeline 2 --backup b --json
+            restore --to /d --target-name n --target-action pause --tablespace-mapping 16385=/t --tablespace-mapping /a=/b --jobs 2 --adopt --dry-run
+            restore --to /d --replace --confirm
+            restore --to /d --undo --confirm --discard-changes
+            standby --to /d --primary-conninfo host=h --slot s
+            adopt --pgdata /d --as n
+            adopt --pgdata /d --confirm
+            receive --slot s --create-slot --until-lsn 0/1
+            receive --drop-slot
+            verify --backup b
+            expire --keep 3 --grace 0 --confirm
+            wal push pg_wal/x
+            wal fetch f p
+            wal list
+            wal show x
+            wal gaps
+            wal conflicts
+            wal conflicts x
+            wal backfill --from /d
+            repo show
+            repo claims
+            repo claims --release 20261120T064049Z-full --confirm
+            repo sync --from a --to b --dry-run
+            timeline list --json
+            timeline abandon 4 --reason drill --confirm
+            timeline restore 4 --reason real --dry-run
+            pin 20261120T064049Z-full --reason audit --until 2027-01-01T00:00:00Z --confirm
+            pin 20261120T064049Z-full --reason audit --dry-run
+            unpin 20261120T064049Z-full --confirm";
+        let wrong = "
+            backup --max-rate 10
+            backup delete
+            backup --label x delete 20261120T064049Z-full
+            backup --jobs 0
+            backup --jobs 257
+            backup --jobs four
+            plan --exclusive
+            plan --target-xid 7 --target-lsn 0/1
+            restore --target-immediate
+            restore --to /d --tablespace-mapping 16385
+            restore --to /d --replace --delta
+            restore --to /d --discard-changes
+            restore --to /d --undo --target-immediate
+            standby --to /d
+            receive --drop-slot --create-slot
+            receive --slot Big
+            receive --until-lsn x
+            expire --keep x
+            expire --keep 3 --dry-run --confirm
+            wal fetch f
+            wal backfill
+            repo claims --confirm
+            timeline abandon 4 --confirm
+            timeline abandon 0 --reason x
+            timeline restore 4 --reason x --dry-run --confirm
+            pin 20261120T064049Z-full --confirm
+            pin --reason audit
+            pin 20261120T064049Z-full --reason audit --timezone UTC
+            unpin 20261120T064049Z-full --dry-run --confirm
+            bakup";
+        for (lines, is_right) in [(right, true), (wrong, false)] {
+            for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+                let parsed = Cli::try_parse_from(std::iter::once("pitr").chain(line.split(' ')));
+                assert_eq!(parsed.is_ok(), is_right, "{line}");
+            }
         }
     }
 }

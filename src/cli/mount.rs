@@ -46,16 +46,16 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn shown(ready: &Ready, cx: &Context) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(&Answer {
-            data: &ready.data,
-            backup: &ready.backup,
-            target: &ready.target,
-            start: &ready.start,
-        });
-    }
-    cx.out.line(&format!(
-        "mounted: {}, from backup {}\n\n  {}\n\nIt is there until this command ends (Ctrl-C), and thrown away then. Stop the server before.",
-        ready.target, ready.backup, ready.start
-    ))
+    let answer = Answer {
+        data: &ready.data,
+        backup: &ready.backup,
+        target: &ready.target,
+        start: &ready.start,
+    };
+    cx.answer(&answer, || {
+        cx.line(&format!(
+            "mounted: {}, from backup {}\n\n  {}\n\nIt is there until this command ends (Ctrl-C), and thrown away then. Stop the server before.",
+            ready.target, ready.backup, ready.start
+        ))
+    })
 }

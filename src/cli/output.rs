@@ -108,6 +108,17 @@ impl Output {
         self.data(&format!("{text}\n"))
     }
 
+    /// Prints an answer: the value as JSON where that is wanted, else what `show` prints for people.
+    ///
+    /// # Errors
+    /// As [`Output::line`], and those of `show`.
+    pub fn answer(&self, value: &impl Serialize, show: impl FnOnce() -> Result<()>) -> Result<()> {
+        match self.json {
+            true => self.json(value),
+            false => show(),
+        }
+    }
+
     /// Prints a table, in a form that fits into the terminal, where standard output is one.
     ///
     /// # Errors
@@ -126,6 +137,13 @@ impl Output {
     /// Prints a warning on standard error.
     pub fn warn(&self, message: &str) {
         self.progress.warn(message);
+    }
+
+    /// Prints warnings on standard error.
+    pub fn warn_all(&self, messages: impl IntoIterator<Item = impl AsRef<str>>) {
+        messages
+            .into_iter()
+            .for_each(|message| self.warn(message.as_ref()));
     }
 
     /// Prints an error, and returns the status that follows from it.
@@ -200,23 +218,13 @@ pub fn human_error(error: &Error) -> String {
     );
     let lines: Vec<&str> = error.hint_text().unwrap_or_default().lines().collect();
     for (index, line) in lines.iter().enumerate() {
-        let label = if index + 1 == lines.len() {
-            "next:   "
-        } else {
-            "impact: "
+        let label = match index + 1 == lines.len() {
+            true => "next:   ",
+            false => "impact: ",
         };
         text.push_str(&format!("  {label}{}\n", escaped(line)));
     }
     text
-}
-
-/// On which side the cells of a column stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Align {
-    /// Text.
-    Left,
-    /// Numbers.
-    Right,
 }
 
 /// Rows under column heads, without lines drawn between them.
@@ -226,23 +234,40 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table with these columns. A column of numbers names its unit in its head.
-    pub fn new(columns: &[(&str, Align)]) -> Table {
+    /// A table under these heads, which have ` | ` between them. `>` marks a column of numbers: they stand on the right, and its head names their unit.
+    pub fn of(heads: &str) -> Table {
+        Table::new(heads.split(" | ").map(|head| match head.strip_prefix('>') {
+            Some(head) => (head, CellAlignment::Right),
+            None => (head, CellAlignment::Left),
+        }))
+    }
+
+    /// A table of texts under heads that come from elsewhere.
+    pub fn under<'a>(heads: impl Iterator<Item = &'a str>) -> Table {
+        Table::new(heads.map(|head| (head, CellAlignment::Left)))
+    }
+
+    fn new<'a>(columns: impl Iterator<Item = (&'a str, CellAlignment)>) -> Table {
+        let (heads, sides): (Vec<&str>, Vec<CellAlignment>) = columns.unzip();
+        let width = heads.len();
         let mut inner = comfy_table::Table::new();
         inner
             .load_preset(presets::NOTHING)
             .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header(columns.iter().map(|(head, _)| *head));
-        for (column, (_, align)) in inner.column_iter_mut().zip(columns) {
-            column.set_padding((0, 2)).set_cell_alignment(match align {
-                Align::Left => CellAlignment::Left,
-                Align::Right => CellAlignment::Right,
-            });
+            .set_header(heads);
+        for (column, side) in inner.column_iter_mut().zip(sides) {
+            column.set_padding((0, 2)).set_cell_alignment(side);
         }
-        Table {
-            inner,
-            width: columns.len(),
-        }
+        Table { inner, width }
+    }
+
+    /// The table with these rows behind its own.
+    pub fn rows<T: AsRef<str>, R: IntoIterator<Item = T>>(
+        mut self,
+        rows: impl IntoIterator<Item = R>,
+    ) -> Table {
+        rows.into_iter().for_each(|row| self.row(row));
+        self
     }
 
     /// Adds a row of as many cells as there are columns.
@@ -342,11 +367,7 @@ mod tests {
 
     #[test]
     fn tables_are_aligned_and_draw_no_boxes() {
-        let mut table = Table::new(&[
-            ("backup", Align::Left),
-            ("MiB", Align::Right),
-            ("note", Align::Left),
-        ]);
+        let mut table = Table::of("backup | >MiB | note");
         assert!(table.is_empty());
         table.row(["20261120T064049Z-full", "5.0", ""]);
         table.row(["b", "1024.5", "damaged\nx"]);
@@ -359,11 +380,7 @@ mod tests {
 
     #[test]
     fn a_table_that_is_wider_than_the_terminal_is_a_list_of_cells() {
-        let mut table = Table::new(&[
-            ("backup", Align::Left),
-            ("MiB", Align::Right),
-            ("note", Align::Left),
-        ]);
+        let mut table = Table::of("backup | >MiB | note");
         table.row(["20261120T064049Z-full", "5.0", ""]);
         table.row(["b", "7.0", "kept: the last good one of all"]);
         assert_eq!(table.fitting(None), table.render());

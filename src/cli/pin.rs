@@ -2,14 +2,14 @@
 
 use serde::Serialize;
 
+use super::hold::{outcome, print_stores};
 use super::moment::Moment;
 use super::target::TargetArgs;
-use super::timeline::{partial_unless, reason};
-use super::{Context, unconfirmed};
+use super::timeline::reason;
+use super::{Context, partial_unless, unconfirmed};
 use crate::error::Result;
-use crate::operate::failures::Failures;
 use crate::operate::human;
-use crate::operate::pin::{self, Asked, Kind, Pinning, StandingPin};
+use crate::operate::pin::{self, Asked, Kind, Pinning, Plan, StandingPin, Unpinning};
 use crate::operate::pin_content::{self, Wanted};
 use crate::operate::target::{AskedTarget, Point};
 use crate::pg::time::TimestampTz;
@@ -80,31 +80,20 @@ pub struct UnpinArgs {
 /// Runs `pitr pin`.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let until = args.until.as_deref().map(|text| until(args, text, cx));
-    let until = until.transpose()?;
+    let (until, reason) = (until.transpose()?, args.reason.clone());
+    let word = (args.confirm, args.dry_run);
     if let Some(of) = &args.of {
-        let reason = args.reason.clone();
         let wanted = Wanted { reason, until };
-        let asked = (of.as_str(), &args.backup);
-        return of_content(cx, asked, Some(&wanted), (args.confirm, args.dry_run));
+        return of_content(cx, (of, &args.backup), Some(&wanted), Kind::Pin, word);
     }
     let asked = Asked {
         backup: args.backup.clone(),
-        reason: args.reason.clone(),
+        reason,
         until,
         kind: Kind::Pin,
     };
-    let mut pinning = pin::plan(&cx.session, &asked)?;
-    if !cx.out.is_json() {
-        print(cx, &pinning)?;
-    }
-    warn_of_damage(cx, &pinning);
-    if args.confirm {
-        pinning.record(&cx.session)?;
-    }
-    let failures = std::mem::take(&mut pinning.failures);
-    finish(cx, &pinning, (args.confirm, args.dry_run), failures, || {
-        format!("pinned in {}", pinning.recorded_in.join(" and "))
-    })
+    let plan = pin::plan(&cx.session, &asked)?;
+    finish(cx, plan, "pinned", word, |plan| print(cx, plan))
 }
 
 /// The end of the pin, as its zone is asked for.
@@ -123,91 +112,86 @@ fn until(args: &Args, text: &str, cx: &Context) -> Result<AskedTarget> {
 
 /// Runs `pitr unpin`.
 pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
+    let word = (args.confirm, args.dry_run);
     if let Some(of) = &args.of {
-        let asked = (of.as_str(), &args.backup);
-        return of_content(cx, asked, None, (args.confirm, args.dry_run));
+        return of_content(cx, (of, &args.backup), None, Kind::Pin, word);
     }
-    let mut ending = pin::plan_end(&cx.session, &args.backup, Kind::Pin)?;
-    if !cx.out.is_json() {
-        print_backup(cx, &ending.backup, ending.stop_time, &ending.held_in)?;
-        print_pins(cx, &ending.pins)?;
-        cx.out.line(
+    let plan = pin::plan_end(&cx.session, &args.backup, Kind::Pin)?;
+    finish(cx, plan, "unpinned", word, |plan| {
+        print_end(cx, &plan.shown)?;
+        cx.line(
             "then: no pin keeps it; retention decides about it and the WAL that only it needs",
         )?;
-        cx.out
-            .note("\"pitr expire --keep N --dry-run\" shows what retention makes of it afterwards");
-    }
-    if args.confirm {
-        ending.record(&cx.session)?;
-    }
-    let failures = std::mem::take(&mut ending.failures);
-    finish(cx, &ending, (args.confirm, args.dry_run), failures, || {
-        format!("unpinned in {}", ending.recorded_in.join(" and "))
+        cx.note("\"pitr expire --keep N --dry-run\" shows what retention makes of it afterwards");
+        Ok(())
     })
 }
 
-/// Pins a backup of other content, or ends its pins.
-fn of_content(
+/// Pins a backup of other content or puts it on hold, or ends its pins or holds.
+pub(super) fn of_content(
     cx: &Context,
     (of, backup): (&str, &BackupId),
     wanted: Option<&Wanted>,
-    (confirm, dry_run): (bool, bool),
+    kind: Kind,
+    word: (bool, bool),
 ) -> Result<u8> {
     let scope = pin_content::scope(of)?;
-    let mut pinning = pin_content::plan(&cx.session, (&scope, backup), wanted, Kind::Pin)?;
-    if !cx.out.is_json() {
-        print_content(cx, of, &pinning)?;
-        let then = match (wanted, pinning.until) {
-            (None, _) => "then: no pin keeps it; retention decides about it".to_owned(),
-            (Some(_), None) => "keeps, until it is unpinned: the backup".to_owned(),
-            (Some(_), Some(until)) => format!("keeps, until {}: the backup", human::time(until)),
-        };
-        cx.out.line(&then)?;
-    }
-    if confirm {
-        pinning.record(&cx.session)?;
-    }
-    let failures = std::mem::take(&mut pinning.failures);
-    let what = if wanted.is_some() {
-        "pinned"
-    } else {
-        "unpinned"
+    let plan = pin_content::plan(&cx.session, (&scope, backup), wanted, kind)?;
+    let what = match (kind, wanted) {
+        (Kind::Pin, Some(_)) => "pinned",
+        (Kind::Pin, None) => "unpinned",
+        (Kind::Hold, Some(_)) => "on hold",
+        (Kind::Hold, None) => "no longer on hold",
     };
-    finish(cx, &pinning, (confirm, dry_run), failures, || {
-        format!("{what} in {}", pinning.recorded_in.join(" and "))
+    finish(cx, plan, what, word, |plan| {
+        let shown = &plan.shown;
+        let places = shown.repositories.join(" and ");
+        cx.line(&format!("backup {backup} of {of}, in {places}"))?;
+        print_pins(cx, &shown.pins)?;
+        let until = match shown.until {
+            None => "until it is unpinned".to_owned(),
+            Some(until) => format!("until {}", human::time(until)),
+        };
+        match (kind, wanted) {
+            (Kind::Pin, Some(_)) => cx.line(&format!("keeps, {until}: the backup")),
+            (Kind::Pin, None) => cx.line("then: no pin keeps it; retention decides about it"),
+            (Kind::Hold, Some(_)) => print_stores(cx, &plan.holds),
+            (Kind::Hold, None) => {
+                cx.line("then: no hold keeps it; pins and retention decide about it")
+            }
+        }
     })
 }
 
-/// A backup of other content, and its pins or holds.
-pub(super) fn print_content(cx: &Context, of: &str, shown: &pin_content::Pinning) -> Result<()> {
-    let (backup, places) = (&shown.backup, shown.repositories.join(" and "));
-    cx.out
-        .line(&format!("backup {backup} of {of}, in {places}"))?;
-    print_pins(cx, &shown.pins)
-}
-
-pub(super) fn warn_of_damage(cx: &Context, shown: &Pinning) {
-    let what = if shown.is_hold() { "hold" } else { "pin" };
-    if let Some(damage) = &shown.damage {
-        cx.out.warn(&format!(
-            "backup \"{}\" is damaged ({damage}): a {what} keeps it as it is",
-            shown.backup
+/// Shows a plan, records it where that is confirmed, and answers; `what` is the state of the backup then.
+pub(super) fn finish<T: Serialize>(
+    cx: &Context,
+    mut plan: Plan<T>,
+    what: &str,
+    (confirm, dry_run): (bool, bool),
+    print: impl FnOnce(&Plan<T>) -> Result<()>,
+) -> Result<u8> {
+    if !cx.is_json() {
+        print(&plan)?;
+    }
+    if let Some(damage) = &plan.events.damage {
+        let kind = if plan.events.is_hold() { "hold" } else { "pin" };
+        let id = &plan.events.id;
+        cx.warn(&format!(
+            "backup \"{id}\" is damaged ({damage}): a {kind} keeps it as it is"
         ));
     }
-}
-
-/// Answers, behind the plan and what was recorded.
-pub(super) fn finish(
-    cx: &Context,
-    shown: &impl Serialize,
-    (confirm, dry_run): (bool, bool),
-    failures: Failures,
-    done: impl Fn() -> String,
-) -> Result<u8> {
-    if cx.out.is_json() {
-        cx.out.json(shown)?;
+    if confirm {
+        plan.record(&cx.session)?;
+    }
+    let failures = std::mem::take(&mut plan.events.failures);
+    if cx.is_json() {
+        cx.json(&plan)?;
     } else if confirm {
-        cx.out.report(&done())?;
+        cx.report(&match plan.events.is_hold() {
+            true => outcome(what, &plan.events, &plan.holds),
+            false => format!("{what} in {}", plan.events.recorded_in.join(" and ")),
+        })?;
     }
     let is_whole = cx.told(failures)?;
     if !confirm && !dry_run {
@@ -216,20 +200,21 @@ pub(super) fn finish(
     partial_unless(is_whole)
 }
 
-pub(super) fn print(cx: &Context, shown: &Pinning) -> Result<()> {
+pub(super) fn print(cx: &Context, plan: &Plan<Pinning>) -> Result<()> {
+    let shown = &plan.shown;
     print_backup(cx, &shown.backup, shown.stop_time, &shown.repositories)?;
     let end = match shown.until {
-        None if shown.is_hold() => "until the hold is ended".to_owned(),
+        None if plan.events.is_hold() => "until the hold is ended".to_owned(),
         None => "until it is unpinned".to_owned(),
         Some(until) => format!("until {}", human::time(until)),
     };
-    cx.out.line(&format!(
+    cx.line(&format!(
         "keeps, {end}: the backup, and WAL {} to {} on timeline {}",
         shown.start_lsn, shown.end_lsn, shown.timeline
     ))?;
     print_pins(cx, &shown.pins)?;
     if let Some(due) = shown.expire_not_before {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "it is marked for deletion after {}: the pin keeps it, and the next pitr expire ends the mark",
             human::time(due)
         ))?;
@@ -237,8 +222,14 @@ pub(super) fn print(cx: &Context, shown: &Pinning) -> Result<()> {
     Ok(())
 }
 
+/// The backup, and what ends.
+pub(super) fn print_end(cx: &Context, ending: &Unpinning) -> Result<()> {
+    print_backup(cx, &ending.backup, ending.stop_time, &ending.held_in)?;
+    print_pins(cx, &ending.pins)
+}
+
 /// The pins in words; one that several repositories have is one.
-pub(super) fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
+fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
     let mut events: Vec<&str> = Vec::new();
     for one in pins {
         if events.contains(&one.pin.event.as_str()) {
@@ -258,7 +249,7 @@ pub(super) fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
             (Some(until), true) => format!("over since {}", human::time(until)),
         };
         let reason = one.pin.reason.as_deref().unwrap_or("no reason given");
-        cx.out.line(&format!(
+        cx.line(&format!(
             "{what} of {} on host {}, {end}, in {}: {reason}",
             human::time(one.pin.time),
             one.pin.host,
@@ -268,13 +259,13 @@ pub(super) fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn print_backup(
+fn print_backup(
     cx: &Context,
     backup: &BackupId,
     complete: TimestampTz,
     places: &[String],
 ) -> Result<()> {
-    cx.out.line(&format!(
+    cx.line(&format!(
         "backup {backup}, complete {}, in {}",
         human::time(complete),
         places.join(" and ")

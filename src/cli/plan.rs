@@ -54,10 +54,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         estimate,
     };
     let local_time = chosen.resolved.local_time.as_deref();
-    match cx.out.is_json() {
-        true => cx.out.json(&shown)?,
-        false => print(cx, &shown, local_time)?,
-    }
+    cx.answer(&shown, || print(cx, &shown, local_time))?;
     match chosen.unless {
         None => {
             require_thawed(cx, &chosen.opened, &chosen.plan)?;
@@ -65,7 +62,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         }
         Some(Unless::OutOfReach { next, .. }) => {
             if let Some(next) = next {
-                cx.out.note(&next);
+                cx.note(&next);
             }
             Ok(exit::status(Program::Pitr, Code::OutOfReach))
         }
@@ -78,7 +75,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 /// # Errors
 /// The error, where people read.
 pub fn fail(cx: &Context, e: Error) -> Result<u8> {
-    match cx.out.is_json() {
+    match cx.is_json() {
         true => Ok(exit::status(Program::Pitr, e.code())),
         false => Err(e),
     }
@@ -112,18 +109,13 @@ struct Shown<'a> {
 /// # Errors
 /// Errors of standard output.
 pub fn show(cx: &Context, plan: &Plan, local_time: Option<&str>) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(plan);
-    }
     let estimate = None;
-    print(cx, &Shown { plan, estimate }, local_time)
+    cx.answer(plan, || print(cx, &Shown { plan, estimate }, local_time))
 }
 
 fn print(cx: &Context, shown: &Shown<'_>, local_time: Option<&str>) -> Result<()> {
-    cx.out.line(render(shown, local_time).trim_end())?;
-    for warning in &shown.plan.warnings {
-        cx.out.warn(warning);
-    }
+    cx.line(render(shown, local_time).trim_end())?;
+    cx.warn_all(&shown.plan.warnings);
     Ok(())
 }
 

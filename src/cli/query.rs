@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::clone::{MomentArgs, folder_of};
-use super::output::{Align, Table};
+use super::output::Table;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::clone::folder::State;
@@ -58,8 +58,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let answer = query::run(&cx.session, &asked, &below, what)?;
     let rows = &answer.rows;
     let cells = cells(rows)?;
-    if cx.out.is_json() {
-        cx.out.json(&Answer {
+    if cx.is_json() {
+        cx.json(&Answer {
             clone: &answer.state,
             search_path: &answer.search_path,
             time_zone: &answer.time_zone,
@@ -74,21 +74,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         answer.search_path, answer.time_zone, answer.date_style
     ));
     if args.csv {
-        cx.out
-            .line(csv(&rows.columns, &cells).trim_end_matches('\n'))?;
-    } else {
-        let columns: Vec<(&str, Align)> = rows
-            .columns
+        cx.line(csv(&rows.columns, &cells).trim_end_matches('\n'))?;
+    } else if !rows.columns.is_empty() {
+        let cells = cells
             .iter()
-            .map(|name| (name.as_str(), Align::Left))
-            .collect();
-        let mut table = Table::new(&columns);
-        for row in &cells {
-            table.row(row.iter().map(|cell| cell.as_deref().unwrap_or("")));
-        }
-        if !columns.is_empty() {
-            cx.out.table(&table)?;
-        }
+            .map(|row| row.iter().map(|cell| cell.as_deref().unwrap_or("")));
+        cx.table(&Table::under(rows.columns.iter().map(String::as_str)).rows(cells))?;
     }
     Ok(exit::SUCCESS)
 }

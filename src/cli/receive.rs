@@ -4,9 +4,9 @@ use std::cell::Cell;
 
 use serde::Serialize;
 
-use super::Context;
 use super::notify::Notify;
-use crate::error::{Code, Error, Result};
+use super::{Context, partial_unless};
+use crate::error::{Error, Result};
 use crate::exit;
 use crate::operate::receive::{self, Asked, Dropped};
 use crate::operate::receiver::{archived, line, lsn};
@@ -47,7 +47,7 @@ fn slot_name(text: &str) -> std::result::Result<SlotName, String> {
 }
 
 /// The result of receiving, as JSON.
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct Shown<'a> {
     cluster: &'a str,
     system_identifier: Option<String>,
@@ -75,47 +75,28 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return stopped_early(cx, &options);
     };
     let complete = ended.is_shipped;
-    if cx.out.is_json() {
-        cx.out.json(&shown(&ended))?;
-    } else {
-        cx.out.report(&summary(&ended))?;
-    }
+    cx.answer(&shown(&ended), || cx.report(&summary(&ended)))?;
     if !complete {
-        cx.out.warn("not everything is in the repositories yet: the rest is in the journal, and goes out when the receiver runs again");
+        cx.warn("not everything is in the repositories yet: the rest is in the journal, and goes out when the receiver runs again");
     }
-    Ok(match complete || args.until_lsn.is_none() {
-        true => exit::SUCCESS,
-        false => exit::status(exit::Program::Pitr, Code::Partial),
-    })
+    partial_unless(complete || args.until_lsn.is_none())
 }
 
 /// It was stopped while it waited for server and repositories to say which cluster it is.
 fn stopped_early(cx: &Context, options: &Options) -> Result<u8> {
-    if cx.out.is_json() {
-        let slot = options.slot.to_string();
-        cx.out.json(&Shown {
-            cluster: &options.cluster,
-            system_identifier: None,
-            slot: Some(&slot),
-            timeline: None,
-            received_lsn: None,
-            flushed_lsn: None,
-            acknowledged_lsn: None,
-            archived_lsn: None,
-            complete: false,
-        })?;
-    } else {
-        cx.out.line("stopped before anything was received")?;
-    }
-    Ok(match options.until {
-        None => exit::SUCCESS,
-        Some(_) => exit::status(exit::Program::Pitr, Code::Partial),
-    })
+    let slot = options.slot.to_string();
+    let shown = Shown {
+        cluster: &options.cluster,
+        slot: Some(&slot),
+        ..Shown::default()
+    };
+    cx.answer(&shown, || cx.line("stopped before anything was received"))?;
+    partial_unless(options.until.is_none())
 }
 
 fn followed(cx: &Context, options: &Options) -> Result<Option<Ended>> {
     cx.stop_in_order()?;
-    let (terminal, host) = (cx.out.progress(), &cx.session.host);
+    let (terminal, host) = (cx.progress(), &cx.session.host);
     let notify = Notify::new(&cx.session.environment);
     let ready = Cell::new(false);
     let watch = |status: &Status| {
@@ -137,17 +118,15 @@ fn drop_slot(cx: &Context, wanted: Option<&SlotName>) -> Result<u8> {
         host,
         was_there,
     } = receive::drop_slot(&cx.session, wanted)?;
-    if cx.out.is_json() {
-        cx.out
-            .json(&serde_json::json!({ "slot": slot.to_string(), "dropped": was_there }))?;
-    } else {
-        cx.out.report(&match was_there {
+    let shown = serde_json::json!({ "slot": slot.to_string(), "dropped": was_there });
+    cx.answer(&shown, || {
+        cx.report(&match was_there {
             true => format!("dropped replication slot \"{slot}\" on \"{host}\""),
             false => format!(
                 "there is no replication slot \"{slot}\" on \"{host}\": nothing was dropped"
             ),
-        })?;
-    }
+        })
+    })?;
     Ok(exit::SUCCESS)
 }
 

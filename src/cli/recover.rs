@@ -5,8 +5,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::erasure::ConsentArgs;
-use super::output::{Align, Table};
-use super::{Context, unconfirmed};
+use super::output::Table;
+use super::{Context, unconfirmed, warnings_unless};
 use crate::agent::alert::decide::Event;
 use crate::agent::alert::{self, News, Tried};
 use crate::config::{SetMember, Settings, Severity};
@@ -211,10 +211,7 @@ fn test(args: &TestArgs, cx: &Context) -> Result<u8> {
     let asked = args.moment.asked(Extent::Full)?;
     let prepared = scratch::prepare(&cx.session, &asked)?;
     if args.dry_run {
-        match cx.out.is_json() {
-            true => cx.out.json(&prepared.1)?,
-            false => print_plan(cx, &prepared.1.plan)?,
-        }
+        cx.answer(&prepared.1, || print_plan(cx, &prepared.1.plan))?;
         return Ok(exit::SUCCESS);
     }
     let dir = args
@@ -222,31 +219,25 @@ fn test(args: &TestArgs, cx: &Context) -> Result<u8> {
         .as_ref()
         .map(|dir| cx.session.environment.absolute(dir));
     let tested = scratch::run(&cx.session, prepared, dir.as_deref())?;
-    match cx.out.is_json() {
-        true => cx.out.json(&tested)?,
-        false => print_tested(cx, &tested)?,
-    }
-    for warning in &tested.warnings {
-        cx.out.warn(warning);
-    }
-    match tested.passed {
-        true if tested.warnings.is_empty() => Ok(exit::SUCCESS),
-        true => Ok(exit::WARNINGS),
-        false => Ok(exit::status(Program::Pitr, Code::Findings)),
-    }
+    cx.answer(&tested, || print_tested(cx, &tested))?;
+    cx.warn_all(&tested.warnings);
+    Ok(match tested.passed {
+        true => warnings_unless(tested.warnings.is_empty()),
+        false => exit::status(Program::Pitr, Code::Findings),
+    })
 }
 
 fn print_tested(cx: &Context, tested: &Tested) -> Result<()> {
     print_plan(cx, &tested.plan)?;
-    cx.out.line("")?;
+    cx.line("")?;
     for one in &tested.members {
         let took = human::duration(Duration::from_millis(one.ms));
-        cx.out.line(&match &one.failed {
+        cx.line(&match &one.failed {
             None => format!("ok      {} in {took}", one.member),
             Some(why) => format!("FAILED  {}: {why}", one.member),
         })?;
     }
-    cx.out.line(match tested.passed {
+    cx.line(match tested.passed {
         true => "every member comes back",
         false => "RECOVERY IS BROKEN",
     })
@@ -272,13 +263,7 @@ fn in_place(
     if !args.confirm {
         let shown = prepared.shown()?;
         warn_of_scripts(cx, &shown);
-        match cx.out.is_json() {
-            true => cx.out.json(&shown)?,
-            false => print_report(cx, &shown)?,
-        }
-        for warning in &shown.warnings {
-            cx.out.warn(warning);
-        }
+        answer(cx, &shown)?;
         return match args.dry_run {
             true => Ok(exit::SUCCESS),
             false => Err(unconfirmed("The steps above would be carried out.")),
@@ -289,22 +274,20 @@ fn in_place(
     let what = format!("the recovery of set \"{}\" to {words}", prepared.set());
     let told = Told::begin(cx, prepared.set(), what)?;
     let report = told.end(cx, prepared.carry_out(&cx.session))?;
-    match cx.out.is_json() {
-        true => cx.out.json(&report)?,
-        false => print_report(cx, &report)?,
-    }
-    for warning in &report.warnings {
-        cx.out.warn(warning);
-    }
+    answer(cx, &report)?;
     if let Some(run) = &report.run {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "take it back: pitr recover rollback {run} --confirm"
         ));
     }
-    match report.warnings.is_empty() {
-        true => Ok(exit::SUCCESS),
-        false => Ok(exit::WARNINGS),
-    }
+    Ok(warnings_unless(report.warnings.is_empty()))
+}
+
+/// Prints a report, and its warnings.
+fn answer(cx: &Context, report: &Report) -> Result<()> {
+    cx.answer(report, || print_report(cx, report))?;
+    cx.warn_all(&report.warnings);
+    Ok(())
 }
 
 /// The news of a run for the sinks of the configuration.
@@ -360,8 +343,7 @@ impl Told {
             .into_iter()
             .filter_map(|one| Some((one.sink, one.failed?)))
         {
-            cx.out
-                .warn(&format!("alert sink \"{sink}\" was not told: {why}"));
+            cx.warn(&format!("alert sink \"{sink}\" was not told: {why}"));
         }
         ended
     }
@@ -371,7 +353,7 @@ impl Told {
 fn warn_of_scripts(cx: &Context, report: &Report) {
     for one in &report.erasures {
         for name in &one.unproven {
-            cx.out.warn(&format!(
+            cx.warn(&format!(
                 "nothing proves who recorded the erasures in repository \"{name}\", and their scripts run as a superuser in {}: read each one before (pitr erasure list, pitr erasure show ID)",
                 one.member
             ));
@@ -390,23 +372,13 @@ fn print_plan(cx: &Context, plan: &SetPlan) -> Result<()> {
         true => format!(", states up to {} apart", human::duration(spread)),
         false => String::new(),
     };
-    cx.out.line(&format!(
+    cx.line(&format!(
         "moment {}{}{apart}",
         human::exact_time(plan.time),
         level.unwrap_or_default()
     ))?;
-    let mut table = Table::new(&[
-        ("MEMBER", Align::Left),
-        ("BACKUP", Align::Left),
-        ("STATE OF", Align::Left),
-        ("LOST", Align::Left),
-        ("SIZE", Align::Right),
-        ("TIME", Align::Right),
-    ]);
-    for one in &plan.members {
-        table.row(row(one));
-    }
-    cx.out.table(&table)?;
+    let table = Table::of("MEMBER | BACKUP | STATE OF | LOST | >SIZE | >TIME");
+    cx.table(&table.rows(plan.members.iter().map(row)))?;
     let time = human::duration(Duration::from_millis(plan.ms));
     let names = |members: &[SetMember]| -> String {
         let names: Vec<String> = members.iter().map(ToString::to_string).collect();
@@ -423,44 +395,33 @@ fn print_plan(cx: &Context, plan: &SetPlan) -> Result<()> {
         let names = names(&plan.untimed);
         besides.push_str(&format!("; without {names}: nothing tells of them"));
     }
-    cx.out.line(&format!(
+    cx.line(&format!(
         "{} to write, about {time}{besides}",
         human::size(plan.bytes)
     ))
 }
 
-fn row(one: &MemberPlan) -> [String; 6] {
+fn row(one: &MemberPlan) -> Vec<String> {
     let seconds = |s: u64| human::duration(Duration::from_secs(s));
     let Some(reached) = &one.reached else {
         let why = one.why.clone().unwrap_or_default();
-        return [
-            one.member.to_string(),
-            why,
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-        ];
+        return vec![one.member.to_string(), why];
     };
-    let lost = one.loss_seconds.map(seconds).unwrap_or_default();
-    [
+    let ms = reached.ms.map(|ms| seconds(ms.div_ceil(1000)));
+    vec![
         one.member.to_string(),
         reached.backup.clone(),
         reached.moment.map(human::exact_time).unwrap_or_default(),
-        lost,
+        one.loss_seconds.map(seconds).unwrap_or_default(),
         human::size(reached.bytes),
-        reached
-            .ms
-            .map(|ms| seconds(ms.div_ceil(1000)))
-            .unwrap_or_default(),
+        ms.unwrap_or_default(),
     ]
 }
 
 fn print_report(cx: &Context, report: &Report) -> Result<()> {
     if let Some(run) = &report.run {
         let how = if report.is_resumed { " goes on" } else { "" };
-        cx.out
-            .line(&format!("run {run} of set \"{}\"{how}", report.set))?;
+        cx.line(&format!("run {run} of set \"{}\"{how}", report.set))?;
     }
     if let Some(plan) = &report.plan {
         print_plan(cx, plan)?;
@@ -471,19 +432,19 @@ fn print_report(cx: &Context, report: &Report) -> Result<()> {
             [] => String::new(),
             ids => format!(", without {}", ids.join(" and ")),
         };
-        cx.out.line(&format!(
+        cx.line(&format!(
             "{} lacks {} of {of} recorded: they are repeated in private before it starts{left_out}",
             one.member, one.count
         ))?;
     }
     for one in &report.after_stop {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "{} is restored after the stop, so the outage is longer: {}",
             one.member, one.why
         ))?;
     }
     print_outage(cx, report)?;
-    cx.out.line("")?;
+    cx.line("")?;
     for (number, done) in report.steps.iter().enumerate() {
         let took = done
             .ms
@@ -493,7 +454,7 @@ fn print_report(cx: &Context, report: &Report) -> Result<()> {
             .command
             .as_ref()
             .map(|command| format!(": {command}"));
-        cx.out.line(&format!(
+        cx.line(&format!(
             "{:>2}. {}{}{}",
             number + 1,
             done.step.step,
@@ -509,9 +470,7 @@ fn print_outage(cx: &Context, report: &Report) -> Result<()> {
     let outage = &report.outage;
     let time = |ms: u64| human::duration(Duration::from_millis(ms));
     if let Some(ms) = outage.ms {
-        return cx
-            .out
-            .line(&format!("the applications were down for {}", time(ms)));
+        return cx.line(&format!("the applications were down for {}", time(ms)));
     }
     if report.plan.is_none() {
         return Ok(());
@@ -525,8 +484,7 @@ fn print_outage(cx: &Context, report: &Report) -> Result<()> {
         true => String::new(),
         false => format!(", and for {}, which nothing measures", untimed.join(", ")),
     };
-    cx.out
-        .line(&format!("the applications are down {about}{besides}"))
+    cx.line(&format!("the applications are down {about}{besides}"))
 }
 
 fn rollback(args: &RollbackArgs, cx: &Context) -> Result<u8> {
@@ -546,28 +504,24 @@ fn rollback(args: &RollbackArgs, cx: &Context) -> Result<u8> {
             told.end(cx, back::rollback(&cx.session, &asked))?
         }
     };
-    if cx.out.is_json() {
-        cx.out.json(&back)?;
-    } else {
-        let how = if back.confirmed {
-            "is taken back"
-        } else {
-            "would be taken back"
+    cx.answer(&back, || {
+        let how = match back.confirmed {
+            true => "is taken back",
+            false => "would be taken back",
         };
-        cx.out.line(&format!("run {} {how}", back.run))?;
+        cx.line(&format!("run {} {how}", back.run))?;
         for step in &back.steps {
-            cx.out.line(&format!("  {step}"))?;
+            cx.line(&format!("  {step}"))?;
         }
         for one in &back.written {
-            cx.out.line(&format!("written since: {one}"))?;
+            cx.line(&format!("written since: {one}"))?;
         }
-    }
-    for warning in &back.warnings {
-        cx.out.warn(warning);
-    }
-    match (args.confirm, args.dry_run, back.warnings.is_empty()) {
-        (true, _, true) | (false, true, _) => Ok(exit::SUCCESS),
-        (true, _, false) => Ok(exit::WARNINGS),
-        (false, false, _) => Err(unconfirmed("The run would be taken back.")),
+        Ok(())
+    })?;
+    cx.warn_all(&back.warnings);
+    match (args.confirm, args.dry_run) {
+        (true, _) => Ok(warnings_unless(back.warnings.is_empty())),
+        (false, true) => Ok(exit::SUCCESS),
+        (false, false) => Err(unconfirmed("The run would be taken back.")),
     }
 }

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::Context;
-use super::output::{Align, Table};
-use super::redis_cluster;
+use super::output::Table;
 use super::redis_moments::{self, InfoArgs, PlanArgs, TargetArgs};
+use super::{Context, redis_cluster, warnings_unless};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -176,19 +175,13 @@ pub struct LsArgs {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    if let Command::Backup(_) | Command::Receive(_) | Command::Restore(_) = args.command {
+        cx.stop_in_order()?;
+    }
     match &args.command {
-        Command::Backup(args) => {
-            cx.stop_in_order()?;
-            run_backup(args, cx)
-        }
-        Command::Receive(args) => {
-            cx.stop_in_order()?;
-            run_receive(args, cx)
-        }
-        Command::Restore(args) => {
-            cx.stop_in_order()?;
-            run_restore(args, cx)
-        }
+        Command::Backup(args) => run_backup(args, cx),
+        Command::Receive(args) => run_receive(args, cx),
+        Command::Restore(args) => run_restore(args, cx),
         Command::Ls(args) => run_ls(args, cx),
         Command::Info(args) => redis_moments::info(args, cx),
         Command::Plan(args) => redis_moments::plan(args, cx),
@@ -201,24 +194,23 @@ fn run_receive(args: &ReceiveArgs, cx: &Context) -> Result<u8> {
     }
     let ended = receive::run(&cx.session, &args.name)?;
     let (replid, position) = ended.position.unzip();
-    if cx.out.is_json() {
-        cx.out.json(&json!({
+    if cx.is_json() {
+        cx.json(&json!({
             "name": args.name,
             "replid": replid,
             "offset": position,
             "shipped": ended.is_shipped,
         }))?;
     } else if let Some((replid, position)) = replid.zip(position) {
-        cx.out.report(&format!(
+        cx.report(&format!(
             "redis \"{}\": received up to offset {position} of {replid}",
             args.name
         ))?;
     }
     if !ended.is_shipped {
-        cx.out.warn("a repository does not hold all of it yet: the rest is in the journal, and the next receiver ships it");
-        return Ok(exit::WARNINGS);
+        cx.warn("a repository does not hold all of it yet: the rest is in the journal, and the next receiver ships it");
     }
-    Ok(exit::SUCCESS)
+    Ok(warnings_unless(ended.is_shipped))
 }
 
 fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
@@ -232,20 +224,17 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         of_master: false,
     };
     let taken = backup::run(&cx.session, asked)?;
-    for warning in &taken.warnings {
-        cx.out.warn(warning);
-    }
-    let status = match taken.member.has_checksum {
-        true => exit::SUCCESS,
-        false => exit::WARNINGS,
-    };
-    if cx.out.is_json() {
-        cx.out.json(&backup_json(&args.name, &taken))?;
-        return Ok(status);
-    }
-    let Taken { root, member, .. } = &taken;
+    cx.warn_all(&taken.warnings);
+    cx.answer(&backup_json(&args.name, &taken), || {
+        print_backup(&taken, cx)
+    })?;
+    Ok(warnings_unless(taken.member.has_checksum))
+}
+
+fn print_backup(taken: &Taken, cx: &Context) -> Result<()> {
+    let Taken { root, member, .. } = taken;
     let head = &root.head;
-    cx.out.report(&format!(
+    cx.report(&format!(
         "backup {}: {} of {} {} ({}) {}",
         head.id,
         human::count(member.keys(), "key"),
@@ -254,7 +243,7 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         member.role,
         moment(member),
     ))?;
-    cx.out.report(&format!(
+    cx.report(&format!(
         "{}, stored as {} in {}; {}",
         human::size(member.bytes()),
         human::size(head.stored_bytes),
@@ -263,8 +252,7 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             true => "the checksum is right",
             false => "the server writes no checksum",
         }
-    ))?;
-    Ok(status)
+    ))
 }
 
 /// The moment of a data set, and its position where it has one.
@@ -296,7 +284,7 @@ pub(super) fn backup_json(name: &str, taken: &Taken) -> Value {
         "file_count": head.file_count,
         "size_bytes": head.size_bytes,
         "stored_bytes": head.stored_bytes,
-        "duration_ms": u64::try_from(taken.took.as_millis()).unwrap_or(u64::MAX),
+        "duration_ms": human::millis(taken.took),
         "warnings": taken.warnings,
         "redis": taken.member,
     })
@@ -325,8 +313,8 @@ fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {
     } = into::run(&cx.session, &asked)?;
     let route = restored.route.as_ref();
     let end = route.and_then(Route::end);
-    if cx.out.is_json() {
-        cx.out.json(&json!({
+    if cx.is_json() {
+        cx.json(&json!({
             "id": restored.id,
             "name": args.name,
             "repository": restored.repository,
@@ -353,23 +341,23 @@ fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {
     });
     let (log, had) = (log.unwrap_or_default(), human::count(keys_before, "key"));
     match keys {
-        Some(keys) => cx.out.report(&format!(
+        Some(keys) => cx.report(&format!(
             "backup {}{log}: {} in {server} of [redis.{into}], which had {had}",
             restored.id,
             human::count(keys, "key"),
         ))?,
-        None => cx.out.report(&format!(
+        None => cx.report(&format!(
             "backup {}{log}: would replace {had} in {server} of [redis.{into}]",
             restored.id
         ))?,
     }
     if let Some(id) = safety {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "back to what it had: pitr redis restore {into} --backup {id} --into {into} --confirm"
         ));
     }
     if replicas > 0 && !args.dry_run {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "{} copied the new data set, too; a receiver begins anew: take a backup with pitr redis backup {into}",
             human::count(replicas, "replica")
         ));
@@ -409,8 +397,8 @@ fn run_keys(
         .iter()
         .map(|key| key.escape_ascii().to_string())
         .collect();
-    if cx.out.is_json() {
-        cx.out.json(&json!({
+    if cx.is_json() {
+        cx.json(&json!({
             "id": restored.id,
             "name": args.name,
             "repository": restored.repository,
@@ -429,7 +417,7 @@ fn run_keys(
         return Ok(exit::SUCCESS);
     }
     let log = end.map(|(replid, offset)| format!(" and its log up to offset {offset} of {replid}"));
-    cx.out.report(&format!(
+    cx.report(&format!(
         "backup {}{}, {} of [redis.{into}], database {}: {} new, {} replaced, {} equal{}",
         restored.id,
         log.unwrap_or_default(),
@@ -450,7 +438,7 @@ fn run_keys(
             0 => String::new(),
             more => format!(", and {more} more"),
         };
-        cx.out.note(&format!(
+        cx.note(&format!(
             "{} did not exist at that moment, and {} left alone: {}{more}",
             human::count(copied.others.len() as u64, "key"),
             match others.len() {
@@ -461,7 +449,7 @@ fn run_keys(
         ));
     }
     if let Some(id) = safety {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "what the server had: pitr redis restore {into} --backup {id}, with the same --into and keys"
         ));
     }
@@ -488,28 +476,27 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
     };
     let restored = restore::run(&cx.session, &asked)?;
     if restored.target.is_none() {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "no server is on the search path, and no --server-version is given: the files are made for {} {}, from which the backup came",
             restored.member.flavor, restored.member.server_version
         ));
     }
-    if cx.out.is_json() {
-        cx.out.json(&restore_json(args, &args.name, &restored))?;
-        return Ok(exit::SUCCESS);
-    }
-    report_restore(args, cx, &restored)?;
+    cx.answer(&restore_json(args, &args.name, &restored), || {
+        report_restore(args, cx, &restored)
+    })?;
     Ok(exit::SUCCESS)
 }
 
 /// A restored data set as JSON.
 pub(super) fn restore_json(args: &RestoreArgs, name: &str, restored: &Restored) -> Value {
     let end = restored.route.as_ref().and_then(Route::end);
+    let files = restored.files.iter().map(|path| path.to_string_lossy());
     json!({
         "id": restored.id,
         "name": name,
         "repository": restored.repository,
-        "to": restored.to,
-        "files": restored.files,
+        "to": restored.to.to_string_lossy(),
+        "files": files.collect::<Vec<_>>(),
         "target_version": restored.target.as_ref().map(ToString::to_string),
         "as_replica": args.as_replica,
         "dry_run": args.dry_run,
@@ -536,7 +523,7 @@ fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Resu
         true => "would be written to",
         false => "in",
     };
-    cx.out.report(&format!(
+    cx.report(&format!(
         "backup {}: {} of {} {} at {}, {}, {verb} \"{}\"",
         restored.id,
         human::count(member.keys(), "key"),
@@ -548,42 +535,38 @@ fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Resu
     ))?;
     if let Some((replid, offset)) = restored.route.as_ref().and_then(Route::end) {
         let bytes = restored.route.as_ref().map_or(0, Route::bytes);
-        cx.out.report(&format!(
+        cx.report(&format!(
             "and {} of its log, up to offset {offset} of {replid}{}",
             human::size(bytes),
             arrived(restored.route.as_ref())
         ))?;
     }
     for file in &restored.files {
-        cx.out.report(&format!("  {}", file.display()))?;
+        cx.report(&format!("  {}", file.display()))?;
     }
     match (&restored.checked, args.dry_run) {
-        (Ok(()), false) => cx
-            .out
-            .report("the program that checks append-only files finds it valid")?,
-        (Ok(()), true) => cx
-            .out
-            .report("the program that checks append-only files would look at it")?,
-        (Err(why), _) => cx
-            .out
-            .note(&format!("nothing checked the append-only file: {why}")),
+        (Ok(()), false) => cx.report("the program that checks append-only files finds it valid")?,
+        (Ok(()), true) => {
+            cx.report("the program that checks append-only files would look at it")?
+        }
+        (Err(why), _) => cx.note(&format!("nothing checked the append-only file: {why}")),
     }
     if member.expires() > 0 && !args.as_replica {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "{} of them had a time to live when the backup was taken: those whose time is over vanish when a server loads them (--as-replica keeps them)",
             human::count(member.expires(), "key")
         ));
     }
     for module in &member.modules {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "the server needs module {}, version {} or newer: name it in redis.conf",
             module.name, module.version
         ));
     }
     if !member.has_checksum {
-        cx.out.warn("the data set has no checksum of its server: damage on its way to the backup would not have been found");
+        cx.warn("the data set has no checksum of its server: damage on its way to the backup would not have been found");
     }
-    cx.out.note(&format!("next: {}", restored.start));
+    cx.note(&format!("next: {}", restored.start));
     Ok(())
 }
 
@@ -592,45 +575,32 @@ fn run_ls(args: &LsArgs, cx: &Context) -> Result<u8> {
         return redis_cluster::ls(args, &stored, cx);
     }
     let (repository, listed) = list::run(&cx.session, &args.name)?;
-    if cx.out.is_json() {
-        cx.out.json(&json!({
-            "name": args.name,
-            "repository": repository,
-            "backups": listed,
-        }))?;
-        return Ok(exit::SUCCESS);
-    }
-    if listed.is_empty() {
-        cx.out.note(&format!(
-            "there is no backup: take one with pitr redis backup {}",
-            args.name
-        ));
-        return Ok(exit::SUCCESS);
-    }
-    let mut table = table();
-    for one in &listed {
-        table.row(row(one));
-    }
-    cx.out.table(&table)?;
+    let shown = json!({ "name": args.name, "repository": repository, "backups": listed });
+    cx.answer(&shown, || match listed.is_empty() {
+        true => {
+            note_none(&args.name, cx);
+            Ok(())
+        }
+        false => cx.table(&table(&listed)),
+    })?;
     Ok(exit::SUCCESS)
 }
 
-/// An empty list of backups.
-pub(super) fn table() -> Table {
-    Table::new(&[
-        ("BACKUP", Align::Left),
-        ("TIME", Align::Left),
-        ("KEYS", Align::Right),
-        ("SIZE", Align::Right),
-        ("SERVER", Align::Left),
-        ("OFFSET", Align::Right),
-        ("STATE", Align::Left),
-        ("LABEL", Align::Left),
-    ])
+/// Tells that there is nothing to list.
+pub(super) fn note_none(name: &str, cx: &Context) {
+    cx.note(&format!(
+        "there is no backup: take one with pitr redis backup {name}"
+    ));
+}
+
+/// A list of backups.
+pub(super) fn table(listed: &[Listed]) -> Table {
+    Table::of("BACKUP | TIME | >KEYS | >SIZE | SERVER | >OFFSET | STATE | LABEL")
+        .rows(listed.iter().map(row))
 }
 
 /// A backup in it.
-pub(super) fn row(one: &Listed) -> [String; 8] {
+fn row(one: &Listed) -> [String; 8] {
     let (backup, member) = (&one.backup, one.redis.as_ref());
     let known = |text: Option<String>| text.unwrap_or_else(|| "?".to_owned());
     let state = match (&backup.damage, backup.expire_not_before, backup.pinned) {

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::Context;
-use super::redis::{BackupArgs, LsArgs, RestoreArgs, backup_json, restore_json, row, table};
+use super::redis::{BackupArgs, LsArgs, RestoreArgs, backup_json, note_none, restore_json, table};
 use super::redis_moments::{self, InfoArgs, PlanArgs, ago};
+use super::{Context, warnings_unless};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -27,28 +27,26 @@ use crate::redis::window::Window;
 pub fn receive(name: &str, cx: &Context) -> Result<u8> {
     let ended = receive_cluster::all(receive_cluster::run(&cx.session, name)?)?;
     let is_shipped = ended.iter().all(|(_, ended)| ended.is_shipped);
-    if cx.out.is_json() {
-        let shards = ended.iter().map(|(shard, ended)| {
-            let (replid, offset) = ended.position.clone().unzip();
-            json!({"name": shard, "replid": replid, "offset": offset, "shipped": ended.is_shipped})
-        });
-        let shards: Vec<Value> = shards.collect();
-        cx.out
-            .json(&json!({"name": name, "shipped": is_shipped, "shards": shards}))?;
-    } else {
+    let shards = ended.iter().map(|(shard, ended)| {
+        let (replid, offset) = ended.position.clone().unzip();
+        json!({"name": shard, "replid": replid, "offset": offset, "shipped": ended.is_shipped})
+    });
+    let shards: Vec<Value> = shards.collect();
+    let shown = json!({"name": name, "shipped": is_shipped, "shards": shards});
+    cx.answer(&shown, || {
         for (shard, ended) in &ended {
             if let Some((replid, position)) = &ended.position {
-                cx.out.report(&format!(
+                cx.report(&format!(
                     "redis \"{shard}\": received up to offset {position} of {replid}"
                 ))?;
             }
         }
-    }
+        Ok(())
+    })?;
     if !is_shipped {
-        cx.out.warn("a repository does not hold all of it yet: the rest is in the journals, and the next receiver ships it");
-        return Ok(exit::WARNINGS);
+        cx.warn("a repository does not hold all of it yet: the rest is in the journals, and the next receiver ships it");
     }
-    Ok(exit::SUCCESS)
+    Ok(warnings_unless(is_shipped))
 }
 
 /// Backs up all shards.
@@ -63,37 +61,30 @@ pub fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         of_master: false,
     };
     let all = backup::of_cluster(&cx.session, &asked)?;
-    let mut status = exit::SUCCESS;
     for (shard, taken) in &all {
         for warning in &taken.warnings {
-            cx.out.warn(&format!("shard {shard}: {warning}"));
-        }
-        if !taken.member.has_checksum {
-            status = exit::WARNINGS;
+            cx.warn(&format!("shard {shard}: {warning}"));
         }
     }
-    if cx.out.is_json() {
-        let shards: Vec<Value> = all
-            .iter()
-            .map(|(shard, taken)| backup_json(shard, taken))
-            .collect();
-        cx.out.json(&json!({"name": args.name, "shards": shards}))?;
-        return Ok(status);
-    }
-    for (shard, taken) in &all {
-        cx.out.report(&format!(
-            "shard {shard}: backup {}, {} of {} {}, {} stored as {}, offset {} of {}",
-            taken.root.head.id,
-            human::count(taken.member.keys(), "key"),
-            taken.member.flavor,
-            taken.member.server_version,
-            human::size(taken.member.bytes()),
-            human::size(taken.root.head.stored_bytes),
-            taken.member.offset,
-            taken.member.replid,
-        ))?;
-    }
-    Ok(status)
+    let shards = all.iter().map(|(shard, taken)| backup_json(shard, taken));
+    let shards: Vec<Value> = shards.collect();
+    cx.answer(&json!({"name": args.name, "shards": shards}), || {
+        all.iter().try_for_each(|(shard, taken)| {
+            cx.report(&format!(
+                "shard {shard}: backup {}, {} of {} {}, {} stored as {}, offset {} of {}",
+                taken.root.head.id,
+                human::count(taken.member.keys(), "key"),
+                taken.member.flavor,
+                taken.member.server_version,
+                human::size(taken.member.bytes()),
+                human::size(taken.root.head.stored_bytes),
+                taken.member.offset,
+                taken.member.replid,
+            ))
+        })
+    })?;
+    let is_checked = all.iter().all(|(_, taken)| taken.member.has_checksum);
+    Ok(warnings_unless(is_checked))
 }
 
 /// Restores all shards to one moment.
@@ -136,11 +127,11 @@ pub fn restore(args: &RestoreArgs, stored: &[String], cx: &Context) -> Result<u8
     let status = match &planned {
         Some(planned) => judged(planned, cx),
         None => {
-            cx.out.warn("without a target each shard is as in its newest backup: that is not one moment. --target-time and --latest lead to one");
+            cx.warn("without a target each shard is as in its newest backup: that is not one moment. --target-time and --latest lead to one");
             exit::WARNINGS
         }
     };
-    if cx.out.is_json() {
+    if cx.is_json() {
         let shards = all.iter().zip(&wanted).map(|((shard, restored), one)| {
             with_slots(restore_json(args, shard, restored), one.owned.as_deref())
         });
@@ -148,24 +139,23 @@ pub fn restore(args: &RestoreArgs, stored: &[String], cx: &Context) -> Result<u8
         let mut value =
             json!({"name": args.name, "to": to, "dry_run": args.dry_run, "shards": shards});
         add_moment(&mut value, planned.as_ref());
-        cx.out.json(&value)?;
+        cx.json(&value)?;
         return Ok(status);
     }
     for ((_, restored), one) in all.iter().zip(&wanted) {
         report(args, (one, restored), cx)?;
     }
     if let Some(time) = planned.as_ref().and_then(time_of) {
-        cx.out.report(&format!("moment: {time}{}", ago(cx, time)))?;
+        cx.report(&format!("moment: {time}{}", ago(cx, time)))?;
     }
-    cx.out.note("next: each directory is the data set of a server; docs/redis.md, \"A cluster from restored directories\", makes them one cluster again");
+    cx.note("next: each directory is the data set of a server; docs/redis.md, \"A cluster from restored directories\", makes them one cluster again");
     Ok(status)
 }
 
 fn report(args: &RestoreArgs, (one, restored): (&Wanted, &Restored), cx: &Context) -> Result<()> {
-    let verb = if args.dry_run {
-        "would be written to"
-    } else {
-        "in"
+    let verb = match args.dry_run {
+        true => "would be written to",
+        false => "in",
     };
     let log = restored.route.as_ref().and_then(Route::end);
     let log = log.map(|(replid, offset)| {
@@ -175,7 +165,7 @@ fn report(args: &RestoreArgs, (one, restored): (&Wanted, &Restored), cx: &Contex
             human::size(bytes)
         )
     });
-    cx.out.report(&format!(
+    cx.report(&format!(
         "shard {}, slots {}: backup {}, {}{} {verb} \"{}\"",
         one.name,
         one.owned.as_deref().unwrap_or("?"),
@@ -185,16 +175,13 @@ fn report(args: &RestoreArgs, (one, restored): (&Wanted, &Restored), cx: &Contex
         restored.to.display()
     ))?;
     if let Err(why) = &restored.checked {
-        cx.out
-            .note(&format!("nothing checked its append-only file: {why}"));
+        cx.note(&format!("nothing checked its append-only file: {why}"));
     }
     Ok(())
 }
 
 fn with_slots(mut value: Value, slots: Option<&str>) -> Value {
-    if let Some(members) = value.as_object_mut() {
-        members.insert("slots".to_owned(), json!(slots));
-    }
+    value["slots"] = json!(slots);
     value
 }
 
@@ -218,7 +205,7 @@ pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
     let target = args.target.read()?.unwrap_or(end);
     let planned = shards::plan(&cx.session, &args.name, stored, &target)?;
     let status = judged(&planned, cx);
-    if cx.out.is_json() {
+    if cx.is_json() {
         let shards = planned.shards.iter().map(|one| {
             let value = redis_moments::plan_json(&one.name, &one.planned);
             with_slots(value, one.owned.as_deref())
@@ -226,12 +213,12 @@ pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
         let shards: Vec<Value> = shards.collect();
         let mut value = json!({"name": args.name, "shards": shards});
         add_moment(&mut value, Some(&planned));
-        cx.out.json(&value)?;
+        cx.json(&value)?;
         return Ok(status);
     }
     for one in &planned.shards {
         let (member, route) = (&one.planned.member, &one.planned.route);
-        cx.out.report(&format!(
+        cx.report(&format!(
             "shard {}, slots {}: backup {} at {}, {}, and {} of its log",
             one.name,
             one.owned.as_deref().unwrap_or("?"),
@@ -242,8 +229,8 @@ pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
         ))?;
     }
     if let Some(time) = time_of(&planned) {
-        cx.out.report(&format!("moment: {time}{}", ago(cx, time)))?;
-        cx.out.note(&format!(
+        cx.report(&format!("moment: {time}{}", ago(cx, time)))?;
+        cx.note(&format!(
             "next: pitr redis restore {} --to DIR --target-time \"{time}\"",
             args.name
         ));
@@ -252,18 +239,18 @@ pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
 }
 
 fn add_moment(value: &mut Value, planned: Option<&Planned>) {
-    let Some((members, planned)) = value.as_object_mut().zip(planned) else {
+    let Some(planned) = planned else {
         return;
     };
-    members.insert("target_time".to_owned(), json!(time_of(planned)));
-    members.insert("exact".to_owned(), json!(planned.slots.is_exact()));
-    members.insert("moved".to_owned(), json!(planned.slots.moved));
-    members.insert("doubts".to_owned(), json!(planned.slots.doubts));
-    members.insert("missing_slots".to_owned(), json!(planned.slots.missing));
-    members.insert("slots_twice".to_owned(), json!(planned.slots.twice));
+    value["target_time"] = json!(time_of(planned));
+    value["exact"] = json!(planned.slots.is_exact());
+    value["moved"] = json!(planned.slots.moved);
+    value["doubts"] = json!(planned.slots.doubts);
+    value["missing_slots"] = json!(planned.slots.missing);
+    value["slots_twice"] = json!(planned.slots.twice);
     let behind = planned.behind.iter();
     let behind = behind.map(|(shard, end)| json!({"shard": shard, "end_time": end}));
-    members.insert("behind".to_owned(), behind.collect());
+    value["behind"] = behind.collect();
 }
 
 fn time_of(planned: &Planned) -> Option<TimestampTz> {
@@ -273,7 +260,7 @@ fn time_of(planned: &Planned) -> Option<TimestampTz> {
 /// Warns of shards that hold the last moment back, and of what makes it inexact; returns the exit status.
 fn judged(planned: &Planned, cx: &Context) -> u8 {
     for (shard, end) in &planned.behind {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "shard {shard}: its log ends at {end}{}: nothing later of any shard is restored. --target-time leads to later moments, once it has a backup or is received again",
             ago(cx, *end)
         ));
@@ -290,7 +277,7 @@ fn exactness(slots: &Slots, cx: &Context) -> u8 {
         return exit::SUCCESS;
     }
     for one in &slots.moved {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "slots {} moved between {}, from {} to {}: a cut between two shards has a key twice, or not at all",
             one.slots,
             one.shards.join(" and "),
@@ -311,7 +298,7 @@ fn exactness(slots: &Slots, cx: &Context) -> u8 {
                 "nothing came from its server: what came later may have been written before"
             }
         };
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "shard {}: {why}, from {} to {}{}",
             one.shard,
             one.from,
@@ -323,17 +310,15 @@ fn exactness(slots: &Slots, cx: &Context) -> u8 {
         ));
     }
     if !slots.missing.is_empty() {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "no stored shard had slots {} then: their keys are in no directory",
             slots.missing
         ));
     }
     if !slots.twice.is_empty() {
-        cx.out
-            .warn(&format!("two shards had slots {} then", slots.twice));
+        cx.warn(&format!("two shards had slots {} then", slots.twice));
     }
-    cx.out
-        .note("the moment is not exact. pitr redis plan says it of any other time, too");
+    cx.note("the moment is not exact. pitr redis plan says it of any other time, too");
     exit::WARNINGS
 }
 
@@ -343,23 +328,23 @@ fn exactness(slots: &Slots, cx: &Context) -> u8 {
 /// Those of [`windows::run`].
 pub fn info(args: &InfoArgs, stored: &[String], cx: &Context) -> Result<u8> {
     let logs = windows::run(&cx.session, stored, args.commands)?;
-    if cx.out.is_json() {
-        let shards = logs.shards.into_iter().map(|shard| {
-            let (repository, histories) = shard.info.map(|i| (i.repository, i.histories)).unzip();
-            json!({"name": shard.name, "repository": repository, "histories": histories.unwrap_or_default()})
-        });
-        let shards: Vec<Value> = shards.collect();
-        cx.out
-            .json(&json!({"name": args.name, "common_windows": logs.common, "shards": shards}))?;
-        return Ok(exit::SUCCESS);
-    }
-    report_common(&args.name, &logs, cx)?;
-    for shard in &logs.shards {
-        cx.out.report(&format!("shard {}", shard.name))?;
-        if let Some(info) = &shard.info {
-            redis_moments::report(args, &info.histories, cx)?;
+    let shards = logs.shards.iter().map(|shard| {
+        let info = shard.info.as_ref();
+        let (repository, histories) = info.map(|i| (&i.repository, &i.histories[..])).unzip();
+        json!({"name": shard.name, "repository": repository, "histories": histories.unwrap_or_default()})
+    });
+    let shards: Vec<Value> = shards.collect();
+    let shown = json!({"name": args.name, "common_windows": logs.common, "shards": shards});
+    cx.answer(&shown, || {
+        report_common(&args.name, &logs, cx)?;
+        for shard in &logs.shards {
+            cx.report(&format!("shard {}", shard.name))?;
+            if let Some(info) = &shard.info {
+                redis_moments::report(args, &info.histories, cx)?;
+            }
         }
-    }
+        Ok(())
+    })?;
     Ok(exit::SUCCESS)
 }
 
@@ -367,21 +352,20 @@ fn report_common(name: &str, logs: &Logs, cx: &Context) -> Result<()> {
     // In full: a time that is rounded may be out of reach.
     for window in &logs.common {
         let Window { from_time, to_time } = window;
-        cx.out
-            .report(&format!("all shards: {from_time} to {to_time}"))?;
+        cx.report(&format!("all shards: {from_time} to {to_time}"))?;
     }
     if logs.shards.iter().all(|shard| shard.info.is_none()) {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "nothing was received: pitr redis receive {name} makes every moment restorable"
         ));
         return Ok(());
     }
     if logs.common.is_empty() {
-        cx.out.report("all shards: no time in common")?;
+        cx.report("all shards: no time in common")?;
         let lacking = logs.shards.iter().filter(|s| s.is_live && !s.has_window);
         let lacking: Vec<&str> = lacking.map(|shard| shard.name.as_str()).collect();
         if !lacking.is_empty() {
-            cx.out.note(&format!(
+            cx.note(&format!(
                 "no log goes on from a backup of {}: pitr redis backup {name}, while its receiver runs",
                 lacking.join(", ")
             ));
@@ -394,7 +378,7 @@ fn report_common(name: &str, logs: &Logs, cx: &Context) -> Result<()> {
         .map(|shard| shard.name.as_str())
         .collect();
     if !left.is_empty() {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "left out of the times of all, for lack of slots: {}",
             left.join(", ")
         ));
@@ -411,28 +395,19 @@ pub fn ls(args: &LsArgs, stored: &[String], cx: &Context) -> Result<u8> {
     for shard in stored {
         all.push((shard, list::run(&cx.session, shard)?));
     }
-    if cx.out.is_json() {
-        let shards = all.into_iter().map(|(shard, (repository, backups))| {
-            json!({"name": shard, "repository": repository, "backups": backups})
-        });
-        let shards: Vec<Value> = shards.collect();
-        cx.out.json(&json!({"name": args.name, "shards": shards}))?;
-        return Ok(exit::SUCCESS);
-    }
-    if all.iter().all(|(_, (_, backups))| backups.is_empty()) {
-        cx.out.note(&format!(
-            "there is no backup: take one with pitr redis backup {}",
-            args.name
-        ));
-        return Ok(exit::SUCCESS);
-    }
-    for (shard, (_, listed)) in &all {
-        cx.out.report(&format!("shard {shard}"))?;
-        let mut table = table();
-        for one in listed {
-            table.row(row(one));
+    let shards = all.iter().map(|(shard, (repository, backups))| {
+        json!({"name": shard, "repository": repository, "backups": backups})
+    });
+    let shards: Vec<Value> = shards.collect();
+    cx.answer(&json!({"name": args.name, "shards": shards}), || {
+        if all.iter().all(|(_, (_, backups))| backups.is_empty()) {
+            note_none(&args.name, cx);
+            return Ok(());
         }
-        cx.out.table(&table)?;
-    }
+        all.iter().try_for_each(|(shard, (_, listed))| {
+            cx.report(&format!("shard {shard}"))?;
+            cx.table(&table(listed))
+        })
+    })?;
     Ok(exit::SUCCESS)
 }

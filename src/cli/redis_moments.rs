@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::output::{Align, Table};
+use super::output::Table;
 use super::{redis, redis_cluster};
 use crate::err;
 use crate::error::Result;
@@ -132,23 +132,22 @@ pub fn info(args: &InfoArgs, cx: &Context) -> Result<u8> {
         return redis_cluster::info(args, &stored, cx);
     }
     let info = info::run(&cx.session, &args.name, args.commands)?;
-    if cx.out.is_json() {
+    if cx.is_json() {
         let (repository, histories) = info.map(|i| (i.repository, i.histories)).unzip();
-        cx.out.json(&json!({
+        cx.json(&json!({
             "name": args.name,
             "repository": repository,
             "histories": histories.unwrap_or_default(),
         }))?;
         return Ok(exit::SUCCESS);
     }
-    let Some(info) = info else {
-        cx.out.note(&format!(
+    match info {
+        Some(info) => report(args, &info.histories, cx)?,
+        None => cx.note(&format!(
             "nothing was received: pitr redis receive {} makes every moment restorable",
             args.name
-        ));
-        return Ok(exit::SUCCESS);
-    };
-    report(args, &info.histories, cx)?;
+        )),
+    }
     Ok(exit::SUCCESS)
 }
 
@@ -166,13 +165,13 @@ pub(super) fn report(args: &InfoArgs, histories: &[Line], cx: &Context) -> Resul
 fn report_history(history: &Line, cx: &Context) -> Result<()> {
     let server = history.server.as_ref();
     let server = server.map(|s| format!(", {} {}", s.flavor, s.server_version));
-    cx.out.report(&format!(
+    cx.report(&format!(
         "history {}{}",
         history.replid,
         server.unwrap_or_default()
     ))?;
     for parent in &history.parents {
-        cx.out.report(&format!(
+        cx.report(&format!(
             "  goes on from {} at offset {}",
             parent.replid, parent.fork
         ))?;
@@ -182,13 +181,13 @@ fn report_history(history: &Line, cx: &Context) -> Result<()> {
             if beginning.position == range.from
                 && let (Some(after), Some(why)) = (&beginning.after, &beginning.reason)
             {
-                cx.out.report(&format!(
+                cx.report(&format!(
                     "  gap behind offset {} of {}: {why}",
                     after.position, after.replid
                 ))?;
             }
         }
-        cx.out.report(&format!("  {}", shown(range)))?;
+        cx.report(&format!("  {}", shown(range)))?;
     }
     Ok(())
 }
@@ -206,12 +205,7 @@ fn shown(range: &Range) -> String {
 }
 
 fn report_commands(histories: &[Line], cx: &Context) -> Result<()> {
-    let mut table = Table::new(&[
-        ("TIME", Align::Left),
-        ("COMMAND", Align::Left),
-        ("DATABASE", Align::Right),
-        ("JUST BEFORE IT", Align::Left),
-    ]);
+    let mut table = Table::of("TIME | COMMAND | >DATABASE | JUST BEFORE IT");
     for history in histories {
         for one in &history.notable {
             table.row([
@@ -226,10 +220,8 @@ fn report_commands(histories: &[Line], cx: &Context) -> Result<()> {
         }
     }
     match table.is_empty() {
-        true => cx
-            .out
-            .report("no FLUSHALL, FLUSHDB, SWAPDB or FUNCTION was received"),
-        false => cx.out.table(&table),
+        true => cx.report("no FLUSHALL, FLUSHDB, SWAPDB or FUNCTION was received"),
+        false => cx.table(&table),
     }
 }
 
@@ -247,14 +239,13 @@ pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
     };
     let target = args.target.read()?.unwrap_or(end);
     let planned = plan::run(&cx.session, &args.name, args.backup.as_ref(), &target)?;
-    if cx.out.is_json() {
-        cx.out.json(&plan_json(&args.name, &planned))?;
+    if cx.is_json() {
+        cx.json(&plan_json(&args.name, &planned))?;
         return Ok(exit::SUCCESS);
     }
     let (member, route) = (&planned.member, &planned.route);
     let end = end_of(&planned);
-    let arrived = route.arrived();
-    cx.out.report(&format!(
+    cx.report(&format!(
         "backup {}: {} of {} {} at {}, {}, from {}",
         planned.id,
         human::count(member.keys(), "key"),
@@ -266,21 +257,14 @@ pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
     ))?;
     match end {
         Some((replid, offset)) => {
-            cx.out.report(&format!("log: {}", legs(route)))?;
-            cx.out.report(&format!(
-                "state: offset {offset} of {replid}{}",
-                arrived.map_or(String::new(), |time| format!(
-                    ", of {time}{}",
-                    ago(cx, time)
-                ))
-            ))?;
+            cx.report(&format!("log: {}", legs(route)))?;
+            let of = |time| format!(", of {time}{}", ago(cx, time));
+            let of = route.arrived().map_or(String::new(), of);
+            cx.report(&format!("state: offset {offset} of {replid}{of}"))?;
         }
-        None => cx
-            .out
-            .report(&format!("state: {}", redis::moment(member)))?,
+        None => cx.report(&format!("state: {}", redis::moment(member)))?,
     }
-    cx.out
-        .note(&format!("next: {}", next(&args.name, &planned)));
+    cx.note(&format!("next: {}", next(&args.name, &planned)));
     Ok(exit::SUCCESS)
 }
 

@@ -26,10 +26,7 @@ pub(super) struct Shown<'a> {
 
 /// Prints a plan or its result.
 pub(super) fn show(shown: &Shown<'_>, cx: &Context, replaced: &Replaced) -> Result<u8> {
-    match cx.out.is_json() {
-        true => cx.out.json(&as_json(shown, replaced))?,
-        false => print(shown, cx, replaced)?,
-    }
+    cx.answer(&as_json(shown, replaced), || print(shown, cx, replaced))?;
     if !replaced.is_carried_out {
         return match shown.is_dry_run {
             true => Ok(exit::SUCCESS),
@@ -47,7 +44,7 @@ fn as_json(shown: &Shown<'_>, replaced: &Replaced) -> Value {
     json!({
         "backup": replaced.root.head.id,
         "name": shown.name,
-        "to": replaced.to,
+        "to": replaced.to.to_string_lossy(),
         "paths": shown.globs,
         "confirmed": replaced.is_carried_out,
         "run": replaced.run.as_ref().map(ToString::to_string),
@@ -58,7 +55,7 @@ fn as_json(shown: &Shown<'_>, replaced: &Replaced) -> Value {
         "incomplete_count": content.incomplete_count,
         "unstable_count": content.unstable_count,
         "not_stored": replaced.not_stored,
-        "duration_ms": u64::try_from(replaced.took.as_millis()).unwrap_or(u64::MAX),
+        "duration_ms": human::millis(replaced.took),
     })
 }
 
@@ -94,7 +91,7 @@ fn print(shown: &Shown<'_>, cx: &Context, replaced: &Replaced) -> Result<()> {
         true => format!("{} written", human::size(done.written_bytes)),
         false => format!("{} to write", human::size(changes.content_bytes)),
     };
-    cx.out.report(&format!(
+    cx.report(&format!(
         "backup {} of \"{}\" {} \"{}\": {}, {what} in {}",
         replaced.root.head.id,
         shown.name,
@@ -120,7 +117,7 @@ fn print(shown: &Shown<'_>, cx: &Context, replaced: &Replaced) -> Result<()> {
 /// Tells of restores that did not come to their end.
 fn tell_of_interrupted(cx: &Context, runs: &[Run], is_undone: bool) {
     for run in runs {
-        cx.out.note(&match is_undone {
+        cx.note(&match is_undone {
             true => format!("restore {run} had been interrupted, and was undone first"),
             false => format!("restore {run} was interrupted, and is undone first: the plan shows its remains, too"),
         });
@@ -131,7 +128,7 @@ fn tell_of_interrupted(cx: &Context, runs: &[Run], is_undone: bool) {
 fn tell_of_run(cx: &Context, shown: &Shown<'_>, replaced: &Replaced) {
     if let Some(run) = &replaced.run {
         let kept = replaced.to.join(run.shown());
-        cx.out.note(&format!(
+        cx.note(&format!(
             "the entries before lie in \"{}\": pitr {} rollback {} {run} puts them back, and rm -r makes the restore final",
             kept.display(),
             shown.kind,
@@ -153,11 +150,11 @@ fn list(cx: &Context, changes: &Changes) -> Result<()> {
             b"" => ".".into(),
             path => String::from_utf8_lossy(path),
         };
-        cx.out.line(&format!("{sign} {path}"))?;
+        cx.line(&format!("{sign} {path}"))?;
     }
     let more = changes.total().saturating_sub(SHOWN as u64);
     if more > 0 {
-        cx.out.line(&format!("and {more} more"))?;
+        cx.line(&format!("and {more} more"))?;
     }
     Ok(())
 }

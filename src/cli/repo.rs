@@ -1,6 +1,6 @@
 //! `pitr repo`.
 
-use super::output::{Align, Table};
+use super::output::Table;
 use super::{
     Context, repo_check, repo_claims, repo_compact, repo_cost, repo_join, repo_keys,
     repo_lifecycle, repo_rewrap, repo_rotate, repo_sync, repo_thaw, repo_tier,
@@ -175,11 +175,8 @@ fn show(cx: &Context) -> Result<u8> {
     {
         return Err(error);
     }
-    if cx.out.is_json() {
-        cx.out.json(&serde_json::json!({ "repositories": shown }))?;
-    } else {
-        print(cx, &shown)?;
-    }
+    let all = serde_json::json!({ "repositories": shown });
+    cx.answer(&all, || print(cx, &shown))?;
     let Some(first) = failed.first() else {
         return Ok(exit::SUCCESS);
     };
@@ -187,28 +184,18 @@ fn show(cx: &Context) -> Result<u8> {
         true => first.code(),
         false => Code::Partial,
     };
-    if !cx.out.is_json() {
+    if !cx.is_json() {
         for error in &failed {
-            cx.out.error(error);
+            cx.error(error);
         }
     }
     Ok(exit::status(Program::Pitr, code))
 }
 
 fn print(cx: &Context, shown: &[RepositoryInfo]) -> Result<()> {
-    let mut places = Table::new(&[
-        ("repository", Align::Left),
-        ("url", Align::Left),
-        ("required", Align::Left),
-        ("created", Align::Left),
-    ]);
-    let mut clusters = Table::new(&[
-        ("cluster", Align::Left),
-        ("repository", Align::Left),
-        ("PostgreSQL", Align::Right),
-        ("system identifier", Align::Right),
-        ("registered", Align::Left),
-    ]);
+    let mut places = Table::of("repository | url | required | created");
+    let mut clusters =
+        Table::of("cluster | repository | >PostgreSQL | >system identifier | registered");
     for one in shown {
         places.row([
             one.name.as_str(),
@@ -228,12 +215,12 @@ fn print(cx: &Context, shown: &[RepositoryInfo]) -> Result<()> {
         }
     }
     if shown.is_empty() {
-        return cx.out.line("No repository is configured.");
+        return cx.line("No repository is configured.");
     }
-    cx.out.table(&places)?;
-    cx.out.line("")?;
+    cx.table(&places)?;
+    cx.line("")?;
     match clusters.is_empty() {
-        true => cx.out.line("No cluster is registered."),
-        false => cx.out.table(&clusters),
+        true => cx.line("No cluster is registered."),
+        false => cx.table(&clusters),
     }
 }

@@ -1,7 +1,7 @@
 //! `pitr repo check`: whether a place keeps what a repository promises, tried on objects of its own.
 
 use super::Context;
-use super::output::{Align, Table};
+use super::output::Table;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::operate::check::{self, Checked};
@@ -9,16 +9,15 @@ use crate::operate::check::{self, Checked};
 /// Checks every repository.
 pub(super) fn check(cx: &Context) -> Result<u8> {
     let (all, failed) = check::run(&cx.session)?;
-    if cx.out.is_json() {
-        cx.out.json(&serde_json::json!({ "repositories": all }))?;
-    } else {
+    cx.answer(&serde_json::json!({ "repositories": all }), || {
         for checked in &all {
             print(cx, checked)?;
         }
         for error in &failed {
-            cx.out.error(error);
+            cx.error(error);
         }
-    }
+        Ok(())
+    })?;
     Ok(status(&all, &failed))
 }
 
@@ -40,31 +39,24 @@ fn status(all: &[Checked], failed: &[Error]) -> u8 {
 }
 
 fn print(cx: &Context, checked: &Checked) -> Result<()> {
-    cx.out.line(&format!("{}  {}", checked.name, checked.url))?;
-    let mut table = Table::new(&[
-        ("promise", Align::Left),
-        ("holds", Align::Left),
-        ("", Align::Left),
-    ]);
-    for check in &checked.checks {
-        table.row([
-            check.promise,
-            if check.holds { "yes" } else { "NO" },
-            check.detail.as_deref().unwrap_or_default(),
-        ]);
-    }
+    cx.line(&format!("{}  {}", checked.name, checked.url))?;
+    let rows = checked.checks.iter().map(|check| {
+        let holds = if check.holds { "yes" } else { "NO" };
+        let detail = check.detail.as_deref().unwrap_or_default();
+        [check.promise, holds, detail]
+    });
     if !checked.checks.is_empty() {
-        cx.out.table(&table)?;
+        cx.table(&Table::of("promise | holds | ").rows(rows))?;
     }
     for weakness in &checked.weaknesses {
-        cx.out.warn(&format!("the {} {weakness}", checked.kind));
+        cx.warn(&format!("the {} {weakness}", checked.kind));
     }
     match checked.may_delete {
-        Some(true) => cx.out.warn(
+        Some(true) => cx.warn(
             "these credentials may delete: whoever takes this host takes its backups. Give a host that only writes credentials without that right, and let pitr expire run elsewhere",
         ),
-        Some(false) => cx.out.line("These credentials may not delete, as it should be on a host that only writes.")?,
+        Some(false) => cx.line("These credentials may not delete, as it should be on a host that only writes.")?,
         None => {}
     }
-    cx.out.line("")
+    cx.line("")
 }

@@ -1,10 +1,9 @@
 //! `pitr repo claims`.
 
-use super::Context;
-use super::output::{Align, Table};
+use super::output::Table;
+use super::{Context, partial_unless, unconfirmed};
 use crate::err;
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use crate::error::Result;
 use crate::operate::claims::{self, Claimed};
 use crate::operate::human;
 use crate::repo::id::BackupId;
@@ -36,34 +35,24 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
                 .hint("Nothing was changed. \"pitr repo claims\" shows what holds others."));
         }
         if !args.confirm && !args.dry_run {
-            return Err(super::unconfirmed("What is shown above would be ended."));
+            return Err(unconfirmed("What is shown above would be ended."));
         }
     }
-    Ok(match is_whole {
-        true => exit::SUCCESS,
-        false => exit::status(Program::Pitr, Code::Partial),
-    })
+    partial_unless(is_whole)
 }
 
 fn report(args: &Args, cx: &Context, shown: &[Claimed]) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(&serde_json::json!({ "claims": shown }));
+    if cx.is_json() {
+        return cx.json(&serde_json::json!({ "claims": shown }));
     }
     if shown.is_empty() {
         if args.release.is_none() {
-            cx.out.note("nothing is claimed");
+            cx.note("nothing is claimed");
         }
         return Ok(());
     }
-    let mut table = Table::new(&[
-        ("backup", Align::Left),
-        ("repository", Align::Left),
-        ("held by a", Align::Left),
-        ("on host", Align::Left),
-        ("since", Align::Left),
-        ("until", Align::Left),
-        ("keeps WAL from", Align::Left),
-    ]);
+    let mut table =
+        Table::of("backup | repository | held by a | on host | since | until | keeps WAL from");
     for one in shown {
         let backup = match &one.scope {
             None => one.backup.clone(),
@@ -84,10 +73,10 @@ fn report(args: &Args, cx: &Context, shown: &[Claimed]) -> Result<()> {
             },
         ]);
     }
-    cx.out.table(&table)?;
+    cx.table(&table)?;
     if args.confirm {
         let count = human::count(shown.len() as u64, "claim");
-        cx.out.note(&format!("ended {count}"));
+        cx.note(&format!("ended {count}"));
     }
     Ok(())
 }

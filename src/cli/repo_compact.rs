@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Context;
-use super::output::{Align, Table};
+use super::output::Table;
 use crate::backup::compact::{Limits, Options};
 use crate::config::{Period, Size};
 use crate::error::Result;
@@ -63,15 +63,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let planned = compact::plan(&cx.session, &asked)?;
     let is_idle = planned.packs().next().is_none();
-    if !cx.out.is_json() {
+    if !cx.is_json() {
         show(cx, args, &planned)?;
     }
     let done = match args.confirm && !is_idle {
         true => Some(planned.run(&cx.session, &options(args))?),
         false => None,
     };
-    if cx.out.is_json() {
-        cx.out.json(&as_json(&planned, done.as_ref()))?;
+    if cx.is_json() {
+        cx.json(&as_json(&planned, done.as_ref()))?;
     } else if let Some(root) = &done {
         tell(cx, &planned, root)?;
     }
@@ -104,27 +104,18 @@ fn show(cx: &Context, args: &Args, planned: &Planned) -> Result<()> {
     let root = planned.root();
     let id = &root.head.id;
     if planned.packs().next().is_none() {
-        return cx.out.report(&format!(
+        return cx.report(&format!(
             "backup {id}: no pack has at most {} % visible, nothing is to be stored again",
             args.visible
         ));
     }
-    let mut table = Table::new(&[
-        ("pack", Align::Left),
-        ("stored", Align::Right),
-        ("content", Align::Right),
-        ("visible", Align::Right),
-    ]);
-    for pack in planned.packs() {
-        table.row([
-            pack.key.to_string().as_str(),
-            &human::size(pack.size_bytes),
-            &human::size(all_bytes(pack)),
-            &human::size(pack.live_bytes),
-        ]);
-    }
-    cx.out.table(&table)?;
-    cx.out.report(&format!(
+    let row = |pack: &PackRef| {
+        let sizes = [pack.size_bytes, all_bytes(pack), pack.live_bytes].map(human::size);
+        [pack.key.to_string()].into_iter().chain(sizes)
+    };
+    let table = Table::of("pack | >stored | >content | >visible");
+    cx.table(&table.rows(planned.packs().map(row)))?;
+    cx.report(&format!(
         "backup {id} in repository {}: {} of {} are stored again, with {} of content; {} go once the backup has expired",
         planned.repository(),
         planned.packs().count(),
@@ -135,13 +126,13 @@ fn show(cx: &Context, args: &Args, planned: &Planned) -> Result<()> {
 }
 
 fn tell(cx: &Context, planned: &Planned, root: &BackupRoot) -> Result<()> {
-    cx.out.report(&format!(
+    cx.report(&format!(
         "backup {} holds what {} holds, stored {} anew",
         root.head.id,
         planned.root().head.id,
         human::size(root.head.stored_bytes)
     ))?;
-    cx.out.note(&format!(
+    cx.note(&format!(
         "next: pitr verify --backup {}; \"pitr expire\" lets the other one go once this one was verified and is a day old",
         root.head.id
     ));

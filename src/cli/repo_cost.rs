@@ -1,43 +1,29 @@
 //! `pitr repo cost`.
 
-use super::Context;
-use super::output::{Align, Table};
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use super::output::Table;
+use super::{Context, partial_unless};
+use crate::error::Result;
 use crate::operate::cost::{self, Cost};
 use crate::operate::human;
 
 /// Runs the command.
 pub fn run(cx: &Context) -> Result<u8> {
     let (costs, failures) = cost::look(&cx.session)?;
-    if cx.out.is_json() {
-        cx.out.json(&serde_json::json!({ "repositories": costs }))?;
-    } else {
-        for cost in &costs {
-            show(cx, cost)?;
-        }
-    }
-    Ok(match cx.told(failures)? {
-        true => exit::SUCCESS,
-        false => exit::status(Program::Pitr, Code::Partial),
-    })
+    cx.answer(&serde_json::json!({ "repositories": costs }), || {
+        costs.iter().try_for_each(|cost| show(cx, cost))
+    })?;
+    partial_unless(cx.told(failures)?)
 }
 
 fn show(cx: &Context, cost: &Cost) -> Result<()> {
-    cx.out.line(&format!("repository {}", cost.repository))?;
+    cx.line(&format!("repository {}", cost.repository))?;
     let month = match &cost.currency {
         Some(currency) => format!("a month in {currency}"),
         None => "a month".to_owned(),
     };
-    let mut table = Table::new(&[
-        ("kind", Align::Left),
-        ("class", Align::Left),
-        ("objects", Align::Right),
-        ("stored", Align::Right),
-        ("of the last 30 days", Align::Right),
-        ("by requests", Align::Right),
-        (&month, Align::Right),
-    ]);
+    let mut table = Table::of(&format!(
+        "kind | class | >objects | >stored | >of the last 30 days | >by requests | >{month}"
+    ));
     for part in &cost.parts {
         table.row([
             part.kind.name(),
@@ -58,19 +44,19 @@ fn show(cx: &Context, cost: &Cost) -> Result<()> {
         &cost.put_requests.to_string(),
         cost.month_price.as_deref().unwrap_or("?"),
     ]);
-    cx.out.table(&table)?;
+    cx.table(&table)?;
     let price = |price: &Option<String>| match (price, &cost.currency) {
         (Some(price), Some(currency)) => format!(", {price} {currency} a month"),
         (Some(price), None) => format!(", {price} a month"),
         (None, _) => String::new(),
     };
-    cx.out.line(&format!(
+    cx.line(&format!(
         "in 30 days {}{}, if as much is stored again and nothing expires",
         human::size(cost.next_month_bytes),
         price(&cost.next_month_price)
     ))?;
     if let Some(put) = &cost.put_price {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "storing the objects of the last 30 days cost at least {put}{}",
             cost.currency
                 .as_ref()

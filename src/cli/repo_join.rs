@@ -23,31 +23,24 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let is_input = |path: &PathBuf| path == Path::new("-");
-    let files: Vec<PathBuf> = args
-        .files
-        .iter()
-        .filter(|path| !is_input(path))
-        .cloned()
-        .collect();
+    let files = args.files.iter().filter(|path| !is_input(path));
+    let files: Vec<PathBuf> = files.cloned().collect();
     let mut stdin = std::io::stdin();
     let reads = args.files.is_empty() || args.files.iter().any(is_input);
     if reads && stdin.is_terminal() {
-        cx.out
-            .note("Type the shares, each with all its lines; end with Ctrl-D.");
+        cx.note("Type the shares, each with all its lines; end with Ctrl-D.");
     }
     let input = reads.then_some(&mut stdin as &mut dyn Read);
     let written = shares::join(&cx.session, &files, input, &args.out)?;
-    if cx.out.is_json() {
-        cx.out.json(&written)?;
-        return Ok(exit::SUCCESS);
-    }
     let of = match &written.key_set {
         Some(id) => format!("of key set {id}"),
         None => "of no key set".to_owned(),
     };
-    cx.out.line(&format!(
-        "Wrote {}, the key of recipient \"{}\", {of}\n\nkey_file = \"{}\" opens the repository. Delete the file after the restore, and make new shares: this host has seen the key.",
-        written.file, written.recipient, written.file
-    ))?;
+    cx.answer(&written, || {
+        cx.line(&format!(
+            "Wrote {0}, the key of recipient \"{1}\", {of}\n\nkey_file = \"{0}\" opens the repository. Delete the file after the restore, and make new shares: this host has seen the key.",
+            written.file, written.recipient
+        ))
+    })?;
     Ok(exit::SUCCESS)
 }

@@ -90,12 +90,9 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         dir: args.dir.clone(),
         recipients: args.recipients.clone(),
         public: args.public.clone(),
-        wrapped: args.wrapped.clone().map(|name| {
-            let kms = args.kms.clone().map(Wrapping::Kms);
-            (
-                name,
-                kms.unwrap_or_else(|| Wrapping::Command(args.wrap.clone())),
-            )
+        wrapped: args.wrapped.clone().map(|name| match &args.kms {
+            Some(key) => (name, Wrapping::Kms(key.clone())),
+            None => (name, Wrapping::Command(args.wrap.clone())),
         }),
         split: args.split.as_ref().map(|name| keys::Split {
             recipient: name.clone(),
@@ -108,34 +105,34 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         secrets: args.secrets,
     };
     let made = keys::keygen(&cx.session, &asked)?;
-    if cx.out.is_json() {
-        cx.out.json(&made)?;
+    if cx.is_json() {
+        cx.json(&made)?;
         return Ok(exit::SUCCESS);
     }
     for path in &made.files {
-        cx.out.line(&format!("Wrote {path}"))?;
+        cx.line(&format!("Wrote {path}"))?;
     }
     if let Some(path) = &made.wrapped {
         let how = match &args.kms {
             Some(key) => format!("kms.key_id = \"{key}\" and kms.wrapped_file = \"/PATH/OF/IT\""),
             None => "key_command = [\"/PROGRAM\", …] prints the key".to_owned(),
         };
-        cx.out.line(&format!(
+        cx.line(&format!(
             "\nNothing has unwrapped {path} yet. Where it is read: {how}; prove it with pitr doctor before you rely on it."
         ))?;
     }
     if let Some(threshold) = args.threshold {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "\nAny {threshold} of the {} shares open the key: print each share, and give each to another person. Then delete the files: together they are the key. \"pitr repo join\" gives the key back.",
             made.shares.len()
         ))?;
     }
     if let (true, Some(id), Some(writer)) = (args.secrets, &made.key_set, made.files.last()) {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "\nSecrets pair {id}. On hosts that back up configuration:\n\n[repositories.NAME.encryption]\nsecrets = \"{writer}\"\n\nKeep the recipients' .key files away from those hosts, and at least one in a safe: without any of them no file with a secret can be restored."
         ))?;
     } else if let (Some(id), Some(writer)) = (&made.key_set, made.files.last()) {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "\nKey set {id}. On hosts that write:\n\n[repositories.NAME.encryption]\nkey_set = \"{writer}\"\n\nOn hosts that read: key_file = \"…\", key_command = [\"/PROGRAM\", …], or passphrase_file of a recipient with a passphrase. Keep the recipients' .key files away from hosts that only write, and at least one in a safe:\nwithout any of them nothing can be restored."
         ))?;
     }

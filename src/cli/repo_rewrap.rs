@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use super::repo_keys::Passphrase;
-use super::timeline::partial_unless;
-use super::{Context, unconfirmed};
+use super::{Context, partial_unless, unconfirmed};
 use crate::error::Result;
 use crate::operate::rewrap::{self, Asked};
 use crate::operate::rewrap_all::{self, Plan, Set};
@@ -61,20 +60,16 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return run_all(args, cx, &asked);
     }
     let (answers, failures) = rewrap::run(&cx.session, &asked)?;
-    if cx.out.is_json() {
-        cx.out
-            .json(&serde_json::json!({ "repositories": answers }))?;
-        return partial_unless(cx.told(failures)?);
-    }
-    for one in &answers {
-        let mut recipients = one.recipients.join(", ");
-        if !one.some_epochs_alone.is_empty() {
-            let some = one.some_epochs_alone.join(", ");
-            recipients = format!("{recipients}; some epochs alone: {some}");
-        }
-        cx.out
-            .line(&format!("Repository {} is read by: {recipients}", one.name))?;
-    }
+    cx.answer(&serde_json::json!({ "repositories": answers }), || {
+        answers.iter().try_for_each(|one| {
+            let mut recipients = one.recipients.join(", ");
+            if !one.some_epochs_alone.is_empty() {
+                let some = one.some_epochs_alone.join(", ");
+                recipients = format!("{recipients}; some epochs alone: {some}");
+            }
+            cx.line(&format!("Repository {} is read by: {recipients}", one.name))
+        })
+    })?;
     partial_unless(cx.told(failures)?)
 }
 
@@ -89,8 +84,7 @@ fn run_all(args: &Args, cx: &Context, asked: &Asked) -> Result<u8> {
     report(args, cx, &plan)?;
     let failures = std::mem::take(&mut plan.failures);
     if done.is_err() || !failures.is_empty() {
-        cx.out
-            .warn("what is shown as done stays done; the same command goes on with the rest");
+        cx.warn("what is shown as done stays done; the same command goes on with the rest");
     }
     done?;
     match is_change && !args.confirm && !args.dry_run {
@@ -100,13 +94,13 @@ fn run_all(args: &Args, cx: &Context, asked: &Asked) -> Result<u8> {
 }
 
 fn report(args: &Args, cx: &Context, plan: &Plan) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(
+    if cx.is_json() {
+        return cx.json(
             &serde_json::json!({ "confirmed": args.confirm, "sets": plan.sets, "plain": plan.plain }),
         );
     }
     for set in &plan.sets {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "Repository {}, {}: {}; read by: {}",
             set.repository,
             set.words(),
@@ -115,8 +109,7 @@ fn report(args: &Args, cx: &Context, plan: &Plan) -> Result<()> {
         ))?;
     }
     for name in &plan.plain {
-        cx.out
-            .line(&format!("Repository {name} is not encrypted"))?;
+        cx.line(&format!("Repository {name} is not encrypted"))?;
     }
     Ok(())
 }

@@ -64,8 +64,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     report(args, cx, &plan)?;
     if done.is_err() {
-        cx.out
-            .warn("no host has the epoch before the file for hosts is made; the same command goes on with the rest");
+        cx.warn("no host has the epoch before the file for hosts is made; the same command goes on with the rest");
     }
     done?;
     match is_change && !args.confirm && !args.dry_run {
@@ -75,38 +74,34 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn report(args: &Args, cx: &Context, plan: &Plan) -> Result<()> {
-    if cx.out.is_json() {
+    if cx.is_json() {
         let mut json = serde_json::to_value(plan)?;
-        if let Some(object) = json.as_object_mut() {
-            object.insert("confirmed".into(), args.confirm.into());
-        }
-        return cx.out.json(&json);
+        json["confirmed"] = args.confirm.into();
+        return cx.json(&json);
     }
-    cx.out.line(&format!(
+    cx.line(&format!(
         "Epoch {} of key set {}: read by {}",
         plan.epoch,
         plan.key_set,
         plan.recipients.join(", ")
     ))?;
     for given in &plan.repositories {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "Repository {}: {}",
             given.repository,
             change(given, args.confirm)
         ))?;
     }
     for name in &plan.others {
-        cx.out
-            .line(&format!("Repository {name} has other keys, or none"))?;
+        cx.line(&format!("Repository {name} has other keys, or none"))?;
     }
     if !plan.left_out.is_empty() {
-        cx.out
-            .line(&format!("Cannot read it: {}", plan.left_out.join(", ")))?;
+        cx.line(&format!("Cannot read it: {}", plan.left_out.join(", ")))?;
     }
     match (plan.state, &plan.writer_file) {
-        (State::Finished, Some(file)) => cx
-            .out
-            .line(&format!("The file for every host that writes: {file}")),
+        (State::Finished, Some(file)) => {
+            cx.line(&format!("The file for every host that writes: {file}"))
+        }
         _ => Ok(()),
     }
 }
@@ -132,17 +127,14 @@ fn change(given: &Given, confirmed: bool) -> String {
 
 fn take_back(args: &Args, cx: &Context) -> Result<u8> {
     let taken = rotate::take_back(&cx.session, &args.dir, args.confirm)?;
-    report_taken(cx, &taken)?;
+    cx.answer(&taken, || print_taken(cx, &taken))?;
     match args.confirm || args.dry_run {
         true => Ok(exit::SUCCESS),
         false => Err(unconfirmed("The objects above would be deleted.")),
     }
 }
 
-fn report_taken(cx: &Context, taken: &TakenBack) -> Result<()> {
-    if cx.out.is_json() {
-        return cx.out.json(taken);
-    }
+fn print_taken(cx: &Context, taken: &TakenBack) -> Result<()> {
     let verb = match taken.confirmed {
         true => "deleted",
         false => "deletes",
@@ -152,8 +144,7 @@ fn report_taken(cx: &Context, taken: &TakenBack) -> Result<()> {
             true => "nothing".to_owned(),
             false => one.keys.join(", "),
         };
-        cx.out
-            .line(&format!("Repository {}: {verb} {keys}", one.repository))?;
+        cx.line(&format!("Repository {}: {verb} {keys}", one.repository))?;
     }
     Ok(())
 }

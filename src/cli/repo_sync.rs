@@ -2,9 +2,8 @@
 
 use serde_json::json;
 
-use super::Context;
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use super::{Context, partial_unless};
+use crate::error::Result;
 use crate::operate::configuration::recipients::Brought;
 use crate::operate::human;
 use crate::operate::of::Of;
@@ -75,16 +74,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     report(cx, args, &synced)?;
     let is_lost = synced.healed.iter().any(|h| h.report.finding_count > 0);
     let is_whole = cx.told(synced.failures)?;
-    Ok(
-        match is_whole && !synced.done.iter().any(Done::has_problems) && !is_lost {
-            true => exit::SUCCESS,
-            false => exit::status(Program::Pitr, Code::Partial),
-        },
-    )
+    let has_problems = synced.done.iter().any(Done::has_problems);
+    partial_unless(is_whole && !has_problems && !is_lost)
 }
 
 fn report(cx: &Context, args: &Args, synced: &Synced) -> Result<()> {
-    if cx.out.is_json() {
+    if cx.is_json() {
         let transfers: Vec<_> = synced.done.iter().map(shown).collect();
         let mut members = json!({
             "dry_run": args.dry_run,
@@ -97,11 +92,9 @@ fn report(cx: &Context, args: &Args, synced: &Synced) -> Result<()> {
             let shown = |one: &verify::Done| super::verify::shown(Some(args.dry_run), one);
             members["healed"] = synced.healed.iter().map(shown).collect();
         }
-        return cx.out.json(&members);
+        return cx.json(&members);
     }
-    for warning in &synced.warnings {
-        cx.out.warn(warning);
-    }
+    cx.warn_all(&synced.warnings);
     synced.done.iter().try_for_each(|one| print(cx, one))?;
     for one in &synced.recipients {
         print_recipients(cx, args, one)?;
@@ -109,7 +102,7 @@ fn report(cx: &Context, args: &Args, synced: &Synced) -> Result<()> {
     for one in &synced.records {
         let got = if args.dry_run { "would get" } else { "got" };
         let count = human::count(one.records, "record");
-        cx.out.report(&format!(
+        cx.report(&format!(
             "{} from {}, audit log: {got} {count}",
             one.to, one.from
         ))?;
@@ -125,14 +118,14 @@ fn print_recipients(cx: &Context, args: &Args, one: &Brought) -> Result<()> {
     if !one.copied.is_empty() {
         let got = if args.dry_run { "would get" } else { "got" };
         let names = one.copied.join(", ");
-        cx.out.report(&format!(
+        cx.report(&format!(
             "{} from {}, secrets pair {pair}: {got} the recipients {names}",
             one.to, one.from
         ))?;
     }
     if !one.not_copied.is_empty() {
         let names = one.not_copied.join(", ");
-        cx.out.note(&format!(
+        cx.note(&format!(
             "secrets pair {pair}: \"{}\" alone has {names}, and \"{}\" has recipients of its own: pitr config recipients --add gives access there",
             one.from, one.to
         ));
@@ -213,10 +206,9 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
             what(r.backups.len(), r.segments),
             human::count(r.objects, "object"),
             human::size(r.bytes),
-            if done.is_cut_short {
-                ", and ended early"
-            } else {
-                ""
+            match done.is_cut_short {
+                true => ", and ended early",
+                false => "",
             }
         ),
     };
@@ -226,21 +218,21 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         done.from,
         done.of.title()
     );
-    cx.out.report(&line)?;
+    cx.report(&line)?;
     for left in &lacking.left_out {
         let line = format!("{}: not copied: {}", left.what, left.why);
         match left.cause {
-            Cause::Rule => cx.out.note(&line),
-            Cause::Conflict | Cause::Damage => cx.out.warn(&line),
+            Cause::Rule => cx.note(&line),
+            Cause::Conflict | Cause::Damage => cx.warn(&line),
         }
     }
     for what in &lacking.unreadable {
         let name = &done.from;
         let line = format!("not copied, because \"{name}\" has it damaged: {what}");
-        cx.out.warn(&line);
+        cx.warn(&line);
     }
     if lacking.unneeded_segments > 0 {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "not copied: {} that no backup in \"{}\" needs",
             human::count(lacking.unneeded_segments, "segment"),
             done.to

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::Context;
-use super::output::{Align, Table};
+use super::output::Table;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::human;
@@ -90,29 +90,25 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if args.wait {
         planned.wait(&cx.session)?;
     }
-    if cx.out.is_json() {
-        cx.out
-            .json(&as_json(args, &planned, requested, price.as_deref()))?;
+    if cx.is_json() {
+        cx.json(&as_json(args, &planned, requested, price.as_deref()))?;
         return Ok(exit::SUCCESS);
     }
     show(cx, args, &planned, price.as_deref())?;
     match (planned.is_ready(), takes) {
-        (true, _) => cx
-            .out
-            .report("everything that the backup needs can be read")?,
-        (false, Some(takes)) => cx.out.report(&format!(
+        (true, _) => cx.report("everything that the backup needs can be read")?,
+        (false, Some(takes)) => cx.report(&format!(
             "{} within {}",
-            if args.dry_run {
-                "it would be readable"
-            } else {
-                "it can be read"
+            match args.dry_run {
+                true => "it would be readable",
+                false => "it can be read",
             },
             human::duration(takes)
         ))?,
         (false, None) => {}
     }
     if !args.dry_run && !planned.is_ready() {
-        cx.out.note(&format!(
+        cx.note(&format!(
             "next: pitr repo thaw --backup {} --days {} --speed {}{} --wait",
             args.backup,
             args.days,
@@ -146,13 +142,7 @@ fn show(cx: &Context, args: &Args, planned: &Planned, price: Option<&str>) -> Re
         sum.add(object.object.size_bytes);
         *first = [*first, until(object)].into_iter().flatten().min();
     }
-    let mut table = Table::new(&[
-        ("class", Align::Left),
-        ("state", Align::Left),
-        ("objects", Align::Right),
-        ("stored", Align::Right),
-        ("until", Align::Left),
-    ]);
+    let mut table = Table::of("class | state | >objects | >stored | until");
     for ((class, state), (sum, first)) in &groups {
         table.row([
             *class,
@@ -163,14 +153,14 @@ fn show(cx: &Context, args: &Args, planned: &Planned, price: Option<&str>) -> Re
         ]);
     }
     if !groups.is_empty() {
-        cx.out.table(&table)?;
+        cx.table(&table)?;
     }
     let price = match (price, &planned.configured.prices.currency) {
         (Some(price), Some(currency)) => format!(", at {price} {currency}"),
         (Some(price), None) => format!(", at {price}"),
         (None, _) => String::new(),
     };
-    cx.out.report(&format!(
+    cx.report(&format!(
         "backup {} in repository {}: {} of {} in classes that must be thawed{price}",
         args.backup,
         planned.configured.name,

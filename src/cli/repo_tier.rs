@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::Context;
-use super::output::{Align, Table};
-use crate::config::{Price, Prices, StorageClass, TierBy, TierKind};
+use super::output::Table;
+use super::{Context, partial_unless, unconfirmed, warnings_unless};
+use crate::config::{StorageClass, TierBy, TierKind};
 use crate::err;
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use crate::error::Result;
 use crate::operate::tiers::{self, Done};
 use crate::operate::{human, of};
 use crate::plan::tiers::{Move, Sum};
@@ -30,10 +29,10 @@ pub struct Args {
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let (done, failures) = tiers::run(&cx.session, args.confirm)?;
-    if cx.out.is_json() {
+    if cx.is_json() {
         let mut all = of::split(&done, |one| &one.of, shown);
         all.insert("confirmed".to_owned(), args.confirm.into());
-        cx.out.json(&all)?;
+        cx.json(&all)?;
     } else {
         for one in &done {
             print(cx, one)?;
@@ -48,34 +47,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             .hint("What is left is tried again by the next run. The credentials need s3:GetObjectTagging and s3:PutObjectTagging, or to read and write where tier_by = \"copy\"."));
     }
     if !args.dry_run && !args.confirm && done.iter().any(|one| !one.plan.moves.is_empty()) {
-        return Err(super::unconfirmed("What is shown above would be moved."));
+        return Err(unconfirmed("What is shown above would be moved."));
     }
-    Ok(
-        match (is_whole, done.iter().all(|one| one.withheld.is_empty())) {
-            (false, _) => exit::status(Program::Pitr, Code::Partial),
-            (true, false) => exit::WARNINGS,
-            (true, true) => exit::SUCCESS,
-        },
-    )
-}
-
-/// The price of the moves, and what a month costs less; none where a price is not known.
-fn prices(moves: &[Move], prices: &Prices) -> (Option<Price>, Option<String>) {
-    let month = |class: StorageClass, one: &Move| {
-        let Price(price) = prices.of_bytes(Some(class.name()), one.size_bytes)?;
-        i128::try_from(price).ok()
-    };
-    let saved = moves
-        .iter()
-        .map(|one| Some(month(one.from, one)? - month(one.to, one)?));
-    let saved: Option<i128> = saved.sum();
-    let shown = |saved: i128| {
-        let sign = if saved < 0 { "-" } else { "" };
-        format!("{sign}{}", Price(saved.unsigned_abs()))
-    };
-    let is_known = !prices.is_empty();
-    let saved = saved.filter(|_| is_known).map(shown);
-    (prices.of_transitions(moves.len() as u64), saved)
+    match is_whole {
+        true => Ok(warnings_unless(
+            done.iter().all(|one| one.withheld.is_empty()),
+        )),
+        false => partial_unless(false),
+    }
 }
 
 fn shown(done: &Done) -> serde_json::Value {
@@ -92,7 +71,7 @@ fn shown(done: &Done) -> serde_json::Value {
         })
     };
     let sum = |sum: Sum| json!({ "object_count": sum.objects, "stored_bytes": sum.bytes });
-    let (price, saved) = prices(&plan.moves, &done.configured.prices);
+    let (price, saved) = done.prices();
     done.of.named(json!({
         "repository": done.configured.name,
         "moves": plan.moves.iter().map(one).collect::<Vec<_>>(),
@@ -109,7 +88,7 @@ fn shown(done: &Done) -> serde_json::Value {
 
 fn print(cx: &Context, done: &Done) -> Result<()> {
     let plan = &done.plan;
-    cx.out.report(&format!(
+    cx.report(&format!(
         "{} in repository {}",
         done.of.title(),
         done.configured.name
@@ -125,14 +104,8 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
             .or_default();
         sum.add(one.size_bytes);
     }
-    let mut table = Table::new(&[
-        ("kind", Align::Left),
-        ("newest backup that needs it", Align::Left),
-        ("from", Align::Left),
-        ("to", Align::Left),
-        ("objects", Align::Right),
-        ("stored", Align::Right),
-    ]);
+    let mut table =
+        Table::of("kind | newest backup that needs it | from | to | >objects | >stored");
     for ((kind, backup, from, to), sum) in &groups {
         table.row([
             kind.noun(),
@@ -143,11 +116,11 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
             &human::size(sum.bytes),
         ]);
     }
-    if !groups.is_empty() && !cx.out.is_quiet() {
-        cx.out.table(&table)?;
+    if !groups.is_empty() && !cx.is_quiet() {
+        cx.table(&table)?;
     }
     for line in lines(done) {
-        cx.out.report(&line)?;
+        cx.report(&line)?;
     }
     Ok(())
 }
@@ -177,7 +150,7 @@ fn lines(done: &Done) -> Vec<String> {
         lines.push(format!("old enough, and stays: {} {why}", objects(sum)));
     }
     let currency = configured.prices.currency.as_deref().unwrap_or_default();
-    let (price, saved) = prices(&plan.moves, &configured.prices);
+    let (price, saved) = done.prices();
     if !plan.moves.is_empty() {
         lines.extend(price.map(|p| {
             format!("the moves cost {p} {currency}")
@@ -224,21 +197,19 @@ fn warn(cx: &Context, done: &Done) {
         early.entry(one.to).or_default().add(one.size_bytes);
     }
     for (class, sum) in early {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "retention may delete {} ({}) before the {} are over for which {class} is paid at least",
             human::count(sum.objects, "object"),
             human::size(sum.bytes),
             human::duration(class.least_stay())
         ));
     }
-    for withheld in &done.withheld {
-        cx.out.warn(withheld);
-    }
+    cx.warn_all(&done.withheld);
     let outcome = done.outcome.iter();
     for refused in outcome.clone().flat_map(|o| &o.refused) {
-        cx.out.warn(&format!("could not move {refused}"));
+        cx.warn(&format!("could not move {refused}"));
     }
     for locked in outcome.flat_map(|o| &o.locked) {
-        cx.out.note(&format!("not moved: {locked}"));
+        cx.note(&format!("not moved: {locked}"));
     }
 }

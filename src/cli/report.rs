@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::audit::RangeArgs;
-use super::output::{Align, Table};
+use super::output::Table;
 use super::{Context, report_page};
 use crate::durable;
 use crate::error::{Code, Error, Result};
@@ -72,15 +72,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let range = args.range.range(cx.session.host.now());
     let report = report::make(&cx.session, kind, range)?;
-    let format = if cx.out.is_json() {
-        Format::Json
-    } else {
-        args.format
+    let format = match cx.is_json() {
+        true => Format::Json,
+        false => args.format,
     };
     match format {
         Format::Text => print(cx, &report)?,
         Format::Html => write(cx, args, report_page::page(&report))?,
-        Format::Json if args.output.is_none() => cx.out.json(&report)?,
+        Format::Json if args.output.is_none() => cx.json(&report)?,
         Format::Json => {
             let text = serde_json::to_string_pretty(&report)
                 .map_err(|e| crate::err!(Internal, "write JSON").source(e))?;
@@ -98,7 +97,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 fn write(cx: &Context, args: &Args, text: String) -> Result<()> {
     let Some(path) = &args.output else {
-        return cx.out.raw(&text);
+        return cx.raw(&text);
     };
     durable::replace(path, text.as_bytes(), cx.session.host.random())
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
@@ -302,20 +301,17 @@ fn state(level: Level) -> String {
 }
 
 fn print(cx: &Context, report: &Report) -> Result<()> {
-    cx.out.line(&title(report))?;
+    cx.line(&title(report))?;
     if let Some(anchor) = &report.anchor {
-        cx.out.line(&format!("Audit log of this host: {anchor}"))?;
+        cx.line(&format!("Audit log of this host: {anchor}"))?;
     }
     for part in parts(report) {
-        cx.out.line(&format!("\n{}", part.title))?;
+        cx.line(&format!("\n{}", part.title))?;
         if part.rows.is_empty() {
-            cx.out.line(part.none)?;
+            cx.line(part.none)?;
             continue;
         }
-        let columns: Vec<_> = part.columns.iter().map(|c| (*c, Align::Left)).collect();
-        let mut table = Table::new(&columns);
-        part.rows.iter().for_each(|row| table.row(row));
-        cx.out.table(&table)?;
+        cx.table(&Table::under(part.columns.iter().copied()).rows(&part.rows))?;
     }
     Ok(())
 }

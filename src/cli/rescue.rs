@@ -150,10 +150,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let below = folder_of(&args.moment.place, cx)?;
     cx.stop_with_cleanup()?;
     let report = rescue::run(&cx.session, &asked, &below)?;
-    match cx.out.is_json() {
-        true => cx.out.json(&report)?,
-        false => cx.out.line(text(&report).trim_end())?,
-    }
+    cx.answer(&report, || cx.line(text(&report).trim_end()))?;
     Ok(exit::SUCCESS)
 }
 

@@ -11,8 +11,7 @@ use super::restore_from_standby;
 use super::restore_replaced::{self, Replaced};
 use super::restoring::{ShownReport, print_report};
 use super::target::TargetArgs;
-use super::timeline::partial_unless;
-use super::{Context, plan};
+use super::{Context, partial_unless, plan};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -215,7 +214,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let consent = args.erasures.consent();
     let erases = erases(args, cx, (&prepared, plan), &consent)?;
     let lacking = erasure::lacking(&cx.session, &prepared.opened, plan).unwrap_or_else(|e| {
-        cx.out.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
+        cx.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
         None
     });
     let shown = Shown {
@@ -237,10 +236,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         true => Copied::Adopted,
         false => Copied::Guarded,
     };
-    if !cx.out.is_json() {
+    if !cx.is_json() {
         plan::show(cx, plan, local_time.as_deref())?;
     } else if args.dry_run {
-        cx.out.json(&shown)?;
+        cx.json(&shown)?;
     }
     if args.dry_run {
         show_tablespaces(args, cx, job)?;
@@ -253,9 +252,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Ok(exit::SUCCESS);
     }
     if prepared.is_in_place() && !args.confirm {
-        if cx.out.is_json() {
-            cx.out.json(&shown)?;
-        }
+        cx.answer(&shown, || Ok(()))?;
         return Err(super::unconfirmed(&format!(
             "\"{}\" would be taken back to the target: what differs is overwritten, and what the backup does not have is removed, its WAL too.",
             job.request.to
@@ -263,9 +260,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     let replaces = prepared.replaces.as_ref().filter(|_| args.replace);
     if let Some(old) = replaces.filter(|_| !args.confirm) {
-        if cx.out.is_json() {
-            cx.out.json(&shown)?;
-        }
+        cx.answer(&shown, || Ok(()))?;
         restore_replaced::show(cx, &prepared)?;
         restore_replaced::warn(cx, &prepared)?;
         return Err(super::unconfirmed(&format!(
@@ -284,10 +279,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let undo = restored.replaced.as_ref();
     let replaced = undo.map(Replaced::done);
     let erased = erases.then(|| apply_to_restored(cx, &job.request.to, &consent));
-    if cx.out.is_json() {
+    if cx.is_json() {
         let erased = erased.transpose()?;
         let applied = erased.as_ref().map(|(applied, _)| applied.as_slice());
-        cx.out.json(&Shown {
+        cx.json(&Shown {
             restored: Some(ShownReport::new(job, &restored)),
             erased: applied,
             replaced,
@@ -295,7 +290,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         })?;
         return status(cx, erased.as_ref());
     }
-    cx.out.line("")?;
+    cx.line("")?;
     print_report(cx, job, &restored)?;
     if args.aside {
         restore_aside::print_switch(cx, args)?;
@@ -363,20 +358,18 @@ fn out_of_reach(
     local_time: Option<String>,
 ) -> Result<u8> {
     let plan = &unreached.plan;
-    match cx.out.is_json() {
-        true => cx.out.json(&Shown {
-            plan,
-            to: &unreached.to,
-            tablespaces: &[],
-            left_out_databases: &[],
-            dry_run: args.dry_run,
-            restored: None,
-            erasures: None,
-            erased: None,
-            replaced: None,
-        })?,
-        false => plan::show(cx, plan, local_time.as_deref())?,
-    }
+    let shown = Shown {
+        plan,
+        to: &unreached.to,
+        tablespaces: &[],
+        left_out_databases: &[],
+        dry_run: args.dry_run,
+        restored: None,
+        erasures: None,
+        erased: None,
+        replaced: None,
+    };
+    cx.answer(&shown, || plan::show(cx, plan, local_time.as_deref()))?;
     plan::fail(cx, unreached.error)
 }
 
@@ -391,31 +384,30 @@ fn wanted(args: &Args) -> Option<Wanted> {
 
 /// Names the databases without content, and what becomes of them.
 fn print_left_out(cx: &Context, left_out: &[LeftOut]) -> Result<()> {
-    if cx.out.is_json() || left_out.is_empty() {
+    if cx.is_json() || left_out.is_empty() {
         return Ok(());
     }
-    cx.out.line("Left out:")?;
+    cx.line("Left out:")?;
     for one in left_out {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "  database {}: {}, {} of zeros that take no space",
             one.database,
             human::count(one.file_count, "file"),
             human::size(one.size_bytes)
         ))?;
     }
-    cx.out.line("Nobody can use these databases. Drop them once recovery has ended, with DROP DATABASE: until then each backup of the copy is partial.")
+    cx.line("Nobody can use these databases. Drop them once recovery has ended, with DROP DATABASE: until then each backup of the copy is partial.")
 }
 
 /// Says where tablespaces would go, and what that needs.
 fn show_tablespaces(args: &Args, cx: &Context, job: &Job) -> Result<()> {
-    for tablespace in job.tablespaces.iter().filter(|_| !cx.out.is_json()) {
+    for tablespace in job.tablespaces.iter().filter(|_| !cx.is_json()) {
         let needs = match tablespace.path == tablespace.original && !args.confirm {
             true => ", as in the backup: needs --confirm, or --tablespace-mapping",
             false => "",
         };
         let (oid, path) = (tablespace.oid, tablespace.path.display());
-        cx.out
-            .line(&format!("tablespace {oid} goes to \"{path}\"{needs}"))?;
+        cx.line(&format!("tablespace {oid} goes to \"{path}\"{needs}"))?;
     }
     Ok(())
 }

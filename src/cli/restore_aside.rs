@@ -13,17 +13,14 @@ use crate::operate::aside;
 /// Says how the cluster gets into its place.
 pub(super) fn print_switch(cx: &Context, args: &Args) -> Result<()> {
     let to = shell_word(&args.to.to_string_lossy());
-    cx.out.line(
-        "It has recovered there, and waits. To put it in its place, stop the server, then:",
-    )?;
-    cx.out
-        .line(&format!("  pitr restore --switch --to {to} --confirm"))
+    cx.line("It has recovered there, and waits. To put it in its place, stop the server, then:")?;
+    cx.line(&format!("  pitr restore --switch --to {to} --confirm"))
 }
 
 /// Says what comes last, before its first start.
 pub(super) fn print_adopt(cx: &Context, args: &Args) -> Result<()> {
     let to = shell_word(&args.to.to_string_lossy());
-    cx.out.line(&format!("  pitr adopt --pgdata {to}"))
+    cx.line(&format!("  pitr adopt --pgdata {to}"))
 }
 
 /// Puts the cluster that waits in its place.
@@ -39,22 +36,16 @@ pub(super) fn switch(args: &Args, cx: &Context) -> Result<u8> {
         };
     };
     let replaced = Replaced::done(&standing);
-    if cx.out.is_json() {
-        cx.out.json(&json!({
-            "to": args.to.to_string_lossy(),
-            "backup": standing.backup(),
-            "target": standing.target(),
-            "replaced": replaced,
-        }))?;
-    } else {
-        cx.out.line(&format!(
-            "the cluster restored from backup {} to {} is in its place: {}",
-            standing.backup(),
-            standing.target(),
+    let (backup, target) = (standing.backup(), standing.target());
+    let to = args.to.to_string_lossy();
+    let shown = json!({ "to": to, "backup": backup, "target": target, "replaced": replaced });
+    cx.answer(&shown, || {
+        cx.line(&format!(
+            "the cluster restored from backup {backup} to {target} is in its place: {}",
             standing.data().display()
         ))?;
-        replaced.print(cx)?;
-    }
+        replaced.print(cx)
+    })?;
     Ok(exit::SUCCESS)
 }
 
@@ -68,10 +59,10 @@ pub(super) fn give_up(args: &Args, cx: &Context) -> Result<u8> {
     }
     let to = cx.session.environment.absolute(&args.to);
     let is_removed = aside::give_up(&to)?;
-    match (cx.out.is_json(), is_removed) {
-        (true, _) => cx.out.json(&json!({ "removed": is_removed }))?,
-        (false, true) => cx.out.line("the copy that waited is removed")?,
-        (false, false) => cx.out.line("no copy waits")?,
-    }
+    let text = match is_removed {
+        true => "the copy that waited is removed",
+        false => "no copy waits",
+    };
+    cx.answer(&json!({ "removed": is_removed }), || cx.line(text))?;
     Ok(exit::SUCCESS)
 }

@@ -45,11 +45,10 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let prepared = from_standby::prepare(&cx.session, &asked)?;
     let lacking = erasure::lacking(&cx.session, &prepared.opened, &prepared.plan)?;
-    if !cx.out.is_json() {
+    if !cx.is_json() {
         show(cx, &prepared)?;
     } else if args.dry_run {
-        cx.out
-            .json(&shown(args, &prepared, lacking.as_ref(), false))?;
+        cx.json(&shown(args, &prepared, lacking.as_ref(), false))?;
     }
     if args.dry_run {
         return Ok(exit::SUCCESS);
@@ -62,12 +61,11 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     cx.stop_in_order()?;
     from_standby::recover(&cx.session, &prepared)?;
-    if cx.out.is_json() {
-        cx.out
-            .json(&shown(args, &prepared, lacking.as_ref(), true))?;
+    if cx.is_json() {
+        cx.json(&shown(args, &prepared, lacking.as_ref(), true))?;
         return Ok(exit::SUCCESS);
     }
-    cx.out.line(&format!(
+    cx.line(&format!(
         "it has recovered as planned, and is shut down: {data}"
     ))?;
     told::tell(
@@ -76,8 +74,8 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8> {
         (&data.to_string(), told::Copied::Recovered),
     )?;
     let to = shell_word(&data.to_string());
-    cx.out.line("Before its service starts, let it archive:")?;
-    cx.out.line(&format!("  pitr adopt --pgdata {to}"))?;
+    cx.line("Before its service starts, let it archive:")?;
+    cx.line(&format!("  pitr adopt --pgdata {to}"))?;
     Ok(exit::SUCCESS)
 }
 
@@ -103,7 +101,7 @@ fn shown<'a>(
 
 fn show(cx: &Context, prepared: &Prepared) -> Result<()> {
     plan::show(cx, &prepared.plan, None)?;
-    cx.out.line(&format!(
+    cx.line(&format!(
         "no backup is copied: the standby in \"{}\" has replayed up to {}, and recovers from {} ({} of WAL)",
         prepared.data().display(),
         prepared.replayed,
@@ -123,12 +121,10 @@ pub(super) fn give_back(args: &Args, cx: &Context) -> Result<u8> {
         ));
     }
     let is_back = from_standby::give_back(&cx.session, &args.to)?;
-    match (cx.out.is_json(), is_back) {
-        (true, _) => cx.out.json(&json!({ "given_back": is_back }))?,
-        (false, true) => cx
-            .out
-            .line("it is a standby again, and follows as before once it is started")?,
-        (false, false) => cx.out.line("no recovery was begun there")?,
-    }
+    let text = match is_back {
+        true => "it is a standby again, and follows as before once it is started",
+        false => "no recovery was begun there",
+    };
+    cx.answer(&json!({ "given_back": is_back }), || cx.line(text))?;
     Ok(exit::SUCCESS)
 }

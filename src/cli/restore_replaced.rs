@@ -48,16 +48,14 @@ impl Replaced {
 
     /// Says where the old cluster is, and how it comes back.
     pub(super) fn print(&self, cx: &Context) -> Result<()> {
-        cx.out
-            .line("The old cluster is kept, and cannot be started there:")?;
+        cx.line("The old cluster is kept, and cannot be started there:")?;
         for (was, is) in self.moved.iter().zip(&self.aside) {
-            cx.out.line(&format!("  {was} is now {is}"))?;
+            cx.line(&format!("  {was} is now {is}"))?;
         }
         let undo = self.undo_command.as_deref().unwrap_or_default();
-        cx.out
-            .line("This puts it back while no server runs there:")?;
-        cx.out.line(&format!("  {undo}"))?;
-        cx.out.line("Add --discard-changes to it once a server of the new cluster has accepted writes: they are kept aside then.")
+        cx.line("This puts it back while no server runs there:")?;
+        cx.line(&format!("  {undo}"))?;
+        cx.line("Add --discard-changes to it once a server of the new cluster has accepted writes: they are kept aside then.")
     }
 }
 
@@ -67,13 +65,12 @@ fn text(path: &Path) -> String {
 
 /// Shows what would be moved aside.
 pub(super) fn show(cx: &Context, prepared: &Prepared) -> Result<()> {
-    let Some(old) = prepared.replaces.as_ref().filter(|_| !cx.out.is_json()) else {
+    let Some(old) = prepared.replaces.as_ref().filter(|_| !cx.is_json()) else {
         return Ok(());
     };
     for path in old.moved() {
         let path = path.display();
-        cx.out
-            .line(&format!("\"{path}\" is moved aside, and kept"))?;
+        cx.line(&format!("\"{path}\" is moved aside, and kept"))?;
     }
     Ok(())
 }
@@ -85,20 +82,20 @@ pub(super) fn warn(cx: &Context, prepared: &Prepared) -> Result<()> {
     };
     if old.unarchived > 0 {
         let wal = shell_word(&text(&old.data.join("pg_wal")));
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "{} of the old cluster wait to be archived, so its last commits may be missing in the new one. They are kept with it; pitr wal backfill --from {wal} brings them in beforehand",
             human::count(old.unarchived as u64, "WAL file")
         ));
     }
     if old.is_crashed {
         let wal = shell_word(&text(&old.data.join("pg_wal")));
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "the server of the old cluster was not shut down cleanly, and its last WAL was never offered to be archived, so its last commits may be missing in the new one. They are kept with it. Beforehand, start it and stop it cleanly, or run pitr wal backfill --from {wal}, which brings in the segments that are whole"
         ));
     }
     if let Some(earlier) = Standing::find(&old.data)? {
         let aside = earlier.replaced();
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "--undo leads back to the cluster that is there now, and no more to \"{}\"",
             aside.first().map(|path| text(path)).unwrap_or_default()
         ));
@@ -119,30 +116,30 @@ pub(super) fn taken_up(args: &Args, asked: &Asked, cx: &Context) -> Result<Optio
     }
     let replaced = Replaced::done(&standing);
     let data = text(standing.data());
-    if cx.out.is_json() {
-        cx.out.json(&json!({
-            "to": data,
-            "backup": standing.backup(),
-            "target": standing.target(),
-            "complete": is_complete || is_due,
-            "dry_run": args.dry_run,
-            "replaced": replaced,
-        }))?;
-    } else {
+    let shown = json!({
+        "to": data,
+        "backup": standing.backup(),
+        "target": standing.target(),
+        "complete": is_complete || is_due,
+        "dry_run": args.dry_run,
+        "replaced": replaced,
+    });
+    cx.answer(&shown, || {
         let how = match (is_complete, is_due) {
             (true, _) => "was put in place before, and no server has run since",
             (false, true) => "is in its place",
             (false, false) => "waits to be put in its place: an earlier run was interrupted",
         };
-        cx.out.line(&format!(
+        cx.line(&format!(
             "the cluster restored from backup {} to {} {how}: {data}",
             standing.backup(),
             standing.target()
         ))?;
-        if is_complete || is_due {
-            replaced.print(cx)?;
+        match is_complete || is_due {
+            true => replaced.print(cx),
+            false => Ok(()),
         }
-    }
+    })?;
     match is_complete || is_due || args.dry_run {
         true => Ok(Some(exit::SUCCESS)),
         false => Err(unconfirmed("The restored cluster would take its place.")),
@@ -157,8 +154,8 @@ pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
     // An undo that has begun was allowed.
     let lacks_discard = wrote && !args.discard_changes && standing.state() != State::Undoing;
     let (data, aside) = (text(standing.data()), standing.undone());
-    if cx.out.is_json() {
-        cx.out.json(&json!({
+    if cx.is_json() {
+        cx.json(&json!({
             "to": data,
             "backup": standing.backup(),
             "target": standing.target(),
@@ -170,7 +167,7 @@ pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
         }))?;
     } else {
         let verb = if is_confirmed { "undone" } else { "found" };
-        cx.out.line(&format!(
+        cx.line(&format!(
             "replacement of {} in {data} {verb}: backup {}, {}",
             standing.began(),
             standing.backup(),
@@ -178,13 +175,13 @@ pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
         ))?;
         let is = if is_confirmed { "is now" } else { "would be" };
         for path in aside {
-            cx.out.line(&format!(
+            cx.line(&format!(
                 "  the restored cluster {is} kept in {}",
                 path.display()
             ))?;
         }
         if lacks_discard {
-            cx.out.line("It has accepted writes, which the old cluster does not have: --discard-changes is needed.")?;
+            cx.line("It has accepted writes, which the old cluster does not have: --discard-changes is needed.")?;
         }
     }
     match (is_confirmed, args.dry_run) {

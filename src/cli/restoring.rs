@@ -80,7 +80,7 @@ impl<'a> ShownReport<'a> {
             links_left_out: &report.links,
             unlogged_left_out_file_count: report.unlogged_files,
             may_archive: job.may_archive(),
-            duration_ms: u64::try_from(restored.took.as_millis()).unwrap_or(u64::MAX),
+            duration_ms: human::millis(restored.took),
         }
     }
 }
@@ -146,13 +146,11 @@ pub fn print_report(cx: &Context, job: &Job, restored: &Restored) -> Result<()> 
 fn print_settings(cx: &Context, job: &Job, report: &Report) -> Result<()> {
     let count = human::count(report.settings.len() as u64, "setting");
     if job.plan.is_some() {
-        return cx
-            .out
-            .line(&format!("  {count} in {AUTO_CONF}, those of the plan"));
+        return cx.line(&format!("  {count} in {AUTO_CONF}, those of the plan"));
     }
-    cx.out.line(&format!("  {count} in {AUTO_CONF}:"))?;
+    cx.line(&format!("  {count} in {AUTO_CONF}:"))?;
     for setting in &report.settings {
-        cx.out.line(&format!("    {}", setting.line()?))?;
+        cx.line(&format!("    {}", setting.line()?))?;
     }
     Ok(())
 }
@@ -174,10 +172,10 @@ fn print_configuration(cx: &Context, start: &Start) -> Result<()> {
         ),
     ];
     for (head, lines) in lists.iter().filter(|(_, lines)| !lines.is_empty()) {
-        cx.out.line(head)?;
+        cx.line(head)?;
         lines
             .iter()
-            .try_for_each(|line| cx.out.line(&format!("  {line}")))?;
+            .try_for_each(|line| cx.line(&format!("  {line}")))?;
     }
     Ok(())
 }

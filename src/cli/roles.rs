@@ -33,29 +33,25 @@ impl RoleArg {
 /// Prints the rights of a role.
 pub(super) fn print(role: RoleArg, cx: &Context) -> Result<u8> {
     let profile = roles::profile(&cx.session, role.role())?;
-    match cx.out.is_json() {
-        true => cx.out.json(&profile)?,
-        false => show(cx, &profile)?,
-    }
+    cx.answer(&profile, || show(cx, &profile))?;
     Ok(exit::SUCCESS)
 }
 
 fn show(cx: &Context, profile: &Profile) -> Result<()> {
     for one in &profile.repositories {
-        cx.out
-            .line(&format!("repository {} ({})", one.repository, one.url))?;
+        cx.line(&format!("repository {} ({})", one.repository, one.url))?;
         if let Some(policy) = &one.policy {
-            cx.out.json(policy)?;
+            cx.json(policy)?;
         }
         if let Some(directory) = &one.directory {
-            cx.out.line(&format!("  {directory}"))?;
+            cx.line(&format!("  {directory}"))?;
         }
     }
     section(cx, "server, as a superuser", &profile.sql)?;
     section(cx, "keys of an encrypted repository", &profile.keys)?;
     section(cx, "files", &profile.files)?;
     let name = profile.role.name();
-    cx.out.note(&format!(
+    cx.note(&format!(
         "on the host itself, \"pitr doctor --role {name}\" compares"
     ));
     Ok(())
@@ -65,8 +61,8 @@ fn section(cx: &Context, title: &str, lines: &[impl AsRef<str>]) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
-    cx.out.line(title)?;
+    cx.line(title)?;
     lines
         .iter()
-        .try_for_each(|line| cx.out.line(&format!("  {}", line.as_ref())))
+        .try_for_each(|line| cx.line(&format!("  {}", line.as_ref())))
 }

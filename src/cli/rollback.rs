@@ -50,10 +50,7 @@ pub(super) fn run(
         discards: args.discard_changes,
         is_confirmed: args.confirm,
     })?;
-    match cx.out.is_json() {
-        true => cx.out.json(&as_json(args, &done))?,
-        false => print(args, cx, &done)?,
-    }
+    cx.answer(&as_json(args, &done), || print(args, cx, &done))?;
     match (args.confirm, args.dry_run) {
         (true, _) => Ok(status(done.left_out.total())),
         (false, true) => Ok(exit::SUCCESS),
@@ -89,15 +86,15 @@ fn print(args: &Args, cx: &Context, done: &RolledBack) -> Result<()> {
         let all = back.chain(gone);
         for (sign, path) in all.clone().take(SHOWN) {
             let path = String::from_utf8_lossy(path);
-            cx.out.line(&format!("{sign} {path}"))?;
+            cx.line(&format!("{sign} {path}"))?;
         }
         let more = all.count().saturating_sub(SHOWN);
         if more > 0 {
-            cx.out.line(&format!("and {more} more"))?;
+            cx.line(&format!("and {more} more"))?;
         }
     }
     let verb = if args.confirm { "undone" } else { "found" };
-    cx.out.report(&format!(
+    cx.report(&format!(
         "restore {} of \"{}\" {verb}: {} put back, {} removed",
         done.run,
         args.name,
@@ -106,8 +103,7 @@ fn print(args: &Args, cx: &Context, done: &RolledBack) -> Result<()> {
     ))?;
     for path in done.changed.iter().take(SHOWN) {
         let path = String::from_utf8_lossy(path);
-        cx.out
-            .warn(&format!("\"{path}\" was changed since the restore"));
+        cx.warn(&format!("\"{path}\" was changed since the restore"));
     }
     left_out::warn(cx, &done.left_out, "", "more could not be put back");
     Ok(())

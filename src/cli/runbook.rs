@@ -54,7 +54,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.check {
         None if args.stored => {
             let stored = runbook::stored(&cx.session, set, args.mark.as_deref())?;
-            cx.out.note(&format!(
+            cx.note(&format!(
                 "stored with mark {} of set \"{}\"",
                 stored.mark, stored.set
             ));
@@ -66,10 +66,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             let copy =
                 read.map_err(|e| Error::from_io(format!("read \"{}\"", path.display()), e))?;
             runbook::check(&cx.session, set, &copy)?;
-            match cx.out.is_json() {
-                true => cx.out.json(&json!({ "is_current": true }))?,
-                false => cx.out.report("the runbook is that of the configuration")?,
-            }
+            cx.answer(&json!({ "is_current": true }), || {
+                cx.report("the runbook is that of the configuration")
+            })?;
         }
     }
     Ok(exit::SUCCESS)
@@ -80,16 +79,16 @@ fn print(args: &Args, cx: &Context, text: &str, stored: Option<&StoredRunbook>) 
         Format::Markdown => ("markdown", text.to_owned()),
         Format::Html => ("html", page(text)),
     };
-    if !cx.out.is_json() {
-        return cx.out.text(&text);
+    if !cx.is_json() {
+        return cx.text(&text);
     }
     let mut answer = json!({ "format": format, "text": text });
-    if let (Some(stored), Some(members)) = (stored, answer.as_object_mut()) {
-        members.insert("set".to_owned(), json!(stored.set));
-        members.insert("mark".to_owned(), json!(stored.mark));
-        members.insert("time".to_owned(), json!(stored.time));
+    if let Some(stored) = stored {
+        answer["set"] = json!(stored.set);
+        answer["mark"] = json!(stored.mark);
+        answer["time"] = json!(stored.time);
     }
-    cx.out.json(&answer)
+    cx.json(&answer)
 }
 
 /// A page of instructions. HTML in the text is shown as text, and a link leads nowhere: in a repository that proves nothing somebody may have written it.

@@ -55,7 +55,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         true => archive_file(arguments, limit(args.limit_ms), cx),
         false => restore_file(arguments, cx),
     };
-    cx.out.raw(&delegate::answer(status))?;
+    cx.raw(&delegate::answer(status))?;
     Ok(status)
 }
 

@@ -64,23 +64,23 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let restored = prepared.run(&cx.session, args.jobs)?;
     let job = &prepared.job;
-    if cx.out.is_json() {
-        cx.out.json(&ShownReport::new(job, &restored))?;
+    if cx.is_json() {
+        cx.json(&ShownReport::new(job, &restored))?;
         return Ok(exit::SUCCESS);
     }
     print_report(cx, job, &restored)?;
     if let Some(timeline) = job.timeline {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "recovery_target_timeline = '{0}', because a timeline with a higher number is not the cluster: the standby follows timeline {0}, and does not follow the next promotion by itself; after one, set it to the new number and reload",
             timeline.decimal()
         ));
     }
     if let Some(e) = silent_primary(&args.primary_conninfo) {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "no server answers at primary_conninfo: {e}. The standby replays the archive and streams nothing until one does; correct primary_conninfo in its postgresql.auto.conf"
         ));
     }
-    cx.out.line(
+    cx.line(
         "The standby replays the archived WAL, then says \"started streaming WAL from primary\" in its log. It may archive with archive_mode = always.",
     )?;
     Ok(exit::SUCCESS)

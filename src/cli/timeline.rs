@@ -1,10 +1,9 @@
 //! `pitr timeline`: which timeline is the cluster, and decisions about it.
 
-use super::output::{Align, Table};
-use super::{Context, unconfirmed};
+use super::output::Table;
+use super::{Context, partial_unless, unconfirmed};
 use crate::err;
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use crate::error::Result;
 use crate::operate::human;
 use crate::operate::timeline::{self, Decided, Stored};
 use crate::pg::time::TimestampTz;
@@ -90,22 +89,18 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 fn list(cx: &Context) -> Result<u8> {
     let listing = timeline::list(&cx.session)?;
-    if cx.out.is_json() {
-        cx.out.json(&listing)?;
-    } else {
+    cx.answer(&listing, || {
         match listing.timelines.is_empty() {
-            true => cx.out.line("nothing is archived yet")?,
-            false => cx.out.table(&table(&listing.timelines))?,
+            true => cx.line("nothing is archived yet")?,
+            false => cx.table(&table(&listing.timelines))?,
         }
-        match listing.decided.undecided() {
-            Some(why) => cx.out.warn(&format!("{why}. {DECIDE}")),
-            None => listing
-                .decided
-                .describe_beside()
-                .iter()
-                .for_each(|beside| cx.out.warn(beside)),
+        let decided = &listing.decided;
+        match decided.undecided() {
+            Some(why) => cx.warn(&format!("{why}. {DECIDE}")),
+            None => (decided.describe_beside().iter()).for_each(|beside| cx.warn(beside)),
         }
-    }
+        Ok(())
+    })?;
     partial_unless(cx.told(listing.failures)?)
 }
 
@@ -116,17 +111,17 @@ fn decide(cx: &Context, change: &Change, kind: Kind) -> Result<u8> {
         reason: change.reason.clone(),
     };
     let mut decided = timeline::decide(&cx.session, asked)?;
-    if !cx.out.is_json() {
+    if !cx.is_json() {
         print(cx, &decided)?;
     }
     if change.confirm {
         decided.record(&cx.session)?;
     }
-    if cx.out.is_json() {
-        cx.out.json(&decided)?;
+    if cx.is_json() {
+        cx.json(&decided)?;
     } else if change.confirm {
         let places = decided.recorded_in.join(" and ");
-        cx.out.report(&format!("recorded in {places}"))?;
+        cx.report(&format!("recorded in {places}"))?;
     }
     let is_whole = cx.told(decided.failures)?;
     if !change.confirm && !change.dry_run {
@@ -135,27 +130,11 @@ fn decide(cx: &Context, change: &Change, kind: Kind) -> Result<u8> {
     partial_unless(is_whole)
 }
 
-pub(super) fn partial_unless(is_whole: bool) -> Result<u8> {
-    Ok(match is_whole {
-        true => exit::SUCCESS,
-        false => exit::status(Program::Pitr, Code::Partial),
-    })
-}
-
 fn table(timelines: &[Stored]) -> Table {
-    let mut table = Table::new(&[
-        ("timeline", Align::Right),
-        ("state", Align::Left),
-        ("from", Align::Left),
-        ("began", Align::Left),
-        ("last commit", Align::Left),
-        ("backups", Align::Right),
-        ("", Align::Left),
-    ]);
-    for shown in timelines {
-        let time = |time: Option<TimestampTz>| time.map(human::time).unwrap_or_default();
+    let time = |time: Option<TimestampTz>| time.map(human::time).unwrap_or_default();
+    let row = |shown: &Stored| {
         let from = shown.parent.zip(shown.switch_lsn);
-        table.row([
+        [
             shown.timeline.to_string(),
             shown.state.to_owned(),
             from.map_or_else(String::new, |(t, lsn)| format!("{t} at {lsn}")),
@@ -166,9 +145,10 @@ fn table(timelines: &[Stored]) -> Table {
             },
             shown.backups.len().to_string(),
             shown.reason.clone().unwrap_or_default(),
-        ]);
-    }
-    table
+        ]
+    };
+    Table::of(">timeline | state | from | began | last commit | >backups | ")
+        .rows(timelines.iter().map(row))
 }
 
 fn print(cx: &Context, shown: &Decided) -> Result<()> {
@@ -176,12 +156,12 @@ fn print(cx: &Context, shown: &Decided) -> Result<()> {
         Some(timeline) => format!("timeline {timeline} is the cluster"),
         None => "it is undecided which timeline is the cluster".to_owned(),
     };
-    cx.out.line(&format!("now:  {was}"))?;
+    cx.line(&format!("now:  {was}"))?;
     let then = match (shown.cluster_then, shown.after.undecided()) {
         (Some(timeline), _) => format!("timeline {timeline} is the cluster"),
         (None, why) => why.unwrap_or_default(),
     };
-    cx.out.line(&format!("then: {then}"))?;
+    cx.line(&format!("then: {then}"))?;
     for timeline in &shown.abandoned {
         let number = timeline.timeline;
         let commits = match (timeline.last_commit, &timeline.problem) {
@@ -199,13 +179,13 @@ fn print(cx: &Context, shown: &Decided) -> Result<()> {
             [] => "no backup".to_owned(),
             backups => format!("backup {}", backups.join(", ")),
         };
-        cx.out.line(&format!(
+        cx.line(&format!(
             "  timeline {number} is abandoned: {commits}; {backups}"
         ))?;
     }
     for beside in shown.after.describe_beside() {
-        cx.out.warn(&beside);
+        cx.warn(&beside);
     }
-    cx.out.note("nothing is deleted, and --target-timeline N still leads to an abandoned timeline; versions of pitr before this command ignore the decision");
+    cx.note("nothing is deleted, and --target-timeline N still leads to an abandoned timeline; versions of pitr before this command ignore the decision");
     Ok(())
 }

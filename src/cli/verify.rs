@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::{Context, heal};
+use super::files::sum_line;
+use super::{Context, heal, partial_unless};
 use crate::config::{Period, Size};
-use crate::operate::heal::{has_others, has_pg_wal, is_of_wal};
 use crate::operate::human;
 use crate::operate::of::{self, Of};
 use crate::operate::pacing::MaxRate;
@@ -111,42 +111,35 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let is_whole = cx.told(verified.failures)?;
     let has_findings = done.iter().any(|d| d.report.finding_count > 0);
     let is_whole = is_whole && done.iter().all(|d| d.report.unsupported_count == 0);
-    Ok(match (has_findings, is_whole) {
-        (true, _) => exit::status(Program::Pitr, Code::Findings),
-        (false, false) => exit::status(Program::Pitr, Code::Partial),
-        (false, true) => exit::SUCCESS,
-    })
+    match has_findings {
+        true => Ok(exit::status(Program::Pitr, Code::Findings)),
+        false => partial_unless(is_whole),
+    }
 }
 
-/// One line of `sha256sum`: a name with a backslash or a line break is escaped, and the line begins with a backslash.
 fn print_sum(cx: &Context, path: &[u8], sum: [u8; 32]) -> Result<()> {
     let (path, sum) = (String::from_utf8_lossy(path), hex(&sum));
-    if cx.out.is_json() {
+    if cx.is_json() {
         let line = json!({ "path": path, "sha256": sum });
-        return cx.out.raw(&format!("{line}\n"));
+        return cx.raw(&format!("{line}\n"));
     }
-    let escaped = path
-        .replace('\\', "\\\\")
-        .replace('\n', "\\n")
-        .replace('\r', "\\r");
-    let mark = if escaped == path { "" } else { "\\" };
-    cx.out.raw(&format!("{mark}{sum}  {escaped}\n"))
+    cx.bytes(&sum_line(path.as_bytes(), &sum))
 }
 
 fn report(cx: &Context, args: &Args, verified: &Verified) -> Result<()> {
     let (done, only_written) = (&verified.done, &verified.only_written);
-    if cx.out.is_json() {
+    if cx.is_json() {
         let shown = |one: &Done| shown(args.is_dry(), one);
         let mut answer = of::split(done, |one| &one.of, shown);
         if !only_written.is_empty() {
             answer.insert("only_written".into(), json!(only_written));
         }
-        return cx.out.json(&answer);
+        return cx.json(&answer);
     }
     let is_dry = args.is_dry();
     done.iter().try_for_each(|one| print(cx, is_dry, one))?;
     only_written.iter().try_for_each(|name| {
-        cx.out.report(&format!(
+        cx.report(&format!(
             "repository {name}: not read, because this host only writes into it: verify it where a reader's key is"
         ))
     })
@@ -155,23 +148,11 @@ fn report(cx: &Context, args: &Args, verified: &Verified) -> Result<()> {
 /// A report as JSON; of a run that heals it is known whether it was a dry one.
 pub(super) fn shown(is_dry: Option<bool>, done: &Done) -> serde_json::Value {
     let report = &done.report;
-    let findings: Vec<_> = report
-        .findings
-        .iter()
-        .map(|f| {
-            json!({
-                "kind": f.kind.as_str(),
-                "object": f.object,
-                "detail": f.detail,
-                "costs": f.costs,
-            })
-        })
-        .collect();
-    let backups: Vec<_> = report
-        .backups
-        .iter()
-        .map(|(id, usable)| json!({ "id": id.to_string(), "restorable": usable }))
-        .collect();
+    let finding = |f: &Finding| json!({ "kind": f.kind.as_str(), "object": f.object, "detail": f.detail, "costs": f.costs });
+    let findings: Vec<_> = report.findings.iter().map(finding).collect();
+    let backup =
+        |(id, usable): &(BackupId, bool)| json!({ "id": id.to_string(), "restorable": usable });
+    let backups: Vec<_> = report.backups.iter().map(backup).collect();
     let mut members = json!({
         "repository": done.repository,
         "findings": findings,
@@ -197,58 +178,6 @@ pub(super) fn shown(is_dry: Option<bool>, done: &Done) -> serde_json::Value {
     done.of.named(members)
 }
 
-/// Names the remedy for the findings.
-fn next(cx: &Context, is_dry: Option<bool>, done: &Done) -> Option<String> {
-    let report = &done.report;
-    let has = |kinds: &[&str]| {
-        report
-            .findings
-            .iter()
-            .any(|f| kinds.contains(&f.kind.as_str()))
-    };
-    let flags = cx.session.options(done.of.cluster());
-    if report.finding_count == 0 {
-        return None;
-    }
-    let may_heal = is_dry != Some(false);
-    let is_wal = report.findings.iter().any(is_of_wal);
-    let by_others = has(&["damaged", "missing", "gap"]) && has_others(&cx.session);
-    let by_server = is_wal && has_pg_wal(&cx.session, &done.of);
-    let is_of_pack = |finding: &Finding| finding.object.contains("/packs/");
-    let by_pages = report.backups.len() > 1 && report.findings.iter().any(is_of_pack);
-    if may_heal && (by_others || by_server || by_pages) {
-        let giver = match (by_others, by_server) {
-            (true, true) => "another repository, or a server's pg_wal, has whole",
-            (true, false) => "another repository has whole",
-            (false, true) => "a server's pg_wal still has",
-            (false, false) => "other backups have page by page",
-        };
-        return Some(format!(
-            "pitr verify{flags} --heal writes what {giver}, and says what stays lost"
-        ));
-    }
-    if let Of::Scope(_) = done.of {
-        return Some(
-            "pitr repo sync, where another repository has it; else take a new backup".to_owned(),
-        );
-    }
-    let lost = report.backups.iter().any(|(_, usable)| !usable);
-    Some(match (lost, is_wal || has(&["missing"])) {
-        (_, true) if is_wal => format!(
-            "pitr repo sync, where another repository has it; pitr wal backfill{flags} --from the pg_wal of a node that still has it; else pitr backup{flags}"
-        ),
-        (true, _) => format!(
-            "pitr backup{flags}; what another repository has whole, plan and restore take from there"
-        ),
-        (false, true) => {
-            format!("pitr repo sync, where another repository has it; else pitr backup{flags}")
-        }
-        (false, false) => {
-            format!("pitr info{flags} shows what can be recovered; pitr backup{flags}")
-        }
-    })
-}
-
 /// Prints what was healed, and the report of what is left.
 pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<()> {
     if let Some(outcome) = &done.outcome {
@@ -256,23 +185,23 @@ pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<(
     }
     let report = &done.report;
     for finding in &report.findings {
-        cx.out.line(&format!(
+        cx.line(&format!(
             "{}: {}: {}",
             finding.kind.as_str(),
             finding.object,
             finding.detail
         ))?;
         for cost in &finding.costs {
-            cx.out.line(&format!("  lost here: {cost}"))?;
+            cx.line(&format!("  lost here: {cost}"))?;
         }
         if finding.costs.is_empty() {
-            cx.out.line("  lost here: nothing that recovery needs")?;
+            cx.line("  lost here: nothing that recovery needs")?;
         }
     }
     let listed = report.findings.len() as u64;
     if report.finding_count > listed {
         let more = human::count(report.finding_count - listed, "finding");
-        cx.out.line(&format!("and {more} more"))?;
+        cx.line(&format!("and {more} more"))?;
     }
     let restorable = report.backups.iter().filter(|(_, usable)| *usable).count();
     let summary = format!(
@@ -296,20 +225,20 @@ pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<(
         }
     );
     match (report.finding_count, report.unsupported_count) {
-        (0, 0) => cx.out.report(&summary)?,
-        _ => cx.out.line(&summary)?,
+        (0, 0) => cx.report(&summary)?,
+        _ => cx.line(&summary)?,
     }
     if report.unlooked_count > 0 {
-        cx.out.report(&format!(
+        cx.report(&format!(
             "{} not looked at: the limits of this run were reached; the next runs go on with them",
             human::count(report.unlooked_count, "backup")
         ))?;
     }
     if !report.read_back.is_complete() {
-        cx.out.report(&read_back::line(&report.read_back))?;
+        cx.report(&read_back::line(&report.read_back))?;
     }
-    if let Some(next) = next(cx, is_dry, done) {
-        cx.out.line(&format!("next: {next}"))?;
+    if let Some(next) = verify::next(&cx.session, is_dry, done) {
+        cx.line(&format!("next: {next}"))?;
     }
     if report.unlinked_count > 0 {
         let (have, them) = match report.unlinked_count {
@@ -317,16 +246,14 @@ pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<(
             _ => ("have", "them"),
         };
         // So is every first one after a restore: its server never had the one before.
-        cx.out.report(&format!(
+        cx.report(&format!(
             "{} {have} no link, the hash of the segment before. That is no damage: the server had that one no longer, or an older pitr stored {them}. Positions and checksums join {them}.",
             human::count(report.unlinked_count, "segment")
         ))?;
     }
-    for warning in &report.warnings {
-        cx.out.warn(warning);
-    }
+    cx.warn_all(&report.warnings);
     if report.object_count == 0 {
-        cx.out.warn("0 objects: there is nothing to check");
+        cx.warn("0 objects: there is nothing to check");
     }
     Ok(())
 }

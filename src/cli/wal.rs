@@ -121,49 +121,40 @@ fn push(cx: &Context, path: &Path) -> Result<u8> {
     let arguments = arguments(&cx.session, vec![path.into()]);
     let settings = command::settings(&arguments, &cx.session.environment)?;
     let archived = command::archive::run(&arguments, &settings, cx.session.host.random(), &|| {})?;
-    for warning in &archived.warnings {
-        cx.out.warn(warning);
-    }
+    cx.warn_all(&archived.warnings);
     let outcome = if archived.is_new { STORED } else { THERE };
-    if cx.out.is_json() {
-        cx.out.json(&serde_json::json!({ "outcome": outcome }))?;
-    } else {
-        cx.out.note(outcome.replace('_', " ").as_str());
-    }
+    cx.answer(&serde_json::json!({ "outcome": outcome }), || {
+        cx.note(&outcome.replace('_', " "));
+        Ok(())
+    })?;
     Ok(exit::SUCCESS)
 }
 
 fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {
     let job = Job::new(arguments(&cx.session, vec![name.to_owned(), path.into()]))?;
-    let progress: Arc<dyn Progress> = cx.out.progress();
+    let progress: Arc<dyn Progress> = cx.progress();
     match job.run(&cx.session.environment, cx.session.host.random(), &progress)? {
         Fetched::Delivered => {
-            if cx.out.is_json() {
-                cx.out.json(&serde_json::json!({ "outcome": DELIVERED }))?;
-            }
-            Ok(exit::SUCCESS)
+            cx.answer(&serde_json::json!({ "outcome": DELIVERED }), || Ok(()))?;
         }
         Fetched::DeliveredTail { valid_end } => {
-            cx.out.warn(&format!(
+            cx.warn(&format!(
                 "of \"{}\" only a part is archived: its WAL ends at {valid_end}, zeros follow",
                 name.display()
             ));
-            if cx.out.is_json() {
-                cx.out.json(
-                    &serde_json::json!({ "outcome": DELIVERED, "valid_end_lsn": valid_end }),
-                )?;
-            }
-            Ok(exit::SUCCESS)
+            let shown = serde_json::json!({ "outcome": DELIVERED, "valid_end_lsn": valid_end });
+            cx.answer(&shown, || Ok(()))?;
         }
-        Fetched::ProvenAbsent => Err(err!(
-            NotFound,
-            "\"{}\" is not in the archive",
-            name.display()
-        )),
+        Fetched::ProvenAbsent => {
+            let name = name.display();
+            return Err(err!(NotFound, "\"{name}\" is not in the archive"));
+        }
     }
+    Ok(exit::SUCCESS)
 }
 
 const DELIVERED: &str = "delivered";
+
 fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     let Backfill {
         files,
@@ -172,17 +163,16 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
         refused,
         next,
     } = backfill::run(&cx.session, from)?;
-    if cx.out.is_json() {
-        cx.out
-            .json(&serde_json::json!({ "files": files, "next": next }))?;
-    } else {
+    let shown = serde_json::json!({ "files": files, "next": next });
+    cx.answer(&shown, || {
         show(cx, &files, &spare)?;
         for command in &next {
-            cx.out.note(&format!(
+            cx.note(&format!(
                 "next, if that server never runs again, for the commits in its last segment: {command}"
             ));
         }
-    }
+        Ok(())
+    })?;
     // The files before the failed one are in the archive, and have been shown.
     if let Some(e) = failed {
         return Err(e);
@@ -190,7 +180,7 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     match refused {
         None => Ok(exit::SUCCESS),
         // The object on standard output says it already.
-        Some(e) if cx.out.is_json() => Ok(exit::status(Program::Pitr, e.code())),
+        Some(e) if cx.is_json() => Ok(exit::status(Program::Pitr, e.code())),
         Some(e) => Err(e),
     }
 }
@@ -199,18 +189,18 @@ fn show(cx: &Context, files: &[Backfilled], spare: &[String]) -> Result<()> {
     let count = |wanted| files.iter().filter(|f| f.outcome == wanted).count();
     for file in files.iter().filter(|f| !spare.contains(&f.name)) {
         let outcome = file.outcome.replace('_', " ");
-        cx.out.report(&match &file.reason {
+        cx.report(&match &file.reason {
             Some(reason) => format!("{outcome:14}{}  ({reason})", file.name),
             None => format!("{outcome:14}{}", file.name),
         })?;
     }
     if let (Some(first), Some(last)) = (spare.first(), spare.last()) {
-        cx.out.report(&format!(
+        cx.report(&format!(
             "not used yet  {first} to {last}  ({}, preallocated or recycled for WAL to come)",
             human::count(spare.len() as u64, "file")
         ))?;
     }
-    cx.out.note(&format!(
+    cx.note(&format!(
         "{} stored, {} were there, {} left out, {} refused, {} not used yet",
         count(STORED),
         count(THERE),

@@ -1,19 +1,16 @@
 //! `pitr wal conflicts`: refused copies beside what is stored.
 
-use super::output::{Align, Table};
-use super::{Context, timeline};
+use super::output::Table;
+use super::{Context, partial_unless};
 use crate::error::Result;
-use crate::operate::conflicts::{self, Conflicts};
+use crate::operate::conflicts::{self, Conflict, Conflicts};
 use crate::operate::human;
 
 /// `pitr wal conflicts`.
 pub fn run(cx: &Context, wanted: Option<&str>) -> Result<u8> {
     let found = conflicts::look(&cx.session, wanted.map(str::parse).transpose()?)?;
-    match cx.out.is_json() {
-        true => cx.out.json(&found)?,
-        false => print(cx, &found)?,
-    }
-    timeline::partial_unless(cx.told(found.failures)?)
+    cx.answer(&found, || print(cx, &found))?;
+    partial_unless(cx.told(found.failures)?)
 }
 
 fn print(cx: &Context, found: &Conflicts) -> Result<()> {
@@ -31,7 +28,7 @@ fn print(cx: &Context, found: &Conflicts) -> Result<()> {
             true => String::new(),
             false => format!(", in {}", names.join(" and ")),
         };
-        cx.out.line(&format!(
+        cx.line(&format!(
             "{}: timeline {} is followed from {} on as the server of copy {} wrote it{place}",
             life.event,
             life.segment.timeline.decimal(),
@@ -41,21 +38,15 @@ fn print(cx: &Context, found: &Conflicts) -> Result<()> {
     }
     let conflicts = &found.conflicts;
     if conflicts.is_empty() {
-        cx.out.note("no conflicts");
+        cx.note("no conflicts");
         return Ok(());
     }
-    let mut columns = vec![
-        ("file", Align::Left),
-        ("refused", Align::Left),
-        ("followed content", Align::Left),
-    ];
-    if !is_one {
-        columns.push(("repository", Align::Left));
-    }
-    columns.push(("refused copy", Align::Left));
-    let mut table = Table::new(&columns);
+    let repository = if is_one { "" } else { "repository | " };
+    let table = Table::of(&format!(
+        "file | refused | followed content | {repository}refused copy"
+    ));
     let short = |hash: &str| hash.get(..16).unwrap_or(hash).to_owned();
-    for c in conflicts {
+    let row = |c: &Conflict| {
         let repository = (!is_one).then(|| c.repository.clone());
         let before = [
             c.name.clone(),
@@ -63,12 +54,10 @@ fn print(cx: &Context, found: &Conflicts) -> Result<()> {
             c.stored_hash.as_deref().map(short).unwrap_or_default(),
         ];
         let copy = c.copy.clone().unwrap_or_default();
-        table.row(before.into_iter().chain(repository).chain([copy]));
-    }
-    cx.out.table(&table)?;
-    for error in conflicts.iter().filter_map(|c| c.error.as_deref()) {
-        cx.out.warn(error);
-    }
-    cx.out.note("Both copies are kept. Two servers wrote different WAL under one name: find out which one is the cluster, and stop the other. If the refused copies are the cluster's: pitr wal resolve FILE --keep COPY, for the first of them.");
+        before.into_iter().chain(repository).chain([copy])
+    };
+    cx.table(&table.rows(conflicts.iter().map(row)))?;
+    cx.warn_all(conflicts.iter().filter_map(|c| c.error.as_deref()));
+    cx.note("Both copies are kept. Two servers wrote different WAL under one name: find out which one is the cluster, and stop the other. If the refused copies are the cluster's: pitr wal resolve FILE --keep COPY, for the first of them.");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `pitr wal gaps`: WAL that should be there and is not.
 
 use super::Context;
-use super::output::{Align, Table};
+use super::output::Table;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::gaps::{self, NamedGap};
@@ -13,20 +13,18 @@ pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
     let found = done
         .iter()
         .any(|one| !one.gaps.is_empty() || !one.not_healed.is_empty());
-    if cx.out.is_json() {
-        cx.out
-            .json(&serde_json::json!({ "dry_run": dry_run, "repositories": done }))?;
-    } else {
+    let shown = serde_json::json!({ "dry_run": dry_run, "repositories": done });
+    cx.answer(&shown, || {
         let word = if dry_run { "would come" } else { "came" };
         for one in &done {
             for healed in &one.healed {
-                cx.out.line(&format!(
+                cx.line(&format!(
                     "repository \"{}\": {} {word} from \"{}\"",
                     one.repository, healed.object, healed.from
                 ))?;
             }
             for lost in &one.not_healed {
-                cx.out.line(&format!(
+                cx.line(&format!(
                     "repository \"{}\": not healed: {}: {}",
                     one.repository,
                     lost.object,
@@ -34,39 +32,32 @@ pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
                 ))?;
             }
             if one.gaps.is_empty() {
-                cx.out
-                    .note(&format!("repository \"{}\": no gaps", one.repository));
+                cx.note(&format!("repository \"{}\": no gaps", one.repository));
                 continue;
             }
-            cx.out
-                .line(&format!("repository \"{}\" lacks:", one.repository))?;
+            cx.line(&format!("repository \"{}\" lacks:", one.repository))?;
             table(cx, &one.gaps)?;
         }
         if found {
-            cx.out.note("next: pitr wal backfill --from the pg_wal of another node that still has them, then pitr backup");
+            cx.note("next: pitr wal backfill --from the pg_wal of another node that still has them, then pitr backup");
         }
-    }
+        Ok(())
+    })?;
     Ok(status(found))
 }
 
 fn table(cx: &Context, gaps: &[NamedGap]) -> Result<()> {
-    let mut table = Table::new(&[
-        ("timeline", Align::Right),
-        ("from", Align::Left),
-        ("to", Align::Left),
-        ("segments", Align::Right),
-        ("first missing", Align::Left),
-    ]);
-    for NamedGap { gap, names } in gaps {
-        table.row([
+    let row = |NamedGap { gap, names }: &NamedGap| {
+        [
             gap.timeline.decimal().to_string(),
             gap.from_lsn.to_string(),
             gap.to_lsn.to_string(),
             gap.segments.to_string(),
             names.first().map(ToString::to_string).unwrap_or_default(),
-        ]);
-    }
-    cx.out.table(&table)
+        ]
+    };
+    let table = Table::of(">timeline | from | to | >segments | first missing");
+    cx.table(&table.rows(gaps.iter().map(row)))
 }
 
 fn status(found: bool) -> u8 {
@@ -80,13 +71,13 @@ fn status(found: bool) -> u8 {
 pub fn gaps(cx: &Context) -> Result<u8> {
     let gaps = gaps::look(&cx.session)?;
     let found = !gaps.is_empty();
-    if cx.out.is_json() {
-        cx.out.json(&serde_json::json!({ "gaps": gaps }))?;
+    if cx.is_json() {
+        cx.json(&serde_json::json!({ "gaps": gaps }))?;
     } else if found {
         table(cx, &gaps)?;
-        cx.out.note("next: pitr wal gaps --heal looks in the other repositories and in the pg_wal of each configured server; else pitr wal backfill --from the pg_wal of a node that still has them, then pitr backup");
+        cx.note("next: pitr wal gaps --heal looks in the other repositories and in the pg_wal of each configured server; else pitr wal backfill --from the pg_wal of a node that still has them, then pitr backup");
     } else {
-        cx.out.note("no gaps");
+        cx.note("no gaps");
     }
     Ok(status(found))
 }

@@ -12,8 +12,8 @@ const LINES_BYTES: usize = 64 << 10;
 /// `pitr wal list`.
 pub fn list(cx: &Context) -> Result<u8> {
     let listing = listing::list(&cx.session)?;
-    if cx.out.is_json() {
-        cx.out.json(&listing)?;
+    if cx.is_json() {
+        cx.json(&listing)?;
         return Ok(exit::SUCCESS);
     }
     let (segments, timelines) = (&listing.segments, &listing.timelines);
@@ -29,12 +29,12 @@ pub fn list(cx: &Context) -> Result<u8> {
         let time = human::time(segment.stored);
         text.push_str(&format!("{}  {stored:>10}  {time}\n", segment.name));
         if text.len() > LINES_BYTES {
-            cx.out.line(text.trim_end())?;
+            cx.line(text.trim_end())?;
             text.clear();
         }
     }
     if !text.is_empty() {
-        cx.out.line(text.trim_end())?;
+        cx.line(text.trim_end())?;
     }
     for tail in timelines.iter().flat_map(|t| &t.tails) {
         let stored = unit.show(tail.stored_bytes);
@@ -47,11 +47,10 @@ pub fn list(cx: &Context) -> Result<u8> {
             parts.push("a partial".to_owned());
         }
         let parts = parts.join(" and ");
-        cx.out
-            .line(&format!("{}  {stored:>10}  {parts}", tail.name))?;
+        cx.line(&format!("{}  {stored:>10}  {parts}", tail.name))?;
     }
     let total = segments.iter().map(|s| s.stored_bytes).sum();
-    cx.out.note(&format!(
+    cx.note(&format!(
         "{} on {}, {} stored",
         human::count(segments.len() as u64, "segment"),
         human::count(timelines.len() as u64, "timeline"),

@@ -1,6 +1,6 @@
 //! `pitr wal resolve`: gives the fork of a timeline to the server whose copy was refused.
 
-use super::{Context, timeline, unconfirmed};
+use super::{Context, partial_unless, timeline, unconfirmed};
 use crate::archive::resolve::Fork;
 use crate::err;
 use crate::error::Result;
@@ -63,17 +63,17 @@ pub fn run(cx: &Context, args: &Args) -> Result<u8> {
             ));
         }
     };
-    if !cx.out.is_json() {
+    if !cx.is_json() {
         print(cx, &resolution)?;
     }
     if args.confirm {
         resolution.record(&cx.session)?;
     }
-    if cx.out.is_json() {
-        cx.out.json(&resolution)?;
+    if cx.is_json() {
+        cx.json(&resolution)?;
     } else if args.confirm {
         for one in &resolution.recorded {
-            cx.out.report(&match &one.event {
+            cx.report(&match &one.event {
                 Some(event) => format!("recorded in {} as {event}", one.repository),
                 None => format!("{} follows that copy already", one.repository),
             })?;
@@ -83,7 +83,7 @@ pub fn run(cx: &Context, args: &Args) -> Result<u8> {
     if !args.confirm && !args.dry_run {
         return Err(unconfirmed("The decision above would be recorded."));
     }
-    timeline::partial_unless(is_whole)
+    partial_unless(is_whole)
 }
 
 fn print(cx: &Context, shown: &Resolution) -> Result<()> {
@@ -94,23 +94,21 @@ fn print(cx: &Context, shown: &Resolution) -> Result<()> {
         "resolve" => format!("the server of copy {}", shown.copy),
         _ => "its server before that decision".to_owned(),
     };
-    cx.out.line(&format!(
+    cx.line(&format!(
         "timeline {timeline} is followed from {segment} on as {then} wrote it"
     ))?;
     if !shown.backups.is_empty() {
         let backups = shown.backups.join(", ");
-        cx.out.line(&format!(
+        cx.line(&format!(
             "backups of timeline {timeline} behind the fork, of which those of the other server need --as-stored then: {backups}"
         ))?;
     }
     for id in &shown.in_use {
-        cx.out.warn(&format!(
+        cx.warn(&format!(
             "backup {id} is being taken, restored or copied: let that end first, for its WAL may change below it"
         ));
     }
-    for warning in &shown.warnings {
-        cx.out.warn(warning);
-    }
+    cx.warn_all(&shown.warnings);
     let note = match shown.decision {
         "resolve" => {
             "nothing is deleted: the other life stays, and pitr plan and restore --as-stored lead there. Stop its server. Versions of pitr before this command ignore the decision: every host that archives or restores needs this one"
@@ -119,6 +117,6 @@ fn print(cx: &Context, shown: &Resolution) -> Result<()> {
             "nothing is deleted. The server whose life is not followed any more waits with its next segment"
         }
     };
-    cx.out.note(note);
+    cx.note(note);
     Ok(())
 }

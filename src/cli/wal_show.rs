@@ -11,23 +11,18 @@ use crate::pg::segment::WalFileName;
 pub fn show(cx: &Context, name: &str) -> Result<u8> {
     let name: WalFileName = name.parse()?;
     match content::look(&cx.session, name)? {
-        Content::Segment(shown) if cx.out.is_json() => cx.out.json(&shown)?,
-        Content::Segment(shown) => print_segment(cx, &shown)?,
+        Content::Segment(shown) => cx.answer(&shown, || print_segment(cx, &shown))?,
         Content::Text(content) => {
             let text = String::from_utf8_lossy(&content);
-            match cx.out.is_json() {
-                true => cx
-                    .out
-                    .json(&serde_json::json!({ "name": name, "content": text }))?,
-                false => cx.out.text(text.trim_end())?,
-            }
+            let shown = serde_json::json!({ "name": name, "content": text });
+            cx.answer(&shown, || cx.text(text.trim_end()))?;
         }
     }
     Ok(exit::SUCCESS)
 }
 
 fn print_segment(cx: &Context, shown: &SegmentContent) -> Result<()> {
-    let line = |label: &str, value: String| cx.out.line(&format!("{label:<15} {value}"));
+    let line = |label: &str, value: String| cx.line(&format!("{label:<15} {value}"));
     line("name", shown.name.clone())?;
     line(
         "WAL",

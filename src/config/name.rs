@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::err;
 use crate::error::Error;
+use crate::text::as_text;
 
 /// The name of a cluster: `[a-z0-9][a-z0-9._-]{0,62}`. It is part of object keys, hence the narrow alphabet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,18 +33,7 @@ impl FromStr for ClusterName {
     }
 }
 
-impl serde::Serialize for ClusterName {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for ClusterName {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(ClusterName);
 
 /// Refuses what is not a name; `kind` is "cluster" or "repository".
 pub(super) fn check(kind: &str, s: &str) -> Result<(), Error> {

@@ -368,25 +368,9 @@ mod tests {
 
     /// A backup whose WAL is that of these segments.
     fn backup(first: u64, last: u64) -> (BackupId, Subject) {
+        let start = Lsn(first * SEGMENT + 40);
         let stop = Lsn((last + 1) * SEGMENT - 40);
-        let root = Root {
-            start_lsn: Lsn(first * SEGMENT + 40),
-            stop_lsn: stop,
-            consistent_lsn: stop,
-            start_timeline: TimelineId::FIRST,
-            timeline: TimelineId::FIRST,
-            history: None,
-            stop_time: TimestampTz(0),
-            size_bytes: 1,
-            stored_bytes: 1,
-            damage: None,
-            wal_proof: None,
-            foreign: None,
-            strays: BTreeMap::new(),
-            unsure: BTreeSet::new(),
-            layers: BTreeMap::new(),
-            packs: BTreeMap::new(),
-        };
+        let root = Root::sample(TimelineId::FIRST, start, stop);
         let subject = Subject {
             manifest: Manifest::Committed(Box::new(root)),
             stored: Some(TimestampTz(0)),

@@ -6,14 +6,12 @@ use serde::Serialize;
 
 use super::failures::Failures;
 use super::needs::Owner;
-use super::pin::{self, Asked, Kind, Pinning, Stored, Unpinning};
-use super::pin_content;
+use super::pin::{Events, Stored};
 use super::session::Session;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::BackupId;
-use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 use crate::store::Key;
@@ -50,143 +48,30 @@ pub struct Objects {
     pub objects: u64,
 }
 
-/// A hold that is shown before it is recorded, or the end of holds.
-#[derive(Serialize)]
-pub struct Holding<T> {
-    /// The events.
-    #[serde(flatten)]
-    pub pinning: T,
-    /// Repository by repository.
-    pub holds: Vec<Objects>,
-}
-
-/// Looks what a hold would keep, and by what.
-///
-/// # Errors
-/// Those of [`pin::plan`]; what the stores say of their holds.
-pub fn plan(session: &Session, backup: &BackupId, reason: &str) -> Result<Holding<Pinning>> {
-    let asked = Asked {
-        backup: backup.clone(),
-        reason: reason.to_owned(),
-        until: None,
-        kind: Kind::Hold,
-    };
-    let pinning = pin::plan(session, &asked)?;
-    let holds = keepers(copies(pinning.copies()))?;
-    Ok(Holding { pinning, holds })
-}
-
-/// Looks which holds of a backup would end.
-///
-/// # Errors
-/// Those of [`pin::plan_end`]; what the stores say of their holds.
-pub fn plan_end(session: &Session, id: &BackupId) -> Result<Holding<Unpinning>> {
-    let pinning = pin::plan_end(session, id, Kind::Hold)?;
-    let holds = keepers(copies(pinning.copies()))?;
-    Ok(Holding { pinning, holds })
-}
-
-/// The same for other content: what a hold for this reason would keep; without one, which holds would end.
-///
-/// # Errors
-/// Those of [`pin_content::plan`]; what the stores say of their holds.
-pub fn plan_of(
-    session: &Session,
-    of: (&Scope, &BackupId),
-    reason: Option<&str>,
-) -> Result<Holding<pin_content::Pinning>> {
-    let wanted = reason.map(|reason| pin_content::Wanted {
-        reason: reason.to_owned(),
-        until: None,
-    });
-    let pinning = pin_content::plan(session, of, wanted.as_ref(), Kind::Hold)?;
-    let holds = keepers(
-        pinning
-            .places()
-            .map(|(name, repository, _)| (name, repository)),
-    )?;
-    Ok(Holding { pinning, holds })
-}
-
-/// The repositories that have the copies.
-fn copies(copies: &[Stored]) -> impl Iterator<Item = (&str, &Repository)> {
-    copies.iter().map(|(reading, ..)| {
-        let name = reading.configured.name.as_str();
-        (name, &reading.repository)
-    })
-}
-
 /// The keeper of the objects of each copy, of which none is held yet.
-fn keepers<'c>(copies: impl Iterator<Item = (&'c str, &'c Repository)>) -> Result<Vec<Objects>> {
-    let keeper = |(name, repository): (&str, &Repository)| {
+pub(super) fn keepers(copies: &[Stored]) -> Result<Vec<Objects>> {
+    let keeper = |copy: &Stored| {
         Ok(Objects {
-            repository: name.to_owned(),
-            by: match repository.store().has_holds()? {
+            repository: copy.configured.name.clone(),
+            by: match copy.repository.store().has_holds()? {
                 true => By::Store,
                 false => By::Advisory,
             },
             objects: 0,
         })
     };
-    copies.map(keeper).collect()
+    copies.iter().map(keeper).collect()
 }
 
-impl Holding<Pinning> {
-    /// Records the hold, and has the stores hold every object that the backup needs.
-    ///
-    /// # Errors
-    /// The first, when it could be recorded nowhere.
-    pub fn record(&mut self, session: &Session) -> Result<()> {
-        self.pinning.record(session)?;
-        let work = InStores::new(session, &self.pinning.backup, true);
-        let copies = owners(self.pinning.copies());
-        let failed = work.run(copies, &self.pinning.recorded_in, &mut self.holds);
-        self.pinning.failures.take_over(failed);
-        Ok(())
-    }
-}
-
-impl Holding<Unpinning> {
-    /// Records the end of every hold, and has the stores hold no more what no other hold needs.
-    ///
-    /// # Errors
-    /// The first, when it could be recorded nowhere.
-    pub fn record(&mut self, session: &Session) -> Result<()> {
-        self.pinning.record(session)?;
-        let work = InStores::new(session, &self.pinning.backup, false);
-        let copies = owners(self.pinning.copies());
-        let failed = work.run(copies, &self.pinning.recorded_in, &mut self.holds);
-        self.pinning.failures.take_over(failed);
-        Ok(())
-    }
-}
-
-impl Holding<pin_content::Pinning> {
-    /// Records the hold or the end of all, and has the stores do likewise.
-    ///
-    /// # Errors
-    /// The first, when it could be recorded nowhere.
-    pub fn record(&mut self, session: &Session) -> Result<()> {
-        self.pinning.record(session)?;
-        let is_on = self.pinning.reason.is_some();
-        let work = InStores::new(session, &self.pinning.backup, is_on);
-        let copies = self.pinning.places().map(|(name, repository, scope)| {
-            let owner = Ok(Owner::Aux(scope.clone()));
-            (name, repository, owner)
-        });
-        let failed = work.run(copies, &self.pinning.recorded_in, &mut self.holds);
-        self.pinning.failures.take_over(failed);
-        Ok(())
-    }
-}
-
-/// The repositories that have copies of a cluster's backup, and the cluster there.
-fn owners(copies: &[Stored]) -> impl Iterator<Item = (&str, &Repository, Result<Owner>)> {
-    copies.iter().map(|(reading, inventory, _)| {
-        let layout = ClusterLayout::new(&reading.name, inventory.system_identifier);
-        let name = reading.configured.name.as_str();
-        (name, &reading.repository, layout.map(Owner::Cluster))
-    })
+/// Has the stores hold every object that the backup needs, or hold no more what no other hold needs.
+pub(super) fn in_stores(session: &Session, events: &mut Events, holds: &mut [Objects]) {
+    let work = InStores {
+        session,
+        id: &events.id,
+        is_on: !events.is_end(),
+    };
+    let failed = work.run(&events.copies, &events.recorded_in, holds);
+    events.failures.take_over(failed);
 }
 
 /// The work of a hold, or of its end, on the objects in stores.
@@ -196,28 +81,20 @@ struct InStores<'s> {
     is_on: bool,
 }
 
-impl<'s> InStores<'s> {
-    fn new(session: &'s Session, id: &'s BackupId, is_on: bool) -> InStores<'s> {
-        InStores { session, id, is_on }
-    }
-
+impl InStores<'_> {
     /// Does the work where the event was recorded and the store has holds, and notes how many objects there were. Returns what failed.
-    fn run<'c>(
-        &self,
-        copies: impl Iterator<Item = (&'c str, &'c Repository, Result<Owner>)>,
-        recorded_in: &[String],
-        holds: &mut [Objects],
-    ) -> Failures {
+    fn run(&self, copies: &[Stored], recorded_in: &[String], holds: &mut [Objects]) -> Failures {
         let mut failures = Failures::default();
         let verb = if self.is_on { "hold" } else { "release" };
-        for ((name, repository, owner), hold) in copies.zip(holds) {
-            if hold.by != By::Store || !recorded_in.iter().any(|one| one == name) {
+        for (copy, hold) in copies.iter().zip(holds) {
+            let name = &copy.configured.name;
+            if hold.by != By::Store || !recorded_in.contains(name) {
                 continue;
             }
-            let done = owner.and_then(|owner| match self.is_on {
-                true => self.hold_all(repository, &owner),
-                false => self.release(repository, &owner),
-            });
+            let done = match self.is_on {
+                true => self.hold_all(&copy.repository, &copy.owner),
+                false => self.release(&copy.repository, &copy.owner),
+            };
             match done {
                 Ok(objects) => hold.objects = objects,
                 Err(e) => {

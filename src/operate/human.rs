@@ -43,6 +43,11 @@ impl SizeUnit {
     }
 }
 
+/// A length of time in milliseconds, for JSON.
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A length of time in its two largest units: `850 ms`, `12 s`, `3 min 20 s`, `2 h 5 min`, `8 d 4 h`.
 pub fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();

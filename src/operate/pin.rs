@@ -4,12 +4,16 @@ use serde::Serialize;
 
 use super::failures::Failures;
 use super::found::Found;
+use super::hold::{self, Objects};
+use super::needs::Owner;
 use super::reading::Reading;
 use super::session::Session;
 use super::target::AskedTarget;
 use super::{human, unproven};
+use crate::config;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::plan::target::Target;
@@ -17,16 +21,13 @@ use crate::repo::deletion;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 use crate::store::Store;
 use crate::wal::inventory::{Backup, Inventory, Pin};
 
 /// Why nothing is written without the MAC key.
-pub(super) const UNPROVEN: &str =
-    "a pin, or its end, that nothing proves would be taken for forged";
-
-/// A backup in a repository.
-pub(super) type Stored = (Reading, Inventory, Backup);
+const UNPROVEN: &str = "a pin, or its end, that nothing proves would be taken for forged";
 
 /// The operator's request.
 #[derive(Debug, Clone)]
@@ -53,6 +54,14 @@ impl Kind {
     fn is_of(self, pin: &Pin) -> bool {
         pin.legal == (self == Kind::Hold)
     }
+
+    /// The event that ends it.
+    fn end(self) -> &'static str {
+        match self {
+            Kind::Pin => "unpin",
+            Kind::Hold => "unhold",
+        }
+    }
 }
 
 /// A standing pin of one repository.
@@ -65,19 +74,220 @@ pub struct StandingPin {
     pub over: bool,
 }
 
-fn pins(found: &Found, now: TimestampTz) -> Vec<StandingPin> {
-    let of = |(reading, _, backup): &Stored| -> Vec<StandingPin> {
-        let shown = |pin: &Pin| StandingPin {
-            repository: reading.configured.name.clone(),
-            over: pin.is_over(now),
-            pin: pin.clone(),
-        };
-        backup.pins.iter().map(shown).collect()
-    };
-    found.copies.iter().flat_map(of).collect()
+/// A backup in one repository that has it.
+pub(super) struct Stored {
+    pub(super) configured: config::Repository,
+    pub(super) repository: Repository,
+    pub(super) owner: Owner,
+    /// The pins that stand, and the legal holds, or one of the two.
+    pub(super) pins: Vec<Pin>,
 }
 
-/// A pin that is shown before it is recorded.
+/// A pin, or the end of pins, that is shown before it is recorded.
+#[derive(Serialize)]
+pub struct Plan<T> {
+    /// The content of the plan.
+    #[serde(flatten)]
+    pub shown: T,
+    /// The outcome.
+    #[serde(flatten)]
+    pub events: Events,
+    /// The keepers of a legal hold, repository by repository.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<Objects>,
+}
+
+impl<T> Plan<T> {
+    pub(super) fn new(shown: T, events: Events) -> Result<Plan<T>> {
+        Ok(Plan {
+            holds: match events.kind {
+                Kind::Pin => Vec::new(),
+                Kind::Hold => hold::keepers(&events.copies)?,
+            },
+            shown,
+            events,
+        })
+    }
+
+    /// Records it; has the stores hold every object that a backup on legal hold needs, or no more what no other hold needs.
+    ///
+    /// # Errors
+    /// The first, when it could be recorded nowhere.
+    pub fn record(&mut self, session: &Session) -> Result<()> {
+        self.events.record(session)?;
+        hold::in_stores(session, &mut self.events, &mut self.holds);
+        Ok(())
+    }
+}
+
+/// A pin of a backup, or the end of its pins, in the repositories that have it.
+#[derive(Serialize)]
+pub struct Events {
+    /// The repositories in which it was recorded.
+    pub recorded_in: Vec<String>,
+    /// Whether it was to be recorded.
+    pub confirmed: bool,
+    /// The damage of the backup.
+    #[serde(skip)]
+    pub damage: Option<String>,
+    /// Errors, repository by repository.
+    #[serde(skip)]
+    pub failures: Failures,
+    /// The backup.
+    #[serde(skip)]
+    pub id: BackupId,
+    #[serde(skip)]
+    pub(super) copies: Vec<Stored>,
+    #[serde(skip)]
+    kind: Kind,
+    /// Reason and end of the pin; none where pins end.
+    #[serde(skip)]
+    pin: Option<(String, Option<TimestampTz>)>,
+}
+
+impl Events {
+    pub(super) fn new(
+        (id, kind): (&BackupId, Kind),
+        pin: Option<(String, Option<TimestampTz>)>,
+        (copies, failures): (Vec<Stored>, Failures),
+    ) -> Events {
+        Events {
+            recorded_in: Vec::new(),
+            confirmed: false,
+            damage: None,
+            failures,
+            id: id.clone(),
+            copies,
+            kind,
+            pin,
+        }
+    }
+
+    /// Whether it is a legal hold, or the end of one.
+    pub fn is_hold(&self) -> bool {
+        self.kind == Kind::Hold
+    }
+
+    /// Whether pins end.
+    pub(super) fn is_end(&self) -> bool {
+        self.pin.is_none()
+    }
+
+    /// The names of the repositories.
+    pub(super) fn names(&self) -> Vec<String> {
+        let name = |copy: &Stored| copy.configured.name.clone();
+        self.copies.iter().map(name).collect()
+    }
+
+    /// The pins that stand.
+    pub(super) fn pins(&self, now: TimestampTz) -> Vec<StandingPin> {
+        let of = |copy: &Stored| -> Vec<StandingPin> {
+            let shown = |pin: &Pin| StandingPin {
+                repository: copy.configured.name.clone(),
+                over: pin.is_over(now),
+                pin: pin.clone(),
+            };
+            copy.pins.iter().map(shown).collect()
+        };
+        self.copies.iter().flat_map(of).collect()
+    }
+
+    fn record(&mut self, session: &Session) -> Result<()> {
+        self.confirmed = true;
+        let events = self.events(&session.host);
+        for copy in &self.copies {
+            let name = &copy.configured.name;
+            match self.write(session, copy, &events) {
+                Ok(()) => self.recorded_in.push(name.clone()),
+                Err(e) => {
+                    let verb = match (&copy.owner, &self.pin) {
+                        (Owner::Aux(_), _) => "record",
+                        (Owner::Cluster(_), Some(_)) => "pin",
+                        (Owner::Cluster(_), None) => self.kind.end(),
+                    };
+                    let doing = format!("{verb} it in repository \"{name}\"");
+                    if !self.failures.add(e, doing) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.failures.first_if(session, self.recorded_in.is_empty())
+    }
+
+    /// The events, each with the nonce of its name. They have the same name in every repository: they say the same.
+    fn events(&self, host: &Host) -> Vec<(Event, u64)> {
+        let (writer, subject) = (Writer::of(host), self.id.to_string());
+        if let Some((reason, until)) = &self.pin {
+            let pin = Event {
+                reason: Some(reason.clone()),
+                until: *until,
+                legal: self.is_hold(),
+                ..writer.event("pin", &subject)
+            };
+            return vec![(pin, host.random())];
+        }
+        let mut ends: Vec<(Event, u64)> = Vec::new();
+        for pin in self.copies.iter().flat_map(|copy| &copy.pins) {
+            let name = Some(pin.event.clone());
+            if !ends.iter().any(|(event, _)| event.ends == name) {
+                let event = Event {
+                    ends: name,
+                    ..writer.event(self.kind.end(), &subject)
+                };
+                ends.push((event, host.random()));
+            }
+        }
+        ends
+    }
+
+    /// Records in one repository the pin, unless the same one stands there, or the end of those that stand there.
+    fn write(&self, session: &Session, copy: &Stored, events: &[(Event, u64)]) -> Result<()> {
+        let (store, scope) = (copy.repository.store(), copy.owner.scope());
+        let is_due = |event: &Event| {
+            let is_same = |one: &Pin| {
+                one.reason == event.reason && one.until == event.until && self.kind.is_of(one)
+            };
+            let is_ended = |one: &Pin| event.ends.as_deref() == Some(one.event.as_str());
+            match self.is_end() {
+                true => copy.pins.iter().any(is_ended),
+                false => !copy.pins.iter().any(is_same),
+            }
+        };
+        let due = events.iter().filter(|(event, _)| is_due(event));
+        let due: Vec<&(Event, u64)> = due.collect();
+        if (self.is_end() || !due.is_empty())
+            && let Some(why) = unproven::warning(&copy.configured, &copy.repository, UNPROVEN)
+        {
+            return Err(err!(Key, "{why}").hint("Nothing was changed there."));
+        }
+        for (event, nonce) in due {
+            event::record(store, scope, event, *nonce)
+                .map_err(|e: Error| e.context("write the event"))?;
+        }
+        match self.is_end() {
+            true => Ok(()),
+            false => require_outlived(session, (store, scope), &self.id),
+        }
+    }
+}
+
+/// The copies of a backup of a cluster.
+fn copies(found: Found) -> Result<(Vec<Stored>, Failures)> {
+    let copy = |(reading, inventory, backup): (Reading, Inventory, Backup)| {
+        let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
+        Ok(Stored {
+            configured: reading.configured,
+            repository: reading.repository,
+            owner: Owner::Cluster(layout),
+            pins: backup.pins,
+        })
+    };
+    let copies: Result<Vec<Stored>> = found.copies.into_iter().map(copy).collect();
+    Ok((copies?, found.failures))
+}
+
+/// A pin of a backup of a cluster.
 #[derive(Serialize)]
 pub struct Pinning {
     pub backup: BackupId,
@@ -96,108 +306,40 @@ pub struct Pinning {
     pub pins: Vec<StandingPin>,
     /// It is marked for deletion, not before this time.
     pub expire_not_before: Option<TimestampTz>,
-    /// The repositories in which it was recorded.
-    pub recorded_in: Vec<String>,
-    /// Whether it was to be recorded.
-    pub confirmed: bool,
     /// When the backup was complete.
     #[serde(skip)]
     pub stop_time: TimestampTz,
-    /// The damage of the backup.
-    #[serde(skip)]
-    pub damage: Option<String>,
-    /// Errors, repository by repository.
-    #[serde(skip)]
-    pub failures: Failures,
-    #[serde(skip)]
-    copies: Vec<Stored>,
-    #[serde(skip)]
-    kind: Kind,
 }
 
-/// Looks what a pin would keep.
+/// Looks what a pin or a legal hold would keep.
 ///
 /// # Errors
-/// Those of [`Found::look`]; `Usage` when the end is in the past.
-pub fn plan(session: &Session, asked: &Asked) -> Result<Pinning> {
+/// Those of [`Found::look`]; `Usage` when the end is in the past; what the stores say of their holds.
+pub fn plan(session: &Session, asked: &Asked) -> Result<Plan<Pinning>> {
     let found = Found::look(session, &asked.backup)?;
     let (reading, inventory, backup) = found.first()?;
+    let until = until(session, asked, reading, inventory)?;
     let marks = found.copies.iter().filter_map(|(.., b)| b.expire_mark);
     let damage = found.copies.iter().find_map(|(.., b)| b.damage.clone());
-    Ok(Pinning {
-        until: until(session, asked, reading, inventory)?,
-        backup: backup.id.clone(),
+    let (backup, expire_not_before) = (backup.clone(), marks.min());
+    let pin = Some((asked.reason.clone(), until));
+    let events = Events {
+        damage,
+        ..Events::new((&backup.id, asked.kind), pin, copies(found)?)
+    };
+    let shown = Pinning {
+        until,
         reason: asked.reason.clone(),
         timeline: backup.timeline.decimal(),
         start_lsn: backup.start_lsn,
         end_lsn: backup.consistent_lsn.max(backup.stop_lsn),
-        repositories: found.names(),
-        pins: pins(&found, session.host.now()),
-        expire_not_before: marks.min(),
-        recorded_in: Vec::new(),
-        confirmed: false,
+        repositories: events.names(),
+        pins: events.pins(session.host.now()),
+        expire_not_before,
         stop_time: backup.stop_time,
-        damage,
-        copies: found.copies,
-        failures: found.failures,
-        kind: asked.kind,
-    })
-}
-
-impl Pinning {
-    /// Whether it is a legal hold.
-    pub fn is_hold(&self) -> bool {
-        self.kind == Kind::Hold
-    }
-
-    /// The backup in each repository that has it.
-    pub(super) fn copies(&self) -> &[Stored] {
-        &self.copies
-    }
-
-    /// Records the pin, unless the same one stands.
-    ///
-    /// # Errors
-    /// The first, when it could be recorded nowhere.
-    pub fn record(&mut self, session: &Session) -> Result<()> {
-        self.confirmed = true;
-        let host = &session.host;
-        let pin = Event {
-            reason: Some(self.reason.clone()),
-            until: self.until,
-            legal: self.kind == Kind::Hold,
-            ..Writer::of(host).event("pin", &self.backup.to_string())
-        };
-        // The same name in every repository: they say the same.
-        let pin = (pin, host.random());
-        for (reading, inventory, backup) in &self.copies {
-            let same = |p: &Pin| {
-                p.reason.as_deref() == Some(&self.reason)
-                    && p.until == self.until
-                    && self.kind.is_of(p)
-            };
-            let recorded = match backup.pins.iter().any(same) {
-                true => Ok(()),
-                false => record(reading, inventory, [&pin]),
-            };
-            let recorded = recorded.and_then(|()| {
-                let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
-                let place = (reading.repository.store(), &*layout);
-                require_outlived(session, place, &backup.id)
-            });
-            let name = &reading.configured.name;
-            match recorded {
-                Ok(()) => self.recorded_in.push(name.clone()),
-                Err(e) => {
-                    let doing = format!("pin it in repository \"{name}\"");
-                    if !self.failures.add(e, doing) {
-                        break;
-                    }
-                }
-            }
-        }
-        self.failures.first_if(session, self.recorded_in.is_empty())
-    }
+        backup: backup.id,
+    };
+    Plan::new(shown, events)
 }
 
 /// The end of the pin, which has to be in the future.
@@ -231,28 +373,11 @@ pub(super) fn to_come(session: &Session, until: Target) -> Result<TimestampTz> {
     }
 }
 
-/// Writes events, each with the nonce of its name.
-fn record<'a>(
-    reading: &Reading,
-    inventory: &Inventory,
-    events: impl IntoIterator<Item = &'a (Event, u64)>,
-) -> Result<()> {
-    if let Some(why) = unproven::warning(&reading.configured, &reading.repository, UNPROVEN) {
-        return Err(err!(Key, "{why}").hint("Nothing was changed there."));
-    }
-    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
-    for (event, nonce) in events {
-        event::record(reading.repository.store(), &layout, event, *nonce)
-            .map_err(|e: Error| e.context("write the event"))?;
-    }
-    Ok(())
-}
-
 /// Requires that the backup outlived the recording of its pin: a run of expire that had read its events before may have deleted it.
 ///
 /// # Errors
 /// `NotFound`; `Interrupted`; what the store says.
-pub(super) fn require_outlived(
+fn require_outlived(
     session: &Session,
     place: (&dyn Store, &Scope),
     backup: &BackupId,
@@ -273,64 +398,53 @@ pub(super) fn require_outlived(
     }
 }
 
-/// Pins that are shown before they end.
+/// The end of pins of a backup of a cluster.
 #[derive(Serialize)]
 pub struct Unpinning {
     pub backup: BackupId,
     pub pins: Vec<StandingPin>,
     /// Those that have a pin to end.
     pub repositories: Vec<String>,
-    /// The repositories in which the end was recorded.
-    pub recorded_in: Vec<String>,
-    /// Whether it was to be recorded.
-    pub confirmed: bool,
     /// When the backup was complete.
     #[serde(skip)]
     pub stop_time: TimestampTz,
     /// All repositories that have the backup.
     #[serde(skip)]
     pub held_in: Vec<String>,
-    /// Errors, repository by repository.
-    #[serde(skip)]
-    pub failures: Failures,
-    #[serde(skip)]
-    copies: Vec<Stored>,
-    #[serde(skip)]
-    kind: Kind,
 }
 
 /// Looks which pins of a kind would end.
 ///
 /// # Errors
-/// Those of [`Found::look`]; `NotFound` when the backup is not pinned, and was never on hold; `Refused` when it is on hold and only pins are to end.
-pub fn plan_end(session: &Session, id: &BackupId, kind: Kind) -> Result<Unpinning> {
+/// Those of [`Found::look`]; `NotFound` when the backup is not pinned, and was never on hold; `Refused` when it is on hold and only pins are to end; what the
+/// stores say of their holds.
+pub fn plan_end(session: &Session, id: &BackupId, kind: Kind) -> Result<Plan<Unpinning>> {
     let mut found = Found::look(session, id)?;
-    let mut standing = pins(&found, session.host.now());
-    let is_held = standing.iter().any(|one| one.pin.legal);
-    standing.retain(|one| kind.is_of(&one.pin));
+    let mut standing = found.copies.iter().flat_map(|(.., backup)| &backup.pins);
+    let is_held = standing.any(|pin| pin.legal);
     let was_held = match kind {
         Kind::Pin => false,
         Kind::Hold => was_held(&found)?,
     };
-    if standing.is_empty() && !was_held {
+    for (.., backup) in &mut found.copies {
+        backup.pins.retain(|pin| kind.is_of(pin));
+    }
+    let (held_in, stop_time) = (found.names(), found.first()?.2.stop_time);
+    let is_meant = |backup: &Backup| was_held || !backup.pins.is_empty();
+    found.copies.retain(|(.., backup)| is_meant(backup));
+    if found.copies.is_empty() {
         found.failures.first_if(session, true)?;
         return Err(none(id, kind, is_held));
     }
-    let (held_in, stop_time) = (found.names(), found.first()?.2.stop_time);
-    let is_meant = |backup: &Backup| was_held || backup.pins.iter().any(|pin| kind.is_of(pin));
-    found.copies.retain(|(.., backup)| is_meant(backup));
-    Ok(Unpinning {
+    let events = Events::new((id, kind), None, copies(found)?);
+    let shown = Unpinning {
         backup: id.clone(),
-        pins: standing,
-        repositories: found.names(),
-        recorded_in: Vec::new(),
-        confirmed: false,
+        pins: events.pins(session.host.now()),
+        repositories: events.names(),
         stop_time,
         held_in,
-        failures: found.failures,
-        copies: found.copies,
-        kind,
-    })
+    };
+    Plan::new(shown, events)
 }
 
 /// Why there is nothing to end.
@@ -362,53 +476,4 @@ fn was_held(found: &Found) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-impl Unpinning {
-    /// The backup in each repository that has something to end.
-    pub(super) fn copies(&self) -> &[Stored] {
-        &self.copies
-    }
-
-    /// Records the end of every pin.
-    ///
-    /// # Errors
-    /// The first, when it could be recorded nowhere.
-    pub fn record(&mut self, session: &Session) -> Result<()> {
-        self.confirmed = true;
-        let host = &session.host;
-        let writer = Writer::of(host);
-        // One event for each pin, whichever repositories have it.
-        let mut ends: Vec<(Event, u64)> = Vec::new();
-        let kind = match self.kind {
-            Kind::Pin => "unpin",
-            Kind::Hold => "unhold",
-        };
-        for pin in &self.pins {
-            let name = Some(pin.pin.event.clone());
-            if !ends.iter().any(|(event, _)| event.ends == name) {
-                let event = Event {
-                    ends: name,
-                    ..writer.event(kind, &self.backup.to_string())
-                };
-                ends.push((event, host.random()));
-            }
-        }
-        for (reading, inventory, backup) in &self.copies {
-            let is_here = |(event, _): &&(Event, u64)| {
-                let ended = |pin: &Pin| event.ends.as_deref() == Some(pin.event.as_str());
-                backup.pins.iter().any(ended)
-            };
-            let here = ends.iter().filter(is_here);
-            let name = &reading.configured.name;
-            match record(reading, inventory, here) {
-                Ok(()) => self.recorded_in.push(name.clone()),
-                Err(e) => {
-                    self.failures
-                        .add(e, format!("{kind} it in repository \"{name}\""));
-                }
-            }
-        }
-        self.failures.first_if(session, self.recorded_in.is_empty())
-    }
 }

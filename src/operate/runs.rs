@@ -414,6 +414,32 @@ fn id_of(name: &str) -> Option<RunId> {
 }
 
 #[cfg(test)]
+impl Begun {
+    /// A run that began then.
+    pub fn sample(started: TimestampTz) -> Begun {
+        Begun {
+            started,
+            pid: 1,
+            tick: None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Ended {
+    /// A run that ended then, with this status.
+    pub fn sample(ended: TimestampTz, status: i32) -> Ended {
+        Ended {
+            ended,
+            status: Some(status),
+            said: String::new(),
+            elsewhere: None,
+            is_over_time: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -436,22 +462,12 @@ mod tests {
             scheduled: now,
             attempt: 0,
         };
-        let begun = Begun {
-            started: now,
-            pid: 1,
-            tick: None,
-        };
+        let begun = Begun::sample(now);
         assert!(runs.record_begin(&held, id, &begun, 3).unwrap());
         assert!(!runs.record_begin(&held, id, &begun, 4).unwrap());
         let state = runs.state(now).unwrap();
         assert!(state.is_running && state.runs[0].ended.is_none());
-        let ended = Ended {
-            ended: now,
-            status: Some(0),
-            said: String::new(),
-            elsewhere: None,
-            is_over_time: false,
-        };
+        let ended = Ended::sample(now, 0);
         runs.record_end(&held, id, &ended, 5).unwrap();
         drop(held);
         let state = runs.state(now).unwrap();
@@ -466,18 +482,8 @@ mod tests {
                 scheduled: at.saturating_add(Duration::from_secs(minutes * 60)),
                 attempt: 0,
             },
-            begun: Begun {
-                started: at,
-                pid: 1,
-                tick: None,
-            },
-            ended: status.map(|status| Ended {
-                ended: at,
-                status: Some(status),
-                said: String::new(),
-                elsewhere: None,
-                is_over_time: false,
-            }),
+            begun: Begun::sample(at),
+            ended: status.map(|status| Ended::sample(at, status)),
         };
         let mut state = JobState {
             since: at,
@@ -503,11 +509,7 @@ mod tests {
             attempt: 0,
         };
         for n in 0..3 {
-            let begun = Begun {
-                started: start,
-                pid: 1,
-                tick: None,
-            };
+            let begun = Begun::sample(start);
             runs.record_begin(&held, id(n), &begun, n).unwrap();
         }
         let place = folder.path().join("jobs/x");
@@ -540,18 +542,8 @@ mod tests {
                 scheduled: at,
                 attempt: 0,
             };
-            let begun = Begun {
-                started: at,
-                pid: 1,
-                tick: None,
-            };
-            let ended = Ended {
-                ended: at,
-                status: Some(0),
-                said: String::new(),
-                elsewhere: None,
-                is_over_time: false,
-            };
+            let begun = Begun::sample(at);
+            let ended = Ended::sample(at, 0);
             let is_begun = runs.record_begin(&held, id, &begun, nonce).unwrap();
             runs.record_end(&held, id, &ended, nonce).unwrap();
             is_begun
@@ -595,11 +587,7 @@ mod tests {
         for at in [now, before, before] {
             let id = runs.by_hand(at, 0).unwrap();
             let held = runs.hold().unwrap().unwrap();
-            let begun = Begun {
-                started: at,
-                pid: 1,
-                tick: None,
-            };
+            let begun = Begun::sample(at);
             assert!(runs.record_begin(&held, id, &begun, 1).unwrap(), "{id:?}");
         }
         let later = now.saturating_add(Duration::from_secs(1));
@@ -648,19 +636,9 @@ mod tests {
                 scheduled,
                 attempt: 0,
             };
-            let begun = Begun {
-                started: scheduled,
-                pid: 1,
-                tick: None,
-            };
+            let begun = Begun::sample(scheduled);
             runs.record_begin(&held, id, &begun, n).unwrap();
-            let ended = Ended {
-                ended: scheduled,
-                status: Some(1),
-                said: String::new(),
-                elsewhere: None,
-                is_over_time: false,
-            };
+            let ended = Ended::sample(scheduled, 1);
             runs.record_end(&held, id, &ended, n).unwrap();
         }
         let state = runs.state(start).unwrap();

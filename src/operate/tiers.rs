@@ -7,7 +7,7 @@ use super::failures::Failures;
 use super::of::{self, Of};
 use super::retention::Rules;
 use super::session::Session;
-use crate::config::{self, Location, StorageClass, Tier};
+use crate::config::{self, Location, Price, StorageClass, Tier};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::expire::Expire;
@@ -51,6 +51,27 @@ pub struct Done {
     pub withheld: Vec<String>,
     /// The result, where the plan was to be carried out.
     pub outcome: Option<Outcome>,
+}
+
+impl Done {
+    /// The price of the moves, and what a month costs less; none where a price is not known.
+    pub fn prices(&self) -> (Option<Price>, Option<String>) {
+        let (moves, prices) = (&self.plan.moves, &self.configured.prices);
+        let month = |class: StorageClass, one: &Move| {
+            let Price(price) = prices.of_bytes(Some(class.name()), one.size_bytes)?;
+            i128::try_from(price).ok()
+        };
+        let saved = moves
+            .iter()
+            .map(|one| Some(month(one.from, one)? - month(one.to, one)?));
+        let saved: Option<i128> = saved.sum();
+        let shown = |saved: i128| {
+            let sign = if saved < 0 { "-" } else { "" };
+            format!("{sign}{}", Price(saved.unsigned_abs()))
+        };
+        let saved = saved.filter(|_| !prices.is_empty()).map(shown);
+        (prices.of_transitions(moves.len() as u64), saved)
+    }
 }
 
 /// The result of the moves.

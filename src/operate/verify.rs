@@ -15,7 +15,7 @@ use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 use crate::verify::depth::Depth;
 use crate::verify::scope::VerifyScope;
-use crate::verify::{Report, Verify, sums};
+use crate::verify::{Finding, Report, Verify, sums};
 
 /// Threads that read.
 const THREADS: usize = 2;
@@ -310,4 +310,56 @@ fn layout_with(
         }
     }
     Ok(None)
+}
+
+/// Names the remedy for the findings; of a run that heals it is known whether it was a dry one.
+pub fn next(session: &Session, is_dry: Option<bool>, done: &Done) -> Option<String> {
+    let report = &done.report;
+    let has = |kinds: &[&str]| {
+        report
+            .findings
+            .iter()
+            .any(|f| kinds.contains(&f.kind.as_str()))
+    };
+    let flags = session.options(done.of.cluster());
+    if report.finding_count == 0 {
+        return None;
+    }
+    let may_heal = is_dry != Some(false);
+    let is_wal = report.findings.iter().any(heal::is_of_wal);
+    let by_others = has(&["damaged", "missing", "gap"]) && heal::has_others(session);
+    let by_server = is_wal && heal::has_pg_wal(session, &done.of);
+    let is_of_pack = |finding: &Finding| finding.object.contains("/packs/");
+    let by_pages = report.backups.len() > 1 && report.findings.iter().any(is_of_pack);
+    if may_heal && (by_others || by_server || by_pages) {
+        let giver = match (by_others, by_server) {
+            (true, true) => "another repository, or a server's pg_wal, has whole",
+            (true, false) => "another repository has whole",
+            (false, true) => "a server's pg_wal still has",
+            (false, false) => "other backups have page by page",
+        };
+        return Some(format!(
+            "pitr verify{flags} --heal writes what {giver}, and says what stays lost"
+        ));
+    }
+    if let Of::Scope(_) = done.of {
+        return Some(
+            "pitr repo sync, where another repository has it; else take a new backup".to_owned(),
+        );
+    }
+    let lost = report.backups.iter().any(|(_, usable)| !usable);
+    Some(match (lost, is_wal || has(&["missing"])) {
+        (_, true) if is_wal => format!(
+            "pitr repo sync, where another repository has it; pitr wal backfill{flags} --from the pg_wal of a node that still has it; else pitr backup{flags}"
+        ),
+        (true, _) => format!(
+            "pitr backup{flags}; what another repository has whole, plan and restore take from there"
+        ),
+        (false, true) => {
+            format!("pitr repo sync, where another repository has it; else pitr backup{flags}")
+        }
+        (false, false) => {
+            format!("pitr info{flags} shows what can be recovered; pitr backup{flags}")
+        }
+    })
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::err;
 use crate::error::Error;
+use crate::text::as_text;
 
 /// A byte position in the WAL stream; `0/0` is invalid in PostgreSQL.
 ///
@@ -47,18 +48,7 @@ fn half(s: &str) -> Option<u32> {
         .then(|| u32::from_str_radix(s, 16).ok())?
 }
 
-impl serde::Serialize for Lsn {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Lsn {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(Lsn);
 
 /// WAL positions `[start, end)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -709,6 +709,7 @@ mod tests {
     use super::*;
     use crate::pg::craft::{self, Craft};
     use crate::pg::page::SHORT_HEADER;
+    use crate::pg::timeline::tli;
     use crate::pg::version::Major;
     use crate::pg::xact::{self, TransactionRecord};
     use proptest::prelude::*;
@@ -747,10 +748,6 @@ mod tests {
         fn kinds(&self) -> Vec<FindingKind> {
             self.findings.iter().map(|f| f.kind).collect()
         }
-    }
-
-    fn tli(n: u32) -> TimelineId {
-        TimelineId::new(n).unwrap()
     }
 
     /// Reads segments one after the other with one reader.

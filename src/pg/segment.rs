@@ -8,12 +8,13 @@ use std::str::FromStr;
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::text::as_text;
 
 use super::lsn::{Lsn, LsnRange};
 use super::timeline::TimelineId;
 
 /// The size of a WAL segment: a power of two from 1 MiB to 1 GiB, fixed when the cluster is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub struct SegmentSize(u32);
 
 impl SegmentSize {
@@ -54,15 +55,6 @@ impl SegmentSize {
     /// How many segments share the middle part of a name: 4 GiB divided by the size.
     pub const fn per_log(self) -> u64 {
         (1 << 32) / self.bytes()
-    }
-}
-
-impl serde::Serialize for SegmentSize {
-    fn serialize<S: serde::Serializer>(
-        &self,
-        serializer: S,
-    ) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_u32(self.0)
     }
 }
 
@@ -208,23 +200,7 @@ impl FromStr for SegmentName {
     }
 }
 
-impl serde::Serialize for SegmentName {
-    fn serialize<S: serde::Serializer>(
-        &self,
-        serializer: S,
-    ) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for SegmentName {
-    fn deserialize<D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> std::result::Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(SegmentName);
 
 /// A file that PostgreSQL archives or asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -299,23 +275,7 @@ impl FromStr for WalFileName {
     }
 }
 
-impl serde::Serialize for WalFileName {
-    fn serialize<S: serde::Serializer>(
-        &self,
-        serializer: S,
-    ) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for WalFileName {
-    fn deserialize<D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> std::result::Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(WalFileName);
 
 const NOT_HEX: &str = "a character is not a hexadecimal digit";
 
@@ -375,14 +335,11 @@ pub(super) fn hex8(s: &str) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::error::Code;
+    use crate::pg::timeline::tli;
     use proptest::prelude::*;
 
     fn size(bytes: u64) -> SegmentSize {
         SegmentSize::new(bytes).unwrap()
-    }
-
-    fn tli(n: u32) -> TimelineId {
-        TimelineId::new(n).unwrap()
     }
 
     #[test]

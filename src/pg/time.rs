@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::err;
 use crate::error::Error;
+use crate::text::as_text;
 
 const MICROS_PER_SECOND: i64 = 1_000_000;
 const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
@@ -195,18 +196,7 @@ impl FromStr for TimestampTz {
     }
 }
 
-impl serde::Serialize for TimestampTz {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for TimestampTz {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(TimestampTz);
 
 fn parse(s: &str) -> Option<TimestampTz> {
     match s {

@@ -7,6 +7,8 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::err;
 use crate::error::{Error, Result};
 
@@ -16,7 +18,7 @@ use super::lsn::{Lsn, LsnRange};
 pub const NO_PARENT: &str = "# no parent\n";
 
 /// The number of a timeline, never 0. Prints as in file names: eight upper-case hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TimelineId(NonZeroU32);
 
 impl TimelineId {
@@ -83,23 +85,6 @@ impl FromStr for TimelineId {
                     "\"{s}\" is not a timeline: eight upper-case hexadecimal digits are needed"
                 )
             })
-    }
-}
-
-impl serde::Serialize for TimelineId {
-    fn serialize<S: serde::Serializer>(
-        &self,
-        serializer: S,
-    ) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_u32(self.get())
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for TimelineId {
-    fn deserialize<D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> std::result::Result<Self, D::Error> {
-        NonZeroU32::deserialize(deserializer).map(TimelineId)
     }
 }
 
@@ -383,15 +368,17 @@ fn digits(bytes: &[u8], radix: u32) -> (Option<u64>, &[u8]) {
     (value.filter(|_| count > 0), rest)
 }
 
+/// The timeline with this number, in tests.
+#[cfg(test)]
+pub(crate) fn tli(number: u32) -> TimelineId {
+    TimelineId::new(number).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Code;
     use proptest::prelude::*;
-
-    fn tli(n: u32) -> TimelineId {
-        TimelineId::new(n).unwrap()
-    }
 
     const TWO: &[u8] =
         b"1\t0/10000A0\tno recovery target specified\n\n2\t0/2400728\tafter LSN 0/2400728\n\n";

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
+pub(super) use crate::pg::timeline::tli;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::catalog::Parts;
 use crate::repo::decision::Decisions;
@@ -73,10 +74,6 @@ pub struct World {
     clock: i64,
     next_id: u64,
     next_xid: u32,
-}
-
-pub fn tli(n: u32) -> TimelineId {
-    TimelineId::new(n).unwrap()
 }
 
 fn header_at(lsn: u64, size: u64) -> u64 {

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::text::as_text;
 
 /// Longest name of a restore point in bytes: `MAXFNAMELEN` without its terminating zero.
 const NAME_BYTES_MAX: usize = 63;
@@ -164,8 +165,7 @@ impl fmt::Display for TargetXid {
 }
 
 /// The name of a restore point: 1–63 bytes without control characters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestorePointName(String);
 
 impl RestorePointName {
@@ -179,14 +179,6 @@ impl FromStr for RestorePointName {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        RestorePointName::try_from(s.to_owned())
-    }
-}
-
-impl TryFrom<String> for RestorePointName {
-    type Error = Error;
-
-    fn try_from(s: String) -> Result<Self> {
         let problem = if s.is_empty() {
             "it is empty"
         } else if s.len() > NAME_BYTES_MAX {
@@ -194,7 +186,7 @@ impl TryFrom<String> for RestorePointName {
         } else if s.contains(char::is_control) {
             "it holds a control character"
         } else {
-            return Ok(RestorePointName(s));
+            return Ok(RestorePointName(s.to_owned()));
         };
         let shown: String = s.chars().take(100).flat_map(char::escape_debug).collect();
         Err(err!(
@@ -204,11 +196,13 @@ impl TryFrom<String> for RestorePointName {
     }
 }
 
-impl From<RestorePointName> for String {
-    fn from(name: RestorePointName) -> Self {
-        name.0
+impl fmt::Display for RestorePointName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
+
+as_text!(RestorePointName);
 
 impl FromStr for TargetTimeline {
     type Err = Error;

@@ -343,14 +343,11 @@ impl Holdings {
 mod tests {
     use super::*;
     use crate::pg::time::TimestampTz;
+    use crate::pg::timeline::tli;
     use crate::store;
     use crate::store::file::FileStore;
 
     const MIB: u64 = 1 << 20;
-
-    fn tli(number: u32) -> TimelineId {
-        TimelineId::new(number).unwrap()
-    }
 
     fn holdings(directory: &tempfile::TempDir, count: usize) -> Holdings {
         let create = |index: usize| {

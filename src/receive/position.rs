@@ -192,15 +192,11 @@ mod tests {
     use super::*;
     use crate::error::Code;
     use crate::pg::segment::SegmentSize;
-    use crate::pg::timeline::History;
+    use crate::pg::timeline::{History, tli};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
     const MIB: u64 = 1 << 20;
-
-    fn tli(number: u32) -> TimelineId {
-        TimelineId::new(number).unwrap()
-    }
 
     fn at(timeline: u32, lsn: u64) -> Position {
         Position {

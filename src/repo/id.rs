@@ -7,6 +7,7 @@ use std::str::FromStr;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
+use crate::text::as_text;
 
 /// Layers or packs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,19 +100,7 @@ impl FromStr for BackupId {
     }
 }
 
-impl serde::Serialize for BackupId {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        s.serialize_str(&self.0)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for BackupId {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(d)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
-}
+as_text!(BackupId);
 
 /// A layer object or a pack inside its prefix: `<id>/<n>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,19 +140,7 @@ impl FromStr for PartName {
     }
 }
 
-impl serde::Serialize for PartName {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for PartName {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(d)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
-}
+as_text!(PartName);
 
 #[cfg(test)]
 mod tests {

@@ -991,9 +991,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::pg::time::TimestampTz;
     use crate::repo::id::BackupId;
-    use crate::repo::root::{BackupKind, Head, Map};
     use crate::repo::scope::Scope;
     use crate::snapshot::frame::FrameCodec;
     use crate::snapshot::reader::SnapshotRoot;
@@ -1024,24 +1022,7 @@ mod tests {
             sink.finish().unwrap();
             writer.finish().unwrap()
         });
-        let head = Head {
-            id,
-            nonce: String::new(),
-            backup_kind: BackupKind::Full,
-            prior: None,
-            label: String::new(),
-            start_time: TimestampTz(0),
-            stop_time: TimestampTz(0),
-            file_count: written.file_count,
-            size_bytes: written.size_bytes,
-            stored_bytes: written.stored_bytes,
-            program: String::new(),
-            features: Vec::new(),
-        };
-        let map = Map {
-            shards: written.shards,
-            packs: written.packs,
-        };
+        let (head, map) = written.head_and_map(id);
         let root = SnapshotRoot {
             head: &head,
             map: &map,

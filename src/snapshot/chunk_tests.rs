@@ -18,7 +18,7 @@ use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::{BackupId, PartName};
-use crate::repo::root::{BackupKind, Head, LayerRef, Map, Shard};
+use crate::repo::root::{Head, LayerRef, Map, Shard};
 use crate::repo::scope::Scope;
 use crate::store::file::FileStore;
 use crate::store::{Published, Store};
@@ -68,20 +68,8 @@ impl World {
 
     fn head(&self) -> Head {
         let sizes = self.files.values().map(|bytes| bytes.len() as u64);
-        Head {
-            id: "20261120T064000Z-incr".parse().unwrap(),
-            nonce: String::new(),
-            backup_kind: BackupKind::Incremental,
-            prior: None,
-            label: String::new(),
-            start_time: TimestampTz(0),
-            stop_time: TimestampTz(0),
-            file_count: self.files.len() as u64,
-            size_bytes: sizes.sum(),
-            stored_bytes: 0,
-            program: String::new(),
-            features: Vec::new(),
-        }
+        let id = "20261120T064000Z-incr".parse().unwrap();
+        Head::sample(id, (self.files.len() as u64, sizes.sum(), 0))
     }
 
     /// Writes a generation upon those before. A shard of three layers is made flat first.

@@ -18,9 +18,8 @@ use super::sink::FileSink;
 use super::writer::{Options, SnapshotWriter};
 use crate::err;
 use crate::error::{Code, Result};
-use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
-use crate::repo::root::{BackupKind, Head, Map};
+use crate::repo::root::{Head, Map};
 use crate::repo::scope::Scope;
 use crate::store::file::FileStore;
 use crate::store::{Key, NewObject, Object, Store};
@@ -289,20 +288,8 @@ impl<'d> World<'d> {
             Thing::File(bytes) => Some(bytes.len() as u64),
             _ => None,
         });
-        Head {
-            id: "20261120T064000Z-incr".parse().unwrap(),
-            nonce: String::new(),
-            backup_kind: BackupKind::Incremental,
-            prior: None,
-            label: String::new(),
-            start_time: TimestampTz(0),
-            stop_time: TimestampTz(0),
-            file_count: files.clone().count() as u64,
-            size_bytes: files.sum(),
-            stored_bytes: 0,
-            program: String::new(),
-            features: Vec::new(),
-        }
+        let id = "20261120T064000Z-incr".parse().unwrap();
+        Head::sample(id, (files.clone().count() as u64, files.sum(), 0))
     }
 
     /// Everything, by the walk and pack by pack; and each file once more by places.

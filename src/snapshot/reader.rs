@@ -970,10 +970,7 @@ impl<'s, 'a> Items<'s, 'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pg::time::TimestampTz;
-    use crate::repo::root::BackupKind;
     use crate::repo::root::ClusterContent;
-    use crate::repo::root::cluster::Method;
     use crate::snapshot::filekey::tests::{CLUSTER, NAMING, any_path};
     use crate::snapshot::frame::FrameCodec;
     use crate::snapshot::writer::{Options, SnapshotWriter, Written};
@@ -991,58 +988,16 @@ mod tests {
     }
 
     fn root(written: Written) -> BackupRoot {
-        BackupRoot {
-            head: Head {
-                id: ID.parse().unwrap(),
-                nonce: String::new(),
-                backup_kind: BackupKind::Full,
-                prior: None,
-                label: String::new(),
-                start_time: TimestampTz(0),
-                stop_time: TimestampTz(0),
-                file_count: written.file_count,
-                size_bytes: written.size_bytes,
-                stored_bytes: written.stored_bytes,
-                program: String::new(),
-                features: Vec::new(),
-            },
-            content: ClusterContent {
-                method: Method::Stream,
-                cluster: "main".into(),
-                system_identifier: 77,
-                major: CLUSTER.major,
-                server_version_num: 150_020,
-                catalog_version: CLUSTER.catalog_version,
-                start_lsn: Default::default(),
-                stop_lsn: Default::default(),
-                consistent_lsn: Default::default(),
-                checkpoint_lsn: Default::default(),
-                start_timeline: 1,
-                timeline: 1,
-                history: None,
-                history_hex: None,
-                from_standby: false,
-                data_checksums: true,
-                wal_segment_size_bytes: 16 << 20,
-                block_size_bytes: 8192,
-                relseg_blocks: 131_072,
-                timezone: None,
-                tablespaces: Vec::new(),
-                server_manifest: None,
-                relations: None,
-                wal_proof: None,
-                whole_scan_time: None,
-                left_out_databases: Vec::new(),
-                oldest_content: None,
-                damage: Vec::new(),
-                damage_count: 0,
-                damage_reported_by_server: false,
-            },
-            map: Map {
-                shards: written.shards,
-                packs: written.packs,
-            },
-        }
+        let (head, map) = written.head_and_map(ID.parse().unwrap());
+        let content = ClusterContent {
+            system_identifier: 77,
+            major: CLUSTER.major,
+            server_version_num: 150_020,
+            catalog_version: CLUSTER.catalog_version,
+            wal_segment_size_bytes: 16 << 20,
+            ..ClusterContent::sample()
+        };
+        BackupRoot { head, content, map }
     }
 
     fn key(path: &[u8]) -> FileKey {

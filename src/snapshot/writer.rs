@@ -83,6 +83,20 @@ pub struct Written {
     pub has_chunks: bool,
 }
 
+#[cfg(test)]
+impl Written {
+    /// Head and map of a root that names these parts.
+    pub fn head_and_map(self, id: BackupId) -> (crate::repo::root::Head, crate::repo::root::Map) {
+        use crate::repo::root::{Head, Map};
+        let map = Map {
+            shards: self.shards,
+            packs: self.packs,
+        };
+        let sizes = (self.file_count, self.size_bytes, self.stored_bytes);
+        (Head::sample(id, sizes), map)
+    }
+}
+
 /// The parts that all sinks of a snapshot share.
 pub(super) struct Shared<'t> {
     pub pipeline: Pipeline<'t>,

@@ -26,7 +26,6 @@ use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
-use crate::repo::root::{BackupKind, Head, Map};
 use crate::repo::scope::Scope;
 use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::{FileKey, Naming};
@@ -108,24 +107,8 @@ impl Site {
         read: impl FnOnce(&Snapshot<'_>) -> Result<T>,
     ) -> Result<T> {
         let store = FileStore::open(&self.path("repository"), 1)?;
-        let head = Head {
-            id: "20261120T064049Z-full".parse().unwrap(),
-            nonce: String::new(),
-            backup_kind: BackupKind::Full,
-            prior: None,
-            label: String::new(),
-            start_time: TimestampTz(0),
-            stop_time: TimestampTz(0),
-            file_count: written.file_count,
-            size_bytes: written.size_bytes,
-            stored_bytes: written.stored_bytes,
-            program: String::new(),
-            features: Vec::new(),
-        };
-        let map = Map {
-            shards: written.shards.clone(),
-            packs: written.packs.clone(),
-        };
+        let id = "20261120T064049Z-full".parse().unwrap();
+        let (head, map) = written.clone().head_and_map(id);
         let root = SnapshotRoot {
             head: &head,
             map: &map,

@@ -534,24 +534,7 @@ mod tests {
         };
         survey.timelines.insert(TimelineId::FIRST, timeline);
         for (id, start, stop) in backups {
-            let root = Root {
-                start_lsn: lsn(*start, 40),
-                stop_lsn: lsn(*stop, 40),
-                consistent_lsn: lsn(*stop, 40),
-                start_timeline: TimelineId::FIRST,
-                timeline: TimelineId::FIRST,
-                history: None,
-                stop_time: crate::pg::time::TimestampTz(0),
-                size_bytes: 1,
-                stored_bytes: 1,
-                damage: None,
-                wal_proof: None,
-                foreign: None,
-                strays: BTreeMap::new(),
-                unsure: BTreeSet::new(),
-                layers: Default::default(),
-                packs: Default::default(),
-            };
+            let root = Root::sample(TimelineId::FIRST, lsn(*start, 40), lsn(*stop, 40));
             let subject = Subject {
                 manifest: Manifest::Committed(Box::new(root)),
                 ..Subject::default()

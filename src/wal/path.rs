@@ -284,12 +284,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::pg::timeline::tli;
 
     const MIB: u64 = 1 << 20;
-
-    fn tli(number: u32) -> TimelineId {
-        TimelineId::new(number).unwrap()
-    }
 
     /// Timeline 2 leaves 1 in segment 4, and 3 leaves 2 in segment 6.
     fn path() -> Path {

@@ -971,13 +971,10 @@ fn xlog_of<'a>(record: &Record<'a>) -> Option<XlogRecord<'a>> {
 mod tests {
     use super::*;
     use crate::pg::craft::{self, Craft};
+    use crate::pg::timeline::tli;
     use crate::wal::crafted::{repository, store_as};
 
     const SEGMENT: usize = 1 << 20;
-
-    fn tli(n: u32) -> TimelineId {
-        TimelineId::new(n).unwrap()
-    }
 
     fn store_segment(repository: &Repository, craft: &Craft, number: u64, segment: &[u8]) {
         store_as(repository, craft, (number, segment), false);

@@ -160,6 +160,31 @@ impl Root {
     }
 }
 
+#[cfg(test)]
+impl Root {
+    /// A backup of which tests give the WAL alone.
+    pub fn sample(timeline: TimelineId, start_lsn: Lsn, stop_lsn: Lsn) -> Root {
+        Root {
+            start_lsn,
+            stop_lsn,
+            consistent_lsn: stop_lsn,
+            start_timeline: timeline,
+            timeline,
+            history: None,
+            stop_time: TimestampTz(0),
+            size_bytes: 1,
+            stored_bytes: 1,
+            damage: None,
+            wal_proof: None,
+            foreign: None,
+            strays: BTreeMap::new(),
+            unsure: BTreeSet::new(),
+            layers: BTreeMap::new(),
+            packs: BTreeMap::new(),
+        }
+    }
+}
+
 impl Survey {
     /// Returns the survey of a cluster of which nothing is stored.
     pub fn empty(segment_size: SegmentSize) -> Survey {

@@ -77,11 +77,7 @@ mod tests {
                 scheduled: at(started),
                 attempt: 0,
             },
-            begun: Begun {
-                started: at(started),
-                pid: 1,
-                tick: None,
-            },
+            begun: Begun::sample(at(started)),
             ended: None,
         }
     }

@@ -181,6 +181,7 @@ mod tests {
     use std::convert::Infallible;
 
     use super::*;
+    use crate::pg::timeline::tli;
 
     const SHAPE: Shape = Shape {
         catalog_version: 202_406_281,
@@ -189,10 +190,6 @@ mod tests {
         relation_segment_blocks: 131_072,
         data_checksums: true,
     };
-
-    fn tli(n: u32) -> TimelineId {
-        TimelineId::new(n).unwrap()
-    }
 
     /// On timeline 2, which left 1 at 1000.
     fn server() -> Server {

@@ -681,43 +681,7 @@ mod tests {
     use crate::pg::craft::Craft;
     use crate::pg::record::Relation;
     use crate::pg::timeline::TimelineId;
-    use crate::repo::root::cluster::Method;
     use crate::wal::crafted;
-
-    fn content() -> ClusterContent {
-        ClusterContent {
-            method: Method::Stream,
-            cluster: "main".into(),
-            system_identifier: 7,
-            major: 17,
-            server_version_num: 170_009,
-            catalog_version: 202_406_281,
-            start_lsn: Lsn::default(),
-            stop_lsn: Lsn::default(),
-            consistent_lsn: Lsn::default(),
-            checkpoint_lsn: Lsn::default(),
-            start_timeline: 1,
-            timeline: 1,
-            history: None,
-            history_hex: None,
-            from_standby: false,
-            data_checksums: true,
-            wal_segment_size_bytes: 1 << 20,
-            block_size_bytes: 8192,
-            relseg_blocks: 131_072,
-            timezone: None,
-            tablespaces: Vec::new(),
-            server_manifest: None,
-            relations: None,
-            wal_proof: None,
-            whole_scan_time: None,
-            left_out_databases: Vec::new(),
-            oldest_content: None,
-            damage: Vec::new(),
-            damage_count: 0,
-            damage_reported_by_server: false,
-        }
-    }
 
     /// More dropped relations than are kept.
     fn too_many() -> Changed {
@@ -741,7 +705,7 @@ mod tests {
         let repository = crafted::repository(dir.path(), &craft);
         let size = craft.identity.segment_size;
         let layout = ClusterLayout::new("main", craft.identity.system_identifier).unwrap();
-        let (prior, history) = (content(), History::root(TimelineId::FIRST));
+        let (prior, history) = (ClusterContent::sample(), History::root(TimelineId::FIRST));
         let mut tick = || -> Result<()> { Ok(()) };
         let interval = Interval {
             repository: &repository,

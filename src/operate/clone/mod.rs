@@ -7,6 +7,7 @@
 //! | `lifetime` | what happens while it serves: its end, and the wish to keep it |
 //! | `durability` | how a clone that is kept becomes durable while it serves |
 //! | `last_step` | how it becomes a plain data directory |
+//! | `stop` | its end by hand |
 //! | `copied` | the same for a short while where nothing can be mounted: one database is copied first |
 //!
 //! A clone is a restore whose content is brought when it is read (`operate::mounted`), with a server in quarantine on it. Its process
@@ -18,6 +19,7 @@ pub mod folder;
 mod last_step;
 mod lifetime;
 pub mod namespace;
+pub mod stop;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -766,11 +766,8 @@ fn gaps(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::timeline::tli;
     use crate::repo::runs::Runs;
-
-    fn tli(number: u32) -> TimelineId {
-        TimelineId::new(number).unwrap()
-    }
 
     #[test]
     fn t81_a_padded_segment_that_recovery_left_behind_is_not_lost() {

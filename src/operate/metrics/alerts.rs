@@ -2,16 +2,14 @@
 
 use std::path::Path;
 
-use super::exposition::{Exposition, Type};
-use super::{Family, flag};
+use super::exposition::{Exposition, families};
+use super::flag;
 use crate::config::Settings;
 use crate::operate::failing_sinks;
 
-const FAILING: Family = (
-    "pitr_alert_sink_failing",
-    Type::Gauge,
-    "Whether the last delivery to an alert sink failed.",
-);
+families! {
+    FAILING: Gauge "pitr_alert_sink_failing" "Whether the last delivery to an alert sink failed.";
+}
 
 /// Adds them. Without the agent's file nothing is known.
 pub(super) fn add(all: &mut Exposition, settings: &Settings, state_dir: &Path) {

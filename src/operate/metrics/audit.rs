@@ -1,24 +1,14 @@
 //! Metrics of the audit log, as the commands of this host found it.
 
-use super::exposition::{Exposition, Type};
-use super::{Family, number, seconds};
+use super::exposition::{Exposition, families};
+use super::{number, seconds};
 use crate::operate::counters::{self, Counters};
 
-const BROKEN: Family = (
-    "pitr_audit_broken",
-    Type::Gauge,
-    "Records that were changed or removed, as the last pitr audit verify of this host found.",
-);
-const ANCHOR: Family = (
-    "pitr_audit_last_anchor_timestamp_seconds",
-    Type::Gauge,
-    "Last anchor of this host that a repository has.",
-);
-const VERIFIED: Family = (
-    "pitr_audit_last_verified_timestamp_seconds",
-    Type::Gauge,
-    "Last pitr audit verify of this host that read all repositories.",
-);
+families! {
+    BROKEN: Gauge "pitr_audit_broken" "Records that were changed or removed, as the last pitr audit verify of this host found.";
+    ANCHOR: Gauge "pitr_audit_last_anchor_timestamp_seconds" "Last anchor of this host that a repository has.";
+    VERIFIED: Gauge "pitr_audit_last_verified_timestamp_seconds" "Last pitr audit verify of this host that read all repositories.";
+}
 
 /// Adds them.
 pub(super) fn add(all: &mut Exposition, counters: &Counters) {

@@ -1,50 +1,20 @@
 //! Metrics of what was proven of a cluster: checks, drills, and the last commands that went well.
 
-use super::exposition::{Exposition, Type};
-use super::{Family, counted, flag, number, seconds};
+use super::exposition::{Exposition, families};
+use super::{counted, flag, number, seconds};
 use crate::operate::counters::Counters;
 use crate::operate::info::ClusterInfo;
 
-const VERIFY: Family = (
-    "pitr_verify_last_success_timestamp_seconds",
-    Type::Gauge,
-    "Last time that pitr verify found everything whole on this host.",
-);
-const COVERAGE: Family = (
-    "pitr_verify_coverage_ratio",
-    Type::Gauge,
-    "Part of packs and segments that was ever read back.",
-);
-const OLDEST_READ: Family = (
-    "pitr_verify_oldest_read_timestamp_seconds",
-    Type::Gauge,
-    "When the part was read back that was read longest ago.",
-);
-const DAMAGED: Family = (
-    "pitr_verify_damaged_objects",
-    Type::Gauge,
-    "Backups and segments that a check found damaged.",
-);
-const EXPIRE: Family = (
-    "pitr_expire_last_success_timestamp_seconds",
-    Type::Gauge,
-    "Last time that pitr expire went well on this host.",
-);
-const DRILL: Family = (
-    "pitr_drill_last_success_timestamp_seconds",
-    Type::Gauge,
-    "Last drill that passed.",
-);
-const DRILL_RESULT: Family = (
-    "pitr_drill_last_result",
-    Type::Gauge,
-    "0 where the last drill passed and no backup is known to be broken by an earlier one, else 1.",
-);
-const DRILL_RTO: Family = (
-    "pitr_drill_rto_seconds",
-    Type::Gauge,
-    "Time to recovery in the last drill that passed.",
-);
+families! {
+    VERIFY: Gauge "pitr_verify_last_success_timestamp_seconds" "Last time that pitr verify found everything whole on this host.";
+    COVERAGE: Gauge "pitr_verify_coverage_ratio" "Part of packs and segments that was ever read back.";
+    OLDEST_READ: Gauge "pitr_verify_oldest_read_timestamp_seconds" "When the part was read back that was read longest ago.";
+    DAMAGED: Gauge "pitr_verify_damaged_objects" "Backups and segments that a check found damaged.";
+    EXPIRE: Gauge "pitr_expire_last_success_timestamp_seconds" "Last time that pitr expire went well on this host.";
+    DRILL: Gauge "pitr_drill_last_success_timestamp_seconds" "Last drill that passed.";
+    DRILL_RESULT: Gauge "pitr_drill_last_result" "0 where the last drill passed and no backup is known to be broken by an earlier one, else 1.";
+    DRILL_RTO: Gauge "pitr_drill_rto_seconds" "Time to recovery in the last drill that passed.";
+}
 
 /// Adds them.
 pub(super) fn add(

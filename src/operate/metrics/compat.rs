@@ -6,10 +6,10 @@
 
 use std::path::Path;
 
-use super::exposition::{Exposition, Type};
+use super::exposition::{Exposition, Labels, Type, families};
 use super::{counted, flag, number, seconds};
 use crate::config::{Compat, Settings};
-use crate::operate::counters::{Counters, kind_name};
+use crate::operate::counters::{Counters, Label, kind_name};
 use crate::operate::info::{self, ClusterInfo, Info};
 use crate::operate::server_state::Archiver;
 use crate::operate::underway::Underway;
@@ -20,10 +20,16 @@ use crate::release;
 use crate::repo::root::BackupKind;
 use crate::wal::inventory::Backup;
 
-/// Whether the storage answers, by WAL-G's name.
-pub(super) const WALG_STORAGE_UP: &str = "walg_storage_up";
-/// Its help.
-pub(super) const WALG_STORAGE_HELP: &str = "Whether the repository answers.";
+families! {
+    pub(super) WALG_STORAGE_UP: Gauge "walg_storage_up" "Whether the repository answers.";
+}
+
+/// Adds samples with the same labels, each with its type, name, help and value: a number, or one that may be unknown.
+macro_rules! samples {
+    ($all:expr, $labels:expr; $($kind:ident $name:literal $help:literal $value:expr;)+) => {
+        $($all.add_known(&($name, Type::$kind, $help), $labels, Option::from($value));)+
+    };
+}
 
 /// The findings of a collection, and its time.
 pub(super) struct Seen<'a> {
@@ -51,13 +57,9 @@ pub(super) fn add(all: &mut Exposition, names: &[Compat], seen: &Seen<'_>) {
         match asked {
             Compat::PgBackRest => {
                 let is_whole = seen.info.is_some_and(|info| info.failures.is_empty());
-                gauge(
-                    all,
-                    "pgbackrest_exporter_status",
-                    "Whether everything could be looked at.",
-                    &[("stanza", "all-stanzas")],
-                    flag(is_whole),
-                );
+                samples! { all, &[("stanza", "all-stanzas")];
+                    Gauge "pgbackrest_exporter_status" "Whether everything could be looked at." flag(is_whole);
+                }
                 clusters.iter().for_each(|one| pgbackrest(all, seen, one));
             }
             Compat::Barman => clusters.iter().for_each(|one| barman(all, seen, one)),
@@ -72,18 +74,6 @@ pub(super) fn add(all: &mut Exposition, names: &[Compat], seen: &Seen<'_>) {
             Compat::Postgres => archivers.iter().for_each(|one| postgres(all, seen, *one)),
         }
     }
-}
-
-type Labels<'a> = &'a [(&'static str, &'a str)];
-
-fn gauge(
-    all: &mut Exposition,
-    name: &'static str,
-    help: &'static str,
-    labels: Labels<'_>,
-    value: f64,
-) {
-    all.add(&(name, Type::Gauge, help), labels, value);
 }
 
 fn took(backup: &Backup) -> Option<f64> {
@@ -112,48 +102,32 @@ fn pgbackrest(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
         true => 0.0,
         false => 2.0,
     };
-    gauge(
-        all,
-        "pgbackrest_stanza_status",
-        "0 where there is an undamaged backup, else 2.",
-        &[stanza],
-        status,
-    );
-    gauge(
-        all,
-        "pgbackrest_repo_status",
-        "As pgbackrest_stanza_status.",
-        &[("cipher", cipher), repo_key, stanza],
-        status,
-    );
-    gauge(
-        all,
-        "pgbackrest_wal_archive_status",
-        "Whether WAL is archived.",
-        &[
-            database,
-            ("pg_version", &major),
-            repo_key,
-            stanza,
-            ("wal_max", ""),
-            ("wal_min", ""),
-        ],
-        flag(one.segments > 0),
-    );
+    let archive = [
+        database,
+        ("pg_version", major.as_str()),
+        repo_key,
+        stanza,
+        ("wal_max", ""),
+        ("wal_min", ""),
+    ];
+    samples! { all, &[("cipher", cipher), repo_key, stanza];
+        Gauge "pgbackrest_repo_status" "As pgbackrest_stanza_status." status;
+    }
+    samples! { all, &archive;
+        Gauge "pgbackrest_wal_archive_status" "Whether WAL is archived." flag(one.segments > 0);
+    }
     if let Some(counters) = seen.counters {
-        let ours = |l: &&crate::operate::counters::Label| {
-            l.component == "postgres" && l.cluster == one.name
-        };
-        gauge(
-            all,
-            "pgbackrest_stanza_backup_lock_status",
-            "Whether this host takes a backup.",
-            &[stanza],
-            flag(counters.running.iter().any(|one| ours(&&one.label))),
-        );
-        let running = counters.running.iter().filter(|one| ours(&&one.label));
+        let ours = |l: &Label| l.component == "postgres" && l.cluster == one.name;
+        let running = counters.running.iter().filter(|one| ours(&one.label));
         let shown = running.map(|one| seen.underway.iter().find(|u| u.is(&one.process)));
-        pgbackrest_bytes(all, &PGBACKREST_BACKUP, stanza, &shown.collect::<Vec<_>>());
+        let shown: Vec<_> = shown.collect();
+        let (done, total) = bytes_of(&shown);
+        samples! { all, &[stanza];
+            Gauge "pgbackrest_stanza_backup_lock_status" "Whether this host takes a backup." flag(!shown.is_empty());
+            Gauge "pgbackrest_stanza_backup_complete_bytes"
+                "Bytes of the present phase of the running backup that are done; 0 while none runs." done;
+            Gauge "pgbackrest_stanza_backup_total_bytes" "Bytes of the present phase of the running backup; 0 while none runs." total;
+        }
     }
     // A command names its cluster first among what it is about.
     let is_ours = |one: &&Underway| {
@@ -162,14 +136,14 @@ fn pgbackrest(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
     };
     let restores = seen.underway.iter().filter(is_ours).map(Some);
     let restores: Vec<_> = restores.collect();
-    gauge(
-        all,
-        "pgbackrest_stanza_restore_lock_status",
-        "Whether this host restores.",
-        &[stanza],
-        flag(!restores.is_empty()),
-    );
-    pgbackrest_bytes(all, &PGBACKREST_RESTORE, stanza, &restores);
+    let (done, total) = bytes_of(&restores);
+    samples! { all, &[stanza];
+        Gauge "pgbackrest_stanza_status" "0 where there is an undamaged backup, else 2." status;
+        Gauge "pgbackrest_stanza_restore_lock_status" "Whether this host restores." flag(!restores.is_empty());
+        Gauge "pgbackrest_stanza_restore_complete_bytes"
+            "Bytes of the present phase of the running restore that are done; 0 while none runs." done;
+        Gauge "pgbackrest_stanza_restore_total_bytes" "Bytes of the present phase of the running restore; 0 while none runs." total;
+    }
     for backup in backups {
         let id = backup.id.to_string();
         let labels = [
@@ -185,47 +159,13 @@ fn pgbackrest(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
     pgbackrest_last(all, seen, backups, stanza);
 }
 
-/// Bytes of a running backup or restore: those that are done, and all.
-type Bytes = [(&'static str, &'static str); 2];
-
-const PGBACKREST_BACKUP: Bytes = [
-    (
-        "pgbackrest_stanza_backup_complete_bytes",
-        "Bytes of the present phase of the running backup that are done; 0 while none runs.",
-    ),
-    (
-        "pgbackrest_stanza_backup_total_bytes",
-        "Bytes of the present phase of the running backup; 0 while none runs.",
-    ),
-];
-const PGBACKREST_RESTORE: Bytes = [
-    (
-        "pgbackrest_stanza_restore_complete_bytes",
-        "Bytes of the present phase of the running restore that are done; 0 while none runs.",
-    ),
-    (
-        "pgbackrest_stanza_restore_total_bytes",
-        "Bytes of the present phase of the running restore; 0 while none runs.",
-    ),
-];
-
-/// Adds the bytes of what runs; none where something runs whose bytes are not known.
-fn pgbackrest_bytes(
-    all: &mut Exposition,
-    [complete, total]: &Bytes,
-    stanza: (&'static str, &str),
-    running: &[Option<&Underway>],
-) {
-    let values = match running {
-        [] => Some((Some(0), 0)),
-        [first, ..] => first.map(|one| (one.total_bytes, one.done_bytes)),
+/// Bytes of what runs: those that are done, and all. None where something runs whose bytes are not known.
+fn bytes_of(running: &[Option<&Underway>]) -> (Option<f64>, Option<f64>) {
+    let Some(first) = running.first() else {
+        return (Some(0.0), Some(0.0));
     };
-    let Some((all_bytes, done)) = values else {
-        return;
-    };
-    gauge(all, complete.0, complete.1, &[stanza], number(done));
-    let family = (total.0, Type::Gauge, total.1);
-    all.add_known(&family, &[stanza], all_bytes.map(number));
+    let done = first.map(|one| number(one.done_bytes));
+    (done, first.and_then(|one| one.total_bytes).map(number))
 }
 
 fn pgbackrest_backup(
@@ -248,42 +188,18 @@ fn pgbackrest_backup(
         ("wal_start", &first),
         ("wal_stop", &last),
     ];
-    gauge(
-        all,
-        "pgbackrest_backup_info",
-        "1 for each backup.",
-        &[labels, &more[..]].concat(),
-        1.0,
-    );
-    if let Some(took) = took(backup) {
-        let (from, to) = (clock(backup.start_time), clock(backup.stop_time));
-        let times = [("start_time", from.as_str()), ("stop_time", to.as_str())];
-        gauge(
-            all,
-            "pgbackrest_backup_duration_seconds",
-            "From the start of the backup to its stop.",
-            &[labels, &times[..]].concat(),
-            took,
-        );
+    samples! { all, &[labels, &more[..]].concat();
+        Gauge "pgbackrest_backup_info" "1 for each backup." 1.0;
     }
-    for (name, help, value) in [
-        (
-            "pgbackrest_backup_size_bytes",
-            "Raw bytes of the files in the backup.",
-            number(backup.size_bytes),
-        ),
-        (
-            "pgbackrest_backup_repo_delta_bytes",
-            "Bytes that the backup added to the repository.",
-            number(backup.stored_bytes),
-        ),
-        (
-            "pgbackrest_backup_error_status",
-            "Whether damage of the backup is known.",
-            flag(backup.damage.is_some()),
-        ),
-    ] {
-        gauge(all, name, help, labels, value);
+    let (from, to) = (clock(backup.start_time), clock(backup.stop_time));
+    let times = [("start_time", from.as_str()), ("stop_time", to.as_str())];
+    samples! { all, &[labels, &times[..]].concat();
+        Gauge "pgbackrest_backup_duration_seconds" "From the start of the backup to its stop." took(backup);
+    }
+    samples! { all, labels;
+        Gauge "pgbackrest_backup_size_bytes" "Raw bytes of the files in the backup." number(backup.size_bytes);
+        Gauge "pgbackrest_backup_repo_delta_bytes" "Bytes that the backup added to the repository." number(backup.stored_bytes);
+        Gauge "pgbackrest_backup_error_status" "Whether damage of the backup is known." flag(backup.damage.is_some());
     }
 }
 
@@ -303,34 +219,13 @@ fn pgbackrest_last(
         let Some(backup) = backup else { continue };
         let labels = [("backup_type", kind), ("block_incr", "n"), stanza];
         let age = seen.now.duration_since(backup.stop_time);
-        for (name, help, value) in [
-            (
-                "pgbackrest_backup_since_last_completion_seconds",
-                "Age of the newest backup.",
-                age.map(|age| age.as_secs_f64()),
-            ),
-            (
-                "pgbackrest_backup_last_duration_seconds",
-                "From the start of the newest backup to its stop.",
-                took(backup),
-            ),
-            (
-                "pgbackrest_backup_last_size_bytes",
-                "Raw bytes of the files in the newest backup.",
-                Some(number(backup.size_bytes)),
-            ),
-            (
-                "pgbackrest_backup_last_repo_delta_bytes",
-                "Bytes that the newest backup added to the repository.",
-                Some(number(backup.stored_bytes)),
-            ),
-            (
-                "pgbackrest_backup_last_error_status",
-                "Whether damage of the newest backup is known.",
-                Some(flag(backup.damage.is_some())),
-            ),
-        ] {
-            all.add_known(&(name, Type::Gauge, help), &labels, value);
+        samples! { all, &labels;
+            Gauge "pgbackrest_backup_since_last_completion_seconds" "Age of the newest backup." age.map(|age| age.as_secs_f64());
+            Gauge "pgbackrest_backup_last_duration_seconds" "From the start of the newest backup to its stop." took(backup);
+            Gauge "pgbackrest_backup_last_size_bytes" "Raw bytes of the files in the newest backup." number(backup.size_bytes);
+            Gauge "pgbackrest_backup_last_repo_delta_bytes" "Bytes that the newest backup added to the repository."
+                number(backup.stored_bytes);
+            Gauge "pgbackrest_backup_last_error_status" "Whether damage of the newest backup is known." flag(backup.damage.is_some());
         }
     }
 }
@@ -347,44 +242,18 @@ fn barman(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
     let mut done: Vec<&Backup> = backups.filter(|b| b.damage.is_none()).collect();
     done.sort_by_key(|b| std::cmp::Reverse(b.stop_time));
     for (index, backup) in done.iter().enumerate() {
-        gauge(
-            all,
-            "barman_backup_size",
-            "Raw bytes of the files in a backup; 1 is the newest.",
-            &[server, ("number", &(index + 1).to_string())],
-            number(backup.size_bytes),
-        );
+        samples! { all, &[server, ("number", &(index + 1).to_string())];
+            Gauge "barman_backup_size" "Raw bytes of the files in a backup; 1 is the newest." number(backup.size_bytes);
+        }
     }
-    gauge(
-        all,
-        "barman_backups_total",
-        "Backups in the repository.",
-        &[server],
-        counted(one.inventory.backups.len()),
-    );
-    for (name, help, value) in [
-        (
-            "barman_last_backup",
-            "Start of the newest undamaged backup.",
-            done.first().map(|b| seconds(b.start_time)),
-        ),
-        (
-            "barman_last_backup_copy_time",
-            "From the start of the newest undamaged backup to its stop, in seconds.",
-            done.first().and_then(|b| took(b)),
-        ),
-        (
-            "barman_first_backup",
-            "Start of the oldest undamaged backup.",
-            done.last().map(|b| seconds(b.start_time)),
-        ),
-        (
-            "barman_metrics_update",
-            "When this was collected.",
-            Some(seconds(seen.now).floor()),
-        ),
-    ] {
-        all.add_known(&(name, Type::Gauge, help), &[server], value);
+    let (newest, oldest) = (done.first(), done.last());
+    samples! { all, &[server];
+        Gauge "barman_backups_total" "Backups in the repository." counted(one.inventory.backups.len());
+        Gauge "barman_last_backup" "Start of the newest undamaged backup." newest.map(|b| seconds(b.start_time));
+        Gauge "barman_last_backup_copy_time" "From the start of the newest undamaged backup to its stop, in seconds."
+            newest.and_then(|b| took(b));
+        Gauge "barman_first_backup" "Start of the oldest undamaged backup." oldest.map(|b| seconds(b.start_time));
+        Gauge "barman_metrics_update" "When this was collected." seconds(seen.now).floor();
     }
     barman_checks(all, seen, one, &done);
 }
@@ -419,11 +288,9 @@ fn barman_checks(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo, done:
         ),
     ];
     for (check, is_ok) in checks {
-        all.add_known(
-            &("barman_up", Type::Gauge, "1 where a check passes, else 0."),
-            &[("server", one.name.as_str()), ("check", check)],
-            is_ok.map(flag),
-        );
+        samples! { all, &[("server", one.name.as_str()), ("check", check)];
+            Gauge "barman_up" "1 where a check passes, else 0." is_ok.map(flag);
+        }
     }
 }
 
@@ -438,25 +305,16 @@ fn hosts(all: &mut Exposition, settings: &Settings) {
         let files = files(&wal, |name| name.parse::<SegmentName>().is_ok());
         if let Some((count, bytes)) = files {
             for (value, shown) in [("count", count), ("size", bytes)] {
-                gauge(
-                    all,
-                    "cnpg_collector_pg_wal",
-                    "Segments in pg_wal, and their bytes.",
-                    &[("value", value), cluster],
-                    number(shown),
-                );
+                samples! { all, &[("value", value), cluster];
+                    Gauge "cnpg_collector_pg_wal" "Segments in pg_wal, and their bytes." number(shown);
+                }
             }
         }
         for value in ["ready", "done"] {
             let is_it = |name: &str| name.rsplit('.').next() == Some(value);
-            if let Some((count, _)) = self::files(&wal.join("archive_status"), is_it) {
-                gauge(
-                    all,
-                    "cnpg_collector_pg_wal_archive_status",
-                    "Files in pg_wal/archive_status.",
-                    &[("value", value), cluster],
-                    number(count),
-                );
+            let files = self::files(&wal.join("archive_status"), is_it);
+            samples! { all, &[("value", value), cluster];
+                Gauge "cnpg_collector_pg_wal_archive_status" "Files in pg_wal/archive_status." files.map(|(count, _)| number(count));
             }
         }
     }
@@ -478,34 +336,12 @@ fn cnpg(all: &mut Exposition, one: &ClusterInfo) {
     let good = one.inventory.backups.iter().filter(|b| b.damage.is_none());
     let last = good.map(|b| b.stop_time).max().map(seconds);
     let up = one.server.as_ref().map(|_| 1.0);
-    for (name, help, value) in [
-        (
-            "cnpg_collector_up",
-            "1 where the server answers; no series else.",
-            up,
-        ),
-        (
-            "cnpg_collector_first_recoverability_point",
-            "First moment that can be recovered.",
-            first,
-        ),
-        (
-            "barman_cloud_cloudnative_pg_io_first_recoverability_point",
-            "First moment that can be recovered.",
-            first,
-        ),
-        (
-            "cnpg_collector_last_available_backup_timestamp",
-            "End of the newest undamaged backup.",
-            last,
-        ),
-        (
-            "barman_cloud_cloudnative_pg_io_last_available_backup_timestamp",
-            "End of the newest undamaged backup.",
-            last,
-        ),
-    ] {
-        all.add_known(&(name, Type::Gauge, help), &cluster, value);
+    samples! { all, &cluster;
+        Gauge "cnpg_collector_up" "1 where the server answers; no series else." up;
+        Gauge "cnpg_collector_first_recoverability_point" "First moment that can be recovered." first;
+        Gauge "barman_cloud_cloudnative_pg_io_first_recoverability_point" "First moment that can be recovered." first;
+        Gauge "cnpg_collector_last_available_backup_timestamp" "End of the newest undamaged backup." last;
+        Gauge "barman_cloud_cloudnative_pg_io_last_available_backup_timestamp" "End of the newest undamaged backup." last;
     }
 }
 
@@ -513,71 +349,29 @@ fn cnpg(all: &mut Exposition, one: &ClusterInfo) {
 fn cnpg_archiver(all: &mut Exposition, seen: &Seen<'_>, (name, archiver): (&str, &Archiver)) {
     let cluster = [("cluster", name)];
     let since = |then: f64| (seconds(seen.now) - then).max(0.0);
-    for (name, help, value) in [
-        (
-            "cnpg_pg_stat_archiver_archived_count",
-            "Files that archive_command took.",
-            Some(number(archiver.archived)),
-        ),
-        (
-            "cnpg_pg_stat_archiver_failed_count",
-            "Runs of archive_command that failed.",
-            Some(number(archiver.failed)),
-        ),
-        (
-            "cnpg_pg_stat_archiver_seconds_since_last_archival",
-            "Since archive_command took the last file.",
-            archiver.last_archived_s.map(since),
-        ),
-        (
-            "cnpg_pg_stat_archiver_seconds_since_last_failure",
-            "Since the last run of archive_command that failed.",
-            archiver.last_failed_s.map(since),
-        ),
-        (
-            "cnpg_pg_stat_archiver_last_archived_time",
-            "When archive_command took the last file.",
-            archiver.last_archived_s,
-        ),
-        (
-            "cnpg_pg_stat_archiver_last_failed_time",
-            "When the last run of archive_command failed.",
-            archiver.last_failed_s,
-        ),
-        (
-            "cnpg_pg_stat_archiver_stats_reset_time",
-            "When the counts of the archiver began.",
-            archiver.reset_s,
-        ),
-    ] {
-        all.add_known(&(name, Type::Gauge, help), &cluster, value);
+    samples! { all, &cluster;
+        Gauge "cnpg_pg_stat_archiver_archived_count" "Files that archive_command took." number(archiver.archived);
+        Gauge "cnpg_pg_stat_archiver_failed_count" "Runs of archive_command that failed." number(archiver.failed);
+        Gauge "cnpg_pg_stat_archiver_seconds_since_last_archival" "Since archive_command took the last file."
+            archiver.last_archived_s.map(since);
+        Gauge "cnpg_pg_stat_archiver_seconds_since_last_failure" "Since the last run of archive_command that failed."
+            archiver.last_failed_s.map(since);
+        Gauge "cnpg_pg_stat_archiver_last_archived_time" "When archive_command took the last file." archiver.last_archived_s;
+        Gauge "cnpg_pg_stat_archiver_last_failed_time" "When the last run of archive_command failed." archiver.last_failed_s;
+        Gauge "cnpg_pg_stat_archiver_stats_reset_time" "When the counts of the archiver began." archiver.reset_s;
     }
 }
 
 /// Adds what postgres_exporter asks of pg_stat_archiver.
 fn postgres(all: &mut Exposition, seen: &Seen<'_>, (name, archiver): (&str, &Archiver)) {
     let cluster = [("cluster", name)];
-    for (name, help, value) in [
-        (
-            "pg_stat_archiver_archived_count",
-            "Files that archive_command took.",
-            archiver.archived,
-        ),
-        (
-            "pg_stat_archiver_failed_count",
-            "Runs of archive_command that failed.",
-            archiver.failed,
-        ),
-    ] {
-        all.add(&(name, Type::Counter, help), &cluster, number(value));
-    }
     let since = |then: f64| (seconds(seen.now) - then).max(0.0);
-    let family = (
-        "pg_stat_archiver_last_archive_age",
-        Type::Gauge,
-        "Since archive_command took the last file, in seconds.",
-    );
-    all.add_known(&family, &cluster, archiver.last_archived_s.map(since));
+    samples! { all, &cluster;
+        Counter "pg_stat_archiver_archived_count" "Files that archive_command took." number(archiver.archived);
+        Counter "pg_stat_archiver_failed_count" "Runs of archive_command that failed." number(archiver.failed);
+        Gauge "pg_stat_archiver_last_archive_age" "Since archive_command took the last file, in seconds."
+            archiver.last_archived_s.map(since);
+    }
 }
 
 fn walg(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
@@ -588,35 +382,16 @@ fn walg(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
         (BackupKind::Incremental, "delta"),
     ] {
         let ours = backups.iter().filter(|b| b.kind == kind);
-        gauge(
-            all,
-            "walg_backups",
-            "Backups in the repository.",
-            &[("backup_type", shown), cluster],
-            counted(ours.count()),
-        );
-        let ours = backups.iter().filter(|b| b.kind == kind);
+        samples! { all, &[("backup_type", shown), cluster];
+            Gauge "walg_backups" "Backups in the repository." counted(ours.clone().count());
+        }
         ours.for_each(|backup| walg_backup(all, seen, one, (backup, shown)));
     }
     let starts = backups.iter().map(|b| b.start_time);
-    for (name, help, value) in [
-        (
-            "walg_basebackup_count",
-            "Backups in the repository.",
-            Some(counted(backups.len())),
-        ),
-        (
-            "walg_oldest_basebackup",
-            "Start of the oldest backup.",
-            starts.clone().min().map(seconds),
-        ),
-        (
-            "walg_newest_basebackup",
-            "Start of the newest backup.",
-            starts.max().map(seconds),
-        ),
-    ] {
-        all.add_known(&(name, Type::Gauge, help), &[cluster], value);
+    samples! { all, &[cluster];
+        Gauge "walg_basebackup_count" "Backups in the repository." counted(backups.len());
+        Gauge "walg_oldest_basebackup" "Start of the oldest backup." starts.clone().min().map(seconds);
+        Gauge "walg_newest_basebackup" "Start of the newest backup." starts.max().map(seconds);
     }
     walg_wal(all, one, cluster);
 }
@@ -643,51 +418,23 @@ fn walg_backup(
         ("is_permanent", &is_pinned),
         ("delta_origin", ""),
     ];
-    gauge(
-        all,
-        "walg_backup_info",
-        "1 for each backup.",
-        &[&name[..], &more[..]].concat(),
-        1.0,
-    );
-    for (family, help, value) in [
-        (
-            "walg_backup_start_timestamp",
-            "Start of the backup.",
-            seconds(backup.start_time).floor(),
-        ),
-        (
-            "walg_backup_finish_timestamp",
-            "Stop of the backup.",
-            seconds(backup.stop_time).floor(),
-        ),
-        (
-            "walg_backup_uncompressed_size_bytes",
-            "Raw bytes of the files in the backup.",
-            number(backup.size_bytes),
-        ),
-        (
-            "walg_backup_compressed_size_bytes",
-            "Bytes that the backup added to the repository.",
-            number(backup.stored_bytes),
-        ),
-    ] {
-        gauge(all, family, help, &name, value);
+    samples! { all, &[&name[..], &more[..]].concat();
+        Gauge "walg_backup_info" "1 for each backup." 1.0;
+    }
+    samples! { all, &name;
+        Gauge "walg_backup_start_timestamp" "Start of the backup." seconds(backup.start_time).floor();
+        Gauge "walg_backup_finish_timestamp" "Stop of the backup." seconds(backup.stop_time).floor();
+        Gauge "walg_backup_uncompressed_size_bytes" "Raw bytes of the files in the backup." number(backup.size_bytes);
+        Gauge "walg_backup_compressed_size_bytes" "Bytes that the backup added to the repository." number(backup.stored_bytes);
     }
 }
 
 fn walg_wal(all: &mut Exposition, one: &ClusterInfo, cluster: (&'static str, &str)) {
     let timeline = one.timeline.and_then(TimelineId::new);
-    if let Some(window) = info::of_cluster(&one.recovery_windows, timeline, &one.inventory)
-        && let Some(length) = window.to.duration_since(window.from)
-    {
-        gauge(
-            all,
-            "walg_pitr_window_seconds",
-            "Length of the recovery window.",
-            &[cluster],
-            length.as_secs_f64(),
-        );
+    let window = info::of_cluster(&one.recovery_windows, timeline, &one.inventory);
+    let length = window.and_then(|w| w.to.duration_since(w.from));
+    samples! { all, &[cluster];
+        Gauge "walg_pitr_window_seconds" "Length of the recovery window." length.map(|length| length.as_secs_f64());
     }
     let timelines = &one.inventory.timelines;
     for id in timelines
@@ -696,20 +443,13 @@ fn walg_wal(all: &mut Exposition, one: &ClusterInfo, cluster: (&'static str, &st
         .map(|(id, _)| id)
     {
         let (decimal, hex) = (id.decimal().to_string(), format!("{:08x}", id.decimal()));
-        gauge(
-            all,
-            "walg_wal_integrity_status",
-            "1 where no WAL of the timeline is missing that a backup may need, else 0.",
-            &[("timeline_id", &decimal), ("timeline_hex", &hex), cluster],
-            flag(!one.gaps.iter().any(|gap| gap.timeline == *id)),
-        );
+        samples! { all, &[("timeline_id", &decimal), ("timeline_hex", &hex), cluster];
+            Gauge "walg_wal_integrity_status" "1 where no WAL of the timeline is missing that a backup may need, else 0."
+                flag(!one.gaps.iter().any(|gap| gap.timeline == *id));
+        }
     }
     let is_whole = one.gaps.is_empty() && one.inventory.suspects.is_empty();
-    gauge(
-        all,
-        "walg_wal_verify_status",
-        "1 where no WAL is missing or known to be damaged, else 0.",
-        &[("operation", "integrity"), cluster],
-        flag(is_whole),
-    );
+    samples! { all, &[("operation", "integrity"), cluster];
+        Gauge "walg_wal_verify_status" "1 where no WAL is missing or known to be damaged, else 0." flag(is_whole);
+    }
 }

@@ -2,49 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::exposition::{Exposition, Labels, Type};
+use super::exposition::{Exposition, Labels, families};
 use super::progress::{self, OF_BACKUP};
-use super::{Family, counted, number};
+use super::{counted, number};
 use crate::config::{Job, Repository, Settings, Source};
 use crate::operate::counters::{self, BOUNDS, Counters, Counts, Label, REASONS};
 use crate::operate::scopes::{self, ScopeInfo};
 use crate::operate::underway::Underway;
 
-const SUCCESS: Family = (
-    "backup_success_total",
-    Type::Counter,
-    "Backups that were committed, by this host.",
-);
-const ATTEMPTS: Family = (
-    "backup_attempts_total",
-    Type::Counter,
-    "Backups that were begun by this host, and have ended.",
-);
-const FAILURES: Family = (
-    "backup_failures_total",
-    Type::Counter,
-    "Backups of this host that ended without commit.",
-);
-const FAILURE: Family = (
-    "backup_failure_total",
-    Type::Counter,
-    "As backup_failures_total, without cluster, repository and reason.",
-);
-const DURATION: Family = (
-    "backup_duration_seconds",
-    Type::Gauge,
-    "Run time of the last backup of this host, whatever became of it.",
-);
-const DURATIONS: Family = (
-    "backup_duration_seconds_hist",
-    Type::Histogram,
-    "Run times of backups of this host.",
-);
-const RUNNING: Family = (
-    "pitr_backup_running",
-    Type::Gauge,
-    "Backups that this host takes now.",
-);
+families! {
+    SUCCESS: Counter "backup_success_total" "Backups that were committed, by this host.";
+    ATTEMPTS: Counter "backup_attempts_total" "Backups that were begun by this host, and have ended.";
+    FAILURES: Counter "backup_failures_total" "Backups of this host that ended without commit.";
+    FAILURE: Counter "backup_failure_total" "As backup_failures_total, without cluster, repository and reason.";
+    DURATION: Gauge "backup_duration_seconds" "Run time of the last backup of this host, whatever became of it.";
+    DURATIONS: Histogram "backup_duration_seconds_hist" "Run times of backups of this host.";
+    RUNNING: Gauge "pitr_backup_running" "Backups that this host takes now.";
+}
 
 /// The series that the configuration leads to, so that each stands at 0 before something happens, and those that are counted.
 pub(super) fn add(

@@ -24,8 +24,20 @@ impl Type {
     }
 }
 
-/// A family, and the samples of it.
-struct Family {
+/// Name, type and help of a family.
+pub type Family = (&'static str, Type, &'static str);
+
+/// Declares families: constant, type, name and help of each.
+macro_rules! families {
+    ($($vis:vis $constant:ident: $kind:ident $name:literal $help:literal;)+) => {
+        $($vis const $constant: $crate::operate::metrics::exposition::Family =
+            ($name, $crate::operate::metrics::exposition::Type::$kind, $help);)+
+    };
+}
+pub(super) use families;
+
+/// The samples of a family.
+struct Series {
     kind: Type,
     help: &'static str,
     samples: Vec<String>,
@@ -34,7 +46,7 @@ struct Family {
 /// All families, by name.
 #[derive(Default)]
 pub struct Exposition {
-    families: BTreeMap<&'static str, Family>,
+    families: BTreeMap<&'static str, Series>,
 }
 
 /// Labels of a sample, in the order in which they are written.
@@ -42,22 +54,12 @@ pub type Labels<'a> = &'a [(&'static str, &'a str)];
 
 impl Exposition {
     /// Adds a sample.
-    pub fn add(
-        &mut self,
-        family: &(&'static str, Type, &'static str),
-        labels: Labels<'_>,
-        value: f64,
-    ) {
+    pub fn add(&mut self, family: &Family, labels: Labels<'_>, value: f64) {
         self.sample(family, "", labels, value);
     }
 
     /// Adds a sample where the value is known: unknown is no series, and never 0.
-    pub fn add_known(
-        &mut self,
-        family: &(&'static str, Type, &'static str),
-        labels: Labels<'_>,
-        value: Option<f64>,
-    ) {
+    pub fn add_known(&mut self, family: &Family, labels: Labels<'_>, value: Option<f64>) {
         if let Some(value) = value {
             self.add(family, labels, value);
         }
@@ -66,12 +68,12 @@ impl Exposition {
     /// Adds a sample whose name has an end, as those of histograms do.
     pub fn sample(
         &mut self,
-        (name, kind, help): &(&'static str, Type, &'static str),
+        (name, kind, help): &Family,
         end: &str,
         labels: Labels<'_>,
         value: f64,
     ) {
-        let family = self.families.entry(name).or_insert_with(|| Family {
+        let family = self.families.entry(name).or_insert_with(|| Series {
             kind: *kind,
             help,
             samples: Vec::new(),

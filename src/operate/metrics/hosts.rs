@@ -3,39 +3,20 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::exposition::{Exposition, Type};
-use super::{Family, number};
+use super::exposition::{Exposition, families};
+use super::number;
 use crate::config::{Cluster, Settings};
 use crate::operate::blocked::Waiting;
 use crate::operate::tallies::Tallies;
 use crate::pg::time::TimestampTz;
 
-const READY: Family = (
-    "pitr_archive_ready_segments",
-    Type::Gauge,
-    "Files that wait in pg_wal to be archived.",
-);
-const READY_AGE: Family = (
-    "pitr_archive_oldest_ready_seconds",
-    Type::Gauge,
-    "Age of the file that waits longest.",
-);
-const WAL_BYTES: Family = (
-    "pitr_pg_wal_bytes",
-    Type::Gauge,
-    "Size of the files in pg_wal.",
-);
-const WAL_FREE: Family = (
-    "pitr_pg_wal_fs_free_bytes",
-    Type::Gauge,
-    "Room on the filesystem of pg_wal.",
-);
-
-const WAL_FULL: Family = (
-    "pitr_pg_wal_full_in_seconds",
-    Type::Gauge,
-    "When the filesystem of pg_wal is full, as it filled within the last hour.",
-);
+families! {
+    READY: Gauge "pitr_archive_ready_segments" "Files that wait in pg_wal to be archived.";
+    READY_AGE: Gauge "pitr_archive_oldest_ready_seconds" "Age of the file that waits longest.";
+    WAL_BYTES: Gauge "pitr_pg_wal_bytes" "Size of the files in pg_wal.";
+    WAL_FREE: Gauge "pitr_pg_wal_fs_free_bytes" "Room on the filesystem of pg_wal.";
+    WAL_FULL: Gauge "pitr_pg_wal_full_in_seconds" "When the filesystem of pg_wal is full, as it filled within the last hour.";
+}
 
 /// A place of a cluster on this host that this user may not read, so that nothing about it is judged.
 pub struct Barred {

@@ -41,178 +41,51 @@ use crate::release;
 use crate::repo::root::BackupKind;
 use crate::store;
 use compat::Seen;
-use exposition::{Exposition, Type};
+use exposition::{Exposition, Family, families};
 use hosts::Barred;
 use repositories::Stores;
 
-/// Name, type and help of a family.
-pub(super) type Family = (&'static str, Type, &'static str);
-
-const SIZE: Family = (
-    "backup_size_bytes",
-    Type::Gauge,
-    "Stored size of the last committed backup.",
-);
-const TIMESTAMP: Family = (
-    "backup_timestamp_seconds",
-    Type::Gauge,
-    "End of the last committed backup.",
-);
-const LAST_SUCCESS: Family = (
-    "pitr_backup_last_success_timestamp_seconds",
-    Type::Gauge,
-    "End of the newest undamaged backup.",
-);
-pub(super) const BACKUPS: Family = ("pitr_backups", Type::Gauge, "Backups in the repository.");
-const LAST_LSN: Family = (
-    "pitr_archive_last_lsn",
-    Type::Gauge,
-    "End of the WAL that is safe, as a number of bytes.",
-);
-const LAG_BYTES: Family = (
-    "pitr_archive_lag_bytes",
-    Type::Gauge,
-    "From the server's end of WAL to what is safe.",
-);
-const LAG_SECONDS: Family = (
-    "pitr_archive_lag_seconds",
-    Type::Gauge,
-    "As pitr_rpo_seconds: for how long WAL has not been safe at most.",
-);
-const RPO: Family = (
-    "pitr_rpo_seconds",
-    Type::Gauge,
-    "Age of the last commit that is safe where WAL is at risk, else 0.",
-);
-const RPO_BYTES: Family = ("pitr_rpo_bytes", Type::Gauge, "WAL that would be lost now.");
-const RTO: Family = (
-    "pitr_rto_estimate_seconds",
-    Type::Gauge,
-    "How long recovery probably takes.",
-);
-const WINDOW_START: Family = (
-    "pitr_window_start_timestamp_seconds",
-    Type::Gauge,
-    "First moment that can be recovered.",
-);
-const WINDOW_END: Family = (
-    "pitr_window_end_timestamp_seconds",
-    Type::Gauge,
-    "Last moment that can be recovered.",
-);
-const WINDOW: Family = (
-    "pitr_window_seconds",
-    Type::Gauge,
-    "Length of the recovery window.",
-);
-const GAPS: Family = ("pitr_gaps", Type::Gauge, "Holes in the archived WAL.");
-const GAP_BYTES: Family = (
-    "pitr_gap_bytes",
-    Type::Gauge,
-    "WAL that is missing in them.",
-);
-const GAP_INSIDE: Family = (
-    "pitr_gap_inside_window",
-    Type::Gauge,
-    "Holes behind the oldest backup.",
-);
-const MARK_SETTLED: Family = (
-    "pitr_set_mark_settled_timestamp_seconds",
-    Type::Gauge,
-    "Time of the newest settled mark of a recovery set.",
-);
-const LOG_STORED: Family = (
-    "pitr_redis_stored_timestamp_seconds",
-    Type::Gauge,
-    "When the newest stored bytes of the log of a Redis server had arrived.",
-);
-const LOG_GAP: Family = (
-    "pitr_redis_log_gap",
-    Type::Gauge,
-    "1 where no backup leads to the end of the log of a Redis server, else 0.",
-);
-const PINS: Family = ("pitr_pins", Type::Gauge, "Backups that are pinned.");
-const CONNECTED: Family = (
-    "pitr_receiver_connected",
-    Type::Gauge,
-    "Whether the receiver streams.",
-);
-const STATUS: Family = (
-    "pitr_status",
-    Type::Gauge,
-    "0 ok, 1 warning, 2 critical, 3 unknown: the worst finding of pitr info.",
-);
-const COLLECTED: Family = (
-    "pitr_metrics_timestamp_seconds",
-    Type::Gauge,
-    "When these metrics were collected.",
-);
-const JOB_RUNNING: Family = (
-    "pitr_job_running",
-    Type::Gauge,
-    "Whether a run of the job is under way.",
-);
-const JOB_RESULT: Family = (
-    "pitr_job_last_result",
-    Type::Gauge,
-    "0 where the last run of the job went well, else 1.",
-);
-const JOB_SUCCESS: Family = (
-    "pitr_job_last_success_timestamp_seconds",
-    Type::Gauge,
-    "End of the last run of the job that went well.",
-);
-const ERRORS: Family = (
-    "pitr_metrics_errors",
-    Type::Gauge,
-    "Parts that could not be looked at.",
-);
-const BUILD: Family = ("pitr_build_info", Type::Gauge, "Version of the program.");
-const REPO_FULL: Family = (
-    "pitr_repo_full_in_seconds",
-    Type::Gauge,
-    "When the filesystem of a repository is full, as it filled in the last day or in 30 days.",
-);
-const CERTIFICATE: Family = (
-    "pitr_cert_expiry_timestamp_seconds",
-    Type::Gauge,
-    "First end of validity in a file of certificates.",
-);
-const FINGERPRINT: Family = (
-    "pitr_config_fingerprint_info",
-    Type::Gauge,
-    "Hash of what the hosts of a cluster are to agree about in their configurations.",
-);
-
-const SYNC_STATE: Family = (
-    "pitr_receiver_sync_state",
-    Type::Gauge,
-    "0 asynchronous, 1 potential, 2 quorum, 3 synchronous, as the server tells it.",
-);
+families! {
+    SIZE: Gauge "backup_size_bytes" "Stored size of the last committed backup.";
+    TIMESTAMP: Gauge "backup_timestamp_seconds" "End of the last committed backup.";
+    LAST_SUCCESS: Gauge "pitr_backup_last_success_timestamp_seconds" "End of the newest undamaged backup.";
+    pub(super) BACKUPS: Gauge "pitr_backups" "Backups in the repository.";
+    LAST_LSN: Gauge "pitr_archive_last_lsn" "End of the WAL that is safe, as a number of bytes.";
+    LAG_BYTES: Gauge "pitr_archive_lag_bytes" "From the server's end of WAL to what is safe.";
+    LAG_SECONDS: Gauge "pitr_archive_lag_seconds" "As pitr_rpo_seconds: for how long WAL has not been safe at most.";
+    RPO: Gauge "pitr_rpo_seconds" "Age of the last commit that is safe where WAL is at risk, else 0.";
+    RPO_BYTES: Gauge "pitr_rpo_bytes" "WAL that would be lost now.";
+    RTO: Gauge "pitr_rto_estimate_seconds" "How long recovery probably takes.";
+    WINDOW_START: Gauge "pitr_window_start_timestamp_seconds" "First moment that can be recovered.";
+    WINDOW_END: Gauge "pitr_window_end_timestamp_seconds" "Last moment that can be recovered.";
+    WINDOW: Gauge "pitr_window_seconds" "Length of the recovery window.";
+    GAPS: Gauge "pitr_gaps" "Holes in the archived WAL.";
+    GAP_BYTES: Gauge "pitr_gap_bytes" "WAL that is missing in them.";
+    GAP_INSIDE: Gauge "pitr_gap_inside_window" "Holes behind the oldest backup.";
+    MARK_SETTLED: Gauge "pitr_set_mark_settled_timestamp_seconds" "Time of the newest settled mark of a recovery set.";
+    LOG_STORED: Gauge "pitr_redis_stored_timestamp_seconds" "When the newest stored bytes of the log of a Redis server had arrived.";
+    LOG_GAP: Gauge "pitr_redis_log_gap" "1 where no backup leads to the end of the log of a Redis server, else 0.";
+    PINS: Gauge "pitr_pins" "Backups that are pinned.";
+    CONNECTED: Gauge "pitr_receiver_connected" "Whether the receiver streams.";
+    STATUS: Gauge "pitr_status" "0 ok, 1 warning, 2 critical, 3 unknown: the worst finding of pitr info.";
+    COLLECTED: Gauge "pitr_metrics_timestamp_seconds" "When these metrics were collected.";
+    JOB_RUNNING: Gauge "pitr_job_running" "Whether a run of the job is under way.";
+    JOB_RESULT: Gauge "pitr_job_last_result" "0 where the last run of the job went well, else 1.";
+    JOB_SUCCESS: Gauge "pitr_job_last_success_timestamp_seconds" "End of the last run of the job that went well.";
+    ERRORS: Gauge "pitr_metrics_errors" "Parts that could not be looked at.";
+    BUILD: Gauge "pitr_build_info" "Version of the program.";
+    REPO_FULL: Gauge "pitr_repo_full_in_seconds" "When the filesystem of a repository is full, as it filled in the last day or in 30 days.";
+    CERTIFICATE: Gauge "pitr_cert_expiry_timestamp_seconds" "First end of validity in a file of certificates.";
+    FINGERPRINT: Gauge "pitr_config_fingerprint_info" "Hash of what the hosts of a cluster are to agree about in their configurations.";
+    RECEIVED: Gauge "pitr_receiver_received_lsn" "End of the WAL that arrived, as a number of bytes.";
+    FLUSHED: Gauge "pitr_receiver_flushed_lsn" "End of the WAL in the journal.";
+    UPLOADED: Gauge "pitr_receiver_uploaded_lsn" "End of the WAL in every required repository.";
+    RECEIVER_LAG: Gauge "pitr_receiver_lag_bytes" "From the server's end of WAL to what every required repository has.";
+    SYNC_STATE: Gauge "pitr_receiver_sync_state" "0 asynchronous, 1 potential, 2 quorum, 3 synchronous, as the server tells it.";
+}
 
 /// Positions of receivers.
-const RECEIVER: [Family; 4] = [
-    (
-        "pitr_receiver_received_lsn",
-        Type::Gauge,
-        "End of the WAL that arrived, as a number of bytes.",
-    ),
-    (
-        "pitr_receiver_flushed_lsn",
-        Type::Gauge,
-        "End of the WAL in the journal.",
-    ),
-    (
-        "pitr_receiver_uploaded_lsn",
-        Type::Gauge,
-        "End of the WAL in every required repository.",
-    ),
-    (
-        "pitr_receiver_lag_bytes",
-        Type::Gauge,
-        "From the server's end of WAL to what every required repository has.",
-    ),
-];
+const RECEIVER: [Family; 4] = [RECEIVED, FLUSHED, UPLOADED, RECEIVER_LAG];
 
 /// Groups of findings that `pitr_status` has always.
 const CHECKS: [&str; 6] = [

@@ -1,7 +1,7 @@
 //! How far running work is: restores, checks, expiry and copies of this host; backups stand with their counts.
 
-use super::exposition::{Exposition, Labels, Type};
-use super::{Family, counted, number};
+use super::exposition::{Exposition, Family, Labels, Type, families};
+use super::{counted, number};
 use crate::operate::underway::Underway;
 
 /// The families of one kind of work: the share of its present phase, the bytes that are done, all bytes, the seconds that it takes yet.
@@ -12,56 +12,29 @@ const DONE: &str = "Bytes of the present phase that are done.";
 const TOTAL: &str = "Bytes of the present phase, where they are known.";
 const LEFT: &str = "How long the present phase takes yet, at its rate so far.";
 
-pub(super) const OF_BACKUP: Progress = [
-    ("pitr_backup_progress_ratio", Type::Gauge, SHARE),
-    ("pitr_backup_done_bytes", Type::Gauge, DONE),
-    ("pitr_backup_total_bytes", Type::Gauge, TOTAL),
-    ("pitr_backup_left_seconds", Type::Gauge, LEFT),
-];
-const RESTORES: Family = (
-    "pitr_restore_running",
-    Type::Gauge,
-    "Restores, drills and clones that this host makes now.",
-);
-const OF_RESTORE: Progress = [
-    ("pitr_restore_progress_ratio", Type::Gauge, SHARE),
-    ("pitr_restore_done_bytes", Type::Gauge, DONE),
-    ("pitr_restore_total_bytes", Type::Gauge, TOTAL),
-    ("pitr_restore_left_seconds", Type::Gauge, LEFT),
-];
-const VERIFIES: Family = (
-    "pitr_verify_running",
-    Type::Gauge,
-    "Checks that this host makes now.",
-);
-const OF_VERIFY: Progress = [
-    ("pitr_verify_progress_ratio", Type::Gauge, SHARE),
-    ("pitr_verify_done_bytes", Type::Gauge, DONE),
-    ("pitr_verify_total_bytes", Type::Gauge, TOTAL),
-    ("pitr_verify_left_seconds", Type::Gauge, LEFT),
-];
-const EXPIRES: Family = (
-    "pitr_expire_running",
-    Type::Gauge,
-    "Runs of expire of this host that go on now.",
-);
-const OF_EXPIRE: Progress = [
-    ("pitr_expire_progress_ratio", Type::Gauge, SHARE),
-    ("pitr_expire_done_bytes", Type::Gauge, DONE),
-    ("pitr_expire_total_bytes", Type::Gauge, TOTAL),
-    ("pitr_expire_left_seconds", Type::Gauge, LEFT),
-];
-const SYNCS: Family = (
-    "pitr_sync_running",
-    Type::Gauge,
-    "Copies between repositories that this host makes now.",
-);
-const OF_SYNC: Progress = [
-    ("pitr_sync_progress_ratio", Type::Gauge, SHARE),
-    ("pitr_sync_done_bytes", Type::Gauge, DONE),
-    ("pitr_sync_total_bytes", Type::Gauge, TOTAL),
-    ("pitr_sync_left_seconds", Type::Gauge, LEFT),
-];
+families! {
+    RESTORES: Gauge "pitr_restore_running" "Restores, drills and clones that this host makes now.";
+    VERIFIES: Gauge "pitr_verify_running" "Checks that this host makes now.";
+    EXPIRES: Gauge "pitr_expire_running" "Runs of expire of this host that go on now.";
+    SYNCS: Gauge "pitr_sync_running" "Copies between repositories that this host makes now.";
+}
+
+/// Declares the families of kinds of work by their names.
+macro_rules! progress {
+    ($($vis:vis $work:ident: $share:literal $done:literal $total:literal $left:literal;)+) => {
+        $($vis const $work: Progress = [
+            ($share, Type::Gauge, SHARE), ($done, Type::Gauge, DONE), ($total, Type::Gauge, TOTAL), ($left, Type::Gauge, LEFT),
+        ];)+
+    };
+}
+
+progress! {
+    pub(super) OF_BACKUP: "pitr_backup_progress_ratio" "pitr_backup_done_bytes" "pitr_backup_total_bytes" "pitr_backup_left_seconds";
+    OF_RESTORE: "pitr_restore_progress_ratio" "pitr_restore_done_bytes" "pitr_restore_total_bytes" "pitr_restore_left_seconds";
+    OF_VERIFY: "pitr_verify_progress_ratio" "pitr_verify_done_bytes" "pitr_verify_total_bytes" "pitr_verify_left_seconds";
+    OF_EXPIRE: "pitr_expire_progress_ratio" "pitr_expire_done_bytes" "pitr_expire_total_bytes" "pitr_expire_left_seconds";
+    OF_SYNC: "pitr_sync_progress_ratio" "pitr_sync_done_bytes" "pitr_sync_total_bytes" "pitr_sync_left_seconds";
+}
 
 /// Adds the work of this host that is no backup.
 pub(super) fn add_others(all: &mut Exposition, underway: &[Underway]) {

@@ -1,8 +1,8 @@
 //! Metrics of repositories: whether they answer, their room, their clocks and who can read them.
 
-use super::compat::{WALG_STORAGE_HELP, WALG_STORAGE_UP};
-use super::exposition::{Exposition, Type};
-use super::{Family, counted, flag, number, seconds};
+use super::compat::WALG_STORAGE_UP;
+use super::exposition::{Exposition, families};
+use super::{counted, flag, number, seconds};
 use crate::config::{self, Settings};
 use crate::operate::counters::{self, Counters};
 use crate::operate::info::Info;
@@ -10,36 +10,15 @@ use crate::operate::repository_state::RepositoryState;
 use crate::operate::session::Session;
 use crate::store::Room;
 
-const REPO_UP: Family = (
-    "pitr_repo_up",
-    Type::Gauge,
-    "Whether the repository answers.",
-);
-const REPO_FREE: Family = (
-    "pitr_repo_free_bytes",
-    Type::Gauge,
-    "Room on the filesystem of a repository in a directory or on an SFTP server.",
-);
-const REPO_SIZE: Family = (
-    "pitr_repo_fs_bytes",
-    Type::Gauge,
-    "Size of the filesystem of a repository in a directory.",
-);
-const CLOCK: Family = (
-    "pitr_repo_clock_offset_seconds",
-    Type::Gauge,
-    "How far the clock of the store is ahead of this host's.",
-);
-const RECIPIENTS: Family = (
-    "pitr_key_recipients",
-    Type::Gauge,
-    "Recipients that can read an encrypted repository; of its epochs, in the one that has the fewest.",
-);
-const KEY_VERIFIED: Family = (
-    "pitr_key_last_verified_timestamp_seconds",
-    Type::Gauge,
-    "Last time that pitr verify read an encrypted repository as a whole with a key of this host.",
-);
+families! {
+    REPO_UP: Gauge "pitr_repo_up" "Whether the repository answers.";
+    REPO_FREE: Gauge "pitr_repo_free_bytes" "Room on the filesystem of a repository in a directory or on an SFTP server.";
+    REPO_SIZE: Gauge "pitr_repo_fs_bytes" "Size of the filesystem of a repository in a directory.";
+    CLOCK: Gauge "pitr_repo_clock_offset_seconds" "How far the clock of the store is ahead of this host's.";
+    RECIPIENTS: Gauge "pitr_key_recipients" "Recipients that can read an encrypted repository; of its epochs, in the one that has the fewest.";
+    KEY_VERIFIED: Gauge "pitr_key_last_verified_timestamp_seconds"
+        "Last time that pitr verify read an encrypted repository as a whole with a key of this host.";
+}
 
 /// Room and clock of each repository that tells them, by its name.
 #[derive(Default)]
@@ -64,8 +43,7 @@ pub(super) fn add(
         let up = flag(state.is_some());
         all.add(&REPO_UP, &labels, up);
         if walg {
-            let family = (WALG_STORAGE_UP, Type::Gauge, WALG_STORAGE_HELP);
-            all.add(&family, &labels, up);
+            all.add(&WALG_STORAGE_UP, &labels, up);
         }
         let verified = counters.last(counters::KEY, &configured.name);
         all.add_known(&KEY_VERIFIED, &labels, verified.map(seconds));

@@ -1,55 +1,21 @@
 //! Metrics of a cluster's server: its clock, its archiver and its replication slots.
 
-use super::exposition::{Exposition, Type};
-use super::{Family, flag, number};
+use super::exposition::{Exposition, families};
+use super::{flag, number};
 use crate::operate::server_state::ServerState;
 use crate::operate::tallies::Tallies;
 
-const PUSHED: Family = (
-    "pitr_archive_pushed_total",
-    Type::Counter,
-    "Files that archive_command took, as the server counts them.",
-);
-const PUSH_FAILURES: Family = (
-    "pitr_archive_push_failures_total",
-    Type::Counter,
-    "Runs of archive_command that failed, as the server counts them.",
-);
-const RESTARTS: Family = (
-    "pitr_archiver_restarts_total",
-    Type::Counter,
-    "How often looks of this host saw that the archiver of a server that goes on had ended.",
-);
-const UP: Family = (
-    "pitr_server_up",
-    Type::Gauge,
-    "Whether the server of a cluster answers.",
-);
-const CLOCK: Family = (
-    "pitr_server_clock_offset_seconds",
-    Type::Gauge,
-    "How far the clock of the server is ahead of this host's.",
-);
-const LAG: Family = (
-    "pitr_replication_lag_seconds",
-    Type::Gauge,
-    "How old the newest commit is that a standby has replayed; 0 while it has everything.",
-);
-const SLOT_RETAINED: Family = (
-    "pitr_slot_retained_bytes",
-    Type::Gauge,
-    "WAL that the server keeps for a replication slot.",
-);
-const SLOT_SAFE: Family = (
-    "pitr_slot_safe_bytes",
-    Type::Gauge,
-    "WAL that may still follow before a replication slot can lose some.",
-);
-const SLOT_LOST: Family = (
-    "pitr_slot_lost",
-    Type::Gauge,
-    "Whether a replication slot lost WAL that it was to keep.",
-);
+families! {
+    PUSHED: Counter "pitr_archive_pushed_total" "Files that archive_command took, as the server counts them.";
+    PUSH_FAILURES: Counter "pitr_archive_push_failures_total" "Runs of archive_command that failed, as the server counts them.";
+    RESTARTS: Counter "pitr_archiver_restarts_total" "How often looks of this host saw that the archiver of a server that goes on had ended.";
+    UP: Gauge "pitr_server_up" "Whether the server of a cluster answers.";
+    CLOCK: Gauge "pitr_server_clock_offset_seconds" "How far the clock of the server is ahead of this host's.";
+    LAG: Gauge "pitr_replication_lag_seconds" "How old the newest commit is that a standby has replayed; 0 while it has everything.";
+    SLOT_RETAINED: Gauge "pitr_slot_retained_bytes" "WAL that the server keeps for a replication slot.";
+    SLOT_SAFE: Gauge "pitr_slot_safe_bytes" "WAL that may still follow before a replication slot can lose some.";
+    SLOT_LOST: Gauge "pitr_slot_lost" "Whether a replication slot lost WAL that it was to keep.";
+}
 
 /// Adds a server that does not answer.
 pub(super) fn silent(all: &mut Exposition, cluster: &str) {

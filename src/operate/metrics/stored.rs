@@ -1,32 +1,19 @@
 //! Metrics of what a repository stores of a cluster beside whole backups and archived WAL.
 
-use super::exposition::{Exposition, Labels, Type};
-use super::{BACKUPS, Family, counted, number};
+use super::exposition::{Exposition, Labels, families};
+use super::{BACKUPS, counted, number};
 use crate::operate::counters::{self, Counters, kind_name};
 use crate::operate::info::ClusterInfo;
 use crate::operate::tallies::Tallies;
 use crate::repo::root::BackupKind;
 
-const PAGE_ERRORS: Family = (
-    "pitr_backup_page_errors",
-    Type::Gauge,
-    "Pages that failed their checksum in the newest backup of a type.",
-);
-const CONFLICTS: Family = (
-    "pitr_archive_conflicts_total",
-    Type::Counter,
-    "Refused copies of WAL files that looks of this host saw in the repository.",
-);
-const PENDING: Family = (
-    "pitr_expire_pending_bytes",
-    Type::Gauge,
-    "Stored size of backups that are marked for deletion and still there.",
-);
-const LOCKED: Family = (
-    "pitr_expire_locked_bytes",
-    Type::Gauge,
-    "Size of the objects that the store refused to delete in the last pitr expire of this host, since they are locked.",
-);
+families! {
+    PAGE_ERRORS: Gauge "pitr_backup_page_errors" "Pages that failed their checksum in the newest backup of a type.";
+    CONFLICTS: Counter "pitr_archive_conflicts_total" "Refused copies of WAL files that looks of this host saw in the repository.";
+    PENDING: Gauge "pitr_expire_pending_bytes" "Stored size of backups that are marked for deletion and still there.";
+    LOCKED: Gauge "pitr_expire_locked_bytes"
+        "Size of the objects that the store refused to delete in the last pitr expire of this host, since they are locked.";
+}
 
 /// Adds them.
 pub(super) fn add(

@@ -38,22 +38,8 @@ fn survey(backups: &[u64], segments: &[(u64, u64)]) -> Survey {
     for n in backups {
         let start = Lsn(n * 10 * MIB + 40);
         let root = Root {
-            start_lsn: start,
-            stop_lsn: Lsn(start.0 + MIB),
-            consistent_lsn: Lsn(start.0 + MIB),
-            start_timeline: TimelineId::FIRST,
-            timeline: TimelineId::FIRST,
-            history: None,
             stop_time: now(),
-            size_bytes: 1,
-            stored_bytes: 1,
-            damage: None,
-            wal_proof: None,
-            foreign: None,
-            strays: BTreeMap::new(),
-            unsure: BTreeSet::new(),
-            layers: BTreeMap::new(),
-            packs: BTreeMap::new(),
+            ..Root::sample(TimelineId::FIRST, start, Lsn(start.0 + MIB))
         };
         let subject = Subject {
             manifest: Manifest::Committed(Box::new(root)),

@@ -182,22 +182,9 @@ impl History {
             packs.insert(other, Runs::from_numbers(vec![0]));
         }
         let root = Root {
-            start_lsn: Lsn(start),
-            stop_lsn: Lsn(stop),
-            consistent_lsn: Lsn(stop),
-            start_timeline: tli(timeline),
-            timeline: tli(timeline),
-            history: None,
             stop_time,
-            size_bytes: 1,
-            stored_bytes: 1,
-            damage: None,
-            wal_proof: None,
-            foreign: None,
-            strays: BTreeMap::new(),
-            unsure: BTreeSet::new(),
-            layers: BTreeMap::new(),
             packs,
+            ..Root::sample(tli(timeline), Lsn(start), Lsn(stop))
         };
         let mut events = vec![event("begin", at(self.now))];
         if self.dice.one_in(2) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::*;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::History;
+pub(super) use crate::pg::timeline::tli;
 use crate::repo::catalog::{Manifest, numbers};
 use crate::repo::event::{Event, Recorded, TRIMMED, compact, standing};
 use crate::repo::runs::Runs;
@@ -22,10 +23,6 @@ pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 pub(super) fn now() -> TimestampTz {
     "2026-11-20T06:40:49Z".parse().unwrap()
-}
-
-pub(super) fn tli(n: u32) -> TimelineId {
-    TimelineId::new(n).unwrap()
 }
 
 pub(super) fn size() -> SegmentSize {
@@ -95,22 +92,10 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
     let id = id(n);
     let own = BTreeMap::from([(id.clone(), Runs::from_numbers(vec![0]))]);
     let root = Root {
-        start_lsn: Lsn(start),
-        stop_lsn: Lsn(stop),
-        consistent_lsn: Lsn(stop),
-        start_timeline: tli(timeline),
-        timeline: tli(timeline),
-        history: None,
         stop_time: ago(48),
-        size_bytes: 1,
-        stored_bytes: 1,
-        damage: None,
-        wal_proof: None,
-        foreign: None,
-        strays: BTreeMap::new(),
-        unsure: BTreeSet::new(),
         layers: own.clone(),
         packs: own,
+        ..Root::sample(tli(timeline), Lsn(start), Lsn(stop))
     };
     let subject = Subject {
         manifest: Manifest::Committed(Box::new(root)),

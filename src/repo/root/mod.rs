@@ -314,6 +314,30 @@ impl BackupRoot {
 }
 
 #[cfg(test)]
+impl Head {
+    /// The head of a backup of which tests give the files, their bytes and the stored bytes alone.
+    pub fn sample(id: BackupId, (file_count, size_bytes, stored_bytes): (u64, u64, u64)) -> Head {
+        Head {
+            nonce: String::new(),
+            backup_kind: match id.is_incremental() {
+                true => BackupKind::Incremental,
+                false => BackupKind::Full,
+            },
+            id,
+            prior: None,
+            label: String::new(),
+            start_time: TimestampTz(0),
+            stop_time: TimestampTz(0),
+            file_count,
+            size_bytes,
+            stored_bytes,
+            program: String::new(),
+            features: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -323,22 +347,9 @@ mod tests {
     }
 
     fn root() -> Root<Extra> {
-        let at = "2026-11-20T06:40:49Z".parse().unwrap();
+        let id = "20261120T064049Z-full".parse().unwrap();
         Root {
-            head: Head {
-                id: "20261120T064049Z-full".parse().unwrap(),
-                nonce: "7".into(),
-                backup_kind: BackupKind::Full,
-                prior: None,
-                label: String::new(),
-                start_time: at,
-                stop_time: at,
-                file_count: 1,
-                size_bytes: u64::MAX,
-                stored_bytes: 3,
-                program: "pitr".into(),
-                features: Vec::new(),
-            },
+            head: Head::sample(id, (1, u64::MAX, 3)),
             content: Extra { extra: u64::MAX },
             map: Map {
                 shards: vec![Shard {

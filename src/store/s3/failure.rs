@@ -333,16 +333,23 @@ fn ahead(date: &str) -> Option<i64> {
 mod tests {
     use super::*;
 
-    fn meaning(status: u16, code: &str) -> (Kind, Code) {
-        let failure = Answer {
+    fn answer(status: u16, code: &str) -> Answer<'_> {
+        Answer {
             status,
             code,
             message: "",
-            region: Some("eu-west-1"),
+            region: None,
             date: None,
             body: b"",
         }
-        .failure();
+    }
+
+    fn meaning(status: u16, code: &str) -> (Kind, Code) {
+        let answer = Answer {
+            region: Some("eu-west-1"),
+            ..answer(status, code)
+        };
+        let failure = answer.failure();
         (failure.kind, failure.error.code())
     }
 
@@ -421,15 +428,7 @@ mod tests {
     #[test]
     fn a_store_that_is_asked_too_much_is_told_from_one_that_is_broken() {
         let is_throttled = |status, code| {
-            let answer = Answer {
-                status,
-                code,
-                message: "",
-                region: None,
-                date: None,
-                body: b"",
-            };
-            let failure = answer.failure();
+            let failure = answer(status, code).failure();
             assert_eq!(failure.kind, Kind::Again, "{status} {code}");
             failure.is_throttled
         };
@@ -460,39 +459,18 @@ mod tests {
             ),
         ] {
             let answer = Answer {
-                status,
-                code: "",
-                message: "",
                 region,
-                date: None,
-                body: b"",
+                ..answer(status, "")
             };
             assert_eq!(answer.meaning(), expected, "{status} {region:?}");
         }
-        let unsaid = Answer {
-            status: 301,
-            code: "PermanentRedirect",
-            message: "",
-            region: None,
-            date: None,
-            body: b"",
-        };
+        let unsaid = answer(301, "PermanentRedirect");
         assert_eq!(unsaid.meaning(), (Kind::Final, Code::Config));
     }
 
     #[test]
     fn a_condition_that_was_not_set_says_nothing_about_a_name() {
-        let answered = |status| {
-            let answer = Answer {
-                status,
-                code: "",
-                message: "",
-                region: None,
-                date: None,
-                body: b"",
-            };
-            answer.failure().without_condition()
-        };
+        let answered = |status| answer(status, "").failure().without_condition();
         let failure = answered(412);
         assert_eq!(
             (failure.kind, failure.error.code()),
@@ -522,16 +500,12 @@ mod tests {
 
     #[test]
     fn the_difference_of_the_clocks_is_told() {
-        let failure = Answer {
-            status: 403,
-            code: "RequestTimeTooSkewed",
+        let answer = Answer {
             message: "too far",
-            region: None,
             date: Some("Fri, 20 Nov 2020 06:40:49 GMT"),
-            body: b"",
-        }
-        .failure();
-        let text = failure.error.to_string();
+            ..answer(403, "RequestTimeTooSkewed")
+        };
+        let text = answer.failure().error.to_string();
         assert!(text.contains("its clock is -"), "{text}");
     }
 }
