@@ -545,9 +545,11 @@ fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Resu
         cx.report(&format!("  {}", file.display()))?;
     }
     match (&restored.checked, args.dry_run) {
-        (Ok(()), false) => cx.report("the program that checks append-only files finds it valid")?,
+        (Ok(()), false) => {
+            cx.report("the program that checks append-only files finds it valid")?;
+        }
         (Ok(()), true) => {
-            cx.report("the program that checks append-only files would look at it")?
+            cx.report("the program that checks append-only files would look at it")?;
         }
         (Err(why), _) => cx.note(&format!("nothing checked the append-only file: {why}")),
     }

@@ -210,7 +210,20 @@ impl Asked<'_> {
                 self.torn.insert(*id);
                 self.out.parted.insert(*id);
                 let what = format!("timeline {}", id.decimal());
-                let why = "\"pitr wal resolve\" was told to one of the two repositories alone: they follow different lives of it. Resolve the fork in the other one, too (pitr wal conflicts)";
+                let has_choice = |side: &Survey| {
+                    let mut refused = side.conflicts.iter();
+                    refused.any(
+                        |(name, _)| matches!(name, WalFileName::Segment(s) if s.timeline == *id),
+                    )
+                };
+                let why = match has_choice(from) && has_choice(to) {
+                    true => {
+                        "\"pitr wal resolve\" was told to one of the two repositories alone: they follow different lives of it. Resolve the fork in the other one, too (pitr wal conflicts)"
+                    }
+                    false => {
+                        "one of the two repositories holds one life of it alone, as after a revert of its host, and in the other one \"pitr wal resolve\" chose. Each keeps its own WAL and backups; copies go on with the next timeline, that of a promotion or a restore"
+                    }
+                };
                 self.leave_out(what, why, Cause::Conflict);
             }
         }

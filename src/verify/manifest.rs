@@ -1,128 +1,109 @@
 //! Every file of a backup against PostgreSQL's own manifest: its size, and its CRC-32C computed anew from the frames.
 //!
-//! Frames come in the order in which the server sent the files, and so does the manifest. Few files are therefore open
-//! on both sides at any time; the side that runs ahead waits. If the two orders differ too much, the check leaves the
-//! sums alone and reports that. The chain of hashes has proven every byte all the same.
+//! Frames come in another order than the manifest names files, from several threads. A sorter with a memory ceiling takes down what both say of a
+//! file, and the end compares them.
 
-use std::collections::HashMap;
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Mutex, PoisonError};
 
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::joined_crc;
 use crate::pg::manifest::{FileChecksum, ManifestReader};
 use crate::repo::container::Container;
-use crate::snapshot::filekey::FileKey;
+use crate::repo::varint::{self, Reader};
+use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
+use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
 
-/// Files that are known on one side only, at most.
-const OPEN_MAX: usize = 100_000;
+/// Faults that are listed, at most.
+const WRONG_MAX: usize = 1000;
 
-/// A stretch of a file whose sum is known.
+/// A thing that is known of a file: by the manifest, or by a frame.
 #[derive(Debug, Clone, Copy)]
-struct Stretch {
-    position: u64,
-    length: u64,
-    crc: u32,
-}
-
-#[derive(Debug, Default)]
-struct File {
-    /// Size and sum by the manifest.
-    expected: Option<(u64, u32)>,
-    /// Stretches of it that came from frames, ascending, neighbours joined.
-    stretches: Vec<Stretch>,
-}
-
-#[derive(Default)]
-struct State {
-    files: HashMap<FileKey, File>,
-    /// Files that the manifest has named and that did not come yet.
-    waiting: usize,
-    manifest_is_done: bool,
-    frames_are_done: bool,
-    gave_up: bool,
-    wrong: Vec<String>,
-    wrong_count: u64,
+enum Known {
+    Expected {
+        size: u64,
+        crc: u32,
+    },
+    Stretch {
+        position: u64,
+        length: u64,
+        crc: u32,
+    },
 }
 
 /// Brings the two together.
-#[derive(Default)]
-pub(super) struct Join {
-    state: Mutex<State>,
-    changed: Condvar,
+pub(super) struct Sums(Mutex<State>);
+
+struct State {
+    /// Why sums are not compared: what is known does not fit onto the disk.
+    known: Result<Sorter>,
+    wrong: Wrong,
+}
+
+/// Files that are wrong, and how.
+#[derive(Debug, Default)]
+pub(super) struct Wrong {
+    /// At most a thousand.
+    pub listed: Vec<String>,
+    /// How many there are.
+    pub count: u64,
 }
 
 /// The result of the comparison.
 pub(super) struct Compared {
-    /// Files that are wrong, and how; at most a thousand.
-    pub wrong: Vec<String>,
-    /// How many there are.
-    pub wrong_count: u64,
-    /// Whether sums were compared.
-    pub sums_compared: bool,
+    pub wrong: Wrong,
+    /// Why the sums were not compared, if they were not.
+    pub not_compared: Option<Error>,
 }
 
-impl Join {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        match self.state.lock() {
-            Ok(state) => state,
-            Err(poisoned) => poisoned.into_inner(),
+impl Sums {
+    /// Nothing is known yet; `scratch` takes what does not fit into memory.
+    pub fn new(scratch: &Path) -> Sums {
+        Sums(Mutex::new(State {
+            known: Ok(Sorter::new(scratch, MEMORY_BYTES)),
+            wrong: Wrong::default(),
+        }))
+    }
+
+    fn take_down(&self, file: &FileKey, known: Known) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = match &mut state.known {
+            Ok(sorter) => known.put(file, sorter),
+            Err(_) => return,
+        };
+        if let Err(e) = taken {
+            state.known = Err(e);
         }
+    }
+
+    fn complain(&self, what: String) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.wrong.complain(what);
     }
 
     /// Adds bytes of a file that came from a frame.
     pub fn add(&self, file: &FileKey, position: u64, bytes: &[u8]) {
-        let stretch = Stretch {
+        let (length, crc) = (bytes.len() as u64, crc32c::crc32c(bytes));
+        let stretch = Known::Stretch {
             position,
-            length: bytes.len() as u64,
-            crc: crc32c::crc32c(bytes),
+            length,
+            crc,
         };
-        let mut state = self.lock();
-        if state.gave_up {
-            return;
-        }
-        let known = state.files.entry(file.clone()).or_default();
-        let was_waiting = known.expected.is_some() && known.stretches.is_empty();
-        known.insert(stretch);
-        let is_whole = known.is_whole();
-        if was_waiting {
-            state.waiting = state.waiting.saturating_sub(1);
-        }
-        if is_whole {
-            state.close(file);
-        }
-        self.changed.notify_all();
-        // The manifest has to come nearer first; where it cannot, the orders differ too much.
-        while state.files.len() - state.waiting > OPEN_MAX && !state.gave_up {
-            if state.manifest_is_done || state.waiting >= OPEN_MAX {
-                state.give_up();
-                self.changed.notify_all();
-                return;
-            }
-            state = match self.changed.wait(state) {
-                Ok(state) => state,
-                Err(poisoned) => poisoned.into_inner(),
-            };
-        }
+        self.take_down(file, stretch);
     }
 
-    /// Says that no more bytes come.
-    pub fn end_of_frames(&self) {
-        self.lock().frames_are_done = true;
-        self.changed.notify_all();
-    }
-
-    /// Reads the manifest through, against the map for sizes, against the frames for sums.
+    /// Reads the manifest through: sizes are compared with those of the map, sums are taken down.
     ///
     /// # Errors
     /// `Damaged` when the manifest itself is; what reading says.
     pub fn read(&self, container: &Container, snapshot: &Snapshot<'_>) -> Result<()> {
         let (sender, receiver) = sync_channel::<Vec<u8>>(8);
-        let read = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 container.read_body(&mut |piece| {
                     sender
@@ -145,14 +126,7 @@ impl Join {
                 (_, Err(b)) => Err(b),
                 (parsed, Ok(())) => parsed,
             }
-        });
-        let mut state = self.lock();
-        state.manifest_is_done = true;
-        if read.is_err() {
-            state.give_up();
-        }
-        self.changed.notify_all();
-        read
+        })
     }
 
     fn parse<R: Read>(
@@ -162,157 +136,179 @@ impl Join {
     ) -> Result<()> {
         while let Some(file) = manifest.next_file()? {
             let key = FileKey::from_path(&file.path, snapshot.naming())?;
-            let shown = String::from_utf8_lossy(&file.path).into_owned();
+            let size = file.size;
+            let shown = String::from_utf8_lossy(&file.path);
             match snapshot.metadata(&key)? {
-                Some(Metadata::File { length, .. }) if length == file.size => {}
+                Some(Metadata::File { length, .. }) if length == size => {}
                 Some(Metadata::File { length, .. }) => {
-                    self.lock().complain(format!(
-                        "file \"{shown}\" has {length} bytes, {} by the server's manifest",
-                        file.size
+                    self.complain(format!(
+                        "file \"{shown}\" has {length} bytes, {size} by the server's manifest"
                     ));
                     continue;
                 }
                 _ => {
-                    self.lock().complain(format!(
+                    self.complain(format!(
                         "file \"{shown}\" of the server's manifest is not in the backup"
                     ));
                     continue;
                 }
             }
             if let Some(FileChecksum::Crc32c(crc)) = file.checksum {
-                self.expect(key, file.size, crc);
+                self.take_down(&key, Known::Expected { size, crc });
             }
         }
         manifest.finish().map(|_| ())
     }
 
-    fn expect(&self, key: FileKey, size: u64, crc: u32) {
-        let mut state = self.lock();
-        while state.waiting >= OPEN_MAX && !state.gave_up && !state.frames_are_done {
-            state = match self.changed.wait(state) {
-                Ok(state) => state,
-                Err(poisoned) => poisoned.into_inner(),
-            };
-        }
-        if state.gave_up {
-            return;
-        }
-        let known = state.files.entry(key.clone()).or_default();
-        known.expected = Some((size, crc));
-        let (is_whole, is_new) = (known.is_whole(), known.stretches.is_empty());
-        if is_new {
-            state.waiting += 1;
-        }
-        if is_whole || state.frames_are_done {
-            if is_new {
-                state.waiting = state.waiting.saturating_sub(1);
+    /// Compares the sums of all files.
+    ///
+    /// # Errors
+    /// Those of the scratch file.
+    pub fn finish(self, naming: Naming) -> Result<Compared> {
+        let State { known, mut wrong } =
+            self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let sorter = match known {
+            Ok(sorter) => sorter,
+            Err(e) => {
+                return Ok(Compared {
+                    wrong,
+                    not_compared: Some(e),
+                });
             }
-            state.close(&key);
-        }
-        self.changed.notify_all();
-    }
-
-    /// Compares what is left: files with zeros in them, which no frame holds.
-    pub fn finish(self) -> Compared {
-        let mut state = match self.state.into_inner() {
-            Ok(state) => state,
-            Err(poisoned) => poisoned.into_inner(),
         };
-        let left: Vec<FileKey> = state.files.keys().cloned().collect();
-        for key in left {
-            state.close(&key);
-        }
-        Compared {
-            wrong: state.wrong,
-            wrong_count: state.wrong_count,
-            sums_compared: !state.gave_up,
-        }
+        let mut open: Option<Open> = None;
+        sorter.drain(&mut |key, payload| {
+            let (file, known) = Known::read(key, payload)?;
+            let mut of_it = match open.take() {
+                Some(open) if open.file == file => open,
+                before => {
+                    before
+                        .into_iter()
+                        .for_each(|open| open.close(naming, &mut wrong));
+                    Open::new(file)
+                }
+            };
+            of_it.add(known);
+            open = Some(of_it);
+            Ok(())
+        })?;
+        open.into_iter()
+            .for_each(|open| open.close(naming, &mut wrong));
+        Ok(Compared {
+            wrong,
+            not_compared: None,
+        })
     }
 }
 
-impl State {
-    fn give_up(&mut self) {
-        self.gave_up = true;
-        self.files = HashMap::new();
-        self.waiting = 0;
-    }
-
+impl Wrong {
     fn complain(&mut self, what: String) {
-        self.wrong_count += 1;
-        if self.wrong.len() < 1000 {
-            self.wrong.push(what);
-        }
-    }
-
-    /// Compares a file of which everything has come.
-    fn close(&mut self, key: &FileKey) {
-        let Some(file) = self.files.remove(key) else {
-            return;
-        };
-        let Some((size, expected)) = file.expected else {
-            self.complain(format!("{key:?} is not in the server's manifest"));
-            return;
-        };
-        let computed = file.crc(size);
-        if computed != Some(expected) {
-            self.complain(format!(
-                "the CRC-32C of {key:?} is {:08x}, {expected:08x} by the server's manifest",
-                computed.unwrap_or_default()
-            ));
+        self.count += 1;
+        if self.listed.len() < WRONG_MAX {
+            self.listed.push(what);
         }
     }
 }
 
-impl File {
-    fn insert(&mut self, new: Stretch) {
-        let at = self
-            .stretches
-            .partition_point(|s| s.position < new.position);
-        self.stretches.insert(at, new);
-        self.join(at);
-        if let Some(before) = at.checked_sub(1) {
-            self.join(before);
-        }
-    }
-
-    /// Joins the stretch at `at` with the one behind it, where they touch.
-    fn join(&mut self, at: usize) {
-        let (Some(a), Some(b)) = (self.stretches.get(at), self.stretches.get(at + 1)) else {
-            return;
+impl Known {
+    /// The key sorts by file, then what the manifest says, then stretches by position.
+    fn put(self, file: &FileKey, sorter: &mut Sorter) -> Result<()> {
+        let (position, length, crc) = match self {
+            Known::Expected { size, crc } => (0, size, crc),
+            Known::Stretch {
+                position,
+                length,
+                crc,
+            } => (position, length, crc),
         };
-        if a.position + a.length == b.position {
-            let joined = Stretch {
-                crc: joined_crc::join(a.crc, b.crc, b.length),
-                length: a.length + b.length,
-                ..*a
-            };
-            self.stretches.remove(at + 1);
-            if let Some(slot) = self.stretches.get_mut(at) {
-                *slot = joined;
-            }
+        let file = file.as_bytes();
+        let mut key = Vec::with_capacity(file.len() + 13);
+        // No key of a file is then the beginning of another one's.
+        key.extend_from_slice(&u32::try_from(file.len()).unwrap_or(u32::MAX).to_be_bytes());
+        key.extend_from_slice(file);
+        key.push(u8::from(matches!(self, Known::Stretch { .. })));
+        key.extend_from_slice(&position.to_be_bytes());
+        let mut payload = crc.to_be_bytes().to_vec();
+        varint::put(&mut payload, length);
+        sorter.push(&key, &payload)
+    }
+
+    fn read(key: &[u8], payload: &[u8]) -> Result<(Vec<u8>, Known)> {
+        let mut k = Reader::new(key, "a sum of a file");
+        let length = u32::from_be_bytes(k.array()?);
+        let file = k.bytes(length as usize)?.to_vec();
+        let [is_stretch] = k.array()?;
+        let position = u64::from_be_bytes(k.array()?);
+        let mut p = Reader::new(payload, "a sum of a file");
+        let crc = u32::from_be_bytes(p.array()?);
+        let length = p.varint()?;
+        let known = match is_stretch {
+            0 => Known::Expected { size: length, crc },
+            _ => Known::Stretch {
+                position,
+                length,
+                crc,
+            },
+        };
+        Ok((file, known))
+    }
+}
+
+/// A file of which more may come.
+struct Open {
+    file: Vec<u8>,
+    /// Size and sum by the manifest.
+    expected: Option<(u64, u32)>,
+    /// The bytes that came, with zeros between them, and their sum; none where more than one came for a position.
+    came: Option<(u64, u32)>,
+}
+
+impl Open {
+    fn new(file: Vec<u8>) -> Open {
+        Open {
+            file,
+            expected: None,
+            came: Some((0, 0)),
         }
     }
 
-    fn is_whole(&self) -> bool {
-        match (self.expected, self.stretches.as_slice()) {
-            (Some((0, _)), []) => true,
-            (Some((size, _)), [all]) => all.position == 0 && all.length == size,
-            _ => false,
+    fn add(&mut self, known: Known) {
+        match known {
+            Known::Expected { size, crc } => self.expected = Some((size, crc)),
+            Known::Stretch {
+                position,
+                length,
+                crc,
+            } => {
+                self.came = self.came.and_then(|(at, sum)| {
+                    let sum = joined_crc::with_zeros(sum, position.checked_sub(at)?);
+                    Some((position + length, joined_crc::join(sum, crc, length)))
+                });
+            }
         }
     }
 
     /// The sum of the whole file, with zeros where nothing came; `None` when more came than it has.
     fn crc(&self, size: u64) -> Option<u32> {
-        let mut crc = 0;
-        let mut at = 0;
-        for stretch in &self.stretches {
-            let gap = stretch.position.checked_sub(at)?;
-            crc = joined_crc::with_zeros(crc, gap);
-            crc = joined_crc::join(crc, stretch.crc, stretch.length);
-            at = stretch.position + stretch.length;
+        let (at, sum) = self.came?;
+        Some(joined_crc::with_zeros(sum, size.checked_sub(at)?))
+    }
+
+    /// Compares the file, of which everything has come.
+    fn close(self, naming: Naming, wrong: &mut Wrong) {
+        let file = FileKey::decode(&self.file, naming).ok();
+        match self.expected {
+            None => wrong.complain(format!("{file:?} is not in the server's manifest")),
+            Some((size, expected)) => {
+                let computed = self.crc(size);
+                if computed != Some(expected) {
+                    wrong.complain(format!(
+                        "the CRC-32C of {file:?} is {:08x}, {expected:08x} by the server's manifest",
+                        computed.unwrap_or_default()
+                    ));
+                }
+            }
         }
-        let rest = size.checked_sub(at)?;
-        Some(joined_crc::with_zeros(crc, rest))
     }
 }
 
@@ -360,22 +356,69 @@ pub(super) fn check_hash(container: &Container, wanted: Option<&str>) -> Result<
 mod tests {
     use super::*;
 
+    fn file(path: &[u8]) -> FileKey {
+        FileKey::from_path(path, Naming::Tree).unwrap()
+    }
+
+    fn compared(sums: Sums) -> Compared {
+        sums.finish(Naming::Tree).unwrap()
+    }
+
     #[test]
     fn sums_of_stretches_in_any_order_with_zeros_between_are_the_files() {
         let mut content = vec![0_u8; 100_000];
         for (i, byte) in content.iter_mut().enumerate().skip(20_000).take(50_000) {
             *byte = u8::try_from(i % 251).unwrap();
         }
-        let mut file = File::default();
-        for (from, to) in [(40_000, 70_000), (20_000, 30_000), (30_000, 40_000)] {
-            file.insert(Stretch {
-                position: from as u64,
-                length: (to - from) as u64,
-                crc: crc32c::crc32c(&content[from..to]),
-            });
+        let scratch = tempfile::tempdir().unwrap();
+        let with = |size: u64, stretches: &[(usize, usize)]| {
+            let sums = Sums::new(scratch.path());
+            // Its name begins like the other one's.
+            sums.add(&file(b"a/bc"), 0, b"xyz");
+            for (from, to) in stretches {
+                sums.add(&file(b"a/b"), *from as u64, &content[*from..*to]);
+            }
+            let crc = crc32c::crc32c(&content);
+            sums.take_down(&file(b"a/b"), Known::Expected { size, crc });
+            let crc = crc32c::crc32c(b"xyz");
+            sums.take_down(&file(b"a/bc"), Known::Expected { size: 3, crc });
+            compared(sums).wrong.listed
+        };
+        let all = [(40_000, 70_000), (20_000, 30_000), (30_000, 40_000)];
+        assert!(with(100_000, &all).is_empty());
+        for wrong in [
+            with(60_000, &all),
+            with(100_000, &all[1..]),
+            with(100_000, &[(20_000, 70_000), (30_000, 40_000)]),
+        ] {
+            assert!(
+                matches!(&wrong[..], [one] if one.contains("CRC-32C of")),
+                "{wrong:?}"
+            );
         }
-        assert_eq!(file.stretches.len(), 1);
-        assert_eq!(file.crc(100_000), Some(crc32c::crc32c(&content)));
-        assert_eq!(file.crc(60_000), None);
+    }
+
+    #[test]
+    fn files_that_the_manifest_lacks_are_told() {
+        let scratch = tempfile::tempdir().unwrap();
+        let sums = Sums::new(scratch.path());
+        for n in 0..1500 {
+            sums.add(&file(format!("f{n}").as_bytes()), 0, b"x");
+        }
+        let wrong = compared(sums).wrong;
+        assert_eq!((wrong.count, wrong.listed.len()), (1500, WRONG_MAX));
+        assert!(wrong.listed[0].contains("is not in the server's manifest"));
+    }
+
+    #[test]
+    fn without_room_for_the_sums_they_are_not_compared() {
+        let sums = Sums::new(Path::new("/nowhere"));
+        let one = file(b"f");
+        for n in 0..400_000 {
+            sums.add(&one, n, b"x");
+        }
+        let compared = compared(sums);
+        assert!(compared.not_compared.is_some());
+        assert_eq!(compared.wrong.count, 0);
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::depth::Depth;
-use super::manifest::{Join, check_hash};
+use super::manifest::{Compared, Sums, check_hash};
 use super::packs::{Chosen, Inspect, Mapped, check_layers, read_packs};
 use super::wal::Extent;
 use super::{About, FindingKind, Work, files};
@@ -268,7 +268,7 @@ struct Files<'a> {
     work: &'a Work<'a>,
     root: &'a BackupRoot,
     snapshot: &'a Snapshot<'a>,
-    join: Option<&'a Join>,
+    sums: Option<&'a Sums>,
     pages: AtomicUsize,
 }
 
@@ -279,18 +279,18 @@ fn read_files(
     mapped: Mapped,
     manifest: Option<&Container>,
 ) -> Result<()> {
-    let join = Join::default();
+    let sums = manifest.map(|m| (m, Sums::new(&work.what.host.scratch)));
     let files = Files {
         work,
         root,
         snapshot,
-        join: manifest.map(|_| &join),
+        sums: sums.as_ref().map(|(_, sums)| sums),
         pages: AtomicUsize::new(0),
     };
     let (is_complete, compared) = std::thread::scope(|scope| -> Result<_> {
-        let reader = manifest.map(|m| scope.spawn(|| join.read(m, snapshot)));
+        let reader = sums.as_ref();
+        let reader = reader.map(|(m, sums)| scope.spawn(|| sums.read(m, snapshot)));
         let read = read_packs(work, root.into(), (snapshot, chosen), mapped, &files);
-        join.end_of_frames();
         let compared = reader.map_or(Ok(Ok(())), |thread| {
             thread
                 .join()
@@ -301,19 +301,21 @@ fn read_files(
     let key = work.layout.server_manifest(&root.head.id);
     let about = || About::Backup(root.head.id.clone());
     let is_compared = work.settle(compared, key.as_str(), about())?.is_some();
-    if is_complete && manifest.is_some() && is_compared {
-        let compared = join.finish();
-        for wrong in compared.wrong.iter().take(LISTED_MAX) {
-            work.find(FindingKind::Damaged, key.as_str(), wrong.clone(), about());
+    if let Some((_, sums)) = sums.filter(|_| is_complete && is_compared) {
+        let Compared {
+            wrong,
+            not_compared,
+        } = sums.finish(*snapshot.naming())?;
+        let more = wrong.count.saturating_sub(LISTED_MAX as u64);
+        for wrong in wrong.listed.into_iter().take(LISTED_MAX) {
+            work.find(FindingKind::Damaged, key.as_str(), wrong, about());
         }
-        let listed = compared.wrong.len().min(LISTED_MAX) as u64;
-        let more = compared.wrong_count.saturating_sub(listed);
         if more > 0 {
             work.find_more(FindingKind::Damaged, about(), more);
         }
-        if !compared.sums_compared {
+        if let Some(e) = not_compared {
             work.warn(format!(
-                "backup \"{}\": files stand in another order than in the server's manifest, whose checksums were not compared",
+                "backup \"{}\": the checksums of the server's manifest were not compared: {e}",
                 root.head.id
             ));
         }
@@ -328,8 +330,8 @@ impl Inspect for Files<'_> {
                 continue;
             };
             let bytes = frame.bytes(visible);
-            if let Some(join) = self.join {
-                join.add(file, visible.position, bytes);
+            if let Some(sums) = self.sums {
+                sums.add(file, visible.position, bytes);
             }
             if self.root.content.data_checksums {
                 self.pages(file, visible.position, bytes);

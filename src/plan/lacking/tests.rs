@@ -319,6 +319,22 @@ fn l13_nothing_is_copied_of_a_timeline_of_which_two_lives_are_followed() {
         assert_eq!(lacks.segments.is_empty(), is_parted, "{lacks:?}");
         assert_eq!(lacks.backups.is_empty(), is_parted, "{lacks:?}");
     }
+    // A resolution elsewhere helps where both sides have the refused copy; a side that went back with its server has none.
+    let why = |has_copies: bool| {
+        let with = |mut survey: Survey| {
+            let offered = WalFileName::Segment(life(60).segment);
+            let key = Key::new("conflicts/x").unwrap();
+            survey
+                .conflicts
+                .extend(has_copies.then_some((offered, key)));
+            survey
+        };
+        let (from, to) = (with(from()), with(survey(&[1], &[(10, 60)])));
+        let lacks = lacking(&from, &to, (true, None), TimestampTz(0));
+        lacks.left_out[0].why.clone()
+    };
+    assert!(why(true).contains("Resolve the fork in the other one"));
+    assert!(why(false).contains("copies go on with the next timeline"));
     // The other way round: the side that is copied from was not told.
     let lacks = lacking(
         &survey(&[3], &[(10, 100)]),
