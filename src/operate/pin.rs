@@ -215,8 +215,8 @@ impl Events {
         self.failures.first_if(session, self.recorded_in.is_empty())
     }
 
-    /// The events, each with the nonce of its name. They have the same name in every repository: they say the same.
-    fn events(&self, host: &Host) -> Vec<(Event, u64)> {
+    /// The events. They have the same name in every repository: they say the same.
+    fn events(&self, host: &Host) -> Vec<Event> {
         let (writer, subject) = (Writer::of(host), self.id.to_string());
         if let Some((reason, until)) = &self.pin {
             let pin = Event {
@@ -225,24 +225,23 @@ impl Events {
                 legal: self.is_hold(),
                 ..writer.event("pin", &subject)
             };
-            return vec![(pin, host.random())];
+            return vec![pin];
         }
-        let mut ends: Vec<(Event, u64)> = Vec::new();
+        let mut ends: Vec<Event> = Vec::new();
         for pin in self.copies.iter().flat_map(|copy| &copy.pins) {
             let name = Some(pin.event.clone());
-            if !ends.iter().any(|(event, _)| event.ends == name) {
-                let event = Event {
+            if !ends.iter().any(|event| event.ends == name) {
+                ends.push(Event {
                     ends: name,
                     ..writer.event(self.kind.end(), &subject)
-                };
-                ends.push((event, host.random()));
+                });
             }
         }
         ends
     }
 
     /// Records in one repository the pin, unless the same one stands there, or the end of those that stand there.
-    fn write(&self, session: &Session, copy: &Stored, events: &[(Event, u64)]) -> Result<()> {
+    fn write(&self, session: &Session, copy: &Stored, events: &[Event]) -> Result<()> {
         let (store, scope) = (copy.repository.store(), copy.owner.scope());
         let is_due = |event: &Event| {
             let is_same = |one: &Pin| {
@@ -254,15 +253,15 @@ impl Events {
                 false => !copy.pins.iter().any(is_same),
             }
         };
-        let due = events.iter().filter(|(event, _)| is_due(event));
-        let due: Vec<&(Event, u64)> = due.collect();
+        let due: Vec<&Event> = events.iter().filter(|event| is_due(event)).collect();
         if (self.is_end() || !due.is_empty())
             && let Some(why) = unproven::warning(&copy.configured, &copy.repository, UNPROVEN)
         {
             return Err(err!(Key, "{why}").hint("Nothing was changed there."));
         }
-        for (event, nonce) in due {
-            event::record(store, scope, event, *nonce)
+        for event in due {
+            // A copy of the repository, or a sync, may have brought it already.
+            event::record_once(store, scope, event)
                 .map_err(|e: Error| e.context("write the event"))?;
         }
         match self.is_end() {

@@ -210,13 +210,13 @@ impl Asked<'_> {
                 self.torn.insert(*id);
                 self.out.parted.insert(*id);
                 let what = format!("timeline {}", id.decimal());
-                let has_choice = |side: &Survey| {
-                    let mut refused = side.conflicts.iter();
-                    refused.any(
-                        |(name, _)| matches!(name, WalFileName::Segment(s) if s.timeline == *id),
-                    )
+                let is_of = |(name, _): &(WalFileName, Key)| matches!(name, WalFileName::Segment(s) if s.timeline == *id);
+                // A side of one life alone was never offered the other one.
+                let can_follow = |side: &Survey| {
+                    fork.is_some_and(|fork| home(side, fork).is_some())
+                        || side.conflicts.iter().any(is_of)
                 };
-                let why = match has_choice(from) && has_choice(to) {
+                let why = match can_follow(from) && can_follow(to) {
                     true => {
                         "\"pitr wal resolve\" was told to one of the two repositories alone: they follow different lives of it. Resolve the fork in the other one, too (pitr wal conflicts)"
                     }
@@ -465,9 +465,12 @@ impl Asked<'_> {
         let refused = here.iter().filter(|(name, key)| {
             let is_wanted = match name {
                 WalFileName::History(_) => true,
+                // WAL that one side gave up may lie where the other one follows it.
                 WalFileName::Segment(s)
                 | WalFileName::Partial(s)
-                | WalFileName::BackupHistory { segment: s, .. } => is_needed(*s),
+                | WalFileName::BackupHistory { segment: s, .. } => {
+                    is_needed(*s) && !torn.contains(&s.timeline)
+                }
             };
             is_wanted && !known.contains(key) && is_original(key)
         });

@@ -658,11 +658,15 @@ pub fn marks(events: &[Recorded]) -> Vec<&Recorded> {
     standing(events, "expire", "unexpire")
 }
 
-/// Whether a backup is marked for deletion without a proof: by a janitor without keys, or by whoever may write to the store.
+/// Whether a backup stands marked for deletion without a proof: by a janitor without keys, or by whoever may write to the store.
 #[cfg(feature = "full")]
 pub fn is_marked_unproven(events: &[Recorded]) -> bool {
     let mut marks = events.iter().filter(|e| e.event.event == "expire");
-    marks.any(|mark| !mark.counts())
+    let is_ended = |mark: &Recorded| {
+        let mut ends = events.iter().filter(|e| e.event.event == "unexpire");
+        ends.any(|e| e.event.ends.as_deref() == Some(mark.name.as_str()))
+    };
+    marks.any(|mark| !mark.counts() && !is_ended(mark))
 }
 
 /// Whether a backup is marked for deletion.

@@ -55,7 +55,7 @@ pub(super) fn find_lost<R: Needs>(
         let subject = catalog.ids.get(id);
         let why = match subject.is_some_and(|s| event::is_marked_unproven(&s.events)) {
             true => format!(
-                "the backup was complete, and its root is not there. A mark for deletion that nothing proves stands beside it. An interrupted \"pitr expire\" of a host without keys leaves that: run it there again, and it deletes the rest. If nobody ran it, somebody deleted the root: \"pitr repo sync\" brings it back where another repository has it, else give it up: pitr expire --give-up {id}"
+                "the backup was complete, and its root is not there. A mark for deletion that nothing proves stands beside it: an interrupted \"pitr expire\" of a host without keys leaves that, and the next one there deletes the rest. If nobody ran it, the root is lost: where another repository has the backup, \"pitr repo sync\" brings it back; else give it up: pitr expire --give-up {id}"
             ),
             false => format!(
                 "the backup was complete, and its root is not there. Where another repository has the backup, \"pitr repo sync\" brings it back; else give it up: pitr expire --give-up {id}"

@@ -17,8 +17,10 @@ use crate::repo::varint::{self, Reader};
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
-use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
+use crate::snapshot::sort::Sorter;
 
+/// Bytes of sums that are kept in memory before they are sorted.
+const SORTED_BYTES: usize = 4 << 20;
 /// Faults that are listed, at most.
 const WRONG_MAX: usize = 1000;
 
@@ -65,7 +67,7 @@ impl Sums {
     /// Nothing is known yet; `scratch` takes what does not fit into memory.
     pub fn new(scratch: &Path) -> Sums {
         Sums(Mutex::new(State {
-            known: Ok(Sorter::new(scratch, MEMORY_BYTES)),
+            known: Ok(Sorter::new(scratch, SORTED_BYTES)),
             wrong: Wrong::default(),
         }))
     }
@@ -102,7 +104,7 @@ impl Sums {
     /// # Errors
     /// `Damaged` when the manifest itself is; what reading says.
     pub fn read(&self, container: &Container, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (sender, receiver) = sync_channel::<Vec<u8>>(8);
+        let (sender, receiver) = sync_channel::<Vec<u8>>(2);
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 container.read_body(&mut |piece| {
@@ -161,43 +163,45 @@ impl Sums {
     }
 
     /// Compares the sums of all files.
-    ///
-    /// # Errors
-    /// Those of the scratch file.
-    pub fn finish(self, naming: Naming) -> Result<Compared> {
+    pub fn finish(self, naming: Naming) -> Compared {
         let State { known, mut wrong } =
             self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         let sorter = match known {
             Ok(sorter) => sorter,
             Err(e) => {
-                return Ok(Compared {
+                return Compared {
                     wrong,
                     not_compared: Some(e),
-                });
+                };
             }
         };
         let mut open: Option<Open> = None;
-        sorter.drain(&mut |key, payload| {
+        let mut unequal = Wrong::default();
+        let drained = sorter.drain(&mut |key, payload| {
             let (file, known) = Known::read(key, payload)?;
             let mut of_it = match open.take() {
                 Some(open) if open.file == file => open,
                 before => {
                     before
                         .into_iter()
-                        .for_each(|open| open.close(naming, &mut wrong));
+                        .for_each(|open| open.close(naming, &mut unequal));
                     Open::new(file)
                 }
             };
             of_it.add(known);
             open = Some(of_it);
             Ok(())
-        })?;
+        });
         open.into_iter()
-            .for_each(|open| open.close(naming, &mut wrong));
-        Ok(Compared {
+            .for_each(|open| open.close(naming, &mut unequal));
+        // A file of which not everything was read again is not wrong for that.
+        if drained.is_ok() {
+            wrong.extend(unequal);
+        }
+        Compared {
             wrong,
-            not_compared: None,
-        })
+            not_compared: drained.err(),
+        }
     }
 }
 
@@ -207,6 +211,12 @@ impl Wrong {
         if self.listed.len() < WRONG_MAX {
             self.listed.push(what);
         }
+    }
+
+    fn extend(&mut self, more: Wrong) {
+        self.count += more.count;
+        let room = WRONG_MAX.saturating_sub(self.listed.len());
+        self.listed.extend(more.listed.into_iter().take(room));
     }
 }
 
@@ -296,14 +306,16 @@ impl Open {
 
     /// Compares the file, of which everything has come.
     fn close(self, naming: Naming, wrong: &mut Wrong) {
-        let file = FileKey::decode(&self.file, naming).ok();
+        let computed = self.expected.and_then(|(size, _)| self.crc(size));
+        let file = FileKey::decode(&self.file, naming);
+        let path = file.map_or(self.file, |file| file.path(naming));
+        let path = String::from_utf8_lossy(&path);
         match self.expected {
-            None => wrong.complain(format!("{file:?} is not in the server's manifest")),
-            Some((size, expected)) => {
-                let computed = self.crc(size);
+            None => wrong.complain(format!("file \"{path}\" is not in the server's manifest")),
+            Some((_, expected)) => {
                 if computed != Some(expected) {
                     wrong.complain(format!(
-                        "the CRC-32C of {file:?} is {:08x}, {expected:08x} by the server's manifest",
+                        "the CRC-32C of file \"{path}\" is {:08x}, {expected:08x} by the server's manifest",
                         computed.unwrap_or_default()
                     ));
                 }
@@ -361,7 +373,7 @@ mod tests {
     }
 
     fn compared(sums: Sums) -> Compared {
-        sums.finish(Naming::Tree).unwrap()
+        sums.finish(Naming::Tree)
     }
 
     #[test]
@@ -392,7 +404,7 @@ mod tests {
             with(100_000, &[(20_000, 70_000), (30_000, 40_000)]),
         ] {
             assert!(
-                matches!(&wrong[..], [one] if one.contains("CRC-32C of")),
+                matches!(&wrong[..], [one] if one.contains("CRC-32C of file \"a/b\"")),
                 "{wrong:?}"
             );
         }
@@ -407,7 +419,7 @@ mod tests {
         }
         let wrong = compared(sums).wrong;
         assert_eq!((wrong.count, wrong.listed.len()), (1500, WRONG_MAX));
-        assert!(wrong.listed[0].contains("is not in the server's manifest"));
+        assert!(wrong.listed[0].contains("file \"f0\" is not in the server's manifest"));
     }
 
     #[test]

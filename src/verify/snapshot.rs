@@ -305,7 +305,7 @@ fn read_files(
         let Compared {
             wrong,
             not_compared,
-        } = sums.finish(*snapshot.naming())?;
+        } = sums.finish(*snapshot.naming());
         let more = wrong.count.saturating_sub(LISTED_MAX as u64);
         for wrong in wrong.listed.into_iter().take(LISTED_MAX) {
             work.find(FindingKind::Damaged, key.as_str(), wrong, about());
@@ -315,8 +315,9 @@ fn read_files(
         }
         if let Some(e) = not_compared {
             work.warn(format!(
-                "backup \"{}\": the checksums of the server's manifest were not compared: {e}",
-                root.head.id
+                "backup \"{}\": the checksums of the server's manifest were not compared: {e}. {}",
+                root.head.id,
+                e.hint_text().unwrap_or_default()
             ));
         }
     }

@@ -94,9 +94,23 @@ pub fn has_prefix(
     segment: &OpenSegment,
     (length_bytes, hash): (u64, RawHash),
 ) -> Result<bool> {
+    let known = is_prefix(repository, layout, segment, (length_bytes, hash))?;
+    Ok(known.unwrap_or(true))
+}
+
+/// Whether the first bytes of a segment's stored WAL have this hash; `None` where nothing tells: see [`has_prefix`].
+///
+/// # Errors
+/// Errors of the store.
+pub fn is_prefix(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    segment: &OpenSegment,
+    (length_bytes, hash): (u64, RawHash),
+) -> Result<Option<bool>> {
     match stored_prefix(repository, layout, segment, length_bytes) {
-        Err(e) if e.is_damage() || e.code() == Code::Key => Ok(true),
-        found => Ok(found?.is_none_or(|found| found == hash)),
+        Err(e) if e.is_damage() || e.code() == Code::Key => Ok(None),
+        found => Ok(found?.map(|found| found == hash)),
     }
 }
 

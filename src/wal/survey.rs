@@ -105,8 +105,8 @@ pub struct Root {
     /// The later timelines that do not go on from it, although their positions say so, each with its copy of the segment in which the backup stops: that begins
     /// with other WAL. Looked for by [`Survey::read`] alone.
     pub strays: BTreeMap<TimelineId, SegmentName>,
-    /// The later timelines that have a copy of that segment, where nothing tells what the backup's own WAL is: without keys, and of earlier versions. Each may be
-    /// a stray. Looked for by [`Survey::read`] alone.
+    /// The later timelines that have a copy of that segment, where nothing tells whether it is the backup's own WAL: without keys, of earlier versions, and where the
+    /// copy cannot be read. Each may be a stray. Looked for by [`Survey::read`] alone.
     pub unsure: BTreeSet<TimelineId>,
     /// Layer objects it names, by the id that wrote them.
     pub layers: Parts,
@@ -303,16 +303,16 @@ impl Survey {
         });
         let paths: Vec<Path> = known.collect();
         // Several timelines may have one copy, and twins one end.
-        let mut compared: BTreeMap<(SegmentName, RawHash), bool> = BTreeMap::new();
+        let mut compared: BTreeMap<(SegmentName, RawHash), Option<bool>> = BTreeMap::new();
         let mut is_own = |name: SegmentName, length_bytes: u64, hash: RawHash| {
             if let Some(is_own) = compared.get(&(name, hash)) {
                 return Ok(*is_own);
             }
             let segment = OpenSegment { name, size, major };
             let end = (length_bytes, hash);
-            let is_own = stored_wal::has_prefix(repository, layout, &segment, end)?;
+            let is_own = stored_wal::is_prefix(repository, layout, &segment, end)?;
             compared.insert((name, hash), is_own);
-            Ok::<bool, Error>(is_own)
+            Ok::<Option<bool>, Error>(is_own)
         };
         let timelines = &self.timelines;
         for subject in self.catalog.ids.values_mut() {
@@ -332,9 +332,10 @@ impl Survey {
                     continue;
                 };
                 let target = path.history().timeline();
-                match end {
-                    Some((_, length_bytes, hash)) if is_own(name, length_bytes, hash)? => {}
-                    Some(_) => {
+                let own = end.map(|(_, length_bytes, hash)| is_own(name, length_bytes, hash));
+                match own.transpose()?.flatten() {
+                    Some(true) => {}
+                    Some(false) => {
                         root.strays.insert(target, name);
                     }
                     None => {

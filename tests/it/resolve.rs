@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Site, Stop, expire_at_once, pitr_archive, wait_until,
+    Cluster, PATIENCE, Program, Run, Site, Stop, copy_tree, expire_at_once, paths_below,
+    pitr_archive, wait_until,
 };
 use crate::lives::{Lives, lives, write};
 use crate::per_major;
@@ -416,3 +417,58 @@ fn l08_l18_what_a_timeline_descends_from_is_not_given_away() {
     assert_eq!(restored(site, 19, "clone", &args), "before 100, fake 500");
     two.production.stop(Stop::Immediate);
 }
+
+/// Row T84: server and one repository went back together, and the other repository has what was written before. A sync brings none of that to
+/// the first one, which never had it, and follows the life that goes on.
+fn t84_no_sync_brings_back_the_wal_that_a_machine_had_before_it_was_set_back(major: u32) {
+    let two = lives(major);
+    let (site, mut old, mut set_back) = (&two.site, two.production, two.clone);
+    let remote = site.add_repository("remote", "required = false\n");
+    site.pitr().args(["repo", "sync"]).run().success();
+    let snapshot = site.sandbox().join("snapshot");
+    copy_tree(site.repository(), &snapshot);
+    old.start();
+    for _ in 0..8 {
+        write(&old, "once");
+        old.archive_now();
+    }
+    old.stop(Stop::Immediate);
+    std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
+    std::fs::rename(&snapshot, site.repository()).unwrap();
+    set_back.start();
+    for _ in 0..2 {
+        write(&set_back, "then");
+        set_back.archive_now();
+    }
+    resolve(site, &["--confirm"]).success();
+    let backup = ["backup", "--quiet", "--full"];
+    let backup = site.pitr().args(backup);
+    let own = set_back.conninfo("postgres");
+    backup
+        .env("PITR_CLUSTERS_MAIN_CONNINFO", own)
+        .run()
+        .success();
+    write(&set_back, "then");
+    set_back.archive_now();
+    let held = || {
+        let paths = paths_below(&site.cluster_folder().join("wal"));
+        paths.into_iter().collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = held();
+    let own = || paths_below(&remote).len();
+    let there = own();
+    for _ in 0..2 {
+        let sync = site.pitr().args(["repo", "sync"]).run();
+        sync.expect_code(10)
+            .expect_stderr("copies go on with the next timeline");
+    }
+    assert_eq!((held(), own()), (before, there));
+    for _ in 0..6 {
+        write(&set_back, "then");
+        set_back.archive_now();
+    }
+    let rows = restored(site, major, "end", &["--repository", "local"]);
+    assert_eq!(rows, "before 100, then 900");
+    set_back.stop(Stop::Immediate);
+}
+per_major!(t84_no_sync_brings_back_the_wal_that_a_machine_had_before_it_was_set_back, v14 v18);

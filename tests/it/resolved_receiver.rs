@@ -105,9 +105,16 @@ fn t78_a_journal_of_the_life_that_lost_is_not_shipped_into_the_other(major: u32)
         clone.archive_now();
         let rows = restored(site, major, "followed", &[]);
         assert_eq!(rows, "before 100, kept 500");
+        // The slot keeps what the repository has not, however often the server removes what nobody needs.
+        leave_to_the_receiver(clone);
+        for _ in 0..2 {
+            write(clone, "kept");
+            clone.switch_wal();
+            clone.sql("checkpoint");
+            refused(receive_of(site, clone));
+        }
         // Nobody needs the journal of the other life.
         std::fs::rename(journal(site), site.sandbox().join("away")).unwrap();
-        leave_to_the_receiver(clone);
         write(clone, "kept");
         receive_of(site, clone).success();
         let stored = increments(site).len();
@@ -125,7 +132,7 @@ fn t78_a_journal_of_the_life_that_lost_is_not_shipped_into_the_other(major: u32)
         assert!(increments(site).len() > stored);
         site.pitr().args(["verify"]).run().success();
         let rows = restored(site, major, "received", &[]);
-        assert_eq!(rows, "before 100, kept 1000");
+        assert_eq!(rows, "before 100, kept 1200");
     }
 }
 per_major!(t78_a_journal_of_the_life_that_lost_is_not_shipped_into_the_other, v13 v17);

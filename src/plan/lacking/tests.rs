@@ -334,6 +334,13 @@ fn l13_nothing_is_copied_of_a_timeline_of_which_two_lives_are_followed() {
         lacks.left_out[0].why.clone()
     };
     assert!(why(true).contains("Resolve the fork in the other one"));
+    // WAL that the one side gave up may have names that the other one follows.
+    let mut given_up = from();
+    let lost = WalFileName::Segment(life(61).segment);
+    given_up.shadowed.push((lost, Key::new("wal/61").unwrap()));
+    let lacks = |to: &Survey| lacking(&given_up, to, (true, None), TimestampTz(0));
+    assert!(lacks(&survey(&[1], &[(10, 60)])).refused.is_empty());
+    assert_eq!(lacks(&survey(&[], &[])).refused.len(), 1);
     assert!(why(false).contains("copies go on with the next timeline"));
     // The other way round: the side that is copied from was not told.
     let lacks = lacking(

@@ -50,6 +50,7 @@ fn items(catalog: &Catalog<AuxBackup>) -> Vec<Item<'_>> {
                 events: &subject.events,
                 needs,
                 leads_to: BTreeSet::new(),
+                unsure: BTreeSet::new(),
                 beside: BTreeSet::new(),
                 damage: item::damage((catalog, &damaged), subject, needs),
                 hold: None,

@@ -85,6 +85,7 @@ impl<'a> Backups<'a> {
                 stored_bytes: root.stored_bytes,
                 needs: root.needs(),
                 leads_to: self.followed(|t| self.leads(root, t)),
+                unsure: root.unsure.clone(),
                 beside: self.followed(|t| root.timeline > t && !self.leads(root, t)),
                 damage: self.damage(subject, root),
                 hold: None,
@@ -183,9 +184,15 @@ impl<'a> Backups<'a> {
     /// After a failover to a standby that lagged, the cluster's timeline may begin before the oldest kept backup: its base stays.
     fn base(&self, items: &[Item<'_>], timeline: TimelineId) -> Option<Lack> {
         let leading = self.roots_of(items, |_| true).into_iter();
-        let leading: Vec<_> = leading
-            .filter(|(_, _, root)| self.surely_leads(root, timeline))
+        let mut leading: Vec<_> = leading
+            .filter(|(_, _, root)| self.leads(root, timeline))
             .collect();
+        let is_sure = |root: &Root| self.surely_leads(root, timeline);
+        // One that may lead there is better than none.
+        let mut good = leading.iter().filter(|(_, item, _)| item.damage.is_none());
+        if good.any(|(_, _, root)| is_sure(root)) {
+            leading.retain(|(_, _, root)| is_sure(root));
+        }
         if leading.iter().any(|(_, item, _)| self.is_base(item)) {
             return None;
         }
@@ -400,8 +407,14 @@ impl Constraint for Backups<'_> {
     fn hangs_on(&self, items: &[Item<'_>], id: &BackupId) -> Option<String> {
         let good = self.roots_of(items, |i| i.damage.is_none());
         let is_base = |timeline: &&TimelineId| {
-            let mut leading = good.iter().filter(|(_, _, r)| self.leads(r, **timeline));
-            leading.next().is_some_and(|(_, item, _)| item.id == id) && leading.next().is_none()
+            let (mut own, mut others) = (false, false);
+            for (_, item, root) in &good {
+                match item.id == id {
+                    true => own |= self.leads(root, **timeline),
+                    false => others |= self.surely_leads(root, **timeline),
+                }
+            }
+            own && !others
         };
         let base = self.followed.iter().find(is_base)?;
         Some(format!(

@@ -35,6 +35,8 @@ pub struct Item<'a> {
     pub needs: (&'a Parts, &'a Parts),
     /// The timelines that may be the cluster, and to which it leads: empty for one of a branch, and for other content.
     pub leads_to: BTreeSet<TimelineId>,
+    /// Timelines to which it may not lead after all: for them it stands for no other one.
+    pub unsure: BTreeSet<TimelineId>,
     /// Those beside which it lies, on a branch with a higher number.
     pub beside: BTreeSet<TimelineId>,
     /// Damage of the backup; a damaged one does not count.
@@ -173,6 +175,7 @@ impl Item<'_> {
         Item {
             damage: self.damage.clone(),
             leads_to: self.leads_to.clone(),
+            unsure: self.unsure.clone(),
             beside: self.beside.clone(),
             hold: None,
             kept_by: Vec::new(),

@@ -410,6 +410,11 @@ fn is_on(item: &Item<'_>, way: Option<TimelineId>) -> bool {
     way.is_some_and(|timeline| item.leads_to.contains(&timeline))
 }
 
+/// Whether a backup is known to lead there.
+fn is_surely_on(item: &Item<'_>, way: Option<TimelineId>) -> bool {
+    is_on(item, way) && way.is_none_or(|timeline| !item.unsure.contains(&timeline))
+}
+
 /// Whether a backup is of a branch that is newer than the timeline by its number alone.
 fn is_beside(item: &Item<'_>, way: Option<TimelineId>) -> bool {
     way.is_some_and(|timeline| item.beside.contains(&timeline))
@@ -608,7 +613,7 @@ fn counted(
         .filter_map(|one| Some((one, items.get(one.at)?)));
     all.filter(|(_, item)| also_damaged || item.damage.is_none())
         .map(|(one, item)| Dated {
-            is_followed: is_on(item, way),
+            is_followed: is_surely_on(item, way),
             ..*one
         })
         .collect()
@@ -674,7 +679,7 @@ fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
         .iter()
         .enumerate()
         .filter(|(_, b)| is_verified(b))
-        .map(|(at, b)| (at, since(b), b.leads_to.clone()))
+        .map(|(at, b)| (at, since(b), &b.leads_to - &b.unsure))
         .collect();
     let opens = |at: usize, backup: &Item<'_>, is_due: &dyn Fn(TimestampTz) -> bool| {
         let mut newer = verified.iter().filter(|(newer, ..)| *newer > at);
@@ -733,7 +738,7 @@ fn hold_last_verified(judged: &mut Judgement<'_>) {
         judged.items.iter().rposition(found)
     };
     let ways = ways(&judged.items).into_iter();
-    let on_ways = ways.filter_map(|way| last(&|b: &Item<'_>| is_on(b, way)));
+    let on_ways = ways.filter_map(|way| last(&|b: &Item<'_>| is_surely_on(b, way)));
     let held: BTreeSet<usize> = on_ways.chain(last(&|_| true)).collect();
     for at in held {
         let last = judged.items.get_mut(at);
@@ -905,6 +910,7 @@ mod tests {
             stored_bytes: 1,
             needs: (&parts, &parts),
             leads_to: BTreeSet::new(),
+            unsure: BTreeSet::new(),
             beside: BTreeSet::new(),
             damage: (order == 2).then(|| "torn".to_owned()),
             hold: None,
@@ -955,6 +961,7 @@ mod tests {
                 stored_bytes: 1,
                 needs: (&parts, &parts),
                 leads_to: BTreeSet::new(),
+                unsure: BTreeSet::new(),
                 beside: BTreeSet::new(),
                 damage: None,
                 hold: Some(("it is held".to_owned(), Hold::Pin)),

@@ -549,6 +549,38 @@ fn t76_a_backup_of_another_life_is_no_base_of_the_timeline_that_was_written_past
         root.unsure.insert(tli(2));
     });
     assert_eq!(kept(&unsure), [8, 9]);
+    let asked = Policy {
+        cluster: vec![tli(2)],
+        requested: Some(id(8)),
+        ..policy(1, 24)
+    };
+    let mut two = unsure.clone();
+    two.ids.retain(|one, _| [id(8), id(9)].contains(one));
+    assert!(retention(&two, &asked, now()).refusal.is_some());
+    // One that may lead to the timeline is better than none.
+    let mut alone = unsure;
+    alone.ids.retain(|one, _| *one == id(9));
+    for n in [10, 11] {
+        let start = (63 + 3 * n) * MIB + 40;
+        add_backup(
+            &mut alone,
+            usize::try_from(n).unwrap(),
+            1,
+            start,
+            start + MIB,
+        );
+    }
+    let policy = Policy {
+        cluster: vec![tli(2)],
+        ..policy(2, 24)
+    };
+    let plan = retention(&alone, &policy, now());
+    assert_eq!(fates(&plan), ["keep", "keep", "keep"]);
+    assert!(
+        plan.warnings
+            .iter()
+            .any(|w| w.contains("leads to timeline 2"))
+    );
 }
 
 #[test]
