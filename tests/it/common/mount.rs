@@ -14,7 +14,7 @@ use rustix::thread::{
 
 use super::medium::{Cut, Medium, Recording, SECTOR};
 use super::sandbox::Sandbox;
-use super::user;
+use super::{user, wait_until};
 
 /// Tells a test that it runs in namespaces of its own.
 const OWN_NAMESPACES: &str = "PITR_TEST_OWN_NAMESPACES";
@@ -157,10 +157,15 @@ impl SmallDisk {
 
     /// Makes it so large, or so small, that this much is free.
     pub fn leave_free(&self, bytes: u64) {
-        let is = rustix::fs::statvfs(&self.path).unwrap();
-        let size = (is.f_blocks - is.f_bfree) * is.f_frsize + bytes;
-        let option = format!("remount,size={size}");
-        with_right_to_mount(|| run_when_idle("mount", &["-o", &option], &self.path));
+        // Refused where more is written meanwhile than is to be free.
+        let is_done = || {
+            let is = rustix::fs::statvfs(&self.path).unwrap();
+            let size = (is.f_blocks - is.f_bfree) * is.f_frsize + bytes;
+            let mut mount = Command::new("mount");
+            let mount = mount.args(["-o", &format!("remount,size={size}")]);
+            mount.arg(&self.path).output().unwrap().status.success()
+        };
+        with_right_to_mount(|| wait_until(BUSY_AT_MOST, "it has its size", is_done));
     }
 }
 
