@@ -218,10 +218,10 @@ impl Asked<'_> {
                 };
                 let why = match can_follow(from) && can_follow(to) {
                     true => {
-                        "\"pitr wal resolve\" was told to one of the two repositories alone: they follow different lives of it. Resolve the fork in the other one, too (pitr wal conflicts)"
+                        "the two repositories follow different lives of it: only one of them was told \"pitr wal resolve\". Resolve the fork in the other one, too (pitr wal conflicts)"
                     }
                     false => {
-                        "one of the two repositories holds one life of it alone, as after a revert of its host, and in the other one \"pitr wal resolve\" chose. Each keeps its own WAL and backups; copies go on with the next timeline, that of a promotion or a restore"
+                        "one of the two repositories holds one life of it alone, as after a revert of its host. The other one follows the life that \"pitr wal resolve\" chose. Each keeps its own WAL and backups; copies go on with the next timeline, that of a promotion or a restore"
                     }
                 };
                 self.leave_out(what, why, Cause::Conflict);

@@ -658,7 +658,8 @@ pub fn marks(events: &[Recorded]) -> Vec<&Recorded> {
     standing(events, "expire", "unexpire")
 }
 
-/// Whether a backup stands marked for deletion without a proof: by a janitor without keys, or by whoever may write to the store.
+/// Whether a backup has a standing mark for deletion that nothing proves. A janitor without keys writes such marks, and so can whoever may write to
+/// the store.
 #[cfg(feature = "full")]
 pub fn is_marked_unproven(events: &[Recorded]) -> bool {
     let mut marks = events.iter().filter(|e| e.event.event == "expire");
