@@ -26,165 +26,68 @@ pub const INTERRUPTED: u8 = 130;
 
 /// The exit status that `program` leaves with after an error of this code.
 pub fn status(program: Program, code: Code) -> u8 {
+    let (_, archive, restore, pitr) = of(code);
     match program {
-        Program::Archive => archive(code),
-        Program::Restore => restore(code),
-        Program::Pitr => pitr(code),
+        Program::Archive => archive,
+        Program::Restore => restore,
+        Program::Pitr => pitr,
     }
 }
 
 /// The code as it is printed: `A120`, `R201`; empty for `pitr`, whose errors are named by [`name`].
 pub fn printed(program: Program, code: Code) -> String {
+    let status = status(program, code);
     match program {
-        Program::Archive => format!("A1{:02}", archive(code)),
-        Program::Restore => format!("R{}", restore(code)),
+        Program::Archive => format!("A1{status:02}"),
+        Program::Restore => format!("R{status}"),
         Program::Pitr => name(code).to_owned(),
     }
 }
 
-fn archive(code: Code) -> u8 {
+/// The name of a code, and the statuses of `pitr-archive`, `pitr-restore` and `pitr`.
+fn of(code: Code) -> (&'static str, u8, u8, u8) {
     match code {
-        Code::Usage => 1,
-        Code::Config => 2,
-        Code::WalName => 10,
-        Code::SourceMissing => 11,
-        Code::SourceSize => 12,
-        Code::SourceHeader => 13,
-        Code::SourceChanged => 14,
-        Code::Conflict => 20,
-        Code::WrongCluster => 21,
-        Code::Clone => 22,
-        Code::TimelineReused => 23,
-        Code::Unreachable | Code::Server => 30,
-        Code::Denied => 31,
-        Code::Full => 32,
-        Code::Io | Code::TargetWrite => 33,
-        Code::ReadOnly => 34,
-        Code::ReadBack | Code::Damaged | Code::Unsupported => 35,
-        Code::NoRepository => 36,
-        Code::Key => 37,
-        Code::Deadline | Code::Interrupted => 40,
-        Code::Locked => 41,
-        Code::Partial => 50,
-        Code::Gap
-        | Code::SlotLost
-        | Code::Diverged
-        | Code::NotFound
-        | Code::OutOfReach
-        | Code::Refused
-        | Code::Findings
-        | Code::Internal => 70,
-    }
-}
-
-fn restore(code: Code) -> u8 {
-    match code {
-        Code::Unreachable | Code::Io | Code::Server => 200,
-        Code::Damaged
-        | Code::Unsupported
-        | Code::ReadBack
-        | Code::SourceHeader
-        | Code::SourceSize => 201,
-        Code::Usage | Code::Config | Code::WalName => 202,
-        Code::WrongCluster => 203,
-        Code::Key => 204,
-        Code::Gap => 205,
-        Code::TargetWrite | Code::Full | Code::ReadOnly => 206,
-        Code::Denied => 207,
-        Code::NoRepository => 208,
-        Code::Deadline
-        | Code::Internal
-        | Code::Interrupted
-        | Code::SourceMissing
-        | Code::SourceChanged
-        | Code::Conflict
-        | Code::Clone
-        | Code::TimelineReused
-        | Code::Locked
-        | Code::Partial
-        | Code::SlotLost
-        | Code::Diverged
-        | Code::NotFound
-        | Code::OutOfReach
-        | Code::Refused
-        | Code::Findings => 209,
-    }
-}
-
-fn pitr(code: Code) -> u8 {
-    match code {
-        Code::Usage | Code::NotFound | Code::WalName => 2,
-        Code::Config => 3,
-        Code::Findings => 4,
-        Code::OutOfReach => 5,
-        Code::Locked => 7,
-        Code::Clone | Code::Diverged | Code::Refused => 8,
-        Code::Unreachable | Code::NoRepository => 9,
-        Code::Partial => 10,
-        Code::Interrupted => INTERRUPTED,
-        Code::SourceMissing
-        | Code::SourceSize
-        | Code::SourceHeader
-        | Code::SourceChanged
-        | Code::Conflict
-        | Code::WrongCluster
-        | Code::TimelineReused
-        | Code::Denied
-        | Code::Full
-        | Code::Io
-        | Code::ReadOnly
-        | Code::ReadBack
-        | Code::Key
-        | Code::Deadline
-        | Code::Damaged
-        | Code::Gap
-        | Code::SlotLost
-        | Code::TargetWrite
-        | Code::Server
-        | Code::Unsupported
-        | Code::Internal => 1,
+        Code::Usage => ("usage", 1, 202, 2),
+        Code::Config => ("config", 2, 202, 3),
+        Code::WalName => ("wal_name", 10, 202, 2),
+        Code::SourceMissing => ("source_missing", 11, 209, 1),
+        Code::SourceSize => ("source_size", 12, 201, 1),
+        Code::SourceHeader => ("source_header", 13, 201, 1),
+        Code::SourceChanged => ("source_changed", 14, 209, 1),
+        Code::Conflict => ("conflict", 20, 209, 1),
+        Code::WrongCluster => ("wrong_cluster", 21, 203, 1),
+        Code::Clone => ("clone", 22, 209, 8),
+        Code::TimelineReused => ("timeline_reused", 23, 209, 1),
+        Code::Unreachable => ("unreachable", 30, 200, 9),
+        Code::Denied => ("denied", 31, 207, 1),
+        Code::Full => ("full", 32, 206, 1),
+        Code::Io => ("io", 33, 200, 1),
+        Code::ReadOnly => ("read_only", 34, 206, 1),
+        Code::ReadBack => ("read_back", 35, 201, 1),
+        Code::NoRepository => ("no_repository", 36, 208, 9),
+        Code::Key => ("key", 37, 204, 1),
+        Code::Deadline => ("deadline", 40, 209, 1),
+        Code::Locked => ("locked", 41, 209, 7),
+        Code::Partial => ("partial", 50, 209, 10),
+        Code::Damaged => ("damaged", 35, 201, 1),
+        Code::Gap => ("gap", 70, 205, 1),
+        Code::SlotLost => ("slot_lost", 70, 209, 1),
+        Code::Diverged => ("diverged", 70, 209, 8),
+        Code::TargetWrite => ("target_write", 33, 206, 1),
+        Code::NotFound => ("not_found", 70, 209, 2),
+        Code::OutOfReach => ("out_of_reach", 70, 209, 5),
+        Code::Refused => ("refused", 70, 209, 8),
+        Code::Server => ("server", 30, 200, 1),
+        Code::Findings => ("findings", 70, 209, 4),
+        Code::Unsupported => ("unsupported", 35, 201, 1),
+        Code::Interrupted => ("interrupted", 40, 209, INTERRUPTED),
+        Code::Internal => ("internal", 70, 209, 1),
     }
 }
 
 /// The name of a code: printed by `pitr` and used as `reason` and `code` in JSON. Never renamed.
 pub fn name(code: Code) -> &'static str {
-    match code {
-        Code::Usage => "usage",
-        Code::Config => "config",
-        Code::WalName => "wal_name",
-        Code::SourceMissing => "source_missing",
-        Code::SourceSize => "source_size",
-        Code::SourceHeader => "source_header",
-        Code::SourceChanged => "source_changed",
-        Code::Conflict => "conflict",
-        Code::WrongCluster => "wrong_cluster",
-        Code::Clone => "clone",
-        Code::TimelineReused => "timeline_reused",
-        Code::Unreachable => "unreachable",
-        Code::Denied => "denied",
-        Code::Full => "full",
-        Code::Io => "io",
-        Code::ReadOnly => "read_only",
-        Code::ReadBack => "read_back",
-        Code::NoRepository => "no_repository",
-        Code::Key => "key",
-        Code::Deadline => "deadline",
-        Code::Locked => "locked",
-        Code::Partial => "partial",
-        Code::Damaged => "damaged",
-        Code::Gap => "gap",
-        Code::SlotLost => "slot_lost",
-        Code::Diverged => "diverged",
-        Code::TargetWrite => "target_write",
-        Code::NotFound => "not_found",
-        Code::OutOfReach => "out_of_reach",
-        Code::Refused => "refused",
-        Code::Server => "server",
-        Code::Findings => "findings",
-        Code::Unsupported => "unsupported",
-        Code::Interrupted => "interrupted",
-        Code::Internal => "internal",
-    }
+    of(code).0
 }
 
 #[cfg(test)]

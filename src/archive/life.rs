@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::datadir::{DataDirectory, open_at_once};
-use super::push::{Checked, Content, Push};
+use super::push::{Checked, Content};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
@@ -25,12 +25,7 @@ use crate::wal::link::{self, Before, Brief, EndBefore, Joined, Link, Mark};
 ///
 /// # Errors
 /// Errors of reading the segment.
-pub(super) fn link(
-    what: &Push<'_>,
-    source: &dyn Content,
-    checked: &Checked,
-    summary: &Summary,
-) -> Result<Link> {
+pub(super) fn link(source: &dyn Content, checked: &Checked<'_>, summary: &Summary) -> Result<Link> {
     let size = checked.wal.segment_size;
     let own = match link::own_end(summary, size) {
         Some(end) => Some(Mark::compute(end, &mut |buffer, at| {
@@ -41,21 +36,20 @@ pub(super) fn link(
     let before = match link::end_before(summary, size) {
         EndBefore::Unknown => Before::Unknown,
         EndBefore::Nothing => Before::Nothing,
-        EndBefore::At(end) => mark_before(what, source, checked, summary, end)?,
+        EndBefore::At(end) => mark_before(source, checked, summary, end)?,
     };
     Ok(Link { own, before })
 }
 
 /// The mark of the segment before, as the server has it.
 fn mark_before(
-    what: &Push<'_>,
     source: &dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     summary: &Summary,
     end: u64,
 ) -> Result<Before> {
     for name in names_before(checked, summary) {
-        if let Some((_, mark)) = what.known.filter(|(known, _)| *known == name) {
+        if let Some((_, mark)) = checked.what.known.filter(|(known, _)| *known == name) {
             return Ok(Before::Known(name.timeline, mark));
         }
         let of = (checked.wal.system_identifier, checked.wal.segment_size);
@@ -70,7 +64,7 @@ fn mark_before(
 }
 
 /// The names that the segment before may have.
-fn names_before(checked: &Checked, summary: &Summary) -> Vec<SegmentName> {
+fn names_before(checked: &Checked<'_>, summary: &Summary) -> Vec<SegmentName> {
     let own = checked.segment.timeline;
     let timelines = match &checked.history {
         Some(history) => {
@@ -162,12 +156,12 @@ impl Continued {
 ///
 /// # Errors
 /// `Conflict` for another one.
-pub(super) fn check_first(what: &Push<'_>, checked: &Checked, hash: &[u8; 32]) -> Result<()> {
+pub(super) fn check_first(checked: &Checked<'_>, hash: &[u8; 32]) -> Result<()> {
     let life = checked.layout.lives().of(checked.segment);
     let Some(life) = life.filter(|l| l.segment == checked.segment) else {
         return Ok(());
     };
-    let offered = what.repository.store().public_hash(hash)?;
+    let offered = checked.repository.store().public_hash(hash)?;
     let offered = blake3::Hash::from_bytes(offered).to_hex();
     match offered.starts_with(&life.copy) {
         true => Ok(()),
@@ -187,45 +181,44 @@ pub(super) fn check_first(what: &Push<'_>, checked: &Checked, hash: &[u8; 32]) -
 /// # Errors
 /// `Conflict` when another server wrote it; what the store says.
 pub(super) fn check_before(
-    what: &Push<'_>,
     source: &dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     link: &Link,
 ) -> Result<Continued> {
     let (timeline, mark) = match link.before {
         Before::Known(timeline, mark) => (timeline, mark),
         // A segment that pg_resetwal or initdb wrote begins a life.
         Before::Nothing => return Ok(Continued::Unproven),
-        Before::Unknown => return check_unknown(what, checked),
+        Before::Unknown => return check_unknown(checked),
     };
     let Some(name) = checked.segment.before(timeline, checked.wal.segment_size) else {
         return Ok(Continued::Unproven);
     };
     let key = checked.layout.segment(name);
-    if let Some(stored) = what.repository.kept_mark(&key) {
-        return match stored == mark || !is_sound(what, name) {
+    if let Some(stored) = checked.repository.kept_mark(&key) {
+        return match stored == mark || !is_sound(checked, name) {
             true => Ok(Continued::Yes),
             false => Err(other_life(checked, name)),
         };
     }
-    if what.repository.is_in_flight(&key) {
+    if checked.repository.is_in_flight(&key) {
         return Ok(Continued::Yes);
     }
-    match stored_link(what.repository, &key)? {
+    match stored_link(checked.repository, &key)? {
         Some((stored, is_keyed)) => {
-            let mark = as_stored(what.repository, mark, is_keyed)?;
+            let mark = as_stored(checked.repository, mark, is_keyed)?;
             match stored.own {
                 None => Ok(Continued::Unproven),
                 Some(own) if own == mark => Ok(Continued::Yes),
-                Some(_) if is_sound(what, name) => Err(other_life(checked, name)),
+                Some(_) if is_sound(checked, name) => Err(other_life(checked, name)),
                 Some(_) => Ok(Continued::Unproven),
             }
         }
         None => {
-            let other = in_other_life(what.repository, &checked.layout, name, Some(mark))?;
-            match other.filter(|_| is_sound(what, name)) {
+            let other = in_other_life(checked.repository, &checked.layout, name, Some(mark))?;
+            match other.filter(|_| is_sound(checked, name)) {
                 Some(key) => Err(decided_against(&checked.name, &key)),
-                None => hole_before(what, source, checked, name).map(Continued::Hole),
+                None => hole_before(source, checked, name).map(Continued::Hole),
             }
         }
     }
@@ -236,11 +229,7 @@ pub(super) fn check_before(
 ///
 /// # Errors
 /// Errors of the store.
-pub(super) fn is_own_before(
-    what: &Push<'_>,
-    source: &dyn Content,
-    checked: &Checked,
-) -> Result<bool> {
+pub(super) fn is_own_before(source: &dyn Content, checked: &Checked<'_>) -> Result<bool> {
     let last = Lsn(checked.wal.start_lsn.0.saturating_sub(1));
     let history = checked.history.as_ref();
     let timeline = history.map_or(checked.segment.timeline, |h| h.holder(last));
@@ -249,14 +238,14 @@ pub(super) fn is_own_before(
     };
     let key = checked.layout.segment(name);
     // This process stored it, or is about to.
-    if what.repository.kept_mark(&key).is_some() || what.repository.is_in_flight(&key) {
+    if checked.repository.kept_mark(&key).is_some() || checked.repository.is_in_flight(&key) {
         return Ok(true);
     }
-    is_own(what, source, checked, name)
+    is_own(source, checked, name)
 }
 
 /// The server does not have the segment before any more. In a life that a resolution chose it is archived there, unless another server wrote it.
-fn check_unknown(what: &Push<'_>, checked: &Checked) -> Result<Continued> {
+fn check_unknown(checked: &Checked<'_>) -> Result<Continued> {
     let segment = checked.segment;
     let layout = &checked.layout;
     let life = layout.lives().of(segment).filter(|l| l.segment < segment);
@@ -265,10 +254,10 @@ fn check_unknown(what: &Push<'_>, checked: &Checked) -> Result<Continued> {
         return Ok(Continued::Unproven);
     };
     let key = layout.segment(before);
-    if what.repository.is_in_flight(&key) || what.repository.store().head(&key)?.is_some() {
+    if checked.repository.is_in_flight(&key) || checked.repository.store().head(&key)?.is_some() {
         return Ok(Continued::Unproven);
     }
-    match in_other_life(what.repository, layout, before, None)? {
+    match in_other_life(checked.repository, layout, before, None)? {
         Some(key) => Err(decided_against(&checked.name, &key)),
         None => Ok(Continued::Unproven),
     }
@@ -560,16 +549,16 @@ fn is_passing(code: Code) -> bool {
 }
 
 /// Whether the server's copy of the segment before is sound: a file that has rotted since it was archived tells of no other life.
-fn is_sound(what: &Push<'_>, name: SegmentName) -> bool {
-    if what.known.is_some() {
+fn is_sound(checked: &Checked<'_>, name: SegmentName) -> bool {
+    if checked.what.known.is_some() {
         return true;
     }
-    let path = what.path.with_file_name(name.to_string());
+    let path = checked.what.path.with_file_name(name.to_string());
     let decoded = super::backfill::decode(&path, name, false);
     decoded.is_ok_and(|summary| summary.is_some_and(|s| !s.has(flag::DAMAGED)))
 }
 
-fn other_life(checked: &Checked, before: SegmentName) -> Error {
+fn other_life(checked: &Checked<'_>, before: SegmentName) -> Error {
     err!(
         Conflict,
         "the archive's segment \"{before}\" is not the one that this server has before \"{}\": another server wrote it",
@@ -584,9 +573,8 @@ fn other_life(checked: &Checked, before: SegmentName) -> Error {
 /// # Errors
 /// `Conflict` when another server wrote it; what the store says.
 fn hole_before(
-    what: &Push<'_>,
     source: &dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     name: SegmentName,
 ) -> Result<Option<String>> {
     let key = checked.layout.segment(name);
@@ -594,13 +582,18 @@ fn hole_before(
         return Ok(None);
     };
     // Asked before the archive is: one that is acknowledged between the two is listed.
-    let is_waiting = DataDirectory::of_wal_file(what.path).is_ready(WalFileName::Segment(name));
-    let listed = what.repository.store().list(directory).unwrap_or_default();
+    let is_waiting =
+        DataDirectory::of_wal_file(checked.what.path).is_ready(WalFileName::Segment(name));
+    let listed = checked
+        .repository
+        .store()
+        .list(directory)
+        .unwrap_or_default();
     let older = listed.iter().filter_map(|l| l.name.parse().ok());
     let Some(last) = older.filter(|older: &SegmentName| *older <= name).max() else {
         return Ok(None);
     };
-    if !is_own(what, source, checked, last)? {
+    if !is_own(source, checked, last)? {
         return Err(other_life(checked, last));
     }
     // Another process brings it, or the server offers it again.
@@ -613,14 +606,9 @@ fn hole_before(
 }
 
 /// Whether a stored segment is the one that the server has, by its mark; also where the server has it no longer, or it cannot be read.
-fn is_own(
-    what: &Push<'_>,
-    source: &dyn Content,
-    checked: &Checked,
-    name: SegmentName,
-) -> Result<bool> {
+fn is_own(source: &dyn Content, checked: &Checked<'_>, name: SegmentName) -> Result<bool> {
     let key = checked.layout.segment(name);
-    let stored = what.repository.store().open(&key)?.map(Container::open);
+    let stored = checked.repository.store().open(&key)?.map(Container::open);
     let Some(Ok(stored)) = stored.filter(|s| s.as_ref().is_ok_and(|s| !s.is_opaque())) else {
         return Ok(true);
     };
@@ -631,24 +619,20 @@ fn is_own(
     let (Some(own), Some(end)) = (link.own, link::own_end(&summary, size)) else {
         return Ok(true);
     };
-    what.repository.keep_mark(key, own);
+    checked.repository.keep_mark(key, own);
     let of = (checked.wal.system_identifier, size);
     let mark = mark_at_hand(name, of, end, &mut |buffer, at| {
         source.read_other(name, buffer, at)
     })?;
-    Ok(mark.is_none_or(|mark| mark == own) || !is_sound(what, name))
+    Ok(mark.is_none_or(|mark| mark == own) || !is_sound(checked, name))
 }
 
 /// Looks at the segment after once more, where that costs no request: one that another server stored meanwhile stays, and no reader joins it.
-pub(super) fn check_after(
-    what: &Push<'_>,
-    checked: &Checked,
-    link: &Link,
-) -> Result<Option<String>> {
-    if what.repository.store().is_remote() {
+pub(super) fn check_after(checked: &Checked<'_>, link: &Link) -> Result<Option<String>> {
+    if checked.repository.store().is_remote() {
         return Ok(None);
     }
-    let next = other_after(what, checked, link)?;
+    let next = other_after(checked, link)?;
     Ok(next.map(|next| {
         format!(
             "the archive's segment \"{next}\" was written by another server than \"{}\": recovery ends between them. See \"pitr wal conflicts\"",
@@ -663,13 +647,12 @@ pub(super) fn check_after(
 /// # Errors
 /// `Conflict` when another server wrote it; what the store says.
 pub(super) fn require_after(
-    what: &Push<'_>,
     source: &dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     link: &Link,
 ) -> Result<()> {
-    let next = match other_after(what, checked, link)? {
-        None => other_beyond(what, source, checked)?,
+    let next = match other_after(checked, link)? {
+        None => other_beyond(source, checked)?,
         next => next,
     };
     match next {
@@ -687,26 +670,22 @@ pub(super) fn require_after(
 ///
 /// # Errors
 /// Errors of the store.
-pub(super) fn is_seen_after(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<bool> {
+pub(super) fn is_seen_after(checked: &Checked<'_>, link: &Link) -> Result<bool> {
     let next = checked.segment.next(checked.wal.segment_size);
     let (Some(own), Some(next)) = (link.own, next) else {
         return Ok(false);
     };
-    let stored = stored_link(what.repository, &checked.layout.segment(next))?;
+    let stored = stored_link(checked.repository, &checked.layout.segment(next))?;
     let Some((stored, is_keyed)) = stored else {
         return Ok(false);
     };
-    let own = as_stored(what.repository, own, is_keyed)?;
+    let own = as_stored(checked.repository, own, is_keyed)?;
     Ok(stored.before == Before::Known(checked.segment.timeline, own))
 }
 
 /// The first stored segment after this one, where it does not continue the segment that the server has before it.
-fn other_beyond(
-    what: &Push<'_>,
-    source: &dyn Content,
-    checked: &Checked,
-) -> Result<Option<SegmentName>> {
-    let (repository, layout) = (what.repository, &checked.layout);
+fn other_beyond(source: &dyn Content, checked: &Checked<'_>) -> Result<Option<SegmentName>> {
+    let (repository, layout) = (checked.repository, &checked.layout);
     let key = layout.segment(checked.segment);
     let listed = key
         .parent()
@@ -742,23 +721,19 @@ fn other_beyond(
 }
 
 /// The stored segment after, where its link says that it continues another one.
-pub(super) fn other_after(
-    what: &Push<'_>,
-    checked: &Checked,
-    link: &Link,
-) -> Result<Option<SegmentName>> {
+pub(super) fn other_after(checked: &Checked<'_>, link: &Link) -> Result<Option<SegmentName>> {
     let next = checked.segment.next(checked.wal.segment_size);
     let (Some(own), Some(next)) = (link.own, next) else {
         return Ok(None);
     };
     let key = checked.layout.segment(next);
-    if what.repository.is_in_flight(&key) {
+    if checked.repository.is_in_flight(&key) {
         return Ok(None);
     }
-    let Some((stored, is_keyed)) = stored_link(what.repository, &key)? else {
+    let Some((stored, is_keyed)) = stored_link(checked.repository, &key)? else {
         return Ok(None);
     };
-    let own = as_stored(what.repository, own, is_keyed)?;
+    let own = as_stored(checked.repository, own, is_keyed)?;
     let Before::Known(timeline, seen) = stored.before else {
         return Ok(None);
     };

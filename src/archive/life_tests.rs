@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::asking::Inquiry;
 use super::fetch::{Fetch, Fetched, Place, Questions, fetch};
 use super::life;
-use super::push::{Content, Push, Pushed, Warnings, may_be_refused, push, push_content};
+use super::push::{Archived, Content, Push, Pushed, may_be_refused, push, push_content};
 use crate::config::{self, Location};
 use crate::error::{Code, Result};
 use crate::pg::craft::Craft;
@@ -40,6 +40,23 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         crafted::create(&directory.path().join("r"), &Craft::new(Major::V17));
         Bench { directory }
+    }
+
+    pub(super) fn with_one() -> (Bench, Life) {
+        let bench = Bench::new();
+        let one = bench.life("one", 1);
+        (bench, one)
+    }
+
+    pub(super) fn with_two() -> (Bench, Life, Life) {
+        let (bench, one) = Bench::with_one();
+        let other = bench.life("other", 2);
+        (bench, one, other)
+    }
+
+    /// How many refused copies are kept.
+    pub(super) fn kept(&self) -> usize {
+        self.keys(&self.layout().conflicts()).len()
     }
 
     /// The repository as a new process sees it.
@@ -115,13 +132,13 @@ impl Life {
         }
     }
 
-    pub(super) fn push(&self, repository: &Repository, number: u64) -> Result<(Pushed, Warnings)> {
+    pub(super) fn push(&self, repository: &Repository, number: u64) -> Result<Archived> {
         let path = self.path(number);
         push(&self.what(repository, &path, number))
     }
 }
 
-fn refused(pushed: Result<(Pushed, Warnings)>) {
+fn refused(pushed: Result<Archived>) {
     let error = pushed.err().unwrap();
     assert_eq!(error.code(), Code::Conflict, "{error}");
     assert!(error.to_string().contains("another server wrote it"));
@@ -129,8 +146,7 @@ fn refused(pushed: Result<(Pushed, Warnings)>) {
 
 #[test]
 fn a_segment_is_refused_behind_one_of_another_life_in_one_process_and_in_the_next() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let (bench, one, other) = Bench::with_two();
     let repository = bench.repository();
     one.push(&repository, 1).unwrap();
     refused(other.push(&repository, 2));
@@ -145,13 +161,10 @@ fn a_segment_is_refused_behind_one_of_another_life_in_one_process_and_in_the_nex
 #[test]
 fn a_file_that_has_rotted_on_the_server_tells_of_no_other_life() {
     for is_in_memory in [true, false] {
-        let bench = Bench::new();
-        let one = bench.life("one", 1);
+        let (bench, one) = Bench::with_one();
         let repository = bench.repository();
         one.push(&repository, 1).unwrap();
-        let mut bytes = std::fs::read(one.path(1)).unwrap();
-        bytes[60] ^= 1;
-        std::fs::write(one.path(1), bytes).unwrap();
+        crafted::rot(&one.path(1), 60);
         let repository = match is_in_memory {
             true => repository,
             false => bench.repository(),
@@ -162,8 +175,7 @@ fn a_file_that_has_rotted_on_the_server_tells_of_no_other_life() {
 
 #[test]
 fn a_hole_before_a_segment_is_warned_of_unless_that_segment_is_on_its_way() {
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     let repository = bench.repository();
     // The first that is archived has nothing before it.
     assert!(one.push(&repository, 2).unwrap().1.is_empty());
@@ -171,14 +183,8 @@ fn a_hole_before_a_segment_is_warned_of_unless_that_segment_is_on_its_way() {
     let flight = repository.begin_flight(key);
     assert!(one.push(&repository, 4).unwrap().1.is_empty());
     drop(flight);
-    std::fs::remove_file(
-        bench
-            .directory
-            .path()
-            .join("r")
-            .join(bench.layout().segment(one.name(4)).as_str()),
-    )
-    .unwrap();
+    let stored = bench.layout().segment(one.name(4));
+    std::fs::remove_file(bench.directory.path().join("r").join(stored.as_str())).unwrap();
     let (_, warnings) = one.push(&bench.repository(), 4).unwrap();
     let hole = format!("lacks segment \"{}\"", one.name(3));
     assert!(
@@ -189,8 +195,7 @@ fn a_hole_before_a_segment_is_warned_of_unless_that_segment_is_on_its_way() {
 
 #[test]
 fn l20_a_segment_that_the_archived_one_after_does_not_continue_is_refused() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let (bench, one, other) = Bench::with_two();
     other.push(&bench.repository(), 2).unwrap();
     let error = one.push(&bench.repository(), 1).err().unwrap();
     assert_eq!(error.code(), Code::Conflict, "{error}");
@@ -198,33 +203,24 @@ fn l20_a_segment_that_the_archived_one_after_does_not_continue_is_refused() {
         error.to_string().contains("does not continue it"),
         "{error}"
     );
-    assert_eq!(
-        bench.keys(&bench.layout().conflicts()).len(),
-        1,
-        "it is kept"
-    );
+    assert_eq!(bench.kept(), 1, "it is kept");
     // The server of that one brings what comes before.
     other.push(&bench.repository(), 1).unwrap();
     // A file that has rotted is archived as it is.
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     one.push(&bench.repository(), 2).unwrap();
-    let mut bytes = std::fs::read(one.path(1)).unwrap();
-    bytes[70] ^= 1;
-    std::fs::write(one.path(1), bytes).unwrap();
+    crafted::rot(&one.path(1), 70);
     let (_, warnings) = one.push(&bench.repository(), 1).unwrap();
     assert!(warnings[0].contains("is damaged"), "{warnings:?}");
     // Its own successor is nothing to warn of.
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     one.push(&bench.repository(), 2).unwrap();
     assert!(one.push(&bench.repository(), 1).unwrap().1.is_empty());
 }
 
 #[test]
 fn a_segment_that_is_brought_in_later_is_one_that_the_archived_one_continues() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let (bench, one, other) = Bench::with_two();
     one.push(&bench.repository(), 3).unwrap();
     let repository = bench.repository();
     let backfill = |life: &Life, number| {
@@ -252,8 +248,7 @@ fn a_segment_that_is_brought_in_later_is_one_that_the_archived_one_continues() {
 #[test]
 fn a_neighbour_of_another_cluster_or_another_size_is_not_at_hand() {
     for is_other_cluster in [true, false] {
-        let bench = Bench::new();
-        let one = bench.life("one", 1);
+        let (bench, one) = Bench::with_one();
         let bytes = match is_other_cluster {
             true => {
                 let mut craft = Craft::new(Major::V17);
@@ -319,8 +314,7 @@ impl Content for Recycled {
 
 #[test]
 fn a_neighbour_that_is_recycled_while_it_is_read_is_not_at_hand() {
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     let content = Recycled {
         bytes: std::fs::read(one.path(2)).unwrap(),
         at: 0,
@@ -356,8 +350,7 @@ fn without_a_history_the_first_page_tells_the_timeline_of_the_segment_before() {
 
 #[test]
 fn a_fetched_segment_has_to_continue_the_one_that_the_server_has() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let (bench, one, other) = Bench::with_two();
     let repository = bench.repository();
     one.push(&repository, 1).unwrap();
     one.push(&repository, 2).unwrap();
@@ -401,7 +394,7 @@ impl Life {
         repository: &Repository,
         bytes: &[u8],
         is_partial: bool,
-    ) -> Result<(Pushed, Warnings)> {
+    ) -> Result<Archived> {
         let name = self.name(2);
         let name = match is_partial {
             true => WalFileName::Partial(name),
@@ -451,20 +444,16 @@ pub(super) fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn a8_a_partial_of_another_life_is_kept_however_short_it_is() {
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     let repository = bench.repository();
-    one.offer(&repository, &padded(unfinished(9, 1)), true)
-        .unwrap();
-    let (_, warnings) = one
-        .offer(&repository, &padded(unfinished(5, 1)), true)
-        .unwrap();
-    assert!(warnings.is_empty(), "{warnings:?}");
-    let (_, warnings) = one
-        .offer(&repository, &padded(unfinished(5, 2)), true)
-        .unwrap();
-    assert!(warnings[0].contains("another partial segment"));
-    assert_eq!(bench.keys(&bench.layout().conflicts()).len(), 1);
+    let offer = |records, byte| {
+        let offered = one.offer(&repository, &padded(unfinished(records, byte)), true);
+        offered.unwrap().1
+    };
+    offer(9, 1);
+    assert_eq!(offer(5, 1), Vec::<String>::new());
+    assert!(offer(5, 2)[0].contains("another partial segment"));
+    assert_eq!(bench.kept(), 1);
 }
 
 #[test]
@@ -491,8 +480,7 @@ fn a2_a_whole_name_whose_wal_ends_inside_is_archived_as_a_partial() {
         padded(craft.bytes.split_off(SEGMENT))
     };
     for (what, bytes) in [("zeros", zeros), ("stale", stale()), ("last", last_page())] {
-        let bench = Bench::new();
-        let one = bench.life("one", 1);
+        let (bench, one) = Bench::with_one();
         let (_, warnings) = one.offer(&bench.repository(), &bytes, false).unwrap();
         assert!(warnings.iter().any(|w| w.contains("ends inside")), "{what}");
         assert!(bench.is_stored(&one, true), "{what}");
@@ -513,8 +501,7 @@ fn c05_a_segment_that_is_damaged_inside_is_no_partial() {
     let mut shorter = bytes.clone();
     shorter[SEGMENT / 4 * 3..].fill(0);
     for bytes in [bytes, shorter] {
-        let bench = Bench::new();
-        let one = bench.life("one", 1);
+        let (bench, one) = Bench::with_one();
         let (_, warnings) = one.offer(&bench.repository(), &bytes, false).unwrap();
         let warned = warnings.iter().any(|w| w.contains("is damaged"));
         assert!(warned, "{warnings:?}");
@@ -524,8 +511,7 @@ fn c05_a_segment_that_is_damaged_inside_is_no_partial() {
 
 #[test]
 fn p08_a_repeat_heals_a_damaged_copy_and_is_not_acknowledged_where_it_cannot() {
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     one.push(&bench.repository(), 1).unwrap();
     let key = bench.layout().segment(one.name(1));
     let path = bench.directory.path().join("r").join(key.as_str());
@@ -555,19 +541,17 @@ fn p08_a_repeat_heals_a_damaged_copy_and_is_not_acknowledged_where_it_cannot() {
 
 #[test]
 fn h03_the_refused_copy_of_another_life_is_kept_whatever_lies_before_it() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let (bench, one, other) = Bench::with_two();
     one.push(&bench.repository(), 1).unwrap();
     one.push(&bench.repository(), 2).unwrap();
     let error = other.push(&bench.repository(), 2).err().unwrap();
     assert!(error.to_string().contains("already archived"), "{error}");
-    assert_eq!(bench.keys(&bench.layout().conflicts()).len(), 1);
+    assert_eq!(bench.kept(), 1);
 }
 
 #[test]
 fn a_padded_partial_says_so_of_itself() {
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     let repository = bench.repository();
     one.offer(&repository, &padded(unfinished(5, 1)), true)
         .unwrap();
@@ -580,8 +564,7 @@ fn a_padded_partial_says_so_of_itself() {
 
 #[test]
 fn a14_a_lost_registration_is_made_up_for_though_a_root_is_damaged() {
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     one.push(&bench.repository(), 1).unwrap();
     let folder = bench.directory.path().join("r");
     let layout = bench.layout();
@@ -597,8 +580,7 @@ fn a14_a_lost_registration_is_made_up_for_though_a_root_is_damaged() {
 
 #[test]
 fn f03_a_tail_in_a_repository_that_is_not_required_proves_no_end() {
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     one.offer(&bench.repository(), &padded(unfinished(5, 1)), true)
         .unwrap();
     let fetched = |is_required| {
@@ -630,8 +612,7 @@ fn f03_a_tail_in_a_repository_that_is_not_required_proves_no_end() {
 
 #[test]
 fn a_repository_with_another_life_before_a_segment_is_offered_it_first() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let (bench, one, other) = Bench::with_two();
     let asked = |life: &Life, repository: &Repository, number| {
         may_be_refused(&life.what(repository, &life.path(number), number)).unwrap()
     };

@@ -49,6 +49,9 @@ pub enum Pushed {
 /// Something that does not stop archiving but should be known.
 pub type Warnings = Vec<String>;
 
+/// What became of a file, and what should be known of it.
+pub type Archived = (Pushed, Warnings);
+
 /// The file to push and the place where it belongs.
 pub struct Push<'a> {
     pub repository: &'a Repository,
@@ -82,7 +85,7 @@ const SMALL_FILE_MAX: u64 = 1 << 20;
 /// store says. In every error case PostgreSQL keeps the file and offers it again.
 ///
 /// PostgreSQL: src/include/access/xlog_internal.h (names), contrib/basic_archive/basic_archive.c (the rule for repeats).
-pub fn push(what: &Push<'_>) -> Result<(Pushed, Warnings)> {
+pub fn push(what: &Push<'_>) -> Result<Archived> {
     let data = DataDirectory::of_wal_file(what.path);
     data.check_guard()?;
     let source = Source::open(what.path)?;
@@ -123,8 +126,8 @@ pub fn may_be_refused(what: &Push<'_>) -> Result<bool> {
     if checked.is_partial {
         return Ok(false);
     }
-    Ok(!life::is_own_before(what, &source, &checked)?
-        || received::end_of_other(what, &source, &checked)?.is_some())
+    Ok(!life::is_own_before(&source, &checked)?
+        || received::end_of_other(&source, &checked)?.is_some())
 }
 
 /// Requires that a segment's file may take the place of what is missing, or damaged under a key. Nothing is written.
@@ -159,7 +162,7 @@ pub fn check_heals(what: &Push<'_>, key: Option<&Key>) -> Result<()> {
                 )),
             }
         }
-        Err(e) => require_seen(what, &mut source, &checked, stored_damaged(key, e)),
+        Err(e) => require_seen(&mut source, &checked, stored_damaged(key, e)),
     }
 }
 
@@ -167,7 +170,7 @@ pub fn check_heals(what: &Push<'_>, key: Option<&Key>) -> Result<()> {
 ///
 /// # Errors
 /// Those of [`push`], and of `content`.
-pub fn push_content(what: &Push<'_>, mut content: impl Content) -> Result<(Pushed, Warnings)> {
+pub fn push_content(what: &Push<'_>, mut content: impl Content) -> Result<Archived> {
     match what.name {
         WalFileName::Segment(name) => push_wal(what, &mut content, name, false),
         WalFileName::Partial(name) => push_wal(what, &mut content, name, true),
@@ -301,7 +304,9 @@ impl Content for Source {
 }
 
 /// A segment or partial whose header was checked.
-pub(super) struct Checked {
+pub(super) struct Checked<'a> {
+    pub(super) what: &'a Push<'a>,
+    pub(super) repository: &'a Repository,
     pub(super) layout: ClusterLayout,
     pub(super) wal: WalIdentity,
     pub(super) name: WalFileName,
@@ -314,7 +319,7 @@ pub(super) struct Checked {
     registered_major: u32,
 }
 
-impl Checked {
+impl Checked<'_> {
     fn key(&self) -> Key {
         self.layout.wal_file(self.name)
     }
@@ -322,6 +327,14 @@ impl Checked {
     /// The number of the major that wrote it: that of the registration where the pages do not tell.
     pub(super) fn major(&self) -> u32 {
         self.wal.major.map_or(self.registered_major, Major::number)
+    }
+
+    pub(super) fn open_segment(&self) -> OpenSegment {
+        OpenSegment {
+            name: self.segment,
+            size: self.wal.segment_size,
+            major: self.major(),
+        }
     }
 
     fn is_undecoded(&self) -> bool {
@@ -334,36 +347,32 @@ fn push_wal(
     source: &mut dyn Content,
     segment: SegmentName,
     is_partial: bool,
-) -> Result<(Pushed, Warnings)> {
+) -> Result<Archived> {
     let mut checked = check_header(what, source, segment, is_partial)?;
-    if is_partial && is_of_other_server(what, &checked)? {
-        return partial_of_other(what, source, &checked);
+    if is_partial && is_of_other_server(&checked)? {
+        return partial_of_other(source, &checked);
     }
-    checked.history = check_timeline(what, &checked)?;
-    push_checked(what, source, &checked)
+    checked.history = check_timeline(&checked)?;
+    push_checked(source, &checked)
 }
 
 /// Whether the server was promoted to its timeline by itself, and the repository has that of another server under the number.
-fn is_of_other_server(what: &Push<'_>, checked: &Checked) -> Result<bool> {
+fn is_of_other_server(checked: &Checked<'_>) -> Result<bool> {
     let timeline = checked.segment.timeline;
-    let Some(own) = own_history(what.path, timeline) else {
+    let Some(own) = own_history(checked.what.path, timeline) else {
         return Ok(false);
     };
-    let known = sound_history(what.repository, &checked.layout, timeline)?;
+    let known = sound_history(checked.repository, &checked.layout, timeline)?;
     Ok(known.is_some_and(|known| !is_same_history(&own, &known)))
 }
 
 /// The partial of a timeline whose number another server has. Its server has left that timeline for a higher number, and what comes behind waits
 /// for this file: it is kept where nothing reads it, for recovery never asks for a partial.
-fn partial_of_other(
-    what: &Push<'_>,
-    source: &mut dyn Content,
-    checked: &Checked,
-) -> Result<(Pushed, Warnings)> {
+fn partial_of_other(source: &mut dyn Content, checked: &Checked<'_>) -> Result<Archived> {
     source.rewind()?;
     let (hash, _) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
-    let key = keep_refused(what, source, checked, &hash)?;
-    settle_kept(what, &key)?;
+    let key = keep_refused(source, checked, &hash)?;
+    settle_kept(checked.repository, &key)?;
     Ok((
         Pushed::Stored,
         vec![format!(
@@ -374,42 +383,39 @@ fn partial_of_other(
     ))
 }
 
-fn push_checked(
-    what: &Push<'_>,
-    source: &mut dyn Content,
-    checked: &Checked,
-) -> Result<(Pushed, Warnings)> {
+fn push_checked(source: &mut dyn Content, checked: &Checked<'_>) -> Result<Archived> {
     let key = checked.key();
-    let _flight = what.repository.begin_flight(key.clone());
-    if what.repository.looks_first()
-        && let Some(object) = what.repository.store().open(&key)?
+    let _flight = checked.repository.begin_flight(key.clone());
+    if checked.repository.looks_first()
+        && let Some(object) = checked.repository.store().open(&key)?
     {
-        what.repository.found_taken(true);
-        return already_there(what, source, checked, &key, object);
+        checked.repository.found_taken(true);
+        return already_there(source, checked, &key, object);
     }
-    let put = match store_wal(what, source, checked, &key)? {
+    let put = match store_wal(source, checked, &key)? {
         Stored::Put(put) => put,
-        Stored::Padded(valid_end) => return push_padded(what, source, checked, valid_end),
-        Stored::Moved(checked) => return push_checked(what, source, &checked),
-        Stored::Refused(why, hash) => return refuse(what, source, checked, (&why, &hash)),
+        Stored::Padded(valid_end) => return push_padded(source, checked, valid_end),
+        Stored::Moved(checked) => return push_checked(source, &checked),
+        Stored::Refused(why, hash) => return refuse(source, checked, (&why, &hash)),
     };
-    what.repository
+    checked
+        .repository
         .found_taken(put.published == Published::Exists);
     match put.published {
         Published::Created => {
-            read_back(what.repository, &key, &put.identity)?;
+            read_back(checked.repository, &key, &put.identity)?;
             let mut warnings = warnings(checked, &put.index);
             warnings.extend(put.warning);
-            warnings.extend(newer_warning(what, checked)?);
+            warnings.extend(newer_warning(checked)?);
             if !checked.is_partial {
-                warnings.extend(life::check_after(what, checked, &put.link)?);
-                keep_mark(what, &key, &put.link);
+                warnings.extend(life::check_after(checked, &put.link)?);
+                keep_mark(checked.repository, &key, &put.link);
             }
             Ok((Pushed::Stored, warnings))
         }
         // Another process stored the name meanwhile.
-        Published::Exists => match what.repository.store().open(&key)? {
-            Some(object) => already_there(what, source, checked, &key, object),
+        Published::Exists => match checked.repository.store().open(&key)? {
+            Some(object) => already_there(source, checked, &key, object),
             None => Err(err!(Unreachable, "object \"{key}\" came and went")),
         },
     }
@@ -418,15 +424,14 @@ fn push_checked(
 /// Refuses a segment whose name is free: it hides or contradicts what is archived of another server. The copy is kept, so that "pitr wal resolve" can
 /// name it.
 fn refuse(
-    what: &Push<'_>,
     source: &mut dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     (why, hash): (&str, &[u8; 32]),
-) -> Result<(Pushed, Warnings)> {
-    if let Some(moved) = moved(what, checked)? {
-        return push_checked(what, source, &moved);
+) -> Result<Archived> {
+    if let Some(moved) = moved(checked)? {
+        return push_checked(source, &moved);
     }
-    keep_refused(what, source, checked, hash)?;
+    keep_refused(source, checked, hash)?;
     Err(err!(
         Conflict,
         "{why}; offered {}…, system identifier {}, timeline {}",
@@ -438,9 +443,9 @@ fn refuse(
 }
 
 /// Remembers the mark that the next segment is compared with.
-fn keep_mark(what: &Push<'_>, key: &Key, link: &Link) {
+fn keep_mark(repository: &Repository, key: &Key, link: &Link) {
     if let Some(mark) = link.own {
-        what.repository.keep_mark(key.clone(), mark);
+        repository.keep_mark(key.clone(), mark);
     }
 }
 
@@ -448,12 +453,11 @@ fn keep_mark(what: &Push<'_>, key: &Key, link: &Link) {
 /// offers the tail that it was handed, and the end of a timeline that its primary has left. It is stored as the partial that it is; should
 /// the segment be completed, PostgreSQL offers it again.
 fn push_padded(
-    what: &Push<'_>,
     source: &mut dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     valid_end: Lsn,
-) -> Result<(Pushed, Warnings)> {
-    let moved = moved(what, checked)?;
+) -> Result<Archived> {
+    let moved = moved(checked)?;
     let checked = moved.as_ref().unwrap_or(checked);
     let partial = Checked {
         layout: checked.layout.clone(),
@@ -462,14 +466,14 @@ fn push_padded(
         history: None,
         ..*checked
     };
-    let (pushed, mut warnings) = push_checked(what, source, &partial)?;
+    let (pushed, mut warnings) = push_checked(source, &partial)?;
     warnings.push(padded_warning(checked, valid_end));
     Ok((pushed, warnings))
 }
 
 /// The file with the home that it has by the resolutions which the repository knows now; `None` when that is the one it was taken to have.
-fn moved(what: &Push<'_>, checked: &Checked) -> Result<Option<Checked>> {
-    let layout = what.repository.read_lives(&checked.layout)?;
+fn moved<'a>(checked: &Checked<'a>) -> Result<Option<Checked<'a>>> {
+    let layout = checked.repository.read_lives(&checked.layout)?;
     let has_moved = layout.home_of(checked.segment) != checked.layout.home_of(checked.segment);
     Ok(has_moved.then(|| Checked {
         layout,
@@ -478,7 +482,7 @@ fn moved(what: &Push<'_>, checked: &Checked) -> Result<Option<Checked>> {
     }))
 }
 
-fn padded_warning(checked: &Checked, valid_end: Lsn) -> String {
+fn padded_warning(checked: &Checked<'_>, valid_end: Lsn) -> String {
     format!(
         "the WAL of \"{}\" ends inside, at {valid_end}: it was archived as a partial segment. Should the segment be completed, PostgreSQL offers it again",
         checked.name
@@ -486,26 +490,26 @@ fn padded_warning(checked: &Checked, valid_end: Lsn) -> String {
 }
 
 /// Header and name checked, and under which name it belongs.
-fn settled(
-    what: &Push<'_>,
+fn settled<'a>(
+    what: &'a Push<'a>,
     source: &mut dyn Content,
     segment: SegmentName,
     is_partial: bool,
-) -> Result<Checked> {
+) -> Result<Checked<'a>> {
     let mut checked = check_header(what, source, segment, is_partial)?;
-    checked.history = check_timeline(what, &checked)?;
+    checked.history = check_timeline(&checked)?;
     Ok(checked)
 }
 
 /// WAL of a timeline must be that of the history which the repository has of it. Two copies of a cluster take the same number when both
 /// are promoted, and the names of their segments do not tell. Returns the timeline's history, where one is known.
-fn check_timeline(what: &Push<'_>, checked: &Checked) -> Result<Option<History>> {
+fn check_timeline(checked: &Checked<'_>) -> Result<Option<History>> {
     let timeline = checked.segment.timeline;
     if timeline == TimelineId::FIRST {
         return Ok(None);
     }
-    let own = own_history(what.path, timeline);
-    let Some(known) = sound_history(what.repository, &checked.layout, timeline)? else {
+    let own = own_history(checked.what.path, timeline);
+    let Some(known) = sound_history(checked.repository, &checked.layout, timeline)? else {
         return Ok(own);
     };
     let is_before = known
@@ -539,12 +543,12 @@ pub(crate) fn is_same_history(own: &History, known: &History) -> bool {
         })
 }
 
-fn check_header(
-    what: &Push<'_>,
+fn check_header<'a>(
+    what: &'a Push<'a>,
     source: &mut dyn Content,
     segment: SegmentName,
     is_partial: bool,
-) -> Result<Checked> {
+) -> Result<Checked<'a>> {
     let mut first = [0; 40];
     let n = source.read(&mut first)?;
     source.rewind()?;
@@ -590,6 +594,8 @@ fn check_header(
         ))
     })?;
     Ok(Checked {
+        what,
+        repository: what.repository,
         layout,
         wal,
         name: what.name,
@@ -674,13 +680,13 @@ pub fn read_history(
 }
 
 /// The result of storing a segment or partial.
-enum Stored {
+enum Stored<'a> {
     /// It was put under its key, or the key was taken.
     Put(Box<Put>),
     /// Nothing was stored: valid WAL ends here, and padding follows.
     Padded(Lsn),
     /// Nothing was stored: the segment has another home.
-    Moved(Box<Checked>),
+    Moved(Box<Checked<'a>>),
     /// Nothing was stored, for this reason: another server has archived what belongs to it. The hash is that of the offered content.
     Refused(String, [u8; 32]),
 }
@@ -694,24 +700,19 @@ struct Put {
 }
 
 /// Streams the content into an object and publishes it.
-fn store_wal(
-    what: &Push<'_>,
-    source: &mut dyn Content,
-    checked: &Checked,
-    key: &Key,
-) -> Result<Stored> {
+fn store_wal<'a>(source: &mut dyn Content, checked: &Checked<'a>, key: &Key) -> Result<Stored<'a>> {
     source.rewind()?;
-    let store = what.repository.store();
+    let store = checked.repository.store();
     let object = store.create(key)?;
     let kind = if checked.is_partial {
         Kind::Partial
     } else {
         Kind::Segment
     };
-    let write_failed = |e| write_failed(what.repository, key, e);
-    let writer = writer_under(key, object, kind, what.codec).map_err(write_failed)?;
+    let write_failed = |e| write_failed(checked.repository, key, e);
+    let writer = writer_under(key, object, kind, checked.what.codec).map_err(write_failed)?;
     let writer = writer.undecoded(checked.is_undecoded());
-    let (writer, hash, mut index) = stream(what, source, checked, writer, key)?;
+    let (writer, hash, mut index) = stream(source, checked, writer, key)?;
     if checked.is_partial {
         if is_padded(source, checked, &index)? {
             index.summary.flags |= flag::MARKED;
@@ -723,22 +724,22 @@ fn store_wal(
     // If a fork was resolved, the partial of the other server does not belong to the life that is followed.
     let in_life = checked.layout.lives().of(checked.segment).is_some();
     if !checked.is_partial || in_life {
-        link = life::link(what, source, checked, &index.summary)?;
+        link = life::link(source, checked, &index.summary)?;
         if !scope::is_conflict(key) {
             if !checked.is_partial {
-                life::check_first(what, checked, &hash)?;
+                life::check_first(checked, &hash)?;
             }
-            let before = life::check_before(what, source, checked, &link);
+            let before = life::check_before(source, checked, &link);
             let is_sure = matches!(before, Ok(Continued::Yes));
-            if !is_sure && let Some(moved) = moved(what, checked)? {
+            if !is_sure && let Some(moved) = moved(checked)? {
                 return Ok(Stored::Moved(Box::new(moved)));
             }
             warning = before?.warning();
-            if what.is_backfill && !checked.is_partial {
-                life::require_after(what, source, checked, &link)?;
+            if checked.what.is_backfill && !checked.is_partial {
+                life::require_after(source, checked, &link)?;
             }
             if !checked.is_partial
-                && let Some(why) = beside_other(what, source, checked, (&index, &link))?
+                && let Some(why) = beside_other(source, checked, (&index, &link))?
             {
                 return Ok(Stored::Refused(why, hash));
             }
@@ -777,22 +778,21 @@ fn store_wal(
 
 /// Returns a reason to refuse: another server has archived increments of the segment, or the segment after it.
 fn beside_other(
-    what: &Push<'_>,
     source: &dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     (index, link): (&SegmentIndex, &Link),
 ) -> Result<Option<String>> {
     if !source.has_own_increments()
-        && let Some(end) = received::end_of_other(what, source, checked)?
+        && let Some(end) = received::end_of_other(source, checked)?
     {
         let why = format!("a receiver has archived other content of it, up to {end}");
         return Ok(Some(why));
     }
     // In an object store it would cost a request. A file that has rotted tells of no other life.
-    if what.repository.store().is_remote() || index.summary.has(flag::DAMAGED) {
+    if checked.repository.store().is_remote() || index.summary.has(flag::DAMAGED) {
         return Ok(None);
     }
-    let next = life::other_after(what, checked, link)?;
+    let next = life::other_after(checked, link)?;
     Ok(next.map(|next| {
         format!(
             "the archive's segment \"{next}\" does not continue it: another server wrote that one"
@@ -801,12 +801,12 @@ fn beside_other(
 }
 
 /// Whether the content, offered as a whole segment, is the beginning of one.
-fn is_tail(source: &dyn Content, checked: &Checked, index: &SegmentIndex) -> Result<bool> {
+fn is_tail(source: &dyn Content, checked: &Checked<'_>, index: &SegmentIndex) -> Result<bool> {
     Ok(tail::is_left_unfinished(&index.summary, checked.end) || is_padded(source, checked, index)?)
 }
 
 /// Whether nothing but padding follows the valid WAL, which ends inside.
-fn is_padded(source: &dyn Content, checked: &Checked, index: &SegmentIndex) -> Result<bool> {
+fn is_padded(source: &dyn Content, checked: &Checked<'_>, index: &SegmentIndex) -> Result<bool> {
     if !tail::may_be_padded(&index.summary) {
         return Ok(false);
     }
@@ -837,18 +837,17 @@ fn writer_under(
 
 /// Reads once; unless other files keep the processors busy, one thread hashes and decodes, another compresses and writes.
 fn stream(
-    what: &Push<'_>,
     source: &mut dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     writer: Writer,
     key: &Key,
 ) -> Result<(Writer, [u8; 32], SegmentIndex)> {
-    let (written, read) = match what.beside_others {
+    let (written, read) = match checked.what.beside_others {
         true => in_turn(source, checked, writer),
         false => side_by_side(source, checked, writer)?,
     };
     // If writing failed, reading ended early.
-    let writer = written.map_err(|e| write_failed(what.repository, key, e))?;
+    let writer = written.map_err(|e| write_failed(checked.repository, key, e))?;
     let (hash, index) = read?;
     Ok((writer, hash, index))
 }
@@ -856,7 +855,7 @@ fn stream(
 /// The results of writing and of reading.
 type Streamed = (std::io::Result<Writer>, Result<([u8; 32], SegmentIndex)>);
 
-fn in_turn(source: &mut dyn Content, checked: &Checked, mut writer: Writer) -> Streamed {
+fn in_turn(source: &mut dyn Content, checked: &Checked<'_>, mut writer: Writer) -> Streamed {
     let mut failed = None;
     let read = read_and_index(source, checked, |chunk| {
         match writer.write(chunk.bytes.get(..chunk.length).unwrap_or_default()) {
@@ -870,7 +869,11 @@ fn in_turn(source: &mut dyn Content, checked: &Checked, mut writer: Writer) -> S
     (failed.map_or(Ok(writer), Err), read)
 }
 
-fn side_by_side(source: &mut dyn Content, checked: &Checked, writer: Writer) -> Result<Streamed> {
+fn side_by_side(
+    source: &mut dyn Content,
+    checked: &Checked<'_>,
+    writer: Writer,
+) -> Result<Streamed> {
     let (to_write, written) = sync_channel::<Chunk>(1);
     let (to_reuse, reusable) = sync_channel::<Vec<u8>>(4);
     std::thread::scope(|scope| {
@@ -923,7 +926,7 @@ fn compress(
 /// Reads all of it. `pass_on` takes each chunk and gives room for the next, or nothing to end here.
 fn read_and_index(
     source: &mut dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     mut pass_on: impl FnMut(Chunk) -> Option<Vec<u8>>,
 ) -> Result<([u8; 32], SegmentIndex)> {
     let mut hasher = blake3::Hasher::new();
@@ -978,7 +981,7 @@ pub(super) fn read_back(repository: &Repository, key: &Key, identity: &Identity)
     }
 }
 
-fn warnings(checked: &Checked, index: &SegmentIndex) -> Warnings {
+fn warnings(checked: &Checked<'_>, index: &SegmentIndex) -> Warnings {
     index
         .damage
         .iter()
@@ -993,17 +996,17 @@ fn warnings(checked: &Checked, index: &SegmentIndex) -> Warnings {
 }
 
 /// Warns once that the WAL of this server cannot be decoded: where no such segment is stored before it. `info` and `doctor` repeat it.
-fn newer_warning(what: &Push<'_>, checked: &Checked) -> Result<Option<String>> {
+fn newer_warning(checked: &Checked<'_>) -> Result<Option<String>> {
     if !checked.is_undecoded() {
         return Ok(None);
     }
     let (segment, size) = (checked.segment, checked.wal.segment_size);
     if let Some(before) = segment.before(segment.timeline, size) {
         let key = checked.layout.segment(before);
-        if what.repository.is_in_flight(&key) {
+        if checked.repository.is_in_flight(&key) {
             return Ok(None);
         }
-        let stored = what.repository.store().open(&key)?.map(Container::open);
+        let stored = checked.repository.store().open(&key)?.map(Container::open);
         let is_warned = |c: &Container| c.is_undecoded() || c.is_opaque();
         if stored.is_some_and(|c| c.is_ok_and(|c| is_warned(&c))) {
             return Ok(None);
@@ -1019,19 +1022,18 @@ fn newer_warning(what: &Push<'_>, checked: &Checked) -> Result<Option<String>> {
 
 /// The name is taken: the same content is made durable again, other content is a conflict.
 fn already_there(
-    what: &Push<'_>,
     source: &mut dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     key: &Key,
     object: Box<dyn Object>,
-) -> Result<(Pushed, Warnings)> {
+) -> Result<Archived> {
     let container = match Container::open(object).map_err(|e| stored_damaged(key, e)) {
         Ok(container) => container,
         // Archiving waits for the operator, who may know of another server. A backfill is asked for, and looks for a proof.
-        Err(e) if what.is_backfill && !checked.is_partial && e.code() == Code::Damaged => {
-            require_seen(what, source, checked, e)?;
+        Err(e) if checked.what.is_backfill && !checked.is_partial && e.code() == Code::Damaged => {
+            require_seen(source, checked, e)?;
             let lost = err!(Damaged, "the copy stored under \"{key}\" is damaged");
-            return heal_stored(what, source, checked, (key, lost));
+            return heal_stored(source, checked, (key, lost));
         }
         Err(e) => return Err(e),
     };
@@ -1039,17 +1041,17 @@ fn already_there(
     let hash = hash_of(source)?;
     if container.has_hash(&hash) {
         if let Err(e) = check_stored(&container, key) {
-            return heal_stored(what, source, checked, (key, e));
+            return heal_stored(source, checked, (key, e));
         }
         container.object().settle()?;
         if !checked.is_partial && !container.is_opaque() {
             let link = Link::read(&container).map_err(|e| stored_damaged(key, e))?;
-            keep_mark(what, key, &link);
+            keep_mark(checked.repository, key, &link);
         }
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
     if checked.is_partial {
-        return beside(what, source, checked, &container, &hash);
+        return beside(source, checked, &container, &hash);
     }
     source.rewind()?;
     let (_, index) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
@@ -1059,12 +1061,12 @@ fn already_there(
             let warning = padded_warning(checked, index.summary.valid_end);
             return Ok((Pushed::AlreadyThere, vec![warning]));
         }
-        return push_padded(what, source, checked, index.summary.valid_end);
+        return push_padded(source, checked, index.summary.valid_end);
     }
-    if let Some(moved) = moved(what, checked)? {
-        return push_checked(what, source, &moved);
+    if let Some(moved) = moved(checked)? {
+        return push_checked(source, &moved);
     }
-    keep_refused(what, source, checked, &hash)?;
+    keep_refused(source, checked, &hash)?;
     Err(conflict_error(
         &checked.layout,
         checked.name,
@@ -1091,19 +1093,14 @@ fn hash_of(source: &mut dyn Content) -> Result<[u8; 32]> {
 
 /// Requires that the stored segment after the offered one continues it. The damaged one `e` says nothing of its content any more, and the link
 /// of its successor proves which that was (format, section 12).
-fn require_seen(
-    what: &Push<'_>,
-    source: &mut dyn Content,
-    checked: &Checked,
-    e: Error,
-) -> Result<()> {
+fn require_seen(source: &mut dyn Content, checked: &Checked<'_>, e: Error) -> Result<()> {
     if e.code() != Code::Damaged {
         return Err(e);
     }
     source.rewind()?;
     let (_, index) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
-    let link = life::link(what, source, checked, &index.summary)?;
-    match life::is_seen_after(what, checked, &link)? {
+    let link = life::link(source, checked, &index.summary)?;
+    match life::is_seen_after(checked, &link)? {
         true => Ok(()),
         false => Err(e),
     }
@@ -1114,15 +1111,14 @@ fn require_seen(
 /// # Errors
 /// `e`, which says the damage, where none can be written; those of [`store_wal`].
 fn heal_stored(
-    what: &Push<'_>,
     source: &mut dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     (key, e): (&Key, Error),
-) -> Result<(Pushed, Warnings)> {
+) -> Result<Archived> {
     if e.code() != Code::Damaged || scope::is_conflict(key) {
         return Err(e);
     }
-    let store = what.repository.store();
+    let store = checked.repository.store();
     let copies = store.healed_copies(key)?;
     // Somebody has healed it before: what is read in its place is looked at.
     if let Some(object) = store.open(key)?.filter(|_| !copies.is_empty()) {
@@ -1140,14 +1136,14 @@ fn heal_stored(
         return Err(e);
     }
     let copy = healed::copy_key(key, number)?;
-    let Stored::Put(put) = store_wal(what, source, checked, &copy)? else {
+    let Stored::Put(put) = store_wal(source, checked, &copy)? else {
         return Err(e);
     };
     // Nobody has looked at the one that another writer put there meanwhile: PostgreSQL offers the file again.
     if put.published == Published::Exists {
         return Err(e);
     }
-    read_back(what.repository, &copy, &put.identity)?;
+    read_back(checked.repository, &copy, &put.identity)?;
     store.forget_healed(key);
     let warning = format!(
         "the stored copy of \"{}\" is damaged; it is healed: the same content lies beside it, under \"{copy}\"",
@@ -1157,23 +1153,18 @@ fn heal_stored(
 }
 
 /// Keeps a copy under the key of refused ones, and returns that key.
-fn keep_refused(
-    what: &Push<'_>,
-    source: &mut dyn Content,
-    checked: &Checked,
-    hash: &[u8; 32],
-) -> Result<Key> {
-    let offered = what.repository.store().public_hash(hash)?;
+fn keep_refused(source: &mut dyn Content, checked: &Checked<'_>, hash: &[u8; 32]) -> Result<Key> {
+    let offered = checked.repository.store().public_hash(hash)?;
     let conflict = checked.layout.conflict(checked.name, &offered);
-    if what.repository.store().open(&conflict)?.is_none() {
-        store_wal(what, source, checked, &conflict)?;
+    if checked.repository.store().open(&conflict)?.is_none() {
+        store_wal(source, checked, &conflict)?;
     }
     Ok(conflict)
 }
 
 /// Makes sure that a copy which is kept is durable, whoever stored it.
-fn settle_kept(what: &Push<'_>, key: &Key) -> Result<()> {
-    match what.repository.store().open(key)? {
+fn settle_kept(repository: &Repository, key: &Key) -> Result<()> {
+    match repository.store().open(key)? {
         Some(object) => object.settle(),
         None => Err(err!(Unreachable, "object \"{key}\" came and went")),
     }
@@ -1183,23 +1174,22 @@ fn settle_kept(what: &Push<'_>, key: &Key) -> Result<()> {
 /// partial, so archiving does not wait for a decision. One that holds no more than the stored one is done, one that continues it is stored as an
 /// increment, and any other is kept beside it.
 fn beside(
-    what: &Push<'_>,
     source: &mut dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     stored: &Container,
     hash: &[u8; 32],
-) -> Result<(Pushed, Warnings)> {
+) -> Result<Archived> {
     source.rewind()?;
     let (_, index) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
     if covers(stored, source, checked, &index)? {
         stored.object().settle()?;
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
-    if let Some(lengthened) = lengthen(what, source, checked, index.summary.valid_end)? {
+    if let Some(lengthened) = lengthen(source, checked, index.summary.valid_end)? {
         return Ok(lengthened);
     }
-    let key = keep_refused(what, source, checked, hash)?;
-    settle_kept(what, &key)?;
+    let key = keep_refused(source, checked, hash)?;
+    settle_kept(checked.repository, &key)?;
     let why = match stored.is_opaque() {
         true => {
             "The archived one is encrypted, and this host cannot read it: whether this one continues it is unknown"
@@ -1221,18 +1211,9 @@ fn beside(
 /// that was promoted. `None` where it does not, or where that cannot be determined here.
 ///
 /// The archived objects stay as they are. Readers take the partial or the increments, whichever has more WAL (format, section 7.1).
-fn lengthen(
-    what: &Push<'_>,
-    source: &dyn Content,
-    checked: &Checked,
-    end: Lsn,
-) -> Result<Option<(Pushed, Warnings)>> {
-    let segment = OpenSegment {
-        name: checked.segment,
-        size: checked.wal.segment_size,
-        major: checked.major(),
-    };
-    let (repository, layout) = (what.repository, &checked.layout);
+fn lengthen(source: &dyn Content, checked: &Checked<'_>, end: Lsn) -> Result<Option<Archived>> {
+    let segment = checked.open_segment();
+    let (repository, layout) = (checked.repository, &checked.layout);
     let is_unknown = |code| {
         matches!(
             code,
@@ -1278,7 +1259,7 @@ fn lengthen(
 fn covers(
     stored: &Container,
     source: &dyn Content,
-    checked: &Checked,
+    checked: &Checked<'_>,
     index: &SegmentIndex,
 ) -> Result<bool> {
     if stored.is_opaque() {
@@ -1294,7 +1275,7 @@ fn covers(
 }
 
 /// An object of another name under this key is no other content of this name: somebody moved it.
-fn check_named(container: &Container, checked: &Checked, key: &Key) -> Result<()> {
+fn check_named(container: &Container, checked: &Checked<'_>, key: &Key) -> Result<()> {
     let identity = container.identity();
     let same = identity.name == checked.name.to_string()
         && identity.system_identifier == checked.wal.system_identifier;
@@ -1367,7 +1348,7 @@ fn two_servers(name: WalFileName) -> String {
 }
 
 /// History and backup history files.
-fn push_small(what: &Push<'_>, source: &mut dyn Content) -> Result<(Pushed, Warnings)> {
+fn push_small(what: &Push<'_>, source: &mut dyn Content) -> Result<Archived> {
     if source.size() > SMALL_FILE_MAX {
         return Err(err!(
             SourceSize,
@@ -1388,7 +1369,7 @@ fn put_small(
     layout: &ClusterLayout,
     name: WalFileName,
     content: &[u8],
-) -> Result<(Pushed, Warnings)> {
+) -> Result<Archived> {
     let (kind, mut warnings) = check_small(name, content)?;
     let registration = repository.require(layout)?;
     let identity = Identity {

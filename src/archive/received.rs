@@ -3,7 +3,7 @@
 //! A clone's receiver and the origin's archiver may write one segment. Without this comparison the whole segment hid commits that the receiver had
 //! acknowledged, and no command led to them. The receiver does its part: after each increment it looks for the whole segment.
 
-use super::push::{Checked, Content, Push};
+use super::push::{Checked, Content};
 use crate::error::{Code, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::wal::increment::{self, OpenSegment};
@@ -19,17 +19,9 @@ const PROOF_BYTES: usize = 32;
 ///
 /// # Errors
 /// Errors of the store and the content.
-pub(super) fn end_of_other(
-    what: &Push<'_>,
-    source: &dyn Content,
-    checked: &Checked,
-) -> Result<Option<Lsn>> {
-    let segment = OpenSegment {
-        name: checked.segment,
-        size: checked.wal.segment_size,
-        major: checked.major(),
-    };
-    let listed = match increments_of(what, checked) {
+pub(super) fn end_of_other(source: &dyn Content, checked: &Checked<'_>) -> Result<Option<Lsn>> {
+    let segment = checked.open_segment();
+    let listed = match increments_of(checked) {
         // A host that may not look there is not kept from archiving.
         Err(e) if e.code() == Code::Denied => return Ok(None),
         listed => listed?,
@@ -38,7 +30,6 @@ pub(super) fn end_of_other(
         return Ok(None);
     };
     let comparison = Comparison {
-        what,
         source,
         checked,
         segment,
@@ -51,9 +42,9 @@ pub(super) fn end_of_other(
 
 /// Returns the increments of the segment. If a process ships many segments to a remote store, one request shows for all
 /// of them, for a moment, that no receiver streams.
-fn increments_of(what: &Push<'_>, checked: &Checked) -> Result<Vec<LsnRange>> {
-    let (repository, name) = (what.repository, checked.segment);
-    if what.beside_others && repository.store().is_remote() {
+fn increments_of(checked: &Checked<'_>) -> Result<Vec<LsnRange>> {
+    let (repository, name) = (checked.repository, checked.segment);
+    if checked.what.beside_others && repository.store().is_remote() {
         let prefix = checked.layout.home_of(name).open_segments();
         let is_any = match repository.has_streams(&prefix) {
             Some(is_any) => is_any,
@@ -71,9 +62,8 @@ fn increments_of(what: &Push<'_>, checked: &Checked) -> Result<Vec<LsnRange>> {
 }
 
 struct Comparison<'a> {
-    what: &'a Push<'a>,
     source: &'a dyn Content,
-    checked: &'a Checked,
+    checked: &'a Checked<'a>,
     segment: OpenSegment,
 }
 
@@ -81,7 +71,7 @@ impl Comparison<'_> {
     /// Whether the last increments have the hash of the offered bytes. Two servers agree nowhere behind the place where they parted.
     fn ends_alike(&self, run: &Run) -> Result<bool> {
         for piece in run.pieces().iter().rev() {
-            let (repository, layout) = (self.what.repository, &self.checked.layout);
+            let (repository, layout) = (self.checked.repository, &self.checked.layout);
             let stored = match increments::open(repository, layout, &self.segment, *piece) {
                 Ok(stored) => stored,
                 // Damage is verify's to report.
@@ -118,7 +108,7 @@ impl Comparison<'_> {
     /// The end of what readers would take from the increments, where the offered content differs before it. A server that crashed writes other
     /// bytes after its last whole record: those are nobody's commit.
     fn end_of_difference(&self, run: &Run) -> Result<Option<Lsn>> {
-        let (repository, layout) = (self.what.repository, &self.checked.layout);
+        let (repository, layout) = (self.checked.repository, &self.checked.layout);
         let remnant = match Remnant::find(repository, layout, &self.segment) {
             Ok(Some(remnant)) => remnant,
             Ok(None) => return Ok(None),

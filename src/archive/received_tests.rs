@@ -1,7 +1,7 @@
 //! A whole segment and the increments that a receiver stored before it: of one server, and of two.
 
 use super::life_tests::{Bench, Life, SEGMENT, padded, unfinished};
-use super::push::{Pushed, Warnings, may_be_refused};
+use super::push::{Archived, Pushed, may_be_refused};
 use crate::error::{Code, Result};
 use crate::pg::craft::Craft;
 use crate::pg::segment::SegmentSize;
@@ -31,7 +31,7 @@ fn bytes_of(life: &Life) -> Vec<u8> {
     std::fs::read(life.path(2)).unwrap()
 }
 
-fn is_refused(bench: &Bench, pushed: Result<(Pushed, Warnings)>) {
+fn is_refused(bench: &Bench, pushed: Result<Archived>) {
     let error = pushed.err().unwrap();
     assert_eq!(error.code(), Code::Conflict, "{error}");
     assert!(
@@ -40,17 +40,12 @@ fn is_refused(bench: &Bench, pushed: Result<(Pushed, Warnings)>) {
             .contains("a receiver has archived other content"),
         "{error}"
     );
-    assert_eq!(
-        bench.keys(&bench.layout().conflicts()).len(),
-        1,
-        "it is kept"
-    );
+    assert_eq!(bench.kept(), 1, "it is kept");
 }
 
 #[test]
 fn what_was_received_of_another_server_is_not_superseded() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let (bench, one, other) = Bench::with_two();
     receive(&bench, &one, &bytes_of(&one), &[60, 200]);
     let (repository, path) = (bench.repository(), other.path(2));
     assert!(may_be_refused(&other.what(&repository, &path, 2)).unwrap());
@@ -66,8 +61,7 @@ fn what_was_received_of_another_server_is_not_superseded() {
 
 #[test]
 fn the_zeros_after_a_switch_prove_no_server() {
-    let bench = Bench::new();
-    let (one, other) = (bench.life("one", 1), bench.life("other", 2));
+    let (bench, one, other) = Bench::with_two();
     let ends = [200, PAGE, SEGMENT / 2, SEGMENT - PAGE];
     receive(&bench, &one, &bytes_of(&one), &ends);
     is_refused(&bench, other.push(&bench.repository(), 2));
@@ -78,8 +72,7 @@ fn the_zeros_after_a_switch_prove_no_server() {
 #[test]
 fn bytes_after_the_last_whole_record_are_nobodys_commit() {
     for (is_torn, first) in [(true, 1), (false, 1), (true, 3)] {
-        let bench = Bench::new();
-        let one = bench.life("one", 1);
+        let (bench, one) = Bench::with_one();
         let crafted = |second: u8| {
             let mut craft = Craft::new(Major::V17);
             craft.main(0, 0x20, 0, &[1; 40]);
@@ -101,8 +94,7 @@ fn bytes_after_the_last_whole_record_are_nobodys_commit() {
 
 #[test]
 fn the_padded_tail_of_a_standby_is_a_partial_however_far_was_received() {
-    let bench = Bench::new();
-    let one = bench.life("one", 1);
+    let (bench, one) = Bench::with_one();
     receive(&bench, &one, &unfinished(9, 1), &[30_000, 45_000]);
     let offered = one.offer(&bench.repository(), &padded(unfinished(5, 1)), false);
     let (_, warnings) = offered.unwrap();

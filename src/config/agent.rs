@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Hours, Period, secret::Secret};
 use crate::err;
 use crate::error::Result;
@@ -234,14 +236,13 @@ impl JobDraft {
 }
 
 /// The severity of an alert.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Information.
     Low,
     /// It works, and could be better.
+    #[default]
     Medium,
     /// Far from usual.
     High,
@@ -277,9 +278,10 @@ pub enum Shape {
 }
 
 /// The kind of a sink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SinkKind {
     /// A program that reads the alert as JSON.
+    #[default]
     Command,
     /// A POST over HTTP.
     Webhook(Shape),
@@ -292,7 +294,7 @@ pub enum SinkKind {
 }
 
 /// `[alerts.NAME]`: somebody who hears of what is wrong. It has no `Debug`, because of its secrets.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Sink {
     pub name: String,
     pub kind: SinkKind,
@@ -330,20 +332,9 @@ pub struct Sink {
 #[derive(Clone, Default)]
 pub(super) struct SinkDraft {
     pub kind: Option<SinkKind>,
-    pub url: Option<Secret>,
-    pub url_file: Option<PathBuf>,
-    pub template: Option<String>,
-    pub command: Vec<String>,
-    pub key_file: Option<PathBuf>,
-    pub smtp: Option<String>,
-    pub user: Option<String>,
-    pub password_file: Option<PathBuf>,
-    pub from: Option<String>,
-    pub to: Vec<String>,
-    pub severity: Option<Severity>,
     pub repeat: Option<Duration>,
-    pub quiet_hours: Option<Hours>,
-    pub zone: Option<String>,
+    /// All else.
+    pub sink: Sink,
 }
 
 impl SinkDraft {
@@ -353,28 +344,29 @@ impl SinkDraft {
     /// `Config` for one that lacks what its kind needs.
     pub(super) fn finish(self, name: &str) -> Result<Sink> {
         let lacking = |key: &str| err!(Config, "alert sink \"{name}\" needs {key}");
+        let sink = self.sink;
         let Some(kind) = self.kind else {
             return Err(lacking("a kind").hint(
                 "Add kind = \"email\", \"slack\", \"webhook\", \"command\" or another one.",
             ));
         };
-        let has_url = self.url.is_some() || self.url_file.is_some();
+        let has_url = sink.url.is_some() || sink.url_file.is_some();
         match kind {
-            SinkKind::Command if self.command.is_empty() => return Err(lacking("command")),
-            SinkKind::Webhook(Shape::PagerDuty) if self.key_file.is_none() => {
+            SinkKind::Command if sink.command.is_empty() => return Err(lacking("command")),
+            SinkKind::Webhook(Shape::PagerDuty) if sink.key_file.is_none() => {
                 return Err(lacking("key_file"));
             }
             SinkKind::Webhook(Shape::PagerDuty) => {}
             SinkKind::Webhook(_) | SinkKind::Heartbeat if !has_url => {
                 return Err(lacking("url or url_file"));
             }
-            SinkKind::Email if self.smtp.is_none() || self.from.is_none() || self.to.is_empty() => {
+            SinkKind::Email if sink.smtp.is_none() || sink.from.is_none() || sink.to.is_empty() => {
                 return Err(lacking("smtp, from and to"));
             }
             _ => {}
         }
         let may_have_template = [SinkKind::Webhook(Shape::Generic), SinkKind::Heartbeat];
-        if self.template.is_some() && !may_have_template.contains(&kind) {
+        if sink.template.is_some() && !may_have_template.contains(&kind) {
             return Err(err!(
                 Config,
                 "\"template\" of alert sink \"{name}\" means nothing to its kind"
@@ -383,23 +375,11 @@ impl SinkDraft {
         Ok(Sink {
             name: name.to_owned(),
             kind,
-            url: self.url,
-            url_file: self.url_file,
-            template: self.template,
-            command: self.command,
-            key_file: self.key_file,
-            smtp: self.smtp,
-            user: self.user,
-            password_file: self.password_file,
-            from: self.from,
-            to: self.to,
-            severity: self.severity.unwrap_or(Severity::Medium),
             repeat: self.repeat.unwrap_or(match kind {
                 SinkKind::Heartbeat => HEARTBEAT,
                 _ => REPEAT,
             }),
-            quiet_hours: self.quiet_hours,
-            zone: self.zone,
+            ..sink
         })
     }
 }
@@ -494,7 +474,7 @@ mod tests {
             assert!(of(kind).finish("x").is_err(), "{kind:?}");
         }
         let mut odd = of(SinkKind::Syslog);
-        odd.template = Some("x".into());
+        odd.sink.template = Some("x".into());
         assert!(odd.finish("x").is_err());
     }
 

@@ -64,43 +64,33 @@ const KINDS: [Kind; 14] = [
 ];
 
 impl Kind {
-    fn table(self) -> &'static str {
+    /// Its table in the file, and what messages call it.
+    fn words(self) -> (&'static str, &'static str) {
         match self {
-            Kind::Clusters => "clusters",
-            Kind::Repositories => "repositories",
-            Kind::Files => "files",
-            Kind::Retention => "retention",
-            Kind::Logical => "logical",
-            Kind::Config => "config",
-            Kind::Redis => "redis",
-            Kind::Agent => "agent",
-            Kind::Page => "page",
-            Kind::Audit => "audit",
-            Kind::Jobs => "jobs",
-            Kind::Alerts => "alerts",
-            Kind::Sets => "sets",
-            Kind::Tenants => "tenants",
+            Kind::Clusters => ("clusters", "cluster"),
+            Kind::Repositories => ("repositories", "repository"),
+            Kind::Files => ("files", "set of files"),
+            Kind::Retention => ("retention", "retention"),
+            Kind::Logical => ("logical", "logical backup"),
+            Kind::Config => ("config", "set of configuration"),
+            Kind::Redis => ("redis", "Redis server"),
+            Kind::Agent => ("agent", "agent"),
+            Kind::Page => ("page", "page"),
+            Kind::Audit => ("audit", "audit"),
+            Kind::Jobs => ("jobs", "job"),
+            Kind::Alerts => ("alerts", "alert sink"),
+            Kind::Sets => ("sets", "recovery set"),
+            Kind::Tenants => ("tenants", "tenant"),
         }
+    }
+
+    fn table(self) -> &'static str {
+        self.words().0
     }
 
     /// Returns the name of one of them in a message.
     pub(super) fn noun(self) -> &'static str {
-        match self {
-            Kind::Clusters => "cluster",
-            Kind::Repositories => "repository",
-            Kind::Files => "set of files",
-            Kind::Retention => "retention",
-            Kind::Logical => "logical backup",
-            Kind::Config => "set of configuration",
-            Kind::Redis => "Redis server",
-            Kind::Agent => "agent",
-            Kind::Page => "page",
-            Kind::Audit => "audit",
-            Kind::Jobs => "job",
-            Kind::Alerts => "alert sink",
-            Kind::Sets => "recovery set",
-            Kind::Tenants => "tenant",
-        }
+        self.words().1
     }
 
     /// Whether there is one section of it alone, without a name.

@@ -296,29 +296,29 @@ keys! { JOB: |e, job: JobDraft|
 }
 
 // Those of `[alerts.NAME]`.
-keys! { ALERT: |e, sink: SinkDraft|
+keys! { ALERT: |e, draft: SinkDraft|
     "kind": kind = e.choice(&[
         ("email", SinkKind::Email), ("slack", SinkKind::Webhook(Shape::Slack)), ("teams", SinkKind::Webhook(Shape::Teams)),
         ("discord", SinkKind::Webhook(Shape::Discord)), ("pagerduty", SinkKind::Webhook(Shape::PagerDuty)),
         ("webhook", SinkKind::Webhook(Shape::Generic)), ("command", SinkKind::Command), ("syslog", SinkKind::Syslog),
         ("heartbeat", SinkKind::Heartbeat),
     ]);
-    "url": url = e.string().map(Secret::new);
-    "url_file": url_file = e.path();
-    "template": template = e.string();
-    "command": command = e.list();
-    "key_file": key_file = e.path();
-    "smtp": smtp = e.string();
-    "user": user = e.string();
-    "password_file": password_file = e.path();
-    "from": from = e.string();
-    "to": to = e.list_or_text();
-    "severity": severity = e.choice(&[
+    "url": sink.url = e.string().map(Secret::new);
+    "url_file": sink.url_file = e.path();
+    "template": sink.template = e.string();
+    "command": sink.command = e.list();
+    "key_file": sink.key_file = e.path();
+    "smtp": sink.smtp = e.string();
+    "user": sink.user = e.string();
+    "password_file": sink.password_file = e.path();
+    "from": sink.from = e.string();
+    "to": sink.to = e.list_or_text();
+    "severity": sink.severity = e.choice(&[
         ("critical", Severity::Critical), ("high", Severity::High), ("medium", Severity::Medium), ("low", Severity::Low),
     ]);
     "repeat": repeat = e.period();
-    "quiet_hours": quiet_hours = e.checked(str::parse::<Hours>);
-    "zone": zone = e.string();
+    "quiet_hours": sink.quiet_hours = e.checked(str::parse::<Hours>);
+    "zone": sink.zone = e.string();
 }
 
 /// Longest name of a file on Linux.
@@ -418,10 +418,7 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
             },
             Location::Sftp { .. } => "on an SFTP server",
         };
-        return Err(entry.origin.error(format_args!(
-            "\"{}\" means nothing to a repository {what}",
-            entry.key
-        )));
+        return Err(entry.says(format_args!("means nothing to a repository {what}")));
     }
     let draft = fill(Draft::default(), section, REPOSITORY)?;
     let (mut encryption, mut s3, mut sftp) = (draft.encryption, draft.s3, draft.sftp);
@@ -794,6 +791,11 @@ pub(super) fn set(section: &Section) -> Result<RecoverySet> {
 
 /// The kinds of values.
 impl Entry {
+    /// An error about the key, at its place.
+    fn says(&self, what: impl Display) -> Error {
+        self.origin.error(format_args!("\"{}\" {what}", self.key))
+    }
+
     fn wrong_type(&self, wanted: &str) -> Error {
         let found = match &self.raw {
             Raw::Text(_) | Raw::Variable(_) => "a string",
@@ -802,22 +804,16 @@ impl Entry {
             Raw::List(_) | Raw::Tables(_) => "an array",
             Raw::Other(name) => name,
         };
-        self.origin.error(format_args!(
-            "\"{}\" needs {wanted}, found {found}",
-            self.key
-        ))
+        self.says(format_args!("needs {wanted}, found {found}"))
     }
 
     fn is_not(&self, wanted: impl Display) -> Error {
-        self.origin
-            .error(format_args!("\"{}\" is not {wanted}", self.key))
+        self.says(format_args!("is not {wanted}"))
     }
 
     fn text(&self) -> Result<&str> {
         match &self.raw {
-            Raw::Text(text) | Raw::Variable(text) if text.is_empty() => {
-                Err(self.origin.error(format_args!("\"{}\" is empty", self.key)))
-            }
+            Raw::Text(text) | Raw::Variable(text) if text.is_empty() => Err(self.says("is empty")),
             Raw::Text(text) | Raw::Variable(text) => Ok(text),
             _ => Err(self.wrong_type("a string")),
         }
@@ -888,12 +884,9 @@ impl Entry {
             return Ok(*value);
         }
         let names = choices.iter().map(|(name, _)| format!("\"{name}\""));
-        Err(self.origin.error(format_args!(
-            "\"{}\" is \"{}\" but must be {}",
-            self.key,
-            text.escape_debug(),
-            names.collect::<Vec<_>>().join(" or ")
-        )))
+        let names = names.collect::<Vec<_>>().join(" or ");
+        let text = text.escape_debug();
+        Err(self.says(format_args!("is \"{text}\" but must be {names}")))
     }
 
     fn boolean(&self) -> Result<bool> {
@@ -906,23 +899,19 @@ impl Entry {
 
     /// A length of time above zero.
     fn period(&self) -> Result<Duration> {
-        let period = self.checked(str::parse::<Period>)?.duration();
-        match period.is_zero() {
-            false => Ok(period),
-            true => Err(self
-                .origin
-                .error(format_args!("\"{}\" must be longer than 0", self.key))),
-        }
+        self.above_zero(self.checked(str::parse::<Period>)?.duration())
     }
 
     /// A length of time in milliseconds or seconds, above zero.
     fn latency(&self) -> Result<Duration> {
         let Millis(ms) = self.checked(str::parse)?;
-        match ms {
-            0 => Err(self
-                .origin
-                .error(format_args!("\"{}\" must be longer than 0", self.key))),
-            _ => Ok(Duration::from_millis(ms)),
+        self.above_zero(Duration::from_millis(ms))
+    }
+
+    fn above_zero(&self, duration: Duration) -> Result<Duration> {
+        match duration.is_zero() {
+            false => Ok(duration),
+            true => Err(self.says("must be longer than 0")),
         }
     }
 
@@ -948,9 +937,7 @@ impl Entry {
 
     /// Refuses a key that only a repository's section may hold.
     fn of_repository(&self) -> Result<u32> {
-        Err(self
-            .origin
-            .error(format_args!("\"{}\" belongs to a repository", self.key))
+        Err(self.says("belongs to a repository")
             .hint("Write it into [repositories.NAME.retention] of the repository that backups leave first: in all of them, the last one would keep everything for good."))
     }
 
@@ -982,9 +969,7 @@ impl Entry {
     fn passphrase(&self) -> Result<Secret> {
         match &self.raw {
             Raw::Variable(text) => Ok(Secret::new(text.clone())),
-            _ => Err(self
-                .origin
-                .error(format_args!("\"{}\" is taken from the environment only", self.key))
+            _ => Err(self.says("is taken from the environment only")
                 .hint("Put the passphrase into a file of its own that only its owner can read, and name it with passphrase_file.")),
         }
     }

@@ -222,30 +222,37 @@ fn file(url: &str, rest: &str) -> Result<Location> {
 
 /// `bucket/prefix`; the characters are those of object keys, so that none needs an encoding.
 fn s3(url: &str, rest: &str) -> Result<Location> {
-    let shown = url.escape_debug();
+    let needed = "3 to 63 of a-z, 0-9, \".\" and \"-\"";
+    let (bucket, prefix) = in_bucket(url, rest, (63, b".-"), needed)?;
+    Ok(Location::S3 { bucket, prefix })
+}
+
+/// The bucket, of so many characters and with these besides letters and digits, and the prefix in it.
+fn in_bucket(
+    url: &str,
+    rest: &str,
+    (most, more): (usize, &[u8]),
+    needed: &str,
+) -> Result<(String, String)> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
-        return Err(err!(Config, "\"{shown}\" names no bucket").hint(ACCEPTED));
+        return Err(err!(Config, "\"{}\" names no bucket", url.escape_debug()).hint(ACCEPTED));
     }
     let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
-    let is_bucket = (3..=63).contains(&bucket.len())
-        && bucket
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'))
+    let is_fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || more.contains(&b);
+    let is_bucket = (3..=most).contains(&bucket.len())
+        && bucket.bytes().all(is_fine)
         && edge(bucket.as_bytes().first())
         && edge(bucket.as_bytes().last())
         && !bucket.contains("..");
-    if !is_bucket {
-        return Err(err!(
+    match is_bucket {
+        true => Ok((bucket.to_owned(), checked_prefix(url, prefix)?)),
+        false => Err(err!(
             Config,
-            "\"{}\" is not the name of a bucket: 3 to 63 of a-z, 0-9, \".\" and \"-\" are needed",
+            "\"{}\" is not the name of a bucket: {needed} are needed",
             bucket.escape_debug()
-        ));
+        )),
     }
-    Ok(Location::S3 {
-        bucket: bucket.to_owned(),
-        prefix: checked_prefix(url, prefix)?,
-    })
 }
 
 fn checked_prefix(url: &str, prefix: &str) -> Result<String> {
@@ -300,29 +307,12 @@ fn azure(url: &str, rest: &str) -> Result<Location> {
 
 /// `bucket/prefix`.
 fn google(url: &str, rest: &str) -> Result<Location> {
-    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    if bucket.is_empty() {
-        return Err(err!(Config, "\"{}\" names no bucket", url.escape_debug()).hint(ACCEPTED));
-    }
-    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
-    let is_bucket = (3..=222).contains(&bucket.len())
-        && bucket.bytes().all(|b| {
-            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_')
-        })
-        && edge(bucket.as_bytes().first())
-        && edge(bucket.as_bytes().last())
-        && !bucket.contains("..");
-    if !is_bucket {
-        return Err(err!(
-            Config,
-            "\"{}\" is not the name of a bucket: a-z, 0-9, \".\", \"_\" and \"-\" are needed",
-            bucket.escape_debug()
-        ));
-    }
+    let needed = "a-z, 0-9, \".\", \"_\" and \"-\"";
+    let (bucket, prefix) = in_bucket(url, rest, (222, b".-_"), needed)?;
     Ok(Location::Blob {
         service: BlobService::Google,
-        bucket: bucket.to_owned(),
-        prefix: checked_prefix(url, prefix)?,
+        bucket,
+        prefix,
     })
 }
 

@@ -442,7 +442,7 @@ pub struct Content<'s> {
 }
 
 /// Everything that was configured, and what the command line chose from it.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Settings {
     /// The configuration file, absolute; none when a repository on the command line made it unnecessary.
     pub path: Option<PathBuf>,
@@ -563,24 +563,8 @@ impl Settings {
     /// One that says nothing.
     fn empty(path: Option<PathBuf>) -> Settings {
         Settings {
-            is_of_tenant: false,
             path,
-            clusters: Vec::new(),
-            repositories: Vec::new(),
-            files: Vec::new(),
-            retention: Retention::default(),
-            logical: Vec::new(),
-            config: Vec::new(),
-            redis: Vec::new(),
-            agent: Agent::default(),
-            page: Page::default(),
-            audit: Audit::default(),
-            jobs: Vec::new(),
-            alerts: Vec::new(),
-            sets: Vec::new(),
-            tenants: Vec::new(),
-            cluster_flag: None,
-            bare: false,
+            ..Settings::default()
         }
     }
 
@@ -1032,6 +1016,14 @@ mod tests {
         (directory, environment)
     }
 
+    fn loaded(flags: &Flags, environment: &Environment) -> Settings {
+        Settings::load(flags, environment).ok().unwrap()
+    }
+
+    fn failed(flags: &Flags, environment: &Environment) -> Error {
+        Settings::load(flags, environment).err().unwrap()
+    }
+
     fn load(text: &str) -> Result<Settings> {
         let (_directory, environment) = place(Some(text));
         Settings::load(&Flags::default(), &environment)
@@ -1040,9 +1032,7 @@ mod tests {
     /// The error for this file, without the directory.
     fn refused(text: &str) -> (String, String) {
         let (directory, environment) = place(Some(text));
-        let error = Settings::load(&Flags::default(), &environment)
-            .err()
-            .unwrap();
+        let error = failed(&Flags::default(), &environment);
         assert_eq!(error.code(), Code::Config, "{error}");
         let prefix = format!("{}/", directory.path().display());
         (
@@ -1252,9 +1242,7 @@ mod tests {
         environment
             .variables
             .insert("PITR_LOGICAL_OTHER_DATABASES".into(), "x,y".into());
-        let settings = Settings::load(&Flags::default(), &environment)
-            .ok()
-            .unwrap();
+        let settings = loaded(&Flags::default(), &environment);
         let [app, other] = settings.logical.as_slice() else {
             panic!("two sets")
         };
@@ -1283,9 +1271,7 @@ mod tests {
         // It is none of "user" of a server called "cache_sentinel".
         let variable = ("PITR_REDIS_CACHE_SENTINEL_USER".into(), "b".into());
         environment.variables.extend([variable]);
-        let settings = Settings::load(&Flags::default(), &environment)
-            .ok()
-            .unwrap();
+        let settings = loaded(&Flags::default(), &environment);
         let [cache] = settings.redis.as_slice() else {
             panic!("one server")
         };
@@ -1441,9 +1427,7 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
             let mut parts = line.split(" => ");
             let (variable, value) = parts.next().unwrap().split_once('=').unwrap();
             let environment = Environment::new([(variable, value)], Some(directory.path().into()));
-            let error = Settings::load(&Flags::default(), &environment)
-                .err()
-                .unwrap();
+            let error = failed(&Flags::default(), &environment);
             let message = parts.next().unwrap();
             let expected = format!("environment variable \"{variable}\": {message}");
             assert_eq!(error.to_string(), expected);
@@ -1486,32 +1470,22 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
     fn each_kind_of_unreadable_file_has_its_own_message() {
         let (directory, environment) = place(None);
         let path = directory.path().join("pitr.toml");
-        let message = |what: &str| {
-            let error = Settings::load(&Flags::default(), &environment)
-                .err()
-                .unwrap();
-            assert_eq!(error.code(), Code::Config, "{what}");
+        let message = || {
+            let error = failed(&Flags::default(), &environment);
+            assert_eq!(error.code(), Code::Config, "{error}");
             error.to_string().replace(path.to_str().unwrap(), "F")
         };
+        let says = |what: &str| assert_eq!(message(), format!("configuration file \"F\" {what}"));
         std::fs::create_dir(&path).unwrap();
-        assert_eq!(
-            message("directory"),
-            "configuration file \"F\" is a directory"
-        );
+        says("is a directory");
         std::fs::remove_dir(&path).unwrap();
         std::fs::write(&path, b"# a\n# \xff").unwrap();
-        assert_eq!(
-            message("text"),
-            "configuration file \"F\" is not UTF-8 in line 2"
-        );
+        says("is not UTF-8 in line 2");
         std::fs::write(&path, vec![b'\n'; (1 << 20) + 1]).unwrap();
-        assert_eq!(
-            message("size"),
-            "configuration file \"F\" is larger than 1 MiB"
-        );
+        says("is larger than 1 MiB");
         std::fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&path, &path).unwrap();
-        assert!(message("loop").starts_with("could not read configuration file \"F\": "));
+        assert!(message().starts_with("could not read configuration file \"F\": "));
     }
 
     #[test]
@@ -1557,11 +1531,8 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
             ("env.toml", "env"),
             ("home/.config/pitr/pitr.toml", "home"),
         ] {
-            std::fs::write(
-                directory.path().join(path),
-                format!("[repositories.{name}]\nurl='file:///r'"),
-            )
-            .unwrap();
+            let text = format!("[repositories.{name}]\nurl='file:///r'");
+            std::fs::write(directory.path().join(path), text).unwrap();
         }
         let found = |config: Option<&str>, env: &str, cwd: &Path| {
             let environment = Environment::new(
@@ -1577,52 +1548,45 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
                 s.repositories[0].name.clone()
             })
         };
-        assert_eq!(
-            found(Some("flag.toml"), "env.toml", directory.path()).unwrap(),
-            "flag"
-        );
-        assert_eq!(found(None, "env.toml", directory.path()).unwrap(), "env");
-        assert_eq!(found(None, "", directory.path()).unwrap(), "here");
-        assert_eq!(found(None, "", &home).unwrap(), "home");
-        let missing = found(Some("none.toml"), "env.toml", directory.path()).unwrap_err();
-        assert!(
-            missing.to_string().ends_with("none.toml\" does not exist"),
-            "{missing}"
-        );
-        let missing = found(None, "none.toml", directory.path()).unwrap_err();
-        assert!(
-            missing
-                .to_string()
-                .ends_with("none.toml\", named by $PITR_CONFIG, does not exist"),
-            "{missing}"
-        );
+        for (config, env, cwd, name) in [
+            (Some("flag.toml"), "env.toml", directory.path(), "flag"),
+            (None, "env.toml", directory.path(), "env"),
+            (None, "", directory.path(), "here"),
+            (None, "", &home, "home"),
+        ] {
+            assert_eq!(found(config, env, cwd).unwrap(), name);
+        }
+        for (config, env, said) in [
+            (Some("none.toml"), "env.toml", "\" does not exist"),
+            (
+                None,
+                "none.toml",
+                "\", named by $PITR_CONFIG, does not exist",
+            ),
+        ] {
+            let missing = found(config, env, directory.path()).unwrap_err();
+            let said = format!("none.toml{said}");
+            assert!(missing.to_string().ends_with(&said), "{missing}");
+        }
     }
 
     #[test]
     fn no_file_at_all_says_where_it_looked() {
         let (directory, environment) = place(None);
-        let error = Settings::load(&Flags::default(), &environment)
-            .err()
-            .unwrap();
+        let error = failed(&Flags::default(), &environment);
         assert_eq!(error.code(), Code::Config);
         assert_eq!(error.to_string(), "no configuration file was found");
         let hint = error.hint_text().unwrap();
-        assert!(
-            hint.starts_with(&format!(
-                "Looked for {}/pitr.toml, /etc/pitr/pitr.toml.",
-                directory.path().display()
-            )),
-            "{hint}"
-        );
+        let own = directory.path().display();
+        let looked = format!("Looked for {own}/pitr.toml, /etc/pitr/pitr.toml.");
+        assert!(hint.starts_with(&looked), "{hint}");
     }
 
     #[test]
     fn a_repository_on_the_command_line_needs_no_file() {
         let (_directory, environment) = place(None);
         for (given, cluster) in [("/r", None), ("file:///r", Some("main"))] {
-            let settings = Settings::load(&flags(cluster, Some(given)), &environment)
-                .ok()
-                .unwrap();
+            let settings = loaded(&flags(cluster, Some(given)), &environment);
             let [repository] = settings.repositories.as_slice() else {
                 panic!("one repository")
             };
@@ -1632,13 +1596,9 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
             assert_eq!(named.map(|c| c.name.to_string()).as_deref(), cluster);
             assert_eq!(settings.cluster().is_ok(), cluster.is_some());
         }
-        let error = Settings::load(&flags(None, Some("local")), &environment)
-            .err()
-            .unwrap();
+        let error = failed(&flags(None, Some("local")), &environment);
         assert_eq!(error.to_string(), "no configuration file was found");
-        let error = Settings::load(&flags(None, Some("./r")), &environment)
-            .err()
-            .unwrap();
+        let error = failed(&flags(None, Some("./r")), &environment);
         assert_eq!(error.to_string(), "\"./r\" is not the URL of a repository");
     }
 
@@ -1646,9 +1606,7 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
     fn repositories_alone_know_their_clusters() {
         let (_directory, environment) = place(Some("[repositories.r]\nurl='file:///r'"));
         for name in [None, Some("main")] {
-            let settings = Settings::load(&flags(name, None), &environment)
-                .ok()
-                .unwrap();
+            let settings = loaded(&flags(name, None), &environment);
             let cluster = settings.cluster_if_named().ok().unwrap();
             assert_eq!(cluster.map(|c| c.name.to_string()).as_deref(), name);
         }
@@ -1665,14 +1623,10 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
         assert_eq!(chosen("/r1").unwrap(), ["disk"]);
         assert_eq!(chosen("/r3").unwrap(), ["file:///r3"]);
         let error = chosen("3").unwrap_err();
-        assert_eq!(
-            (error.code(), error.to_string().as_str(), error.hint_text()),
-            (
-                Code::Usage,
-                "no repository \"3\" is configured",
-                Some("Known: disk (file:///r1), attic (file:///r2)")
-            )
-        );
+        assert_eq!(error.code(), Code::Usage);
+        assert_eq!(error.to_string(), "no repository \"3\" is configured");
+        let known = "Known: disk (file:///r1), attic (file:///r2)";
+        assert_eq!(error.hint_text(), Some(known));
     }
 
     #[test]
@@ -1688,9 +1642,7 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
                 two.display()
             );
             let (_directory, environment) = place(Some(&text));
-            let mut settings = Settings::load(&flags(flag, None), &environment)
-                .ok()
-                .unwrap();
+            let mut settings = loaded(&flags(flag, None), &environment);
             settings.name_cluster_at(&data);
             let cluster = settings.cluster_if_named().ok().flatten();
             cluster.map(|c| c.name.to_string())
@@ -1729,10 +1681,8 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
             ),
         ] {
             let error = cluster(name).unwrap_err();
-            let file = format!(
-                "\"{}\"",
-                environment.absolute(Path::new("pitr.toml")).display()
-            );
+            let file = environment.absolute(Path::new("pitr.toml"));
+            let file = format!("\"{}\"", file.display());
             assert_eq!(error.code(), Code::Usage);
             assert_eq!(error.to_string().replace(&file, "F"), message);
             assert_eq!(error.hint_text(), hint);
@@ -1752,9 +1702,7 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
             ],
             Some(PathBuf::from("/nonexistent")),
         );
-        let settings = Settings::load(&Flags::default(), &environment)
-            .ok()
-            .unwrap();
+        let settings = loaded(&Flags::default(), &environment);
         let cluster = settings.cluster().ok().unwrap();
         assert_eq!(cluster.pgdata.as_deref(), Some(Path::new("/data")));
         assert_eq!(cluster.receive.journal_limit_bytes, Some(1 << 30));

@@ -707,10 +707,7 @@ mod tests {
     }
 
     fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
+        crate::wire::runtime::start().unwrap()
     }
 
     async fn feed(feeder: &Feeder, timeline: TimelineId, lsn: Lsn, length: usize) {
@@ -719,7 +716,20 @@ mod tests {
         feeder.feed(room, timeline, lsn, wal).unwrap();
     }
 
-    async fn durable(journal: &Journal, position: Position) {
+    /// Feeds up to a position, so many bytes at a time.
+    async fn feed_to(feeder: &Feeder, timeline: TimelineId, mut at: Lsn, end: u64, step: u64) {
+        while at.0 < end {
+            let length = usize::try_from((end - at.0).min(step)).unwrap();
+            feed(feeder, timeline, at, length).await;
+            at.0 += length as u64;
+        }
+    }
+
+    async fn durable(journal: &Journal, timeline: TimelineId, lsn: u64) {
+        let position = Position {
+            timeline,
+            lsn: Lsn(lsn),
+        };
         let mut watch = journal.watch();
         let reached = watch.wait_for(|d| d.position >= Some(position)).await;
         assert_eq!(reached.unwrap().condition, Condition::Writing);
@@ -738,6 +748,15 @@ mod tests {
         out
     }
 
+    /// Requires that all segments have the bytes that were fed.
+    fn check(follower: &Follower) {
+        for segment in follower.segments() {
+            let length = usize::try_from(segment.to.0 - segment.from.0).unwrap();
+            let is_right = read(follower, &segment) == wal(segment.from, length);
+            assert!(is_right, "{}", segment.name);
+        }
+    }
+
     fn held(timeline: TimelineId, from: u64, to: u64) -> Held {
         let (from, to) = (Lsn(from), Lsn(to));
         Held { timeline, from, to }
@@ -752,22 +771,9 @@ mod tests {
         let switch = START.0 + 2 * SIZE + 5000;
         runtime().block_on(async {
             let feeder = journal.feeder();
-            let mut at = START;
-            while at.0 < switch {
-                let n = usize::try_from((switch - at.0).min(100_000)).unwrap();
-                feed(&feeder, first, at, n).await;
-                at.0 += n as u64;
-            }
+            feed_to(&feeder, first, START, switch, 100_000).await;
             feed(&feeder, second, Lsn(START.0 + 2 * SIZE), 6000).await;
-            let lsn = Lsn(START.0 + 2 * SIZE + 6000);
-            durable(
-                &journal,
-                Position {
-                    timeline: second,
-                    lsn,
-                },
-            )
-            .await;
+            durable(&journal, second, START.0 + 2 * SIZE + 6000).await;
         });
         let expected = [
             held(first, START.0, switch),
@@ -781,41 +787,18 @@ mod tests {
         let segments = follower.segments();
         assert_eq!(segments.len(), 4);
         assert_eq!(segments.iter().filter(|s| s.is_complete()).count(), 2);
-        for segment in &segments {
-            let expected = wal(
-                segment.from,
-                usize::try_from(segment.to.0 - segment.from.0).unwrap(),
-            );
-            assert!(read(&follower, segment) == expected, "{}", segment.name);
-        }
+        check(&follower);
         // Released files are used again, and go on being right.
         for segment in &segments[..3] {
             follower.release(segment.name).unwrap();
         }
         runtime().block_on(async {
             let feeder = journal.feeder();
-            let mut at = Lsn(START.0 + 2 * SIZE + 6000);
-            while at.0 < START.0 + 6 * SIZE {
-                feed(&feeder, second, at, 2000).await;
-                at.0 += 2000;
-            }
-            durable(
-                &journal,
-                Position {
-                    timeline: second,
-                    lsn: at,
-                },
-            )
-            .await;
+            let from = Lsn(START.0 + 2 * SIZE + 6000);
+            feed_to(&feeder, second, from, START.0 + 6 * SIZE, 2000).await;
+            durable(&journal, second, START.0 + 6 * SIZE).await;
         });
-        for segment in follower.segments() {
-            let length = usize::try_from(segment.to.0 - segment.from.0).unwrap();
-            assert!(
-                read(&follower, &segment) == wal(segment.from, length),
-                "{}",
-                segment.name
-            );
-        }
+        check(&follower);
     }
 
     #[test]
@@ -826,12 +809,8 @@ mod tests {
         let offer = |number, lsn, length: usize| {
             runtime().block_on(async {
                 let room = feeder.room(length).await.unwrap();
-                feeder.feed(
-                    room,
-                    timeline(number),
-                    Lsn(lsn),
-                    Bytes::from(vec![1; length]),
-                )
+                let wal = Bytes::from(vec![1; length]);
+                feeder.feed(room, timeline(number), Lsn(lsn), wal)
             })
         };
         let refused = |number, lsn| offer(number, lsn, 10).unwrap_err().code();
@@ -900,15 +879,7 @@ mod tests {
             assert_eq!(position.lsn, Lsn(START.0 + 3 * SIZE));
             assert!(journal.bytes() <= options.limit_bytes.unwrap());
             follower.release(follower.segments()[0].name).unwrap();
-            let lsn = Lsn(START.0 + 4 * SIZE);
-            durable(
-                &journal,
-                Position {
-                    timeline: timeline(1),
-                    lsn,
-                },
-            )
-            .await;
+            durable(&journal, timeline(1), START.0 + 4 * SIZE).await;
         });
         let lines = said.lines().join("\n");
         assert!(lines.contains("no WAL is acknowledged"), "{lines}");
@@ -937,9 +908,7 @@ mod tests {
                     drop(full.unwrap());
                     follower.release(follower.segments()[0].name).unwrap();
                 }
-                let lsn = Lsn(start + SIZE);
-                let timeline = timeline(1);
-                durable(&journal, Position { timeline, lsn }).await;
+                durable(&journal, timeline(1), start + SIZE).await;
             }
         });
         let lines = said.lines();
@@ -984,19 +953,11 @@ mod tests {
         let end = Lsn(START.0 + 3 * SIZE + 5000);
         runtime().block_on(async {
             let feeder = journal.feeder();
-            let mut at = START;
-            while at < end {
-                let n = usize::try_from((end.0 - at.0).min(100_000)).unwrap();
-                feed(&feeder, timeline(1), at, n).await;
-                at.0 += n as u64;
-            }
+            feed_to(&feeder, timeline(1), START, end.0, 100_000).await;
         });
-        let names: Vec<_> = (0..4)
-            .map(|n| {
-                let start = Lsn(START.0 + n * SIZE);
-                SegmentName::of(timeline(1), start, SegmentSize::new(SIZE).unwrap())
-            })
-            .collect();
+        let size = SegmentSize::new(SIZE).unwrap();
+        let name = |n| SegmentName::of(timeline(1), Lsn(START.0 + n * SIZE), size);
+        let names = [0, 1, 2, 3].map(name);
         journal.close().unwrap();
         let spoil = |name: SegmentName, offset| {
             let path = directory.path().join(format!("7/{name}.wal"));
@@ -1013,24 +974,19 @@ mod tests {
             for _ in 0..2 {
                 let journal = open(directory.path());
                 assert_eq!(damaged(&journal), [name]);
-                assert!(
-                    journal
-                        .follower()
-                        .is_witness(name.next(SegmentSize::new(SIZE).unwrap()).unwrap())
-                );
+                assert!(journal.follower().is_witness(name.next(size).unwrap()));
                 journal.close().unwrap();
             }
             let journal = open(directory.path());
-            let start = name.start_lsn(SegmentSize::new(SIZE).unwrap()).unwrap();
+            let start = name.start_lsn(size).unwrap();
             // One that does not come to its end changes nothing.
-            journal
-                .mend(name)
-                .unwrap()
-                .write(&wal(start, 700_000))
-                .unwrap();
-            assert_eq!(damaged(&journal), [name]);
             let mut mending = journal.mend(name).unwrap();
-            for piece in wal(start, usize::try_from(SIZE).unwrap()).chunks(9999) {
+            mending.write(&wal(start, 700_000)).unwrap();
+            drop(mending);
+            assert_eq!(damaged(&journal), [name]);
+            let whole = wal(start, usize::try_from(SIZE).unwrap());
+            let mut mending = journal.mend(name).unwrap();
+            for piece in whole.chunks(9999) {
                 mending.write(piece).unwrap();
             }
             mending.finish().unwrap();
@@ -1040,9 +996,7 @@ mod tests {
             assert_eq!(journal.held(), [held(timeline(1), START.0, end.0)]);
             let follower = journal.follower();
             let segment = follower.segments().into_iter().find(|s| s.name == name);
-            assert!(
-                read(&follower, &segment.unwrap()) == wal(start, usize::try_from(SIZE).unwrap())
-            );
+            assert!(read(&follower, &segment.unwrap()) == whole);
             journal.close().unwrap();
         }
         // Nobody needs it any more once the one behind it is gone.
@@ -1077,7 +1031,7 @@ mod tests {
             for length in &rounds {
                 runtime.block_on(feed(&feeder, one, end, *length));
                 end.0 += *length as u64;
-                runtime.block_on(durable(&journal, Position { timeline: one, lsn: end }));
+                runtime.block_on(durable(&journal, one, end.0));
             }
             drop(feeder);
             journal.close().unwrap();
@@ -1091,20 +1045,13 @@ mod tests {
             prop_assert!(runs.len() <= 1);
             prop_assert!(to >= safe && to <= end.0, "{safe} {to} {}", end.0);
             let feeder = journal.feeder();
-            let (mut next, last) = (Lsn(to), to + 3 * 50_000);
-            while next.0 < last {
-                runtime.block_on(feed(&feeder, one, next, 50_000));
-                next.0 += 50_000;
-            }
+            let last = to + 3 * 50_000;
+            runtime.block_on(feed_to(&feeder, one, Lsn(to), last, 50_000));
             drop(feeder);
             journal.close().unwrap();
             let journal = open(directory.path());
             prop_assert_eq!(journal.held(), [held(one, START.0, last)]);
-            let follower = journal.follower();
-            for segment in follower.segments() {
-                let length = usize::try_from(segment.to.0 - segment.from.0).unwrap();
-                prop_assert!(read(&follower, &segment) == wal(segment.from, length));
-            }
+            check(&journal.follower());
         }
     }
 

@@ -480,71 +480,24 @@ mod tests {
             main[at] = value;
             main
         };
-        let cases = [
-            (
-                rmgr::HEAP,
-                0x00,
-                with(&one, &flags(2, 1, 3)),
-                vec!["block 0 40000", "block 2 1"],
-            ),
-            (
-                rmgr::HEAP,
-                0x80,
-                with(&one, &flags(2, 0, 3)),
-                vec!["block 0 40000"],
-            ),
-            (
-                rmgr::HEAP,
-                0x10,
-                with(&one, &flags(7, 1, 8)),
-                vec!["block 0 40000", "block 2 1"],
-            ),
-            (
-                rmgr::HEAP,
-                0x60,
-                with(&one, &flags(7, 1, 8)),
-                vec!["block 0 40000", "block 2 1"],
-            ),
-            (
-                rmgr::HEAP,
-                0x20,
-                with(&two, &flags(7, 3, 14)),
-                vec!["block 0 40000", "block 0 100000", "block 2 1", "block 2 3"],
-            ),
-            (
-                rmgr::HEAP,
-                0x20,
-                with(&two, &flags(7, 1, 14)),
-                vec!["block 0 40000", "block 0 100000", "block 2 3"],
-            ),
-            (
-                rmgr::HEAP,
-                0x40,
-                with(&one, &flags(7, 1, 14)),
-                vec!["block 0 40000", "block 2 1"],
-            ),
-            (
-                rmgr::HEAP2,
-                0xD0,
-                with(&one, &flags(0, 1, 4)),
-                vec!["block 0 40000", "block 2 1"],
-            ),
-            (
-                rmgr::HEAP2,
-                0x60,
-                with(&one, &flags(7, 1, 8)),
-                vec!["block 0 40000", "block 2 1"],
-            ),
-            (
-                rmgr::HEAP2,
-                0x40,
-                with(&one, &flags(0, 1, 8)),
-                vec!["block 0 40000"],
-            ),
-        ];
-        for (rmid, info, payload, text) in cases {
+        let plain = &["block 0 40000"][..];
+        let cleared = &["block 0 40000", "block 2 1"][..];
+        let both = &["block 0 40000", "block 0 100000", "block 2 1", "block 2 3"][..];
+        let other = &["block 0 40000", "block 0 100000", "block 2 3"][..];
+        for (rmid, info, blocks, main, text) in [
+            (rmgr::HEAP, 0x00, &one, flags(2, 1, 3), cleared),
+            (rmgr::HEAP, 0x80, &one, flags(2, 0, 3), plain),
+            (rmgr::HEAP, 0x10, &one, flags(7, 1, 8), cleared),
+            (rmgr::HEAP, 0x60, &one, flags(7, 1, 8), cleared),
+            (rmgr::HEAP, 0x20, &two, flags(7, 3, 14), both),
+            (rmgr::HEAP, 0x20, &two, flags(7, 1, 14), other),
+            (rmgr::HEAP, 0x40, &one, flags(7, 1, 14), cleared),
+            (rmgr::HEAP2, 0xD0, &one, flags(0, 1, 4), cleared),
+            (rmgr::HEAP2, 0x60, &one, flags(7, 1, 8), cleared),
+            (rmgr::HEAP2, 0x40, &one, flags(0, 1, 8), plain),
+        ] {
             assert_eq!(
-                told(Major::V16, rmid, info, &payload).unwrap(),
+                told(Major::V16, rmid, info, &with(blocks, &main)).unwrap(),
                 text,
                 "{rmid} {info:02X}"
             );

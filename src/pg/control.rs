@@ -9,6 +9,7 @@
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::pg::cursor::{i32_at, i64_at, u32_at, u64_at};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::TimelineId;
@@ -112,16 +113,16 @@ pub enum ClusterState {
 
 impl ClusterState {
     fn from_number(number: u32) -> Option<Self> {
-        Some(match number {
-            0 => ClusterState::Startup,
-            1 => ClusterState::ShutDown,
-            2 => ClusterState::ShutDownInRecovery,
-            3 => ClusterState::ShuttingDown,
-            4 => ClusterState::InCrashRecovery,
-            5 => ClusterState::InArchiveRecovery,
-            6 => ClusterState::InProduction,
-            _ => return None,
-        })
+        let all = [
+            ClusterState::Startup,
+            ClusterState::ShutDown,
+            ClusterState::ShutDownInRecovery,
+            ClusterState::ShuttingDown,
+            ClusterState::InCrashRecovery,
+            ClusterState::InArchiveRecovery,
+            ClusterState::InProduction,
+        ];
+        all.into_iter().find(|state| *state as u32 == number)
     }
 
     /// The words of pg_controldata.
@@ -306,38 +307,6 @@ impl Checkpoint {
             time: i64_at(bytes, layout.time)?,
         })
     }
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
-    bytes
-        .get(offset..)?
-        .first_chunk()
-        .copied()
-        .map(u64::from_le_bytes)
-}
-
-fn i64_at(bytes: &[u8], offset: usize) -> Option<i64> {
-    bytes
-        .get(offset..)?
-        .first_chunk()
-        .copied()
-        .map(i64::from_le_bytes)
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes
-        .get(offset..)?
-        .first_chunk()
-        .copied()
-        .map(u32::from_le_bytes)
-}
-
-fn i32_at(bytes: &[u8], offset: usize) -> Option<i32> {
-    bytes
-        .get(offset..)?
-        .first_chunk()
-        .copied()
-        .map(i32::from_le_bytes)
 }
 
 fn lsn_at(bytes: &[u8], offset: usize) -> Option<Lsn> {

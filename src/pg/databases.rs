@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use super::cursor;
 use super::datapage::{self, DEFAULT_PAGE_SIZE};
 
 /// The oid of pg_database.
@@ -80,7 +81,7 @@ pub fn file_of_catalog(map: &[u8]) -> Option<u32> {
 
 /// Returns the file number of a shared catalog, likewise.
 pub(super) fn file_of(map: &[u8], catalog: u32) -> Option<u32> {
-    let words = |at: usize| Some(u32::from_le_bytes(*map.get(at..)?.first_chunk::<4>()?));
+    let words = |at: usize| cursor::u32_at(map, at);
     let count = usize::try_from(words(4)?).ok()?;
     let checks_out = |most: usize| {
         let end = MAPPINGS + most * 8;
@@ -133,9 +134,8 @@ fn rows(page: &[u8], major: u32) -> Vec<Row> {
 
 /// Reads a tuple; `None` when it was never visible, or is none.
 fn row(tuple: &[u8], major: u32) -> Option<Row> {
-    let half = |at: usize| Some(u16::from_le_bytes(*tuple.get(at..)?.first_chunk::<2>()?));
-    let xmax = u32::from_le_bytes(*tuple.get(4..)?.first_chunk::<4>()?);
-    let mask = half(20)?;
+    let xmax = cursor::u32_at(tuple, 4)?;
+    let mask = cursor::u16_at(tuple, 20)?;
     let has = |bit: u16| mask & bit != 0;
     if has(XMIN_INVALID) && !has(XMIN_COMMITTED) {
         return None;
@@ -146,7 +146,7 @@ fn row(tuple: &[u8], major: u32) -> Option<Row> {
         false => Standing::Doubtful,
     };
     let data = tuple.get(usize::from(*tuple.get(22)?)..)?;
-    let oid = u32::from_le_bytes(*data.first_chunk::<4>()?);
+    let oid = cursor::u32_at(data, 0)?;
     let name = data.get(4..4 + NAME_BYTES)?;
     let name = name.split(|&byte| byte == 0).next()?;
     // Behind oid, name, owner and encoding: up to 14 two names of locales, from 15 on the provider.

@@ -2,6 +2,7 @@
 //!
 //! PostgreSQL: src/include/storage/bufpage.h, checksum_impl.h; src/backend/backup/basebackup.c (verify_page_checksum).
 
+use crate::pg::cursor;
 use crate::pg::lsn::Lsn;
 use crate::pg::zeros::is_zero;
 
@@ -31,10 +32,7 @@ impl PageHeader {
     /// Reads the header; `None` if there are fewer than 24 bytes.
     pub fn parse(page: &[u8]) -> Option<Self> {
         let header: &[u8; PAGE_HEADER_SIZE] = page.first_chunk()?;
-        let half = |offset: usize| {
-            let word = header.get(offset..)?.first_chunk::<2>()?;
-            Some(u16::from_le_bytes(*word))
-        };
+        let half = |offset: usize| cursor::u16_at(header, offset);
         Some(PageHeader {
             lsn: lsn(page)?,
             checksum: half(8)?,
@@ -53,11 +51,8 @@ impl PageHeader {
 
 /// The position of the page's last change; stored as two words, the upper one first.
 fn lsn(page: &[u8]) -> Option<Lsn> {
-    let (high, rest) = page.split_first_chunk::<4>()?;
-    let low = rest.first_chunk::<4>()?;
-    Some(Lsn(
-        u64::from(u32::from_le_bytes(*high)) << 32 | u64::from(u32::from_le_bytes(*low))
-    ))
+    let (high, low) = (cursor::u32_at(page, 0)?, cursor::u32_at(page, 4)?);
+    Some(Lsn(u64::from(high) << 32 | u64::from(low)))
 }
 
 /// The items of a page with their numbers, from 1. Those of line pointers that lead nowhere, or have no storage, are left out.

@@ -43,6 +43,14 @@ pub enum FindingKind {
     AfterSwitch,
 }
 
+impl FindingKind {
+    /// A fault of this kind at a position.
+    #[inline]
+    pub fn at(self, lsn: Lsn) -> Finding {
+        Finding { lsn, kind: self }
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lsn = self.lsn;

@@ -54,15 +54,30 @@ impl BackupLabel {
         let mut lines = Lines::new("backup_label", bytes)?;
         let start = lines.location("START WAL LOCATION: ")?;
         let checkpoint = lines.lsn("CHECKPOINT LOCATION: ")?;
-        let tail = Tail::parse(&mut lines)?;
-        let incremental_from = lines.incremental_from()?;
+        let mut label = lines.middle(start, checkpoint)?;
+        label.incremental_from = lines.incremental_from()?;
         lines.finish()?;
-        tail.into_label(start, checkpoint, incremental_from)
+        label.checked()
     }
 
     /// Whether the backup was taken from a standby.
     pub fn from_standby(&self) -> bool {
         self.from.as_deref() == Some(b"standby")
+    }
+
+    /// Refuses the label of a file on another timeline than the one it names.
+    fn checked(self) -> Result<BackupLabel> {
+        if let Some(timeline) = self.start_timeline
+            && timeline != self.start.file.timeline
+        {
+            return Err(err!(
+                Damaged,
+                "backup label names timeline {}, but file \"{}\"",
+                timeline.get(),
+                self.start.file
+            ));
+        }
+        Ok(self)
     }
 }
 
@@ -88,13 +103,13 @@ impl BackupHistory {
         let start = lines.location("START WAL LOCATION: ")?;
         let stop = lines.location("STOP WAL LOCATION: ")?;
         let checkpoint = lines.lsn("CHECKPOINT LOCATION: ")?;
-        let tail = Tail::parse(&mut lines)?;
+        let mut label = lines.middle(start, checkpoint)?;
         let stop_time = lines.value("STOP TIME: ")?.to_vec();
         let stop_timeline = lines.timeline("STOP TIMELINE: ")?;
-        let incremental_from = lines.incremental_from()?;
+        label.incremental_from = lines.incremental_from()?;
         lines.finish()?;
         Ok(BackupHistory {
-            label: tail.into_label(start, checkpoint, incremental_from)?,
+            label: label.checked()?,
             stop,
             stop_time,
             stop_timeline,
@@ -162,63 +177,6 @@ fn link(line: &[u8]) -> Option<TablespaceLink> {
     })
 }
 
-/// The optional lines in the middle, which both files share.
-struct Tail {
-    method: Option<Vec<u8>>,
-    from: Option<Vec<u8>>,
-    start_time: Option<Vec<u8>>,
-    label: Option<Vec<u8>>,
-    start_timeline: Option<TimelineId>,
-}
-
-impl Tail {
-    fn parse(lines: &mut Lines) -> Result<Tail> {
-        let method = lines.optional("BACKUP METHOD: ");
-        let from = lines.optional("BACKUP FROM: ");
-        let start_time = lines.optional("START TIME: ");
-        let label = lines.label();
-        let start_timeline = match lines.peek("START TIMELINE: ") {
-            true => Some(lines.timeline("START TIMELINE: ")?),
-            false => None,
-        };
-        Ok(Tail {
-            method,
-            from,
-            start_time,
-            label,
-            start_timeline,
-        })
-    }
-
-    fn into_label(
-        self,
-        start: WalLocation,
-        checkpoint: Lsn,
-        incremental_from: Option<(Lsn, TimelineId)>,
-    ) -> Result<BackupLabel> {
-        if let Some(timeline) = self.start_timeline
-            && timeline != start.file.timeline
-        {
-            return Err(err!(
-                Damaged,
-                "backup label names timeline {}, but file \"{}\"",
-                timeline.get(),
-                start.file
-            ));
-        }
-        Ok(BackupLabel {
-            start,
-            checkpoint,
-            method: self.method,
-            from: self.from,
-            start_time: self.start_time,
-            label: self.label,
-            start_timeline: self.start_timeline,
-            incremental_from,
-        })
-    }
-}
-
 /// A cursor over lines that each must end with `\n`.
 struct Lines<'a> {
     file: &'static str,
@@ -273,6 +231,23 @@ impl<'a> Lines<'a> {
         };
         self.rest = after.get(end + 1..)?;
         after.get(..end).map(<[u8]>::to_vec)
+    }
+
+    /// The lines that stand in both files, the first two taken already.
+    fn middle(&mut self, start: WalLocation, checkpoint: Lsn) -> Result<BackupLabel> {
+        Ok(BackupLabel {
+            start,
+            checkpoint,
+            method: self.optional("BACKUP METHOD: "),
+            from: self.optional("BACKUP FROM: "),
+            start_time: self.optional("START TIME: "),
+            label: self.label(),
+            start_timeline: match self.peek("START TIMELINE: ") {
+                true => Some(self.timeline("START TIMELINE: ")?),
+                false => None,
+            },
+            incremental_from: None,
+        })
     }
 
     fn lsn(&mut self, prefix: &str) -> Result<Lsn> {

@@ -27,6 +27,13 @@ use crate::text::{hex, unhex};
 const STRING_SIZE_MAX: usize = 64 << 10;
 const BUFFER_SIZE: usize = 2 * STRING_SIZE_MAX;
 const WAL_RANGE_COUNT_MAX: usize = 65_536;
+/// Name and bytes of each.
+const SHA: [(&str, usize); 4] = [
+    ("SHA224", 28),
+    ("SHA256", 32),
+    ("SHA384", 48),
+    ("SHA512", 64),
+];
 
 /// One file of the backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,48 +51,32 @@ pub struct ManifestFile {
 /// A checksum of a file's content.
 #[derive(Clone, PartialEq, Eq)]
 pub enum FileChecksum {
-    /// CRC-32C as a number. The text holds its four bytes in memory order: little-endian on the machines we read.
+    /// CRC-32C, PostgreSQL's default.
     Crc32c(u32),
-    /// SHA-224, 28 bytes.
-    Sha224(Vec<u8>),
-    /// SHA-256, 32 bytes.
-    Sha256(Vec<u8>),
-    /// SHA-384, 48 bytes.
-    Sha384(Vec<u8>),
-    /// SHA-512, 64 bytes.
-    Sha512(Vec<u8>),
+    /// One of the SHA-2 family, with its name.
+    Sha(&'static str, Vec<u8>),
 }
 
 impl fmt::Debug for FileChecksum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, bytes) = match self {
-            FileChecksum::Crc32c(crc) => return write!(f, "CRC32C {crc:08x}"),
-            FileChecksum::Sha224(bytes) => ("SHA224", bytes),
-            FileChecksum::Sha256(bytes) => ("SHA256", bytes),
-            FileChecksum::Sha384(bytes) => ("SHA384", bytes),
-            FileChecksum::Sha512(bytes) => ("SHA512", bytes),
-        };
-        write!(f, "{name} ")?;
-        bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        match self {
+            FileChecksum::Crc32c(crc) => write!(f, "CRC32C {crc:08x}"),
+            FileChecksum::Sha(name, bytes) => write!(f, "{name} {}", hex(bytes)),
+        }
     }
 }
 
 impl FileChecksum {
-    fn parse(algorithm: &str, hex: &str) -> Option<Self> {
-        let bytes = unhex(hex)?;
-        let sha = |size: usize, make: fn(Vec<u8>) -> Self, bytes: Vec<u8>| {
-            (bytes.len() == size).then(|| make(bytes))
-        };
-        match algorithm {
-            "CRC32C" => Some(FileChecksum::Crc32c(u32::from_le_bytes(
-                bytes.try_into().ok()?,
-            ))),
-            "SHA224" => sha(28, FileChecksum::Sha224, bytes),
-            "SHA256" => sha(32, FileChecksum::Sha256, bytes),
-            "SHA384" => sha(48, FileChecksum::Sha384, bytes),
-            "SHA512" => sha(64, FileChecksum::Sha512, bytes),
-            _ => None,
+    fn parse(algorithm: &str, digits: &str) -> Option<Self> {
+        let bytes = unhex(digits)?;
+        if algorithm == "CRC32C" {
+            let crc = bytes.try_into().ok()?;
+            return Some(FileChecksum::Crc32c(u32::from_le_bytes(crc)));
         }
+        let (name, _) = SHA
+            .into_iter()
+            .find(|(name, size)| *name == algorithm && *size == bytes.len())?;
+        Some(FileChecksum::Sha(name, bytes))
     }
 }
 
@@ -180,16 +171,16 @@ impl<R: Read> ManifestReader<R> {
         loop {
             match self.place {
                 Place::Start => {
-                    self.input.expect(&Token::BeginObject)?;
+                    self.input.expect(b'{')?;
                     let key = self.input.top_level_key()?;
                     self.top_level(&key)?;
                 }
                 Place::BetweenKeys => match self.input.next()? {
-                    Token::Comma => {
+                    Token::Mark(b',') => {
                         let key = self.input.top_level_key()?;
                         self.top_level(&key)?;
                     }
-                    Token::EndObject => self.place = Place::End,
+                    Token::Mark(b'}') => self.place = Place::End,
                     other => return Err(unexpected(&other)),
                 },
                 Place::InFiles { first } => {
@@ -251,7 +242,7 @@ impl<R: Read> ManifestReader<R> {
                 self.system_identifier = Some(self.input.number()?);
             }
             "Files" if !self.files_seen => {
-                self.input.expect(&Token::BeginArray)?;
+                self.input.expect(b'[')?;
                 self.files_seen = true;
                 self.place = Place::InFiles { first: true };
             }
@@ -281,29 +272,24 @@ impl<R: Read> ManifestReader<R> {
         }
         self.place = Place::InFiles { first: false };
         let mut fields = FileFields::default();
-        let mut first = true;
-        while let Some(key) = self.input.member(first)? {
-            first = false;
-            fields.read(&key, &mut self.input)?;
-        }
+        self.input.members(|key, input| fields.read(key, input))?;
         self.file_count += 1;
         fields.into_file().map(Some)
     }
 
     fn wal_ranges(&mut self) -> Result<()> {
-        self.input.expect(&Token::BeginArray)?;
+        self.input.expect(b'[')?;
         while self.input.element(self.wal_ranges.is_empty())? {
             let (mut timeline, mut start, mut end) = (None, None, None);
-            let mut first = true;
-            while let Some(key) = self.input.member(first)? {
-                first = false;
-                match key.as_str() {
-                    "Timeline" => timeline = timeline_id(self.input.number()?),
-                    "Start-LSN" => start = self.input.string()?.parse::<Lsn>().ok(),
-                    "End-LSN" => end = self.input.string()?.parse::<Lsn>().ok(),
+            self.input.members(|key, input| {
+                match key {
+                    "Timeline" => timeline = timeline_id(input.number()?),
+                    "Start-LSN" => start = input.string()?.parse::<Lsn>().ok(),
+                    "End-LSN" => end = input.string()?.parse::<Lsn>().ok(),
                     _ => return Err(damaged("a WAL range has a key that is not known")),
                 }
-            }
+                Ok(())
+            })?;
             let (Some(timeline), Some(start), Some(end)) = (timeline, start, end) else {
                 return Err(damaged("a WAL range is incomplete"));
             };
@@ -466,13 +452,8 @@ fn damaged(what: &str) -> Error {
 }
 
 fn unexpected(token: &Token) -> Error {
-    let what = match token {
-        Token::BeginObject => "\"{\"",
-        Token::EndObject => "\"}\"",
-        Token::BeginArray => "\"[\"",
-        Token::EndArray => "\"]\"",
-        Token::Colon => "\":\"",
-        Token::Comma => "\",\"",
+    let what: &str = match token {
+        Token::Mark(mark) => &format!("\"{}\"", char::from(*mark)),
         Token::Text(_) => "a string",
         Token::Number(_) => "a number",
     };
@@ -481,12 +462,8 @@ fn unexpected(token: &Token) -> Error {
 
 #[derive(PartialEq, Eq)]
 enum Token {
-    BeginObject,
-    EndObject,
-    BeginArray,
-    EndArray,
-    Colon,
-    Comma,
+    /// One of `{}[]:,`.
+    Mark(u8),
     Text(String),
     Number(u64),
 }
@@ -577,19 +554,14 @@ impl<R: Read> Tokens<R> {
 
     fn next(&mut self) -> Result<Token> {
         let byte = self.peek()?.ok_or_else(|| damaged("it ends too early"))?;
-        let token = match byte {
-            b'{' => Token::BeginObject,
-            b'}' => Token::EndObject,
-            b'[' => Token::BeginArray,
-            b']' => Token::EndArray,
-            b':' => Token::Colon,
-            b',' => Token::Comma,
+        match byte {
             b'"' => return self.read_string().map(Token::Text),
             b'0'..=b'9' => return self.read_number().map(Token::Number),
+            b'{' | b'}' | b'[' | b']' | b':' | b',' => {}
             _ => return Err(damaged("it is not JSON")),
-        };
+        }
         self.at += 1;
-        Ok(token)
+        Ok(Token::Mark(byte))
     }
 
     /// The next `count` bytes that satisfy `end` being found: returns the length up to and including the end.
@@ -646,9 +618,9 @@ impl<R: Read> Tokens<R> {
         number.ok_or_else(|| damaged("a number is too large"))
     }
 
-    fn expect(&mut self, wanted: &Token) -> Result<()> {
+    fn expect(&mut self, mark: u8) -> Result<()> {
         match self.next()? {
-            token if token == *wanted => Ok(()),
+            Token::Mark(found) if found == mark => Ok(()),
             token => Err(unexpected(&token)),
         }
     }
@@ -675,38 +647,42 @@ impl<R: Read> Tokens<R> {
         if key == "Manifest-Checksum" {
             self.sealed = true;
         }
-        self.expect(&Token::Colon)?;
+        self.expect(b':')?;
         Ok(key)
     }
 
     /// Whether the array has one more element, of which the opening brace is read.
     fn element(&mut self, first: bool) -> Result<bool> {
         let mut token = self.next()?;
-        if !first && token == Token::Comma {
+        if !first && token == Token::Mark(b',') {
             token = self.next()?;
-            if token == Token::EndArray {
+            if token == Token::Mark(b']') {
                 return Err(unexpected(&token));
             }
-        } else if !first && token != Token::EndArray {
+        } else if !first && token != Token::Mark(b']') {
             return Err(unexpected(&token));
         }
         match token {
-            Token::BeginObject => Ok(true),
-            Token::EndArray => Ok(false),
+            Token::Mark(b'{') => Ok(true),
+            Token::Mark(b']') => Ok(false),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// The next key of an inner object with its colon, or `None` at the object's end.
-    fn member(&mut self, first: bool) -> Result<Option<String>> {
-        let key = match (self.next()?, first) {
-            (Token::EndObject, _) => return Ok(None),
-            (Token::Text(key), true) => key,
-            (Token::Comma, false) => self.string()?,
-            (other, _) => return Err(unexpected(&other)),
-        };
-        self.expect(&Token::Colon)?;
-        Ok(Some(key))
+    /// Reads the rest of an object; `read` takes the value of each key.
+    fn members(&mut self, mut read: impl FnMut(&str, &mut Self) -> Result<()>) -> Result<()> {
+        let mut first = true;
+        loop {
+            let key = match (self.next()?, first) {
+                (Token::Mark(b'}'), _) => return Ok(()),
+                (Token::Text(key), true) => key,
+                (Token::Mark(b','), false) => self.string()?,
+                (other, _) => return Err(unexpected(&other)),
+            };
+            self.expect(b':')?;
+            read(&key, self)?;
+            first = false;
+        }
     }
 
     fn end_of_input(&mut self) -> Result<()> {

@@ -440,16 +440,19 @@ mod tests {
             ..expected()
         };
         assert_eq!(inside.check(&short), Ok(()));
+        let with_magic = |magic| PageHeader { magic, ..good };
+        let with_long = |long| PageHeader {
+            long: Some(long),
+            ..good
+        };
+        let at = |address| PageHeader {
+            address: Lsn(address),
+            ..short
+        };
+        let (system_identifier, segment_size, page_size) = (1, 1, 1);
         let cases = [
-            (expected(), PageHeader { magic: 0, ..good }, PageFault::Zero),
-            (
-                expected(),
-                PageHeader {
-                    magic: 0xD118,
-                    ..good
-                },
-                PageFault::Magic(0xD118),
-            ),
+            (expected(), with_magic(0), PageFault::Zero),
+            (expected(), with_magic(0xD118), PageFault::Magic(0xD118)),
             (
                 expected(),
                 PageHeader { info: 0x10, ..good },
@@ -458,53 +461,27 @@ mod tests {
             (expected(), short, PageFault::NotLong),
             (
                 expected(),
-                PageHeader {
-                    long: Some(LongHeader {
-                        system_identifier: 1,
-                        ..long
-                    }),
-                    ..good
-                },
+                with_long(LongHeader {
+                    system_identifier,
+                    ..long
+                }),
                 PageFault::SystemIdentifier(1),
             ),
             (
                 expected(),
-                PageHeader {
-                    long: Some(LongHeader {
-                        segment_size: 1,
-                        ..long
-                    }),
-                    ..good
-                },
+                with_long(LongHeader {
+                    segment_size,
+                    ..long
+                }),
                 PageFault::SegmentSize(1),
             ),
             (
                 expected(),
-                PageHeader {
-                    long: Some(LongHeader {
-                        page_size: 1,
-                        ..long
-                    }),
-                    ..good
-                },
+                with_long(LongHeader { page_size, ..long }),
                 PageFault::PageSize(1),
             ),
-            (
-                inside,
-                PageHeader {
-                    address: Lsn(0x10_2000),
-                    ..short
-                },
-                PageFault::Stale(Lsn(0x10_2000)),
-            ),
-            (
-                inside,
-                PageHeader {
-                    address: Lsn(0x90_0000),
-                    ..short
-                },
-                PageFault::Address(Lsn(0x90_0000)),
-            ),
+            (inside, at(0x10_2000), PageFault::Stale(Lsn(0x10_2000))),
+            (inside, at(0x90_0000), PageFault::Address(Lsn(0x90_0000))),
             (
                 inside,
                 PageHeader {

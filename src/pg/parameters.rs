@@ -54,26 +54,20 @@ impl Parameters {
     }
 }
 
-impl From<&ParameterChange> for Parameters {
-    fn from(p: &ParameterChange) -> Parameters {
-        Parameters::new([
-            p.max_connections,
-            p.max_worker_processes,
-            p.max_wal_senders,
-            p.max_prepared_transactions,
-            p.max_locks_per_transaction,
-        ])
-    }
+/// Reads them from a struct that has them under their names.
+macro_rules! from_fields {
+    ($($type:ty),*) => {$(
+        impl From<&$type> for Parameters {
+            fn from(p: &$type) -> Parameters {
+                Parameters::new([
+                    p.max_connections,
+                    p.max_worker_processes,
+                    p.max_wal_senders,
+                    p.max_prepared_transactions,
+                    p.max_locks_per_transaction,
+                ])
+            }
+        }
+    )*};
 }
-
-impl From<&ControlSettings> for Parameters {
-    fn from(p: &ControlSettings) -> Parameters {
-        Parameters::new([
-            p.max_connections,
-            p.max_worker_processes,
-            p.max_wal_senders,
-            p.max_prepared_transactions,
-            p.max_locks_per_transaction,
-        ])
-    }
-}
+from_fields!(ParameterChange, ControlSettings);

@@ -143,10 +143,7 @@ impl Reader {
             overwritten: None,
             in_head: false,
             head: Vec::new(),
-            hole: Finding {
-                lsn: Lsn::INVALID,
-                kind: FindingKind::Header,
-            },
+            hole: FindingKind::Header.at(Lsn::INVALID),
             summary: SegmentSummary::of(Lsn::INVALID),
         })
     }
@@ -217,7 +214,7 @@ impl Reader {
     pub fn finish_segment(&mut self) -> SegmentSummary {
         let start = self.summary.start_lsn;
         let within = self.state == State::Within;
-        if within && self.in_head {
+        if within {
             self.close_head(None);
         }
         if within && self.pending.start_lsn >= start && !self.pending.is_orphan() {
@@ -297,9 +294,7 @@ impl Reader {
         if header.overwrites(self.expected.version) {
             self.summary.overwritten = true;
             if self.state == State::Within {
-                if self.in_head {
-                    self.close_head(None);
-                }
+                self.close_head(None);
                 if !self.pending.is_orphan() {
                     self.overwritten = Some(self.pending.start_lsn);
                     if self.pending.start_lsn >= self.summary.start_lsn {
@@ -318,19 +313,11 @@ impl Reader {
             || (header.has(FIRST_IS_CONTRECORD) && announced == 0)
             || announced > record::MAX_LENGTH
         {
-            let finding = Finding {
-                lsn,
-                kind: FindingKind::Continuation {
-                    expected: missing,
-                    found: announced,
-                },
+            let kind = FindingKind::Continuation {
+                expected: missing,
+                found: announced,
             };
-            let stop = if self.state == State::Within && !self.pending.is_orphan() {
-                self.pending.start_lsn
-            } else {
-                lsn
-            };
-            self.find(stop, finding, sink);
+            self.find(self.stop(lsn), kind.at(lsn), sink);
             self.drop_pending();
         }
         if self.state == State::Seek {
@@ -391,25 +378,8 @@ impl Reader {
             };
             let next = align8(at + bytes.len());
             if record::crc_matches(&header, bytes) {
-                self.overwrite_check(lsn, &header, bytes, sink);
-                let is_switch = xlog::is_switch(header.rmid, header.info);
-                let mut end = Lsn(page_lsn + next as u64);
-                if is_switch {
-                    self.switch_at(lsn, end);
-                    end = end.align_up(self.expected.segment_size.bytes());
-                }
-                self.summary.records += 1;
-                self.summary.last_begun = Some(lsn);
-                self.summary.last_complete = Some((lsn, end));
-                self.prev = Some(lsn);
-                sink.record(&Record::checked(
-                    &header,
-                    bytes,
-                    (lsn, end),
-                    self.version,
-                    record::DEFAULT_BLOCK_SIZE,
-                ));
-                if is_switch && self.switched(page, next, sink) {
+                self.accept(lsn, Lsn(page_lsn + next as u64), &header, bytes, sink);
+                if self.switched(page, next, sink) {
                     return;
                 }
             } else {
@@ -424,13 +394,6 @@ impl Reader {
             at = next;
         }
         self.state = State::Next;
-    }
-
-    /// Notes a switch record, and that the rest of its segment must be zero.
-    fn switch_at(&mut self, lsn: Lsn, end: Lsn) {
-        self.summary.end = SegmentEnd::Switch(lsn);
-        self.summary.valid_end = end;
-        self.state = State::Switched;
     }
 
     /// Whether a switch record has just been read; checks the rest of its page.
@@ -506,14 +469,7 @@ impl Reader {
             *prev = header.prev;
         }
         if !header.is_possible(self.version) {
-            self.find(
-                lsn,
-                Finding {
-                    lsn,
-                    kind: FindingKind::Header,
-                },
-                sink,
-            );
+            self.find(lsn, FindingKind::Header.at(lsn), sink);
             return false;
         }
         self.check_prev(lsn, &header, sink);
@@ -523,9 +479,7 @@ impl Reader {
     /// All bytes of the pending record are there; it ends at `end`.
     fn complete<S: Sink>(&mut self, end: Lsn, sink: &mut S) {
         let pending = self.pending;
-        if self.in_head {
-            self.close_head(Some(end));
-        }
+        self.close_head(Some(end));
         if pending.is_orphan() {
             // Its beginning was not seen, so the next record cannot be checked against it.
             self.prev = None;
@@ -543,10 +497,25 @@ impl Reader {
             return;
         }
         let kept = std::mem::take(&mut self.kept);
-        self.overwrite_check(lsn, &header, &kept, sink);
-        let mut end = end;
+        self.accept(lsn, end, &header, &kept, sink);
+        self.kept = kept;
+    }
+
+    /// Hands out a record whose checksum is right; one that began in an earlier segment is not counted for this one.
+    #[inline]
+    fn accept<S: Sink>(
+        &mut self,
+        lsn: Lsn,
+        mut end: Lsn,
+        header: &RecordHeader,
+        bytes: &[u8],
+        sink: &mut S,
+    ) {
+        self.overwrite_check(lsn, header, bytes, sink);
         if xlog::is_switch(header.rmid, header.info) {
-            self.switch_at(lsn, end);
+            self.summary.end = SegmentEnd::Switch(lsn);
+            self.summary.valid_end = end;
+            self.state = State::Switched;
             end = end.align_up(self.expected.segment_size.bytes());
         }
         if lsn >= self.summary.start_lsn {
@@ -555,14 +524,9 @@ impl Reader {
             self.summary.last_complete = Some((lsn, end));
         }
         self.prev = Some(lsn);
-        sink.record(&Record::checked(
-            &header,
-            &kept,
-            (lsn, end),
-            self.version,
-            record::DEFAULT_BLOCK_SIZE,
-        ));
-        self.kept = kept;
+        let block_size = record::DEFAULT_BLOCK_SIZE;
+        let record = Record::checked(header, bytes, (lsn, end), self.version, block_size);
+        sink.record(&record);
     }
 
     /// Checks the link to the record before; false if it is wrong.
@@ -578,7 +542,7 @@ impl Reader {
             expected,
             found: header.prev,
         };
-        self.find(lsn, Finding { lsn, kind }, sink);
+        self.find(lsn, kind.at(lsn), sink);
         false
     }
 
@@ -595,8 +559,7 @@ impl Reader {
             return;
         };
         if xlog::overwritten_lsn(header, bytes) != Some(expected) {
-            let kind = FindingKind::Overwrite;
-            self.find(lsn, Finding { lsn, kind }, sink);
+            self.find(lsn, FindingKind::Overwrite.at(lsn), sink);
         }
     }
 
@@ -609,11 +572,16 @@ impl Reader {
             return;
         }
         if !is_zero(bytes) {
-            self.hole = Finding {
-                lsn,
-                kind: FindingKind::AfterSwitch,
-            };
+            self.hole = FindingKind::AfterSwitch.at(lsn);
             self.find(lsn, self.hole, sink);
+        }
+    }
+
+    /// Where WAL ends that a fault at a position stops: the start of the record that continues there.
+    fn stop(&self, lsn: Lsn) -> Lsn {
+        match self.state == State::Within && !self.pending.is_orphan() {
+            true => self.pending.start_lsn,
+            false => lsn,
         }
     }
 
@@ -623,17 +591,12 @@ impl Reader {
             return;
         }
         let within = self.state == State::Within;
-        let stop = if within && !self.pending.is_orphan() {
-            self.pending.start_lsn
-        } else {
-            lsn
-        };
+        let stop = self.stop(lsn);
         let end = match fault {
             PageFault::Zero => SegmentEnd::ZeroPage,
             PageFault::Stale(_) => SegmentEnd::StalePage,
             _ => {
-                let kind = FindingKind::Page(fault);
-                self.find(stop, Finding { lsn, kind }, sink);
+                self.find(stop, FindingKind::Page(fault).at(lsn), sink);
                 self.drop_pending();
                 return;
             }
@@ -652,12 +615,12 @@ impl Reader {
         self.state = State::Ended;
         self.summary.end = end;
         self.summary.valid_end = valid_end;
-        self.hole = Finding { lsn, kind };
+        self.hole = kind.at(lsn);
     }
 
     /// A record is lost; the next page decides how to go on.
     fn lose<S: Sink>(&mut self, lsn: Lsn, kind: FindingKind, sink: &mut S) {
-        self.find(lsn, Finding { lsn, kind }, sink);
+        self.find(lsn, kind.at(lsn), sink);
         self.summary.undecoded += 1;
         self.seek();
     }
@@ -665,9 +628,7 @@ impl Reader {
     /// Gives a pending record up, after a finding; the next page decides how to go on.
     fn drop_pending(&mut self) {
         if self.state == State::Within {
-            if self.in_head {
-                self.close_head(None);
-            }
+            self.close_head(None);
             self.summary.undecoded += 1;
             self.kept.clear();
         }
@@ -681,8 +642,9 @@ impl Reader {
     }
 
     fn close_head(&mut self, end: Option<Lsn>) {
-        self.in_head = false;
-        if let Some(head) = &mut self.summary.head {
+        if std::mem::take(&mut self.in_head)
+            && let Some(head) = &mut self.summary.head
+        {
             head.end_lsn = end;
             head.bytes = std::mem::take(&mut self.head);
         }
@@ -1031,13 +993,7 @@ mod tests {
         wrong.prev = valid;
         let marker = wrong.overwrite_from(page, valid, Lsn(dead.0 + 8));
         let (seen, _) = read(&wrong, PAGE);
-        assert_eq!(
-            seen.findings,
-            [Finding {
-                lsn: marker.0,
-                kind: FindingKind::Overwrite
-            }]
-        );
+        assert_eq!(seen.findings, [FindingKind::Overwrite.at(marker.0)]);
     }
 
     #[test]
@@ -1083,13 +1039,7 @@ mod tests {
         let mut body = bytes.clone();
         body[at + 100] ^= 0x10;
         let (seen, summaries) = read_bytes(&craft, &body, PAGE);
-        assert_eq!(
-            seen.findings,
-            [Finding {
-                lsn: victim,
-                kind: FindingKind::Crc
-            }]
-        );
+        assert_eq!(seen.findings, [FindingKind::Crc.at(victim)]);
         assert_eq!(
             (
                 seen.records.len(),
@@ -1102,13 +1052,7 @@ mod tests {
         let mut length = bytes.clone();
         length[at + 3] = 0x7F;
         let (seen, summaries) = read_bytes(&craft, &length, PAGE);
-        assert_eq!(
-            seen.findings,
-            [Finding {
-                lsn: victim,
-                kind: FindingKind::Header
-            }]
-        );
+        assert_eq!(seen.findings, [FindingKind::Header.at(victim)]);
         assert_eq!(summaries[0].first_damage, Some(victim));
         assert_eq!(seen.spans().last(), spans.last());
         assert!(seen.records.len() > 350);

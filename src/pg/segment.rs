@@ -398,23 +398,17 @@ mod tests {
     #[test]
     fn the_next_name_carries_into_the_middle_part() {
         let s: SegmentName = "0000000100000000000000FF".parse().unwrap();
-        assert_eq!(
-            s.next(SegmentSize::DEFAULT).unwrap().to_string(),
-            "000000010000000100000000"
-        );
-        assert_eq!(
-            s.next(size(1 << 20)).unwrap().to_string(),
-            "000000010000000000000100"
-        );
+        let whole = SegmentSize::DEFAULT;
+        for (size, next) in [
+            (whole, "000000010000000100000000"),
+            (size(1 << 20), "000000010000000000000100"),
+        ] {
+            assert_eq!(s.next(size).unwrap().to_string(), next);
+        }
         let last: SegmentName = "00000001FFFFFFFF000000FF".parse().unwrap();
-        assert_eq!(last.next(SegmentSize::DEFAULT), None);
-        assert_eq!(
-            last.number(SegmentSize::DEFAULT)
-                .unwrap()
-                .next()
-                .name(tli(1), SegmentSize::DEFAULT),
-            None
-        );
+        assert_eq!(last.next(whole), None);
+        let behind = last.number(whole).unwrap().next();
+        assert_eq!(behind.name(tli(1), whole), None);
     }
 
     #[test]
@@ -478,14 +472,8 @@ mod tests {
             assert_eq!(error.code(), Code::WalName);
             assert!(error.to_string().contains(why), "{error}");
         }
-        assert!(
-            "x".repeat(5000)
-                .parse::<WalFileName>()
-                .unwrap_err()
-                .to_string()
-                .len()
-                < 200
-        );
+        let long = "x".repeat(5000).parse::<WalFileName>().unwrap_err();
+        assert!(long.to_string().len() < 200);
     }
 
     #[test]

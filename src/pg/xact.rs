@@ -381,6 +381,11 @@ mod tests {
         f(&record, body.main_data)
     }
 
+    fn crafted(info: u8, xid: u32, main: &[u8]) -> Vec<u8> {
+        let main = craft::main_data(main);
+        craft::header_and(rmgr::TRANSACTION, info, xid, Lsn(0), &main)
+    }
+
     fn bytes(hex: &str) -> Vec<u8> {
         crate::text::unhex(hex).unwrap()
     }
@@ -394,13 +399,7 @@ mod tests {
     );
 
     fn end_of(major: Major, info: u8, xid: u32, main: &[u8]) -> Result<EndParts> {
-        let record = craft::header_and(
-            rmgr::TRANSACTION,
-            info,
-            xid,
-            Lsn(0),
-            &craft::main_data(main),
-        );
+        let record = crafted(info, xid, main);
         with(major, &record, |r, main| match decode(r, main)? {
             Some(TransactionRecord::End(e)) => Ok((
                 e.xid,
@@ -466,16 +465,9 @@ mod tests {
                 DBINFO | SUBXACTS | RELATIONS | stats | INVALIDATIONS | TWOPHASE | GID | ORIGIN;
             let mut main = 1_000_000i64.to_le_bytes().to_vec();
             let mut put = |v: u32| main.extend_from_slice(&v.to_le_bytes());
-            put(xinfo);
-            put(5);
-            put(1663);
-            put(2);
-            put(101);
-            put(102);
-            put(1);
-            put(1663);
-            put(5);
-            put(16384);
+            for v in [xinfo, 5, 1663, 2, 101, 102, 1, 1663, 5, 16384] {
+                put(v);
+            }
             if item > 0 {
                 put(1);
             }
@@ -488,17 +480,9 @@ mod tests {
             main.extend_from_slice(&2_000_000i64.to_le_bytes());
             let got = end_of(major, HAS_INFO | 0x30, 0, &main).unwrap();
             let origin = Some((Lsn(0x1234), TimestampTz(2_000_000)));
-            assert_eq!(
-                got,
-                (
-                    Xid(4711),
-                    vec![101, 102],
-                    1,
-                    origin,
-                    Some(b"gid-1".to_vec())
-                ),
-                "{major}"
-            );
+            let gid = Some(b"gid-1".to_vec());
+            let expected = (Xid(4711), vec![101, 102], 1, origin, gid);
+            assert_eq!(got, expected, "{major}");
             // Every shorter record is refused, never misread.
             for len in 0..main.len() {
                 if len != 8 {
@@ -514,14 +498,10 @@ mod tests {
         let mut main = 5i64.to_le_bytes().to_vec();
         main.extend_from_slice(&(INVALIDATIONS | TWOPHASE).to_le_bytes());
         main.extend_from_slice(&9u32.to_le_bytes());
-        assert_eq!(
-            end_of(Major::V16, HAS_INFO | 0x40, 3, &main).unwrap().0,
-            Xid(9)
-        );
-        assert_eq!(
-            end_of(Major::V16, HAS_INFO | 0x20, 3, &main).unwrap().0,
-            Xid(3)
-        );
+        for (info, xid) in [(0x40, 9), (0x20, 3)] {
+            let end = end_of(Major::V16, HAS_INFO | info, 3, &main).unwrap();
+            assert_eq!(end.0, Xid(xid));
+        }
     }
 
     #[test]
@@ -539,13 +519,7 @@ mod tests {
             main.extend_from_slice(b"abc\0\0\0\0\0");
             main.extend_from_slice(&78u32.to_le_bytes());
             main.extend_from_slice(&79u32.to_le_bytes());
-            let record = craft::header_and(
-                rmgr::TRANSACTION,
-                0x10,
-                77,
-                Lsn(0),
-                &craft::main_data(&main),
-            );
+            let record = crafted(0x10, 77, &main);
             with(major, &record, |r, main| {
                 let Ok(Some(TransactionRecord::Prepare(p))) = decode(r, main) else {
                     panic!()
@@ -567,7 +541,7 @@ mod tests {
         #[test]
         fn any_main_data_is_read_or_refused(info: u8, main in proptest::collection::vec(any::<u8>(), 0..160), small: bool, major in 0usize..7) {
             let main: Vec<u8> = if small { main.iter().enumerate().map(|(i, b)| if i >= 12 && i % 4 != 0 { 0 } else { b % 8 }).collect() } else { main };
-            let record = craft::header_and(rmgr::TRANSACTION, info, 3, Lsn(0), &craft::main_data(&main));
+            let record = crafted(info, 3, &main);
             with(Major::ALL[major], &record, |r, main| {
                 if let Ok(Some(TransactionRecord::End(e))) = decode(r, main) {
                     assert_eq!(e.subxids.iter().count(), e.subxids.len());

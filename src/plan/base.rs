@@ -448,7 +448,7 @@ impl Planner<'_> {
         let Some(stop) = replay.stop.clone() else {
             if stretch.end == StretchEnd::EndOfWal && self.is_end_meant(chain, &stretch) {
                 let (_, last_end) = search.last_transactions()?;
-                if self.is_older_than(backup, last_end.is_some()) {
+                if self.is_older(backup, last_end.is_some()) {
                     return Ok(too_late(backup, stretch));
                 }
                 return self.evaluate_end(&search);
@@ -456,21 +456,28 @@ impl Planner<'_> {
             let (reason, detail) = unreachable::not_found(self, chain, &stretch);
             return Ok(refused(reason, detail, Some(stretch)));
         };
-        if !replay.consistent || self.is_older(backup, &replay) {
+        if !replay.consistent || self.is_older(backup, replay.last_end.is_some()) {
             return Ok(too_late(backup, stretch));
         }
+        let target = (self.target.target.clone(), self.target.inclusive);
+        self.reached(Outcome::StopsAtTarget, target, &search, &replay, stop)
+    }
+
+    fn reached(
+        &self,
+        outcome: Outcome,
+        (target, inclusive): (Target, Inclusive),
+        search: &Search<'_>,
+        replay: &Replay<'_>,
+        stop: Stop,
+    ) -> Result<Verdict> {
+        let parameters = search.parameters(stop.recovery_end_lsn)?;
         Ok(Verdict::Reached(Box::new(Reached {
-            outcome: Outcome::StopsAtTarget,
-            settings: account::settings(
-                self,
-                self.target.target.clone(),
-                self.target.inclusive,
-                chain,
-                search.parameters(stop.recovery_end_lsn)?,
-            ),
+            outcome,
+            settings: account::settings(self, target, inclusive, search.chain, parameters),
             stop,
-            replay: (&replay).into(),
-            stretch,
+            replay: replay.into(),
+            stretch: Rc::clone(&search.stretch),
         })))
     }
 
@@ -500,11 +507,7 @@ impl Planner<'_> {
     ///
     /// PostgreSQL would not notice where nothing happened while the backup ran. A transaction behind the backup's start whose time
     /// is not behind the target shows that the clock was set back instead: then the target is really behind the backup.
-    fn is_older(&self, backup: &Backup, replay: &Replay<'_>) -> bool {
-        self.is_older_than(backup, replay.last_end.is_some())
-    }
-
-    fn is_older_than(&self, backup: &Backup, replays_transactions: bool) -> bool {
+    fn is_older(&self, backup: &Backup, replays_transactions: bool) -> bool {
         !replays_transactions
             && matches!(self.target.target, Target::Time(at) if at < backup.start_time)
     }
@@ -529,19 +532,8 @@ impl Planner<'_> {
             )
             .hint("Run pitr verify."));
         };
-        Ok(Verdict::Reached(Box::new(Reached {
-            outcome: Outcome::EndOfWal,
-            settings: account::settings(
-                self,
-                Target::Lsn(last),
-                Inclusive::Yes,
-                search.chain,
-                search.parameters(stop.recovery_end_lsn)?,
-            ),
-            stop,
-            replay: (&replay).into(),
-            stretch: Rc::clone(stretch),
-        })))
+        let target = (Target::Lsn(last), Inclusive::Yes);
+        self.reached(Outcome::EndOfWal, target, search, &replay, stop)
     }
 
     /// Refuses a backup in whose WAL the transaction id belongs to another epoch than the one asked for.

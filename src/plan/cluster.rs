@@ -770,11 +770,8 @@ mod tests {
                 return Ok(None);
             };
             let first = commits.iter().find(|(lsn, _)| *lsn >= from);
-            Ok(first
-                .map(|(_, time)| *time)
-                .into_iter()
-                .chain(*stored)
-                .min())
+            let first = first.map(|(_, time)| *time).into_iter();
+            Ok(first.chain(*stored).min())
         }
 
         fn last_behind(
@@ -909,17 +906,14 @@ mod tests {
         case.branch(4, 1, 9, 20);
         case.decide_on(Kind::Adopted, 4, None);
         assert_eq!(case.verdict(), Ok(4));
-        let beside: Vec<u32> = case
-            .cluster()
+        let cluster = case.cluster();
+        let beside: Vec<u32> = cluster
             .beside
             .iter()
             .map(|c| c.timeline.decimal())
             .collect();
         assert_eq!(beside, [3]);
-        assert_eq!(
-            case.cluster().standing(tli(3)),
-            Standing::Other(vec![tli(4)])
-        );
+        assert_eq!(cluster.standing(tli(3)), Standing::Other(vec![tli(4)]));
         case.branch(5, 4, 21, 31);
         assert_eq!(case.verdict(), Ok(5));
         // The newest decision counts, and not that for an abandoned timeline.
@@ -938,12 +932,8 @@ mod tests {
         assert_eq!(case.verdict(), Ok(1), "there is no other");
         case.branch(2, 1, 10, 11);
         assert_eq!(case.verdict(), Err(vec![2]));
-        assert!(
-            case.cluster()
-                .undecided()
-                .unwrap()
-                .contains("cannot be read")
-        );
+        let why = case.cluster().undecided().unwrap();
+        assert!(why.contains("cannot be read"));
     }
 
     #[test]
@@ -976,10 +966,7 @@ mod tests {
             };
             let open: Vec<TimelineId> = case.tree.timelines().filter(|t| !abandoned(*t)).collect();
             let chosen = case.decisions.chosen();
-            let named = chosen
-                .iter()
-                .find(|d| !abandoned(d.timeline))
-                .map(|d| d.timeline);
+            let named = chosen.iter().map(|d| d.timeline).find(|t| !abandoned(*t));
             let inside = |t: &TimelineId| named.is_none_or(|n| case.tree.descends(*t, n));
             let Some(newest) = open.iter().copied().rfind(inside) else {
                 assert_eq!((cluster.candidates(), open.len()), (Vec::new(), 0));
@@ -989,25 +976,17 @@ mod tests {
             let stored = case.commits.0[&newest].0.unwrap_or(TimestampTz(i64::MAX));
             let goes_on = |t: &TimelineId| {
                 let from = case.tree.parts_from(*t, newest);
-                let commits = case.commits.0[t].1.iter();
-                commits
-                    .clone()
-                    .any(|(lsn, time)| *lsn >= from && *time > stored)
+                let mut commits = case.commits.0[t].1.iter();
+                commits.any(|(lsn, time)| *lsn >= from && *time > stored)
             };
             let rivals: Vec<_> = open
                 .iter()
                 .filter(|t| **t != newest && goes_on(t))
                 .collect();
-            assert_eq!(
-                cluster.timeline().is_none(),
-                rivals.iter().any(|t| inside(t)),
-                "{seed}"
-            );
-            assert_eq!(
-                cluster.beside.len() + cluster.candidates().len() - 1,
-                rivals.len(),
-                "{seed}"
-            );
+            let is_open = rivals.iter().any(|t| inside(t));
+            assert_eq!(cluster.timeline().is_none(), is_open, "{seed}");
+            let others = cluster.beside.len() + cluster.candidates().len() - 1;
+            assert_eq!(others, rivals.len(), "{seed}");
             match cluster.timeline() {
                 Some(_) => decided += 1,
                 None => undecided += 1,

@@ -282,6 +282,12 @@ impl World {
         }
     }
 
+    /// Switches the segment of a timeline, and archives everything.
+    pub fn switch_and_archive(&mut self, timeline: TimelineId) {
+        self.switch(timeline);
+        self.archive_all();
+    }
+
     pub fn archive_all(&mut self) {
         for timeline in self.histories.keys().copied().collect::<Vec<_>>() {
             self.archive(timeline);

@@ -591,98 +591,81 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused_with_the_accepted_forms() {
-        for (text, problem) in [
-            ("yesterday", "it has none of the accepted forms"),
-            ("now", "it has none of the accepted forms"),
-            ("", "it has none of the accepted forms"),
-            ("infinity", "it has none of the accepted forms"),
-            ("2026-11-20", "it has none of the accepted forms"),
-            ("2026-13-40", "it has none of the accepted forms"),
-            ("20.11.2026 06:40", "it has none of the accepted forms"),
-            ("11/20/2026 06:40", "it has none of the accepted forms"),
-            ("26-11-20 06:40", "it has none of the accepted forms"),
-            ("-2026-11-20 06:40", "it has none of the accepted forms"),
-            ("2026-13-01 06:40", "there is no such date"),
-            ("2026-02-29 06:40", "there is no such date"),
-            ("2026-11-00 06:40", "there is no such date"),
-            ("0000-11-20 06:40", "there is no year 0"),
-            ("10000-01-01 00:00Z", "years end with 9999"),
-            ("2026-11-20 24:00", "there is no such time of day"),
-            ("2026-11-20 06:60", "there is no such time of day"),
-            ("2026-11-20 06:59:61", "there is no such time of day"),
+        for (problem, texts) in [
             (
-                "2016-12-31T23:59:60Z",
+                "it has none of the accepted forms",
+                &[
+                    "yesterday",
+                    "now",
+                    "",
+                    "infinity",
+                    "2026-11-20",
+                    "2026-13-40",
+                    "20.11.2026 06:40",
+                    "11/20/2026 06:40",
+                    "26-11-20 06:40",
+                    "-2026-11-20 06:40",
+                ][..],
+            ),
+            (
+                "there is no such date",
+                &["2026-13-01 06:40", "2026-02-29 06:40", "2026-11-00 06:40"],
+            ),
+            ("there is no year 0", &["0000-11-20 06:40"]),
+            (
+                "years end with 9999",
+                &["10000-01-01 00:00Z", "@99999999999999999999"],
+            ),
+            (
+                "there is no such time of day",
+                &[
+                    "2026-11-20 24:00",
+                    "2026-11-20 06:60",
+                    "2026-11-20 06:59:61",
+                ],
+            ),
+            (
                 "PostgreSQL knows no leap seconds: the last moment of a minute is second 59.999999",
+                &["2016-12-31T23:59:60Z"],
             ),
             (
-                "2026-11-20 6:40",
                 "the time of day must be HH:MM, HH:MM:SS or HH:MM:SS.ffffff",
+                &[
+                    "2026-11-20 6:40",
+                    "2026-11-20 06",
+                    "2026-11-20 06:40.5",
+                    "2026-11-20 06:40:49.",
+                    "2026-11-20  06:40",
+                ],
             ),
             (
-                "2026-11-20 06",
-                "the time of day must be HH:MM, HH:MM:SS or HH:MM:SS.ffffff",
-            ),
-            (
-                "2026-11-20 06:40.5",
-                "the time of day must be HH:MM, HH:MM:SS or HH:MM:SS.ffffff",
-            ),
-            (
-                "2026-11-20 06:40:49.",
-                "the time of day must be HH:MM, HH:MM:SS or HH:MM:SS.ffffff",
-            ),
-            (
-                "2026-11-20  06:40",
-                "the time of day must be HH:MM, HH:MM:SS or HH:MM:SS.ffffff",
-            ),
-            (
-                "2026-11-20 06:40:49 CET",
                 "an abbreviated zone can mean several: write an offset or a name such as Europe/Berlin",
+                &["2026-11-20 06:40:49 CET", "2026-11-20 06:40:49 PM"],
             ),
             (
-                "2026-11-20 06:40:49 PM",
-                "an abbreviated zone can mean several: write an offset or a name such as Europe/Berlin",
-            ),
-            (
-                "2026-11-20 06:40:49 Europe/Atlantis",
                 "what follows the time of day is no zone: Z, an offset such as +01 or +01:00, UTC, or a name such as Europe/Berlin is needed",
+                &[
+                    "2026-11-20 06:40:49 Europe/Atlantis",
+                    "2026-11-20 06:40:49Europe/Berlin",
+                    "2026-11-20 06:40:49+16",
+                    "2026-11-20 06:40:49+1",
+                    "2026-11-20 06:40:49Z ",
+                ],
             ),
             (
-                "2026-11-20 06:40:49Europe/Berlin",
-                "what follows the time of day is no zone: Z, an offset such as +01 or +01:00, UTC, or a name such as Europe/Berlin is needed",
-            ),
-            (
-                "2026-11-20 06:40:49+16",
-                "what follows the time of day is no zone: Z, an offset such as +01 or +01:00, UTC, or a name such as Europe/Berlin is needed",
-            ),
-            (
-                "2026-11-20 06:40:49+1",
-                "what follows the time of day is no zone: Z, an offset such as +01 or +01:00, UTC, or a name such as Europe/Berlin is needed",
-            ),
-            (
-                "2026-11-20 06:40:49Z ",
-                "what follows the time of day is no zone: Z, an offset such as +01 or +01:00, UTC, or a name such as Europe/Berlin is needed",
-            ),
-            (
-                "@",
                 "\"@\" must be followed by seconds since 1970, as in @1795153249",
+                &["@", "@-5", "@1e9"],
             ),
-            (
-                "@-5",
-                "\"@\" must be followed by seconds since 1970, as in @1795153249",
-            ),
-            (
-                "@1e9",
-                "\"@\" must be followed by seconds since 1970, as in @1795153249",
-            ),
-            ("@99999999999999999999", "years end with 9999"),
         ] {
-            let error = text.parse::<WrittenTime>().unwrap_err();
-            assert_eq!(error.code(), Code::Usage, "{text}");
-            assert_eq!(
-                error.to_string(),
-                format!("\"{text}\" is not a time: {problem}")
-            );
-            assert_eq!(error.hint_text(), Some(ACCEPTED_FORMS), "{text}");
+            for text in texts {
+                let error = text.parse::<WrittenTime>().unwrap_err();
+                assert_eq!(error.code(), Code::Usage, "{text}");
+                assert_eq!(
+                    error.to_string(),
+                    format!("\"{text}\" is not a time: {problem}")
+                );
+                assert_eq!(error.hint_text(), Some(ACCEPTED_FORMS), "{text}");
+            }
         }
         let error = "1700000000".parse::<WrittenTime>().unwrap_err();
         assert_eq!(
@@ -722,33 +705,15 @@ mod tests {
             cluster,
         };
         for (zones, at) in [
-            (
-                zones(tokyo, berlin, utc, Some("America/Lima")),
-                "2026-11-19T21:00:00.000000Z",
-            ),
-            (
-                zones(zone("+02"), berlin, utc, None),
-                "2026-11-20T04:00:00.000000Z",
-            ),
-            (
-                zones(None, berlin, utc, Some("Europe/Paris")),
-                "2026-11-20T05:00:00.000000Z",
-            ),
-            (
-                zones(None, berlin, utc, None),
-                "2026-11-20T05:00:00.000000Z",
-            ),
-            (
-                zones(None, None, utc, Some("Etc/UTC")),
-                "2026-11-20T06:00:00.000000Z",
-            ),
-            (
-                zones(None, None, zone("+01:00"), Some("<+01>-01")),
-                "2026-11-20T05:00:00.000000Z",
-            ),
+            (zones(tokyo, berlin, utc, Some("America/Lima")), "19T21"),
+            (zones(zone("+02"), berlin, utc, None), "20T04"),
+            (zones(None, berlin, utc, Some("Europe/Paris")), "20T05"),
+            (zones(None, berlin, utc, None), "20T05"),
+            (zones(None, None, utc, Some("Etc/UTC")), "20T06"),
+            (zones(None, None, zone("+01:00"), Some("<+01>-01")), "20T05"),
         ] {
             let time = resolve("2026-11-20 06:00", &zones).unwrap();
-            assert_eq!(time.at.to_string(), at);
+            assert_eq!(time.at.to_string(), format!("2026-11-{at}:00:00.000000Z"));
         }
         for (zones, message) in [
             (

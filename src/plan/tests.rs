@@ -4,7 +4,7 @@ use super::chain::{Chain, StretchEnd};
 use super::gap::gaps;
 use super::model::{Random, Recovered, World, tli};
 use super::plan;
-use super::recovery::{Action, Options, Outcome, Plan, Reason, Side, StopRecord};
+use super::recovery::{Action, Options, Outcome, Plan, Reason, Side, StopRecord, TransactionEnd};
 use super::stop::{Rule, transaction_end};
 use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
 use super::window::windows;
@@ -36,11 +36,35 @@ fn asked(target: Target, inclusive: Inclusive, timeline: TargetTimeline) -> Reco
     }
 }
 
+fn latest(target: Target) -> RecoveryTarget {
+    asked(target, Inclusive::Yes, TargetTimeline::Latest)
+}
+
+fn before(target: Target) -> RecoveryTarget {
+    asked(target, Inclusive::No, TargetTimeline::Latest)
+}
+
+fn refused(plan: &Plan, reason: Reason) {
+    assert_eq!((plan.reachable, plan.reason), (false, Some(reason)));
+}
+
+fn reached(plan: &Plan) {
+    assert!(plan.reachable, "{:?}", plan.explanation);
+}
+
+fn is_warned(plan: &Plan, of: &str) -> bool {
+    plan.warnings.iter().any(|w| w.contains(of))
+}
+
+/// The end of a transaction in the WAL of a timeline.
+fn end_of(w: &World, timeline: TimelineId, xid: u32) -> TransactionEnd {
+    let records = w.records[&timeline].iter();
+    let mut ends = records.filter_map(|r| transaction_end(&r.entry));
+    ends.find(|end| end.xid == xid).unwrap()
+}
+
 fn planned(world: &World, target: Target) -> Plan {
-    plan_with(
-        world,
-        &asked(target, Inclusive::Yes, TargetTimeline::Latest),
-    )
+    plan_with(world, &latest(target))
 }
 
 pub(super) fn plan_with(world: &World, target: &RecoveryTarget) -> Plan {
@@ -61,8 +85,15 @@ fn simple() -> World {
     w.write(tli(1), EntryKind::Other, 2_500_000);
     w.commit(tli(1), false);
     w.commit(tli(1), true);
-    w.switch(tli(1));
-    w.archive_all();
+    w.switch_and_archive(tli(1));
+    w
+}
+
+fn with_second_backup() -> World {
+    let mut w = simple();
+    w.backup(tli(1), |_| {});
+    w.commit(tli(1), true);
+    w.switch_and_archive(tli(1));
     w
 }
 
@@ -116,7 +147,7 @@ fn a1_a_backup_whose_segments_are_another_server_s_is_not_restorable() {
         w.hashes.insert(other, hash(9));
         let p = planned(&w, Target::End);
         assert!(p.reachable);
-        assert_ne!(p.backup.unwrap().id, id);
+        assert_ne!(p.backup.as_ref().unwrap().id, id);
         let why = p.backups_not_chosen.iter().find(|n| n.id == id).unwrap();
         assert_eq!(why.reason, Reason::BackupWalForeign);
         assert!(why.detail.contains(&other.to_string()), "{}", why.detail);
@@ -145,8 +176,7 @@ fn t76_a_timeline_that_begins_in_the_last_segment_goes_on_from_the_backup_that_i
     let two = w.branch(tli(1), w.records[&tli(1)].len() - 1);
     w.commit(two, true);
     w.switch(two);
-    w.switch(tli(1));
-    w.archive_all();
+    w.switch_and_archive(tli(1));
     let newest = w.backups.last_mut().unwrap();
     let name = SegmentName::of(tli(1), newest.start_lsn, w.size);
     let hash = |n| RawHash([n; 32]);
@@ -188,17 +218,17 @@ fn t76_a_timeline_that_begins_in_the_last_segment_goes_on_from_the_backup_that_i
         backup: Some(newest.clone()),
         ..options()
     };
-    let target = asked(Target::End, Inclusive::Yes, TargetTimeline::Latest);
+    let target = latest(Target::End);
     let p = plan(&w.inventory(), &w, &target, &options, FAR).unwrap();
     assert_eq!(p.target_timeline, Some(tli(1)));
-    assert!(p.warnings.iter().any(|w| w.contains("does not descend")));
+    assert!(is_warned(&p, "does not descend"));
 }
 
 #[test]
 fn the_end_is_the_last_complete_record_with_a_target() {
     let w = simple();
     let p = planned(&w, Target::End);
-    assert!(p.reachable, "{:?}", p.explanation);
+    reached(&p);
     assert_eq!((p.outcome, p.reason), (Outcome::EndOfWal, None));
     let last = w.records[&tli(1)].last().unwrap();
     let stop = p.stop.unwrap();
@@ -213,7 +243,10 @@ fn the_end_is_the_last_complete_record_with_a_target() {
     assert_eq!(p.segments_needed.count, 3);
     assert_eq!(p.last_commit.unwrap().xid, 706);
     assert_eq!(p.first_excluded, None);
-    assert_eq!(p.backup.unwrap().id.to_string(), "20261120T060000Z-full");
+    assert_eq!(
+        p.backup.as_ref().unwrap().id.to_string(),
+        "20261120T060000Z-full"
+    );
 }
 
 #[test]
@@ -241,7 +274,7 @@ fn the_largest_parameters_on_the_way_are_required() {
     w.archive_all();
     let connections = |target: Target| {
         let p = planned(&w, target);
-        assert!(p.reachable, "{:?}", p.explanation);
+        reached(&p);
         let get = |name: &str| p.recovery_settings.get(name).cloned().unwrap_or_default();
         (get("max_connections"), get("max_prepared_transactions"))
     };
@@ -266,7 +299,7 @@ fn a_deleted_segment_changes_the_answer() {
     let second = SegmentNumber(2).name(tli(1), w.size).unwrap();
     w.archived.remove(&second);
     let p = planned(&w, Target::End);
-    assert_eq!((p.reachable, p.reason), (false, Some(Reason::Gap)));
+    refused(&p, Reason::Gap);
     assert_eq!(p.outcome, Outcome::Fatal);
     assert_eq!(p.segments_missing, [second]);
     assert_eq!(p.nearest_before.unwrap().xid, Some(704));
@@ -290,11 +323,11 @@ fn damage_is_an_end_wherever_it_shows() {
         };
         bad.insert(last);
         let p = planned(&w, Target::End);
-        assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
+        refused(&p, Reason::DamagedWal);
         assert!(p.explanation.unwrap().contains("bad "));
         assert_eq!(p.nearest_before.unwrap().xid, Some(704));
         assert!(planned(&w, Target::Xid(703.into())).reachable);
-        let found = super::window::windows(&w.inventory(), &w).unwrap();
+        let found = windows(&w.inventory(), &w).unwrap();
         assert_eq!(found.windows.len(), 1);
         assert!(!found.windows[0].to_end);
         if body {
@@ -302,15 +335,11 @@ fn damage_is_an_end_wherever_it_shows() {
         }
     }
     // A newer backup behind the damage makes the end reachable again.
-    let mut w = simple();
-    w.backup(tli(1), |_| {});
-    w.commit(tli(1), true);
-    w.switch(tli(1));
-    w.archive_all();
+    let mut w = with_second_backup();
     w.bad_index.insert(last);
     let p = planned(&w, Target::End);
     assert!(p.reachable);
-    let found = super::window::windows(&w.inventory(), &w).unwrap();
+    let found = windows(&w.inventory(), &w).unwrap();
     assert_eq!(found.windows.len(), 2);
     assert!(!found.windows[0].to_end && found.windows[1].to_end);
 }
@@ -326,11 +355,7 @@ fn xid_inclusive_and_exclusive_name_both_sides() {
     );
     assert_eq!(p.last_commit.unwrap().xid, 703);
     assert_eq!(p.first_excluded.unwrap().xid, 704);
-    let target = asked(
-        Target::Xid(703.into()),
-        Inclusive::No,
-        TargetTimeline::Latest,
-    );
+    let target = before(Target::Xid(703.into()));
     let p = plan_with(&w, &target);
     assert_eq!(p.stop.unwrap().side, Side::Before);
     assert_eq!(p.last_commit.unwrap().xid, 702);
@@ -341,11 +366,7 @@ fn xid_inclusive_and_exclusive_name_both_sides() {
 #[test]
 fn aborts_stop_a_time_target_and_are_the_first_excluded() {
     let w = simple();
-    let abort = w.records[&tli(1)]
-        .iter()
-        .filter_map(|r| transaction_end(&r.entry))
-        .find(|e| e.xid == 705)
-        .unwrap();
+    let abort = end_of(&w, tli(1), 705);
     let at = TimestampTz(abort.time.0 - 1);
     let p = planned(&w, Target::Time(at));
     let stop = p.stop.unwrap();
@@ -361,16 +382,12 @@ fn a12_a_target_behind_the_archived_wal_is_refused() {
     let p = plan(
         &w.inventory(),
         &w,
-        &asked(
-            Target::Time(TimestampTz(2_000_000_000_000)),
-            Inclusive::Yes,
-            TargetTimeline::Latest,
-        ),
+        &latest(Target::Time(TimestampTz(2_000_000_000_000))),
         &options(),
         FAR,
     )
     .unwrap();
-    assert_eq!((p.reachable, p.reason), (false, Some(Reason::AfterEnd)));
+    refused(&p, Reason::AfterEnd);
     assert!(p.explanation.unwrap().contains("--allow-end"));
     assert_eq!(p.nearest_before.unwrap().xid, Some(706));
     // Unless the end is meant then.
@@ -381,7 +398,7 @@ fn a12_a_target_behind_the_archived_wal_is_refused() {
     let times = [TimestampTz(2_000_000_000_000), TimestampTz(5)];
     let behind = [Target::Time(times[0]), Target::Lsn(Lsn(u64::MAX))];
     for (target, now) in behind.iter().flat_map(|t| times.map(|now| (t, now))) {
-        let target = asked(target.clone(), Inclusive::Yes, TargetTimeline::Latest);
+        let target = latest(target.clone());
         let p = plan(&w.inventory(), &w, &target, &allowed, now).unwrap();
         assert_eq!((p.reachable, p.outcome), (true, Outcome::EndOfWal));
         assert!(p.recovery_settings.contains_key("recovery_target_lsn"));
@@ -389,11 +406,7 @@ fn a12_a_target_behind_the_archived_wal_is_refused() {
         assert!(p.warnings[0].contains("lies beyond the archived WAL"));
     }
     // In the future it is refused.
-    let target = asked(
-        Target::Time(TimestampTz(2_000_000_000_000)),
-        Inclusive::Yes,
-        TargetTimeline::Latest,
-    );
+    let target = latest(Target::Time(TimestampTz(2_000_000_000_000)));
     let p = plan(&w.inventory(), &w, &target, &options(), TimestampTz(5)).unwrap();
     assert_eq!(p.reason, Some(Reason::InFuture));
     assert_eq!(p.nearest_before.unwrap().xid, Some(706));
@@ -471,18 +484,10 @@ fn what_does_not_exist_is_named_with_what_is_near() {
 #[test]
 fn an_inclusive_lsn_at_the_end_of_a_record_replays_one_more() {
     let w = simple();
-    let commit = w.records[&tli(1)]
-        .iter()
-        .filter_map(|r| transaction_end(&r.entry))
-        .find(|e| e.xid == 703)
-        .unwrap();
+    let commit = end_of(&w, tli(1), 703);
     let p = planned(&w, Target::Lsn(commit.end_lsn));
     assert_eq!(p.last_commit.unwrap().xid, 704);
-    let target = asked(
-        Target::Lsn(commit.end_lsn),
-        Inclusive::No,
-        TargetTimeline::Latest,
-    );
+    let target = before(Target::Lsn(commit.end_lsn));
     let p = plan_with(&w, &target);
     assert_eq!(p.last_commit.unwrap().xid, 703);
     assert_eq!(p.stop.unwrap().recovery_end_lsn, commit.end_lsn);
@@ -493,36 +498,28 @@ fn a12_a_backup_that_ended_later_shows_that_the_wal_goes_beyond_a_time() {
     let mut w = simple();
     let at = w.tick(1_000_000);
     w.backup(tli(1), |_| {});
-    w.switch(tli(1));
-    w.archive_all();
+    w.switch_and_archive(tli(1));
     let p = planned(&w, Target::Time(at));
     assert_eq!((p.reachable, p.outcome), (true, Outcome::EndOfWal));
-    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    assert_eq!(p.backup.as_ref().unwrap().id, w.backups[0].id);
     assert!(p.warnings[0].contains("was complete later"));
 }
 
 #[test]
 fn a12_a_backup_that_a_check_found_damaged_is_taken_only_where_another_copy_helps() {
-    let mut w = simple();
-    w.backup(tli(1), |_| {});
-    w.commit(tli(1), true);
-    w.switch(tli(1));
-    w.archive_all();
+    let mut w = with_second_backup();
     let found = |backup: &mut Backup, copies| {
         backup.damage = Some("a check found damage: x".into());
         backup.damaged_copies = copies;
     };
     found(&mut w.backups[1], 1);
     let p = planned(&w, Target::End);
-    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    assert_eq!(p.backup.as_ref().unwrap().id, w.backups[0].id);
     // Only the damaged one leads there.
     found(&mut w.backups[0], 1);
     for target in [Target::End, Target::Xid(704.into())] {
         let p = planned(&w, target);
-        assert_eq!(
-            (p.reachable, p.reason),
-            (false, Some(Reason::DamagedBackup))
-        );
+        refused(&p, Reason::DamagedBackup);
         assert!(p.explanation.unwrap().contains("a check found damage: x"));
     }
     // A target that it does not lead to has its own reason.
@@ -530,36 +527,25 @@ fn a12_a_backup_that_a_check_found_damaged_is_taken_only_where_another_copy_help
     assert_eq!(p.reason, Some(Reason::UnknownXid));
     found(&mut w.backups[1], 2);
     let p = planned(&w, Target::End);
-    assert_eq!(p.backup.unwrap().id, w.backups[1].id);
-    assert!(
-        p.warnings
-            .iter()
-            .any(|w| w.contains("from the repository that has it whole"))
-    );
+    assert_eq!(p.backup.as_ref().unwrap().id, w.backups[1].id);
+    assert!(is_warned(&p, "from the repository that has it whole"));
 }
 
 #[test]
 fn b14_a_partial_backup_is_taken_only_when_it_is_named() {
-    let mut w = simple();
-    w.backup(tli(1), |_| {});
-    w.commit(tli(1), true);
-    w.switch(tli(1));
-    w.archive_all();
+    let mut w = with_second_backup();
     let partial = |backup: &mut Backup| {
         backup.damage = Some("it has no content of database \"b\"".into());
         backup.is_partial = true;
     };
     partial(&mut w.backups[1]);
     let p = planned(&w, Target::End);
-    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    assert_eq!(p.backup.as_ref().unwrap().id, w.backups[0].id);
     assert_eq!(p.backups_not_chosen[0].reason, Reason::PartialBackup);
     // Nothing else leads there.
     partial(&mut w.backups[0]);
     let p = planned(&w, Target::End);
-    assert_eq!(
-        (p.reachable, p.reason),
-        (false, Some(Reason::PartialBackup))
-    );
+    refused(&p, Reason::PartialBackup);
     let why = p.explanation.unwrap();
     assert!(
         why.contains("--backup") && why.contains("database \"b\""),
@@ -569,36 +555,28 @@ fn b14_a_partial_backup_is_taken_only_when_it_is_named() {
         backup: Some(w.backups[1].id.clone()),
         ..options()
     };
-    let end = asked(Target::End, Inclusive::Yes, TargetTimeline::Latest);
+    let end = latest(Target::End);
     let p = plan(&w.inventory(), &w, &end, &named, FAR).unwrap();
     assert!(p.reachable);
-    assert!(p.warnings.iter().any(|w| w.contains("is partial")));
+    assert!(is_warned(&p, "is partial"));
 }
 
 #[test]
 fn a_damaged_backup_serves_only_when_no_other_does() {
-    let mut w = simple();
-    w.backup(tli(1), |_| {});
-    w.commit(tli(1), true);
-    w.switch(tli(1));
-    w.archive_all();
+    let mut w = with_second_backup();
     w.backups[1].damage = Some("bad page".into());
     let p = planned(&w, Target::End);
-    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    assert_eq!(p.backup.as_ref().unwrap().id, w.backups[0].id);
     assert_eq!(p.backups_not_chosen[0].reason, Reason::DamagedBackup);
     w.backups[0].damage = Some("worse".into());
     let p = planned(&w, Target::End);
-    assert_eq!(p.backup.unwrap().id, w.backups[1].id);
-    assert!(
-        p.warnings
-            .iter()
-            .any(|w| w.contains("is damaged (bad page)"))
-    );
+    assert_eq!(p.backup.as_ref().unwrap().id, w.backups[1].id);
+    assert!(is_warned(&p, "is damaged (bad page)"));
     w.backups[1].damage = None;
     w.backups[0].damage = None;
     w.backups[1].expire_mark = Some(TimestampTz(0));
     let p = planned(&w, Target::End);
-    assert_eq!(p.backup.unwrap().id, w.backups[0].id);
+    assert_eq!(p.backup.as_ref().unwrap().id, w.backups[0].id);
     assert_eq!(p.backups_not_chosen[0].reason, Reason::MarkedForDeletion);
 }
 
@@ -612,10 +590,9 @@ fn names_that_repeat_stop_at_the_first_behind_the_backup() {
     let (second, _) = w.point(tli(1), "x");
     w.commit(tli(1), true);
     let (third, _) = w.point(tli(1), "x");
-    w.switch(tli(1));
-    w.archive_all();
+    w.switch_and_archive(tli(1));
     let p = planned(&w, Target::Name("x".parse().unwrap()));
-    assert_eq!(p.backup.unwrap().id, w.backups[1].id);
+    assert_eq!(p.backup.as_ref().unwrap().id, w.backups[1].id);
     assert_eq!(p.stop.unwrap().lsn, second);
     assert_eq!(p.warnings.len(), 2, "{:?}", p.warnings);
     assert!(p.warnings[0].contains(&format!("--backup {}", w.backups[0].id)));
@@ -631,8 +608,7 @@ fn k05_a_clock_that_was_set_back_is_warned_about() {
     w.commit(tli(1), true);
     w.tick(-100_000_000);
     let early = w.commit(tli(1), true);
-    w.switch(tli(1));
-    w.archive_all();
+    w.switch_and_archive(tli(1));
     let p = planned(&w, Target::Time(at));
     assert_eq!(p.stop.unwrap().xid, Some(701));
     let warned = p.warnings.iter().any(|w| {
@@ -668,10 +644,9 @@ fn h05_twenty_promotions_make_one_path() {
         timeline = w.branch(timeline, last);
     }
     let last = w.commit(timeline, true);
-    w.switch(timeline);
-    w.archive_all();
+    w.switch_and_archive(timeline);
     let p = planned(&w, Target::End);
-    assert!(p.reachable, "{:?}", p.explanation);
+    reached(&p);
     assert_eq!(p.target_timeline, Some(tli(21)));
     assert_eq!(p.timelines.len(), 21);
     assert_eq!(p.last_commit.unwrap().xid, last);
@@ -702,8 +677,7 @@ fn the_latest_timeline_is_followed_by_its_number_and_a_lost_history_is_warned_of
     let second = w.branch(tli(1), 8);
     let third = w.branch(second, 9);
     w.commit(third, true);
-    w.switch(third);
-    w.archive_all();
+    w.switch_and_archive(third);
     assert_eq!(planned(&w, Target::End).target_timeline, Some(tli(3)));
     w.files.remove(&second);
     let p = planned(&w, Target::End);
@@ -725,7 +699,7 @@ fn a_timeline_without_segments_of_its_own_ends_at_its_switch_point() {
     w.archive(tli(1));
     w.branch(tli(1), at);
     let p = planned(&w, Target::End);
-    assert!(p.reachable, "{:?}", p.explanation);
+    reached(&p);
     assert_eq!(p.target_timeline, Some(tli(2)));
     assert_eq!(p.last_commit.unwrap().xid, 700);
     let p = planned(&w, Target::Xid(701.into()));
@@ -748,8 +722,7 @@ fn a5_a_target_behind_the_point_where_its_timeline_was_left_names_what_the_other
     w.commit(own, true);
     let begun = transaction_end(&w.records[&own].last().unwrap().entry).unwrap();
     w.commit(own, true);
-    w.switch(own);
-    w.archive_all();
+    w.switch_and_archive(own);
     let hints = |target: Target| {
         let p = planned(&w, target);
         assert!(p.reachable && p.target_timeline == Some(own));
@@ -782,10 +755,9 @@ fn a6_two_lives_that_go_on_are_refused_and_named() {
     let drill = w.branch(tli(1), at);
     w.commit(drill, true);
     w.commit(tli(1), true);
-    w.switch(tli(1));
-    w.archive_all();
+    w.switch_and_archive(tli(1));
     let p = planned(&w, Target::End);
-    assert_eq!((p.reachable, p.reason), (false, Some(Reason::Undecided)));
+    refused(&p, Reason::Undecided);
     assert_eq!(p.candidates, [drill, tli(1)]);
     let explanation = p.explanation.unwrap();
     assert!(explanation.contains("timeline 2 began at"), "{explanation}");
@@ -816,11 +788,11 @@ fn f21_a_tail_counts_up_to_its_last_whole_record() {
     for (back, commit) in [(1, 706), (2, 704)] {
         let (w, last) = streamed(back);
         let p = planned(&w, Target::End);
-        assert!(p.reachable, "{:?}", p.explanation);
+        reached(&p);
         assert_eq!(p.outcome, Outcome::EndOfWal);
         assert_eq!(p.last_commit.unwrap().xid, commit);
         assert_eq!(p.segments_needed.last, Some(last));
-        let found = super::window::windows(&w.inventory(), &w).unwrap();
+        let found = windows(&w.inventory(), &w).unwrap();
         assert_eq!(found.windows[0].to_lsn, p.stop.unwrap().end_lsn);
         assert!(found.windows[0].to_end);
         assert_eq!(gaps(&w.inventory(), Lsn(0)), []);
@@ -835,11 +807,11 @@ fn a_tail_with_segments_behind_it_is_a_gap() {
     let next = last.next(w.size).unwrap();
     w.archived.insert(next);
     let p = planned(&w, Target::End);
-    assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
+    refused(&p, Reason::DamagedWal);
     assert!(p.explanation.unwrap().contains("although later"));
     // A target in the streamed WAL is reached all the same.
     let p = planned(&w, Target::Xid(706.into()));
-    assert!(p.reachable, "{:?}", p.explanation);
+    reached(&p);
     let found = gaps(&w.inventory(), Lsn(0));
     assert_eq!((found.len(), found[0].segments), (1, 1));
     let ends = next.start_lsn(w.size).unwrap();
@@ -847,7 +819,7 @@ fn a_tail_with_segments_behind_it_is_a_gap() {
     // Only a part of the next segment is there, too.
     w.cut(next, Lsn(ends.0 + 4096));
     let p = planned(&w, Target::End);
-    assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
+    refused(&p, Reason::DamagedWal);
 }
 
 #[test]
@@ -862,7 +834,7 @@ fn what_is_recorded_as_lost_is_a_hole_until_it_is_there() {
     inventory.timelines.get_mut(&tli(1)).unwrap().lost = vec![lost];
     let target = RecoveryTarget::default();
     let p = plan(&inventory, &w, &target, &options(), FAR).unwrap();
-    assert_eq!((p.reachable, p.reason), (false, Some(Reason::DamagedWal)));
+    refused(&p, Reason::DamagedWal);
     let found = gaps(&inventory, Lsn(0));
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].from_lsn, found[0].to_lsn), (lost.start, lost.end));
@@ -872,7 +844,7 @@ fn what_is_recorded_as_lost_is_a_hole_until_it_is_there() {
     w.cut.clear();
     inventory.timelines.get_mut(&tli(1)).unwrap().tails.clear();
     let p = plan(&inventory, &w, &target, &options(), FAR).unwrap();
-    assert_eq!((p.reachable, p.reason), (false, Some(Reason::Gap)));
+    refused(&p, Reason::Gap);
     assert_eq!(p.segments_missing_count, 6);
 }
 
@@ -885,8 +857,7 @@ fn the_partial_of_a_timeline_that_was_left_makes_its_end_reachable() {
     let stray = w.commit(tli(1), true);
     let last = w.branch(tli(1), at);
     w.commit(last, true);
-    w.switch(last);
-    w.archive_all();
+    w.switch_and_archive(last);
     let first = SegmentNumber(1).name(tli(1), w.size).unwrap();
     w.cut(first, w.end(tli(1)));
     let target = |t: TargetTimeline| asked(Target::Xid(stray.into()), Inclusive::Yes, t);
@@ -897,7 +868,7 @@ fn the_partial_of_a_timeline_that_was_left_makes_its_end_reachable() {
         "{explanation}"
     );
     let p = plan_with(&w, &target(TargetTimeline::Number(tli(1))));
-    assert!(p.reachable, "{:?}", p.explanation);
+    reached(&p);
     assert_eq!(p.last_commit.unwrap().xid, stray);
 }
 
@@ -1093,7 +1064,7 @@ fn check_reached(w: &World, p: &Plan) {
     };
     let replayed_ends = ends(&real.replayed);
     assert_eq!(p.last_transaction, replayed_ends.last().copied());
-    let commits = |e: &&super::recovery::TransactionEnd| e.kind == super::recovery::EndKind::Commit;
+    let commits = |e: &&TransactionEnd| e.kind == super::recovery::EndKind::Commit;
     assert_eq!(p.last_commit, replayed_ends.iter().rfind(commits).copied());
     // After a hole in the child's WAL a server would read on in the parent's. The plan names only the records on the
     // way.

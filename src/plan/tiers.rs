@@ -311,12 +311,12 @@ mod tests {
     }
 
     impl Made {
-        fn backup(&self, place: usize, now: TimestampTz) -> Backup<'_> {
+        fn backup(&self, place: usize) -> Backup<'_> {
             let number = u64::try_from(place).unwrap();
             let timeline = TimelineId::new(u32::from(self.line) + 1).unwrap();
             Backup {
                 id: &self.id,
-                taken: now.saturating_sub(days(self.age_days)),
+                taken: NOW.saturating_sub(days(self.age_days)),
                 line: self.line.to_string(),
                 place: number,
                 is_good: self.is_good,
@@ -330,6 +330,10 @@ mod tests {
                 }),
             }
         }
+    }
+
+    fn backups(made: &[Made]) -> Vec<Backup<'_>> {
+        made.iter().enumerate().map(|(n, m)| m.backup(n)).collect()
     }
 
     /// Histories from the oldest to the newest backup: each drops some packs of one before it in its line, and adds two.
@@ -390,12 +394,7 @@ mod tests {
     }
 
     fn of(made: &[Made], objects: &[Stored], now: TimestampTz) -> TierPlan {
-        let all: Vec<_> = made
-            .iter()
-            .enumerate()
-            .map(|(n, m)| m.backup(n, NOW))
-            .collect();
-        plan(&all, objects, &tiers(), now)
+        plan(&backups(made), objects, &tiers(), now)
     }
 
     fn moved(objects: &[Stored], plan: &TierPlan) -> Vec<Stored> {
@@ -519,11 +518,7 @@ mod tests {
         all[1].class = None;
         let plan = of(&made, &all, NOW);
         assert_eq!((plan.moves.len(), plan.small.objects), (0, 1));
-        let mut backups: Vec<_> = made
-            .iter()
-            .enumerate()
-            .map(|(n, m)| m.backup(n, NOW))
-            .collect();
+        let mut backups = backups(&made);
         backups[0].stays = false;
         all[1].class = Some(StorageClass::Standard);
         let plan = super::plan(&backups, &all, &tiers(), NOW);
@@ -535,11 +530,7 @@ mod tests {
         let made = [one(200, 0), one(1, 1)];
         let all = objects(&made);
         let early = |until: Option<u64>| {
-            let mut backups: Vec<_> = made
-                .iter()
-                .enumerate()
-                .map(|(n, m)| m.backup(n, NOW))
-                .collect();
+            let mut backups = backups(&made);
             backups[0].kept_until = until.map(|d| NOW.saturating_add(days(d)));
             super::plan(&backups, &all[..1], &tiers(), NOW).moves[0].is_early
         };

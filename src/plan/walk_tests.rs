@@ -104,6 +104,15 @@ fn broken(w: &World, number: u64, part: &str, change: Change<'_>) {
     assert_eq!(stretch.final_segment(), Some(SegmentNumber(number - 1)));
 }
 
+/// The change in segment `number` alone.
+fn only(number: u64, change: impl Fn(&mut Facts)) -> impl Fn(u64, &mut Facts) {
+    move |n, facts| {
+        if n == number {
+            change(facts);
+        }
+    }
+}
+
 fn whole(w: &World, change: Change<'_>) {
     let stretch = stretch(w, change);
     assert_eq!(stretch.end, StretchEnd::EndOfWal);
@@ -124,26 +133,12 @@ fn link(number: u64) -> Brief {
 fn a_segment_continues_the_record_before_it_and_names_it() {
     let w = five();
     whole(&w, &|_, _| {});
-    broken(&w, 5, "names 0/30 as the record before it", &|n, f| {
-        if n == 5 {
-            f.first_prev = Lsn(0x30);
-        }
-    });
-    broken(&w, 4, "it continues a record by", &|n, f| {
-        if n == 4 {
-            f.head_remaining += 8;
-        }
-    });
-    broken(
-        &w,
-        4,
-        "does not continue the record that reaches",
-        &|n, f| {
-            if n == 4 {
-                (f.head_remaining, f.head_length) = (0, 0);
-            }
-        },
-    );
+    let other_before = only(5, |f| f.first_prev = Lsn(0x30));
+    broken(&w, 5, "names 0/30 as the record before it", &other_before);
+    let longer = only(4, |f| f.head_remaining += 8);
+    broken(&w, 4, "it continues a record by", &longer);
+    let none = only(4, |f| (f.head_remaining, f.head_length) = (0, 0));
+    broken(&w, 4, "does not continue the record that reaches", &none);
 }
 
 #[test]
@@ -152,13 +147,12 @@ fn an_abandoned_record_counts_neither_as_missing_nor_as_the_one_before() {
     let third = SegmentNumber(3).name(tli(1), w.size).unwrap();
     let last_complete = w.facts(third).unwrap().last_complete;
     let overwritten = u16::try_from(flag::OVERWRITTEN).unwrap();
-    whole(&w, &|n, f| {
-        if n == 4 {
-            (f.head_remaining, f.head_length) = (0, 0);
-            f.flags |= overwritten;
-            f.first_prev = last_complete;
-        }
+    let abandoned = only(4, |f| {
+        (f.head_remaining, f.head_length) = (0, 0);
+        f.flags |= overwritten;
+        f.first_prev = last_complete;
     });
+    whole(&w, &abandoned);
 }
 
 #[test]
@@ -188,25 +182,16 @@ fn only_segments_of_one_life_are_joined() {
 fn what_a_segment_says_of_itself_ends_a_stretch() {
     let w = five();
     let name = |n| SegmentNumber(n).name(tli(1), w.size).unwrap();
-    let end = stretch(&w, &|n, f| {
-        if n == 4 {
-            f.start_lsn = Lsn(0);
-        }
-    })
-    .end;
+    let end = stretch(&w, &only(4, |f| f.start_lsn = Lsn(0))).end;
     let why = "it holds another segment".to_owned();
     assert_eq!(end, StretchEnd::Damaged { at: name(4), why });
     let minimal = u16::try_from(flag::MINIMAL).unwrap();
-    let level = |n: u64, f: &mut Facts| {
-        if n == 3 {
-            f.flags |= minimal;
-        }
-    };
+    let level = only(3, |f| f.flags |= minimal);
     let inventory = w.inventory();
     let end = stretch_in(&w, &inventory, &level).end;
     assert_eq!(end, StretchEnd::Minimal { at: name(3) });
     let undecoded = u16::try_from(flag::UNDECODED).unwrap();
-    let newer = |n: u64, f: &mut Facts| f.flags |= if n == 3 { undecoded } else { 0 };
+    let newer = only(3, |f| f.flags |= undecoded);
     let end = stretch_in(&w, &inventory, &newer).end;
     assert_eq!(end, StretchEnd::Undecoded { at: name(3) });
 }
@@ -260,8 +245,7 @@ fn forked(behind: usize) -> World {
     w.commit(tli(2), true);
     w.switch(tli(2));
     w.commit(tli(2), true);
-    w.switch(tli(2));
-    w.archive_all();
+    w.switch_and_archive(tli(2));
     w
 }
 
@@ -386,8 +370,7 @@ fn a5_a_target_that_the_timeline_that_was_left_cannot_mean_is_not_looked_for_the
     w.switch(tli(1));
     w.branch(tli(1), at);
     w.commit(tli(2), true);
-    w.switch(tli(2));
-    w.archive_all();
+    w.switch_and_archive(tli(2));
     // Before timeline 1 had a commit of its own, there is nothing of it to be meant.
     assert_eq!(warned(&w, Target::Time(fork)), Vec::<String>::new());
     assert_eq!(warned(&w, Target::Time(left)).len(), 1);

@@ -123,7 +123,9 @@ pub async fn ask_again(
         from: range.start,
     };
     let mut stream = timed(ReplicationStream::start(client, &what)).await?;
-    read_stream(&mut stream, range, sink).await?;
+    if !read_stream(&mut stream, range, sink).await? {
+        return Err(err!(Server, "its timeline ends in that segment"));
+    }
     // An error from here on only costs the connection.
     Ok(timed(stream.finish()).await.ok().map(|(client, _)| client))
 }
@@ -132,7 +134,7 @@ async fn read_stream(
     stream: &mut ReplicationStream,
     range: std::ops::Range<Lsn>,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
+) -> Result<bool> {
     let mut at = range.start;
     while at < range.end {
         match timed(stream.next_event()).await? {
@@ -149,11 +151,11 @@ async fn read_stream(
                 timed(sent).await?;
             }
             StreamEvent::Keepalive(_) => {}
-            StreamEvent::Done => return Err(err!(Server, "its timeline ends in that segment")),
+            StreamEvent::Done => return Ok(false),
             StreamEvent::Shutdown => return Err(err!(Unreachable, "server has shut down")),
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The server is not the one whose WAL is archived.
@@ -184,36 +186,25 @@ async fn compare_stream(
     segment: Segment,
 ) -> Result<Compared> {
     let mut at = segment.from;
-    let mut own = Vec::new();
-    while at < segment.to {
-        match timed(stream.next_event()).await? {
-            StreamEvent::Data(data) => {
-                let wanted = data.end().min(segment.to).0 - at.0;
-                let sent = data
-                    .bytes
-                    .get(..usize::try_from(wanted).unwrap_or(usize::MAX));
-                let sent = sent.unwrap_or(&data.bytes);
-                own.resize(sent.len(), 0);
-                if let Err(e) = held.fill(&mut own) {
-                    return Ok(Compared::Unproven(e.to_string()));
-                }
-                if let Some(offset) = own.iter().zip(sent).position(|(a, b)| a != b) {
-                    return Err(diverged(segment, Lsn(at.0 + offset as u64)));
-                }
-                at = data.end();
-            }
-            StreamEvent::Keepalive(alive) if alive.reply_requested => {
-                // A sign of life that acknowledges nothing.
-                let sent = stream.send_status(Positions::default(), false, alive.server_time);
-                timed(sent).await?;
-            }
-            StreamEvent::Keepalive(_) => {}
-            // Its history leaves the timeline before.
-            StreamEvent::Done => return Ok(Compared::Same),
-            StreamEvent::Shutdown => return Err(err!(Unreachable, "server has shut down")),
+    let (mut own, mut unproven) = (Vec::new(), None);
+    let mut compare = |sent: &[u8]| {
+        own.resize(sent.len(), 0);
+        if let Err(e) = held.fill(&mut own) {
+            unproven = Some(e.to_string());
+            return Err(e);
         }
+        if let Some(offset) = own.iter().zip(sent).position(|(a, b)| a != b) {
+            return Err(diverged(segment, Lsn(at.0 + offset as u64)));
+        }
+        at.0 += sent.len() as u64;
+        Ok(())
+    };
+    // A timeline that ends before was the same up to there.
+    let read = read_stream(stream, segment.from..segment.to, &mut compare).await;
+    match unproven {
+        Some(why) => Ok(Compared::Unproven(why)),
+        None => read.map(|_| Compared::Same),
     }
-    Ok(Compared::Same)
 }
 
 fn diverged(segment: Segment, at: Lsn) -> Error {

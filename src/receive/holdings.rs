@@ -369,9 +369,36 @@ mod tests {
         }
     }
 
+    fn gap(from: u64, to: u64) -> Gap {
+        Gap {
+            timeline: tli(1),
+            from: Lsn(from),
+            to: Lsn(to),
+        }
+    }
+
+    fn end(lsn: u64) -> Option<Position> {
+        Some(Position {
+            timeline: tli(1),
+            lsn: Lsn(lsn),
+        })
+    }
+
     impl Holdings {
         fn name(&self, timeline: u32, number: u64) -> SegmentName {
             SegmentName::of(tli(timeline), Lsn(number * MIB), self.identity.segment_size)
+        }
+
+        /// Stores an increment of a segment of timeline 1.
+        fn put(&self, index: usize, number: u64, from: u64, bytes: &[u8]) {
+            let segment = OpenSegment {
+                name: self.name(1, number),
+                size: self.identity.segment_size,
+                major: 17,
+            };
+            let from = Lsn(number * MIB + from);
+            let repository = &self.repositories[index];
+            increment::put(repository, &self.layout, &segment, from, bytes).unwrap();
         }
 
         fn store(&self, index: usize, timeline: u32, numbers: std::ops::Range<u64>) {
@@ -391,24 +418,14 @@ mod tests {
         // Across a log id, the last is still the highest.
         holdings.store(0, 1, 4090..4100);
         let third = first.child(tli(3), Lsn(4094 * MIB), b"restored");
-        let end = Position {
-            timeline: tli(1),
-            lsn: Lsn(4100 * MIB),
-        };
-        assert_eq!(
-            holdings.reach(&third).unwrap().end,
-            Some(end),
-            "the other has nothing, and says nothing"
-        );
+        let reach = holdings.reach(&third).unwrap();
+        let why = "the other has nothing, and says nothing";
+        assert_eq!(reach.end, end(4100 * MIB), "{why}");
         holdings.store(1, 1, 4090..4093);
         holdings.store(0, 2, 5000..5001);
         holdings.store(1, 2, 5000..5001);
         let reach = holdings.reach(&third).unwrap();
-        let end = Position {
-            timeline: tli(1),
-            lsn: Lsn(4093 * MIB),
-        };
-        assert_eq!(reach.end, Some(end));
+        assert_eq!(reach.end, end(4093 * MIB));
     }
 
     #[test]
@@ -419,24 +436,8 @@ mod tests {
         let name = holdings.name(1, 3);
         let covered = || holdings.covered(name).unwrap().0 - 3 * MIB;
         assert_eq!(covered(), 0);
-        let segment = OpenSegment {
-            name,
-            size: holdings.identity.segment_size,
-            major: 17,
-        };
-        let put = |from: u64, bytes: &[u8]| {
-            let repository = &holdings.repositories[1];
-            increment::put(
-                repository,
-                &holdings.layout,
-                &segment,
-                Lsn(3 * MIB + from),
-                bytes,
-            )
-            .unwrap();
-        };
-        put(0, &[1; 500]);
-        put(700, &[1; 50]);
+        holdings.put(1, 3, 0, &[1; 500]);
+        holdings.put(1, 3, 700, &[1; 50]);
         assert_eq!(covered(), 500);
         holdings.store(1, 1, 3..4);
         assert_eq!(covered(), MIB);
@@ -448,25 +449,7 @@ mod tests {
         let holdings = holdings(&directory, 2);
         holdings.store(0, 1, 3..5);
         holdings.store(1, 1, 6..7);
-        let segment = OpenSegment {
-            name: holdings.name(1, 5),
-            size: holdings.identity.segment_size,
-            major: 17,
-        };
-        let repository = &holdings.repositories[1];
-        increment::put(
-            repository,
-            &holdings.layout,
-            &segment,
-            Lsn(5 * MIB),
-            &[1; 500],
-        )
-        .unwrap();
-        let gap = |from: u64, to: u64| Gap {
-            timeline: tli(1),
-            from: Lsn(from),
-            to: Lsn(to),
-        };
+        holdings.put(1, 5, 0, &[1; 500]);
         let lost = holdings.lost(&gap(3 * MIB + 40, 5 * MIB)).unwrap();
         assert_eq!((lost.parts, lost.is_held_by_another), (Vec::new(), true));
         let lost = holdings.lost(&gap(3 * MIB + 40, 8 * MIB + 7)).unwrap();
@@ -488,11 +471,7 @@ mod tests {
         let sealed =
             Repository::create_with(Box::new(store), 2, TimestampTz(0), key_set, None).unwrap();
         holdings.repositories.push(sealed.0);
-        let gap = |from: u64, to: u64| Gap {
-            timeline: tli(1),
-            from: Lsn(from * MIB),
-            to: Lsn(to * MIB),
-        };
+        let gap = |from: u64, to: u64| gap(from * MIB, to * MIB);
         let lost = holdings.lost(&gap(3, 6)).unwrap();
         assert_eq!(lost.parts, [gap(3, 6)]);
         assert_eq!(lost.of_each, [[gap(5, 6)], [gap(3, 6)]]);
@@ -511,15 +490,10 @@ mod tests {
     fn a_gap_is_recorded_once() {
         let directory = tempfile::tempdir().unwrap();
         let holdings = holdings(&directory, 1);
-        let gap = |to| Gap {
-            timeline: tli(1),
-            from: Lsn(MIB),
-            to: Lsn(to),
-        };
         for (nonce, to) in [(1, 2 * MIB), (2, 2 * MIB), (3, 3 * MIB)] {
             let (clock, random) = (|| TimestampTz(0), || nonce);
             let writer = Writer::new(&clock, &random);
-            let lost = holdings.lost(&gap(to)).unwrap();
+            let lost = holdings.lost(&gap(MIB, to)).unwrap();
             holdings.record(&lost, &writer).unwrap();
         }
         let store = holdings.repositories[0].store();

@@ -119,7 +119,7 @@ impl Shipper {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use bytes::Bytes;
 
@@ -130,7 +130,7 @@ mod tests {
     use crate::error::Code;
     use crate::journal;
     use crate::pg::craft::{self, Craft};
-    use crate::pg::lsn::Lsn;
+    use crate::pg::lsn::{Lsn, LsnRange};
     use crate::pg::rmgr;
     use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
     use crate::pg::time::TimestampTz;
@@ -202,12 +202,8 @@ mod tests {
         }
 
         fn name(&self, number: u64) -> SegmentName {
-            let size = self.craft.identity.segment_size;
-            SegmentName::of(
-                TimelineId::FIRST,
-                Lsn(self.start().0 + number * SEGMENT),
-                size,
-            )
+            let lsn = Lsn(self.start().0 + number * SEGMENT);
+            SegmentName::of(TimelineId::FIRST, lsn, self.craft.identity.segment_size)
         }
 
         fn journal(&self) -> Journal {
@@ -243,10 +239,13 @@ mod tests {
         }
 
         /// Feeds the WAL between two offsets, and waits until it is durable.
-        fn feed(&self, journal: &Journal, timeline: TimelineId, from: u64, to: u64) {
+        fn feed(&self, journal: &Journal, from: u64, to: u64) {
+            self.feed_of(TimelineId::FIRST, journal, from, to);
+        }
+
+        fn feed_of(&self, timeline: TimelineId, journal: &Journal, from: u64, to: u64) {
             let feeder = journal.feeder();
-            let runtime = tokio::runtime::Builder::new_current_thread();
-            runtime_of(runtime).block_on(async {
+            crate::wire::runtime::start().unwrap().block_on(async {
                 let mut at = from;
                 while at < to {
                     let end = to.min(at + 50_000);
@@ -287,26 +286,17 @@ mod tests {
         fn increments(&self, name: &str, number: u64) -> Vec<(u64, u64)> {
             let listed = increment::list(&self.repository(name), &self.layout(), self.name(number));
             let start = self.start().0;
-            let relative = listed.unwrap();
-            relative
-                .iter()
-                .map(|r| (r.start.0 - start, r.end.0 - start))
-                .collect()
+            let relative = |r: LsnRange| (r.start.0 - start, r.end.0 - start);
+            listed.unwrap().into_iter().map(relative).collect()
         }
-    }
-
-    fn runtime_of(mut builder: tokio::runtime::Builder) -> tokio::runtime::Runtime {
-        builder.enable_all().build().unwrap()
     }
 
     #[track_caller]
     fn wait_until(mut condition: impl FnMut() -> bool) {
         let begun = Instant::now();
         while !condition() {
-            assert!(
-                begun.elapsed() < Duration::from_secs(60),
-                "it does not come"
-            );
+            let is_late = begun.elapsed() >= Duration::from_secs(60);
+            assert!(!is_late, "it does not come");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -323,7 +313,7 @@ mod tests {
         let journal = bench.journal();
         let shipper = bench.shipper(&journal, &["one", "two?"], Acknowledge::Journal);
         let end = 2 * SEGMENT + 300_000;
-        bench.feed(&journal, TimelineId::FIRST, 0, end);
+        bench.feed(&journal, 0, end);
         for name in ["one", "two?"] {
             wait_until(|| position(&shipper, name) == Some(bench.at(end)));
         }
@@ -335,7 +325,7 @@ mod tests {
             assert_eq!(increments.first().unwrap().0, 2 * SEGMENT);
             assert_eq!(increments.last().unwrap().1, end);
         }
-        bench.feed(&journal, TimelineId::FIRST, end, end + 100);
+        bench.feed(&journal, end, end + 100);
         assert!(shipper.finish(Duration::from_secs(60)));
         assert_eq!(bench.increments("one", 2).last().unwrap().1, end + 100);
         assert_eq!(bench.said.lines(), Vec::<String>::new());
@@ -347,12 +337,7 @@ mod tests {
         let journal = bench.journal();
         let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
         for piece in 1..=70 {
-            bench.feed(
-                &journal,
-                TimelineId::FIRST,
-                (piece - 1) * 1000,
-                piece * 1000,
-            );
+            bench.feed(&journal, (piece - 1) * 1000, piece * 1000);
             wait_until(|| *shipper.archived().borrow() == Some(bench.at(piece * 1000)));
         }
         let increments = bench.increments("one", 0);
@@ -368,8 +353,8 @@ mod tests {
         {
             let journal = bench.journal();
             let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
-            bench.feed(&journal, TimelineId::FIRST, 0, SEGMENT + 100_000);
-            bench.feed(&journal, TimelineId::FIRST, SEGMENT + 100_000, end);
+            bench.feed(&journal, 0, SEGMENT + 100_000);
+            bench.feed(&journal, SEGMENT + 100_000, end);
             assert!(shipper.finish(Duration::from_secs(60)));
             journal.close().unwrap();
         }
@@ -380,7 +365,7 @@ mod tests {
             let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
             wait_until(|| *shipper.archived().borrow() == Some(bench.at(end)));
             assert_eq!(bench.increments("one", 1), before);
-            bench.feed(&journal, TimelineId::FIRST, end, end + 5);
+            bench.feed(&journal, end, end + 5);
             wait_until(|| *shipper.archived().borrow() == Some(bench.at(end + 5)));
             assert!(bench.increments("one", 1).contains(&(end, end + 5)));
             assert!(shipper.finish(Duration::from_secs(60)));
@@ -416,12 +401,12 @@ mod tests {
             }
             let journal = bench.journal();
             let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
-            bench.feed(&journal, TimelineId::FIRST, 0, 4000);
+            bench.feed(&journal, 0, 4000);
             wait_until(|| *shipper.archived().borrow() == Some(bench.at(4000)));
             archive(&bench, &content);
-            bench.feed(&journal, TimelineId::FIRST, 4000, 4500);
+            bench.feed(&journal, 4000, 4500);
             wait_until(|| *shipper.archived().borrow() == Some(bench.at(4500)));
-            bench.feed(&journal, TimelineId::FIRST, 4500, 6000);
+            bench.feed(&journal, 4500, 6000);
             if is_own {
                 wait_until(|| *shipper.archived().borrow() == Some(bench.at(6000)));
                 assert!(shipper.finish(Duration::from_secs(60)));
@@ -445,17 +430,11 @@ mod tests {
         };
         let repository = bench.repository("one");
         let foreign = vec![7; 5000];
-        increment::put(
-            &repository,
-            &bench.layout(),
-            &segment,
-            bench.start(),
-            &foreign,
-        )
-        .unwrap();
+        let (layout, start) = (bench.layout(), bench.start());
+        increment::put(&repository, &layout, &segment, start, &foreign).unwrap();
         let journal = bench.journal();
         let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
-        bench.feed(&journal, TimelineId::FIRST, 0, 6000);
+        bench.feed(&journal, 0, 6000);
         wait_until(|| shipper.shipped()[0].error.is_some());
         let error = shipper.shipped()[0].error.clone().unwrap();
         assert!(error.contains("other content"), "{error}");
@@ -475,7 +454,7 @@ mod tests {
         std::fs::rename(bench.path("one"), &away).unwrap();
         let shipper = bench.shipper(&journal, &["one", "two?"], Acknowledge::Journal);
         let end = 2 * SEGMENT + 1000;
-        bench.feed(&journal, TimelineId::FIRST, 0, end);
+        bench.feed(&journal, 0, end);
         wait_until(|| shipper.shipped()[0].error.is_some());
         wait_until(|| position(&shipper, "two?") == Some(bench.at(end)));
         assert_eq!(journal.follower().segments().len(), 3);
@@ -502,13 +481,13 @@ mod tests {
         std::fs::rename(bench.path("two"), &away).unwrap();
         let shipper = bench.shipper(&journal, &["one", "two?"], Acknowledge::Journal);
         let end = 2 * SEGMENT + 1000;
-        bench.feed(&journal, TimelineId::FIRST, 0, end);
+        bench.feed(&journal, 0, end);
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(end)));
         wait_until(|| journal.follower().segments().len() == 1);
         assert_eq!(position(&shipper, "two?"), None);
         std::fs::rename(&away, bench.path("two")).unwrap();
         wait_until(|| position(&shipper, "two?") == Some(bench.at(end)));
-        bench.feed(&journal, TimelineId::FIRST, end, 3 * SEGMENT);
+        bench.feed(&journal, end, 3 * SEGMENT);
         wait_until(|| position(&shipper, "two?") == Some(bench.at(3 * SEGMENT)));
         assert!(bench.stored("two", 2) && !bench.stored("two", 0));
         wait_until(|| bench.said.lines().join("\n").contains("lacks 2 segments"));
@@ -523,34 +502,22 @@ mod tests {
         let journal = bench.journal();
         let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
         let switch = SEGMENT + 40_000;
-        bench.feed(&journal, TimelineId::FIRST, 0, SEGMENT + 10_000);
+        bench.feed(&journal, 0, SEGMENT + 10_000);
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(SEGMENT + 10_000)));
-        bench.feed(&journal, TimelineId::FIRST, SEGMENT + 10_000, switch);
+        bench.feed(&journal, SEGMENT + 10_000, switch);
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(switch)));
         let second = TimelineId::new(2).unwrap();
         let lsn = Lsn(bench.start().0 + switch);
         let history = History::root(TimelineId::FIRST).child(second, lsn, b"no recovery target");
-        shipper
-            .archive_history(second, &history.to_bytes())
-            .unwrap();
-        shipper
-            .archive_history(second, &history.to_bytes())
-            .unwrap();
-        let refused = shipper
-            .archive_history(second, b"1\t0/100\tother\n")
-            .unwrap_err();
+        let archive = |bytes: &[u8]| shipper.archive_history(second, bytes);
+        archive(&history.to_bytes()).unwrap();
+        archive(&history.to_bytes()).unwrap();
+        let refused = archive(b"1\t0/100\tother\n").unwrap_err();
         assert_eq!(refused.code(), Code::TimelineReused);
-        let name = WalFileName::History(second);
-        let key = bench.layout().wal_file(name);
-        assert!(
-            bench
-                .repository("one")
-                .store()
-                .open(&key)
-                .unwrap()
-                .is_some()
-        );
-        bench.feed(&journal, second, SEGMENT, SEGMENT + 60_000);
+        let key = bench.layout().wal_file(WalFileName::History(second));
+        let stored = bench.repository("one").store().open(&key).unwrap();
+        assert!(stored.is_some());
+        bench.feed_of(second, &journal, SEGMENT, SEGMENT + 60_000);
         let lsn = Lsn(bench.start().0 + SEGMENT + 60_000);
         let end = Some(Position {
             timeline: second,
@@ -566,8 +533,8 @@ mod tests {
     fn a_damaged_journal_file_is_passed_over_when_the_repository_has_the_segment() {
         let bench = bench(2);
         let journal = bench.journal();
-        bench.feed(&journal, TimelineId::FIRST, 0, SEGMENT + 1000);
-        damage(&journal.follower().file(bench.name(0)));
+        bench.feed(&journal, 0, SEGMENT + 1000);
+        crafted::rot(&journal.follower().file(bench.name(0)), 500_000);
         let whole = usize::try_from(SEGMENT).unwrap();
         archive(&bench, &bench.craft.bytes[..whole]);
         let shipper = bench.shipper(&journal, &["one"], Acknowledge::Journal);
@@ -584,8 +551,8 @@ mod tests {
         let bench = bench(3);
         let journal = bench.journal();
         let end = 2 * SEGMENT + 1000;
-        bench.feed(&journal, TimelineId::FIRST, 0, end);
-        damage(&journal.follower().file(bench.name(0)));
+        bench.feed(&journal, 0, end);
+        crafted::rot(&journal.follower().file(bench.name(0)), 500_000);
         let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
         wait_until(|| bench.stored("one", 1));
         wait_until(|| !bench.increments("one", 2).is_empty());
@@ -607,12 +574,5 @@ mod tests {
     fn position_of(lsn: Lsn) -> Option<Position> {
         let timeline = TimelineId::FIRST;
         Some(Position { timeline, lsn })
-    }
-
-    /// Flips a byte in the middle of the frames.
-    fn damage(path: &Path) {
-        let mut content = std::fs::read(path).unwrap();
-        content[500_000] ^= 0xFF;
-        std::fs::write(path, content).unwrap();
     }
 }

@@ -106,13 +106,10 @@ impl Piece<'_> {
         Identity {
             hash: *blake3::hash(self.bytes).as_bytes(),
             raw_bytes: self.bytes.len() as u64,
-            system_identifier: 0,
-            timeline: 0,
-            major: 0,
-            segment_size_bytes: 0,
             name: keys.name(segment_of(self.from())),
             from_lsn: self.from(),
             to_lsn: self.to(),
+            ..Identity::default()
         }
     }
 

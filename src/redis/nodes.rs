@@ -469,6 +469,10 @@ mod tests {
         RedisAddress::parse("10.0.0.9:7000").unwrap()
     }
 
+    fn line(digit: char, rest: &str) -> String {
+        format!("{} {rest}", id(digit))
+    }
+
     fn master(digit: char, flags: &str, slots: &str) -> String {
         format!(
             "{} 10.0.0.{}:7000@17000 {flags} - 0 0 1 connected {slots}",
@@ -478,10 +482,10 @@ mod tests {
     }
 
     fn replica(digit: char, of: char) -> String {
-        format!(
-            "{} 10.0.1.1:7000@17000,cache.example slave {} 0 0 1 connected",
-            id(digit),
-            id(of)
+        let master = id(of);
+        line(
+            digit,
+            &format!("10.0.1.1:7000@17000,cache.example slave {master} 0 0 1 connected"),
         )
     }
 
@@ -545,28 +549,21 @@ mod tests {
                 id('b'),
                 id('c')
             ),
-            format!(
-                "{} ::1:7002@17002,two.example master,fail? - 0 1 3 connected 10923-16000",
-                id('b')
+            line(
+                'b',
+                "::1:7002@17002,two.example master,fail? - 0 1 3 connected 10923-16000",
             ),
             format!(
                 "{} :7000@17000,,tls-port=0,shard-id={} myself,master - 0 0 1 connected 0-5 7 8-5460",
                 id('c'),
                 id('d')
             ),
-            format!(
-                "{} 127.0.0.1:7003@17003 slave {} 0 1 2 connected",
-                id('d'),
-                id('a')
+            line(
+                'd',
+                &format!("127.0.0.1:7003@17003 slave {} 0 1 2 connected", id('a')),
             ),
-            format!(
-                "{} :0@0 master,noaddr - 0 0 0 disconnected 16001-16383",
-                id('e')
-            ),
-            format!(
-                "{} 127.0.0.1:7009@17009 handshake - 0 0 0 disconnected",
-                id('f')
-            ),
+            line('e', ":0@0 master,noaddr - 0 0 0 disconnected 16001-16383"),
+            line('f', "127.0.0.1:7009@17009 handshake - 0 0 0 disconnected"),
         ]);
         assert_eq!(nodes.len(), 5);
         assert_eq!(nodes[0].migrating, [(77, 78, id('b'))]);
@@ -654,10 +651,8 @@ mod tests {
     #[test]
     fn a_replica_that_was_reset_is_not_the_shard_of_its_former_master() {
         let before = [known("s.a", "ae", '1', SOME), known("s.c", "c", '3', SOME)];
-        let (e, a) = (
-            master('e', "master", "90-100"),
-            master('a', "master", "0-89"),
-        );
+        let e = master('e', "master", "90-100");
+        let a = master('a', "master", "0-89");
         let c = master('c', "myself,master", "101-16383");
         let e_first = [e.clone(), a.clone(), c.clone()];
         let a_first = [a, e, c.clone()];
@@ -671,10 +666,8 @@ mod tests {
         assert_eq!(names, ["-", "-"]);
         // Another replica took over meanwhile: it has most of the slots, also where nothing else tells.
         let before = [known("s.a", "abe", '1', SOME), known("s.c", "c", '3', SOME)];
-        let (e, b) = (
-            master('e', "master", "90-100"),
-            master('b', "master", "0-89"),
-        );
+        let e = master('e', "master", "90-100");
+        let b = master('b', "master", "0-89");
         for told in [&[('e', "71"), ('b', "81")][..], &[('e', "71"), ('b', "89")]] {
             let e_first = [e.clone(), b.clone(), c.clone()];
             let b_first = [b.clone(), e.clone(), c.clone()];

@@ -77,18 +77,9 @@ pub fn action(held: Option<&State>, info: &Info) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::command::Reader;
 
     fn held(position: u64) -> State {
-        State {
-            replid: "a".repeat(40),
-            run_id: String::new(),
-            parent: None,
-            server_version: String::new(),
-            flavor: String::new(),
-            beginning: None,
-            reader: Reader::new(position, None),
-        }
+        State::sample(&"a".repeat(40), position)
     }
 
     fn asked(position: u64, lines: &[&str]) -> Action {

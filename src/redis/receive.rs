@@ -573,13 +573,8 @@ mod tests {
 
     fn state(replid: &str, run_id: &str, position: u64) -> State {
         State {
-            replid: replid.to_owned(),
             run_id: run_id.to_owned(),
-            parent: None,
-            server_version: String::new(),
-            flavor: String::new(),
-            beginning: None,
-            reader: Reader::new(position, None),
+            ..State::sample(replid, position)
         }
     }
 

@@ -45,6 +45,22 @@ pub struct State {
     pub reader: Reader,
 }
 
+#[cfg(test)]
+impl State {
+    /// A state in front of a position of a history.
+    pub(crate) fn sample(replid: &str, position: u64) -> State {
+        State {
+            replid: replid.to_owned(),
+            run_id: String::new(),
+            parent: None,
+            server_version: "7.2.4".to_owned(),
+            flavor: "redis".to_owned(),
+            beginning: None,
+            reader: Reader::new(position, None),
+        }
+    }
+}
+
 /// Makes records of what arrives.
 #[derive(Debug, Clone)]
 pub struct Recorder {
@@ -253,13 +269,8 @@ mod tests {
 
     fn state(position: u64) -> State {
         State {
-            replid: "a".repeat(40),
             run_id: "b".repeat(40),
-            parent: None,
-            server_version: "7.2.4".to_owned(),
-            flavor: "redis".to_owned(),
-            beginning: None,
-            reader: Reader::new(position, None),
+            ..State::sample(&"a".repeat(40), position)
         }
     }
 

@@ -524,7 +524,7 @@ mod tests {
     use crate::error::Code;
     use crate::redis::log::{self, Piece};
     use crate::redis::resp;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
 
     /// Each command has so many bytes.
     const BYTES: u64 = 14;
@@ -547,9 +547,7 @@ mod tests {
 
     impl Log {
         fn new() -> Log {
-            let directory = tempfile::tempdir().unwrap();
-            let store = FileStore::create(&directory.path().join("repo"), 1).unwrap();
-            let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
+            let (directory, repository, _) = crafted::empty();
             Log {
                 repository,
                 scope: Scope::aux("redis", "cache").unwrap(),

@@ -793,15 +793,7 @@ mod tests {
 
     #[test]
     fn a_file_of_the_journal_answers_for_what_was_lost_before_it() {
-        let state = |replid: &str, position: u64| State {
-            replid: replid.to_owned(),
-            run_id: String::new(),
-            parent: None,
-            server_version: String::new(),
-            flavor: String::new(),
-            beginning: None,
-            reader: Reader::new(position, None),
-        };
+        let state = State::sample;
         let begun = |after: Option<u64>| Beginning {
             position: 150,
             after: after.map(|position| Held {

@@ -620,16 +620,26 @@ mod tests {
             repository: "local".into(),
             ..Chains::default()
         };
+        take(&mut chains, records);
+        chains
+    }
+
+    fn take(chains: &mut Chains, records: impl IntoIterator<Item = Stored>) {
         for one in records {
             let modified = one.record.time;
             chains.take(one, Some(modified));
         }
-        chains
+    }
+
+    const KEEP: Duration = Duration::from_secs(400 * 86_400);
+
+    fn told(mut all: Vec<(Chains, Vec<Anchor>)>, is_whole: bool) -> Vec<&'static str> {
+        let problems = judge(&mut all, KEEP, is_whole);
+        problems.iter().map(|p| p.problem).collect()
     }
 
     fn found(chains: Chains, outside: &[Anchor]) -> Vec<(&'static str, u64)> {
-        let keep = Duration::from_secs(400 * 86_400);
-        let problems = judge(&mut [(chains, outside.to_vec())], keep, true);
+        let problems = judge(&mut [(chains, outside.to_vec())], KEEP, true);
         problems.iter().map(|p| (p.problem, p.seq)).collect()
     }
 
@@ -735,11 +745,6 @@ mod tests {
         // Whoever holds no MAC key says nothing about other chains.
         assert_eq!(found(of([next(true)]), &[]), [("doubted", 1)]);
         // Another repository has the rest, or may have it.
-        let keep = Duration::from_secs(400 * 86_400);
-        let told = |mut all: Vec<(Chains, Vec<Anchor>)>, is_whole| -> Vec<&'static str> {
-            let problems = judge(&mut all, keep, is_whole);
-            problems.iter().map(|p| p.problem).collect()
-        };
         let both = vec![(with(6), Vec::new()), (with(9), Vec::new())];
         assert_eq!(told(both, true), ["behind"]);
         assert!(told(vec![(with(6), Vec::new())], false).is_empty());
@@ -765,11 +770,7 @@ mod tests {
             let uuid = uuid.to_owned();
             (Chains { uuid, ..chains }, Vec::new())
         };
-        let keep = Duration::from_secs(400 * 86_400);
-        let told = |mut all: Vec<(Chains, Vec<Anchor>)>| -> Vec<&'static str> {
-            let problems = judge(&mut all, keep, true);
-            problems.iter().map(|p| p.problem).collect()
-        };
+        let told = |all| told(all, true);
         // Beside a repository that came later, the one that had it lost all of it.
         let holders = Some(&["a"][..]);
         let both = |count| vec![with("a", count, holders), with("b", 0, holders)];
@@ -788,16 +789,9 @@ mod tests {
     #[test]
     fn records_expire_by_a_record_that_counts_and_not_too_early() {
         let old = chain("db1-00000001", 9);
-        let expiry = |day: u32, is_doubted: bool| {
-            let record = Record {
-                time: at(day),
-                expired: BTreeMap::from([("db1-00000001".to_owned(), 4)]),
-                ..Record::default()
-            };
-            Stored {
-                is_doubted,
-                ..stored(record.chained("janitor-00000003", None))
-            }
+        let expiry = |day: u32, is_doubted: bool| Stored {
+            is_doubted,
+            ..janitor(4, day)
         };
         let left = |by: Stored| of(old[4..].iter().cloned().chain([by]));
         assert_eq!(found(left(expiry(500, false)), &[]), []);
@@ -815,10 +809,7 @@ mod tests {
         let with = |back: u64, first: usize| {
             let mut chains = expiry(4, 500, 500);
             let back = old.iter().filter(|one| one.record.seq == back);
-            for one in back.chain(&old[first..]).cloned() {
-                let modified = one.record.time;
-                chains.take(one, Some(modified));
-            }
+            take(&mut chains, back.chain(&old[first..]).cloned());
             found(chains, &[])
         };
         assert_eq!(with(2, 4), []);
@@ -826,18 +817,20 @@ mod tests {
         assert_eq!(with(2, 6), [("missing", 5)]);
     }
 
-    /// A record that lets `gone` of the first chain expire, made on a day, and stored on another one.
-    fn expiry(gone: u64, day: u32, stored_on: u32) -> Chains {
+    /// A record that lets `gone` of the first chain expire, made on a day.
+    fn janitor(gone: u64, day: u32) -> Stored {
         let record = Record {
             time: at(day),
             expired: BTreeMap::from([("db1-00000001".to_owned(), gone)]),
             ..Record::default()
         };
+        stored(record.chained("janitor-00000003", None))
+    }
+
+    /// As [`janitor`], and stored on another day.
+    fn expiry(gone: u64, day: u32, stored_on: u32) -> Chains {
         let mut chains = of([]);
-        chains.take(
-            stored(record.chained("janitor-00000003", None)),
-            Some(at(stored_on)),
-        );
+        chains.take(janitor(gone, day), Some(at(stored_on)));
         chains
     }
 
@@ -845,10 +838,7 @@ mod tests {
     fn a_statement_of_a_time_to_come_or_of_records_to_come_lets_nothing_expire() {
         let old = chain("db1-00000001", 9);
         let left = |mut with: Chains| {
-            for one in old[4..].iter().cloned() {
-                let modified = one.record.time;
-                with.take(one, Some(modified));
-            }
+            take(&mut with, old[4..].iter().cloned());
             with
         };
         assert_eq!(found(left(expiry(4, 500, 500)), &[]), []);

@@ -509,9 +509,9 @@ pub fn by_writer(names: impl Iterator<Item = PartName>) -> Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::crafted;
     use crate::repo::event::Event;
     use crate::repo::root::outline::Outline;
-    use crate::store::file::FileStore;
     use crate::store::put;
 
     impl Reduced for Outline {
@@ -523,9 +523,7 @@ mod tests {
     /// The parts of a backup that began after the events were read, seen by a janitor whose clock is far ahead.
     #[test]
     fn a_reservation_that_was_made_while_the_catalog_was_read_is_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
+        let (_dir, store, scope) = crafted::scope();
         let reading = Reading::<Outline>::begin(&store, &scope).unwrap();
         let id: BackupId = "20261120T064049Z-full".parse().unwrap();
         let begin = Event {

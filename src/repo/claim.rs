@@ -234,13 +234,11 @@ pub(super) fn seconds_since_boot() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
 
     #[test]
     fn a_claim_that_has_ended_cannot_be_renewed_and_nothing_is_committed_under_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
+        let (_dir, store, scope) = crafted::scope();
         let nonce = std::sync::atomic::AtomicU64::new(1);
         let clock = || "2026-11-20T06:40:49Z".parse().unwrap();
         let random = || nonce.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

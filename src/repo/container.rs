@@ -3,13 +3,14 @@
 //!
 //! Written in one pass with bounded memory; read from the tail (sections) or from the front (content, checked against its hash).
 
+use std::fmt::Display;
 use std::io::{self, Read, Write};
 
 use serde_json::{Map, Value};
 
 use super::lz4::{FRAME_HEADER, FrameReader, FrameWriter};
 use super::scope;
-use super::varint::{self, Reader};
+use super::varint::{self, Fixed, Reader, Varint, numbered, stored};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
@@ -65,22 +66,10 @@ impl Kind {
             Kind::Runbook => "runbook",
         }
     }
+}
 
-    fn from_number(number: u8) -> Option<Kind> {
-        [
-            Kind::Segment,
-            Kind::History,
-            Kind::Partial,
-            Kind::Label,
-            Kind::Increment,
-            Kind::ServerManifest,
-            Kind::Log,
-            Kind::Relations,
-            Kind::Runbook,
-        ]
-        .into_iter()
-        .find(|k| *k as u8 == number)
-    }
+numbered! {
+    Kind: Segment, History, Partial, Label, Increment, ServerManifest, Log, Relations, Runbook
 }
 
 /// How the body is compressed.
@@ -112,56 +101,40 @@ pub mod tag {
     pub const LINK: u8 = 8;
 }
 
-/// Who the content is; section 1.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// BLAKE3 of the raw content.
-    pub hash: [u8; 32],
-    /// Length of the raw content.
-    pub raw_bytes: u64,
-    /// System identifier of the cluster.
-    pub system_identifier: u64,
-    /// In the file's name.
-    pub timeline: u32,
-    /// PostgreSQL major.
-    pub major: u32,
-    /// Segment size of the cluster in bytes.
-    pub segment_size_bytes: u64,
-    /// The file's name as PostgreSQL knows it.
-    pub name: String,
-    /// First LSN of segments, partials and increments; else 0.
-    pub from_lsn: u64,
-    /// End of the LSN range; else 0.
-    pub to_lsn: u64,
+stored! {
+    /// Who the content is; section 1.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    pub struct Identity {
+        /// BLAKE3 of the raw content.
+        pub hash: [u8; 32] = Fixed,
+        /// Length of the raw content.
+        pub raw_bytes: u64 = Varint,
+        /// System identifier of the cluster.
+        pub system_identifier: u64 = Fixed,
+        /// In the file's name.
+        pub timeline: u32 = Varint,
+        /// PostgreSQL major.
+        pub major: u32 = Varint,
+        /// Segment size of the cluster in bytes.
+        pub segment_size_bytes: u64 = Varint,
+        /// The file's name as PostgreSQL knows it.
+        pub name: String = Varint,
+        /// First LSN of segments, partials and increments; else 0.
+        pub from_lsn: u64 = Fixed,
+        /// End of the LSN range; else 0.
+        pub to_lsn: u64 = Fixed,
+    }
 }
 
 impl Identity {
     fn encode(&self) -> Vec<u8> {
-        let mut out = self.hash.to_vec();
-        varint::put(&mut out, self.raw_bytes);
-        out.extend_from_slice(&self.system_identifier.to_le_bytes());
-        varint::put(&mut out, u64::from(self.timeline));
-        varint::put(&mut out, u64::from(self.major));
-        varint::put(&mut out, self.segment_size_bytes);
-        varint::put_blob(&mut out, self.name.as_bytes());
-        out.extend_from_slice(&self.from_lsn.to_le_bytes());
-        out.extend_from_slice(&self.to_lsn.to_le_bytes());
+        let mut out = Vec::new();
+        self.put(&mut out);
         out
     }
 
     fn decode(bytes: &[u8]) -> Result<Identity> {
-        let mut r = Reader::new(bytes, "identity of an object");
-        Ok(Identity {
-            hash: r.array()?,
-            raw_bytes: r.varint()?,
-            system_identifier: r.u64()?,
-            timeline: r.number()?,
-            major: r.number()?,
-            segment_size_bytes: r.varint()?,
-            name: r.text()?.to_owned(),
-            from_lsn: r.u64()?,
-            to_lsn: r.u64()?,
-        })
+        Identity::take(&mut Reader::new(bytes, "identity of an object"))
     }
 }
 
@@ -658,24 +631,13 @@ impl Container {
             .ok_or_else(|| err!(Damaged, "the directory does not fit"))?;
         let directory = tail.get(directory_at..trailer_at).unwrap_or_default();
         let entries = read_directory(directory, &trailer)?;
-        let placeholder = Identity {
-            hash: [0; 32],
-            raw_bytes: 0,
-            system_identifier: 0,
-            timeline: 0,
-            major: 0,
-            segment_size_bytes: 0,
-            name: String::new(),
-            from_lsn: 0,
-            to_lsn: 0,
-        };
         let mut container = Container {
             object,
             trailer,
             entries,
             tail,
             tail_offset,
-            identity: placeholder,
+            identity: Identity::default(),
         };
         let identity = container
             .section(tag::IDENTITY)?
@@ -735,6 +697,13 @@ impl Container {
             Some(opaque) => opaque.public_hash(hash)?,
         };
         Some(self.identity.hash == stored)
+    }
+
+    /// Whether it is the file of that kind and name, of the cluster with that system identifier.
+    pub fn is_file(&self, kind: Kind, name: impl Display, system_identifier: u64) -> bool {
+        let own = &self.identity;
+        let is_named = self.kind() == kind && own.name == name.to_string();
+        is_named && own.system_identifier == system_identifier
     }
 
     /// Whether it is what `identity` says, hash included.

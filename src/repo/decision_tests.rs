@@ -1,19 +1,13 @@
 //! Decisions as a store holds them.
 
 use super::clock;
+use super::crafted;
 use super::decision::{Decisions, SUBJECT};
 use super::event::{self, Event};
-use super::layout::ClusterLayout;
-use super::repository::Repository;
-use crate::pg::time::TimestampTz;
-use crate::store::file::FileStore;
 
 #[test]
 fn a_decision_under_a_clock_that_was_ahead_counts_by_the_stores_time() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = FileStore::create(&directory.path().join("r"), 1).unwrap();
-    let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
-    let layout = ClusterLayout::new("main", 7).unwrap();
+    let (_dir, repository, layout) = crafted::empty();
     let decide = |time: &str, nonce| {
         let decision = Event {
             event: "restore".into(),

@@ -286,19 +286,21 @@ fn is_ours_alone(events: &[Recorded]) -> bool {
 mod tests {
     use super::*;
     use crate::progress::Silent;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
     use crate::store::put;
 
-    #[test]
     #[allow(
         clippy::disallowed_methods,
         reason = "the store's times are those of this clock"
     )]
+    fn system_time() -> TimestampTz {
+        TimestampTz::from_system_time(std::time::SystemTime::now())
+    }
+
+    #[test]
     fn a15_nobody_goes_on_while_wal_is_deleted() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
-        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let (_dir, store, scope) = crafted::scope();
+        let now = system_time();
         let (clock, random) = (|| now, || 5);
         let deletion = DeletionClaim::take(&store, &scope, Writer::new(&clock, &random)).unwrap();
         let ask = |clock: &(dyn Fn() -> TimestampTz + Sync)| {
@@ -340,16 +342,10 @@ mod tests {
     }
 
     #[test]
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the store's times are those of this clock"
-    )]
     fn the_operator_ends_the_wait_and_a_backup_that_is_gone_is_told() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
+        let (_dir, store, scope) = crafted::scope();
         let id: BackupId = "20261120T064049Z-full".parse().unwrap();
-        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let now = system_time();
         let host = Host::still(now, 5);
         let ask = || outlived((&store, &scope), &host, &id).map_err(|e| e.code());
         assert_eq!(ask(), Ok(false));
@@ -364,15 +360,9 @@ mod tests {
 
     /// A virtual machine that was paused: the clock since boot stood still, and that of the store did not.
     #[test]
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the store's times are those of this clock"
-    )]
     fn x30_a_claim_ends_by_the_clock_of_the_store() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
-        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let (_dir, store, scope) = crafted::scope();
+        let now = system_time();
         let (clock, random) = (|| now, || 5);
         let mut deletion =
             DeletionClaim::take(&store, &scope, Writer::new(&clock, &random)).unwrap();
@@ -386,16 +376,10 @@ mod tests {
     }
 
     #[test]
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the store's times are those of this clock"
-    )]
     fn x15_a_claim_is_kept_while_the_repository_is_read_and_always_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
+        let (_dir, store, scope) = crafted::scope();
         let next = std::sync::atomic::AtomicU64::new(5);
-        let clock = || TimestampTz::from_system_time(std::time::SystemTime::now());
+        let clock = system_time;
         let random = || next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut deletion =
             DeletionClaim::take(&store, &scope, Writer::new(&clock, &random)).unwrap();

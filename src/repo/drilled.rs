@@ -326,33 +326,41 @@ fn held(recorded: Recorded) -> Option<Held> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::crafted;
     use crate::repo::event::Event;
     use crate::store::file::FileStore;
 
-    fn record(store: &FileStore, scope: &Scope, time: &str, failed: Option<Phase>) {
+    fn record((store, scope): (&FileStore, &Scope), time: &str, nonce: u64, drill: Drill) {
         let event = Event {
             event: DRILLED.into(),
             subject: SUBJECT.into(),
             time: time.parse().unwrap(),
             host: "here".into(),
-            drill: Some(Drill {
-                target: "end".into(),
-                failed,
-                ..Drill::default()
-            }),
+            drill: Some(drill),
             ..Event::default()
         };
-        event::record(store, scope, &event, 7).unwrap();
+        event::record(store, scope, &event, nonce).unwrap();
+    }
+
+    fn to_end(failed: Option<Phase>) -> Drill {
+        Drill {
+            target: "end".into(),
+            failed,
+            ..Drill::default()
+        }
+    }
+
+    fn ids() -> [BackupId; 3] {
+        ["01", "02", "03"].map(|day| format!("202011{day}T060000Z-full").parse().unwrap())
     }
 
     #[test]
     fn the_newest_drill_and_the_newest_that_passed_are_told_apart() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
+        let (_dir, store, scope) = crafted::scope();
         assert_eq!(newest(&store, &scope, "here").unwrap(), Drills::default());
-        record(&store, &scope, "2020-11-20T06:00:00Z", None);
-        record(&store, &scope, "2020-11-21T06:00:00Z", Some(Phase::Replay));
+        record((&store, &scope), "2020-11-20T06:00:00Z", 7, to_end(None));
+        let failed = to_end(Some(Phase::Replay));
+        record((&store, &scope), "2020-11-21T06:00:00Z", 7, failed);
         let drills = newest(&store, &scope, "here").unwrap();
         assert_eq!(drills.newest.unwrap().drill.failed, Some(Phase::Replay));
         let proven = drills.proven.unwrap();
@@ -363,24 +371,16 @@ mod tests {
 
     #[test]
     fn the_last_drill_of_a_backup_decides_and_own_queries_decide_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
-        let [a, b, c]: [BackupId; 3] =
-            ["01", "02", "03"].map(|day| format!("202011{day}T060000Z-full").parse().unwrap());
+        let (_dir, store, scope) = crafted::scope();
+        let [a, b, c] = ids();
         let drilled = |id: &BackupId, day: u32, failed| {
-            let event = Event {
-                event: DRILLED.into(),
-                subject: SUBJECT.into(),
-                time: format!("2020-11-{day}T06:00:00Z").parse().unwrap(),
-                drill: Some(Drill {
-                    backup: Some(id.clone()),
-                    failed,
-                    ..Drill::default()
-                }),
-                ..Event::default()
+            let drill = Drill {
+                backup: Some(id.clone()),
+                failed,
+                ..Drill::default()
             };
-            event::record(&store, &scope, &event, 7).unwrap();
+            let time = format!("2020-11-{day}T06:00:00Z");
+            record((&store, &scope), &time, 7, drill);
         };
         drilled(&a, 10, None);
         drilled(&b, 11, None);
@@ -395,31 +395,23 @@ mod tests {
 
     #[test]
     fn a_failure_of_a_backup_stands_until_a_drill_of_it_has_checked_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
-        let [a, b, gone]: [BackupId; 3] =
-            ["01", "02", "03"].map(|day| format!("202011{day}T060000Z-full").parse().unwrap());
+        let (_dir, store, scope) = crafted::scope();
+        let [a, b, gone] = ids();
         for id in [&a, &b] {
             crate::store::put(&store, &scope.manifest(id), b"root").unwrap();
         }
         let fast = || vec![Phase::Copy, Phase::Amcheck, Phase::Pages];
         let nonce = std::cell::Cell::new(0);
         let drilled = |id: &BackupId, day: u32, failed, not_checked| {
-            let event = Event {
-                event: DRILLED.into(),
-                subject: SUBJECT.into(),
-                time: format!("2020-11-{day}T06:00:00Z").parse().unwrap(),
-                drill: Some(Drill {
-                    backup: Some(id.clone()),
-                    failed,
-                    not_checked,
-                    ..Drill::default()
-                }),
-                ..Event::default()
+            let drill = Drill {
+                backup: Some(id.clone()),
+                failed,
+                not_checked,
+                ..Drill::default()
             };
             nonce.set(nonce.get() + 1);
-            event::record(&store, &scope, &event, nonce.get()).unwrap();
+            let time = format!("2020-11-{day}T06:00:00Z");
+            record((&store, &scope), &time, nonce.get(), drill);
         };
         let broken = || {
             let drills = standing(&store, &scope, "").unwrap();
@@ -453,20 +445,11 @@ mod tests {
 
     #[test]
     fn neither_junk_nor_drills_that_failed_hide_a_proof() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
+        let (dir, store, scope) = crafted::scope();
         let id: BackupId = "20201101T060000Z-full".parse().unwrap();
         let drilled = |minute: usize, drill: Drill| {
             let time = format!("2020-11-10T{:02}:{:02}:00Z", minute / 60, minute % 60);
-            let event = Event {
-                event: DRILLED.into(),
-                subject: SUBJECT.into(),
-                time: time.parse().unwrap(),
-                drill: Some(drill),
-                ..Event::default()
-            };
-            event::record(&store, &scope, &event, 7).unwrap();
+            record((&store, &scope), &time, 7, drill);
         };
         let passed = Drill {
             backup: Some(id.clone()),
@@ -474,13 +457,7 @@ mod tests {
         };
         drilled(0, passed);
         for minute in 1..=READ_MAX + 5 {
-            drilled(
-                minute,
-                Drill {
-                    failed: Some(Phase::Amcheck),
-                    ..Drill::default()
-                },
-            );
+            drilled(minute, to_end(Some(Phase::Amcheck)));
         }
         let folder = dir.path().join(scope.subject(SUBJECT));
         for n in 0..READ_MAX + 5 {
@@ -496,10 +473,8 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_ahead_keeps_no_drill_young_and_a_damaged_event_proves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
-        record(&store, &scope, "2999-11-20T06:00:00Z", None);
+        let (dir, store, scope) = crafted::scope();
+        record((&store, &scope), "2999-11-20T06:00:00Z", 7, to_end(None));
         let proven = newest(&store, &scope, "here").unwrap().proven.unwrap();
         assert!(proven.time < "2900-01-01T00:00:00Z".parse().unwrap());
         let folder = dir.path().join(scope.subject(SUBJECT));

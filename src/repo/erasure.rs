@@ -187,7 +187,7 @@ pub fn decode(key: &Key, bytes: &[u8]) -> Result<Erasure> {
 mod tests {
     use super::*;
     use crate::error::Code;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
 
     fn erasure(sql: &str, position: Option<(u32, u64)>) -> Erasure {
         Erasure {
@@ -246,9 +246,7 @@ mod tests {
 
     #[test]
     fn scripts_have_a_limit_and_stand_under_their_own_key() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = FileStore::open(folder.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
+        let (folder, store, scope) = crafted::scope();
         let put = |erasure: &Erasure| write(&store, &scope, erasure, 5);
         let most = "x".repeat(SCRIPT_BYTES_MAX);
         for (bad, why) in [

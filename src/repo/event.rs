@@ -729,13 +729,11 @@ pub fn compact(time: TimestampTz) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
 
     #[test]
     fn a_renewed_claim_is_over_and_the_renewal_stands() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
+        let (_dir, store, scope) = crafted::scope();
         let mut event = Event {
             event: "claim".into(),
             subject: "20261120T064049Z-full".into(),

@@ -413,14 +413,13 @@ fn host_keys(directory: &Path) -> Result<Keys> {
     let private = PrivateHalf(private);
     let public = public_of(&private)?;
     let mac = MacKey::new(mac, &public)?;
+    let none = Keys::none(mac.id());
     Ok(Keys {
-        id: mac.id(),
         public: Some((FIRST_EPOCH, public)),
         is_of_file: true,
         mac: Some(mac),
         private: Some(private),
-        own: None,
-        random: system_random,
+        ..none
     })
 }
 

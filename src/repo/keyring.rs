@@ -143,12 +143,9 @@ impl Keys {
         Ok(Some((contents, own.recipient.clone())))
     }
 
-    /// Reads the keys that are configured, for the repository whose marker names `id`.
-    ///
-    /// # Errors
-    /// `Key` when one is missing, wrong, or open to others; `Damaged` when what the repository keeps of it is.
-    pub fn load(store: &dyn Store, id: KeySetId, from: Option<&Encryption>) -> Result<Keys> {
-        let mut keys = Keys {
+    /// None of a key set's.
+    pub fn none(id: KeySetId) -> Keys {
+        Keys {
             id,
             public: None,
             is_of_file: false,
@@ -156,7 +153,15 @@ impl Keys {
             private: None,
             own: None,
             random: system_random,
-        };
+        }
+    }
+
+    /// Reads the keys that are configured, for the repository whose marker names `id`.
+    ///
+    /// # Errors
+    /// `Key` when one is missing, wrong, or open to others; `Damaged` when what the repository keeps of it is.
+    pub fn load(store: &dyn Store, id: KeySetId, from: Option<&Encryption>) -> Result<Keys> {
+        let mut keys = Keys::none(id);
         let Some(from) = from else {
             return Ok(keys);
         };

@@ -138,7 +138,7 @@ fn time_of(name: &str) -> Option<TimestampTz> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
 
     fn time(text: &str) -> TimestampTz {
         text.parse().unwrap()
@@ -157,24 +157,19 @@ mod tests {
 
     #[test]
     fn one_of_two_agents_has_the_run_and_has_it_again_after_a_crash() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = FileStore::open(folder.path(), 1).unwrap();
+        let (_folder, store) = crafted::store();
         let at = "2001-11-20T06:40:00Z";
         let first = claim("a", at);
         assert_eq!(take(&store, &first).unwrap(), Claimed::Ours);
         let own = key(&first).unwrap();
         assert!(own.as_str().starts_with("jobs/all/full."), "{own}");
         assert!(own.as_str().ends_with("/20011120T064000Z"), "{own}");
-        assert_eq!(
-            take(&store, &claim("b", at)).unwrap(),
-            Claimed::Others("host-a".into())
-        );
+        let others = Claimed::Others("host-a".into());
+        assert_eq!(take(&store, &claim("b", at)).unwrap(), others);
         let again = RunClaim { pid: 2, ..first };
         assert_eq!(take(&store, &again).unwrap(), Claimed::Ours);
-        assert_eq!(
-            take(&store, &claim("b", "2001-11-20T06:41:00Z")).unwrap(),
-            Claimed::Ours
-        );
+        let next = claim("b", "2001-11-20T06:41:00Z");
+        assert_eq!(take(&store, &next).unwrap(), Claimed::Ours);
     }
 
     #[test]
@@ -190,8 +185,7 @@ mod tests {
         ] {
             assert_ne!(sales, other);
         }
-        let folder = tempfile::tempdir().unwrap();
-        let store = FileStore::open(folder.path(), 1).unwrap();
+        let (_folder, store) = crafted::store();
         let at = "2001-11-20T06:40:00Z";
         let hr = RunClaim {
             concern: concern(&["hr"], &words("backup")),
@@ -203,32 +197,24 @@ mod tests {
 
     #[test]
     fn a_claim_that_is_damaged_or_far_too_early_counts_for_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = FileStore::open(folder.path(), 1).unwrap();
+        let (folder, store) = crafted::store();
         // By the clock of the store, this time is far ahead.
         let ahead = "2201-11-20T06:40:00Z";
         take(&store, &claim("a", ahead)).unwrap();
-        assert!(matches!(
-            take(&store, &claim("b", ahead)).unwrap(),
-            Claimed::Void(_)
-        ));
+        let taken = take(&store, &claim("b", ahead)).unwrap();
+        assert!(matches!(taken, Claimed::Void(_)));
         let at = "2001-11-20T06:40:00Z";
         take(&store, &claim("a", at)).unwrap();
         let own = key(&claim("a", at)).unwrap();
         let path = folder.path().join(own.as_str());
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[20] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        assert_eq!(
-            take(&store, &claim("b", at)).unwrap(),
-            Claimed::Void("it is damaged")
-        );
+        crafted::rot(&path, 20);
+        let damaged = Claimed::Void("it is damaged");
+        assert_eq!(take(&store, &claim("b", at)).unwrap(), damaged);
     }
 
     #[test]
     fn claims_are_forgotten_after_a_week_and_nothing_else_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = FileStore::open(folder.path(), 1).unwrap();
+        let (folder, store) = crafted::store();
         forget(&store, time("2026-11-20T00:00:00Z")).unwrap();
         for at in [
             "2026-11-01T00:00:00Z",

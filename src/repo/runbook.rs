@@ -119,13 +119,8 @@ pub fn write(store: &dyn Store, scope: &Scope, text: &str) -> Result<String> {
     let identity = Identity {
         hash: raw,
         raw_bytes: text.len() as u64,
-        system_identifier: 0,
-        timeline: 0,
-        major: 0,
-        segment_size_bytes: 0,
         name: NAME.to_owned(),
-        from_lsn: 0,
-        to_lsn: 0,
+        ..Identity::default()
     };
     let object = writer.complete(&identity, Vec::new()).map_err(failed)?;
     object.publish()?;
@@ -164,13 +159,12 @@ pub fn check(key: &Key, container: Container) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::crafted;
     use crate::repo::set_mark::KIND;
-    use crate::store::file::FileStore;
 
     #[test]
     fn a_text_comes_back_by_its_hash_and_no_other_does() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
+        let (_dir, store) = crafted::store();
         let scope = Scope::aux(KIND, "shop").unwrap();
         let hash = write(&store, &scope, "# Recovery").unwrap();
         assert_eq!(write(&store, &scope, "# Recovery").unwrap(), hash);

@@ -705,13 +705,12 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::repo::crafted;
     use crate::repo::event::{self, Event};
     use crate::repo::id::BackupId;
-    use crate::repo::keyring::system_random;
     use crate::repo::layout::ClusterLayout;
     use crate::repo::root::BackupRoot;
     use crate::seal::{KeySetId, Secret32};
-    use crate::store::file::FileStore;
     use crate::store::{Listed, Meta, Room};
 
     /// An object that is another one when it is read again behind the two reads of a check: of its end, and of all of it.
@@ -787,16 +786,7 @@ mod tests {
             later,
             reads: AtomicUsize::new(0),
         });
-        let keys = Keys {
-            id: KeySetId([1; 16]),
-            public: None,
-            is_of_file: false,
-            mac: None,
-            private: None,
-            own: None,
-            random: system_random,
-        };
-        let store = SealedStore::new(Box::new(fickle), keys);
+        let store = SealedStore::new(Box::new(fickle), Keys::none(KeySetId([1; 16])));
         assert_eq!(BackupRoot::read(&store, &layout, &id).unwrap(), None);
         let e = store.open(&key).err().unwrap();
         assert_eq!(e.code(), crate::error::Code::Damaged, "{e}");
@@ -805,8 +795,7 @@ mod tests {
     /// A host whose configuration lost the section of encryption.
     #[test]
     fn no_event_that_would_count_as_forged_is_written_without_the_mac_key() {
-        let dir = tempfile::tempdir().unwrap();
-        let inner = FileStore::open(dir.path(), 1).unwrap();
+        let (_dir, inner) = crafted::store();
         let keys = Keys::load(&inner, KeySetId([1; 16]), None).unwrap();
         let store = SealedStore::new(Box::new(inner), keys);
         let layout = ClusterLayout::new("main", 7).unwrap();
@@ -837,17 +826,14 @@ mod tests {
             |first: u8| Secret32::new(std::array::from_fn(|n| first + u8::try_from(n).unwrap()));
         let public = seal::public_of(&seal::PrivateHalf(ramp(0x20))).unwrap();
         let mac = MacKey::new(ramp(0x60), &public).unwrap();
+        let none = Keys::none(mac.id());
         let keys = Keys {
-            id: mac.id(),
             public: Some((FIRST_EPOCH, public)),
             is_of_file: true,
             mac: Some(mac),
-            private: None,
-            own: None,
-            random: system_random,
+            ..none
         };
-        let dir = tempfile::tempdir().unwrap();
-        let inner = FileStore::open(dir.path(), 1).unwrap();
+        let (dir, inner) = crafted::store();
         let store = SealedStore::new(Box::new(inner), keys);
         let layout = ClusterLayout::new("main", 7).unwrap();
         let event = Event {

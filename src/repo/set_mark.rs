@@ -635,7 +635,7 @@ impl Mark {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
 
     fn scope() -> Scope {
         Scope::aux(KIND, "shop").unwrap()
@@ -736,8 +736,7 @@ mod tests {
 
     #[test]
     fn a_mark_that_is_named_is_found_however_many_are_newer() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
+        let (_dir, store) = crafted::store();
         let host = Host::still("2026-12-01T00:00:00Z".parse().unwrap(), 1);
         let made = |time: &str, label: Option<&str>, random: u64| {
             let clock = || time.parse().unwrap();
@@ -834,8 +833,7 @@ mod tests {
 
     #[test]
     fn a_runbook_goes_when_no_mark_names_it_and_all_are_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
+        let (dir, store) = crafted::store();
         let texts = ["first", "second", "third"];
         let hashes = texts.map(|text| runbook::write(&store, &scope(), text).unwrap());
         let day = Duration::from_secs(25 * 3600);
@@ -866,8 +864,7 @@ mod tests {
 
     #[test]
     fn damage_and_junk_hide_no_mark() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
+        let (dir, store) = crafted::store();
         let good = of(stated(vec![wal()])).event;
         event::record(&store, &scope(), &good, 1).unwrap();
         let folder = dir.path().join(scope().subject(&good.subject));

@@ -355,6 +355,7 @@ pub fn around(store: &dyn Store, scope: &Scope, time: TimestampTz) -> Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::crafted;
     use crate::store::file::FileStore;
 
     fn map(since: TimestampTz, owned: &[Range]) -> SlotMap {
@@ -374,8 +375,7 @@ mod tests {
     }
 
     fn stored(seen: &[(&str, &str)]) -> (tempfile::TempDir, FileStore, Scope) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path(), 1).unwrap();
+        let (dir, store) = crafted::store();
         let scope = Scope::aux("redis", "shop.0123456789ab").unwrap();
         for (n, (since, at)) in (1..).zip(seen) {
             let host = Host::still(time(at), 7 * n);

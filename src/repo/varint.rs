@@ -2,6 +2,8 @@
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
 
 /// Appends an unsigned LEB128.
 pub fn put(out: &mut Vec<u8>, mut value: u64) {
@@ -172,6 +174,189 @@ impl<'a> Reader<'a> {
         }
     }
 }
+
+/// A value in a form of its own width: integers little-endian, an LSN and a time as their numbers.
+pub trait Fixed: Sized {
+    /// Appends it.
+    fn put(&self, out: &mut Vec<u8>);
+
+    /// Reads it back.
+    ///
+    /// # Errors
+    /// `Damaged` where it is not there.
+    fn take(r: &mut Reader<'_>) -> Result<Self>;
+}
+
+/// A value in the form of a varint, or of a length and bytes.
+pub trait Varint: Sized {
+    /// Appends it.
+    fn put(&self, out: &mut Vec<u8>);
+
+    /// Reads it back.
+    ///
+    /// # Errors
+    /// `Damaged` where it is not there, or is too large.
+    fn take(r: &mut Reader<'_>) -> Result<Self>;
+}
+
+macro_rules! integers {
+    ($($int:ty),*) => {$(
+        impl Fixed for $int {
+            fn put(&self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.to_le_bytes());
+            }
+
+            fn take(r: &mut Reader<'_>) -> Result<Self> {
+                r.array().map(<$int>::from_le_bytes)
+            }
+        }
+    )*};
+}
+integers!(u8, u16, u32, u64, i64);
+
+/// Forms of values that are one other value: how to make the one of the other, both ways.
+macro_rules! as_other {
+    ($form:ident: $($type:ty => $other:ty, $to:expr, $from:expr;)*) => {$(
+        impl $crate::repo::varint::$form for $type {
+            fn put(&self, out: &mut Vec<u8>) {
+                let to: fn(&$type) -> $other = $to;
+                $form::put(&to(self), out);
+            }
+
+            fn take(r: &mut $crate::repo::varint::Reader<'_>) -> $crate::error::Result<Self> {
+                <$other as $form>::take(r).map($from)
+            }
+        }
+    )*};
+}
+as_other! { Fixed:
+    bool => u8, |is_so| u8::from(*is_so), |number| number != 0;
+    Lsn => u64, |lsn| lsn.0, Lsn;
+    TimestampTz => i64, |time| time.0, TimestampTz;
+    Option<Lsn> => Lsn, |lsn| lsn.unwrap_or_default(), |lsn| Some(lsn).filter(|lsn| lsn.0 != 0);
+    Option<(Lsn, Lsn)> => (Lsn, Lsn), |two| two.unwrap_or_default(), |two| Some(two).filter(|(first, _)| first.0 != 0);
+}
+pub(crate) use as_other;
+
+impl<A: Fixed, B: Fixed> Fixed for (A, B) {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.0.put(out);
+        self.1.put(out);
+    }
+
+    fn take(r: &mut Reader<'_>) -> Result<Self> {
+        Ok((A::take(r)?, B::take(r)?))
+    }
+}
+
+macro_rules! numbers {
+    ($($int:ty),*) => {$(
+        impl Varint for $int {
+            fn put(&self, out: &mut Vec<u8>) {
+                put(out, u64::from(*self));
+            }
+
+            fn take(r: &mut Reader<'_>) -> Result<Self> {
+                r.number()
+            }
+        }
+    )*};
+}
+numbers!(u8, u32, u64);
+
+impl<const N: usize> Fixed for [u8; N] {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self);
+    }
+
+    fn take(r: &mut Reader<'_>) -> Result<Self> {
+        r.array()
+    }
+}
+
+impl<const N: usize> Varint for [u64; N] {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.iter().for_each(|number| put(out, *number));
+    }
+
+    fn take(r: &mut Reader<'_>) -> Result<Self> {
+        let mut all = [0; N];
+        for one in &mut all {
+            *one = r.varint()?;
+        }
+        Ok(all)
+    }
+}
+
+impl Varint for Vec<u8> {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_blob(out, self);
+    }
+
+    fn take(r: &mut Reader<'_>) -> Result<Self> {
+        Ok(r.blob()?.to_vec())
+    }
+}
+
+impl Varint for String {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_blob(out, self.as_bytes());
+    }
+
+    fn take(r: &mut Reader<'_>) -> Result<Self> {
+        Ok(r.text()?.to_owned())
+    }
+}
+
+/// Gives an enum the way back from its numbers, and a byte as its form.
+macro_rules! numbered {
+    ($type:ident: $($one:ident),*) => {
+        impl $type {
+            /// The one with this number.
+            pub fn from_number(number: u8) -> Option<$type> {
+                let all = [$($type::$one),*];
+                all.into_iter().find(|one| *one as u8 == number)
+            }
+        }
+
+        impl $crate::repo::varint::Fixed for $type {
+            fn put(&self, out: &mut Vec<u8>) {
+                out.push(*self as u8);
+            }
+
+            fn take(r: &mut $crate::repo::varint::Reader<'_>) -> $crate::error::Result<$type> {
+                let number = r.u8()?;
+                $type::from_number(number).ok_or_else(|| r.damaged())
+            }
+        }
+    };
+}
+pub(crate) use numbered;
+
+/// Declares a struct whose fields are put and taken in their order, each in the form that stands behind it.
+macro_rules! stored {
+    ($(#[$meta:meta])* pub struct $name:ident {
+        $($(#[$doc:meta])* pub $field:ident: $type:ty = $form:ident,)*
+    }) => {
+        $(#[$meta])*
+        pub struct $name {
+            $($(#[$doc])* pub $field: $type,)*
+        }
+
+        impl $crate::repo::varint::Fixed for $name {
+            fn put(&self, out: &mut Vec<u8>) {
+                $($form::put(&self.$field, out);)*
+            }
+
+            fn take(r: &mut $crate::repo::varint::Reader<'_>) -> $crate::error::Result<$name> {
+                Ok($name {
+                    $($field: $form::take(r)?,)*
+                })
+            }
+        }
+    };
+}
+pub(crate) use stored;
 
 #[cfg(test)]
 mod tests {

@@ -3,10 +3,12 @@
 use std::fmt;
 
 use super::facts::Crossing;
+use crate::error::Result;
 use crate::pg::record::{HEADER, RecordHeader};
 use crate::pg::rmgr;
 use crate::pg::time::TimestampTz;
 use crate::pg::xlog;
+use crate::repo::varint::{Fixed, Reader, stored};
 
 /// The place of `wal_level` in a change of parameters: behind the header of its main data and five numbers.
 const LEVEL_AT: usize = HEADER + 2 + 20;
@@ -42,19 +44,35 @@ impl Prefix {
     }
 }
 
+/// A length, and the bytes in a place of full size.
+impl Fixed for Prefix {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.length.put(out);
+        self.bytes.put(out);
+    }
+
+    fn take(r: &mut Reader<'_>) -> Result<Prefix> {
+        let (length, bytes) = <(u8, [u8; PREFIX])>::take(r)?;
+        let kept = bytes.get(..usize::from(length)).map(Prefix::of);
+        kept.ok_or_else(|| r.damaged())
+    }
+}
+
 impl fmt::Debug for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Prefix({} bytes)", self.length)
     }
 }
 
-/// The first bytes of the records that cross the two ends of a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Edges {
-    /// First bytes here of the record that reaches in from before.
-    pub head: Prefix,
-    /// First bytes of the record that continues in the next segment.
-    pub tail: Prefix,
+stored! {
+    /// The first bytes of the records that cross the two ends of a segment.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Edges {
+        /// First bytes here of the record that reaches in from before.
+        pub head: Prefix = Fixed,
+        /// First bytes of the record that continues in the next segment.
+        pub tail: Prefix = Fixed,
+    }
 }
 
 /// Returns the kind of a record that crosses from one segment into the next, as far as its first bytes tell.

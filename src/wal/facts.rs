@@ -11,6 +11,7 @@ use crate::pg::parameters::Parameters;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::repo::varint::{Fixed, stored};
 use crate::repo::wal_proof::RawHash;
 
 /// Bits of [`Facts::flags`] beyond those of [`super::index::flag`].
@@ -31,45 +32,47 @@ pub mod flag {
     pub const TABLESPACES: u16 = 1 << 14;
 }
 
-/// The facts from the index of a segment, reduced to the needs of plans. LSNs are 0/0 where there is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
-    /// First position of the segment.
-    pub start_lsn: Lsn,
-    /// Bits of [`super::index::flag`] and [`flag`].
-    pub flags: u16,
-    /// Fate of the record that reaches in from before.
-    pub head_end: HeadEnd,
-    /// Class of the record that continues in the next segment.
-    pub tail_class: TailClass,
-    /// Bytes of the head that lie here.
-    pub head_length: u32,
-    /// Bytes that the first page says are missing of it.
-    pub head_remaining: u32,
-    /// Bytes here of the record that continues in the next segment; 0 = none does.
-    pub tail_length: u32,
-    /// Its whole length.
-    pub tail_total: u32,
-    /// The first record that begins here.
-    pub first_record: Lsn,
-    /// The record before it, as it says; 0/0 where its header is cut.
-    pub first_prev: Lsn,
-    /// The last record that begins here, complete or not.
-    pub last_begun: Lsn,
-    /// Start of the last record inside.
-    pub last_complete: Lsn,
-    pub last_complete_end: Lsn,
-    pub valid_end: Lsn,
-    /// Commits inside.
-    pub commits: u32,
-    /// Commits and aborts inside.
-    pub ends: u32,
-    /// Smallest and largest time of a transaction end inside; only where `ends` is not 0.
-    pub times: (TimestampTz, TimestampTz),
-    /// Smallest and largest xid of a transaction end inside, as plain numbers.
-    pub xids: (u32, u32),
-    /// Link that joins the segment to the one before it.
-    pub link: Brief,
+stored! {
+    /// The facts from the index of a segment, reduced to the needs of plans. LSNs are 0/0 where there is none.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Facts {
+        /// Bits of [`super::index::flag`] and [`flag`].
+        pub flags: u16 = Fixed,
+        /// Fate of the record that reaches in from before.
+        pub head_end: HeadEnd = Fixed,
+        /// Class of the record that continues in the next segment.
+        pub tail_class: TailClass = Fixed,
+        /// Bytes of the head that lie here.
+        pub head_length: u32 = Fixed,
+        /// Bytes that the first page says are missing of it.
+        pub head_remaining: u32 = Fixed,
+        /// Bytes here of the record that continues in the next segment; 0 = none does.
+        pub tail_length: u32 = Fixed,
+        /// Its whole length.
+        pub tail_total: u32 = Fixed,
+        /// First position of the segment.
+        pub start_lsn: Lsn = Fixed,
+        /// The first record that begins here.
+        pub first_record: Lsn = Fixed,
+        /// The record before it, as it says; 0/0 where its header is cut.
+        pub first_prev: Lsn = Fixed,
+        /// The last record that begins here, complete or not.
+        pub last_begun: Lsn = Fixed,
+        /// Start of the last record inside.
+        pub last_complete: Lsn = Fixed,
+        pub last_complete_end: Lsn = Fixed,
+        pub valid_end: Lsn = Fixed,
+        /// Commits inside.
+        pub commits: u32 = Fixed,
+        /// Commits and aborts inside.
+        pub ends: u32 = Fixed,
+        /// Smallest and largest time of a transaction end inside; only where `ends` is not 0.
+        pub times: (TimestampTz, TimestampTz) = Fixed,
+        /// Smallest and largest xid of a transaction end inside, as plain numbers.
+        pub xids: (u32, u32) = Fixed,
+        /// Link that joins the segment to the one before it.
+        pub link: Brief = Fixed,
+    }
 }
 
 impl Facts {
@@ -77,24 +80,8 @@ impl Facts {
     pub fn empty(start_lsn: Lsn) -> Facts {
         Facts {
             start_lsn,
-            flags: 0,
-            head_end: HeadEnd::None,
-            tail_class: TailClass::Unknown,
-            head_length: 0,
-            head_remaining: 0,
-            tail_length: 0,
-            tail_total: 0,
-            first_record: Lsn(0),
-            first_prev: Lsn(0),
-            last_begun: Lsn(0),
-            last_complete: Lsn(0),
-            last_complete_end: Lsn(0),
             valid_end: start_lsn,
-            commits: 0,
-            ends: 0,
-            times: (TimestampTz(0), TimestampTz(0)),
-            xids: (0, 0),
-            link: Brief::default(),
+            ..Facts::default()
         }
     }
 

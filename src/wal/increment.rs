@@ -204,16 +204,9 @@ pub fn list(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pg::time::TimestampTz;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
 
     const NAME: &str = "000000010000000000000003";
-
-    fn repository(directory: &tempfile::TempDir) -> (Repository, ClusterLayout) {
-        let store = FileStore::create(&directory.path().join("repo"), 1).unwrap();
-        let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
-        (repository, ClusterLayout::new("main", 7).unwrap())
-    }
 
     fn segment() -> OpenSegment {
         OpenSegment {
@@ -225,8 +218,7 @@ mod tests {
 
     #[test]
     fn the_same_bytes_are_stored_once_and_others_are_a_conflict() {
-        let directory = tempfile::tempdir().unwrap();
-        let (repository, layout) = repository(&directory);
+        let (_dir, repository, layout) = crafted::empty();
         let segment = segment();
         let start = segment.range().unwrap().start;
         let put = |from: Lsn, bytes: &[u8]| put(&repository, &layout, &segment, from, bytes);
@@ -254,8 +246,7 @@ mod tests {
 
     #[test]
     fn a_merged_one_may_be_longer_and_is_the_same_object() {
-        let directory = tempfile::tempdir().unwrap();
-        let (repository, layout) = repository(&directory);
+        let (_dir, repository, layout) = crafted::empty();
         let segment = OpenSegment {
             size: SegmentSize::new(64 << 20).unwrap(),
             ..segment()

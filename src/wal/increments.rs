@@ -186,9 +186,7 @@ pub fn open(
             .ok_or_else(|| err!(Damaged, "it was listed, and is not there"))?;
         let container = Container::open(object)?;
         let identity = container.identity();
-        let own = container.kind() == Kind::Increment
-            && identity.name == segment.name.to_string()
-            && identity.system_identifier == layout.system_identifier()
+        let own = container.is_file(Kind::Increment, segment.name, layout.system_identifier())
             && identity.segment_size_bytes == segment.size.bytes()
             && identity.from_lsn == range.start.0
             && identity.to_lsn == range.end.0
@@ -206,8 +204,7 @@ mod tests {
     use super::*;
     use crate::error::Code;
     use crate::pg::segment::SegmentSize;
-    use crate::pg::time::TimestampTz;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
     use crate::wal::increment;
 
     fn range(start: u64, end: u64) -> LsnRange {
@@ -263,13 +260,11 @@ mod tests {
 
     impl Fixture {
         fn new() -> Fixture {
-            let directory = tempfile::tempdir().unwrap();
-            let store = FileStore::create(&directory.path().join("repo"), 1).unwrap();
-            let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
+            let (directory, repository, layout) = crafted::empty();
             Fixture {
                 _directory: directory,
                 repository,
-                layout: ClusterLayout::new("main", 7).unwrap(),
+                layout,
                 segment: OpenSegment {
                     name: "000000010000000000000003".parse().unwrap(),
                     size: SegmentSize::new(1 << 20).unwrap(),

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::container::{Container, Section, tag};
-use crate::repo::varint::{self, Reader};
+use crate::repo::varint::{self, Fixed, Reader, Varint, as_other, numbered, stored};
 
 /// Sections 4, 5 and 6 are left out above these raw sizes; readers then decode the body.
 pub const XIDS_LIMIT_BYTES: usize = 4 << 20;
@@ -35,9 +35,10 @@ pub mod flag {
 }
 
 /// The fate of the record that reaches into the segment from before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HeadEnd {
     /// There is none.
+    #[default]
     None = 0,
     /// It ends here.
     Here = 1,
@@ -47,24 +48,13 @@ pub enum HeadEnd {
     Abandoned = 3,
 }
 
-impl HeadEnd {
-    /// Returns the one that an index has under this number.
-    pub fn from_number(number: u8) -> Option<HeadEnd> {
-        [
-            HeadEnd::None,
-            HeadEnd::Here,
-            HeadEnd::Continues,
-            HeadEnd::Abandoned,
-        ]
-        .into_iter()
-        .find(|one| *one as u8 == number)
-    }
-}
+numbered!(HeadEnd: None, Here, Continues, Abandoned);
 
 /// The class of the record that continues in the next segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TailClass {
     /// Its header is not whole here, or it was not kept.
+    #[default]
     Unknown = 0,
     /// A transaction end.
     TransactionEnd = 1,
@@ -74,88 +64,102 @@ pub enum TailClass {
     Other = 3,
 }
 
-impl TailClass {
-    /// Returns the one that an index has under this number.
-    pub fn from_number(number: u8) -> Option<TailClass> {
-        [
-            TailClass::Unknown,
-            TailClass::TransactionEnd,
-            TailClass::Event,
-            TailClass::Other,
-        ]
-        .into_iter()
-        .find(|one| *one as u8 == number)
+numbered!(TailClass: Unknown, TransactionEnd, Event, Other);
+
+stored! {
+    /// One transaction end as the summary names it.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Commit {
+        /// Effective xid.
+        pub xid: u32 = Fixed,
+        /// Start of the record.
+        pub lsn: Lsn = Fixed,
+        /// Commit time in the record.
+        pub time: TimestampTz = Fixed,
     }
 }
 
-/// One transaction end as the summary names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Commit {
-    /// Effective xid.
-    pub xid: u32,
-    /// Start of the record.
-    pub lsn: Lsn,
-    /// Commit time in the record.
-    pub time: TimestampTz,
+as_other! { Fixed:
+    Option<Commit> => Commit, |commit| commit.unwrap_or_default(), |commit| Some(commit).filter(|commit| commit.xid != 0);
 }
 
-/// The summary's facts about transaction ends inside; absent when there are none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ends {
-    /// Smallest time of any of the four kinds of transaction ends.
-    pub min_time: TimestampTz,
-    /// Largest.
-    pub max_time: TimestampTz,
-    /// First commit in LSN order.
-    pub first_commit: Option<Commit>,
-    /// Last commit in LSN order.
-    pub last_commit: Option<Commit>,
-    /// Smallest effective xid, as a plain number.
-    pub min_xid: u32,
-    /// Largest.
-    pub max_xid: u32,
+stored! {
+    /// The summary's facts about transaction ends inside; absent when there are none.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Ends {
+        /// Smallest time of any of the four kinds of transaction ends.
+        pub min_time: TimestampTz = Fixed,
+        /// Largest.
+        pub max_time: TimestampTz = Fixed,
+        /// First commit in LSN order.
+        pub first_commit: Option<Commit> = Fixed,
+        /// Last commit in LSN order.
+        pub last_commit: Option<Commit> = Fixed,
+        /// Smallest effective xid, as a plain number.
+        pub min_xid: u32 = Fixed,
+        /// Largest.
+        pub max_xid: u32 = Fixed,
+    }
 }
 
-/// Section 2.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
-    /// See [`flag`].
-    pub flags: u64,
-    /// First LSN of the segment.
-    pub start_lsn: Lsn,
-    /// Timeline of the first page; 0 when there is no valid page.
-    pub first_timeline: u32,
-    /// Timeline of the last valid page.
-    pub last_timeline: u32,
-    /// Bytes at the start that belong to an earlier record.
-    pub head_length: u32,
-    /// Bytes that the first page says are missing of it.
-    pub head_remaining: u32,
-    /// Fate of that record.
-    pub head_end: HeadEnd,
-    /// First record that begins here and its `xl_prev` (0/0 where its header is cut by the segment's end).
-    pub first_record: Option<(Lsn, Lsn)>,
-    /// Last record that begins here.
-    pub last_begun: Option<Lsn>,
-    /// Start and end of the last record inside.
-    pub last_complete: Option<(Lsn, Lsn)>,
-    /// Bytes here of the record that continues.
-    pub tail_length: u32,
-    /// Its whole length.
-    pub tail_total: u32,
-    /// Class of that record.
-    pub tail_class: TailClass,
-    pub valid_end: Lsn,
-    /// Records inside.
-    pub records: u64,
-    /// Commits inside, prepared ones too.
-    pub commits: u64,
-    /// Aborts inside, prepared ones too.
-    pub aborts: u64,
-    /// Prepares inside.
-    pub prepares: u64,
-    /// Times and xids of transaction ends inside.
-    pub ends: Option<Ends>,
+impl Varint for Option<Ends> {
+    fn put(&self, out: &mut Vec<u8>) {
+        varint::put(out, u64::from(self.is_some()));
+        if let Some(ends) = self {
+            ends.put(out);
+        }
+    }
+
+    fn take(r: &mut Reader<'_>) -> Result<Self> {
+        match r.varint()? {
+            0 => Ok(None),
+            _ => Ends::take(r).map(Some),
+        }
+    }
+}
+
+stored! {
+    /// Section 2.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    pub struct Summary {
+        /// See [`flag`].
+        pub flags: u64 = Varint,
+        /// First LSN of the segment.
+        pub start_lsn: Lsn = Fixed,
+        /// Timeline of the first page; 0 when there is no valid page.
+        pub first_timeline: u32 = Varint,
+        /// Timeline of the last valid page.
+        pub last_timeline: u32 = Varint,
+        /// Bytes at the start that belong to an earlier record.
+        pub head_length: u32 = Varint,
+        /// Bytes that the first page says are missing of it.
+        pub head_remaining: u32 = Varint,
+        /// Fate of that record.
+        pub head_end: HeadEnd = Fixed,
+        /// First record that begins here and its `xl_prev` (0/0 where its header is cut by the segment's end).
+        pub first_record: Option<(Lsn, Lsn)> = Fixed,
+        /// Last record that begins here.
+        pub last_begun: Option<Lsn> = Fixed,
+        /// Start and end of the last record inside.
+        pub last_complete: Option<(Lsn, Lsn)> = Fixed,
+        /// Bytes here of the record that continues.
+        pub tail_length: u32 = Varint,
+        /// Its whole length.
+        pub tail_total: u32 = Varint,
+        /// Class of that record.
+        pub tail_class: TailClass = Fixed,
+        pub valid_end: Lsn = Fixed,
+        /// Records inside.
+        pub records: u64 = Varint,
+        /// Commits inside, prepared ones too.
+        pub commits: u64 = Varint,
+        /// Aborts inside, prepared ones too.
+        pub aborts: u64 = Varint,
+        /// Prepares inside.
+        pub prepares: u64 = Varint,
+        /// Times and xids of transaction ends inside.
+        pub ends: Option<Ends> = Varint,
+    }
 }
 
 impl Summary {
@@ -176,42 +180,7 @@ impl Summary {
     /// Section 2.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(200);
-        let lsn = |out: &mut Vec<u8>, l: Lsn| out.extend_from_slice(&l.0.to_le_bytes());
-        varint::put(&mut out, self.flags);
-        lsn(&mut out, self.start_lsn);
-        varint::put(&mut out, u64::from(self.first_timeline));
-        varint::put(&mut out, u64::from(self.last_timeline));
-        varint::put(&mut out, u64::from(self.head_length));
-        varint::put(&mut out, u64::from(self.head_remaining));
-        out.push(self.head_end as u8);
-        let (first, prev) = self.first_record.unwrap_or_default();
-        lsn(&mut out, first);
-        lsn(&mut out, prev);
-        lsn(&mut out, self.last_begun.unwrap_or_default());
-        let (start, end) = self.last_complete.unwrap_or_default();
-        lsn(&mut out, start);
-        lsn(&mut out, end);
-        varint::put(&mut out, u64::from(self.tail_length));
-        varint::put(&mut out, u64::from(self.tail_total));
-        out.push(self.tail_class as u8);
-        lsn(&mut out, self.valid_end);
-        for count in [self.records, self.commits, self.aborts, self.prepares] {
-            varint::put(&mut out, count);
-        }
-        varint::put(&mut out, u64::from(self.ends.is_some()));
-        if let Some(ends) = &self.ends {
-            out.extend_from_slice(&ends.min_time.0.to_le_bytes());
-            out.extend_from_slice(&ends.max_time.0.to_le_bytes());
-            for commit in [ends.first_commit, ends.last_commit] {
-                let (xid, at, time) =
-                    commit.map_or((0, Lsn(0), TimestampTz(0)), |c| (c.xid, c.lsn, c.time));
-                out.extend_from_slice(&xid.to_le_bytes());
-                lsn(&mut out, at);
-                out.extend_from_slice(&time.0.to_le_bytes());
-            }
-            out.extend_from_slice(&ends.min_xid.to_le_bytes());
-            out.extend_from_slice(&ends.max_xid.to_le_bytes());
-        }
+        self.put(&mut out);
         out
     }
 
@@ -220,87 +189,32 @@ impl Summary {
     /// # Errors
     /// `Damaged`.
     pub fn decode(bytes: &[u8]) -> Result<Summary> {
-        let mut r = Reader::new(bytes, "summary of a segment");
-        let some = |l: u64| (l != 0).then_some(Lsn(l));
-        let flags = r.varint()?;
-        let start_lsn = Lsn(r.u64()?);
-        let (first_timeline, last_timeline) = (r.number()?, r.number()?);
-        let (head_length, head_remaining) = (r.number()?, r.number()?);
-        let head_end = HeadEnd::from_number(r.u8()?).ok_or_else(|| r.damaged())?;
-        let (first, prev) = (r.u64()?, r.u64()?);
-        let last_begun = some(r.u64()?);
-        let (complete_start, complete_end) = (r.u64()?, r.u64()?);
-        let (tail_length, tail_total) = (r.number()?, r.number()?);
-        let tail_class = TailClass::from_number(r.u8()?).ok_or_else(|| r.damaged())?;
-        Ok(Summary {
-            flags,
-            start_lsn,
-            first_timeline,
-            last_timeline,
-            head_length,
-            head_remaining,
-            head_end,
-            first_record: some(first).map(|f| (f, Lsn(prev))),
-            last_begun,
-            last_complete: some(complete_start).map(|s| (s, Lsn(complete_end))),
-            tail_length,
-            tail_total,
-            tail_class,
-            valid_end: Lsn(r.u64()?),
-            records: r.varint()?,
-            commits: r.varint()?,
-            aborts: r.varint()?,
-            prepares: r.varint()?,
-            ends: if r.varint()? == 0 {
-                None
-            } else {
-                Some(decode_ends(&mut r)?)
-            },
-        })
+        Summary::take(&mut Reader::new(bytes, "summary of a segment"))
     }
 }
 
-fn decode_ends(r: &mut Reader<'_>) -> Result<Ends> {
-    let (min_time, max_time) = (TimestampTz(r.i64()?), TimestampTz(r.i64()?));
-    let commit = |r: &mut Reader<'_>| -> Result<Option<Commit>> {
-        let (xid, lsn, time) = (r.u32()?, Lsn(r.u64()?), TimestampTz(r.i64()?));
-        Ok((xid != 0).then_some(Commit { xid, lsn, time }))
-    };
-    Ok(Ends {
-        min_time,
-        max_time,
-        first_commit: commit(r)?,
-        last_commit: commit(r)?,
-        min_xid: r.u32()?,
-        max_xid: r.u32()?,
-    })
-}
-
-/// Section 3: bytes of records that cross the segment's edges; empty where there are none or they are above 64 KiB.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Fragments {
-    /// At the start.
-    pub head: Vec<u8>,
-    /// At the end.
-    pub tail: Vec<u8>,
+stored! {
+    /// Section 3: bytes of records that cross the segment's edges; empty where there are none or they are above 64 KiB.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    pub struct Fragments {
+        /// At the start.
+        pub head: Vec<u8> = Varint,
+        /// At the end.
+        pub tail: Vec<u8> = Varint,
+    }
 }
 
 impl Fragments {
     /// Section 3.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.head.len() + self.tail.len() + 8);
-        varint::put_blob(&mut out, &self.head);
-        varint::put_blob(&mut out, &self.tail);
+        self.put(&mut out);
         out
     }
 
     /// Reads section 3.
     pub fn decode(bytes: &[u8]) -> Result<Fragments> {
-        let mut r = Reader::new(bytes, "fragments of a segment");
-        Ok(Fragments {
-            head: r.blob()?.to_vec(),
-            tail: r.blob()?.to_vec(),
-        })
+        Fragments::take(&mut Reader::new(bytes, "fragments of a segment"))
     }
 }
 
@@ -382,92 +296,135 @@ fn decode_runs(r: &mut Reader<'_>) -> Result<Vec<(u32, u32)>> {
     Ok(runs)
 }
 
-/// Something in section 5, with the start LSN of its record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WalEvent {
+/// Declares the events of section 5 with their numbers, and puts and takes their fields in their order, each in the form that stands behind it.
+macro_rules! events {
+    ($($(#[$doc:meta])* $event:ident = $number:literal {
+        $($(#[$of_field:meta])* $field:ident: $type:ty = $form:ident,)*
+    },)*) => {
+        /// Something in section 5, with the start LSN of its record.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum WalEvent {
+            $($(#[$doc])* $event { $($(#[$of_field])* $field: $type,)* },)*
+            /// full_page_writes changed.
+            FullPageWrites(bool),
+        }
+
+        impl WalEvent {
+            fn kind(&self) -> u8 {
+                match self {
+                    $(WalEvent::$event { .. } => $number,)*
+                    WalEvent::FullPageWrites(_) => 9,
+                }
+            }
+
+            fn body(&self) -> Vec<u8> {
+                let mut out = Vec::new();
+                match self {
+                    $(WalEvent::$event { $($field),* } => {
+                        $($form::put($field, &mut out);)*
+                    })*
+                    WalEvent::FullPageWrites(is_on) => is_on.put(&mut out),
+                }
+                out
+            }
+
+            /// None for a kind of a later version.
+            fn decode(kind: u8, body: &[u8]) -> Result<Option<WalEvent>> {
+                let mut r = Reader::new(body, "event of a segment");
+                Ok(Some(match kind {
+                    $($number => WalEvent::$event { $($field: $form::take(&mut r)?),* },)*
+                    9 => WalEvent::FullPageWrites(bool::take(&mut r)?),
+                    _ => return Ok(None),
+                }))
+            }
+        }
+    };
+}
+
+events! {
     /// `pg_create_restore_point`.
-    RestorePoint {
+    RestorePoint = 1 {
         /// Time in the record.
-        time: TimestampTz,
+        time: TimestampTz = Fixed,
         /// Name, up to its NUL.
-        name: Vec<u8>,
+        name: Vec<u8> = Varint,
     },
     /// A checkpoint or end-of-recovery record.
-    Checkpoint {
+    Checkpoint = 2 {
         /// Which of the three.
-        kind: CheckpointKind,
-        timeline: u32,
+        kind: CheckpointKind = Fixed,
+        timeline: u32 = Varint,
         /// The one before; differs when the record starts a timeline.
-        previous_timeline: u32,
+        previous_timeline: u32 = Varint,
         /// Redo point; 0/0 for end of recovery.
-        redo_lsn: Lsn,
+        redo_lsn: Lsn = Fixed,
         /// When it was made.
-        time: TimestampTz,
+        time: TimestampTz = Fixed,
     },
     /// Settings that a recovering server must match.
-    ParameterChange {
+    ParameterChange = 3 {
         /// max_connections, max_worker_processes, max_wal_senders, max_prepared_transactions, max_locks_per_transaction.
-        limits: [u64; 5],
+        limits: [u64; 5] = Varint,
         /// 0 minimal, 1 replica, 2 logical.
-        wal_level: u64,
-        wal_log_hints: bool,
-        track_commit_timestamp: bool,
+        wal_level: u64 = Varint,
+        wal_log_hints: bool = Fixed,
+        track_commit_timestamp: bool = Fixed,
     },
     /// End of an online backup on a primary.
-    BackupEnd { start_lsn: Lsn },
+    BackupEnd = 4 {
+        start_lsn: Lsn = Fixed,
+    },
     /// A record was abandoned and overwritten.
-    OverwrittenContrecord {
+    OverwrittenContrecord = 5 {
         /// Start of the abandoned record.
-        lsn: Lsn,
+        lsn: Lsn = Fixed,
     },
     /// A relation file was dropped, truncated or created.
-    Relation {
+    Relation = 6 {
         /// 0 dropped at transaction end, 1 truncated, 2 created.
-        action: u8,
+        action: u8 = Fixed,
         /// Tablespace.
-        spc: u32,
+        spc: u32 = Varint,
         /// Database.
-        db: u32,
+        db: u32 = Varint,
         /// Relation file number.
-        rel: u32,
-        fork: u8,
+        rel: u32 = Varint,
+        fork: u8 = Varint,
         /// New length in blocks, of a truncation.
-        block: u32,
+        block: u32 = Varint,
         /// Transaction.
-        xid: u32,
+        xid: u32 = Varint,
     },
     /// A database was created or dropped.
-    Database {
+    Database = 7 {
         /// 0 file copy, 1 WAL log, 2 drop.
-        action: u8,
+        action: u8 = Fixed,
         /// Database.
-        db: u32,
+        db: u32 = Varint,
         /// Tablespace.
-        spc: u32,
+        spc: u32 = Varint,
         /// Transaction.
-        xid: u32,
+        xid: u32 = Varint,
     },
     /// A tablespace was created or dropped.
-    Tablespace {
+    Tablespace = 8 {
         /// 0 create, 1 drop.
-        action: u8,
-        oid: u32,
+        action: u8 = Fixed,
+        oid: u32 = Varint,
         /// Transaction.
-        xid: u32,
+        xid: u32 = Varint,
         /// Location, of a creation.
-        path: Vec<u8>,
+        path: Vec<u8> = Varint,
     },
-    /// full_page_writes changed.
-    FullPageWrites(bool),
     /// A transaction end larger than what is kept.
-    Undecoded {
+    Undecoded = 10 {
         /// Resource manager.
-        rmid: u8,
+        rmid: u8 = Fixed,
         /// xl_info.
-        info: u8,
+        info: u8 = Fixed,
         /// Effective xid; 0 = not known.
-        xid: u32,
-        time: TimestampTz,
+        xid: u32 = Varint,
+        time: TimestampTz = Fixed,
     },
 }
 
@@ -482,6 +439,8 @@ pub enum CheckpointKind {
     EndOfRecovery = 2,
 }
 
+numbered!(CheckpointKind: Online, Shutdown, EndOfRecovery);
+
 impl CheckpointKind {
     /// As it is shown.
     pub fn as_str(self) -> &'static str {
@@ -490,177 +449,6 @@ impl CheckpointKind {
             CheckpointKind::Shutdown => "shutdown",
             CheckpointKind::EndOfRecovery => "end of recovery",
         }
-    }
-}
-
-impl WalEvent {
-    fn kind(&self) -> u8 {
-        match self {
-            WalEvent::RestorePoint { .. } => 1,
-            WalEvent::Checkpoint { .. } => 2,
-            WalEvent::ParameterChange { .. } => 3,
-            WalEvent::BackupEnd { .. } => 4,
-            WalEvent::OverwrittenContrecord { .. } => 5,
-            WalEvent::Relation { .. } => 6,
-            WalEvent::Database { .. } => 7,
-            WalEvent::Tablespace { .. } => 8,
-            WalEvent::FullPageWrites(_) => 9,
-            WalEvent::Undecoded { .. } => 10,
-        }
-    }
-
-    fn body(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        let int = |out: &mut Vec<u8>, values: &[u32]| {
-            for v in values {
-                varint::put(out, u64::from(*v));
-            }
-        };
-        match self {
-            WalEvent::RestorePoint { time, name } => {
-                out.extend_from_slice(&time.0.to_le_bytes());
-                varint::put_blob(&mut out, name);
-            }
-            WalEvent::Checkpoint {
-                kind,
-                timeline,
-                previous_timeline,
-                redo_lsn,
-                time,
-            } => {
-                out.push(*kind as u8);
-                int(&mut out, &[*timeline, *previous_timeline]);
-                out.extend_from_slice(&redo_lsn.0.to_le_bytes());
-                out.extend_from_slice(&time.0.to_le_bytes());
-            }
-            WalEvent::ParameterChange {
-                limits,
-                wal_level,
-                wal_log_hints,
-                track_commit_timestamp,
-            } => {
-                for v in limits {
-                    varint::put(&mut out, *v);
-                }
-                varint::put(&mut out, *wal_level);
-                out.push(u8::from(*wal_log_hints));
-                out.push(u8::from(*track_commit_timestamp));
-            }
-            WalEvent::BackupEnd { start_lsn: lsn } | WalEvent::OverwrittenContrecord { lsn } => {
-                out.extend_from_slice(&lsn.0.to_le_bytes());
-            }
-            WalEvent::Relation {
-                action,
-                spc,
-                db,
-                rel,
-                fork,
-                block,
-                xid,
-            } => {
-                out.push(*action);
-                int(&mut out, &[*spc, *db, *rel, u32::from(*fork), *block, *xid]);
-            }
-            WalEvent::Database {
-                action,
-                db,
-                spc,
-                xid,
-            } => {
-                out.push(*action);
-                int(&mut out, &[*db, *spc, *xid]);
-            }
-            WalEvent::Tablespace {
-                action,
-                oid,
-                xid,
-                path,
-            } => {
-                out.push(*action);
-                int(&mut out, &[*oid, *xid]);
-                varint::put_blob(&mut out, path);
-            }
-            WalEvent::FullPageWrites(on) => out.push(u8::from(*on)),
-            WalEvent::Undecoded {
-                rmid,
-                info,
-                xid,
-                time,
-            } => {
-                out.extend_from_slice(&[*rmid, *info]);
-                int(&mut out, &[*xid]);
-                out.extend_from_slice(&time.0.to_le_bytes());
-            }
-        }
-        out
-    }
-
-    /// `None` for a kind that this version does not know.
-    fn decode(kind: u8, body: &[u8]) -> Result<Option<WalEvent>> {
-        let mut r = Reader::new(body, "event of a segment");
-        Ok(Some(match kind {
-            1 => WalEvent::RestorePoint {
-                time: TimestampTz(r.i64()?),
-                name: r.blob()?.to_vec(),
-            },
-            2 => WalEvent::Checkpoint {
-                kind: match r.u8()? {
-                    0 => CheckpointKind::Online,
-                    1 => CheckpointKind::Shutdown,
-                    2 => CheckpointKind::EndOfRecovery,
-                    _ => return Err(r.damaged()),
-                },
-                timeline: r.number()?,
-                previous_timeline: r.number()?,
-                redo_lsn: Lsn(r.u64()?),
-                time: TimestampTz(r.i64()?),
-            },
-            3 => WalEvent::ParameterChange {
-                limits: [
-                    r.varint()?,
-                    r.varint()?,
-                    r.varint()?,
-                    r.varint()?,
-                    r.varint()?,
-                ],
-                wal_level: r.varint()?,
-                wal_log_hints: r.u8()? != 0,
-                track_commit_timestamp: r.u8()? != 0,
-            },
-            4 => WalEvent::BackupEnd {
-                start_lsn: Lsn(r.u64()?),
-            },
-            5 => WalEvent::OverwrittenContrecord { lsn: Lsn(r.u64()?) },
-            6 => WalEvent::Relation {
-                action: r.u8()?,
-                spc: r.number()?,
-                db: r.number()?,
-                rel: r.number()?,
-                fork: r.number()?,
-                block: r.number()?,
-                xid: r.number()?,
-            },
-            7 => WalEvent::Database {
-                action: r.u8()?,
-                db: r.number()?,
-                spc: r.number()?,
-                xid: r.number()?,
-            },
-            8 => WalEvent::Tablespace {
-                action: r.u8()?,
-                oid: r.number()?,
-                xid: r.number()?,
-                path: r.blob()?.to_vec(),
-            },
-            9 => WalEvent::FullPageWrites(r.u8()? != 0),
-            10 => WalEvent::Undecoded {
-                rmid: r.u8()?,
-                info: r.u8()?,
-                xid: r.number()?,
-                time: TimestampTz(r.i64()?),
-            },
-            _ => return Ok(None),
-        }))
     }
 }
 
@@ -681,18 +469,16 @@ impl Blocks {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         varint::put(&mut out, self.0.len() as u64);
-        let mut last = (0, 0, 0);
-        for ForkBlocks {
-            fork: (spc, db, rel, fork),
-            runs,
-        } in &self.0
-        {
-            varint::put_zigzag(&mut out, i64::from(*spc) - last.0);
-            varint::put_zigzag(&mut out, i64::from(*db) - last.1);
-            varint::put_zigzag(&mut out, i64::from(*rel) - last.2);
-            last = (i64::from(*spc), i64::from(*db), i64::from(*rel));
-            out.push(*fork);
-            out.extend_from_slice(&encode_runs(runs));
+        let mut last = [0; 3];
+        for blocks in &self.0 {
+            let (spc, db, rel, fork) = blocks.fork;
+            let next = [spc, db, rel].map(i64::from);
+            for (next, last) in next.iter().zip(last) {
+                varint::put_zigzag(&mut out, next - last);
+            }
+            last = next;
+            out.push(fork);
+            out.extend_from_slice(&encode_runs(&blocks.runs));
         }
         out
     }
@@ -733,6 +519,8 @@ pub enum DamageKind {
     AfterSwitch = 5,
 }
 
+numbered!(DamageKind: Crc, Prev, PageHeader, RecordHeader, AfterSwitch);
+
 impl DamageKind {
     /// As it is shown, in JSON too.
     pub fn as_str(self) -> &'static str {
@@ -770,23 +558,8 @@ impl SegmentIndex {
             summary: Summary {
                 flags: flag::ENDS_INSIDE,
                 start_lsn,
-                first_timeline: 0,
-                last_timeline: 0,
-                head_length: 0,
-                head_remaining: 0,
-                head_end: HeadEnd::None,
-                first_record: None,
-                last_begun: None,
-                last_complete: None,
-                tail_length: 0,
-                tail_total: 0,
-                tail_class: TailClass::Unknown,
                 valid_end: start_lsn,
-                records: 0,
-                commits: 0,
-                aborts: 0,
-                prepares: 0,
-                ends: None,
+                ..Summary::default()
             },
             fragments: Fragments::default(),
             xids: Some(XidSet::default()),
@@ -810,26 +583,17 @@ impl SegmentIndex {
         if partial {
             return sections;
         }
-        sections.push(section(
-            tag::XIDS,
-            limited(self.xids.as_ref().map(XidSet::encode), XIDS_LIMIT_BYTES),
-            true,
-        ));
-        sections.push(section(
-            tag::EVENTS,
-            limited(
-                self.events
-                    .as_ref()
-                    .map(|e| encode_events(self.summary.start_lsn, e)),
-                EVENTS_LIMIT_BYTES,
-            ),
-            true,
-        ));
-        sections.push(section(
-            tag::BLOCKS,
-            limited(self.blocks.as_ref().map(Blocks::encode), BLOCKS_LIMIT_BYTES),
-            true,
-        ));
+        let start = self.summary.start_lsn;
+        let xids = self.xids.as_ref().map(XidSet::encode);
+        let events = self.events.as_ref().map(|e| encode_events(start, e));
+        let blocks = self.blocks.as_ref().map(Blocks::encode);
+        for (tag, bytes, limit) in [
+            (tag::XIDS, xids, XIDS_LIMIT_BYTES),
+            (tag::EVENTS, events, EVENTS_LIMIT_BYTES),
+            (tag::BLOCKS, blocks, BLOCKS_LIMIT_BYTES),
+        ] {
+            sections.push(section(tag, limited(bytes, limit), true));
+        }
         if !self.damage.is_empty() {
             sections.push(section(tag::DAMAGE, encode_damage(&self.damage), true));
         }
@@ -878,19 +642,7 @@ pub fn read_damage(container: &Container) -> Result<Vec<(DamageKind, Lsn)>> {
     };
     let mut r = Reader::new(&bytes, "findings of a segment");
     let count = r.count(9)?;
-    let mut damage = Vec::with_capacity(count);
-    for _ in 0..count {
-        let kind = match r.u8()? {
-            1 => DamageKind::Crc,
-            2 => DamageKind::Prev,
-            3 => DamageKind::PageHeader,
-            4 => DamageKind::RecordHeader,
-            5 => DamageKind::AfterSwitch,
-            _ => return Err(r.damaged()),
-        };
-        damage.push((kind, Lsn(r.u64()?)));
-    }
-    Ok(damage)
+    (0..count).map(|_| Fixed::take(&mut r)).collect()
 }
 
 fn recorded<T>(
@@ -935,10 +687,8 @@ fn decode_events(start: Lsn, r: &mut Reader<'_>) -> Result<Vec<(Lsn, WalEvent)>>
     let mut events = Vec::new();
     for _ in 0..count {
         let kind = r.u8()?;
-        let lsn = start
-            .0
-            .checked_add(r.varint()?)
-            .ok_or_else(|| r.damaged())?;
+        let lsn = start.0.checked_add(r.varint()?);
+        let lsn = lsn.ok_or_else(|| r.damaged())?;
         let body = r.blob()?;
         if let Some(event) = WalEvent::decode(kind, body)? {
             events.push((Lsn(lsn), event));
@@ -950,10 +700,7 @@ fn decode_events(start: Lsn, r: &mut Reader<'_>) -> Result<Vec<(Lsn, WalEvent)>>
 fn encode_damage(damage: &[(DamageKind, Lsn)]) -> Vec<u8> {
     let mut out = Vec::new();
     varint::put(&mut out, damage.len() as u64);
-    for (kind, lsn) in damage {
-        out.push(*kind as u8);
-        out.extend_from_slice(&lsn.0.to_le_bytes());
-    }
+    damage.iter().for_each(|one| one.put(&mut out));
     out
 }
 
@@ -1032,76 +779,56 @@ mod tests {
 
     #[test]
     fn events_and_blocks_come_back() {
-        let events = vec![
-            (
-                Lsn(100),
-                WalEvent::RestorePoint {
-                    time: TimestampTz(5),
-                    name: b"before".to_vec(),
-                },
-            ),
-            (
-                Lsn(101),
-                WalEvent::Checkpoint {
-                    kind: CheckpointKind::Shutdown,
-                    timeline: 2,
-                    previous_timeline: 1,
-                    redo_lsn: Lsn(101),
-                    time: TimestampTz(6),
-                },
-            ),
-            (
-                Lsn(102),
-                WalEvent::ParameterChange {
-                    limits: [100, 8, 10, 0, 64],
-                    wal_level: 1,
-                    wal_log_hints: false,
-                    track_commit_timestamp: true,
-                },
-            ),
-            (Lsn(103), WalEvent::BackupEnd { start_lsn: Lsn(9) }),
-            (Lsn(104), WalEvent::OverwrittenContrecord { lsn: Lsn(8) }),
-            (
-                Lsn(105),
-                WalEvent::Relation {
-                    action: 1,
-                    spc: 1663,
-                    db: 5,
-                    rel: 6,
-                    fork: 0,
-                    block: 7,
-                    xid: 8,
-                },
-            ),
-            (
-                Lsn(106),
-                WalEvent::Database {
-                    action: 2,
-                    db: 5,
-                    spc: 1663,
-                    xid: 9,
-                },
-            ),
-            (
-                Lsn(107),
-                WalEvent::Tablespace {
-                    action: 0,
-                    oid: 9,
-                    xid: 10,
-                    path: b"/ts".to_vec(),
-                },
-            ),
-            (Lsn(108), WalEvent::FullPageWrites(true)),
-            (
-                Lsn(109),
-                WalEvent::Undecoded {
-                    rmid: 1,
-                    info: 0,
-                    xid: 0,
-                    time: TimestampTz(3),
-                },
-            ),
+        let events = [
+            WalEvent::RestorePoint {
+                time: TimestampTz(5),
+                name: b"before".to_vec(),
+            },
+            WalEvent::Checkpoint {
+                kind: CheckpointKind::Shutdown,
+                timeline: 2,
+                previous_timeline: 1,
+                redo_lsn: Lsn(101),
+                time: TimestampTz(6),
+            },
+            WalEvent::ParameterChange {
+                limits: [100, 8, 10, 0, 64],
+                wal_level: 1,
+                wal_log_hints: false,
+                track_commit_timestamp: true,
+            },
+            WalEvent::BackupEnd { start_lsn: Lsn(9) },
+            WalEvent::OverwrittenContrecord { lsn: Lsn(8) },
+            WalEvent::Relation {
+                action: 1,
+                spc: 1663,
+                db: 5,
+                rel: 6,
+                fork: 0,
+                block: 7,
+                xid: 8,
+            },
+            WalEvent::Database {
+                action: 2,
+                db: 5,
+                spc: 1663,
+                xid: 9,
+            },
+            WalEvent::Tablespace {
+                action: 0,
+                oid: 9,
+                xid: 10,
+                path: b"/ts".to_vec(),
+            },
+            WalEvent::FullPageWrites(true),
+            WalEvent::Undecoded {
+                rmid: 1,
+                info: 0,
+                xid: 0,
+                time: TimestampTz(3),
+            },
         ];
+        let events: Vec<_> = (100..).map(Lsn).zip(events).collect();
         let bytes = encode_events(Lsn(50), &events);
         assert_eq!(
             decode_events(Lsn(50), &mut Reader::new(&bytes, "t")).unwrap(),

@@ -45,7 +45,10 @@ impl Indexer {
         reader.start_segment(start_lsn, timeline)?;
         Ok(Indexer {
             reader,
-            collected: Collected::default(),
+            collected: Collected {
+                events: Some(Vec::new()),
+                ..Collected::default()
+            },
             timeline,
             start_lsn,
         })
@@ -207,6 +210,7 @@ fn tail_class(bytes: &[u8]) -> TailClass {
 }
 
 /// The collected facts about the records of a segment.
+#[derive(Default)]
 struct Collected {
     flags: u64,
     records: u64,
@@ -218,23 +222,6 @@ struct Collected {
     events: Option<Vec<(Lsn, WalEvent)>>,
     blocks: ChangedBlocks,
     damage: Vec<(DamageKind, Lsn)>,
-}
-
-impl Default for Collected {
-    fn default() -> Self {
-        Collected {
-            flags: 0,
-            records: 0,
-            commits: 0,
-            aborts: 0,
-            prepares: 0,
-            ends: None,
-            xids: Xids::default(),
-            events: Some(Vec::new()),
-            blocks: ChangedBlocks::default(),
-            damage: Vec::new(),
-        }
-    }
 }
 
 impl Sink for Collected {
@@ -319,15 +306,13 @@ impl Collected {
                 }
                 self.end(commit, end.outcome.is_commit());
                 if end.truncated {
-                    self.event(
-                        record.start_lsn,
-                        WalEvent::Undecoded {
-                            rmid: record.rmid,
-                            info: record.info,
-                            xid: end.xid.0,
-                            time: end.time,
-                        },
-                    );
+                    let event = WalEvent::Undecoded {
+                        rmid: record.rmid,
+                        info: record.info,
+                        xid: end.xid.0,
+                        time: end.time,
+                    };
+                    self.event(record.start_lsn, event);
                 }
             }
             TransactionRecord::Prepare(_) => self.prepares += 1,
@@ -437,6 +422,12 @@ impl Collected {
             block,
             xid: record.xid.0,
         };
+        let space = |action, oid, path: &[u8]| WalEvent::Tablespace {
+            action,
+            oid,
+            xid: record.xid.0,
+            path: path.to_vec(),
+        };
         let lsn = record.start_lsn;
         match change {
             Change::Block {
@@ -469,38 +460,22 @@ impl Collected {
                 }
             }
             Change::TablespaceCreate { tablespace, path } => {
-                let event = WalEvent::Tablespace {
-                    action: 0,
-                    oid: tablespace,
-                    xid: record.xid.0,
-                    path: path.to_vec(),
-                };
-                self.event(lsn, event);
+                self.event(lsn, space(0, tablespace, path));
             }
-            Change::TablespaceDrop { tablespace } => {
-                let event = WalEvent::Tablespace {
-                    action: 1,
-                    oid: tablespace,
-                    xid: record.xid.0,
-                    path: Vec::new(),
-                };
-                self.event(lsn, event);
-            }
+            Change::TablespaceDrop { tablespace } => self.event(lsn, space(1, tablespace, &[])),
             Change::TruncateTables { .. } | Change::RelationMap { .. } => {}
         }
     }
 
     fn database(&mut self, record: &Record<'_>, action: u8, db: u32, spc: u32) {
         let xid = record.xid.0;
-        self.event(
-            record.start_lsn,
-            WalEvent::Database {
-                action,
-                db,
-                spc,
-                xid,
-            },
-        );
+        let event = WalEvent::Database {
+            action,
+            db,
+            spc,
+            xid,
+        };
+        self.event(record.start_lsn, event);
     }
 }
 

@@ -455,23 +455,16 @@ impl Inventory {
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
         let decisions = Decisions::read(repository, &layout)?;
         forged.extend(decisions.forged.iter().cloned());
+        let timelines = read_timelines(repository, &layout, segment_size, &subjects)?;
+        let suspects = read_suspects(repository, &layout, &subjects, &mut forged)?;
         Ok(Inventory {
-            repository: repository.store().location(),
-            repository_uuid: repository.marker().uuid.clone(),
-            cluster: cluster.to_owned(),
-            system_identifier: registration.system_identifier,
-            major: registration.major,
-            segment_size,
-            is_unregistered: registration.is_lost,
             lost: taken.lost,
             begun: taken.begun,
             backups: taken.backups,
             unreadable: taken.unreadable,
-            timelines: read_timelines(repository, &layout, segment_size, &subjects)?,
-            suspects: read_suspects(repository, &layout, &subjects, &mut forged)?,
+            suspects,
             forged,
-            decisions,
-            lives: layout.lives().clone(),
+            ..Inventory::without_backups(repository, registration, &layout, timelines, decisions)?
         })
     }
 
@@ -490,22 +483,34 @@ impl Inventory {
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
         let listed = repository.store().list(&layout.events())?.into_iter();
         let subjects: Vec<String> = listed.map(|l| l.name).collect();
+        let timelines = read_timelines(repository, &layout, segment_size, &subjects)?;
+        let decisions = Decisions::read(repository, &layout)?;
+        Inventory::without_backups(repository, registration, &layout, timelines, decisions)
+    }
+
+    fn without_backups(
+        repository: &Repository,
+        registration: Registration,
+        layout: &ClusterLayout,
+        timelines: BTreeMap<TimelineId, Timeline>,
+        decisions: Decisions,
+    ) -> Result<Inventory> {
         Ok(Inventory {
             repository: repository.store().location(),
             repository_uuid: repository.marker().uuid.clone(),
-            cluster: cluster.to_owned(),
-            system_identifier,
+            cluster: registration.name,
+            system_identifier: registration.system_identifier,
             major: registration.major,
-            segment_size,
+            segment_size: SegmentSize::new(registration.segment_size_bytes)?,
             is_unregistered: registration.is_lost,
             lost: Vec::new(),
             begun: Vec::new(),
             backups: Vec::new(),
             unreadable: Vec::new(),
-            timelines: read_timelines(repository, &layout, segment_size, &subjects)?,
+            timelines,
             suspects: BTreeSet::new(),
             forged: Vec::new(),
-            decisions: Decisions::read(repository, &layout)?,
+            decisions,
             lives: layout.lives().clone(),
         })
     }
@@ -940,11 +945,8 @@ fn read_history(
     };
     let read = || -> Result<History> {
         let container = Container::open(object)?;
-        let identity = container.identity();
-        let own = container.kind() == Kind::History
-            && identity.name == timeline.history_file_name()
-            && identity.system_identifier == layout.system_identifier();
-        if !own {
+        let name = timeline.history_file_name();
+        if !container.is_file(Kind::History, name, layout.system_identifier()) {
             return Err(err!(Damaged, "object \"{key}\" is another file"));
         }
         container.history(timeline, HISTORY_LIMIT_BYTES)

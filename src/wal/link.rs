@@ -18,7 +18,7 @@ use crate::pg::record;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::{Container, Section, tag};
-use crate::repo::varint::{self, Reader};
+use crate::repo::varint::{self, Fixed, Reader, stored};
 use crate::store::{Key, Store};
 
 /// A record's header, with the page header that may stand inside of it.
@@ -123,11 +123,7 @@ impl Link {
         &self,
         keyed: &dyn Fn(&[u8; 32]) -> Result<[u8; 32]>,
     ) -> Result<serde_json::Map<String, serde_json::Value>> {
-        let text = |mark: Mark| -> Result<String> {
-            Ok(blake3::Hash::from_bytes(keyed(&mark.0)?)
-                .to_hex()
-                .to_string())
-        };
+        let text = |mark: Mark| -> Result<String> { Ok(crate::text::hex(&keyed(&mark.0)?)) };
         let (timeline, before) = match self.before {
             Before::Known(timeline, mark) => (Some(timeline.get()), Some(text(mark)?)),
             _ => (None, None),
@@ -240,17 +236,19 @@ fn header_end(record: Lsn, start: Lsn, size: SegmentSize) -> u64 {
     offset.saturating_add(HEADER_BYTES).min(size.bytes())
 }
 
-/// A link as plans keep it: the first bytes of the marks, 0 where there is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Brief {
-    /// The segment's own mark.
-    pub own: u64,
-    /// The mark of the segment before.
-    pub before: u64,
-    /// The timeline in that one's name; 0 where it was not at hand.
-    pub timeline: u32,
-    /// The first record has no predecessor.
-    pub is_first: bool,
+stored! {
+    /// A link as plans keep it: the first bytes of the marks, 0 where there is none.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Brief {
+        /// The segment's own mark.
+        pub own: u64 = Fixed,
+        /// The mark of the segment before.
+        pub before: u64 = Fixed,
+        /// The timeline in that one's name; 0 where it was not at hand.
+        pub timeline: u32 = Fixed,
+        /// The first record has no predecessor.
+        pub is_first: bool = Fixed,
+    }
 }
 
 impl From<Link> for Brief {

@@ -1,6 +1,6 @@
 //! Tests of the end of the last WAL before a border, as each side of the border tells it: one fact at a time.
 
-use super::index::{HeadEnd, Summary, TailClass, flag};
+use super::index::{HeadEnd, Summary, flag};
 use super::link::{EndBefore, end_before, own_end};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentSize;
@@ -15,25 +15,15 @@ fn size() -> SegmentSize {
 /// A whole segment: its first record lies behind the page header, its last one 1000 bytes before the end.
 fn whole() -> Summary {
     Summary {
-        flags: 0,
         start_lsn: START,
         first_timeline: 1,
         last_timeline: 1,
-        head_length: 0,
-        head_remaining: 0,
-        head_end: HeadEnd::None,
         first_record: Some((Lsn(START.0 + 40), Lsn(START.0 - 1000))),
         last_begun: Some(Lsn(START.0 + SIZE - 1000)),
         last_complete: Some((Lsn(START.0 + SIZE - 1000), Lsn(START.0 + SIZE))),
-        tail_length: 0,
-        tail_total: 0,
-        tail_class: TailClass::Unknown,
         valid_end: Lsn(START.0 + SIZE),
         records: 9,
-        commits: 0,
-        aborts: 0,
-        prepares: 0,
-        ends: None,
+        ..Summary::default()
     }
 }
 

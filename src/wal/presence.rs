@@ -35,11 +35,7 @@ pub fn of_segment(
         }
         Err(e) => return Err(Error::context(e, format!("open segment \"{name}\""))),
     };
-    let identity = container.identity();
-    if container.kind() != Kind::Segment
-        || identity.name != name.to_string()
-        || identity.system_identifier != layout.system_identifier()
-    {
+    if !container.is_file(Kind::Segment, name, layout.system_identifier()) {
         return Ok(Presence::Unusable("is another file".to_owned()));
     }
     container.object().settle()?;

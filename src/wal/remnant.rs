@@ -255,9 +255,8 @@ impl Reading<'_> {
             let container = Container::open(object)?;
             let identity = container.identity();
             let range = self.segment.range()?;
-            let own = container.kind() == Kind::Partial
-                && identity.name == WalFileName::Partial(self.segment.name).to_string()
-                && identity.system_identifier == self.layout.system_identifier()
+            let (name, of) = (WalFileName::Partial(self.segment.name), self.layout);
+            let own = container.is_file(Kind::Partial, name, of.system_identifier())
                 && identity.segment_size_bytes == self.segment.size.bytes()
                 && identity.raw_bytes == self.segment.size.bytes()
                 && identity.from_lsn == range.start.0;
@@ -428,11 +427,10 @@ mod tests {
     use crate::pg::craft::{self, Craft};
     use crate::pg::rmgr;
     use crate::pg::segment::{SegmentNumber, SegmentSize};
-    use crate::pg::time::TimestampTz;
     use crate::pg::timeline::TimelineId;
     use crate::pg::version::Major;
     use crate::repo::container::{Codec, ContainerWriter, Identity};
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
 
     const SEGMENT: usize = 1 << 20;
 
@@ -448,24 +446,22 @@ mod tests {
         _directory: tempfile::TempDir,
     }
 
+    /// Writes a record of so many bytes; returns its end.
+    fn noop(craft: &mut Craft, byte: u8, length: usize) -> Lsn {
+        let data = craft::long_main_data(&vec![byte; length]);
+        craft.record(rmgr::XLOG, 0x20, 0, &data).1
+    }
+
     fn fixture() -> Fixture {
         let mut craft = Craft::new(Major::V17);
-        let noop = |craft: &mut Craft, length: usize| {
-            let data = vec![0x5A; length];
-            craft
-                .record(rmgr::XLOG, 0x20, 0, &craft::long_main_data(&data))
-                .1
-        };
-        let mut ends = vec![noop(&mut craft, SEGMENT + 12_000)];
+        let mut ends = vec![noop(&mut craft, 0x5A, SEGMENT + 12_000)];
         for length in [1, 40, 8100, 8200, 300, 20_000, 17, 5000] {
-            ends.push(noop(&mut craft, length));
+            ends.push(noop(&mut craft, 0x5A, length));
         }
         let start = 2 * SEGMENT;
         let mut bytes = craft.bytes.split_off(SEGMENT);
         bytes.resize(SEGMENT, 0);
-        let directory = tempfile::tempdir().unwrap();
-        let store = FileStore::create(&directory.path().join("repo"), 1).unwrap();
-        let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
+        let (directory, repository, _) = crafted::empty();
         let size = SegmentSize::new(SEGMENT as u64).unwrap();
         Fixture {
             repository,
@@ -561,15 +557,8 @@ mod tests {
         assert!(f.find().unwrap().is_none());
         let mut cuts: Vec<usize> = vec![8, 32, 40, 48, 8192, 16_384, 500_000];
         for end in &f.ends {
-            cuts.extend([
-                end - 16,
-                end - 8,
-                *end,
-                end + 8,
-                end + 24,
-                end + 32,
-                end + 56,
-            ]);
+            let around = [-16, -8, 0, 8, 24, 32, 56];
+            cuts.extend(around.map(|by| end.wrapping_add_signed(by)));
         }
         for cut in cuts {
             let key = f.put(0, cut);
@@ -644,13 +633,8 @@ mod tests {
         f.delete(&partial);
         // Other WAL of the same segment.
         let mut other = Craft::new(Major::V17);
-        other.record(
-            rmgr::XLOG,
-            0x20,
-            0,
-            &craft::long_main_data(&vec![1; SEGMENT + 9000]),
-        );
-        other.record(rmgr::XLOG, 0x20, 0, &craft::long_main_data(&[1; 9000]));
+        noop(&mut other, 1, SEGMENT + 9000);
+        noop(&mut other, 1, 9000);
         let mut content = other.bytes.split_off(SEGMENT);
         content.resize(SEGMENT, 0);
         let partial = f.put_partial(&content, 0);
@@ -678,9 +662,7 @@ mod tests {
         let merged = f.put(0, 30_000);
         let valid = f.valid();
         let path = f._directory.path().join("repo").join(merged.as_str());
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[60] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
+        crafted::rot(&path, 60);
         assert_eq!(f.valid(), valid);
         let start = f.start();
         let first = LsnRange {

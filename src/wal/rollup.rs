@@ -114,6 +114,12 @@ impl Table {
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
+    mutex
+        .lock()
+        .map_err(|_| err!(Internal, "a thread panicked"))
+}
+
 impl<'a> Rollup<'a> {
     /// The WAL that `inventory` lists. `cache_dir` is where caches are kept; without one every index is read anew.
     ///
@@ -167,15 +173,11 @@ impl<'a> Rollup<'a> {
     }
 
     fn recent(&self) -> Result<MutexGuard<'_, Recent<SegmentName, Container>>> {
-        self.opened
-            .lock()
-            .map_err(|_| err!(Internal, "a thread panicked"))
+        locked(&self.opened)
     }
 
     fn hashes(&self) -> Result<MutexGuard<'_, Hashes>> {
-        self.hashes
-            .lock()
-            .map_err(|_| err!(Internal, "a thread panicked"))
+        locked(&self.hashes)
     }
 
     /// The size of its segments.
@@ -185,10 +187,7 @@ impl<'a> Rollup<'a> {
 
     /// Runs `f` on a timeline's table, with what the cache holds of it.
     fn with_table<T>(&self, timeline: TimelineId, f: impl FnOnce(&mut Table) -> T) -> Result<T> {
-        let mut tables = self
-            .tables
-            .lock()
-            .map_err(|_| err!(Internal, "a thread panicked"))?;
+        let mut tables = locked(&self.tables)?;
         let table = tables
             .entry(timeline)
             .or_insert_with(|| self.load(timeline));
@@ -244,12 +243,17 @@ impl<'a> Rollup<'a> {
         self.changed.store(true, Ordering::Relaxed);
         self.is_cache_wrong.store(true, Ordering::Relaxed);
         *self.recent()? = Recent::new(OPENED_MAX, usize::MAX);
-        let mut tables = self
-            .tables
-            .lock()
-            .map_err(|_| err!(Internal, "a thread panicked"))?;
+        let mut tables = locked(&self.tables)?;
         tables.values_mut().for_each(Table::forget_all);
         Ok(())
+    }
+
+    fn open_segment(&self, name: SegmentName) -> OpenSegment {
+        OpenSegment {
+            name,
+            size: self.size(),
+            major: self.inventory.major,
+        }
     }
 
     fn number(&self, name: SegmentName) -> Result<u64> {
@@ -279,10 +283,8 @@ impl<'a> Rollup<'a> {
             let container = Container::open(object)?;
             let identity = container.identity();
             let range = name.number(self.size())?.range(self.size());
-            let own = container.kind() == Kind::Segment
-                && identity.name == name.to_string()
+            let own = container.is_file(Kind::Segment, name, self.inventory.system_identifier)
                 && identity.timeline == name.timeline.get()
-                && identity.system_identifier == self.inventory.system_identifier
                 && identity.segment_size_bytes == self.size().bytes()
                 && identity.from_lsn == range.start.0
                 && identity.to_lsn == range.end.0;
@@ -305,25 +307,20 @@ impl<'a> Rollup<'a> {
         if self.is_whole(name)? {
             return self.opened(name).map(Stored::Whole);
         }
-        let poisoned = |_| err!(Internal, "a thread panicked");
-        if let Some(known) = self.tails.lock().map_err(poisoned)?.get(&name) {
+        if let Some(known) = locked(&self.tails)?.get(&name) {
             return Ok(Stored::Tail(Arc::clone(known)));
         }
         if self.meta(name)?.is_some() {
             return self.opened(name).map(Stored::Whole);
         }
-        let segment = OpenSegment {
-            name,
-            size: self.size(),
-            major: self.inventory.major,
-        };
+        let segment = self.open_segment(name);
         let found = Remnant::find(self.repository, &self.layout, &segment)
             .map_err(|e| e.context(format!("segment \"{name}\"")))?;
         let Some(found) = found else {
             return self.opened(name).map(Stored::Whole);
         };
         let found = Arc::new(found);
-        let mut tails = self.tails.lock().map_err(poisoned)?;
+        let mut tails = locked(&self.tails)?;
         Ok(Stored::Tail(Arc::clone(tails.entry(name).or_insert(found))))
     }
 
@@ -601,11 +598,7 @@ impl Wal for Rollup<'_> {
         if let Some(is_so) = self.hashes()?.get(&(name, hash)) {
             return Ok(*is_so);
         }
-        let segment = OpenSegment {
-            name,
-            size: self.size(),
-            major: self.inventory.major,
-        };
+        let segment = self.open_segment(name);
         let (repository, layout) = (self.repository, &self.layout);
         let is_so = stored_wal::has_prefix(repository, layout, &segment, (length_bytes, hash))?;
         self.hashes()?.insert((name, hash), is_so);
@@ -923,22 +916,18 @@ impl Sink for Visitor<'_> {
 }
 
 fn kind_of(record: &Record<'_>) -> EntryKind {
+    let is_asked_for = || {
+        let opcode = record.opcode();
+        let is_other = [xlog::PARAMETER_CHANGE, xlog::RESTORE_POINT_OPCODE].contains(&opcode);
+        is_other || xlog::is_checkpoint(record)
+    };
     match record.rmid {
-        rmgr::TRANSACTION => match end_of(record) {
-            Some(end) => end,
-            None => EntryKind::Transaction,
-        },
-        rmgr::XLOG if xlog::is_checkpoint(record) => match xlog_of(record) {
+        rmgr::TRANSACTION => end_of(record).unwrap_or(EntryKind::Transaction),
+        rmgr::XLOG if is_asked_for() => match xlog_of(record) {
             Some(XlogRecord::Checkpoint(c)) => EntryKind::Checkpoint {
                 next_xid: c.checkpoint.next_xid,
             },
-            _ => EntryKind::Other,
-        },
-        rmgr::XLOG if record.opcode() == xlog::PARAMETER_CHANGE => match xlog_of(record) {
             Some(XlogRecord::ParameterChange(p)) => EntryKind::ParameterChange((&p).into()),
-            _ => EntryKind::Other,
-        },
-        rmgr::XLOG if record.opcode() == xlog::RESTORE_POINT_OPCODE => match xlog_of(record) {
             Some(XlogRecord::RestorePoint(point)) => EntryKind::RestorePoint {
                 time: point.time,
                 name: point.name.to_vec(),
@@ -972,12 +961,17 @@ mod tests {
     use super::*;
     use crate::pg::craft::{self, Craft};
     use crate::pg::timeline::tli;
+    use crate::repo::crafted::rot;
     use crate::wal::crafted::{repository, store_as};
 
     const SEGMENT: usize = 1 << 20;
 
-    fn store_segment(repository: &Repository, craft: &Craft, number: u64, segment: &[u8]) {
-        store_as(repository, craft, (number, segment), false);
+    fn size() -> SegmentSize {
+        SegmentSize::new(SEGMENT as u64).unwrap()
+    }
+
+    fn name(number: u64) -> SegmentName {
+        SegmentNumber(number).name(tli(1), size()).unwrap()
     }
 
     fn commit(craft: &mut Craft, xid: u32) -> (Lsn, Lsn) {
@@ -999,20 +993,16 @@ mod tests {
             let repository = repository(dir.path(), &craft);
             let inventory = Inventory::read(&repository, "main", None).unwrap();
             let rollup = Rollup::new(&repository, &inventory, None).unwrap();
-            let size = craft.identity.segment_size;
-            let name = |n| SegmentNumber(n).name(tli(1), size).unwrap();
-            assert_eq!(
-                rollup.crossing(name(1), Some(name(2))).unwrap(),
-                Crossing::End {
-                    xid: 701,
-                    time: TimestampTz(701_000_000),
-                    is_commit: true
-                },
-                "{left}"
-            );
+            let crossed = rollup.crossing(name(1), Some(name(2))).unwrap();
+            let expected = Crossing::End {
+                xid: 701,
+                time: TimestampTz(701_000_000),
+                is_commit: true,
+            };
+            assert_eq!(crossed, expected, "{left}");
             let seen = |n: u64| {
                 let mut ends = Vec::new();
-                let next = |s: SegmentName| s.next(size);
+                let next = |s: SegmentName| s.next(size());
                 rollup
                     .scan(name(n), &next, &mut |entry| {
                         if let EntryKind::End { xid, .. } = entry.kind {
@@ -1022,10 +1012,8 @@ mod tests {
                     .unwrap();
                 ends
             };
-            assert_eq!(
-                seen(1),
-                [(700, first.0, first.1), (701, crossing.0, crossing.1)]
-            );
+            let two = [(700, first.0, first.1), (701, crossing.0, crossing.1)];
+            assert_eq!(seen(1), two);
             assert_eq!(seen(2), [(702, third.0, third.1)]);
             assert!(rollup.may_end(name(2), 702).unwrap());
             assert!(!rollup.may_end(name(2), 701).unwrap());
@@ -1047,8 +1035,6 @@ mod tests {
         let of = |repository| Inventory::read(repository, "main", None).unwrap();
         let (known, inventory) = (of(&decoded), of(&again));
         let layout = ClusterLayout::new("main", inventory.system_identifier).unwrap();
-        let size = craft.identity.segment_size;
-        let name = |n| SegmentNumber(n).name(tli(1), size).unwrap();
         for (n, segment) in (1..).zip(craft.bytes.chunks_exact(SEGMENT)) {
             again.store().delete(&layout.segment(name(n))).unwrap();
             store_as(&again, &craft, (n, segment), true);
@@ -1083,12 +1069,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let repository = repository(dir.path(), &craft);
         let inventory = Inventory::read(&repository, "main", None).unwrap();
-        let size = craft.identity.segment_size;
-        let name = SegmentNumber(1).name(tli(1), size).unwrap();
+        let name = name(1);
         let read = || {
             let rollup = Rollup::new(&repository, &inventory, None)?;
             let mut seen = Vec::new();
-            let next = |s: SegmentName| s.next(size);
+            let next = |s: SegmentName| s.next(size());
             let mut visit = |record: &Record<'_>| seen.push((record.start_lsn, record.crc));
             rollup.records(name, CheckedBy::Records, &next, &mut visit)?;
             Ok::<_, Error>(seen)
@@ -1128,8 +1113,6 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let repository = repository(dir.path(), &craft);
         let inventory = Inventory::read(&repository, "main", None).unwrap();
-        let size = craft.identity.segment_size;
-        let name = |n| SegmentNumber(n).name(tli(1), size).unwrap();
         let open = || Rollup::new(&repository, &inventory, Some(cache.path())).unwrap();
         let fresh = open().facts(name(2)).unwrap();
         assert_eq!((fresh.xids, fresh.commits), ((701, 701), 1));
@@ -1143,7 +1126,8 @@ mod tests {
             commit(&mut other, 800 + xid);
         }
         other.switch();
-        store_segment(&repository, &craft, 2, &other.bytes[SEGMENT..2 * SEGMENT]);
+        let segment = &other.bytes[SEGMENT..2 * SEGMENT];
+        store_as(&repository, &craft, (2, segment), false);
         let rollup = open();
         assert_eq!(rollup.facts(name(2)).unwrap(), fresh, "from the cache");
         let mut count = 0;
@@ -1156,9 +1140,7 @@ mod tests {
         assert_eq!(open().facts(name(2)).unwrap().commits, 9);
         // A body that is not what its hash says is damage, wherever the damage is.
         let path = dir.path().join(layout.segment(name(3)).as_str());
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[40] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
+        rot(&path, 40);
         let damaged = rollup.scan(name(3), &|_| None, &mut |_| {});
         assert_eq!(damaged.unwrap_err().code(), Code::Damaged);
     }
@@ -1174,7 +1156,6 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let repository = repository(dir.path(), &craft);
         let inventory = Inventory::read(&repository, "main", None).unwrap();
-        let size = craft.identity.segment_size;
         let rollup = Rollup::new(&repository, &inventory, Some(cache.path())).unwrap();
         rollup
             .prefetch(tli(1), SegmentNumber(0), SegmentNumber(u64::MAX))
@@ -1183,8 +1164,8 @@ mod tests {
         let known = again.with_table(tli(1), |table| table.rows.len()).unwrap();
         assert_eq!(known, 40);
         for n in 1..=40_u32 {
-            let name = SegmentNumber(u64::from(n)).name(tli(1), size).unwrap();
-            assert_eq!(again.facts(name).unwrap().xids, (699 + n, 699 + n));
+            let xids = again.facts(name(n.into())).unwrap().xids;
+            assert_eq!(xids, (699 + n, 699 + n));
         }
     }
 }

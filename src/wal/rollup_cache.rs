@@ -8,29 +8,27 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::edge::{Edges, PREFIX, Prefix};
+use super::edge::{Edges, PREFIX};
 use super::facts::Facts;
-use super::index::{HeadEnd, TailClass};
-use super::link::Brief;
 use crate::behalf;
-use crate::error::Result;
-use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::repo::varint::Reader;
+use crate::repo::varint::{Fixed, Reader, stored};
 
-/// The known facts of one segment, and of the object that they were read from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
-    /// The segment's number.
-    pub number: u64,
-    /// Stored length of the object.
-    pub size_bytes: u64,
-    /// When the store received it.
-    pub modified: TimestampTz,
-    /// Facts from its index.
-    pub facts: Facts,
-    /// First bytes of the records at its edges.
-    pub edges: Edges,
+stored! {
+    /// The known facts of one segment, and of the object that they were read from.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Row {
+        /// The segment's number.
+        pub number: u64 = Fixed,
+        /// Stored length of the object.
+        pub size_bytes: u64 = Fixed,
+        /// When the store received it.
+        pub modified: TimestampTz = Fixed,
+        /// Facts from its index.
+        pub facts: Facts = Fixed,
+        /// First bytes of the records at its edges.
+        pub edges: Edges = Fixed,
+    }
 }
 
 /// Raised whenever what a row means changes.
@@ -82,26 +80,19 @@ impl Rows {
 
     /// Returns the known row of a segment.
     pub fn get(&self, number: u64) -> Option<Row> {
-        let body = self.body(number)?;
-        let (facts, edges) = (self.facts(number)?, self.edges(number)?);
-        let mut r = Reader::new(body, WHAT);
-        Some(Row {
-            number: r.u64().ok()?,
-            size_bytes: r.u64().ok()?,
-            modified: TimestampTz(r.i64().ok()?),
-            facts,
-            edges,
-        })
+        Row::take(&mut Reader::new(self.body(number)?, WHAT)).ok()
     }
 
     /// Returns the facts from the index of a segment.
     pub fn facts(&self, number: u64) -> Option<Facts> {
-        read_facts(self.body(number)?.get(OBJECT..EDGES)?).ok()
+        let body = self.body(number)?.get(OBJECT..EDGES)?;
+        Facts::take(&mut Reader::new(body, WHAT)).ok()
     }
 
     /// Returns the edges of a segment.
     pub fn edges(&self, number: u64) -> Option<Edges> {
-        read_edges(self.body(number)?.get(EDGES..)?).ok()
+        let body = self.body(number)?.get(EDGES..)?;
+        Edges::take(&mut Reader::new(body, WHAT)).ok()
     }
 
     /// Adds rows, or puts them in the place of what was known. Returns them as the file has them.
@@ -278,47 +269,7 @@ impl CacheFile {
 
 fn encode(row: &Row, out: &mut Vec<u8>) {
     let begin = out.len();
-    let f = &row.facts;
-    for v in [row.number, row.size_bytes] {
-        out.extend_from_slice(&v.to_le_bytes());
-    }
-    out.extend_from_slice(&row.modified.0.to_le_bytes());
-    out.extend_from_slice(&f.flags.to_le_bytes());
-    out.extend_from_slice(&[f.head_end as u8, f.tail_class as u8]);
-    for v in [f.head_length, f.head_remaining, f.tail_length, f.tail_total] {
-        out.extend_from_slice(&v.to_le_bytes());
-    }
-    for lsn in [
-        f.start_lsn,
-        f.first_record,
-        f.first_prev,
-        f.last_begun,
-        f.last_complete,
-        f.last_complete_end,
-        f.valid_end,
-    ] {
-        out.extend_from_slice(&lsn.0.to_le_bytes());
-    }
-    for v in [f.commits, f.ends] {
-        out.extend_from_slice(&v.to_le_bytes());
-    }
-    for time in [f.times.0, f.times.1] {
-        out.extend_from_slice(&time.0.to_le_bytes());
-    }
-    for v in [f.xids.0, f.xids.1] {
-        out.extend_from_slice(&v.to_le_bytes());
-    }
-    for mark in [f.link.own, f.link.before] {
-        out.extend_from_slice(&mark.to_le_bytes());
-    }
-    out.extend_from_slice(&f.link.timeline.to_le_bytes());
-    out.push(u8::from(f.link.is_first));
-    for prefix in [&row.edges.head, &row.edges.tail] {
-        let bytes = prefix.bytes();
-        out.push(u8::try_from(bytes.len()).unwrap_or(0));
-        out.extend_from_slice(bytes);
-        out.resize(out.len() + PREFIX - bytes.len(), 0);
-    }
+    row.put(out);
     let crc = crc32c::crc32c(out.get(begin..).unwrap_or_default());
     out.extend_from_slice(&crc.to_le_bytes());
 }
@@ -332,58 +283,13 @@ fn checked(row: &[u8]) -> Option<u64> {
     body.first_chunk().map(|number| u64::from_le_bytes(*number))
 }
 
-fn read_facts(body: &[u8]) -> Result<Facts> {
-    let mut r = Reader::new(body, WHAT);
-    let flags = r.u16()?;
-    let head_end = HeadEnd::from_number(r.u8()?).ok_or_else(|| r.damaged())?;
-    let tail_class = TailClass::from_number(r.u8()?).ok_or_else(|| r.damaged())?;
-    Ok(Facts {
-        flags,
-        head_end,
-        tail_class,
-        head_length: r.u32()?,
-        head_remaining: r.u32()?,
-        tail_length: r.u32()?,
-        tail_total: r.u32()?,
-        start_lsn: Lsn(r.u64()?),
-        first_record: Lsn(r.u64()?),
-        first_prev: Lsn(r.u64()?),
-        last_begun: Lsn(r.u64()?),
-        last_complete: Lsn(r.u64()?),
-        last_complete_end: Lsn(r.u64()?),
-        valid_end: Lsn(r.u64()?),
-        commits: r.u32()?,
-        ends: r.u32()?,
-        times: (TimestampTz(r.i64()?), TimestampTz(r.i64()?)),
-        xids: (r.u32()?, r.u32()?),
-        link: Brief {
-            own: r.u64()?,
-            before: r.u64()?,
-            timeline: r.u32()?,
-            is_first: r.u8()? == 1,
-        },
-    })
-}
-
-fn read_edges(body: &[u8]) -> Result<Edges> {
-    let mut r = Reader::new(body, WHAT);
-    let mut prefix = || -> Result<Prefix> {
-        let length = usize::from(r.u8()?);
-        let bytes: [u8; PREFIX] = r.array()?;
-        bytes
-            .get(..length)
-            .map(Prefix::of)
-            .ok_or_else(|| r.damaged())
-    };
-    Ok(Edges {
-        head: prefix()?,
-        tail: prefix()?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::lsn::Lsn;
+    use crate::wal::edge::Prefix;
+    use crate::wal::index::{HeadEnd, TailClass};
+    use crate::wal::link::Brief;
     use std::os::unix::fs::PermissionsExt;
 
     fn row(number: u64, size: u64) -> Row {

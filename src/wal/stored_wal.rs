@@ -38,11 +38,7 @@ impl StoredWal {
         };
         let container =
             Container::open(object).map_err(|e| e.context(format!("open segment \"{name}\"")))?;
-        let identity = container.identity();
-        let is_own = container.kind() == Kind::Segment
-            && identity.name == name.to_string()
-            && identity.system_identifier == layout.system_identifier();
-        match is_own {
+        match container.is_file(Kind::Segment, name, layout.system_identifier()) {
             true => Ok(Some(StoredWal::Whole(Box::new(container)))),
             false => Err(err!(Damaged, "segment \"{name}\" is another file")),
         }

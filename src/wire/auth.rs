@@ -7,7 +7,7 @@
 
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::{md5_hash, sasl};
-use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
+use postgres_protocol::message::backend::{AuthenticationSaslBody, ErrorResponseBody, Message};
 use postgres_protocol::message::frontend;
 
 use super::conninfo::ChannelBindingMode;
@@ -28,6 +28,11 @@ pub(super) struct Credentials<'a> {
 }
 
 impl Credentials<'_> {
+    /// The error that refuses them.
+    pub fn error(&self, body: &ErrorResponseBody) -> Error {
+        refused(ServerMessage::read(body.fields()), &self.refused)
+    }
+
     fn password(&self) -> Result<&str> {
         self.password.map(Secret::expose).ok_or_else(|| {
             err!(Denied, "server asks for a password, and none is given for role \"{}\"", self.user)
@@ -68,12 +73,7 @@ pub(super) async fn authenticate(wire: &mut Wire, credentials: &Credentials<'_>)
                     .await?;
             }
             Message::AuthenticationSasl(body) => bound = scram(wire, credentials, &body).await?,
-            Message::ErrorResponse(body) => {
-                return Err(refused(
-                    ServerMessage::read(body.fields()),
-                    &credentials.refused,
-                ));
-            }
+            Message::ErrorResponse(body) => return Err(credentials.error(&body)),
             Message::NoticeResponse(_) => {}
             Message::AuthenticationGss
             | Message::AuthenticationSspi
@@ -164,12 +164,7 @@ async fn scram(
 async fn sasl_reply(wire: &mut Wire, credentials: &Credentials<'_>) -> Result<Message> {
     loop {
         match wire.receive().await? {
-            Message::ErrorResponse(body) => {
-                return Err(refused(
-                    ServerMessage::read(body.fields()),
-                    &credentials.refused,
-                ));
-            }
+            Message::ErrorResponse(body) => return Err(credentials.error(&body)),
             Message::NoticeResponse(_) => {}
             message => return Ok(message),
         }

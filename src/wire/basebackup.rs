@@ -735,10 +735,7 @@ mod tests {
 
     /// The events out of what a server sends before it hangs up.
     fn play(major: u32, bytes: Vec<u8>) -> std::result::Result<Vec<BackupEvent>, Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = crate::wire::runtime::start().unwrap();
         runtime.block_on(async {
             let (mut server, client) = UnixStream::pair().unwrap();
             let mut backup =

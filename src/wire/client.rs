@@ -129,6 +129,16 @@ impl Rows {
         })
     }
 
+    /// The texts of a column that are not NULL.
+    ///
+    /// # Errors
+    /// `Server` if one is not UTF-8.
+    pub fn texts(&self, column: usize) -> Result<Vec<String>> {
+        let texts = (0..self.rows.len()).map(|row| self.text(row, column));
+        let texts = texts.filter_map(|text| text.map(|text| text.map(str::to_owned)).transpose());
+        texts.collect()
+    }
+
     /// The timeline at `row` and `column`, as [`Rows::value`].
     pub(super) fn timeline(&self, row: usize, column: usize) -> Result<TimelineId> {
         TimelineId::new(self.value(row, column)?)
@@ -255,27 +265,9 @@ impl Client {
     pub async fn query(&mut self, command: &str) -> Result<Rows> {
         self.send_command(command).await?;
         let mut answer = Answer::default();
-        loop {
-            match self.receive().await? {
-                Message::RowDescription(body) => answer.describe(&body)?,
-                Message::DataRow(body) => answer.add(&body)?,
-                Message::CommandComplete(_) | Message::EmptyQueryResponse => {}
-                Message::ErrorResponse(body) => {
-                    answer
-                        .error
-                        .get_or_insert(ServerMessage::read(body.fields()));
-                }
-                Message::ReadyForQuery(_) => {
-                    self.busy = false;
-                    return answer.finish(command);
-                }
-                _ => {
-                    return Err(protocol(
-                        "a message does not belong to the answer of a query",
-                    ));
-                }
-            }
-        }
+        while !answer.take(self.receive().await?)? {}
+        self.busy = false;
+        answer.finish(command)
     }
 
     /// Runs `IDENTIFY_SYSTEM`.
@@ -430,23 +422,13 @@ async fn show(
     let mut answer = Answer::default();
     loop {
         match wire.receive().await? {
-            Message::RowDescription(body) => answer.describe(&body)?,
-            Message::DataRow(body) => answer.add(&body)?,
             Message::NoticeResponse(body) => report(progress, &ServerMessage::read(body.fields())),
-            Message::ErrorResponse(body) => {
-                answer
-                    .error
-                    .get_or_insert(ServerMessage::read(body.fields()));
-            }
-            Message::CommandComplete(_) | Message::ParameterStatus(_) => {}
-            Message::ReadyForQuery(_) => {
-                *busy = false;
-                return answer.finish(&command)?.value(0, 0);
-            }
-            _ => {
-                return Err(protocol(
-                    "a message does not belong to the answer of a query",
-                ));
+            Message::ParameterStatus(_) => {}
+            message => {
+                if answer.take(message)? {
+                    *busy = false;
+                    return answer.finish(&command)?.value(0, 0);
+                }
             }
         }
     }
@@ -461,6 +443,25 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// Takes the next message of the answer; says whether that was the last one.
+    fn take(&mut self, message: Message) -> Result<bool> {
+        match message {
+            Message::RowDescription(body) => self.describe(&body)?,
+            Message::DataRow(body) => self.add(&body)?,
+            Message::CommandComplete(_) | Message::EmptyQueryResponse => {}
+            Message::ErrorResponse(body) => {
+                self.error.get_or_insert(ServerMessage::read(body.fields()));
+            }
+            Message::ReadyForQuery(_) => return Ok(true),
+            _ => {
+                return Err(protocol(
+                    "a message does not belong to the answer of a query",
+                ));
+            }
+        }
+        Ok(false)
+    }
+
     pub fn describe(&mut self, body: &RowDescriptionBody) -> Result<()> {
         let fields = body
             .fields()

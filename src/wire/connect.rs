@@ -19,7 +19,7 @@ use super::client::{Session, unsuitable};
 use super::conninfo::{ConnInfo, Host, HostAddress, KeepAlive, SslMode, TargetSession};
 use super::message::{Stream, Wire, lost};
 use super::passfile::{self, Found, Wanted};
-use super::server_error::{self, INVALID_AUTHORIZATION, Refused, ServerMessage, protocol, refused};
+use super::server_error::{self, INVALID_AUTHORIZATION, Refused, ServerMessage, protocol};
 use super::tls;
 use crate::config::Secret;
 use crate::err;
@@ -317,12 +317,7 @@ async fn start(
             Message::NoticeResponse(body) => {
                 progress.note(&format!("server: {}", ServerMessage::read(body.fields())));
             }
-            Message::ErrorResponse(body) => {
-                return Err(refused(
-                    ServerMessage::read(body.fields()),
-                    &credentials.refused,
-                ));
-            }
+            Message::ErrorResponse(body) => return Err(credentials.error(&body)),
             Message::ReadyForQuery(_) => break,
             _ => return Err(protocol("a message during start-up is not one of start-up")),
         }

@@ -372,10 +372,7 @@ mod tests {
     fn play(
         bytes: Vec<u8>,
     ) -> std::result::Result<(Vec<StreamEvent>, Option<NextTimeline>), Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = crate::wire::runtime::start().unwrap();
         runtime.block_on(async {
             let (server, client) = UnixStream::pair().unwrap();
             let (mut from_client, mut to_client) = server.into_split();

@@ -18,6 +18,17 @@ fn id(n: u64) -> BackupId {
     format!("202611{n:02}T000000Z-full").parse().unwrap()
 }
 
+fn runs(all: &[(u64, u64)]) -> Runs {
+    let number = |(a, b): &(u64, u64)| (SegmentNumber(*a), SegmentNumber(*b));
+    Runs::from_runs(all.iter().map(number).collect())
+}
+
+/// Has a repository hold these segments of timeline 1.
+fn hold(survey: &mut Survey, all: &[(u64, u64)]) {
+    let held = survey.timelines.get_mut(&TimelineId::FIRST).unwrap();
+    held.segments = runs(all);
+}
+
 fn ids(numbers: &[u64]) -> Vec<BackupId> {
     numbers.iter().map(|n| id(*n)).collect()
 }
@@ -25,13 +36,8 @@ fn ids(numbers: &[u64]) -> Vec<BackupId> {
 /// Backups of timeline 1, each in the segment ten times its number, and segments.
 fn survey(backups: &[u64], segments: &[(u64, u64)]) -> Survey {
     let mut survey = Survey::empty(size());
-    let segments = segments.iter().map(|(a, b)| (*a, *b));
     let timeline = Timeline {
-        segments: Runs::from_runs(
-            segments
-                .map(|(a, b)| (SegmentNumber(a), SegmentNumber(b)))
-                .collect(),
-        ),
+        segments: runs(segments),
         ..Timeline::default()
     };
     survey.timelines.insert(TimelineId::FIRST, timeline);
@@ -107,11 +113,7 @@ fn what_the_floor_keeps_is_copied_from_it_on() {
     let (from, mut to) = both();
     to.ids.remove(&id(6));
     to.ids.remove(&id(9));
-    let held = to.timelines.get_mut(&TimelineId::FIRST).unwrap();
-    held.segments = Runs::from_runs(vec![
-        (SegmentNumber(50), SegmentNumber(51)),
-        (SegmentNumber(70), SegmentNumber(80)),
-    ]);
+    hold(&mut to, &[(50, 51), (70, 80)]);
     let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     assert_eq!(lacks.backups, ids(&[6, 9]));
     assert_eq!(copied(&lacks), [(52, 69), (81, 100)]);
@@ -132,12 +134,7 @@ fn what_the_floor_keeps_is_copied_from_it_on() {
 #[test]
 fn the_wal_that_was_let_go_behind_a_backup_does_not_come_back() {
     let (from, mut to) = both();
-    let held = to.timelines.get_mut(&TimelineId::FIRST).unwrap();
-    let first = SegmentNumber(50);
-    held.segments = Runs::from_runs(vec![
-        (first, SegmentNumber(52)),
-        (SegmentNumber(60), SegmentNumber(100)),
-    ]);
+    hold(&mut to, &[(50, 52), (60, 100)]);
     let lacks = |to: &Survey| copied(&lacking(&from, to, (false, None), now()));
     assert_eq!(lacks(&to), [(53, 59)]);
     add(&mut to, 5, event::TRIMMED);
@@ -156,11 +153,7 @@ fn the_wal_that_was_let_go_behind_a_backup_does_not_come_back() {
 fn who_reads_the_oldest_backup_does_not_make_it_look_expired() {
     let (from, mut to) = both();
     to.ids.remove(&id(6));
-    let held = to.timelines.get_mut(&TimelineId::FIRST).unwrap();
-    held.segments = Runs::from_runs(vec![
-        (SegmentNumber(50), SegmentNumber(51)),
-        (SegmentNumber(70), SegmentNumber(100)),
-    ]);
+    hold(&mut to, &[(50, 51), (70, 100)]);
     add(&mut to, 5, "claim");
     let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     assert_eq!(lacks.backups, ids(&[6]));
@@ -180,11 +173,7 @@ fn a_pin_or_a_mark_on_an_old_backup_does_not_bring_back_what_lies_behind_it() {
         let (from, mut to) = both();
         let old = from.ids[&id(2)].clone();
         to.ids.insert(id(2), old);
-        let held = to.timelines.get_mut(&TimelineId::FIRST).unwrap();
-        held.segments = Runs::from_runs(vec![
-            (SegmentNumber(20), SegmentNumber(21)),
-            (SegmentNumber(50), SegmentNumber(100)),
-        ]);
+        hold(&mut to, &[(20, 21), (50, 100)]);
         add(&mut to, 2, kind);
         let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
         assert!(lacks.is_empty(), "{kind}: {lacks:?}");
@@ -254,13 +243,8 @@ fn a_history_that_cannot_be_read_over_there_is_named() {
         .insert(second, timeline(HistoryFile::Damaged("cut".into())));
     let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     assert!(lacks.histories.is_empty());
-    assert!(
-        lacks
-            .left_out
-            .iter()
-            .any(|l| l.cause == Cause::Damage && l.what == "history of timeline 2"),
-        "{lacks:?}"
-    );
+    let is_named = |l: &LeftOut| l.cause == Cause::Damage && l.what == "history of timeline 2";
+    assert!(lacks.left_out.iter().any(is_named), "{lacks:?}");
 }
 
 #[test]
@@ -278,12 +262,10 @@ fn c13_two_backups_of_one_id_are_named_as_that() {
         is_doubted: false,
     };
     let (mut from, mut to) = (survey(&[1], &[(1, 20)]), survey(&[1], &[(1, 20)]));
-    from.ids
-        .get_mut(&id(1))
-        .unwrap()
-        .events
-        .push(begun("a", "1"));
-    to.ids.get_mut(&id(1)).unwrap().events.push(begun("b", "2"));
+    for (survey, host, nonce) in [(&mut from, "a", "1"), (&mut to, "b", "2")] {
+        let events = &mut survey.ids.get_mut(&id(1)).unwrap().events;
+        events.push(begun(host, nonce));
+    }
     let lacks = lacking(&from, &to, (false, None), TimestampTz(0));
     let left = &lacks.left_out[0];
     assert_eq!(left.cause, Cause::Conflict);
@@ -343,11 +325,7 @@ fn l13_nothing_is_copied_of_a_timeline_of_which_two_lives_are_followed() {
     assert_eq!(lacks(&survey(&[], &[])).refused.len(), 1);
     assert!(why(false).contains("copies go on with the next timeline"));
     // The other way round: the side that is copied from was not told.
-    let lacks = lacking(
-        &survey(&[3], &[(10, 100)]),
-        &from(),
-        (true, None),
-        TimestampTz(0),
-    );
+    let untold = survey(&[3], &[(10, 100)]);
+    let lacks = lacking(&untold, &from(), (true, None), TimestampTz(0));
     assert!(!lacks.parted.is_empty() && lacks.segments.is_empty());
 }

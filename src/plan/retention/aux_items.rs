@@ -1,11 +1,9 @@
 //! The backups of an aux scope as items of retention: nothing is asked beyond the rules, but what a log asks.
 
-use std::collections::BTreeSet;
-
 use super::item::{self, Item};
 use super::log::Logged;
 use super::rules::Unconstrained;
-use super::{ExpirePlan, Fate, Policy, plan};
+use super::{ExpirePlan, Policy, plan};
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Needs};
 use crate::repo::root::aux_root::AuxBackup;
@@ -40,24 +38,11 @@ fn items(catalog: &Catalog<AuxBackup>) -> Vec<Item<'_>> {
         .map(|(order, (_, id, subject, backup))| {
             let needs = backup.needs();
             Item {
-                order,
-                id,
                 time: backup.root.stop_time,
                 stored: subject.stored.unwrap_or(TimestampTz::INFINITY),
-                taken: TimestampTz::INFINITY,
-                precedes_window: false,
                 stored_bytes: backup.root.stored_bytes,
-                events: &subject.events,
-                needs,
-                leads_to: BTreeSet::new(),
-                unsure: BTreeSet::new(),
-                beside: BTreeSet::new(),
                 damage: item::damage((catalog, &damaged), subject, needs),
-                hold: None,
-                kept_by: Vec::new(),
-                is_asked: false,
-                twin: None,
-                fate: Fate::Keep,
+                ..Item::new(order, id, &subject.events, needs)
             }
         })
         .collect()

@@ -10,7 +10,7 @@ use super::item::{self, DamagedParts, Hold, Item, Twin};
 use super::objects::Running;
 use super::rules::{Constraint, Lack, newest_good};
 use super::wal::{Left, Names, Needed, Paths};
-use super::{ExpirePlan, Fate, Place, Policy, wal_objects};
+use super::{ExpirePlan, Place, Policy, wal_objects};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -75,24 +75,14 @@ impl<'a> Backups<'a> {
         let mut items: Vec<_> = subjects
             .enumerate()
             .map(|(order, (id, root, subject))| Item {
-                order,
-                id,
                 time: root.stop_time,
                 stored: subject.stored.unwrap_or(TimestampTz::INFINITY),
-                taken: TimestampTz::INFINITY,
-                precedes_window: false,
-                events: &subject.events,
                 stored_bytes: root.stored_bytes,
-                needs: root.needs(),
                 leads_to: self.followed(|t| self.leads(root, t)),
                 unsure: root.unsure.clone(),
                 beside: self.followed(|t| root.timeline > t && !self.leads(root, t)),
                 damage: self.damage(subject, root),
-                hold: None,
-                kept_by: Vec::new(),
-                is_asked: false,
-                twin: None,
-                fate: Fate::Keep,
+                ..Item::new(order, id, &subject.events, root.needs())
             })
             .collect();
         self.find_twins(&mut items);

@@ -84,6 +84,37 @@ pub enum Hold {
     Pin,
 }
 
+impl<'a> Item<'a> {
+    /// One that nobody has judged, with no times and no size.
+    pub fn new(
+        order: usize,
+        id: &'a BackupId,
+        events: &'a [Recorded],
+        needs: (&'a Parts, &'a Parts),
+    ) -> Item<'a> {
+        Item {
+            order,
+            id,
+            time: TimestampTz::INFINITY,
+            stored: TimestampTz::INFINITY,
+            taken: TimestampTz::INFINITY,
+            precedes_window: false,
+            stored_bytes: 0,
+            events,
+            needs,
+            leads_to: BTreeSet::new(),
+            unsure: BTreeSet::new(),
+            beside: BTreeSet::new(),
+            damage: None,
+            hold: None,
+            kept_by: Vec::new(),
+            is_asked: false,
+            twin: None,
+            fate: Fate::Keep,
+        }
+    }
+}
+
 impl Item<'_> {
     /// Holds it for the rules of retention, if nothing holds it yet.
     pub fn hold(&mut self, reason: String) {

@@ -900,24 +900,12 @@ mod tests {
         let parts = Parts::new();
         let now = TimestampTz(0);
         let item = |order: usize| Item {
-            order,
-            id: &ids[order],
             time: now,
             stored: now,
             taken: now,
-            precedes_window: false,
-            events: &[],
             stored_bytes: 1,
-            needs: (&parts, &parts),
-            leads_to: BTreeSet::new(),
-            unsure: BTreeSet::new(),
-            beside: BTreeSet::new(),
             damage: (order == 2).then(|| "torn".to_owned()),
-            hold: None,
-            kept_by: Vec::new(),
-            is_asked: false,
-            twin: None,
-            fate: Fate::Keep,
+            ..Item::new(order, &ids[order], &[], (&parts, &parts))
         };
         let policy = Policy {
             rules: Retention::newest(2),
@@ -951,24 +939,12 @@ mod tests {
             };
             let events = [pin];
             let item = Item {
-                order: 0,
-                id: &id,
                 time: now,
                 stored: now,
                 taken: now,
-                precedes_window: false,
-                events: &events,
                 stored_bytes: 1,
-                needs: (&parts, &parts),
-                leads_to: BTreeSet::new(),
-                unsure: BTreeSet::new(),
-                beside: BTreeSet::new(),
-                damage: None,
                 hold: Some(("it is held".to_owned(), Hold::Pin)),
-                kept_by: Vec::new(),
-                is_asked: false,
-                twin: None,
-                fate: Fate::Keep,
+                ..Item::new(0, &id, &events, (&parts, &parts))
             };
             let mut judged = Judgement::of(vec![item]);
             refuse_held(&mut judged, &id);

@@ -88,6 +88,39 @@ pub(super) fn known_history(survey: &Survey, timeline: TimelineId) -> History {
     }
 }
 
+/// Adds a timeline that begins on its parent at an LSN.
+fn branch(
+    survey: &mut Survey,
+    n: u32,
+    (parent, from): (u32, u64),
+    segments: std::ops::RangeInclusive<u64>,
+) {
+    add_timeline(survey, n, Some((parent, Lsn(from))), segments.collect());
+}
+
+fn is_warned(plan: &ExpirePlan, of: &str) -> bool {
+    plan.warnings.iter().any(|w| w.contains(of))
+}
+
+fn add(survey: &mut Survey, id: &BackupId, event: Recorded) {
+    survey.ids.get_mut(id).unwrap().events.push(event);
+}
+
+fn root_of<'s>(survey: &'s mut Survey, id: &BackupId) -> &'s mut Root {
+    match &mut survey.ids.get_mut(id).unwrap().manifest {
+        Manifest::Committed(root) => root,
+        _ => panic!("{id} has no root"),
+    }
+}
+
+/// A claim that was made so many hours ago, for so many hours.
+fn claim(ago_hours: u64, for_hours: u64, purpose: Option<&str>) -> Recorded {
+    let mut claim = event("claim", ago(ago_hours));
+    claim.event.purpose = purpose.map(str::to_owned);
+    claim.event.seconds = Some(for_hours * 3600);
+    claim
+}
+
 fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u64) -> BackupId {
     let id = id(n);
     let own = BTreeMap::from([(id.clone(), Runs::from_numbers(vec![0]))]);
@@ -248,10 +281,7 @@ fn a11_nothing_goes_before_a_newer_backup_was_verified_and_is_old_enough() {
     assert_eq!(count, 9);
     assert!(waiting.contains("pitr verify"), "{waiting}");
     // The fifth was verified; all backups are two days old.
-    let verify = |survey: &mut Survey, n: usize| {
-        let events = &mut survey.ids.get_mut(&id(n)).unwrap().events;
-        events.push(event("verified", ago(1)));
-    };
+    let verify = |survey: &mut Survey, n: usize| verify_now(survey, &id(n));
     verify(&mut survey, 5);
     assert_eq!(kept(&survey, &with(24)).0, 5);
     let plan = retention(&survey, &with(24), now());
@@ -264,8 +294,7 @@ fn a11_nothing_goes_before_a_newer_backup_was_verified_and_is_old_enough() {
     let subject = late.ids.get_mut(&id(5)).unwrap();
     subject.stored = Some(ago(23));
     assert_eq!(kept(&late, &with(24)).0, 9);
-    let subject = survey.ids.get_mut(&id(5)).unwrap();
-    subject.events.push(event("damaged", ago(1)));
+    add(&mut survey, &id(5), event("damaged", ago(1)));
     assert_eq!(kept(&survey, &with(24)).0, 9);
     // A verification without proof counts for nothing.
     verify(&mut survey, 8);
@@ -306,9 +335,7 @@ fn a11_the_last_verified_backup_stays_whatever_its_age() {
 fn a11_more_backups_than_usual_stop_expire() {
     let mut survey = straight();
     let take_at = |survey: &mut Survey, n: usize, hours: u64| {
-        if let Manifest::Committed(root) = &mut survey.ids.get_mut(&id(n)).unwrap().manifest {
-            root.stop_time = ago(hours);
-        }
+        root_of(survey, &id(n)).stop_time = ago(hours);
     };
     // One each day, and two on the last.
     for n in 1..=9 {
@@ -364,7 +391,7 @@ fn a13_a_completed_backup_without_a_root_keeps_what_it_needs() {
             })
     };
     assert!(!touches(&plan) && plan.has_lost);
-    assert!(plan.warnings.iter().any(|w| w.contains("its root is lost")));
+    assert!(is_warned(&plan, "its root is lost"));
     // Given up, it is marked, and goes after the grace period.
     let giving_up = Policy {
         given_up: BTreeSet::from([third.clone()]),
@@ -411,7 +438,7 @@ fn x01_the_last_good_backup_never_goes() {
     for n in [8, 9] {
         let mut found = event("damaged", ago(1));
         found.event.detail = Some("a pack is gone".into());
-        survey.ids.get_mut(&id(n)).unwrap().events.push(found);
+        add(&mut survey, &id(n), found);
     }
     let plan = retention(&survey, &policy(1, 0), now());
     assert_eq!(fates(&plan)[6..], ["keep", "keep", "keep"]);
@@ -420,12 +447,7 @@ fn x01_the_last_good_backup_never_goes() {
     // With three kept the policy alone takes no last good one.
     assert_eq!(retention(&survey, &policy(3, 0), now()).refusal, None);
     for n in 1..=7 {
-        survey
-            .ids
-            .get_mut(&id(n))
-            .unwrap()
-            .events
-            .push(event("damaged", ago(1)));
+        add(&mut survey, &id(n), event("damaged", ago(1)));
     }
     let plan = retention(&survey, &policy(1, 0), now());
     assert_eq!(fates(&plan), ["keep"; 9]);
@@ -460,18 +482,8 @@ fn a_backup_that_ends_in_a_segment_that_is_streamed_counts_as_far_as_it_is_store
 fn a_base_is_kept_for_the_timeline_that_the_cluster_follows() {
     let mut survey = straight();
     // A standby that lagged was promoted to 2, a drill to 3; both begin before the backups that are kept.
-    add_timeline(
-        &mut survey,
-        2,
-        Some((1, Lsn(25 * MIB))),
-        (25..=30).collect(),
-    );
-    add_timeline(
-        &mut survey,
-        3,
-        Some((1, Lsn(45 * MIB))),
-        (45..=50).collect(),
-    );
+    branch(&mut survey, 2, (1, 25 * MIB), 25..=30);
+    branch(&mut survey, 3, (1, 45 * MIB), 45..=50);
     let kept = |cluster: &[u32]| {
         let policy = Policy {
             cluster: cluster.iter().map(|n| tli(*n)).collect(),
@@ -500,12 +512,7 @@ fn a_base_is_kept_for_the_timeline_that_the_cluster_follows() {
 fn a1_a_backup_with_another_server_s_wal_does_not_count() {
     let mut survey = straight();
     let name = SegmentNumber(90).name(tli(1), size()).unwrap();
-    let Some(subject) = survey.ids.get_mut(&id(9)) else {
-        panic!();
-    };
-    if let Manifest::Committed(root) = &mut subject.manifest {
-        root.foreign = Some(name);
-    }
+    root_of(&mut survey, &id(9)).foreign = Some(name);
     let plan = retention(&survey, &policy(1, 1), now());
     assert_eq!(fates(&plan)[7..], ["keep", "keep"]);
     let [.., eighth, ninth] = &plan.backups[..] else {
@@ -533,10 +540,7 @@ fn t76_a_backup_of_another_life_is_no_base_of_the_timeline_that_was_written_past
     assert_eq!(kept(&survey), [9]);
     let with = |survey: &Survey, change: &dyn Fn(&mut Root)| {
         let mut survey = survey.clone();
-        let subject = survey.ids.get_mut(&id(9)).unwrap();
-        if let Manifest::Committed(root) = &mut subject.manifest {
-            change(root);
-        }
+        change(root_of(&mut survey, &id(9)));
         survey
     };
     let copy = SegmentNumber(91).name(tli(2), size()).unwrap();
@@ -576,11 +580,7 @@ fn t76_a_backup_of_another_life_is_no_base_of_the_timeline_that_was_written_past
     };
     let plan = retention(&alone, &policy, now());
     assert_eq!(fates(&plan), ["keep", "keep", "keep"]);
-    assert!(
-        plan.warnings
-            .iter()
-            .any(|w| w.contains("leads to timeline 2"))
-    );
+    assert!(is_warned(&plan, "leads to timeline 2"));
 }
 
 #[test]
@@ -603,10 +603,7 @@ fn a_backup_whose_pack_is_gone_does_not_stand_for_a_whole_one() {
 fn x03_forged_dates_change_no_order_and_are_told() {
     let mut survey = straight();
     for (n, time) in [(1, "2099-01-01T00:00:00Z"), (9, "1999-01-01T00:00:00Z")] {
-        let Manifest::Committed(root) = &mut survey.ids.get_mut(&id(n)).unwrap().manifest else {
-            panic!()
-        };
-        root.stop_time = time.parse().unwrap();
+        root_of(&mut survey, &id(n)).stop_time = time.parse().unwrap();
     }
     // Those that are left are of one day, which is no burst here.
     let policy = |keep, grace_hours| Policy {
@@ -616,11 +613,11 @@ fn x03_forged_dates_change_no_order_and_are_told() {
     let plan = retention(&survey, &policy(1, 24), now());
     assert_eq!(fates(&plan)[8], "keep");
     assert_eq!(fates(&plan)[0], "mark");
-    assert!(plan.warnings.iter().any(|w| w.contains("in the future")));
+    assert!(is_warned(&plan, "in the future"));
     // A mark that says it is old is as young as the store says.
     let mut mark = event("expire", ago(1000));
     mark.stored = ago(1);
-    survey.ids.get_mut(&id(1)).unwrap().events.push(mark);
+    add(&mut survey, &id(1), mark);
     assert_eq!(
         fates(&retention(&survey, &policy(1, 24), now()))[0],
         "waiting"
@@ -628,12 +625,7 @@ fn x03_forged_dates_change_no_order_and_are_told() {
     // A mark of the future would never come of age: today's is added.
     let mut survey = straight();
     let far = "2099-01-01T00:00:00Z".parse().unwrap();
-    survey
-        .ids
-        .get_mut(&id(1))
-        .unwrap()
-        .events
-        .push(event("expire", far));
+    add(&mut survey, &id(1), event("expire", far));
     assert_eq!(fates(&retention(&survey, &policy(1, 24), now()))[0], "mark");
 }
 
@@ -642,7 +634,7 @@ fn a_shorter_grace_does_not_wait_for_a_longer_one() {
     let mut survey = straight();
     let mut mark = event("expire", ago(1));
     mark.event.not_before = Some(now().saturating_add(HOUR * 23));
-    survey.ids.get_mut(&id(1)).unwrap().events.push(mark);
+    add(&mut survey, &id(1), mark);
     let with = |hours| retention(&survey, &policy(8, hours), now());
     assert_eq!(fates(&with(24))[0], "waiting");
     assert_eq!((fates(&with(2))[0], with(2).marks.len()), ("mark", 1));
@@ -653,12 +645,7 @@ fn a_shorter_grace_does_not_wait_for_a_longer_one() {
 fn a_forged_mark_deletes_nothing_that_is_kept() {
     let mut survey = straight();
     for n in 1..=9 {
-        survey
-            .ids
-            .get_mut(&id(n))
-            .unwrap()
-            .events
-            .push(event("expire", ago(100)));
+        add(&mut survey, &id(n), event("expire", ago(100)));
     }
     let plan = retention(&survey, &policy(2, 24), now());
     assert_eq!(fates(&plan)[7..], ["keep", "keep"]);
@@ -669,18 +656,13 @@ fn a_forged_mark_deletes_nothing_that_is_kept() {
 #[test]
 fn x05_pins_keep_their_backup_and_its_own_wal() {
     let mut survey = straight();
-    survey
-        .ids
-        .get_mut(&id(3))
-        .unwrap()
-        .events
-        .push(event("pin", ago(500)));
+    add(&mut survey, &id(3), event("pin", ago(500)));
     let plan = retention(&survey, &policy(2, 0), now());
     assert_eq!(fates(&plan)[2], "keep");
     assert_eq!(segments(&plan), [(1, 1, 29), (1, 32, 79)]);
     let mut unpin = event("unpin", ago(2));
     unpin.event.ends = Some(event("pin", ago(500)).name);
-    survey.ids.get_mut(&id(3)).unwrap().events.push(unpin);
+    add(&mut survey, &id(3), unpin);
     let plan = retention(&survey, &policy(2, 0), now());
     assert_eq!(fates(&plan)[2], "delete");
     assert_eq!(segments(&plan), [(1, 1, 79)]);
@@ -722,9 +704,7 @@ fn x31_a_pin_takes_no_wal_away_that_would_stay_without_it() {
 fn x31_the_recovery_of_a_pinned_backup_finds_the_wal_behind_it() {
     let mut survey = straight();
     let restored = survey.ids.get_mut(&id(3)).unwrap();
-    let mut claim = event("claim", ago(3));
-    claim.event.purpose = Some("restore".to_owned());
-    claim.event.seconds = Some(7200);
+    let claim = claim(3, 2, Some("restore"));
     let mut end = event("release", ago(2));
     end.event.ends = Some(claim.name.clone());
     restored.events.extend([event("pin", ago(500)), claim, end]);
@@ -747,8 +727,7 @@ fn x31_the_recovery_of_a_pinned_backup_finds_the_wal_behind_it() {
 #[test]
 fn x05_the_only_copy_of_a_last_segment_may_be_that_of_a_timeline_that_left_behind_it() {
     let mut survey = straight();
-    let pinned = survey.ids.get_mut(&id(3)).unwrap();
-    pinned.events.push(event("pin", ago(500)));
+    add(&mut survey, &id(3), event("pin", ago(500)));
     // Backup 3 ends in segment 31, timeline 2 begins in it later, and the copy of timeline 1 is lost.
     let held = survey.timelines.get_mut(&tli(1)).unwrap();
     held.segments = Runs::from_numbers((1..=100).filter(|n| *n != 31).collect());
@@ -770,8 +749,7 @@ fn x05_the_only_copy_of_a_last_segment_may_be_that_of_a_timeline_that_left_behin
             segments(&plan)
         );
         // A hole behind it that was made on purpose changes nothing.
-        let pinned = survey.ids.get_mut(&id(3)).unwrap();
-        pinned.events.push(event(TRIMMED, ago(2)));
+        add(&mut survey, &id(3), event(TRIMMED, ago(2)));
     }
 }
 
@@ -781,7 +759,7 @@ fn a_pin_keeps_until_its_end_is_past_by_both_clocks() {
     let ends = now().saturating_add(HOUR);
     let mut pin = event("pin", ago(500));
     pin.event.until = Some(ends);
-    survey.ids.get_mut(&id(3)).unwrap().events.push(pin);
+    add(&mut survey, &id(3), pin);
     let with = |survey: &Survey, host, store_clock| {
         let policy = Policy {
             store_clock,
@@ -801,7 +779,7 @@ fn a_pin_keeps_until_its_end_is_past_by_both_clocks() {
     assert_eq!(fate(now(), Some(later)), Fate::Keep);
     // Every pin has to be over.
     let longer = event("pin", ago(400));
-    survey.ids.get_mut(&id(3)).unwrap().events.push(longer);
+    add(&mut survey, &id(3), longer);
     let judged = with(&survey, later, None);
     assert_eq!(judged.1, "pinned: no reason given");
 }
@@ -811,7 +789,7 @@ fn asked(survey: &mut Survey, n: usize, hours: u64) {
     let mut mark = event("expire", ago(hours));
     mark.event.by_request = true;
     mark.event.not_before = Some(ago(hours).saturating_add(HOUR * 24));
-    survey.ids.get_mut(&id(n)).unwrap().events.push(mark);
+    add(survey, &id(n), mark);
 }
 
 #[test]
@@ -825,8 +803,7 @@ fn expire_deletes_nothing_because_somebody_asked_and_nothing_instead() {
     assert_eq!(plan.unmarks, []);
     // A pin stops the request, and the mark ends.
     let mut pinned = survey.clone();
-    let subject = pinned.ids.get_mut(&id(9)).unwrap();
-    subject.events.push(event("pin", ago(1)));
+    add(&mut pinned, &id(9), event("pin", ago(1)));
     let plan = retention(&pinned, &policy(2, 0), now());
     assert_eq!(fates(&plan)[6..], ["delete", "keep", "keep"]);
     assert_eq!(plan.unmarks.len(), 1);
@@ -883,21 +860,14 @@ fn a_request_deletes_that_backup_alone() {
     let refusal = |survey: &Survey, n| with(survey, n, 0).refusal.unwrap_or_default();
     assert!(refusal(&survey, 9).contains("newest good one"));
     assert!(with(&survey, 9, 0).deletions.is_empty());
-    survey
-        .ids
-        .get_mut(&id(5))
-        .unwrap()
-        .events
-        .push(event("pin", ago(1)));
+    add(&mut survey, &id(5), event("pin", ago(1)));
     assert!(
         refusal(&survey, 5).contains("pitr unpin"),
         "{}",
         refusal(&survey, 5)
     );
     assert_eq!(with(&survey, 5, 0).unmarks, []);
-    let mut claim = event("claim", ago(1));
-    claim.event.seconds = Some(3 * 3600);
-    survey.ids.get_mut(&id(4)).unwrap().events.push(claim);
+    add(&mut survey, &id(4), claim(1, 3, None));
     assert!(refusal(&survey, 4).contains("pitr repo claims"));
     let plan = with(&survey, 4, 0);
     assert!(plan.marks.is_empty() && plan.deletions.is_empty());
@@ -906,16 +876,8 @@ fn a_request_deletes_that_backup_alone() {
 #[test]
 fn i5b_what_is_in_use_stays() {
     let mut survey = straight();
-    let mut claim = event("claim", ago(2));
-    claim.event.seconds = Some(3 * 3600);
-    claim.event.purpose = Some("restore".into());
-    survey.ids.get_mut(&id(3)).unwrap().events.push(claim);
-    survey
-        .ids
-        .get_mut(&id(3))
-        .unwrap()
-        .events
-        .push(event("expire", ago(100)));
+    add(&mut survey, &id(3), claim(2, 3, Some("restore")));
+    add(&mut survey, &id(3), event("expire", ago(100)));
     let plan = retention(&survey, &policy(2, 0), now());
     assert_eq!(fates(&plan)[2], "keep");
     assert_eq!(segments(&plan), [(1, 1, 29)]);
@@ -940,11 +902,10 @@ fn a_running_backup_protects_its_wal() {
     assert!(segments(&plan).is_empty());
     assert!(plan.withheld[0].contains(&running.to_string()));
     assert_eq!(fates(&plan)[..8], ["delete"; 8]);
-    let mut claim = event("claim", ago(1));
-    claim.event.seconds = Some(7200);
+    let mut claim = claim(1, 2, None);
     claim.event.timeline = Some(1);
     claim.event.start_lsn = Some(Lsn(50 * MIB + 40));
-    survey.ids.get_mut(&running).unwrap().events.push(claim);
+    add(&mut survey, &running, claim);
     let plan = retention(&survey, &policy(1, 0), now());
     assert_eq!(segments(&plan), [(1, 1, 49)]);
     assert!(
@@ -979,12 +940,7 @@ fn a_running_backup_protects_its_wal() {
 fn x32_what_a_sync_has_claimed_stays_below_a_tombstone() {
     let mut survey = straight();
     let (given_up, copied) = (id(200), id(201));
-    let claim = |hours: u64| {
-        let mut claim = event("claim", ago(1));
-        claim.event.purpose = Some("sync".to_owned());
-        claim.event.seconds = Some(hours * 3600);
-        claim
-    };
+    let claim = |hours: u64| claim(1, hours, Some("sync"));
     let subject = |manifest, events: Vec<Recorded>| Subject {
         manifest,
         stored: Some(ago(100)),
@@ -1018,9 +974,7 @@ fn x32_what_a_sync_has_claimed_stays_below_a_tombstone() {
 fn x39_claims_of_copies_go_and_those_of_a_reserved_id_stay() {
     let mut survey = straight();
     let chain = |hours: u64| {
-        let mut claim = event("claim", ago(hours));
-        claim.event.purpose = Some("sync".to_owned());
-        claim.event.seconds = Some(3 * 3600);
+        let claim = claim(hours, 3, Some("sync"));
         let mut end = event("release", ago(hours - 1));
         end.event.ends = Some(claim.name.clone());
         [claim, end]
@@ -1100,18 +1054,8 @@ fn what_cannot_be_read_keeps_everything() {
 #[test]
 fn x04_a_branch_that_no_backup_reaches_goes_and_others_stay() {
     let mut survey = straight();
-    add_timeline(
-        &mut survey,
-        2,
-        Some((1, Lsn(15 * MIB + 8))),
-        (15..=20).collect(),
-    );
-    add_timeline(
-        &mut survey,
-        3,
-        Some((1, Lsn(95 * MIB + 8))),
-        (95..=120).collect(),
-    );
+    branch(&mut survey, 2, (1, 15 * MIB + 8), 15..=20);
+    branch(&mut survey, 3, (1, 95 * MIB + 8), 95..=120);
     let plan = retention(&survey, &policy(1, 0), now());
     assert_eq!(segments(&plan), [(1, 1, 89), (2, 15, 20)]);
     // A backup on the branch is newer than those on its parent, and the parent's points beyond it stay.
@@ -1201,12 +1145,7 @@ fn x36_while_the_cluster_is_undecided_each_timeline_keeps_its_own() {
 #[test]
 fn the_newest_timeline_keeps_its_base_even_before_the_promise() {
     let mut survey = straight();
-    add_timeline(
-        &mut survey,
-        2,
-        Some((1, Lsn(35 * MIB))),
-        (35..=40).collect(),
-    );
+    branch(&mut survey, 2, (1, 35 * MIB), 35..=40);
     let plan = retention(&survey, &policy(2, 0), now());
     let kept: Vec<_> = plan
         .backups
@@ -1215,7 +1154,7 @@ fn the_newest_timeline_keeps_its_base_even_before_the_promise() {
         .map(|b| b.id.clone())
         .collect();
     assert_eq!(kept, [id(3), id(8), id(9)]);
-    assert!(plan.warnings.iter().any(|w| w.contains("timeline 2")));
+    assert!(is_warned(&plan, "timeline 2"));
 }
 
 #[test]
@@ -1289,11 +1228,8 @@ fn increments_of_whole_segments_and_conflicts_go_with_their_segment() {
 
 /// Gives the nth backup of [`straight`] other times: its own, and the store's.
 fn taken(survey: &mut Survey, n: usize, own: &str, stored: &str) {
-    let subject = survey.ids.get_mut(&id(n)).unwrap();
-    subject.stored = Some(stored.parse().unwrap());
-    if let Manifest::Committed(root) = &mut subject.manifest {
-        root.stop_time = own.parse().unwrap();
-    }
+    survey.ids.get_mut(&id(n)).unwrap().stored = Some(stored.parse().unwrap());
+    root_of(survey, &id(n)).stop_time = own.parse().unwrap();
 }
 
 /// The rules that keep each backup of [`straight`] that stays.
@@ -1467,10 +1403,7 @@ fn a_backup_whose_time_contradicts_its_place_counts_nowhere_and_stays() {
         }
         assert_eq!(kept_by(&survey, &by(rules.clone())), wanted, "{own}");
         let plan = retention(&survey, &by(rules.clone()), now());
-        let told = plan
-            .warnings
-            .iter()
-            .any(|w| w.contains("pitr backup delete"));
+        let told = is_warned(&plan, "pitr backup delete");
         assert_eq!(told, is_wrong, "{own}");
     }
 }
@@ -1583,9 +1516,7 @@ fn a_claim_keeps_the_wal_behind_a_backup_before_the_window() {
         wal_window: Some(HOUR * 36),
         ..Retention::default()
     };
-    let mut claim = event("claim", ago(1));
-    claim.event.seconds = Some(7200);
-    survey.ids.get_mut(&id(3)).unwrap().events.push(claim);
+    add(&mut survey, &id(3), claim(1, 2, None));
     let plan = retention(&survey, &by(rules.clone()), now());
     assert_eq!(segments(&plan), [(1, 1, 9), (1, 12, 19), (1, 22, 29)]);
     // The restore is complete, and the recovery that follows claims nothing.
@@ -1594,7 +1525,7 @@ fn a_claim_keeps_the_wal_behind_a_backup_before_the_window() {
     let claim = claim.unwrap();
     claim.event.purpose = Some("restore".to_owned());
     end.event.ends = Some(claim.name.clone());
-    survey.ids.get_mut(&id(3)).unwrap().events.push(end);
+    add(&mut survey, &id(3), end);
     let within = |grace| Policy {
         grace,
         ..by(rules.clone())
@@ -1677,18 +1608,13 @@ fn world(dice: &mut Dice) -> Survey {
                 add(event("expire", ago(20 + dice.roll(10))));
             }
             if dice.one_in(8) {
-                let mut claim = event("claim", ago(4));
-                claim.event.seconds = Some(dice.roll(8) * 3600);
-                add(claim);
+                add(claim(4, dice.roll(8), None));
             }
             if dice.one_in(4) {
                 // An incremental names packs of others.
                 let others: Vec<BackupId> = survey.ids.keys().cloned().collect();
                 let other = others[dice.roll(others.len() as u64) as usize].clone();
-                let Manifest::Committed(root) = &mut survey.ids.get_mut(&made).unwrap().manifest
-                else {
-                    panic!()
-                };
+                let root = root_of(&mut survey, &made);
                 root.packs.insert(other, Runs::from_numbers(vec![0]));
             }
         }
@@ -1877,14 +1803,12 @@ fn a_compacted_backup_and_its_origin_count_as_one() {
     verify_now(&mut survey, &new);
     assert_eq!(kept(&survey, 2), [older.clone(), new.clone()]);
     // One that is damaged stands for nobody.
-    let subject = survey.ids.get_mut(&new).unwrap();
-    subject.events.push(event("damaged", ago(1)));
+    add(&mut survey, &new, event("damaged", ago(1)));
     assert_eq!(kept(&survey, 2)[..2], [older.clone(), origin.clone()]);
     let subject = survey.ids.get_mut(&new).unwrap();
     subject.events.pop();
     // A pin holds the old one, and counts nothing out.
-    let subject = survey.ids.get_mut(&origin).unwrap();
-    subject.events.push(event("pin", ago(1)));
+    add(&mut survey, &origin, event("pin", ago(1)));
     assert_eq!(
         kept(&survey, 2),
         [older.clone(), origin.clone(), new.clone()]
