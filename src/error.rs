@@ -132,6 +132,23 @@ impl Error {
         self
     }
 
+    /// Puts a line before the hint.
+    #[must_use]
+    pub fn hint_first(self, line: &str) -> Self {
+        let hint = match self.hint_text() {
+            Some(hint) => format!("{line}\n{hint}"),
+            None => line.to_owned(),
+        };
+        self.hint(hint)
+    }
+
+    /// Puts a line behind the hint.
+    #[must_use]
+    pub fn hint_last(self, line: &str) -> Self {
+        let hint = format!("{}\n{line}", self.hint_text().unwrap_or_default());
+        self.hint(hint.trim().to_owned())
+    }
+
     /// Attaches the underlying error.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {

@@ -239,6 +239,11 @@ pub enum Step {
 }
 
 impl Step {
+    /// Whether it stops what runs.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, Step::StopApplications | Step::Stop(_))
+    }
+
     /// The member that it works on, by its text.
     pub fn member(&self) -> Option<&str> {
         match self {

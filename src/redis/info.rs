@@ -1,6 +1,7 @@
 //! The answer of a server to `INFO`. Pure.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use super::member::{Database, Module};
 use super::version::{Flavor, ServerVersion};
@@ -47,6 +48,11 @@ impl Info {
         self.fields.get(name).map(String::as_str)
     }
 
+    /// Returns a field that is a number.
+    pub fn number<T: FromStr>(&self, name: &str) -> Option<T> {
+        self.field(name)?.parse().ok()
+    }
+
     /// Whether a field is there and says 1.
     pub fn is_on(&self, name: &str) -> bool {
         self.field(name) == Some("1")
@@ -84,10 +90,19 @@ impl Info {
     /// Returns the history that `replid` goes on from, and how many bytes of it it has; none where the server knows of none, or is in another history by now.
     pub fn parent(&self, replid: &str) -> Option<(String, u64)> {
         let parent = self.field("master_replid2")?;
-        let second: u64 = self.field("second_repl_offset")?.parse().ok()?;
+        let second: u64 = self.number("second_repl_offset")?;
         let is_own = self.field("master_replid") == Some(replid);
         let is_named = parent.bytes().any(|digit| digit != b'0');
         (is_own && is_named && second > 0).then(|| (parent.to_owned(), second - 1))
+    }
+
+    /// Returns how many keys have no time to live.
+    pub fn lasting_keys(&self) -> u64 {
+        let databases = self.keyspace();
+        let lasting = databases
+            .iter()
+            .map(|db| db.keys.saturating_sub(db.expires));
+        lasting.sum()
     }
 
     /// Returns the databases with keys, in order.

@@ -54,6 +54,7 @@ pub struct Collected {
 }
 
 /// The files that are wanted.
+#[derive(Default)]
 pub struct Wanted<'w> {
     /// Paths that must be there.
     pub required: Vec<PathBuf>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{About, Log, Spool};
+use super::{About, Log, Spool, readable};
 use crate::config::{Records, Settings};
 use crate::err;
 use crate::error::Result;
@@ -108,11 +108,7 @@ fn newest(store: &dyn Store, heads: &mut BTreeMap<String, Head>) -> Result<()> {
             continue;
         };
         let is_known = heads.get(&writer).is_some_and(|known| known.seq >= seq);
-        let read = match audit::read(store, &writer, seq) {
-            Ok(read) => read,
-            Err(e) if audit::is_of_the_record(&e) => continue,
-            Err(e) => return Err(e),
-        };
+        let read = readable(store, (&writer, seq), &|_| ())?;
         if let Some(stored) = read.filter(|stored| !is_known && !stored.is_doubted) {
             let hash = hex(&stored.hash);
             heads.insert(writer, Head { seq, hash });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{About, Log};
+use super::{About, Log, readable};
 use crate::config;
 use crate::error::{Code, Result};
 use crate::operate::session::Session;
@@ -112,14 +112,10 @@ fn is_old(
     before: TimestampTz,
     now: TimestampTz,
 ) -> Result<bool> {
-    match audit::read(store, writer, seq) {
-        Ok(Some(stored)) => {
-            let own = stored.record.time;
-            let is_ahead = own > now.saturating_add(clock::MAY_DIFFER);
-            Ok(is_ahead || own < before)
-        }
-        Ok(None) => Ok(true),
-        Err(e) if audit::is_of_the_record(&e) => Ok(true),
-        Err(e) => Err(e),
-    }
+    let is_old = |own: TimestampTz| {
+        let is_ahead = own > now.saturating_add(clock::MAY_DIFFER);
+        is_ahead || own < before
+    };
+    let stored = readable(store, (writer, seq), &|_| ())?;
+    Ok(stored.is_none_or(|stored| is_old(stored.record.time)))
 }

@@ -22,8 +22,9 @@ use crate::config::{Flags, Records, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit::{self, Program};
-use crate::repo::audit::{Outcome, Record};
+use crate::repo::audit::{self, Outcome, Record, Stored};
 use crate::repo::event::{self, PROGRAM};
+use crate::store::Store;
 
 /// The kernel's word for a process without a login.
 const NO_LOGIN: u32 = u32::MAX;
@@ -173,6 +174,21 @@ impl About {
             run: format!("{:016x}", session.host.random()),
             ..Record::default()
         }
+    }
+}
+
+/// Reads a record; none where it is not there or cannot be read, of which `told` hears.
+fn readable(
+    store: &dyn Store,
+    (writer, seq): (&str, u64),
+    told: &dyn Fn(&Error),
+) -> Result<Option<Stored>> {
+    match audit::read(store, writer, seq) {
+        Err(e) if audit::is_of_the_record(&e) => {
+            told(&e);
+            Ok(None)
+        }
+        read => read,
     }
 }
 

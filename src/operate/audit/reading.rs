@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::Spool;
+use super::{Spool, readable};
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Error, Result};
@@ -57,21 +57,15 @@ pub fn list(session: &Session, range: Range) -> Result<(Vec<Listed>, Failures)> 
     let settings = session.settings_with_repositories()?;
     let mut found = Found::new();
     let mut failures = Failures::default();
-    failures.in_each(
-        &settings.repositories,
-        "read the audit log of",
-        |configured| {
-            let repository = session.open(configured)?;
-            collect(session, configured, repository.store(), range, &mut found)
-        },
-    );
+    let all = &settings.repositories;
+    failures.in_each(all, "read the audit log of", |configured| {
+        let repository = session.open(configured)?;
+        collect(session, configured, repository.store(), range, &mut found)
+    });
     failures.first_if(session, found.is_empty())?;
     let mut records: Vec<Listed> = found.into_values().collect();
-    records.sort_by(|a, b| {
-        let key = |one: &Listed| (one.record.time, one.record.seq);
-        key(a)
-            .cmp(&key(b))
-            .then_with(|| a.record.writer.cmp(&b.record.writer))
+    records.sort_by(|Listed { record: a, .. }, Listed { record: b, .. }| {
+        (a.time, a.seq, &a.writer).cmp(&(b.time, b.seq, &b.writer))
     });
     Ok((records, failures))
 }
@@ -93,18 +87,11 @@ fn collect(
             if range.since.is_some_and(is_over) {
                 break;
             }
-            let stored = match audit::read(store, &writer, seq) {
-                Ok(Some(stored)) => stored,
-                Ok(None) => continue,
-                Err(e) if audit::is_of_the_record(&e) => {
-                    session.warn(&format!("\"{}\": {e}", configured.name));
-                    continue;
-                }
-                Err(e) => return Err(e),
-            };
-            if !range.holds(stored.record.time) {
+            let told = |e: &Error| session.warn(&format!("\"{}\": {e}", configured.name));
+            let stored = readable(store, (&writer, seq), &told)?;
+            let Some(stored) = stored.filter(|stored| range.holds(stored.record.time)) else {
                 continue;
-            }
+            };
             let key = (writer.clone(), seq, stored.hash);
             let listed = found.entry(key).or_insert_with(|| Listed {
                 record: stored.record,
@@ -155,12 +142,8 @@ impl FromStr for Given {
                 hash: audit::hash_of(hash)?,
             })
         };
-        parsed().ok_or_else(|| {
-            err!(
-                Usage,
-                "an anchor is WRITER/NUMBER:HASH, as \"pitr audit anchor\" prints it"
-            )
-        })
+        let wanted = "an anchor is WRITER/NUMBER:HASH, as \"pitr audit anchor\" prints it";
+        parsed().ok_or_else(|| err!(Usage, "{wanted}"))
     }
 }
 
@@ -202,18 +185,15 @@ pub fn verify(session: &Session, given: &[Given]) -> Result<Verified> {
     let settings = session.settings_with_repositories()?;
     let mut failures = Failures::default();
     let mut all: Vec<(Chains, Vec<Anchor>)> = Vec::new();
-    failures.in_each(
-        &settings.repositories,
-        "read the audit log of",
-        |configured| {
-            let repository = session.open(configured)?;
-            let mut chains = Chains::read(&configured.name, repository.store(), &session.host)?;
-            chains.uuid.clone_from(&repository.marker().uuid);
-            let outside = outside(session, &settings, &repository, given)?;
-            all.push((chains, outside));
-            Ok(())
-        },
-    );
+    let repositories = &settings.repositories;
+    failures.in_each(repositories, "read the audit log of", |configured| {
+        let repository = session.open(configured)?;
+        let mut chains = Chains::read(&configured.name, repository.store(), &session.host)?;
+        chains.uuid.clone_from(&repository.marker().uuid);
+        let outside = outside(session, &settings, &repository, given)?;
+        all.push((chains, outside));
+        Ok(())
+    });
     failures.first_if(session, all.is_empty())?;
     let is_whole = failures.is_empty() && session.flags.repository.is_none();
     let problems = audit_chain::judge(&mut all, settings.audit.keep(), is_whole);
@@ -228,8 +208,7 @@ pub fn verify(session: &Session, given: &[Given]) -> Result<Verified> {
         problems,
         failures,
     };
-    let damage = verified.problems.iter().filter(|p| p.is_damage).count();
-    let damage = damage as u64;
+    let damage = verified.problems.iter().filter(|p| p.is_damage).count() as u64;
     if is_whole {
         counters::measured(session, counters::AUDIT_DAMAGE, damage);
         counters::succeeded(session, counters::AUDIT_VERIFY, "");
@@ -248,18 +227,16 @@ fn outside(
     given: &[Given],
 ) -> Result<Vec<Anchor>> {
     let now = session.host.now();
-    let mut anchors: Vec<Anchor> = given
-        .iter()
-        .map(|given| Anchor {
-            by: "the anchor of the command line".to_owned(),
-            kept: Kept::Outside,
-            // When it was made is not known: it proves nothing of ages.
-            time: TimestampTz::default(),
-            writer: given.writer.clone(),
-            seq: given.seq,
-            hash: given.hash,
-        })
-        .collect();
+    let anchors = given.iter().map(|given| Anchor {
+        by: "the anchor of the command line".to_owned(),
+        kept: Kept::Outside,
+        // When it was made is not known: it proves nothing of ages.
+        time: TimestampTz::default(),
+        writer: given.writer.clone(),
+        seq: given.seq,
+        hash: given.hash,
+    });
+    let mut anchors: Vec<Anchor> = anchors.collect();
     let place = settings.state_dir(&session.environment);
     let spool = place.and_then(|place| Spool::existing(&place, settings));
     let own = spool.map_or(Ok(None), |spool| spool.newest_sent(repository))?;

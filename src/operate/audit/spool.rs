@@ -119,21 +119,19 @@ impl Spool {
     /// # Errors
     /// Those of the system.
     pub fn open(state_dir: &Path, settings: &Settings) -> Result<Spool> {
-        let spool = Spool {
-            place: place(state_dir, settings),
-        };
-        make(&spool.place)?;
-        Ok(spool)
+        let place = place(state_dir, settings);
+        make(&place)?;
+        Ok(Spool { place })
     }
 
     /// The spool of a configuration below `state_dir`, where it is there.
     pub fn existing(state_dir: &Path, settings: &Settings) -> Option<Spool> {
-        let spool = Spool {
-            place: place(state_dir, settings),
-        };
-        let writer = spool.place.join(WRITER);
-        let is_there = behalf::of(&spool.place, || Ok(writer.exists()));
-        is_there.is_ok_and(|is_there| is_there).then_some(spool)
+        let place = place(state_dir, settings);
+        let writer = place.join(WRITER);
+        let is_there = behalf::of(&place, || Ok(writer.exists()));
+        is_there
+            .is_ok_and(|is_there| is_there)
+            .then_some(Spool { place })
     }
 
     /// Works on a file of the spool.
@@ -170,13 +168,8 @@ impl Spool {
     fn lock(&self) -> Result<File> {
         let path = self.place.join(LOCK);
         let lock = self.on("lock", &path, || lock::take(&path, PATIENCE))?;
-        lock.ok_or_else(|| {
-            err!(
-                Deadline,
-                "\"{}\" is locked by another process",
-                path.display()
-            )
-        })
+        let shown = path.display();
+        lock.ok_or_else(|| err!(Deadline, "\"{shown}\" is locked by another process"))
     }
 
     fn path(&self, writer: &str, seq: u64) -> PathBuf {
@@ -213,9 +206,8 @@ impl Spool {
 
     fn read(&self, writer: &str, seq: u64) -> Result<Option<(Record, Hash)>> {
         let bytes = self.bytes(&self.path(writer, seq))?;
-        bytes
-            .map(|bytes| audit::decode(writer, seq, &bytes))
-            .transpose()
+        let read = bytes.map(|bytes| audit::decode(writer, seq, &bytes));
+        read.transpose()
     }
 
     /// Makes a record the next one of this host, durably.
@@ -360,21 +352,18 @@ impl Spool {
                 continue;
             }
             for seq in waiting {
-                let record = match self.read(&writer, seq) {
-                    Ok(Some((record, _))) => record,
-                    Ok(None) => continue,
-                    Err(e) => {
-                        done = Err(e);
-                        break;
-                    }
-                };
-                match audit::create(store, &record) {
-                    Ok(Created::Own) => last = Some(seq),
-                    Ok(Created::Taken) => {
+                let created = self.read(&writer, seq).and_then(|read| {
+                    let created = read.map(|(record, _)| audit::create(store, &record));
+                    created.transpose()
+                });
+                match created {
+                    Ok(Some(Created::Own)) => last = Some(seq),
+                    Ok(Some(Created::Taken)) => {
                         self.leave(session, uuid, (&writer, seq), Left::Taken)?;
                         (is_whole, last) = (false, None);
                         break;
                     }
+                    Ok(None) => {}
                     Err(e) => {
                         done = Err(e);
                         break;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::error::Result;
+use super::readable;
+use crate::error::{Error, Result};
 use crate::operate::session::Session;
 use crate::repo::audit;
 use crate::repo::audit_chain::Chains;
@@ -36,19 +37,14 @@ pub fn bring(
         return Ok(None);
     }
     let (from, to) = (from.store(), to.store());
-    let before = session
-        .host
-        .now()
-        .saturating_sub(session.settings()?.audit.keep());
+    let keep = session.settings()?.audit.keep();
+    let before = session.host.now().saturating_sub(keep);
     let mut there = audit::names(to)?.chains;
     let mut gone = None;
     let mut records = 0;
     for (writer, numbers) in audit::names(from)?.chains {
-        let known: BTreeSet<u64> = there
-            .remove(&writer)
-            .unwrap_or_default()
-            .into_keys()
-            .collect();
+        let known = there.remove(&writer).unwrap_or_default();
+        let known: BTreeSet<u64> = known.into_keys().collect();
         let first = known.first().copied().unwrap_or(u64::MAX);
         for seq in numbers.into_keys().filter(|seq| !known.contains(seq)) {
             session.host.check_stop()?;
@@ -56,16 +52,11 @@ pub fn bring(
             if seq < first && gone_up_to((to_name, to), session, (&mut gone, &writer))? >= seq {
                 continue;
             }
-            let read = match audit::read(from, &writer, seq) {
-                Ok(Some(stored)) => stored,
-                Ok(None) => continue,
-                Err(e) if audit::is_of_the_record(&e) => {
-                    session.warn(&format!("not copied from \"{from_name}\": {e}"));
-                    continue;
-                }
-                Err(e) => return Err(e),
-            };
-            if read.record.time >= before && (is_dry_run || audit::copy(from, to, &writer, seq)?) {
+            let told = |e: &Error| session.warn(&format!("not copied from \"{from_name}\": {e}"));
+            let read = readable(from, (&writer, seq), &told)?;
+            if read.is_some_and(|read| read.record.time >= before)
+                && (is_dry_run || audit::copy(from, to, &writer, seq)?)
+            {
                 records += 1;
             }
         }

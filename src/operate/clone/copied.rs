@@ -85,17 +85,13 @@ fn copied(folder: &Folder, prepared: &Prepared) -> BTreeSet<u32> {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).collect::<Vec<_>>()
     };
-    let spaces = names(&folder.tree().join("tablespaces"));
+    let spaces = names(&folder.tablespaces());
     let mut homes: Vec<PathBuf> = spaces.iter().flat_map(|space| names(space)).collect();
     homes.push(folder.data().join("base"));
     let all = homes.iter().flat_map(|home| names(home));
-    let mut oids: BTreeSet<u32> = all
-        .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
-        .collect();
-    for oid in prepared.left_out_oids() {
-        oids.remove(&oid);
-    }
-    oids
+    let oids = all.filter_map(|path| path.file_name()?.to_str()?.parse().ok());
+    let left_out = prepared.left_out_oids();
+    oids.filter(|oid| !left_out.contains(oid)).collect()
 }
 
 /// Requires that the database of this name is one of those that were copied. One that the moment does not have is told when it is asked for.

@@ -125,9 +125,7 @@ impl Folder {
         // Its name lasts, too, should it be kept.
         durable::sync_directory_at(path.parent().unwrap_or(path)).map_err(failed)?;
         builder.create(folder.tree()).map_err(failed)?;
-        builder
-            .create(folder.tree().join("tablespaces"))
-            .map_err(failed)?;
+        builder.create(folder.tablespaces()).map_err(failed)?;
         Ok(folder)
     }
 
@@ -183,10 +181,8 @@ impl Folder {
     /// Removes the folder with all that is in it. The lock goes last: a folder without one is nobody's leftover.
     pub fn remove(self) {
         let _ = std::fs::remove_dir_all(self.tree());
-        let entries = std::fs::read_dir(&self.path)
-            .into_iter()
-            .flatten()
-            .flatten();
+        let entries = std::fs::read_dir(&self.path).into_iter();
+        let entries = entries.flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name() != LOCK) {
             let _ = std::fs::remove_file(entry.path());
         }
@@ -247,19 +243,19 @@ pub fn list(below: &Path) -> Vec<State> {
 /// `NotFound`, with the names that there are.
 pub fn find(below: &Path, id: &str) -> Result<(PathBuf, State)> {
     let all = list(below);
-    let found = all.iter().find(|state| state.id == id);
-    found
-        .map(|state| (below.join(format!("{PREFIX}{id}")), state.clone()))
-        .ok_or_else(|| {
-            let names: Vec<&str> = all.iter().map(|state| state.id.as_str()).collect();
-            let there = match names.is_empty() {
-                true => "There is none".to_owned(),
-                false => format!("There are {}", names.join(", ")),
-            };
-            err!(NotFound, "no clone \"{id}\" below \"{}\"", below.display()).hint(format!(
-                "{there}. Those of another directory need --dir DIR."
-            ))
-        })
+    if let Some(state) = all.iter().find(|state| state.id == id) {
+        return Ok((below.join(format!("{PREFIX}{id}")), state.clone()));
+    }
+    let names: Vec<&str> = all.iter().map(|state| state.id.as_str()).collect();
+    let there = match names.is_empty() {
+        true => "There is none".to_owned(),
+        false => format!("There are {}", names.join(", ")),
+    };
+    Err(
+        err!(NotFound, "no clone \"{id}\" below \"{}\"", below.display()).hint(format!(
+            "{there}. Those of another directory need --dir DIR."
+        )),
+    )
 }
 
 /// The name of a clone, by its folder.
@@ -319,14 +315,12 @@ fn sweep(below: &Path) {
             continue;
         };
         match state(&path) {
-            // A power cut, or a kill behind its last step, has left the lock.
             Some(state) if state.stage == Stage::Kept => {
-                let _ = std::fs::remove_file(path.join(LOCK));
+                // A power cut, or a kill behind its last step, has left the lock.
+                drop(std::fs::remove_file(path.join(LOCK)));
             }
             Some(state) if state.stage == Stage::Whole => finish(&path, &state),
-            _ if end_server(&path) => {
-                let _ = std::fs::remove_dir_all(&path);
-            }
+            _ if end_server(&path) => drop(std::fs::remove_dir_all(&path)),
             _ => {}
         }
     }
@@ -348,12 +342,8 @@ fn finish(folder: &Path, state: &State) {
         return;
     }
     match last_step::take(folder, state) {
-        Ok(_) => {
-            let _ = std::fs::remove_file(folder.join(LOCK));
-        }
-        Err(e) => {
-            let _ = put(folder, &not_kept(state, &e));
-        }
+        Ok(_) => drop(std::fs::remove_file(folder.join(LOCK))),
+        Err(e) => drop(put(folder, &not_kept(state, &e))),
     }
 }
 

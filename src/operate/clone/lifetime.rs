@@ -165,11 +165,7 @@ impl<'a> Lifetime<'a, '_> {
         // The wish counts more than the time that it was given, also where the copy fails.
         self.until = None;
         self.running.state.ends = None;
-        self.put(Stage::Copying, None);
-        if let Err(e) = self.running.server.make_durable(false) {
-            self.not_kept(e);
-            return None;
-        }
+        self.begin(Stage::Copying)?;
         let bring_all = self.bring_all;
         Some(scope.spawn(move || {
             fault::pause("clone_copying");
@@ -185,14 +181,17 @@ impl<'a> Lifetime<'a, '_> {
     where
         'a: 'scope,
     {
-        self.put(Stage::Settling, None);
-        if let Err(e) = self.running.server.make_durable(false) {
-            self.not_kept(e);
-            return None;
-        }
+        self.begin(Stage::Settling)?;
         let (host, sync) = (&self.session.host, self.sync);
         let conninfo = self.running.server.conninfo("template1");
         Some(scope.spawn(move || durability::settle(&conninfo, sync, &Until { host, is_over })))
+    }
+
+    /// Begins a stage in which the server has to be durable; none where it cannot be.
+    fn begin(&mut self, stage: Stage) -> Option<()> {
+        self.put(stage, None);
+        let made = self.running.server.make_durable(false);
+        made.map_err(|e| self.not_kept(e)).ok()
     }
 
     fn is_whole(&mut self) {

@@ -129,11 +129,9 @@ impl<'a> Making<'a> {
         let plan = prepared.plan()?;
         let bin = asked.bin.as_deref();
         let programs = quarantine::programs(&session.environment, prepared.major(), bin)?;
-        asked.clients.iter().try_for_each(|name| {
-            programs
-                .client(name, session.environment.get("PATH"))
-                .map(drop)
-        })?;
+        let search = session.environment.get("PATH");
+        let mut clients = asked.clients.iter();
+        clients.try_for_each(|name| programs.client(name, search).map(drop))?;
         let scripts = match &asked.consent {
             Some(consent) => scripts::needed(session, (&prepared.opened, plan), consent)?,
             None => None,
@@ -196,12 +194,10 @@ impl<'a> Making<'a> {
             fetches_outside: needs_network(prepared),
         };
         let mut server = self.replayed(&start, (&before, self.asked.port))?;
-        let mut sql = server.connect("template1")?;
-        self.state.reached_lsn = sql
-            .query("select pg_last_wal_replay_lsn()")?
-            .text(0, 0)?
-            .and_then(|lsn| lsn.parse().ok());
-        drop(sql);
+        let reached = server
+            .connect("template1")?
+            .query("select pg_last_wal_replay_lsn()")?;
+        self.state.reached_lsn = reached.text(0, 0)?.and_then(|lsn| lsn.parse().ok());
         tablespaces.lead(&mut server, start.data)?;
         let server = self.erased(&start, (&before, server))?;
         self.ready(connection(&server, self.folder))?;
@@ -412,9 +408,8 @@ pub fn for_a_while<T>(
     let done = planned_for(session, asked, &folder).and_then(|planned| match planned {
         Ok(planned) => {
             let planned = (&planned, &folder);
-            with_server(session, (asked, &session.host), planned, |running, _| {
-                work(running)
-            })
+            let with = (asked, &session.host);
+            with_server(session, with, planned, |running, _| work(running))
         }
         Err(why) => copied::with_server(session, (asked, why), (&folder, database), work),
     });
@@ -449,9 +444,8 @@ fn planned_for(
     folder: &Folder,
 ) -> Result<std::result::Result<Planned, &'static str>> {
     if mounted::check_possible().is_err() {
-        return Ok(Err(
-            "this host offers no mounts to this user (/dev/fuse would do)",
-        ));
+        let why = "this host offers no mounts to this user (/dev/fuse would do)";
+        return Ok(Err(why));
     }
     let planned = Planned::of(session, asked, folder)?;
     Ok(match planned.prepared.is_partial() {

@@ -52,9 +52,8 @@ pub fn stop(
     }
     // Also where its process was killed: the list removes or finishes what that has left.
     let left = folder::list(below).into_iter().find(|one| one.id == id);
-    let why = left
-        .as_ref()
-        .and_then(|state| not_settled(&path, state, options));
+    let left_state = left.as_ref();
+    let why = left_state.and_then(|state| not_settled(&path, state, options));
     match (why, left.filter(|state| state.stage == Stage::Kept)) {
         (Some(why), _) => Err(why),
         (None, None) if path.exists() => Err(err!(
@@ -73,10 +72,8 @@ pub fn not_settled(path: &Path, state: &State, options: &str) -> Option<Error> {
     if !is_left {
         return None;
     }
-    let why = state
-        .not_kept
-        .as_deref()
-        .unwrap_or("there was no room to take down why");
+    let why = state.not_kept.as_deref();
+    let why = why.unwrap_or("there was no room to take down why");
     let (id, data) = (&state.id, state.data.display());
     let hint = match state.stage {
         Stage::Whole => format!(
@@ -86,11 +83,6 @@ pub fn not_settled(path: &Path, state: &State, options: &str) -> Option<Error> {
             "All of it is in \"{data}\". Correct the cause and sync the filesystem before the host goes down; then \"rm {data}/pg_wal/{UNFINISHED}; mv {data}/{WAITING_CONTROL} {data}/{CONTROL}\" makes it a data directory. To throw it away: pitr clone stop {id} --confirm{options}"
         ),
     };
-    Some(
-        err!(
-            Io,
-            "clone {id} is stopped, and could not be made a data directory: {why}"
-        )
-        .hint(hint),
-    )
+    let failed = "could not be made a data directory";
+    Some(err!(Io, "clone {id} is stopped, and {failed}: {why}").hint(hint))
 }

@@ -77,10 +77,10 @@ fn take(session: &Session, settings: &Settings, asked: &Asked) -> Result<Taken> 
     };
     kind.check()?;
     if kind.collected.entries.iter().all(|e| e.content.is_none()) {
+        let name = &set.name;
         return Err(
-            err!(SourceMissing, "no file of \"{}\" can be read", set.name).hint(format!(
-                "Nothing was stored. Look at paths in [config.{}].",
-                set.name
+            err!(SourceMissing, "no file of \"{name}\" can be read").hint(format!(
+                "Nothing was stored. Look at paths in [config.{name}]."
             )),
         );
     }
@@ -97,11 +97,8 @@ fn take(session: &Session, settings: &Settings, asked: &Asked) -> Result<Taken> 
         began: session.host.now(),
     };
     let taken = content::take(&repository, &set.name, &mut kind, &options, &session.host)?;
-    let sealed = kind
-        .collected
-        .entries
-        .iter()
-        .filter(|e| !e.found.is_empty());
+    let entries = kind.collected.entries.iter();
+    let sealed = entries.filter(|e| !e.found.is_empty());
     Ok(Taken {
         root: taken.root,
         sealed_files: sealed.clone().count(),

@@ -111,7 +111,9 @@ pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
         };
         if part.is_none() && !asked.is_confirmed {
             // A plan is shown only for what can be carried out: files that are gone here are compared with nothing.
-            require_opened(&mut door, &open, &files)?;
+            for path in &files {
+                door.original(&open, path)?;
+            }
         }
         let wanted = Wanted {
             snapshot: open.snapshot,
@@ -154,14 +156,6 @@ pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
     })
 }
 
-/// Requires that every original can be opened.
-fn require_opened(door: &mut Door<'_>, open: &Open<'_>, files: &[Vec<u8>]) -> Result<()> {
-    for path in files {
-        door.original(open, path)?;
-    }
-    Ok(())
-}
-
 /// Undoes a restore in place.
 ///
 /// # Errors
@@ -169,9 +163,8 @@ fn require_opened(door: &mut Door<'_>, open: &Open<'_>, files: &[Vec<u8>]) -> Re
 pub fn roll_back(session: &Session, asked: &rollback::Asked) -> Result<RolledBack> {
     let settings = session.settings()?;
     let home = home_of(configured(&settings, &asked.name)?);
-    let home = home_of_kept(home, &asked.name, |kept| {
-        asked.run.as_ref().is_none_or(|run| *run == kept.run)
-    })?;
+    let is_wanted = |kept: &Kept| asked.run.as_ref().is_none_or(|run| *run == kept.run);
+    let home = home_of_kept(home, &asked.name, is_wanted)?;
     rollback::undo(session, &open_at(&home)?, &home, asked)
 }
 
@@ -221,9 +214,8 @@ fn home_of(set: &ConfigSet) -> PathBuf {
         true => PathBuf::from(ROOT),
         false => directory_of(Path::new(path)),
     });
-    homes
-        .reduce(|a, b| common(&a, &b))
-        .unwrap_or_else(|| ROOT.into())
+    let home = homes.reduce(|a, b| common(&a, &b));
+    home.unwrap_or_else(|| ROOT.into())
 }
 
 /// The directory that a path is, or lies in; of a pattern the part without a star. Backups have the places that links lead to.

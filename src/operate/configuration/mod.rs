@@ -39,13 +39,10 @@ fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s ConfigSet> {
 /// The files of a set on this host.
 fn wanted<'s>(session: &Session, settings: &'s Settings, set: &'s ConfigSet) -> Result<Wanted<'s>> {
     let mut wanted = Wanted {
-        required: Vec::new(),
-        optional: Vec::new(),
-        of_server: None,
-        left_out: Vec::new(),
         exclude: &set.exclude,
         overrides: overrides(settings, set),
         forbidden: Some(forbidden(settings)),
+        ..Wanted::default()
     };
     for path in &set.paths {
         match path == DEFAULT_PATHS {
@@ -74,15 +71,11 @@ fn own_secrets(settings: &Settings) -> Vec<String> {
     let servers = servers.flat_map(|one| [&one.access, &one.sentinel.access]);
     let sinks = settings.alerts.iter();
     let sinks = sinks.flat_map(|one| [&one.url_file, &one.key_file, &one.password_file]);
+    let repositories = settings.repositories.iter();
     let all = servers
         .map(|access| &access.password_file)
         .chain(sinks)
-        .chain(
-            settings
-                .repositories
-                .iter()
-                .map(|r| &r.sftp.passphrase_file),
-        )
+        .chain(repositories.map(|r| &r.sftp.passphrase_file))
         .chain([&settings.page.token_file]);
     let named = all.flatten();
     let places = named.flat_map(|path| [Some(path.clone()), path.canonicalize().ok()]);
@@ -92,14 +85,10 @@ fn own_secrets(settings: &Settings) -> Vec<String> {
 
 /// Files that open a repository.
 fn forbidden(settings: &Settings) -> Vec<PathBuf> {
-    let keys = settings
-        .repositories
-        .iter()
-        .filter_map(|r| r.encryption.as_ref());
-    keys.flat_map(|e| [&e.key_file, &e.passphrase_file, &e.secrets_key])
-        .flatten()
-        .cloned()
-        .collect()
+    let repositories = settings.repositories.iter();
+    let keys = repositories.filter_map(|r| r.encryption.as_ref());
+    let files = keys.flat_map(|e| [&e.key_file, &e.passphrase_file, &e.secrets_key]);
+    files.flatten().cloned().collect()
 }
 
 /// PostgreSQL's configuration, pitr's own, crontabs and units.
@@ -212,8 +201,8 @@ fn shown_path(path: &[u8]) -> String {
 
 /// The identity of this host's configuration: the configured one, else that of the machine.
 fn identity(set: &ConfigSet) -> Result<String> {
-    if let Some(own) = &set.identity {
-        return Ok(own.clone());
+    match &set.identity {
+        Some(own) => Ok(own.clone()),
+        None => super::files::source::machine_id("config", &set.name),
     }
-    super::files::source::machine_id("config", &set.name)
 }

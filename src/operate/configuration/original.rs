@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use super::{configured, find, overrides, shown_path, stored_path};
 use crate::backup::configuration::{SEALED, UNSEALED, envelope_key};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::operate::files::make_directory;
 use crate::operate::search::Stored;
 use crate::operate::session::Session;
 use crate::repo::id::BackupId;
@@ -51,11 +53,8 @@ impl<'d> Door<'d> {
     fn open(&mut self, sealed: &[u8], path: &[u8], member: &Value) -> Result<Zeroizing<Vec<u8>>> {
         let pair = envelope::sealed_to(sealed)?;
         check_pair(member, pair)?;
-        if self
-            .opened
-            .as_ref()
-            .is_none_or(|opened| opened.mac.id() != pair)
-        {
+        let is_other = |opened: &Contents| opened.mac.id() != pair;
+        if self.opened.as_ref().is_none_or(is_other) {
             let key = self.keys.first().ok_or_else(|| {
                 err!(Key, "\"{}\" has secrets, and no key of the secrets pair is given", shown_path(path))
                     .hint("Nothing of it was shown. Add --secrets-key FILE, the key file of a recipient of the pair. Without it there are pitr config show, and restore --redacted.")
@@ -63,10 +62,8 @@ impl<'d> Door<'d> {
             let (_, contents) = recipients::open(self.store, pair, key)?;
             self.opened = Some(contents);
         }
-        let opened = self
-            .opened
-            .as_ref()
-            .ok_or_else(|| err!(Internal, "no pair was opened"))?;
+        let none = || err!(Internal, "no pair was opened");
+        let opened = self.opened.as_ref().ok_or_else(none)?;
         envelope::open(sealed, &envelope_key(&self.scope, path), opened)
             .map_err(|e| e.context(format!("open \"{}\"", shown_path(path))))
     }
@@ -115,14 +112,9 @@ pub fn reveal(session: &Session, asked: &Revealing) -> Result<Zeroizing<Vec<u8>>
         check_count(open.member, sealed_files(&open)?.len())?;
         door.original(&open, &path)
     })?;
-    let original = original.ok_or_else(|| {
-        err!(
-            NotFound,
-            "backup \"{}\" has no file \"{}\"",
-            stored.id,
-            asked.path
-        )
-    })?;
+    let (id, path) = (&stored.id, &asked.path);
+    let none = || err!(NotFound, "backup \"{id}\" has no file \"{path}\"");
+    let original = original.ok_or_else(none)?;
     let Some(key) = &asked.key else {
         return Ok(original);
     };
@@ -198,48 +190,37 @@ pub fn restore(session: &Session, asked: &Restoring) -> Result<Restored> {
         if let Some(first) = files.first() {
             door.original(&open, first)?;
         }
-        make_directory(&asked.to)?;
+        make_directory(&asked.to, 0o700)?;
         check_empty(&asked.to)?;
         session.host.progress.phase("restore", None);
         let permit = match asked.is_privileged {
             true => Permit::ALL,
             false => Permit::default(),
         };
-        let Open {
-            root,
-            member,
-            snapshot,
-            tick,
-        } = open;
-        let extracted = extract_filled(
-            (snapshot, None),
-            &asked.to,
-            permit,
-            1,
-            (&session.host, &mut *tick),
-            &mut |target| {
-                let mut stay = || session.host.check_stop();
-                let open = Open {
-                    root,
-                    member,
-                    snapshot,
-                    tick: &mut stay,
-                };
-                for path in &files {
-                    let original = door.original(&open, path)?;
-                    let original = original.ok_or_else(|| err!(Damaged, "an original is gone"))?;
-                    let flags = OFlags::WRONLY | OFlags::TRUNC;
-                    let written = beneath::open(target, path, flags, Mode::empty())
-                        .map_err(std::io::Error::from)
-                        .and_then(|file| File::from(file).write_all(&original));
-                    written.map_err(|e| {
-                        Error::from_io(format!("write \"{}\"", shown_path(path)), e)
-                            .with_code(Code::TargetWrite)
-                    })?;
-                }
-                Ok(())
-            },
-        )?;
+        let (root, member, snapshot) = (open.root, open.member, open.snapshot);
+        let mut fill = |target: BorrowedFd<'_>| {
+            let open = Open {
+                root,
+                member,
+                snapshot,
+                tick: &mut || session.host.check_stop(),
+            };
+            for path in &files {
+                let original = door.original(&open, path)?;
+                let original = original.ok_or_else(|| err!(Damaged, "an original is gone"))?;
+                let flags = OFlags::WRONLY | OFlags::TRUNC;
+                let written = beneath::open(target, path, flags, Mode::empty())
+                    .map_err(std::io::Error::from)
+                    .and_then(|file| File::from(file).write_all(&original));
+                written.map_err(|e| {
+                    Error::from_io(format!("write \"{}\"", shown_path(path)), e)
+                        .with_code(Code::TargetWrite)
+                })?;
+            }
+            Ok(())
+        };
+        let with = (&session.host, open.tick);
+        let extracted = extract_filled((snapshot, None), &asked.to, permit, 1, with, &mut fill)?;
         Ok(Restored {
             id: stored.id.clone(),
             incomplete_count: root.content.incomplete_count,
@@ -258,12 +239,9 @@ pub(super) fn sealed_files(open: &Open<'_>) -> Result<Vec<Vec<u8>>> {
         if !item.key.is_attachment() || !matches!(item.metadata, Metadata::Node(_)) {
             continue;
         }
-        let path = [SEALED, UNSEALED]
-            .iter()
-            .find_map(|prefix| item.path.strip_prefix(prefix.as_bytes()));
-        if let Some(path) = path {
-            files.push(path.to_vec());
-        }
+        let mut places = [SEALED, UNSEALED].iter();
+        let path = places.find_map(|prefix| item.path.strip_prefix(prefix.as_bytes()));
+        files.extend(path.map(<[u8]>::to_vec));
     }
     Ok(files)
 }
@@ -287,17 +265,6 @@ fn check_pair(member: &Value, pair: KeySetId) -> Result<()> {
             Damaged,
             "an original is sealed to another secrets pair than the backup says"
         )),
-    }
-}
-
-fn make_directory(to: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    match std::fs::DirBuilder::new().mode(0o700).create(to) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-            let doing = format!("create directory \"{}\"", to.display());
-            Err(Error::from_io(doing, e).with_code(Code::TargetWrite))
-        }
-        _ => Ok(()),
     }
 }
 

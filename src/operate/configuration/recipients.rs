@@ -132,9 +132,8 @@ pub(super) fn ensure(configured: &config::Repository, repository: &Repository) -
         )
         .hint("Nothing was stored. When the only key is lost, every secret is. Make a pair with two recipients: pitr repo keygen --secrets --dir DIR --recipient NAME --recipient escrow"));
     }
-    genuine
-        .into_iter()
-        .try_for_each(|recipient| give(store, &mac, recipient))
+    let mut genuine = genuine;
+    genuine.try_for_each(|recipient| give(store, &mac, recipient))
 }
 
 /// The recipients of a pair that a repository has got from another one.
@@ -173,10 +172,8 @@ pub fn bring(
             continue;
         }
         let is_lacking = there.len() < PROVEN_MIN;
-        let copied = lacking.iter().filter(|_| is_lacking && !is_dry_run);
-        copied
-            .into_iter()
-            .try_for_each(|name| copy(from, to, pair, name))?;
+        let mut copied = lacking.iter().filter(|_| is_lacking && !is_dry_run);
+        copied.try_for_each(|name| copy(from, to, pair, name))?;
         let (copied, not_copied) = match is_lacking {
             true => (lacking, Vec::new()),
             false => (Vec::new(), lacking),

@@ -75,12 +75,9 @@ pub(super) fn originals(path: &[u8]) -> Result<[FileKey; 2]> {
 }
 
 fn has_original(open: &Open<'_>, path: &[u8]) -> Result<bool> {
-    for key in originals(path)? {
-        if open.snapshot.metadata(&key)?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let [sealed, unsealed] = originals(path)?;
+    let is_there = |key| -> Result<bool> { Ok(open.snapshot.metadata(key)?.is_some()) };
+    Ok(is_there(&sealed)? || is_there(&unsealed)?)
 }
 
 /// The content under a key, if it is a file.
@@ -91,18 +88,25 @@ pub(super) fn content(
     content_by(&mut ContentReader::new(open.snapshot), open, key)
 }
 
+/// The length of a file; none of what is none.
+fn length_of(open: &Open<'_>, key: &FileKey) -> Result<Option<u64>> {
+    Ok(match open.snapshot.metadata(key)? {
+        Some(Metadata::Node(node)) => match node.kind {
+            NodeKind::File(length) => Some(length),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
 /// The same by a reader that keeps what it read last: neighbours share it.
 fn content_by(
     reader: &mut ContentReader<'_, '_>,
     open: &Open<'_>,
     key: &FileKey,
 ) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>> {
-    let length = match open.snapshot.metadata(key)? {
-        Some(Metadata::Node(node)) => match node.kind {
-            NodeKind::File(length) => length,
-            _ => return Ok(None),
-        },
-        _ => return Ok(None),
+    let Some(length) = length_of(open, key)? else {
+        return Ok(None);
     };
     let room = usize::try_from(length).unwrap_or(0).min(64 << 20);
     let mut content = zeroize::Zeroizing::new(Vec::with_capacity(room));
@@ -162,7 +166,7 @@ pub struct Difference {
 /// A text for each entry: its content, or the target of a link; permissions come first.
 type Texts = BTreeMap<String, Text>;
 
-#[derive(PartialEq, Eq)]
+#[derive(Default, PartialEq, Eq)]
 struct Text {
     mode: String,
     content: Vec<u8>,
@@ -207,11 +211,11 @@ fn before(later: &Stored) -> Result<BackupId> {
         .filter_map(|(id, ..)| end(id))
         .filter(|one| Some(one) < own.as_ref());
     let newest = older.max().map(|(_, id)| id);
+    let id = &later.id;
     newest.ok_or_else(|| {
         err!(
             NotFound,
-            "there is no backup before \"{}\" to compare it with",
-            later.id
+            "there is no backup before \"{id}\" to compare it with"
         )
         .hint("Compare it with this host: --live")
     })
@@ -228,7 +232,7 @@ fn texts(open: &Open<'_>) -> Result<Texts> {
         if item.key.is_attachment() {
             continue;
         }
-        let text = match &node.kind {
+        let content = match &node.kind {
             NodeKind::File(_) => content_by(&mut reader, open, &item.key)?
                 .map(|c| c.to_vec())
                 .unwrap_or_default(),
@@ -236,13 +240,7 @@ fn texts(open: &Open<'_>) -> Result<Texts> {
             _ => continue,
         };
         let mode = format!("{:04o}", node.mode);
-        texts.insert(
-            shown_path(&item.path),
-            Text {
-                mode,
-                content: text,
-            },
-        );
+        texts.insert(shown_path(&item.path), Text { mode, content });
     }
     Ok(texts)
 }
@@ -276,10 +274,7 @@ fn live(session: &Session, name: &str, stored: &Stored) -> Result<Texts> {
 
 /// Pure: the differences of two sets of files.
 fn compare(old: &Texts, new: &Texts) -> Vec<Difference> {
-    let nothing = Text {
-        mode: String::new(),
-        content: Vec::new(),
-    };
+    let nothing = Text::default();
     let mut paths: Vec<&String> = old.keys().chain(new.keys()).collect();
     paths.sort();
     paths.dedup();
@@ -305,19 +300,12 @@ fn lines(was: &Text, is: &Text) -> String {
     if was.mode != is.mode {
         lines.push_str(&format!("mode {} -> {}\n", was.mode, is.mode));
     }
-    let (old, new) = (
-        String::from_utf8_lossy(&was.content),
-        String::from_utf8_lossy(&is.content),
-    );
+    let old = String::from_utf8_lossy(&was.content);
+    let new = String::from_utf8_lossy(&is.content);
     let diff = similar::TextDiff::from_lines(old.as_ref(), new.as_ref());
-    lines.push_str(
-        &diff
-            .unified_diff()
-            .context_radius(3)
-            .missing_newline_hint(false)
-            .to_string(),
-    );
-    lines
+    let mut unified = diff.unified_diff();
+    unified.context_radius(3).missing_newline_hint(false);
+    lines + &unified.to_string()
 }
 
 #[cfg(test)]

@@ -63,19 +63,12 @@ pub fn run(session: &Session, name: Option<&str>, paths: &[PathBuf]) -> Result<S
                 .hint("Name files or directories, or a set of the configuration with --set."));
         }
         _ => Wanted {
-            required: paths
-                .iter()
-                .map(|path| session.environment.absolute(path))
-                .collect(),
-            optional: Vec::new(),
-            of_server: None,
-            left_out: Vec::new(),
-            exclude: &[],
+            required: Vec::from_iter(paths.iter().map(|path| session.environment.absolute(path))),
             overrides: match (&settings, set) {
                 (Some(settings), Some(set)) => overrides(settings, set),
                 _ => Overrides::default(),
             },
-            forbidden: None,
+            ..Wanted::default()
         },
     };
     asked.forbidden = None;

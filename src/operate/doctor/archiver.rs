@@ -26,13 +26,12 @@ pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, session: &S
         Ok(waiting) => waiting,
         Err(e) => {
             let status = pgdata.join("pg_wal/archive_status");
-            found.warn(
+            return found.warn(
                 "waiting",
                 "cannot be seen",
                 format!("\"{}\": {e}", status.display()),
                 "run pitr doctor as the server's user",
             );
-            return;
         }
     };
     let (value, age) = (waiting.to_string(), waiting.age);

@@ -16,17 +16,15 @@ pub(super) fn look(found: &mut Findings, settings: &Settings, session: &Session)
     }
     found.begin("audit");
     let Some(place) = settings.state_dir(&session.environment) else {
-        found.fail(
+        return found.fail(
             "log",
             "no place",
             "no command of this host is recorded",
             "set state_dir in [agent]",
         );
-        return;
     };
     let Some(spool) = Spool::existing(&place, settings) else {
-        found.ok("log", "no command was recorded on this host yet");
-        return;
+        return found.ok("log", "no command was recorded on this host yet");
     };
     for configured in &settings.repositories {
         let name = configured.name.as_str();
@@ -57,10 +55,8 @@ fn ages(found: &mut Findings, counters: &Counters, now: TimestampTz) {
             found.ok(name, "none by this host");
             continue;
         };
-        let (at, age) = (
-            human::time(last),
-            now.duration_since(last).unwrap_or_default(),
-        );
+        let at = human::time(last);
+        let age = now.duration_since(last).unwrap_or_default();
         match age > Duration::from_secs(days * 86_400) {
             false => found.ok(name, at),
             true => found.warn(

@@ -33,10 +33,8 @@ pub(super) fn look(
         return Ok(());
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let bytes = busiest(
-        &last_commits(repository, inventory)?,
-        inventory.segment_size.bytes(),
-    );
+    let commits = last_commits(repository, inventory)?;
+    let bytes = busiest(&commits, inventory.segment_size.bytes());
     if bytes == 0 {
         return Ok(());
     }
@@ -46,10 +44,8 @@ pub(super) fn look(
         true => format!("more than {}", human::duration(AMPLE)),
         false => human::duration(room),
     };
-    let value = format!(
-        "for {shown} of WAL, at {} in the busiest hour",
-        human::size(bytes)
-    );
+    let busy = human::size(bytes);
+    let value = format!("for {shown} of WAL, at {busy} in the busiest hour");
     match room < ROOM {
         true => found.warn(
             "room of pg_wal",
@@ -76,9 +72,8 @@ fn last_commits(repository: &Repository, inventory: &Inventory) -> Result<Vec<Ti
     };
     let wal = Rollup::new(repository, inventory, None)?;
     wal.prefetch(*id, SegmentNumber(*first), SegmentNumber(*last))?;
-    let names = numbers
-        .iter()
-        .filter_map(|n| SegmentNumber(*n).name(*id, size));
+    let numbers = numbers.iter().map(|n| SegmentNumber(*n));
+    let names = numbers.filter_map(|number| number.name(*id, size));
     // A segment that is damaged has its own finding.
     let facts = names.filter_map(|name| wal.facts(name).ok());
     Ok(facts.filter(|f| f.commits > 0).map(|f| f.times.1).collect())
@@ -88,8 +83,7 @@ fn last_commits(repository: &Repository, inventory: &Inventory) -> Result<Vec<Ti
 fn busiest(times: &[TimestampTz], segment_bytes: u64) -> u64 {
     let mut times = times.to_vec();
     times.sort_unstable();
-    let mut begin = 0;
-    let mut most = 0;
+    let (mut begin, mut most) = (0, 0);
     for (at, time) in times.iter().enumerate() {
         let is_within = |from: &TimestampTz| time.duration_since(*from).is_some_and(|d| d < HOUR);
         while times.get(begin).is_some_and(|from| !is_within(from)) {

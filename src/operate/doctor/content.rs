@@ -20,12 +20,7 @@ pub(super) fn look(
     served: Option<(&Cluster, Major)>,
     session: &Session,
 ) {
-    if settings
-        .contents()
-        .chain(settings.redis_clusters())
-        .next()
-        .is_none()
-    {
+    if all(settings).next().is_none() {
         return;
     }
     found.begin("content");
@@ -51,31 +46,23 @@ pub(super) fn look(
         return;
     };
     let repository = session.open(first);
-    for content in settings.contents() {
-        let info = repository
-            .as_ref()
-            .map(|repository| look_at(repository, (&content, settings), session));
-        match info {
-            Ok(Ok(info)) => newest(found, &content, &info, session),
+    for (content, is_cluster) in all(settings) {
+        let look = |repository| look_at(repository, (&content, is_cluster), settings, session);
+        match repository.as_ref().map(look) {
+            Ok(Ok(infos)) => infos
+                .iter()
+                .for_each(|info| newest(found, &content, info, session)),
             Ok(Err(e)) => found.error(&title(&content), &e),
             Err(e) => found.error(&title(&content), e),
         }
     }
-    for cluster in settings.redis_clusters() {
-        let look = |repository: &Repository| {
-            scopes::look_at_shards(repository, settings, &cluster, session.host.now())
-        };
-        match repository.as_ref().map(look) {
-            Ok(Ok(shards)) => {
-                for info in shards {
-                    newest(found, &cluster, &info, session);
-                }
-            }
-            Ok(Err(e)) => found.error(&title(&cluster), &e),
-            Err(e) => found.error(&title(&cluster), e),
-        }
-    }
     logs_elsewhere(found, opened, settings, session);
+}
+
+/// All content, and whether it is a cluster of Redis, which has a scope for each shard.
+fn all(settings: &Settings) -> impl Iterator<Item = (Content<'_>, bool)> {
+    let clusters = settings.redis_clusters().map(|one| (one, true));
+    settings.contents().map(|one| (one, false)).chain(clusters)
 }
 
 fn title(content: &Content<'_>) -> String {
@@ -84,14 +71,18 @@ fn title(content: &Content<'_>) -> String {
 
 fn look_at(
     repository: &Repository,
-    (content, settings): (&Content<'_>, &Settings),
+    (content, is_cluster): (&Content<'_>, bool),
+    settings: &Settings,
     session: &Session,
-) -> Result<ScopeInfo> {
-    let scope = Scope::aux(content.kind, content.name)?;
+) -> Result<Vec<ScopeInfo>> {
     let now = session.host.now();
+    if is_cluster {
+        return scopes::look_at_shards(repository, settings, content, now);
+    }
+    let scope = Scope::aux(content.kind, content.name)?;
     let mut info = scopes::look_at(repository, &scope, now)?;
     info.judge_log(settings, (repository, &scope), now)?;
-    Ok(info)
+    Ok(vec![info])
 }
 
 /// The log of Redis servers in the repositories besides the first.
@@ -109,18 +100,12 @@ fn logs_elsewhere(
             continue;
         };
         let place = format!(" in {}", configured.name);
-        for content in settings.contents().filter(|one| one.kind == NAME) {
-            match look_at(&repository, (&content, settings), session) {
-                Ok(info) => log(found, &info, &place, session),
-                Err(e) => found.error(&format!("{} log{place}", title(&content)), &e),
-            }
-        }
-        for cluster in settings.redis_clusters() {
-            match scopes::look_at_shards(&repository, settings, &cluster, session.host.now()) {
-                Ok(shards) => shards
+        for (content, is_cluster) in all(settings).filter(|(one, _)| one.kind == NAME) {
+            match look_at(&repository, (&content, is_cluster), settings, session) {
+                Ok(infos) => infos
                     .iter()
-                    .for_each(|one| log(found, one, &place, session)),
-                Err(e) => found.error(&format!("{} log{place}", title(&cluster)), &e),
+                    .for_each(|info| log(found, info, &place, session)),
+                Err(e) => found.error(&format!("{} log{place}", title(&content)), &e),
             }
         }
     }
@@ -130,17 +115,13 @@ fn logs_elsewhere(
 fn log(found: &mut Findings, info: &ScopeInfo, place: &str, session: &Session) {
     let name = info.scope.trim_start_matches("aux/").replace('/', " ");
     let title = format!("{name} log{place}");
-    let mut troubles = info
-        .problems
-        .iter()
-        .filter(|one| one.name == "log")
-        .peekable();
+    let troubles = info.problems.iter().filter(|one| one.name == "log");
+    let mut troubles = troubles.peekable();
     if troubles.peek().is_none()
         && let Some(log) = &info.log
     {
-        let age = log
-            .stored_time
-            .and_then(|at| session.host.now().duration_since(at));
+        let now = session.host.now();
+        let age = log.stored_time.and_then(|at| now.duration_since(at));
         match age {
             Some(age) => found.ok(&title, format!("stored up to {} ago", human::duration(age))),
             None if log.stored_time.is_some() => found.ok(&title, "stored up to now"),
@@ -153,13 +134,8 @@ fn log(found: &mut Findings, info: &ScopeInfo, place: &str, session: &Session) {
         }
     }
     for trouble in troubles {
-        let next = trouble.next.clone().unwrap_or_default();
-        found.fail(
-            &title,
-            trouble.value.clone(),
-            "moments are lost until that helps",
-            next,
-        );
+        let (value, next) = (&trouble.value, trouble.next.clone().unwrap_or_default());
+        found.fail(&title, value, "moments are lost until that helps", next);
     }
 }
 

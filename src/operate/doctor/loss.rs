@@ -28,20 +28,15 @@ pub(super) fn look(
         let Some(newest) = usable.max_by_key(|b| b.stop_time) else {
             continue;
         };
-        found.warn(
+        let held = human::count(count, "undamaged backup");
+        return found.warn(
             "backups to restore",
-            format!(
-                "{} in \"{}\", the newest {}",
-                human::count(count, "undamaged backup"),
-                configured.name,
-                newest.id
-            ),
+            format!("{held} in \"{}\", the newest {}", configured.name, newest.id),
             "neither server nor data directory are needed for that",
             format!(
                 "pitr info{flags} shows what can be reached, pitr plan{flags} what a restore would do, pitr restore{flags} --to DIR does it"
             ),
         );
-        return;
     }
     found.fail(
         "backups to restore",

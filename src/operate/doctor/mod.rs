@@ -64,14 +64,8 @@ pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
             archiver::blocked(&mut found, cluster, pgdata, session);
         }
     }
-    let opened = repository::look(
-        &mut found,
-        &settings,
-        cluster.as_ref(),
-        pgdata.as_deref(),
-        &seen,
-        session,
-    );
+    let (of, at) = (cluster.as_ref(), pgdata.as_deref());
+    let opened = repository::look(&mut found, &settings, of, at, &seen, session);
     let served = cluster.as_ref().zip(seen.major);
     content::look(&mut found, &opened, &settings, served, session);
     redis::look(&mut found, &settings, session);
@@ -143,13 +137,12 @@ fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Clu
         if settings.clusters.is_empty() && settings.contents().next().is_some() {
             return;
         }
-        found.warn(
+        return found.warn(
             "cluster",
             "none",
             "only the repository can be looked at",
             "name the cluster in the configuration file: pitr init",
         );
-        return;
     };
     found.ok("cluster", cluster.name.as_str());
     let zone = cluster.timezone.as_deref().map(target::configured_zone);
@@ -162,22 +155,20 @@ fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Clu
         );
     }
     let Some(pgdata) = &cluster.pgdata else {
-        found.warn(
+        return found.warn(
             "pgdata",
             "not set",
             "pg_wal cannot be looked at from here",
             format!("add pgdata to [clusters.{}]", cluster.name),
         );
-        return;
     };
     if is_gone(pgdata) {
-        found.fail(
+        return found.fail(
             "pgdata",
             pgdata.display().to_string(),
             "there is no data directory",
             "mount its disk, or set pgdata to where it is; if it is lost: pitr info, pitr plan, pitr restore --to DIR",
         );
-        return;
     }
     match DataDirectory::at(pgdata).check_guard() {
         Ok(()) => found.ok("pgdata", pgdata.display().to_string()),

@@ -45,13 +45,8 @@ pub(super) fn look(
     if has_server && configured.encryption.is_none() {
         without_section(found, configured);
     }
-    let seen = match see(configured, repository, id) {
-        Ok(seen) => seen,
-        Err(e) => {
-            found.error("recipients", &e);
-            return None;
-        }
-    };
+    let seen = see(configured, repository, id);
+    let seen = seen.map_err(|e| found.error("recipients", &e)).ok()?;
     for epoch in &seen.epochs {
         readable(found, epoch, seen.keys.mac.is_some());
     }
@@ -133,11 +128,8 @@ fn readable(found: &mut Findings, epoch: &Readable, is_proven: bool) {
 fn left_out(found: &mut Findings, epochs: &[Readable]) {
     let all: BTreeSet<&String> = epochs.iter().flat_map(|e| &e.working).collect();
     for name in all {
-        let reads: Vec<String> = epochs
-            .iter()
-            .filter(|epoch| epoch.working.contains(name))
-            .map(|epoch| epoch.number.to_string())
-            .collect();
+        let reads = epochs.iter().filter(|epoch| epoch.working.contains(name));
+        let reads: Vec<String> = reads.map(|epoch| epoch.number.to_string()).collect();
         if reads.len() < epochs.len() {
             let epochs = reads.join(", ");
             found.ok("reads some epochs alone", format!("{name}: {epochs}"));
@@ -151,12 +143,11 @@ fn sealing(found: &mut Findings, seen: &Seen) {
         .epochs
         .iter()
         .filter(|epoch| epoch.number > FIRST_EPOCH);
-    let later: Vec<Epoch> = later
-        .map(|epoch| Epoch {
-            number: epoch.number,
-            pairs: epoch.pairs.clone(),
-        })
-        .collect();
+    let later = later.map(|epoch| Epoch {
+        number: epoch.number,
+        pairs: epoch.pairs.clone(),
+    });
+    let later: Vec<Epoch> = later.collect();
     let value = |newest: u32, own: u32| format!("{newest}; this host seals in epoch {own}");
     match epochs::sealing(&seen.keys, &later) {
         None | Some(Sealing::Newest(FIRST_EPOCH)) => {}
@@ -204,11 +195,8 @@ pub(super) fn compare(found: &mut Findings, all: &[Readers]) {
                 "give it access here, too, or withdraw it there: pitr repo rewrap",
             );
         }
-        for other in all
-            .iter()
-            .filter(same)
-            .take_while(|o| o.repository != one.repository)
-        {
+        let others = all.iter().filter(same);
+        for other in others.take_while(|o| o.repository != one.repository) {
             for epoch in &one.epochs {
                 let differs = |e: &&Readable| e.number == epoch.number && e.pairs != epoch.pairs;
                 if other.epochs.iter().any(|e| differs(&e)) {

@@ -30,11 +30,7 @@ pub fn look(found: &mut Findings, settings: &Settings, session: &Session) {
             }
             continue;
         }
-        let looked = connect(session, redis).and_then(|source| {
-            source.check_ready()?;
-            server(found, redis, source, session)
-        });
-        if let Err(e) = looked {
+        if let Err(e) = server(found, redis, connect(session, redis), session) {
             found.error(&redis.name, &e);
         }
     }
@@ -57,11 +53,7 @@ fn cluster(
             true => found.ok(&name, "on their way or failing over"),
             false => found.ok(&name, slots),
         }
-        let looked = source.and_then(|source| {
-            source.check_ready()?;
-            server(found, &section, source, session)
-        });
-        if let Err(e) = looked {
+        if let Err(e) = server(found, &section, source, session) {
             found.error(&section.name, &e);
         }
     }
@@ -71,9 +63,11 @@ fn cluster(
 fn server(
     found: &mut Findings,
     redis: &Redis,
-    mut source: Source,
+    source: Result<Source>,
     session: &Session,
 ) -> Result<()> {
+    let mut source = source?;
+    source.check_ready()?;
     let role = source.role();
     found.ok(&redis.name, format!("{}, {role}", source.version));
     if source.is_shard() && !redis.is_cluster {
@@ -101,7 +95,7 @@ fn server(
         away(found, redis, &after, rate);
     }
     let limit = source.setting("client-output-buffer-limit", &mut tick);
-    let seconds = number(&source.info, "rdb_last_bgsave_time_sec").unwrap_or(0);
+    let seconds = source.info.number("rdb_last_bgsave_time_sec").unwrap_or(0);
     match limit {
         Ok(Some(limit)) => output(found, redis, (limit.expose(), &after), (rate, seconds)),
         Ok(None) => {}
@@ -169,19 +163,15 @@ fn files(found: &mut Findings, redis: &Redis, source: &mut Source, tick: Tick<'_
     Ok(())
 }
 
-fn number(info: &Info, name: &str) -> Option<u64> {
-    info.field(name)?.parse().ok()
-}
-
 fn offset(info: &Info) -> u64 {
-    number(info, "master_repl_offset").unwrap_or(0)
+    info.number("master_repl_offset").unwrap_or(0)
 }
 
 /// A fork needs memory for each page that is written while it lives: at worst for all.
 fn fork(found: &mut Findings, redis: &Redis, memory: &Info) {
-    let used = number(memory, "used_memory_rss");
-    let total = number(memory, "total_system_memory").filter(|total| *total > 0);
-    let Some((used, total)) = used.zip(total) else {
+    let used: Option<u64> = memory.number("used_memory_rss");
+    let total: Option<u64> = memory.number("total_system_memory");
+    let Some((used, total)) = used.zip(total.filter(|total| *total > 0)) else {
         return;
     };
     let name = format!("{} fork", redis.name);
@@ -209,17 +199,15 @@ fn output(
     };
     let name = format!("{} output buffer", redis.name);
     // Below the size of the backlog no limit holds.
-    let backlog = number(replication, "repl_backlog_size").unwrap_or(0);
+    let backlog = replication.number("repl_backlog_size").unwrap_or(0);
     let Some(bytes) = limit.least().map(|bytes| bytes.max(backlog)) else {
-        found.ok(&name, "no limit");
-        return;
+        return found.ok(&name, "no limit");
     };
     let needed = dump_seconds.saturating_mul(2).max(DUMP_MIN_SECONDS);
     let rate = format!("{}/s written", human::size(bytes_per_second));
     let reached = bytes.checked_div(bytes_per_second);
     let Some(seconds) = reached.filter(|seconds| *seconds < needed) else {
-        found.ok(&name, format!("up to {}, {rate}", human::size(bytes)));
-        return;
+        return found.ok(&name, format!("up to {}, {rate}", human::size(bytes)));
     };
     let time = human::duration(Duration::from_secs(seconds));
     let wanted = bytes_per_second.saturating_mul(needed).saturating_mul(2);
@@ -262,31 +250,25 @@ impl OutputLimit {
 fn away(found: &mut Findings, redis: &Redis, replication: &Info, bytes_per_second: u64) {
     let name = format!("{} backlog", redis.name);
     if !replication.is_on("repl_backlog_active") {
-        found.warn(
+        let section = match redis.name.rsplit_once('.') {
+            Some((cluster, _)) if redis.is_cluster => cluster,
+            _ => &redis.name,
+        };
+        return found.warn(
             &name,
             "none",
             "no replica is connected, and no receiver: what is written now is in backups alone",
-            format!(
-                "pitr redis receive {}",
-                match redis.name.rsplit_once('.') {
-                    Some((cluster, _)) if redis.is_cluster => cluster,
-                    _ => &redis.name,
-                }
-            ),
+            format!("pitr redis receive {section}"),
         );
-        return;
     }
-    let size = number(replication, "repl_backlog_size").unwrap_or(0);
+    let size: u64 = replication.number("repl_backlog_size").unwrap_or(0);
     let rate = format!("{}/s written", human::size(bytes_per_second));
+    let kept = human::size(size);
     let Some(seconds) = size.checked_div(bytes_per_second) else {
-        found.ok(&name, format!("{}, nothing written", human::size(size)));
-        return;
+        return found.ok(&name, format!("{kept}, nothing written"));
     };
     let time = human::duration(Duration::from_secs(seconds));
-    let value = format!(
-        "{}, {rate}: a receiver may be away for {time}",
-        human::size(size)
-    );
+    let value = format!("{kept}, {rate}: a receiver may be away for {time}");
     match seconds < AWAY_MIN_SECONDS {
         true => found.warn(
             &name,

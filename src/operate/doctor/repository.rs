@@ -82,8 +82,8 @@ pub(super) fn look<'a>(
                 let helps = (new_backup.as_str(), lost_wal.as_str());
                 identifier = Some(layout.system_identifier());
                 let about = (cluster, seen);
-                let drilled = newest_drill(found, (cluster, name), &repository, &layout, session);
-                if let Err(e) = drilled {
+                let about_it = (cluster, name.as_str());
+                if let Err(e) = newest_drill(found, about_it, &repository, &layout, session) {
                     found.error("drill", &e);
                 }
                 match content(found, about, &repository, &layout, helps, session) {
@@ -207,20 +207,11 @@ fn lag(
     }
 }
 
-/// The store of a repository in a bucket.
-fn bucket(configured: &Configured, session: &Session) -> Option<Result<S3Store>> {
-    let Location::S3 { bucket, prefix } = &configured.location else {
-        return None;
-    };
-    let nonce = session.host.random();
-    Some(S3Store::open(bucket, prefix, &configured.s3, nonce))
-}
+/// What is looked at in the store of a bucket, each by a connection of its own.
+type Look = fn(&mut Findings, &Configured, Result<S3Store>, &Session);
 
 /// Rules of the bucket that delete what only expire may delete. Who may not read them learns nothing of them.
-fn rules(found: &mut Findings, configured: &Configured, session: &Session) {
-    let Some(store) = bucket(configured, session) else {
-        return;
-    };
+fn rules(found: &mut Findings, _: &Configured, store: Result<S3Store>, _: &Session) {
     let rules = store.and_then(|s| s.rules()).unwrap_or_default();
     for rule in rules.harmful {
         found.warn(
@@ -241,10 +232,7 @@ fn rules(found: &mut Findings, configured: &Configured, session: &Session) {
 }
 
 /// Requests are signed with this host's time, and locks and ages count from the store's.
-fn store_clock(found: &mut Findings, configured: &Configured, session: &Session) {
-    let Some(store) = bucket(configured, session) else {
-        return;
-    };
+fn store_clock(found: &mut Findings, _: &Configured, store: Result<S3Store>, session: &Session) {
     match store.and_then(|store| s3::clock_differs(&store, || session.host.now())) {
         Ok(None) => found.ok("store's clock", "within a minute of this host's"),
         Ok(Some(seconds)) => found.warn(
@@ -258,11 +246,10 @@ fn store_clock(found: &mut Findings, configured: &Configured, session: &Session)
 }
 
 /// Backups extend the locks of what they need of earlier ones, and have to look at them for that.
-fn lock(found: &mut Findings, configured: &Configured, session: &Session) {
-    let store = bucket(configured, session);
-    let Some(store) = store.filter(|_| configured.s3.object_lock.is_some()) else {
+fn lock(found: &mut Findings, configured: &Configured, store: Result<S3Store>, session: &Session) {
+    if configured.s3.object_lock.is_none() {
         return;
-    };
+    }
     match store.and_then(|store| store.locked_until(&scope::marker())) {
         Ok(Some(end)) if end > session.host.now() => {
             found.ok("locks", format!("pitr.json is locked until {}", human::time(end)));
@@ -284,10 +271,7 @@ fn lock(found: &mut Findings, configured: &Configured, session: &Session) {
 }
 
 /// A certificate that ends keeps everybody from the store.
-fn certificate(found: &mut Findings, configured: &Configured, session: &Session) {
-    let Some(store) = bucket(configured, session) else {
-        return;
-    };
+fn certificate(found: &mut Findings, _: &Configured, store: Result<S3Store>, session: &Session) {
     let end = match store.and_then(|store| store.certificate_end()) {
         Ok(None) => return,
         Ok(Some(end)) => end,
@@ -300,10 +284,12 @@ fn certificate(found: &mut Findings, configured: &Configured, session: &Session)
 }
 
 fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, session: &Session) {
-    rules(found, configured, session);
-    store_clock(found, configured, session);
-    lock(found, configured, session);
-    certificate(found, configured, session);
+    if let Location::S3 { bucket, prefix } = &configured.location {
+        for look in [rules as Look, store_clock, lock, certificate] {
+            let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
+            look(found, configured, store, session);
+        }
+    }
     match configured.location.directory() {
         Some(path) => directory(found, path, pgdata, session),
         None if matches!(configured.location, Location::Sftp { .. }) => {
@@ -321,11 +307,8 @@ fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, s
 
 /// A directory on a server: tried, and how full.
 fn server(found: &mut Findings, configured: &Configured, session: &Session) {
-    let store = SftpStore::open(
-        &configured.location,
-        &configured.sftp,
-        session.host.random(),
-    );
+    let nonce = session.host.random();
+    let store = SftpStore::open(&configured.location, &configured.sftp, nonce);
     let tried = store.and_then(|store| {
         store.probe(session.host.random())?;
         store.room()
@@ -363,15 +346,12 @@ fn directory(found: &mut Findings, path: &Path, pgdata: Option<&Path>, session: 
     if let Some(user) = pgdata.and_then(|p| User::owner_of(p).ok())
         && let Some(at) = user.kept_out_by(path, Access::Use)
     {
+        let user = user.name();
         found.fail(
             "usable by the server",
             "no",
-            format!(
-                "user \"{}\" is kept out by \"{}\"",
-                user.name(),
-                at.display()
-            ),
-            format!("chown -R {} {shown}", user.name()),
+            format!("user \"{user}\" is kept out by \"{}\"", at.display()),
+            format!("chown -R {user} {shown}"),
         );
     }
     let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
@@ -432,11 +412,11 @@ fn registered(
     seen: &Seen,
 ) -> Result<Option<ClusterLayout>> {
     let identifier = match (seen.system_identifier, pgdata) {
-        (Some(told), _) => Some(told),
-        (None, Some(pgdata)) => DataDirectory::at(pgdata)
-            .control_head()?
-            .map(|control| control.system_identifier),
-        (None, None) => None,
+        (None, Some(pgdata)) => {
+            let control = DataDirectory::at(pgdata).control_head()?;
+            control.map(|control| control.system_identifier)
+        }
+        (told, _) => told,
     };
     let Some(identifier) = identifier else {
         found.warn(
@@ -453,13 +433,9 @@ fn registered(
     };
     let layout = ClusterLayout::new(cluster.name.as_str(), identifier)?;
     let registration = repository.require(&layout)?;
-    found.ok(
-        "cluster",
-        format!(
-            "{}, system identifier {identifier}, PostgreSQL {}",
-            cluster.name, registration.major
-        ),
-    );
+    let (name, major) = (&cluster.name, registration.major);
+    let shown = format!("{name}, system identifier {identifier}, PostgreSQL {major}");
+    found.ok("cluster", shown);
     Ok(Some(layout))
 }
 
@@ -513,11 +489,8 @@ fn archived(found: &mut Findings, inventory: &Inventory, pgdata: Option<&Path>, 
         Some(pgdata) if !seen.leaves_archiving => archiver::newest_done(pgdata),
         _ => Vec::new(),
     };
-    let last: Option<SegmentName> = seen
-        .last_archived
-        .as_deref()
-        .and_then(|name| name.parse().ok());
-    names.extend(last);
+    let last = seen.last_archived.as_deref();
+    names.extend(last.and_then(|name| name.parse::<SegmentName>().ok()));
     names.sort_unstable();
     names.dedup();
     let Some(newest) = names.last().copied() else {
@@ -531,11 +504,10 @@ fn archived(found: &mut Findings, inventory: &Inventory, pgdata: Option<&Path>, 
         })
     });
     let Some(first) = names.first() else {
-        found.ok(
+        return found.ok(
             "archived WAL",
             format!("up to {newest}, as the server says"),
         );
-        return;
     };
     let wal = pgdata.map(|p| p.join("pg_wal"));
     let fix = match wal.filter(|wal| names.iter().all(|n| wal.join(n.to_string()).exists())) {
@@ -557,7 +529,7 @@ fn is_stored(
     size: SegmentSize,
     (name, number): (SegmentName, SegmentNumber),
 ) -> bool {
-    let has = |id: TimelineId| {
+    let has = |id| {
         timelines
             .get(&id)
             .is_some_and(|t| t.segments.contains(number))
@@ -611,18 +583,14 @@ fn timelines(found: &mut Findings, side: Side<'_>, seen: &Seen) -> Result<Option
 fn conflicts(found: &mut Findings, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
     // The copy that a resolution made the one that is followed waits for nobody.
     let layout = repository.read_lives(layout)?;
-    let resolved: Vec<String> = layout
-        .lives()
-        .iter()
+    let lives = layout.lives().iter();
+    let resolved: Vec<String> = lives
         .map(|life| format!("{}-{}", life.segment, life.copy))
         .collect();
-    let refused = repository
-        .store()
-        .list(&layout.conflicts())?
-        .iter()
-        .filter(|l| !l.is_prefix && !resolved.contains(&l.name))
-        .count();
-    match refused {
+    let listed = repository.store().list(&layout.conflicts())?;
+    let mut refused = listed;
+    refused.retain(|l| !l.is_prefix && !resolved.contains(&l.name));
+    match refused.len() {
         0 => found.ok("conflicts", "none"),
         n => found.fail(
             "conflicts",
@@ -650,26 +618,19 @@ fn newest_backup(
         .and_then(|b| session.host.now().duration_since(b.stop_time))
         .unwrap_or_default();
     let limit = cluster.max_backup_age.map(|p| p.duration());
-    match newest {
-        None => found.fail(
+    let value = newest.map(|b| format!("{}, {} old", b.id, human::duration(age)));
+    match (value, limit.filter(|limit| age > *limit)) {
+        (None, _) => found.fail(
             "newest backup",
             "none",
             "without a backup nothing can be recovered",
             new_backup,
         ),
-        Some(b) if limit.is_some_and(|l| age > l) => found.fail(
-            "newest backup",
-            format!("{}, {} old", b.id, human::duration(age)),
-            format!(
-                "max_backup_age is {}",
-                limit.map(human::duration).unwrap_or_default()
-            ),
-            new_backup,
-        ),
-        Some(b) => found.ok(
-            "newest backup",
-            format!("{}, {} old", b.id, human::duration(age)),
-        ),
+        (Some(value), Some(limit)) => {
+            let cause = format!("max_backup_age is {}", human::duration(limit));
+            found.fail("newest backup", value, cause, new_backup);
+        }
+        (Some(value), None) => found.ok("newest backup", value),
     }
     Ok(())
 }

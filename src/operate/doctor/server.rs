@@ -124,18 +124,16 @@ fn ask(
     seen.in_recovery = rows.text(0, 0)? == Some("t");
     seen.leaves_archiving = seen.in_recovery && mode != "always";
     seen.system_identifier = rows.text(0, 1)?.and_then(|t| t.parse().ok());
-    found.ok(
-        "role of the server",
-        if seen.in_recovery {
-            "standby"
-        } else {
-            "primary"
-        },
-    );
+    let role = if seen.in_recovery {
+        "standby"
+    } else {
+        "primary"
+    };
+    found.ok("role of the server", role);
     if seen.in_recovery {
         standby(found, &values, settings, cluster);
     }
-    seen.ours = composed(settings, cluster);
+    seen.ours = composed(settings, cluster, "pitr-archive");
     seen.needs_name = needs_name(settings, seen.pgdata.as_deref());
     let written = written(server, "archive_mode");
     archiving(found, &values, written.as_ref(), cluster, seen);
@@ -189,7 +187,8 @@ fn standby(found: &mut Findings, values: &Values, settings: &Settings, cluster: 
     // A role that may not read all settings has a finding of its own.
     let get = |name: &str| values.get(name).map(|s| s.value.as_str());
     if let Some(command) = get("restore_command") {
-        let fetch = fetched(settings, cluster);
+        let fetch = composed(settings, cluster, "pitr-restore");
+        let fetch = fetch.and_then(|own| Some(format!("{} %f %p", own.strip_suffix(" %p")?)));
         let fix = fetch.map_or("set restore_command to pitr-restore".to_owned(), |ours| {
             alter("restore_command", &ours)
         });
@@ -221,20 +220,9 @@ fn standby(found: &mut Findings, values: &Values, settings: &Settings, cluster: 
     }
 }
 
-/// The restore_command of a standby of the cluster.
-fn fetched(settings: &Settings, cluster: &Cluster) -> Option<String> {
-    let program = std::env::current_exe().ok()?.parent()?.join("pitr-restore");
-    let archive = compose(
-        &program,
-        settings.path.as_deref()?,
-        Some(cluster.name.as_str()),
-    );
-    Some(format!("{} %f %p", archive.strip_suffix(" %p")?))
-}
-
 /// The archive_command that `pitr init` would print.
-fn composed(settings: &Settings, cluster: &Cluster) -> Option<String> {
-    let program = std::env::current_exe().ok()?.parent()?.join("pitr-archive");
+fn composed(settings: &Settings, cluster: &Cluster, program: &str) -> Option<String> {
+    let program = std::env::current_exe().ok()?.parent()?.join(program);
     let name = Some(cluster.name.as_str());
     Some(compose(&program, settings.path.as_deref()?, name))
 }
@@ -296,9 +284,8 @@ fn archiving(
         ),
         level => found.ok("wal_level", level),
     }
-    let pending = values
-        .get("archive_mode")
-        .is_some_and(|s| s.pending_restart);
+    let mode = values.get("archive_mode");
+    let pending = mode.is_some_and(|s| s.pending_restart);
     // A copy that was adopted while it runs archives once it is started again.
     let waits = pending || written.is_some_and(Written::is_on);
     match get("archive_mode") {
@@ -368,12 +355,8 @@ fn command(found: &mut Findings, value: &str, seen: &mut Seen) {
     match judged.problems.first() {
         None => found.ok("archive_command", value),
         Some((weight, _)) => {
-            let causes: Vec<&str> = judged
-                .problems
-                .iter()
-                .map(|(_, text)| text.as_str())
-                .collect();
-            let causes = causes.join("; ");
+            let causes = judged.problems.iter().map(|(_, text)| text.as_str());
+            let causes = causes.collect::<Vec<_>>().join("; ");
             match weight {
                 Weight::Failure => found.fail("archive_command", value, causes, fix),
                 Weight::Warning => found.warn("archive_command", value, causes, fix),
@@ -389,42 +372,37 @@ fn command(found: &mut Findings, value: &str, seen: &mut Seen) {
 fn runs(found: &mut Findings, program: &Path) {
     // Whoever may change the server's settings must not get root to run a program of his choice.
     let is_ours = std::env::current_exe().is_ok_and(|e| e.parent() == program.parent());
-    if rustix::process::geteuid().is_root() && !is_ours {
-        match std::fs::metadata(program) {
-            Ok(_) => found.ok("program", format!("{} (not run by root)", program.display())),
-            Err(e) => found.fail(
+    let is_run = is_ours || !rustix::process::geteuid().is_root();
+    let answer = match is_run {
+        true => std::process::Command::new(program)
+            .arg("--version")
+            .output()
+            .map(Some),
+        false => std::fs::metadata(program).map(|_| None),
+    };
+    let (shown, ours) = (program.display(), release::NUMBER);
+    let output = match answer {
+        Err(e) => {
+            return found.fail(
                 "program",
-                program.display().to_string(),
+                shown.to_string(),
                 format!("it cannot be run: {e} (status 126 or 127 ends the archiver without counting a failure)"),
                 "install pitr-archive there, executable for the server's user",
-            ),
+            );
         }
-        return;
-    }
-    let answer = std::process::Command::new(program)
-        .arg("--version")
-        .output();
-    let ours = release::NUMBER;
-    match answer {
-        Err(e) => found.fail(
+        Ok(None) => return found.ok("program", format!("{shown} (not run by root)")),
+        Ok(Some(output)) => output,
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.split_whitespace().nth(1).unwrap_or_default();
+    match version == ours {
+        true => found.ok("program", format!("{shown} {version}")),
+        false => found.warn(
             "program",
-            program.display().to_string(),
-            format!("it cannot be run: {e} (status 126 or 127 ends the archiver without counting a failure)"),
-            "install pitr-archive there, executable for the server's user",
+            format!("{shown} {version}"),
+            format!("this pitr has version {ours}"),
+            "install the programs of one version",
         ),
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            let version = text.split_whitespace().nth(1).unwrap_or_default();
-            match version == ours {
-                true => found.ok("program", format!("{} {version}", program.display())),
-                false => found.warn(
-                    "program",
-                    format!("{} {version}", program.display()),
-                    format!("this pitr has version {ours}"),
-                    "install the programs of one version",
-                ),
-            }
-        }
     }
 }
 
@@ -535,18 +513,13 @@ fn counters(
     let ago = |age| format!("{} ago", human::duration(age));
     if now.fails {
         let failed = now.last_failed;
-        let value = format!(
-            "{failed} failed {}, {} failures",
-            ago(now.failed_ago),
-            now.failures
-        );
+        let (since, failures) = (ago(now.failed_ago), now.failures);
+        let value = format!("{failed} failed {since}, {failures} failures");
         let (cause, fix) = stuck(&failed, blocked);
         found.fail("archiver", value, cause, fix);
     } else if let Some(last) = now.last_archived {
-        found.ok(
-            "archiver",
-            format!("{last} archived {}", ago(now.archived_ago)),
-        );
+        let archived = ago(now.archived_ago);
+        found.ok("archiver", format!("{last} archived {archived}"));
     } else {
         found.warn(
             "archiver",
@@ -626,9 +599,8 @@ fn rights(
 
 /// Whether a backup finds a connection for replication, beside those of replicas and receivers.
 fn senders(found: &mut Findings, server: &mut Server, values: &Values) -> Result<()> {
-    let senders = values
-        .get("max_wal_senders")
-        .map_or("", |s| s.value.as_str());
+    let senders = values.get("max_wal_senders");
+    let senders = senders.map_or("", |s| s.value.as_str());
     let rows = server.query("select count(*) from pg_catalog.pg_stat_replication")?;
     let in_use: u64 = rows.value(0, 0)?;
     let is_full = senders.parse().is_ok_and(|most: u64| most <= in_use);
@@ -660,10 +632,9 @@ fn clock(found: &mut Findings, server: &mut Server, session: &Session) -> Result
     let Some(server) = TimestampTz::from_unix_micros(rows.value(0, 0)?) else {
         return Ok(());
     };
-    let off = if server > after {
-        server.duration_since(after)
-    } else {
-        before.duration_since(server)
+    let off = match server > after {
+        true => server.duration_since(after),
+        false => before.duration_since(server),
     };
     let off = off.unwrap_or_default();
     let shown = human::duration(off);

@@ -56,9 +56,10 @@ pub(super) fn run(
             Err(e) if is_not_checked(&e) => found.notes.push(unchecked(database, &e)),
             // The server runs, and this database cannot be used.
             Err(e) if is_its_word(e.code()) => {
+                let name = format!("database {database}");
                 found
                     .checks
-                    .push(failed(format!("database {database}"), e.to_string()));
+                    .push(Checked::new(Phase::Amcheck, name, Some(e.to_string())));
             }
             checked => checked?,
         }
@@ -114,25 +115,16 @@ fn of_database(
         wrong.extend(each(session, sql, database, &tables, &of_table, found)?);
         count += tables.rows.len();
     }
-    let kinds = if is_newer {
-        "B-tree indexes and tables"
-    } else {
-        "B-tree indexes"
-    };
-    let name = format!("database {database}: {count} {kinds}");
+    let tables = if is_newer { " and tables" } else { "" };
     if wrong.is_empty() {
-        found.checks.push(Checked {
-            phase: Phase::Amcheck,
-            name,
-            passed: true,
-            found: None,
-        });
-        return Ok(());
+        let name = format!("database {database}: {count} B-tree indexes{tables}");
+        found.checks.push(Checked::new(Phase::Amcheck, name, None));
     }
     let wrong = wrong.into_iter().take(LISTED_MAX);
-    let wrong =
-        wrong.map(|(relation, why)| failed(format!("database {database}: {relation}"), why));
-    found.checks.extend(wrong);
+    found.checks.extend(wrong.map(|(relation, why)| {
+        let name = format!("database {database}: {relation}");
+        Checked::new(Phase::Amcheck, name, Some(why))
+    }));
     Ok(())
 }
 
@@ -179,22 +171,12 @@ fn each(
                 }
             }
             Err(e) if is_not_checked(&e) => {
-                found
-                    .notes
-                    .push(unchecked(&format!("{database}: {name}"), &e));
+                let place = format!("{database}: {name}");
+                found.notes.push(unchecked(&place, &e));
             }
             Err(e) if is_its_word(e.code()) => wrong.push((name.to_owned(), e.to_string())),
             Err(e) => return Err(e),
         }
     }
     Ok(wrong)
-}
-
-fn failed(name: String, why: String) -> Checked {
-    Checked {
-        phase: Phase::Amcheck,
-        name,
-        passed: false,
-        found: Some(why),
-    }
 }

@@ -59,10 +59,8 @@ impl Expected {
     fn parse(words: &str) -> std::result::Result<Expected, &'static str> {
         let figure = words.split_once('~').map_or(words, |(figure, _)| figure);
         let table = figure.trim().strip_prefix("reltuples of ").map(str::trim);
-        let percent = words
-            .rsplit_once('~')
-            .and_then(|(_, percent)| percent.trim().strip_suffix('%'));
-        let Some(percent) = percent else {
+        let behind = words.rsplit_once('~').map(|(_, behind)| behind.trim());
+        let Some(percent) = behind.and_then(|behind| behind.strip_suffix('%')) else {
             return match table {
                 Some(_) => Err("reltuples is an estimate, and needs a tolerance"),
                 None => Ok(Expected::Text(words.to_owned())),
@@ -326,32 +324,22 @@ pub(super) fn run(
             .connect(&check.database)
             .and_then(|mut sql| ask(&mut sql, check));
         let asked = match asked {
-            Ok(Asked::NoFigure(why)) => {
-                done.notes
-                    .push(format!("check \"{name}\" could not be made: {why}"));
-                continue;
-            }
-            Ok(Asked::Found(found)) => Ok(found),
-            Err(e) => Err(e),
-        };
-        let found = match asked {
             Err(_) if session.host.is_stopping() => {
                 return session.host.check_stop().map(|()| done);
             }
-            Err(e) if is_not_checked(&e) => {
-                done.notes
-                    .push(format!("check \"{name}\" could not be made: {e}"));
-                continue;
+            Err(e) if is_not_checked(&e) => Asked::NoFigure(e.to_string()),
+            Err(e) if matches!(e.code(), Code::Server | Code::Denied) => {
+                Asked::Found(Some(e.to_string()))
             }
-            Err(e) if matches!(e.code(), Code::Server | Code::Denied) => Some(e.to_string()),
             asked => asked?,
         };
-        done.checks.push(Checked {
-            phase: Phase::Checks,
-            name,
-            passed: found.is_none(),
-            found,
-        });
+        match asked {
+            Asked::NoFigure(why) => {
+                let note = format!("check \"{name}\" could not be made: {why}");
+                done.notes.push(note);
+            }
+            Asked::Found(found) => done.checks.push(Checked::new(Phase::Checks, name, found)),
+        }
     }
     Ok(done)
 }

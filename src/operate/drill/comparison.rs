@@ -63,12 +63,7 @@ fn equal(name: &str, planned: Option<Lsn>, reached: Option<Lsn>) -> Checked {
 }
 
 fn holds(name: &str, passed: bool, found: impl FnOnce() -> String) -> Checked {
-    Checked {
-        phase: Phase::Compare,
-        name: name.to_owned(),
-        passed,
-        found: (!passed).then(found),
-    }
+    Checked::new(Phase::Compare, name.to_owned(), (!passed).then(found))
 }
 
 /// The timeline that the server is on, and where it began.

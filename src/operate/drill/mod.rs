@@ -106,6 +106,18 @@ pub struct Checked {
     pub found: Option<String>,
 }
 
+impl Checked {
+    /// A check that has failed where it found something.
+    fn new(phase: Phase, name: String, found: Option<String>) -> Checked {
+        Checked {
+            phase,
+            name,
+            passed: found.is_none(),
+            found,
+        }
+    }
+}
+
 /// Why recovery is broken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Broken {
@@ -115,7 +127,7 @@ pub struct Broken {
 }
 
 /// A drill that was carried out.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
     pub cluster: String,
     /// The repository, by its name.
@@ -254,9 +266,8 @@ impl Place {
             ..writer.event(drilled::DRILLED, drilled::SUBJECT)
         };
         let opened = session.open(&self.repository)?;
-        writer
-            .record(opened.store(), &self.layout, &event)
-            .map(|_| ())
+        writer.record(opened.store(), &self.layout, &event)?;
+        Ok(())
     }
 }
 
@@ -277,21 +288,9 @@ impl Course {
             repository: opened.reading.configured.name.clone(),
             url: opened.inventory.repository.clone(),
             began,
-            passed: false,
-            broken: None,
-            backup: None,
             target,
             seed: asked.random,
-            reached_lsn: None,
-            reached_time: None,
-            new_timeline: None,
-            phases: Vec::new(),
-            checks: Vec::new(),
-            not_checked: Vec::new(),
-            notes: Vec::new(),
-            kept: None,
-            not_recorded: None,
-            plan: None,
+            ..Report::default()
         };
         let kind = asked.kind();
         Course { report, kind }
@@ -556,6 +555,22 @@ impl Course {
         }
     }
 
+    /// Takes what a phase of checks finds; says whether the server answered.
+    fn looked(
+        &mut self,
+        session: &Session,
+        phase: Phase,
+        look: impl FnOnce() -> Result<Findings>,
+    ) -> Result<bool> {
+        let checking = Instant::now();
+        let Some(found) = self.answered(session, phase, look())? else {
+            return Ok(false);
+        };
+        self.take(phase, found);
+        self.time(phase, checking, None);
+        Ok(true)
+    }
+
     /// Checks the content of the recovered cluster.
     fn check(
         &mut self,
@@ -572,23 +587,17 @@ impl Course {
             let note = "the drill was fast: only what replay and your own queries read was brought from the repository and checked";
             self.report.notes.push(note.to_owned());
         } else {
-            let checking = Instant::now();
             session.host.progress.phase("amcheck", None);
-            let found = amcheck::run(session, server, &copied.left_out);
-            let Some(found) = self.answered(session, Phase::Amcheck, found)? else {
+            let look = || amcheck::run(session, server, &copied.left_out);
+            if !self.looked(session, Phase::Amcheck, look)? {
                 return Ok(());
-            };
-            self.take(Phase::Amcheck, found);
-            self.time(Phase::Amcheck, checking, None);
+            }
         }
         if !begun.asked.checks.is_empty() {
-            let checking = Instant::now();
-            let found = checks::run(session, server, &begun.asked.checks, &copied.left_out);
-            let Some(found) = self.answered(session, Phase::Checks, found)? else {
+            let look = || checks::run(session, server, &begun.asked.checks, &copied.left_out);
+            if !self.looked(session, Phase::Checks, look)? {
                 return Ok(());
-            };
-            self.take(Phase::Checks, found);
-            self.time(Phase::Checks, checking, None);
+            }
         }
         let checking = Instant::now();
         session.host.progress.phase("checksums", None);

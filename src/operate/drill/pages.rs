@@ -44,14 +44,11 @@ pub(super) fn run(session: &Session, programs: &Programs, data: &Path) -> Result
     };
     let (status, said) = running.wait(&mut || session.host.check_stop())?;
     let lines: Vec<&str> = said.lines().take(3).collect();
-    found.checks.push(Checked {
-        phase: Phase::Pages,
-        name: "checksums of all pages".to_owned(),
-        passed: status.success(),
-        found: (!status.success()).then(|| match lines.is_empty() {
-            true => format!("pg_checksums ended with {status}"),
-            false => lines.join(" · "),
-        }),
+    let wrong = (!status.success()).then(|| match lines.is_empty() {
+        true => format!("pg_checksums ended with {status}"),
+        false => lines.join(" · "),
     });
+    let name = "checksums of all pages".to_owned();
+    found.checks.push(Checked::new(Phase::Pages, name, wrong));
     Ok(found)
 }

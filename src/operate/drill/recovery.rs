@@ -157,6 +157,7 @@ fn outside(cause: &str) -> Result<()> {
 }
 
 /// The server's log, as far as it was read.
+#[derive(Default)]
 struct Log {
     path: PathBuf,
     file: Option<File>,
@@ -171,12 +172,7 @@ impl Log {
     fn new(path: PathBuf) -> Log {
         Log {
             path,
-            file: None,
-            rest: Vec::new(),
-            last: VecDeque::new(),
-            has_begun: false,
-            is_done: false,
-            is_ready: false,
+            ..Log::default()
         }
     }
 
@@ -222,9 +218,8 @@ impl Log {
     /// The lines that tell why a server ended; else the last ones.
     fn cause(&self) -> String {
         let tells = |line: &&String| {
-            ["FATAL:", "PANIC:", "pitr-restore: error", "No space left"]
-                .iter()
-                .any(|words| line.contains(words))
+            let words = ["FATAL:", "PANIC:", "pitr-restore: error", "No space left"];
+            words.iter().any(|words| line.contains(words))
         };
         let telling: Vec<&String> = self.last.iter().filter(tells).collect();
         let lines = match telling.is_empty() {

@@ -2,9 +2,7 @@
 
 use crate::err;
 use crate::error::Result;
-use crate::operate::away::Away;
 use crate::operate::opened::{self, Opened};
-use crate::operate::pacing::Pacing;
 use crate::operate::reading::Reading;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
@@ -17,11 +15,8 @@ use crate::repo::event;
 /// That of the first repository, where none can be opened.
 pub(super) fn due(session: &Session) -> Result<Vec<(Session, Opened)>> {
     let settings = session.settings()?;
-    let names: Vec<String> = settings
-        .repositories
-        .iter()
-        .map(|r| r.name.clone())
-        .collect();
+    let names = settings.repositories.iter().map(|r| r.name.clone());
+    let names: Vec<String> = names.collect();
     if session.flags.repository.is_some() || names.len() < 2 {
         let own = narrowed(session, session.flags.repository.clone());
         let opened = opened::open(&own, Reading::open(&own)?)?;
@@ -56,15 +51,8 @@ fn look(session: &Session) -> Result<(Option<TimestampTz>, Opened)> {
 }
 
 fn narrowed(session: &Session, repository: Option<String>) -> Session {
-    let mut flags = session.flags.clone();
-    flags.repository = repository;
-    Session {
-        host: session.host.clone(),
-        environment: session.environment.clone(),
-        flags,
-        system_identifier: session.system_identifier,
-        followed: session.followed,
-        away: Away::default(),
-        pacing: Pacing::limited(None),
-    }
+    let mut own = session.again();
+    own.flags.repository = repository;
+    own.system_identifier = session.system_identifier;
+    own
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use super::{RestoreWanted, Restored, choose};
@@ -110,17 +111,12 @@ pub fn restore(session: &Session, wanted: &RestoreWanted, url: &str) -> Result<R
             return Err(err!(Refused, "\"{url}\" has objects, such as \"{shown}\"")
                 .hint("Nothing was written. Name a prefix without any."));
         }
-        let Open {
-            root,
-            member,
-            snapshot,
-            tick,
-        } = open;
+        let Open { snapshot, tick, .. } = open;
         let part = match wanted.globs.is_empty() {
             true => None,
             false => Some(Part::find(snapshot, &wanted.globs, tick)?),
         };
-        let size_bytes = root.head.size_bytes;
+        let size_bytes = open.root.head.size_bytes;
         let progress = &session.host.progress;
         progress.phase("restore", part.is_none().then_some(size_bytes));
         let writing = Writing {
@@ -133,8 +129,8 @@ pub fn restore(session: &Session, wanted: &RestoreWanted, url: &str) -> Result<R
         };
         let left_out = writing.run(part.as_ref(), wanted.jobs.clamp(1, MOST_WRITERS), tick)?;
         Ok(Restored {
-            root: root.clone(),
-            not_stored: member["left_out"].clone(),
+            root: open.root.clone(),
+            not_stored: open.member["left_out"].clone(),
             extracted: Extracted {
                 entries: writing.entries.into_inner(),
                 written_bytes: writing.written_bytes.into_inner(),
@@ -152,6 +148,42 @@ struct Job {
     content: Option<FileKey>,
     length: u64,
     facts: Facts,
+}
+
+/// Jobs that several threads take, each job by one of them.
+pub struct Queue<J>(Mutex<Receiver<J>>);
+
+impl<J> Queue<J> {
+    /// The next job; none where no more come. A thread does `doing` to objects.
+    ///
+    /// # Errors
+    /// `Internal` where a thread panicked.
+    pub fn next(&self, doing: &str) -> Result<Option<J>> {
+        match self.0.lock() {
+            Ok(queue) => Ok(queue.recv().ok()),
+            Err(_) => Err(err!(Internal, "a thread that {doing} objects panicked")),
+        }
+    }
+}
+
+/// Starts threads that take jobs; the first one that fails sets `is_over`.
+pub fn workers<'s, J: Send + 's, T: Send + 's>(
+    threads: &'s Scope<'s, '_>,
+    count: usize,
+    is_over: &'s AtomicBool,
+    work: impl Fn(&Queue<J>) -> Result<T> + Copy + Send + 's,
+) -> (SyncSender<J>, Vec<ScopedJoinHandle<'s, Result<T>>>) {
+    let (jobs, queue) = sync_channel(QUEUE);
+    let queue = Arc::new(Queue(Mutex::new(queue)));
+    let spawned = (0..count).map(|_| {
+        let queue = Arc::clone(&queue);
+        threads.spawn(move || {
+            let done = work(&queue);
+            is_over.fetch_or(done.is_err(), Ordering::Relaxed);
+            done
+        })
+    });
+    (jobs, spawned.collect())
 }
 
 /// The data that all threads share.
@@ -172,19 +204,8 @@ impl Writing<'_> {
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<LeftOut> {
         std::thread::scope(|threads| {
-            let (jobs, queue) = sync_channel(QUEUE);
-            let queue = Arc::new(Mutex::new(queue));
-            let writers: Vec<_> = (0..writers)
-                .map(|_| {
-                    let queue = Arc::clone(&queue);
-                    threads.spawn(move || {
-                        let written = self.write(&queue);
-                        self.is_over.fetch_or(written.is_err(), Ordering::Relaxed);
-                        written
-                    })
-                })
-                .collect();
-            drop(queue);
+            let write = |queue: &Queue<Job>| self.write(queue);
+            let (jobs, writers) = workers(threads, writers, &self.is_over, write);
             let mut sent = self.send_all(part, &jobs, tick);
             drop(jobs);
             while sent.is_ok() && writers.iter().any(|writer| !writer.is_finished()) {
@@ -240,17 +261,8 @@ impl Writing<'_> {
     /// The object of an entry; none of a directory for which no object stood. The inner error is why there can be none.
     fn job(&self, item: &Item, node: &Node) -> Result<std::result::Result<Option<Job>, String>> {
         let facts = node.bucket.as_deref().map(serde_json::from_slice::<Facts>);
-        let facts = match facts {
-            Some(Err(e)) => {
-                return Err(err!(
-                    Damaged,
-                    "{:?} has metadata that is none: {e}",
-                    item.key
-                ));
-            }
-            Some(Ok(facts)) => Some(facts),
-            None => None,
-        };
+        let none = |e| err!(Damaged, "{:?} has metadata that is none: {e}", item.key);
+        let facts = facts.transpose().map_err(none)?;
         let Ok(key) = std::str::from_utf8(&item.path) else {
             return Ok(Err("no key of a bucket has such bytes".to_owned()));
         };
@@ -301,16 +313,12 @@ impl Writing<'_> {
         }
     }
 
-    fn write(&self, queue: &Mutex<Receiver<Job>>) -> Result<()> {
+    fn write(&self, queue: &Queue<Job>) -> Result<()> {
         let mut reader = ContentReader::new(self.snapshot);
-        loop {
-            let next = match queue.lock() {
-                Ok(queue) => queue.recv(),
-                Err(_) => return Err(err!(Internal, "a thread that writes objects panicked")),
-            };
-            let Ok(job) = next else { return Ok(()) };
+        while let Some(job) = queue.next("writes")? {
             self.object(&mut reader, &job)?;
         }
+        Ok(())
     }
 
     fn object(&self, reader: &mut ContentReader<'_, '_>, job: &Job) -> Result<()> {

@@ -7,12 +7,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::bucket::{self, Place, is_within};
+use super::bucket::{self, Place, Queue, is_within, workers};
 use super::source;
 use crate::backup::sources;
 use crate::config::{Location, Source};
@@ -27,8 +26,6 @@ use crate::tree::left_out::{LeftOut, Part};
 const PIECE_BYTES: u64 = 8 << 20;
 /// Most threads that copy.
 const MOST_COPIERS: usize = 8;
-/// Objects on their way to them.
-const QUEUE: usize = 64;
 /// Differing objects that a plan names.
 const SHOWN: usize = 20;
 
@@ -91,11 +88,8 @@ pub fn copy(session: &Session, wanted: &CopyWanted) -> Result<CopyDone> {
     check_apart(&files.source, (&from, &to), &wanted.to)?;
     let cache = source::cache(session, "copy", &wanted.name)?;
     let _alone = sources::lock(&cache)?;
-    let notes = cache.join(
-        blake3::hash(to.contents.location().as_bytes())
-            .to_hex()
-            .as_str(),
-    );
+    let hash = blake3::hash(to.contents.location().as_bytes()).to_hex();
+    let notes = cache.join(hash.as_str());
     let mut copying = Copying {
         session,
         from: &from,
@@ -149,11 +143,8 @@ fn check_apart(source: &Source, (from, to): (&Place, &Place), url: &str) -> Resu
 }
 
 fn opened(notes: &Path) -> Result<File> {
-    let opened = File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(notes);
+    let mut options = File::options();
+    let opened = options.create(true).append(true).mode(0o600).open(notes);
     opened.map_err(|e| Error::from_io(format!("open \"{}\"", notes.display()), e))
 }
 
@@ -206,25 +197,16 @@ impl Copying<'_> {
         for (sign, place) in [('f', self.from), ('t', self.to)] {
             place.contents.list(&mut |entry| {
                 self.session.host.check_stop()?;
-                let record: Record = (
-                    sign,
-                    entry.size_bytes,
-                    entry.modified,
-                    entry.tag,
-                    String::new(),
-                );
-                all.push(entry.key.as_bytes(), &packed(&record)?)
+                let (key, size, tag) = (entry.key, entry.size_bytes, entry.tag);
+                let record: Record = (sign, size, entry.modified, tag, String::new());
+                all.push(key.as_bytes(), &packed(&record)?)
             })?;
         }
-        for line in File::open(notes)
-            .map(BufReader::new)
-            .into_iter()
-            .flat_map(BufRead::lines)
-        {
+        let read = File::open(notes).map(BufReader::new).into_iter();
+        for line in read.flat_map(BufRead::lines) {
             // A note that a kill cut short is none.
-            let note = line
-                .ok()
-                .and_then(|l| serde_json::from_str::<(String, String, String)>(&l).ok());
+            let note = line.ok().and_then(|line| serde_json::from_str(&line).ok());
+            let note: Option<(String, String, String)> = note;
             if let Some((key, from, to)) = note {
                 all.push(key.as_bytes(), &packed(&('n', 0, 0, from, to))?)?;
             }
@@ -238,14 +220,7 @@ impl Copying<'_> {
                 decide(&before, known, &mut done, &mut jobs)?;
             }
             let (_, known) = last.get_or_insert_with(|| (key.to_vec(), Known::default()));
-            let (sign, size_bytes, modified, tag, other) = unpacked::<Record>(record)?;
-            let key = String::from_utf8_lossy(key).into_owned();
-            let entry = Entry {
-                key,
-                size_bytes,
-                modified,
-                tag,
-            };
+            let (sign, entry, other) = unpacked(key, record)?;
             match sign {
                 'f' => known.from = Some(entry),
                 't' => known.to = Some(entry),
@@ -261,35 +236,16 @@ impl Copying<'_> {
 
     fn run(&self, jobs: Sorter, copiers: usize) -> Result<LeftOut> {
         std::thread::scope(|threads| {
-            let (send, queue) = sync_channel(QUEUE);
-            let queue = Arc::new(Mutex::new(queue));
-            let copiers: Vec<_> = (0..copiers)
-                .map(|_| {
-                    let queue = Arc::clone(&queue);
-                    threads.spawn(move || {
-                        let copied = self.copy_all(&queue);
-                        self.is_over.fetch_or(copied.is_err(), Ordering::Relaxed);
-                        copied
-                    })
-                })
-                .collect();
-            drop(queue);
+            let copy = |queue: &Queue<Job>| self.copy_all(queue);
+            let (send, copiers) = workers(threads, copiers, &self.is_over, copy);
             let sent = jobs.drain(&mut |key, record| {
                 self.check_stop()?;
-                let (_, size_bytes, modified, tag, there) = unpacked::<Record>(record)?;
-                let key = String::from_utf8_lossy(key).into_owned();
-                let job = Job {
-                    entry: Entry {
-                        key,
-                        size_bytes,
-                        modified,
-                        tag,
-                    },
-                    expected: match there.is_empty() {
-                        true => Expected::Nothing,
-                        false => Expected::Tag(there),
-                    },
+                let (_, entry, there) = unpacked(key, record)?;
+                let expected = match there.is_empty() {
+                    true => Expected::Nothing,
+                    false => Expected::Tag(there),
                 };
+                let job = Job { entry, expected };
                 send.send(job)
                     .map_err(|_| err!(Interrupted, "the copiers have ended"))
             });
@@ -314,14 +270,9 @@ impl Copying<'_> {
         }
     }
 
-    fn copy_all(&self, queue: &Mutex<Receiver<Job>>) -> Result<LeftOut> {
+    fn copy_all(&self, queue: &Queue<Job>) -> Result<LeftOut> {
         let mut left_out = LeftOut::default();
-        loop {
-            let next = match queue.lock() {
-                Ok(queue) => queue.recv(),
-                Err(_) => return Err(err!(Internal, "a thread that copies objects panicked")),
-            };
-            let Ok(job) = next else { return Ok(left_out) };
+        while let Some(job) = queue.next("copies")? {
             self.check_stop()?;
             match self.copy(&job)? {
                 Ok(tag) => {
@@ -331,17 +282,15 @@ impl Copying<'_> {
                 Err(why) => left_out.add(job.entry.key.as_bytes(), Part::Entry, why),
             }
         }
+        Ok(left_out)
     }
 
     /// Copies one object; returns its mark in its new place. The inner error is why it was not copied.
     fn copy(&self, job: &Job) -> Result<std::result::Result<String, String>> {
         const REPLACED: &str = "it, or what stands in its place, was replaced meanwhile";
         if !self.is_streamed.load(Ordering::Relaxed) {
-            let copied = self
-                .to
-                .contents
-                .copy(&self.from.contents, &job.entry, &job.expected)?;
-            match copied {
+            let (from, to) = (&self.from.contents, &self.to.contents);
+            match to.copy(from, &job.entry, &job.expected)? {
                 Copied::Done(Outcome::Stored(tag)) => {
                     self.by_store.fetch_add(1, Ordering::Relaxed);
                     self.session.host.progress.advance(job.entry.size_bytes);
@@ -429,8 +378,17 @@ fn packed(record: &Record) -> Result<Vec<u8>> {
     serde_json::to_vec(record).map_err(|e| err!(Internal, "an object cannot be noted: {e}"))
 }
 
-fn unpacked<T: serde::de::DeserializeOwned>(record: &[u8]) -> Result<T> {
-    serde_json::from_slice(record).map_err(|e| err!(Internal, "a note is damaged: {e}"))
+fn unpacked(key: &[u8], record: &[u8]) -> Result<(char, Entry, String)> {
+    let read: std::result::Result<Record, _> = serde_json::from_slice(record);
+    let (sign, size_bytes, modified, tag, other) =
+        read.map_err(|e| err!(Internal, "a note is damaged: {e}"))?;
+    let entry = Entry {
+        key: String::from_utf8_lossy(key).into_owned(),
+        size_bytes,
+        modified,
+        tag,
+    };
+    Ok((sign, entry, other))
 }
 
 /// Decides about one key.

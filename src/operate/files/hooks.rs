@@ -40,10 +40,8 @@ pub fn before(files: &Files, host: &Host) -> Result<Option<PathBuf>> {
     set_source(&mut command, files);
     let printed = program::output(&mut command, OUTPUT_LIMIT_BYTES, &mut || host.check_stop());
     let printed = printed.and_then(|printed| path(printed, &files.source));
-    printed.map_err(|e| {
-        e.context("run the program before the backup")
-            .hint("Nothing was stored.")
-    })
+    let failed = printed.map_err(|e| e.context("run the program before the backup"));
+    failed.map_err(|e| e.hint("Nothing was stored."))
 }
 
 /// Pure: the path that a program printed; none where it printed nothing.
@@ -86,10 +84,7 @@ pub fn after(files: &Files, root: Option<&PathBuf>, is_stored: bool) -> Result<(
         // It cleans up: also for an operator who has asked to stop, and whatever it prints.
         Running::start(command.stdout(Stdio::null()))?.succeed(&mut || Ok(()))
     };
-    match run() {
-        Ok(()) => Ok(()),
-        Err(e) => Err(Error::new(Code::Partial, "the program after the backup failed").source(e)),
-    }
+    run().map_err(|e| Error::new(Code::Partial, "the program after the backup failed").source(e))
 }
 
 fn set_source(command: &mut std::process::Command, files: &Files) {

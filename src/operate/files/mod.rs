@@ -10,6 +10,7 @@ pub mod watch;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -305,7 +306,7 @@ pub fn restore(session: &Session, wanted: &RestoreWanted) -> Result<Restored> {
             true => None,
             false => Some(Part::find(open.snapshot, &wanted.globs, open.tick)?),
         };
-        make_directory(&wanted.to)?;
+        make_directory(&wanted.to, 0o777)?;
         check_empty(&wanted.to)?;
         let size_bytes = open.root.head.size_bytes;
         host.progress
@@ -315,12 +316,7 @@ pub fn restore(session: &Session, wanted: &RestoreWanted) -> Result<Restored> {
         let mut extracted =
             extract::extract_some(tree, &wanted.to, permit, jobs, (host, open.tick))?;
         if open.member["source"]["beside_count"] != 0 {
-            leave_objects(
-                open.snapshot,
-                part.as_ref(),
-                &mut extracted.left_out,
-                open.tick,
-            )?;
+            leave_objects(tree, &mut extracted.left_out, open.tick)?;
         }
         Ok(Restored {
             root: open.root.clone(),
@@ -333,8 +329,7 @@ pub fn restore(session: &Session, wanted: &RestoreWanted) -> Result<Restored> {
 
 /// Names the objects of a bucket that no directory can have.
 fn leave_objects(
-    snapshot: &Snapshot<'_>,
-    part: Option<&Part>,
+    (snapshot, part): (&Snapshot<'_>, Option<&Part>),
     left_out: &mut LeftOut,
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
@@ -353,8 +348,9 @@ fn leave_objects(
 const OBJECT_ALONE: &str =
     "its key is no path, or that of a directory: it is restored into a bucket alone";
 
-fn make_directory(to: &Path) -> Result<()> {
-    match std::fs::create_dir(to) {
+/// Makes a directory, where none is there.
+pub(super) fn make_directory(to: &Path, mode: u32) -> Result<()> {
+    match std::fs::DirBuilder::new().mode(mode).create(to) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
             let what = format!("create directory \"{}\"", to.display());
             Err(Error::from_io(what, e).with_code(crate::error::Code::TargetWrite))
@@ -479,8 +475,7 @@ pub fn sums(
                 },
                 _ => continue,
             };
-            let known = linked.get(&from).cloned();
-            let sum = match known {
+            let sum = match linked.get(&from).cloned() {
                 Some(sum) => sum,
                 None => {
                     let mut hasher = Sha256::new();
@@ -526,12 +521,8 @@ pub fn check_excludes(session: &Session, name: &str, paths: &[PathBuf]) -> Resul
             below.components().all(plain)
         };
         let below = below.filter(is_plain).ok_or_else(|| {
-            let shown = path.display();
-            err!(
-                Usage,
-                "\"{shown}\" does not lie below \"{}\"",
-                directory.display()
-            )
+            let (shown, above) = (path.display(), directory.display());
+            err!(Usage, "\"{shown}\" does not lie below \"{above}\"")
         })?;
         let ends_in_slash = path.as_os_str().as_bytes().ends_with(b"/");
         let mut below = below.components().as_path().as_os_str().as_bytes();
@@ -721,19 +712,12 @@ fn entry(path: &[u8], node: &Node, is_object: bool) -> Entry {
             true => number.to_string(),
             false => text(name),
         };
-        format!(
-            "{}:{}",
-            shown(&owner.user, owner.uid),
-            shown(&owner.group, owner.gid)
-        )
+        let group = shown(&owner.group, owner.gid);
+        format!("{}:{group}", shown(&owner.user, owner.uid))
     });
     let is_link = matches!(node.kind, NodeKind::HardLink(_));
     Entry {
-        path: if path.is_empty() {
-            ".".to_owned()
-        } else {
-            text(path)
-        },
+        path: text(if path.is_empty() { &b"."[..] } else { path }),
         kind,
         mode: format!("{:04o}", node.mode),
         owner,
@@ -754,14 +738,13 @@ mod tests {
             let text = format!("2026112{n}T064049Z-00000{n}-full");
             text.parse::<BackupId>().unwrap()
         };
-        let mut backups: Vec<_> = (1..4)
-            .map(|n| Candidate {
-                id: id(n),
-                ended: TimestampTz(i64::from(n) * 10),
-                is_damaged: false,
-                is_marked: false,
-            })
-            .collect();
+        let candidate = |n| Candidate {
+            id: id(n),
+            ended: TimestampTz(i64::from(n) * 10),
+            is_damaged: false,
+            is_marked: false,
+        };
+        let mut backups: Vec<_> = (1..4).map(candidate).collect();
         let choice = |time: Option<i64>, backup: Option<u32>| Choice {
             backup: backup.map(id),
             by_time: time.map(TimestampTz),

@@ -102,10 +102,7 @@ pub fn make_ready(
             identity: identity(machine(files).map(|id| format!("command:{id}")))?,
             command: files.command.clone(),
             check: files.check.clone(),
-            file_name: files
-                .file_name
-                .clone()
-                .unwrap_or_else(|| files.name.clone()),
+            file_name: files.file_name.as_ref().unwrap_or(&files.name).clone(),
             taken: Taken::default(),
         })),
         Source::Git(url) => {
@@ -116,11 +113,7 @@ pub fn make_ready(
             let place = bucket::source(session, files)?;
             let endpoint = files.s3.endpoint.clone();
             let server = endpoint.as_ref().map(|server| format!(" at {server}"));
-            let own = format!(
-                "{}{}",
-                place.contents.location(),
-                server.unwrap_or_default()
-            );
+            let own = place.contents.location().to_owned() + &server.unwrap_or_default();
             Ok(Ready::new(Bucket {
                 contents: place.contents,
                 endpoint,
@@ -245,12 +238,10 @@ fn mirrored(
         taken: Taken::default(),
     };
     Ok(Ready {
-        set: Box::new(set),
         warnings,
         notes,
         held: (Some(mirror), bundle),
-        quiet: Quiet::nothing(),
-        _alone: None,
+        ..Ready::new(set)
     })
 }
 
@@ -329,15 +320,11 @@ pub fn check_places(settings: &Settings, files: &config::Files) -> Result<()> {
         let Ok(inside) = place.strip_prefix(&source) else {
             continue;
         };
-        let above = inside
+        let mut above = inside
             .ancestors()
             .filter(|path| !path.as_os_str().is_empty());
-        let is_excluded = |path: &Path| {
-            selection
-                .excludes(path.as_os_str().as_bytes(), true)
-                .is_some()
-        };
-        if !above.into_iter().any(is_excluded) {
+        let excluded = |path: &Path| selection.excludes(path.as_os_str().as_bytes(), true);
+        if !above.any(|path| excluded(path).is_some()) {
             return Err(err!(
                 Refused,
                 "repository \"{}\" lies in \"{}\", which is backed up: each backup would store the ones before",
@@ -373,10 +360,8 @@ fn check_buckets(
         if !is_one || !bucket::is_within(below, prefix) {
             continue;
         }
-        let inside = below
-            .get(prefix.len()..)
-            .unwrap_or_default()
-            .trim_start_matches('/');
+        let inside = below.get(prefix.len()..).unwrap_or_default();
+        let inside = inside.trim_start_matches('/');
         let above = inside.match_indices('/').map(|(at, _)| at);
         let is_excluded = |end: usize| {
             let path = inside.get(..end).unwrap_or_default();

@@ -50,12 +50,13 @@ pub struct WatchWanted {
 }
 
 /// The work of a watcher.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activity {
     /// Everything that is known is in a backup.
     Waiting,
     /// Something changed.
+    #[default]
     Pending,
     /// A backup is under way.
     BackingUp,
@@ -64,7 +65,7 @@ pub enum Activity {
 }
 
 /// The state of a watcher, as it last noted it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Its work just then.
     pub activity: Activity,
@@ -100,15 +101,10 @@ impl State {
         State {
             activity: Activity::Pending,
             changed_since: Some(now),
-            covered_until: None,
-            backup: None,
-            error: None,
-            directory_count: 0,
             is_complete: true,
-            left_out_count: 0,
-            warning: None,
             device: before.and_then(|state| state.device),
             walked: before.and_then(|state| state.walked),
+            ..State::default()
         }
     }
 
@@ -207,16 +203,13 @@ pub fn watch(
         };
         let heard = open.hear(watcher.patience())?;
         watcher.watched(open)?;
+        if heard == Heard::Overflow {
+            session.note("more changed at once than the kernel notes: the directory is walked");
+        }
         match heard {
             Heard::Nothing => {}
             Heard::Changed => watcher.changed()?,
-            Heard::Overflow => {
-                session.note("more changed at once than the kernel notes: the directory is walked");
-                watcher.changed()?;
-                watch = None;
-                continue;
-            }
-            Heard::Gone => {
+            Heard::Overflow | Heard::Gone => {
                 watcher.changed()?;
                 watch = None;
                 continue;
@@ -358,6 +351,10 @@ impl Watcher<'_> {
         self.state.changed_since.get_or_insert(moment);
         self.state.activity = Activity::BackingUp;
         self.note()?;
+        let member = SetMember {
+            kind: MemberKind::Files,
+            name: self.wanted.name.clone(),
+        };
         let wanted = Wanted {
             name: self.wanted.name.clone(),
             label: String::new(),
@@ -365,7 +362,7 @@ impl Watcher<'_> {
             takes_over: false,
             watched: Some(Watched {
                 walked: self.state.walked,
-                marked: marks::newest_of(self.session, &member(&self.wanted.name)),
+                marked: marks::newest_of(self.session, &member),
             }),
             jobs: self.wanted.jobs,
             codec: self.wanted.codec,
@@ -386,9 +383,8 @@ impl Watcher<'_> {
             Err(e) if self.state.covered_until.is_none() && is_for_good(&e) => return Err(e),
             Err(e) => {
                 self.failures += 1;
-                let pause = PAUSE
-                    .saturating_mul(1 << (self.failures - 1).min(8))
-                    .min(PAUSE_MAX);
+                let pause = PAUSE.saturating_mul(1 << (self.failures - 1).min(8));
+                let pause = pause.min(PAUSE_MAX);
                 self.retry = Some(Instant::now() + fault::shortened(pause));
                 self.pending.get_or_insert(began);
                 self.state.activity = match e.code() {
@@ -432,13 +428,6 @@ impl Watcher<'_> {
         let path = self.place.join(STATE);
         let written = durable::replace(&path, &text, self.session.host.random());
         written.map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
-    }
-}
-
-fn member(name: &str) -> SetMember {
-    SetMember {
-        kind: MemberKind::Files,
-        name: name.to_owned(),
     }
 }
 

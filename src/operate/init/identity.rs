@@ -46,11 +46,15 @@ pub(super) fn identity(wanted: &Wanted, session: &Session) -> Result<Identity> {
         });
     };
     let asked = identity_of_server(conninfo);
+    let with_conninfo = |files| Identity {
+        conninfo: Some(conninfo.clone()),
+        ..files
+    };
     match (from_files, asked) {
         (None, asked) => asked,
         (Some(files), Err(e)) => {
             // Peer authentication lets the server's user in, and no other.
-            match User::owner_of(&pgdata_of(&files)) {
+            match User::owner_of(files.pgdata.as_deref().unwrap_or(Path::new(""))) {
                 Ok(user) if e.code() == Code::Denied && rustix::process::geteuid().is_root() => {
                     session.note(&format!(
                         "the server was not asked, which lets {} in and not root: sudo -u {0} pitr doctor asks it",
@@ -59,23 +63,13 @@ pub(super) fn identity(wanted: &Wanted, session: &Session) -> Result<Identity> {
                 }
                 _ => session.warn(&format!("the server could not be asked: {e}")),
             }
-            Ok(Identity {
-                conninfo: Some(conninfo.clone()),
-                ..files
-            })
+            Ok(with_conninfo(files))
         }
         (Some(files), Ok(server)) => {
             check_same(files.system_identifier, &server)?;
-            Ok(Identity {
-                conninfo: Some(conninfo.clone()),
-                ..files
-            })
+            Ok(with_conninfo(files))
         }
     }
-}
-
-fn pgdata_of(identity: &Identity) -> PathBuf {
-    identity.pgdata.clone().unwrap_or_default()
 }
 
 /// The identity of a cluster whose pg_control cannot be read, as its running server tells it; the front of the file must agree.

@@ -127,9 +127,8 @@ fn place_of_config(config: &Path) -> Result<()> {
 /// Names the repositories that were made before the error, beside what helps against that.
 fn with_made(done: &[Done], error: Error) -> Error {
     let made = done.iter().filter(|d| d.created || d.registered);
-    let made: Vec<String> = made
-        .map(|d| format!("\"{}\" ({})", d.name, d.url))
-        .collect();
+    let made = made.map(|d| format!("\"{}\" ({})", d.name, d.url));
+    let made: Vec<String> = made.collect();
     if made.is_empty() {
         return error;
     }
@@ -146,9 +145,8 @@ fn with_made(done: &[Done], error: Error) -> Error {
 fn nothing_to_confirm(wanted: &Wanted, identity: &Identity) -> String {
     let is_other = |(_, found): &(PathBuf, u64)| *found != identity.system_identifier;
     let others = Clusters::identified().into_iter().filter(is_other);
-    let others: Vec<String> = others
-        .map(|(pgdata, found)| format!("\"{}\" has {found}", pgdata.display()))
-        .collect();
+    let others = others.map(|(pgdata, found)| format!("\"{}\" has {found}", pgdata.display()));
+    let others: Vec<String> = others.collect();
     let others = match others.is_empty() {
         true => String::new(),
         false => format!(" ({})", others.join(", ")),
@@ -264,10 +262,8 @@ fn wanted_by_file(
         .filter(|name| !settings.clusters.iter().any(|c| c.name.as_str() == **name))
     {
         let name: ClusterName = name.parse()?;
-        return Err(differs(
-            format!("has no cluster \"{name}\""),
-            section_of(&name, pgdata.as_deref()),
-        ));
+        let section = section_of(&name, pgdata.as_deref());
+        return Err(differs(format!("has no cluster \"{name}\""), section));
     }
     let cluster = settings.cluster()?;
     if let (Some(flag), Some(file)) = (&pgdata, &cluster.pgdata)
@@ -288,10 +284,8 @@ fn wanted_by_file(
         && flag != file.expose()
     {
         // Neither is shown: there may be a password in it.
-        return Err(differs(
-            "has another conninfo".to_owned(),
-            "the conninfo of the command line".to_owned(),
-        ));
+        let line = "the conninfo of the command line".to_owned();
+        return Err(differs("has another conninfo".to_owned(), line));
     }
     let mut repositories = settings.repositories.clone();
     if let Some(wanted) = session.flags.repository.as_deref() {
@@ -304,35 +298,24 @@ fn wanted_by_file(
     if let Some(flag) = request.key_set.as_deref().map(|p| absolute(p, session)) {
         let own = |r: &config::Repository| r.encryption.as_ref()?.key_set.clone();
         if !repositories.iter().any(|r| own(r).as_ref() == Some(&flag)) {
-            return Err(differs(
-                "does not name this key set".to_owned(),
-                format!(
-                    "[repositories.NAME.encryption] with key_set = \"{}\"",
-                    flag.display()
-                ),
-            ));
+            let flag = flag.display();
+            let line = format!("[repositories.NAME.encryption] with key_set = \"{flag}\"");
+            return Err(differs("does not name this key set".to_owned(), line));
         }
     }
     if repositories.is_empty() {
-        let url = session
-            .flags
-            .repository
-            .as_deref()
-            .unwrap_or("file:///absolute/path");
-        return Err(differs(
-            "does not name the repository".to_owned(),
-            format!("[repositories.NAME] with url = \"{}\"", url.escape_debug()),
-        ));
+        let url = session.flags.repository.as_deref();
+        let url = url.unwrap_or("file:///absolute/path").escape_debug();
+        let line = format!("[repositories.NAME] with url = \"{url}\"");
+        return Err(differs("does not name the repository".to_owned(), line));
     }
+    let configured = cluster.conninfo.map(|c| c.expose().to_owned());
     Ok(Wanted {
         config,
         config_exists: true,
         cluster: cluster.name,
         pgdata: pgdata.or(cluster.pgdata),
-        conninfo: request
-            .conninfo
-            .clone()
-            .or_else(|| cluster.conninfo.map(|c| c.expose().to_owned())),
+        conninfo: request.conninfo.clone().or(configured),
         repositories,
         several_clusters: settings.clusters.len() > 1,
     })
@@ -347,10 +330,8 @@ fn section_of(cluster: &ClusterName, pgdata: Option<&Path>) -> String {
 fn absolute(path: &Path, session: &Session) -> PathBuf {
     let path = session.environment.absolute(path);
     // "..", which a configuration cannot hold, is resolved here; other links stay as the operator wrote them.
-    let has_parent = path
-        .components()
-        .any(|c| c == std::path::Component::ParentDir);
-    match has_parent {
+    let mut parts = path.components();
+    match parts.any(|c| c == std::path::Component::ParentDir) {
         true => std::fs::canonicalize(&path).unwrap_or(path),
         false => path.components().collect(),
     }
@@ -366,12 +347,8 @@ fn write_config(
     if wanted.config_exists {
         return Ok(false);
     }
-    let failed = |e| {
-        Error::from_io(
-            format!("write configuration file \"{}\"", wanted.config.display()),
-            e,
-        )
-    };
+    let doing = || format!("write configuration file \"{}\"", wanted.config.display());
+    let failed = |e| Error::from_io(doing(), e);
     let mut ours = Vec::new();
     if let Some(parent) = wanted.config.parent() {
         ours = missing_ancestors(parent);
@@ -381,9 +358,8 @@ fn write_config(
         }
     }
     let text = config_text(wanted, identity);
-    if durable::write_new(&wanted.config, text.as_bytes(), session.host.random()).map_err(failed)?
-        == Published::Exists
-    {
+    let written = durable::write_new(&wanted.config, text.as_bytes(), session.host.random());
+    if written.map_err(failed)? == Published::Exists {
         return Err(err!(
             Refused,
             "configuration file \"{}\" appeared meanwhile",
@@ -406,10 +382,8 @@ fn config_text(wanted: &Wanted, identity: &Identity) -> String {
     let mut text =
         format!("# Keys and their meaning: docs/configuration.md\n[clusters.{cluster}]\n");
     if let Some(pgdata) = &identity.pgdata {
-        text.push_str(&format!(
-            "pgdata   = {}\n",
-            string(&pgdata.to_string_lossy())
-        ));
+        let pgdata = string(&pgdata.to_string_lossy());
+        text.push_str(&format!("pgdata   = {pgdata}\n"));
     }
     match &identity.conninfo {
         Some(conninfo) => text.push_str(&format!("conninfo = {}\n", string(conninfo))),
@@ -417,17 +391,13 @@ fn config_text(wanted: &Wanted, identity: &Identity) -> String {
     }
     text.push_str("# max_backup_age = \"26h\"   # pitr info and pitr doctor are critical when the newest backup is older\n");
     for repository in &wanted.repositories {
-        text.push_str(&format!(
-            "\n[repositories.{}]\nurl = {}\n",
-            repository.name,
-            string(&repository.location.to_string())
-        ));
+        let (name, url) = (&repository.name, string(&repository.location.to_string()));
+        text.push_str(&format!("\n[repositories.{name}]\nurl = {url}\n"));
         let encryption = repository.encryption.as_ref();
         if let Some(path) = encryption.and_then(|e| e.key_set.as_ref()) {
+            let path = string(&path.to_string_lossy());
             text.push_str(&format!(
-                "\n[repositories.{}.encryption]\nkey_set = {}\n",
-                repository.name,
-                string(&path.to_string_lossy())
+                "\n[repositories.{name}.encryption]\nkey_set = {path}\n"
             ));
         }
     }
@@ -436,10 +406,9 @@ fn config_text(wanted: &Wanted, identity: &Identity) -> String {
 
 /// The program that PostgreSQL is to run: beside this one, where it was installed.
 fn archiver() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .and_then(|p| Some(p.parent()?.join("pitr-archive")))
-        .unwrap_or_else(|| PathBuf::from("/usr/bin/pitr-archive"))
+    let own = std::env::current_exe().ok();
+    let own = own.and_then(|p| Some(p.parent()?.join("pitr-archive")));
+    own.unwrap_or_else(|| PathBuf::from("/usr/bin/pitr-archive"))
 }
 
 /// The settings that belong into postgresql.conf.

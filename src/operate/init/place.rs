@@ -113,36 +113,13 @@ fn look(configured: &config::Repository, session: &Session) -> Result<State> {
         Location::File(path) => path,
         Location::S3 { bucket, prefix } => {
             let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random())?;
-            let found = away::telling(configured, session.host.progress.as_ref(), || {
-                store.head(&scope::marker())
-            });
-            if found.map_err(|e| away::explained(configured, e))?.is_some() {
-                return Ok(State::Repository { registered: false });
-            }
-            apart_from_others(configured, bucket, prefix, session)?;
-            return match store.first_key()? {
-                None => Ok(State::Empty),
-                Some(_) if configured.encryption.is_some() && has_keys_only(&store)? => {
-                    Ok(State::Empty)
-                }
-                Some(key) => Err(not_empty(&store.location(), &key, 1)),
-            };
+            let is_apart = || apart_from_others(configured, bucket, prefix, session);
+            let first_key = || is_apart().and_then(|()| store.first_key());
+            return look_in_bucket(configured, session, &store, &first_key);
         }
         location @ Location::Blob { .. } => {
             let store = BlobStore::open(location, &configured.s3, session.host.random())?;
-            let found = away::telling(configured, session.host.progress.as_ref(), || {
-                store.head(&scope::marker())
-            });
-            if found.map_err(|e| away::explained(configured, e))?.is_some() {
-                return Ok(State::Repository { registered: false });
-            }
-            return match store.first_key()? {
-                None => Ok(State::Empty),
-                Some(_) if configured.encryption.is_some() && has_keys_only(&store)? => {
-                    Ok(State::Empty)
-                }
-                Some(key) => Err(not_empty(&store.location(), &key, 1)),
-            };
+            return look_in_bucket(configured, session, &store, &|| store.first_key());
         }
         location @ Location::Sftp { .. } => return look_on_server(location, configured, session),
     };
@@ -162,6 +139,26 @@ fn look(configured: &config::Repository, session: &Session) -> Result<State> {
         check_empty(path)?;
     }
     Ok(State::Empty)
+}
+
+/// Looks at a prefix of a bucket.
+fn look_in_bucket(
+    configured: &config::Repository,
+    session: &Session,
+    store: &dyn Store,
+    first_key: &dyn Fn() -> Result<Option<String>>,
+) -> Result<State> {
+    let found = away::telling(configured, session.host.progress.as_ref(), || {
+        store.head(&scope::marker())
+    });
+    if found.map_err(|e| away::explained(configured, e))?.is_some() {
+        return Ok(State::Repository { registered: false });
+    }
+    match first_key()? {
+        None => Ok(State::Empty),
+        Some(_) if configured.encryption.is_some() && has_keys_only(store)? => Ok(State::Empty),
+        Some(key) => Err(not_empty(&store.location(), &key, 1)),
+    }
 }
 
 /// Looks at a directory on a server.
@@ -194,11 +191,8 @@ fn apart_from_others(
     session: &Session,
 ) -> Result<()> {
     let slashes = prefix.match_indices('/').map(|(at, _)| at);
-    let above = [0]
-        .into_iter()
-        .chain(slashes)
-        .filter(|_| !prefix.is_empty());
-    for end in above {
+    let above = std::iter::once(0).chain(slashes);
+    for end in above.filter(|_| !prefix.is_empty()) {
         let above = prefix.get(..end).unwrap_or_default();
         let store = S3Store::open(bucket, above, &configured.s3, session.host.random())?;
         if matches!(store.head(&scope::marker()), Ok(Some(_))) {
@@ -230,9 +224,8 @@ fn apart(path: &Path, pgdata: &Path) -> Result<()> {
     let real = |p: &Path| {
         let there = p.ancestors().find(|a| a.exists()).unwrap_or(p);
         let rest = p.strip_prefix(there).unwrap_or(Path::new(""));
-        std::fs::canonicalize(there)
-            .unwrap_or_else(|_| there.to_owned())
-            .join(rest)
+        let real = std::fs::canonicalize(there);
+        real.unwrap_or_else(|_| there.to_owned()).join(rest)
     };
     let (path, pgdata) = (real(path), real(pgdata));
     if path.starts_with(&pgdata) || pgdata.starts_with(&path) {
@@ -294,10 +287,8 @@ fn check_registered(
     confirm: bool,
 ) -> Result<bool> {
     let known = repository.registrations(wanted.cluster.as_str())?;
-    if let Some(same) = known
-        .iter()
-        .find(|r| r.system_identifier == identity.system_identifier)
-    {
+    let is_same = |r: &&Registration| r.system_identifier == identity.system_identifier;
+    if let Some(same) = known.iter().find(is_same) {
         if same.segment_size_bytes != identity.segment_size_bytes {
             return Err(err!(
                 Refused,
@@ -323,10 +314,8 @@ fn check_registered(
     if known.is_empty() || confirm {
         return Ok(false);
     }
-    let others: Vec<String> = known
-        .iter()
-        .map(|r| r.system_identifier.to_string())
-        .collect();
+    let others = known.iter().map(|r| r.system_identifier.to_string());
+    let others: Vec<String> = others.collect();
     Err(err!(
         WrongCluster,
         "cluster \"{}\" is registered with system identifier {}, this one has {}",
@@ -403,38 +392,25 @@ pub(super) fn create(
     let mut made = match &prepared.configured.location {
         Location::File(path) => directory(path, prepared, identity, session)?,
         Location::S3 { bucket, prefix } => {
-            let store = S3Store::open(
-                bucket,
-                prefix,
-                &prepared.configured.s3,
-                session.host.random(),
-            )?;
+            let settings = &prepared.configured.s3;
+            let store = S3Store::open(bucket, prefix, settings, session.host.random())?;
             Made {
                 weaknesses: store.probe(session.host.random())?.weaknesses,
-                store: Box::new(store),
-                ours: Vec::new(),
+                ..Made::of(store)
             }
         }
         location @ Location::Blob { .. } => {
             let settings = &prepared.configured.s3;
             let store = BlobStore::open(location, settings, session.host.random())?;
             store.probe(session.host.random())?;
-            Made {
-                weaknesses: Vec::new(),
-                store: Box::new(store),
-                ours: Vec::new(),
-            }
+            Made::of(store)
         }
         location @ Location::Sftp { .. } => {
             let settings = &prepared.configured.sftp;
             let store = SftpStore::open(location, settings, session.host.random())?;
             store.create_root()?;
             store.probe(session.host.random())?;
-            Made {
-                weaknesses: Vec::new(),
-                store: Box::new(store),
-                ours: Vec::new(),
-            }
+            Made::of(store)
         }
     };
     let uuid = (u128::from(session.host.random()) << 64) | u128::from(session.host.random());
@@ -464,14 +440,11 @@ pub(super) fn create(
     };
     if let Some(path) = prepared.configured.location.directory() {
         made.ours.extend(made_in(path, wanted, identity));
-        made.ours.extend(
-            again
-                .made
-                .iter()
-                .map(|s| path.join(s.registration().as_str())),
-        );
+        let registrations = again.made.iter().map(Scope::registration);
         made.ours
-            .extend(key_set.map(|k| k.made_in(path)).unwrap_or_default());
+            .extend(registrations.map(|key| path.join(key.as_str())));
+        let of_keys = key_set.map(|k| k.made_in(path));
+        made.ours.extend(of_keys.unwrap_or_default());
     }
     server.take(&made.ours)?;
     // A session that begins now gives what it makes to the server's user, too.
@@ -519,10 +492,8 @@ fn register_again(repository: &Repository, session: &Session) -> Result<Again> {
     let mut failed = |e: Error| match e.code() {
         Code::Interrupted => Err(e),
         _ => {
-            let hint = e.hint_text().unwrap_or_default();
-            again
-                .failures
-                .push(format!("{e}. {hint}").trim().to_owned());
+            let text = format!("{e}. {}", e.hint_text().unwrap_or_default());
+            again.failures.push(text.trim().to_owned());
             Ok(())
         }
     };
@@ -551,6 +522,16 @@ struct Made {
     ours: Vec<PathBuf>,
 }
 
+impl Made {
+    fn of(store: impl Store + 'static) -> Made {
+        Made {
+            store: Box::new(store),
+            weaknesses: Vec::new(),
+            ours: Vec::new(),
+        }
+    }
+}
+
 /// Makes the directory and tries it.
 fn directory(
     path: &Path,
@@ -564,13 +545,7 @@ fn directory(
     };
     let store = FileStore::create(path, session.host.random())?;
     let tried = probe(path, session.host.random());
-    let mut weaknesses = match tried {
-        Ok(weak) => weak,
-        Err(e) => {
-            remove_empty(&ours);
-            return Err(e);
-        }
-    };
+    let mut weaknesses = tried.inspect_err(|_| remove_empty(&ours))?;
     if let Some(pgdata) = &identity.pgdata
         && same_filesystem(path, pgdata)
     {
@@ -592,11 +567,8 @@ fn remove_empty(ours: &[PathBuf]) {
 
 /// The directories that must be created for `path` to be, highest first.
 pub(super) fn missing_ancestors(path: &Path) -> Vec<PathBuf> {
-    let mut missing: Vec<PathBuf> = path
-        .ancestors()
-        .take_while(|p| !p.exists())
-        .map(Path::to_owned)
-        .collect();
+    let missing = path.ancestors().take_while(|p| !p.exists());
+    let mut missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
     missing.reverse();
     missing
 }

@@ -37,11 +37,8 @@ impl Change {
 
     /// The statement that makes it.
     pub fn statement(&self) -> String {
-        format!(
-            "alter system set {} = '{}'",
-            self.name,
-            self.to.replace('\'', "''")
-        )
+        let to = self.to.replace('\'', "''");
+        format!("alter system set {} = '{to}'", self.name)
     }
 }
 
@@ -103,15 +100,14 @@ impl Standing {
             "archive_timeout" => now != "0",
             _ => now == then,
         };
-        wanted
-            .iter()
-            .filter(|(name, then)| !is_enough(name, self.value(name), then))
-            .map(|(name, then)| Change {
-                name,
-                from: self.value(name).to_owned(),
-                to: then.clone(),
-            })
-            .collect()
+        let lacking = wanted.iter();
+        let lacking = lacking.filter(|(name, then)| !is_enough(name, self.value(name), then));
+        let changes = lacking.map(|(name, then)| Change {
+            name,
+            from: self.value(name).to_owned(),
+            to: then.clone(),
+        });
+        changes.collect()
     }
 }
 
@@ -156,10 +152,8 @@ mod tests {
             ("archive_timeout", "0"),
         ]);
         let changes = fresh.changes(&wanted());
-        let names: Vec<_> = changes
-            .iter()
-            .map(|c| (c.name, c.needs_restart()))
-            .collect();
+        let names = changes.iter().map(|c| (c.name, c.needs_restart()));
+        let names: Vec<_> = names.collect();
         let expected = [
             ("wal_level", true),
             ("archive_mode", true),
@@ -168,10 +162,8 @@ mod tests {
         ];
         assert_eq!(names, expected);
         assert!(!changes.iter().any(Change::replaces_archiving));
-        assert_eq!(
-            changes[2].statement(),
-            "alter system set archive_command = 'a ''b'' %p'"
-        );
+        let statement = "alter system set archive_command = 'a ''b'' %p'";
+        assert_eq!(changes[2].statement(), statement);
         let mut settled = standing(&[
             ("wal_level", "logical"),
             ("archive_mode", "always"),
@@ -188,14 +180,10 @@ mod tests {
         let mut one = standing(&[("archive_library", "")]);
         assert!(one.check().is_ok());
         one.values[0].1 = "basic_archive".into();
-        assert!(
-            one.check()
-                .unwrap_err()
-                .to_string()
-                .contains("basic_archive")
-        );
+        let refused = |one: &Standing| one.check().unwrap_err().to_string();
+        assert!(refused(&one).contains("basic_archive"));
         one = standing(&[]);
         one.is_standby = true;
-        assert!(one.check().unwrap_err().to_string().contains("standby"));
+        assert!(refused(&one).contains("standby"));
     }
 }

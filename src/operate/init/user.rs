@@ -28,13 +28,9 @@ impl ServerUser {
         };
         for path in paths {
             let is_roots = User::owner_of(path).is_ok_and(|o| o.uid == 0);
+            let doing = || format!("give \"{}\" to user \"{}\"", path.display(), user.name());
             if is_roots {
-                user.take(path).map_err(|e| {
-                    Error::from_io(
-                        format!("give \"{}\" to user \"{}\"", path.display(), user.name()),
-                        e,
-                    )
-                })?;
+                user.take(path).map_err(|e| Error::from_io(doing(), e))?;
             }
         }
         Ok(())
@@ -65,17 +61,16 @@ impl ServerUser {
         let files = wanted.repositories.iter().flat_map(|r| r.files());
         let places = places.chain(files.map(|path| (path, Access::Read)));
         let mut said = Vec::new();
-        for (path, access) in places.chain([
+        let own = [
             (wanted.config.as_path(), Access::Read),
             (program, Access::Execute),
-        ]) {
+        ];
+        for (path, access) in places.chain(own) {
             let Some(at) = user.kept_out_by(path, access) else {
                 continue;
             };
-            let (at_word, path_word) = (
-                shell_word(&at.to_string_lossy()),
-                shell_word(&path.to_string_lossy()),
-            );
+            let at_word = shell_word(&at.to_string_lossy());
+            let path_word = shell_word(&path.to_string_lossy());
             let remedy = match access {
                 _ if at != path => format!(
                     "move it out of \"{}\", or chmod a+x {at_word}",

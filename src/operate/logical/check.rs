@@ -128,15 +128,10 @@ pub fn run(
         Err(e) if e.is_damage() => checked.findings.push(e.to_string()),
         other => {
             other?;
-            let scratch = programs
-                .map(|programs| Scratch::start(session, programs))
-                .transpose()?;
-            checked.databases = databases(
-                session,
-                (&stored, level),
-                (&spool, &dumps),
-                (&pg_restore, scratch.as_ref()),
-            )?;
+            let scratch = programs.map(|programs| Scratch::start(session, programs));
+            let scratch = scratch.transpose()?;
+            let (places, tools) = ((&spool, &*dumps), (&pg_restore, scratch.as_ref()));
+            checked.databases = databases(session, (&stored, level), places, tools)?;
         }
     }
     checked.proves = (checked.finding_count() == 0).then(|| level.proves());

@@ -31,17 +31,13 @@ pub struct Stored {
 /// # Errors
 /// `Config` when there is none, with the lines to add.
 fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s Logical> {
-    settings
-        .logical
-        .iter()
-        .find(|l| l.name == name)
-        .ok_or_else(|| {
-            let clusters = settings.clusters.iter().map(|c| c.name.as_str());
-            let cluster = clusters.clone().next().unwrap_or("main");
-            err!(Config, "no logical backup \"{name}\" is configured").hint(format!(
-                "Nothing was stored. Add to the configuration file: [logical.{name}] and below it cluster = \"{cluster}\""
-            ))
-        })
+    let found = settings.logical.iter().find(|l| l.name == name);
+    found.ok_or_else(|| {
+        let cluster = settings.clusters.first().map_or("main", |c| c.name.as_str());
+        err!(Config, "no logical backup \"{name}\" is configured").hint(format!(
+            "Nothing was stored. Add to the configuration file: [logical.{name}] and below it cluster = \"{cluster}\""
+        ))
+    })
 }
 
 /// Finds the backup: the one that is named, else the newest that no check found damaged, in the first repository that has it. One that is marked for

@@ -174,10 +174,7 @@ pub fn to_server(
             (creates, "--create"),
             (asked.replace, "--clean"),
             (asked.replace, "--if-exists"),
-            (
-                asked.jobs.is_none() && !asked.create,
-                "--single-transaction",
-            ),
+            (asked.is_whole(), "--single-transaction"),
         ] {
             if is_wanted {
                 command.arg(option);
@@ -258,9 +255,13 @@ fn steps(entries: &[String]) -> Vec<Step> {
 }
 
 impl Into {
+    /// Whether it is one transaction.
+    fn is_whole(&self) -> bool {
+        self.jobs.is_none() && !self.create
+    }
+
     fn explained(&self, e: Error, database: &DatabaseMember) -> Error {
-        let is_whole = self.jobs.is_none() && !self.create;
-        let state = match (is_whole, self.create) {
+        let state = match (self.is_whole(), self.create) {
             (true, _) => "The database is as it was.".to_owned(),
             (false, true) => format!(
                 "Database \"{}\" may exist in part: drop it before the next try.",
@@ -336,9 +337,8 @@ impl Target {
             check_contents(&mut sql, asked, &named)?;
         }
         let rows = sql.query("select nspname from pg_catalog.pg_namespace")?;
-        let schemas = (0..rows.rows.len()).map(|row| rows.value(row, 0));
         Ok(Target {
-            schemas: schemas.collect::<Result<_>>()?,
+            schemas: rows.texts(0)?.into_iter().collect(),
             database: named,
             info,
         })
@@ -400,10 +400,8 @@ fn check_contents(sql: &mut SqlSession, asked: &Into, name: &str) -> Result<()> 
         );
     }
     let mut found = Vec::new();
-    for (column, noun) in ["relation", "function", "type", "schema", "large object"]
-        .into_iter()
-        .enumerate()
-    {
+    let nouns = ["relation", "function", "type", "schema", "large object"];
+    for (column, noun) in nouns.into_iter().enumerate() {
         let count: u64 = rows.value(0, column)?;
         if count > 0 {
             found.push(human::count(count, noun));
@@ -412,11 +410,8 @@ fn check_contents(sql: &mut SqlSession, asked: &Into, name: &str) -> Result<()> 
     if found.is_empty() || (asked.replace && asked.is_confirmed) {
         return Ok(());
     }
-    let e = err!(
-        Refused,
-        "database \"{name}\" is not empty: {}",
-        found.join(", ")
-    );
+    let found = found.join(", ");
+    let e = err!(Refused, "database \"{name}\" is not empty: {found}");
     Err(match asked.replace {
         true => e.hint("Nothing was done. With --confirm whatever the dump has under the same name is dropped first (pg_restore --clean --if-exists), in the same transaction."),
         false => e.hint("Nothing was done. Name an empty database, add --create for a new one, or --replace --confirm to drop what the dump has under the same name."),
@@ -477,9 +472,8 @@ impl Selection<'_> {
                     let one = spool.file("one", line.as_bytes())?;
                     let options = ["-L".to_owned(), one.display().to_string()];
                     let head = head(pg_restore, directory, &options, &file, tick)?;
-                    schemas
-                        .iter()
-                        .any(|schema| is_head_of_schema(&head, schema))
+                    let mut schemas = schemas.iter();
+                    schemas.any(|schema| is_head_of_schema(&head, schema))
                 };
             lines.extend(is_needed.then(|| line.to_owned()));
         }

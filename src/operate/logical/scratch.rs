@@ -51,11 +51,8 @@ impl Scratch {
             .and_then(|mut file| file.write_all(SETTINGS.as_bytes()))
             .map_err(|e| Error::from_io(format!("write \"{}\"", file.display()), e))?;
         ground.start(PLACE)?;
-        let conninfo = format!(
-            "host={} port={} user=postgres",
-            ground.path().display(),
-            PLACE.port
-        );
+        let (host, port) = (ground.path().display(), PLACE.port);
+        let conninfo = format!("host={host} port={port} user=postgres");
         let info = ConnInfo::resolve(&conninfo, &Environment::of_process())?;
         Ok(Scratch {
             ground,
@@ -132,14 +129,13 @@ fn creates_role(line: &str) -> bool {
     let Some(name) = statement.and_then(|rest| rest.strip_suffix(';')) else {
         return false;
     };
-    match name
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..);
+    let quoted = name
         .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-    {
+        .and_then(|rest| rest.strip_suffix('"'));
+    match quoted {
         Some(quoted) => !quoted.replace("\"\"", "").contains('"'),
-        None => name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..)),
+        None => name.bytes().all(is_plain),
     }
 }
 
@@ -173,10 +169,8 @@ impl Comparison {
     fn add(&mut self, server: &mut Server, table: &TableRows) -> Result<()> {
         let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         let name = format!("{}.{}", quoted(&table.schema), quoted(&table.table));
-        let counted = server
-            .query(&format!("select count(*) from only {name}"))
-            .and_then(|rows| rows.value::<u64>(0, 0));
-        let rows = match counted {
+        let counted = server.query(&format!("select count(*) from only {name}"));
+        let rows = match counted.and_then(|rows| rows.value::<u64>(0, 0)) {
             Err(e) if e.code() == Code::Server => {
                 self.find(format!("table {name}: {e}"));
                 return Ok(());

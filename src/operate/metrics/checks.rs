@@ -25,10 +25,8 @@ pub(super) fn add(
 ) {
     let [cluster, repo] = *labels;
     let share = &one.read_back;
-    let (read, there) = (
-        share.packs_read + share.segments_read,
-        share.packs + share.segments,
-    );
+    let read = share.packs_read + share.segments_read;
+    let there = share.packs + share.segments;
     let deep = [cluster, repo, ("depth", "full")];
     if there > 0 {
         all.add(&COVERAGE, &deep, number(read) / number(there));

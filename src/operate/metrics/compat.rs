@@ -66,9 +66,8 @@ pub(super) fn add(all: &mut Exposition, names: &[Compat], seen: &Seen<'_>) {
             Compat::Cnpg => {
                 hosts(all, seen.settings);
                 clusters.iter().for_each(|one| cnpg(all, one));
-                archivers
-                    .iter()
-                    .for_each(|one| cnpg_archiver(all, seen, *one));
+                let each = archivers.iter();
+                each.for_each(|one| cnpg_archiver(all, seen, *one));
             }
             Compat::WalG => clusters.iter().for_each(|one| walg(all, seen, one)),
             Compat::Postgres => archivers.iter().for_each(|one| postgres(all, seen, *one)),
@@ -85,15 +84,13 @@ fn pgbackrest(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
     let backups = &one.inventory.backups;
     let stanza = ("stanza", one.name.as_str());
     let repositories = &seen.settings.repositories;
-    let place = repositories
-        .iter()
-        .position(|r| r.name == one.repository_name);
+    let mut each = repositories.iter();
+    let place = each.position(|r| r.name == one.repository_name);
     // Its repositories are numbered from 1.
     let repo_key = place.map_or(0, |place| place + 1).to_string();
     let repo_key = ("repo_key", repo_key.as_str());
-    let is_encrypted = place
-        .and_then(|place| repositories.get(place))
-        .is_some_and(|r| r.encryption.is_some());
+    let own = place.and_then(|place| repositories.get(place));
+    let is_encrypted = own.is_some_and(|r| r.encryption.is_some());
     let cipher = if is_encrypted { "aes-256-gcm" } else { "none" };
     let major = one.major.to_string();
     let database = ("database_id", "1");
@@ -210,10 +207,8 @@ fn pgbackrest_last(
     backups: &[Backup],
     stanza: (&'static str, &str),
 ) {
-    let full = backups
-        .iter()
-        .filter(|b| b.kind == BackupKind::Full)
-        .max_by_key(|b| b.stop_time);
+    let full = backups.iter().filter(|b| b.kind == BackupKind::Full);
+    let full = full.max_by_key(|b| b.stop_time);
     let newest = backups.iter().max_by_key(|b| b.stop_time);
     for (kind, backup) in [("full", full), ("diff", full), ("incr", newest)] {
         let Some(backup) = backup else { continue };
@@ -260,32 +255,23 @@ fn barman(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
 
 /// The checks of Barman that pitr makes, too.
 fn barman_checks(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo, done: &[&Backup]) {
-    let configured = seen.settings.clusters.iter();
-    let configured = configured
-        .filter(|c| c.name.as_str() == one.name)
-        .find(|c| c.pgdata.is_some());
+    let mut configured = seen.settings.clusters.iter();
+    let configured = configured.find(|c| c.name.as_str() == one.name && c.pgdata.is_some());
     let has = |name: &str| one.problems.iter().any(|p| p.name == name);
     let limit = configured.and_then(|c| c.max_backup_age);
-    let age = done
-        .first()
-        .and_then(|b| seen.now.duration_since(b.stop_time));
+    let newest = done.first();
+    let age = newest.and_then(|b| seen.now.duration_since(b.stop_time));
+    let is_young = limit.map(|limit| age.is_some_and(|age| age <= limit.duration()));
+    let receives = one.receiver.as_ref().map(|r| r.is_connected());
+    let is_coherent = configured.map(|_| !has("data directory"));
     let checks = [
         (
             "archiver_errors",
             configured.map(|_| one.blocked.is_empty()),
         ),
-        (
-            "backup_maximum_age",
-            limit.map(|limit| age.is_some_and(|age| age <= limit.duration())),
-        ),
-        (
-            "receive_wal_running",
-            one.receiver.as_ref().map(|r| r.is_connected()),
-        ),
-        (
-            "systemid_coherence",
-            configured.map(|_| !has("data directory")),
-        ),
+        ("backup_maximum_age", is_young),
+        ("receive_wal_running", receives),
+        ("systemid_coherence", is_coherent),
     ];
     for (check, is_ok) in checks {
         samples! { all, &[("server", one.name.as_str()), ("check", check)];
@@ -437,11 +423,7 @@ fn walg_wal(all: &mut Exposition, one: &ClusterInfo, cluster: (&'static str, &st
         Gauge "walg_pitr_window_seconds" "Length of the recovery window." length.map(|length| length.as_secs_f64());
     }
     let timelines = &one.inventory.timelines;
-    for id in timelines
-        .iter()
-        .filter(|(_, t)| !t.segments.is_empty())
-        .map(|(id, _)| id)
-    {
+    for (id, _) in timelines.iter().filter(|(_, t)| !t.segments.is_empty()) {
         let (decimal, hex) = (id.decimal().to_string(), format!("{:08x}", id.decimal()));
         samples! { all, &[("timeline_id", &decimal), ("timeline_hex", &hex), cluster];
             Gauge "walg_wal_integrity_status" "1 where no WAL of the timeline is missing that a backup may need, else 0."

@@ -26,10 +26,9 @@ pub(super) fn add(
     settings: &Settings,
     (counters, underway, scopes): (&Counters, &[Underway], &[ScopeInfo]),
 ) {
-    let mut series: BTreeMap<Label, Counts> = expected(settings, scopes)
-        .into_iter()
-        .map(|label| (label, Counts::default()))
-        .collect();
+    let expected = expected(settings, scopes).into_iter();
+    let expected = expected.map(|label| (label, Counts::default()));
+    let mut series: BTreeMap<Label, Counts> = expected.collect();
     series.extend(counters.series.iter().map(|(l, c)| (l.clone(), c.clone())));
     let mut alias: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for (label, counts) in &series {
@@ -46,19 +45,13 @@ pub(super) fn add(
         all.add(&RUNNING, &labels, counted(running.clone().count()));
         let shown = running.filter_map(|one| underway.iter().find(|u| u.is(&one.process)));
         progress::add(all, &OF_BACKUP, &labels, shown);
-        all.add_known(
-            &DURATION,
-            &labels,
-            counts.run_ms().map(|ms| number(ms) / 1000.0),
-        );
+        let run_s = counts.run_ms().map(|ms| number(ms) / 1000.0);
+        all.add_known(&DURATION, &labels, run_s);
         histogram(all, &labels, counts);
     }
     for ((kind, component), count) in alias {
-        all.add(
-            &FAILURE,
-            &[("type", kind), ("component", component)],
-            number(count),
-        );
+        let labels = [("type", kind), ("component", component)];
+        all.add(&FAILURE, &labels, number(count));
     }
 }
 
@@ -140,13 +133,10 @@ fn expected_in(
     let both = ["full", "incr"];
     let clusters = settings.clusters.iter().map(|c| c.name.as_str());
     let clusters = clusters.filter(|name| is_taken("postgres", name));
-    let mut labels: Vec<Label> = clusters
-        .flat_map(|name| of(name, "postgres", &both))
-        .collect();
-    for one in settings
-        .contents()
-        .filter(|one| is_taken(one.kind, one.name))
-    {
+    let labels = clusters.flat_map(|name| of(name, "postgres", &both));
+    let mut labels: Vec<Label> = labels.collect();
+    let contents = settings.contents();
+    for one in contents.filter(|one| is_taken(one.kind, one.name)) {
         let kinds = if one.kind == "files" {
             &both[..]
         } else {
@@ -168,10 +158,8 @@ fn expected_in(
 
 /// The component of other content.
 pub(super) fn component<'a>(settings: &Settings, kind: &'a str, name: &str) -> &'a str {
-    let files = settings
-        .files
-        .iter()
-        .find(|f| kind == "files" && f.name == name);
+    let mut files = settings.files.iter();
+    let files = files.find(|f| kind == "files" && f.name == name);
     match files.map(|f| &f.source) {
         Some(Source::Git(_)) => "git",
         _ => kind,
@@ -263,10 +251,8 @@ mod tests {
     fn a_job_takes_backups_of_what_its_words_name() {
         let near = job("backup --repository far --cluster main");
         assert_eq!(value(&near, "--repository"), Some("far"));
-        assert_eq!(
-            value(&job("backup --repository=far"), "--repository"),
-            Some("far")
-        );
+        let joined = job("backup --repository=far");
+        assert_eq!(value(&joined, "--repository"), Some("far"));
         assert_eq!(value(&job("backup"), "--repository"), None);
         assert!(takes(&near, "postgres", "main") && !takes(&near, "postgres", "other"));
         assert!(takes(&job("backup --full"), "postgres", "other"));

@@ -78,9 +78,8 @@ impl Exposition {
             help,
             samples: Vec::new(),
         });
-        let shown = labels
-            .iter()
-            .map(|(name, value)| format!("{name}=\"{}\"", escaped(value)));
+        let labels = labels.iter();
+        let shown = labels.map(|(name, value)| format!("{name}=\"{}\"", escaped(value)));
         let shown = shown.collect::<Vec<_>>().join(",");
         let labels = match shown.is_empty() {
             true => String::new(),
@@ -96,20 +95,17 @@ impl Exposition {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "# HELP {name} {}", family.help);
             let _ = writeln!(text, "# TYPE {name} {}", family.kind.name());
-            family.samples.iter().for_each(|sample| {
-                text.push_str(sample);
-                text.push('\n');
-            });
+            for sample in &family.samples {
+                let _ = writeln!(text, "{sample}");
+            }
         }
         text
     }
 }
 
 fn escaped(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
+    let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+    value.replace('\n', "\\n")
 }
 
 #[cfg(test)]

@@ -43,7 +43,6 @@ use crate::store;
 use compat::Seen;
 use exposition::{Exposition, Family, families};
 use hosts::Barred;
-use repositories::Stores;
 
 families! {
     SIZE: Gauge "backup_size_bytes" "Stored size of the last committed backup.";
@@ -181,9 +180,9 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         hosts::foretell(&mut all, &pg_wal_free, tallies, now);
     }
     if let Some(info) = &info {
-        info.clusters
-            .iter()
-            .for_each(|one| of_cluster(&mut all, one, known));
+        for one in &info.clusters {
+            of_cluster(&mut all, one, known);
+        }
         for server in info.servers() {
             server::add(&mut all, server, tallies.as_ref());
         }
@@ -193,21 +192,17 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         for one in &info.clusters {
             stored::add(&mut all, one, (known, tallies.as_ref()));
         }
-        info.written
-            .iter()
-            .for_each(|one| of_written(&mut all, one));
+        for one in &info.written {
+            of_written(&mut all, one);
+        }
         of_scopes(&mut all, &info.scopes, &settings);
     }
     of_unknown(&mut all, &settings, info.as_ref());
     let sets = of_sets(&mut all, session, &settings);
     let walg = names.contains(&Compat::WalG);
     let with = (&settings, known, walg);
-    let Stores {
-        rooms,
-        clocks,
-        away,
-    } = repositories::add(&mut all, session, with, info.as_ref());
-    let (rooms, noted) = of_rooms(&mut all, (session, &settings), &rooms);
+    let stores = repositories::add(&mut all, session, with, info.as_ref());
+    let (rooms, noted) = of_rooms(&mut all, (session, &settings), &stores.rooms);
     audit::add(&mut all, known);
     of_configuration(&mut all, &settings);
     let seen = Seen {
@@ -225,8 +220,8 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         uncounted,
         rooms,
         noted,
-        clocks,
-        away,
+        clocks: stores.clocks,
+        away: stores.away,
         pg_wal_free,
         barred: hosts::barred(&settings),
         sets,
@@ -268,51 +263,29 @@ fn tallied(
     counters: &Counters,
 ) -> Option<Tallies> {
     let now = session.host.now();
-    let servers = info.into_iter().flat_map(Info::servers);
-    let archivers = servers.filter_map(|(name, server)| {
-        let archiver = server.archiver.as_ref()?;
-        Some((name, archiver.process.as_ref()?))
-    });
-    let archivers: Vec<_> = archivers.collect();
-    let servers = info.into_iter().flat_map(Info::servers);
-    let answering: Vec<&str> = servers.map(|(name, _)| name).collect();
-    let silent = info.into_iter().flat_map(Info::silent);
-    let silent: Vec<&str> = silent.map(|(name, _)| name).collect();
-    let servers = info.into_iter().flat_map(Info::servers);
-    let lags = servers.map(|(name, server)| (name, server.is_lagging()));
-    let lags: Vec<_> = lags.collect();
-    let receivers = info.into_iter().flat_map(Info::receivers);
-    let synchronous = receivers.filter_map(|(name, receiver)| {
-        let mut servers = info.into_iter().flat_map(Info::servers);
-        let (_, server) = servers.find(|(of, _)| *of == name)?;
-        Some((name, server.sync(receiver.slot())?.delays()))
-    });
-    let synchronous: Vec<_> = synchronous.collect();
-    let clusters = info.into_iter().flat_map(|info| &info.clusters);
-    let refused = clusters.filter_map(|one| {
-        let names = one.remains.as_ref()?.refused.as_deref()?;
-        Some((one.name.as_str(), one.repository_name.as_str(), names))
-    });
-    let refused: Vec<_> = refused.collect();
     let locked: Vec<_> = counters.locked(settings).collect();
+    let servers = || info.into_iter().flat_map(Info::servers);
     counters::tallied((session, settings), |tallies| {
-        for (cluster, process) in archivers {
-            tallies.see_archiver(cluster, process, now);
-        }
-        for cluster in answering {
+        for (cluster, server) in servers() {
+            if let Some(process) = server.archiver.as_ref().and_then(|a| a.process.as_ref()) {
+                tallies.see_archiver(cluster, process, now);
+            }
             tallies.silent.remove(cluster);
+            tallies.see_lag(cluster, server.is_lagging(), now);
         }
-        for cluster in silent {
+        for (cluster, _) in info.into_iter().flat_map(Info::silent) {
             tallies.see_silence(cluster, now);
         }
-        for (cluster, is_lagging) in lags {
-            tallies.see_lag(cluster, is_lagging, now);
+        for (cluster, receiver) in info.into_iter().flat_map(Info::receivers) {
+            let server = servers().find(|(of, _)| *of == cluster);
+            if let Some(sync) = server.and_then(|(_, server)| server.sync(receiver.slot())) {
+                tallies.see_synchronous(cluster, sync.delays());
+            }
         }
-        for (cluster, is_so) in synchronous {
-            tallies.see_synchronous(cluster, is_so);
-        }
-        for (cluster, repository, names) in refused {
-            tallies.see_refused((cluster, repository), names, now);
+        for one in info.into_iter().flat_map(|info| &info.clusters) {
+            if let Some(names) = one.remains.as_ref().and_then(|r| r.refused.as_deref()) {
+                tallies.see_refused((&one.name, &one.repository_name), names, now);
+            }
         }
         for (cluster, free) in pg_wal_free {
             tallies.see_pg_wal(cluster, *free, now);
@@ -331,10 +304,7 @@ fn of_configuration(all: &mut Exposition, settings: &Settings) {
     }
     for cluster in &settings.clusters {
         let hash = fingerprint::of(settings, cluster);
-        let labels = [
-            ("cluster", cluster.name.as_str()),
-            ("fingerprint", hash.as_str()),
-        ];
+        let labels = [("cluster", cluster.name.as_str()), ("fingerprint", &hash)];
         all.add(&FINGERPRINT, &labels, 1.0);
     }
 }
@@ -382,12 +352,9 @@ fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
     let labels = [cluster[0], ("repo", one.repository_name.as_str())];
     of_backups(all, one, &labels);
     let gaps = one.gaps.iter();
+    let missing = gaps.map(|g| g.to_lsn.0.saturating_sub(g.from_lsn.0)).sum();
     all.add(&GAPS, &labels, counted(one.gaps.len()));
-    all.add(
-        &GAP_BYTES,
-        &labels,
-        number(gaps.map(|g| g.to_lsn.0.saturating_sub(g.from_lsn.0)).sum()),
-    );
+    all.add(&GAP_BYTES, &labels, number(missing));
     // Only gaps behind the oldest backup are listed.
     all.add(&GAP_INSIDE, &labels, counted(one.gaps.len()));
     of_windows(all, one, &labels);
@@ -433,10 +400,9 @@ fn of_receiver(
     let labels = [cluster[0], ("slot", receiver.slot())];
     all.add(&CONNECTED, &labels, flag(receiver.is_connected()));
     for (name, value) in receiver.positions() {
-        let family = RECEIVER.iter().find(|(known, _, _)| *known == name);
-        family
-            .into_iter()
-            .for_each(|f| all.add_known(f, &labels, value.map(number)));
+        if let Some(family) = RECEIVER.iter().find(|(known, _, _)| *known == name) {
+            all.add_known(family, &labels, value.map(number));
+        }
     }
     let sync = server.and_then(|server| server.sync(receiver.slot()));
     all.add_known(&SYNC_STATE, &labels, sync.map(|sync| f64::from(sync as u8)));
@@ -460,11 +426,8 @@ fn of_backups(all: &mut Exposition, one: &ClusterInfo, labels: &[(&'static str, 
         all.add(&SIZE, &required, number(newest.stored_bytes));
         all.add(&TIMESTAMP, &required, seconds(newest.stop_time));
         let newest = good.map(|b| b.stop_time).max();
-        all.add_known(
-            &LAST_SUCCESS,
-            &[cluster, ("type", name), repo],
-            newest.map(seconds),
-        );
+        let with = [cluster, ("type", name), repo];
+        all.add_known(&LAST_SUCCESS, &with, newest.map(seconds));
     }
     let pinned = one.backups.iter().filter(|b| b.pinned).count();
     all.add(&PINS, labels, counted(pinned));
@@ -498,11 +461,8 @@ fn of_status(
         *level = (*level).max(problem.level);
     }
     for (check, level) in worst {
-        all.add(
-            &STATUS,
-            &[cluster[0], ("check", check)],
-            f64::from(level as u8),
-        );
+        let labels = [cluster[0], ("check", check)];
+        all.add(&STATUS, &labels, f64::from(level as u8));
     }
 }
 

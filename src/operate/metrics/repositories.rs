@@ -57,9 +57,8 @@ pub(super) fn add(
             stores.rooms.push((configured.name.clone(), room));
         }
         let clock = state.clock_offset_s;
-        stores
-            .clocks
-            .extend(clock.map(|offset| (configured.name.clone(), offset)));
+        let own = clock.map(|offset| (configured.name.clone(), offset));
+        stores.clocks.extend(own);
         all.add_known(&CLOCK, &labels, clock);
         all.add_known(&RECIPIENTS, &labels, state.recipients.map(counted));
     }
@@ -74,9 +73,8 @@ fn state(
     info: Option<&Info>,
 ) -> Option<RepositoryState> {
     let clusters = info.map(|i| i.clusters.as_slice()).unwrap_or_default();
-    let read = clusters
-        .iter()
-        .find(|c| c.repository_name == configured.name);
+    let mut read = clusters.iter();
+    let read = read.find(|c| c.repository_name == configured.name);
     if let Some(state) = read.and_then(|c| c.repository_state) {
         return Some(state);
     }

@@ -26,23 +26,16 @@ pub(super) fn add(
     for kind in [BackupKind::Full, BackupKind::Incremental] {
         let ours = one.inventory.backups.iter().filter(|b| b.kind == kind);
         let newest = ours.max_by_key(|b| b.stop_time);
-        all.add_known(
-            &PAGE_ERRORS,
-            &[labels[0], ("type", kind_name(kind)), labels[1]],
-            newest.map(|b| number(b.page_errors)),
-        );
+        let with = [labels[0], ("type", kind_name(kind)), labels[1]];
+        all.add_known(&PAGE_ERRORS, &with, newest.map(|b| number(b.page_errors)));
     }
     if let Some(remains) = &one.remains {
         for kind in [BackupKind::Full, BackupKind::Incremental] {
             let name = kind_name(kind);
             let ours = remains.incomplete.iter();
             let ours = ours.filter(|id| id.to_string().ends_with(name));
-            let with = [
-                labels[0],
-                ("type", name),
-                labels[1],
-                ("state", "incomplete"),
-            ];
+            let state = ("state", "incomplete");
+            let with = [labels[0], ("type", name), labels[1], state];
             all.add(&BACKUPS, &with, counted(ours.count()));
         }
     }
@@ -58,8 +51,7 @@ pub(super) fn add(
     let marked = marked.filter(|b| b.expire_mark.is_some());
     let pending = marked.map(|b| b.stored_bytes).sum();
     all.add(&PENDING, &labels, number(pending));
-    let locked = counters
-        .measured
-        .get(&counters::locked(cluster, repository));
+    let locked = counters::locked(cluster, repository);
+    let locked = counters.measured.get(&locked);
     all.add_known(&LOCKED, &labels, locked.map(|bytes| number(*bytes)));
 }

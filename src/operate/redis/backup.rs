@@ -9,7 +9,7 @@ use super::{configured, connect, identity, sentinels, server};
 use crate::backup::content::{self, Options};
 use crate::config::{self, Redis, Settings};
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::operate::counters;
 use crate::operate::session::Session;
 use crate::redis::info::REPLICA;
@@ -110,14 +110,10 @@ pub fn of_cluster(session: &Session, asked: &Asked<'_>) -> Result<Vec<OfShard>> 
             ..*asked
         };
         let seen = learned.seen.iter().find(|(of, _)| of == name);
-        let silent = || {
-            Err(err!(
-                Unreachable,
-                "the owner of its slots did not name them"
-            ))
-        };
+        let silent = || err!(Unreachable, "the owner of its slots did not name them");
         let done = seen
-            .map_or_else(silent, |seen| record(session, (&live, first), seen))
+            .ok_or_else(silent)
+            .and_then(|seen| record(session, (&live, first), seen))
             .and_then(|()| counted(session, &settings, (&redis, Some(&live)), own));
         match done {
             Ok(done) => taken.push((name.to_owned(), done)),
@@ -125,14 +121,9 @@ pub fn of_cluster(session: &Session, asked: &Asked<'_>) -> Result<Vec<OfShard>> 
             Err(e) => failure = failure.or(Some(of_shard(name, e))),
         }
     }
-    match failure {
-        None => Ok(taken),
-        Some(e) => {
-            let (done, hint) = (taken.len(), e.hint_text().unwrap_or_default());
-            let hint = format!("{hint}\nThe backups of {done} other shards exist.");
-            Err(e.hint(hint.trim().to_owned()))
-        }
-    }
+    let done = taken.len();
+    let told = |e: Error| e.hint_last(&format!("The backups of {done} other shards exist."));
+    failure.map_or(Ok(taken), |e| Err(told(e)))
 }
 
 /// A shard, and its slots.

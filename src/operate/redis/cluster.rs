@@ -64,6 +64,7 @@ pub(super) struct Live<'s> {
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
     /// Its id; none before a shard has a name.
     cluster: Option<String>,
@@ -135,19 +136,7 @@ impl<'s> Live<'s> {
         for one in &mut known {
             one.lingers = !one.map.owned.is_empty();
         }
-        let mut state = State {
-            cluster: None,
-            known: Vec::new(),
-            seen_before: BTreeMap::new(),
-            unrecorded: Vec::new(),
-            shards: Vec::new(),
-            places: Vec::new(),
-            unread: None,
-            read: None,
-            wants_names: false,
-            kept: None,
-            lacked: BTreeMap::new(),
-        };
+        let mut state = State::default();
         state.merge(known);
         let live = Live {
             session,
@@ -204,11 +193,9 @@ impl<'s> Live<'s> {
         }
         let (mut unread, mut unrecorded) = (None, Vec::new());
         for configured in self.repositories {
-            let stored = self
-                .session
-                .open(configured)
-                .and_then(|repository| shards::stored(&repository, &self.section.name));
-            match stored {
+            let opened = self.session.open(configured);
+            let name = &self.section.name;
+            match opened.and_then(|repository| shards::stored(&repository, name)) {
                 Ok(stored) => {
                     self.state(|state| state.merge(stored.known));
                     unrecorded.extend(stored.unrecorded);
@@ -351,11 +338,8 @@ impl<'s> Live<'s> {
             let names = nodes::names(&heard, &state.known).into_iter();
             let names: Vec<Option<String>> = names.map(|name| name.map(str::to_owned)).collect();
             let own = |known: &&Known| names.iter().flatten().any(|name| *name == known.name);
-            let newest = state
-                .known
-                .iter()
-                .filter(own)
-                .max_by_key(|known| known.time);
+            let newest = state.known.iter().filter(own);
+            let newest = newest.max_by_key(|known| known.time);
             let newest = newest.map(|known| known.map.cluster.clone());
             let cluster = newest.or_else(|| state.cluster.clone());
             let cluster = cluster.unwrap_or_else(drawn);
@@ -363,17 +347,13 @@ impl<'s> Live<'s> {
             for (owner, name) in owners.iter().zip(names) {
                 let node = &owner.map.node;
                 let account = account_of(node);
-                let name = match name {
-                    Some(name) => Ok(name),
-                    None => {
-                        let others = owners.iter().filter(|other| other.map.node != *node);
-                        let others = others.map(|other| other.map.owned.as_slice());
-                        let is_asked = account.is_some();
-                        require_sole(&owner.map, others)
-                            .and_then(|()| new_name(state, &self.section.name, node, is_asked))
-                    }
+                let drawn = || {
+                    let others = owners.iter().filter(|other| other.map.node != *node);
+                    let others = others.map(|other| other.map.owned.as_slice());
+                    require_sole(&owner.map, others)?;
+                    new_name(state, &self.section.name, node, account.is_some())
                 };
-                let name = match name {
+                let name = match name.map_or_else(drawn, Ok) {
                     Ok(name) => name,
                     Err(e) => {
                         nameless = Some(e);
@@ -450,9 +430,8 @@ impl<'s> Live<'s> {
                     state.lacked.remove(&known.name);
                     continue;
                 }
-                let own = accounts
-                    .iter()
-                    .find(|account| account.id() == known.map.node);
+                let mut own = accounts.iter();
+                let own = own.find(|account| account.id() == known.map.node);
                 let rounds = state.lacked.entry(known.name.clone()).or_default();
                 *rounds = if all_agree { *rounds + 1 } else { 0 };
                 if own.is_some_and(agrees) || *rounds >= ROUNDS_MIN {
@@ -517,12 +496,10 @@ impl<'s> Live<'s> {
                 )
                 .hint("CLUSTER NODES on a node says who owns which slots.")
             })?;
-        let mut asking = Asking {
-            source: connect_to(self.section, &place, tick)?,
-        };
-        let account = asking.ask(self.session.host.now(), tick)?;
+        let mut source = connect_to(self.section, &place, tick)?;
+        let account = ask(&mut source, self.session.host.now(), tick)?;
         match account.owns(&node) {
-            true => Ok(asking.source),
+            true => Ok(source),
             false => Err(err!(
                 Unreachable,
                 "{place} owns the slots of shard {shard} no more"
@@ -604,7 +581,7 @@ fn new_name(state: &mut State, cluster: &str, node: &str, is_asked: bool) -> Res
 /// Connections to nodes, for questions.
 pub(super) struct Nodes<'l> {
     live: &'l Live<'l>,
-    kept: BTreeMap<String, Asking>,
+    kept: BTreeMap<String, Source>,
     failed: BTreeMap<String, Instant>,
 }
 
@@ -650,11 +627,8 @@ impl<'l> Nodes<'l> {
         }
         let mut accounts = asked.0;
         let first = accounts.first().map(|first| first.id().to_owned());
-        accounts.retain(|account| {
-            first
-                .as_deref()
-                .is_some_and(|id| nodes::has(&account.nodes, id))
-        });
+        let first = first.as_deref();
+        accounts.retain(|account| first.is_some_and(|id| nodes::has(&account.nodes, id)));
         Ok(accounts)
     }
 
@@ -693,75 +667,60 @@ impl<'l> Nodes<'l> {
         let key = place.to_string();
         let now = || live.session.host.now();
         let kept = self.kept.remove(&key);
-        let again = kept.and_then(|mut kept| Some((kept.ask(now(), tick).ok()?, kept)));
-        let (account, asking) = match again {
+        let again = kept.and_then(|mut kept| Some((ask(&mut kept, now(), tick).ok()?, kept)));
+        let (account, source) = match again {
             Some(again) => again,
             None => {
-                let mut asking = Asking::open(live.section, place, tick)?;
-                (asking.ask(now(), tick)?, asking)
+                let section = Redis {
+                    stall_timeout: live.section.stall_timeout.min(PATIENCE),
+                    ..live.section.clone()
+                };
+                let mut source = connect_to(&section, place, tick)?;
+                (ask(&mut source, now(), tick)?, source)
             }
         };
-        self.kept.insert(key, asking);
+        self.kept.insert(key, source);
         live.check(&account)?;
         Ok(account)
     }
 }
 
-/// A connection to one node.
-struct Asking {
-    source: Source,
-}
-
-impl Asking {
-    fn open(section: &Redis, place: &RedisAddress, tick: Tick<'_>) -> Result<Asking> {
-        let section = Redis {
-            stall_timeout: section.stall_timeout.min(PATIENCE),
-            ..section.clone()
+/// Asks for the nodes, for its histories, and for slots that it moves by itself. `time` is now.
+fn ask(source: &mut Source, time: TimestampTz, tick: Tick<'_>) -> Result<Account> {
+    let answer = source.connection.ask(&[b"CLUSTER", b"NODES"], tick)?;
+    let Reply::Bulk(Some(text)) = answer else {
+        return Err(resp::no_sense(b"no bulk string"));
+    };
+    let nodes = nodes::parse(&String::from_utf8_lossy(&text))?;
+    let info = source.ask("replication", tick)?;
+    let fields = ["master_replid", "master_replid2"].into_iter();
+    let replids = fields.filter_map(|name| info.field(name));
+    // One that has no second history says zeros.
+    let replids = replids.filter(|id| !id.bytes().all(|b| b == b'0'));
+    let replids: Vec<String> = replids.map(str::to_owned).collect();
+    let mut own = nodes::own(&nodes);
+    if let Some(own) = &mut own {
+        own.since = time;
+        own.replid = info.field("master_replid").unwrap_or_default().to_owned();
+        own.offset = info.number("master_repl_offset");
+        let (flavor, release) = (source.version.flavor, source.version.release);
+        own.atomic_seen = match flavor {
+            Flavor::Redis => release < ATOMIC_REDIS,
+            Flavor::Valkey if release < ATOMIC_VALKEY => true,
+            Flavor::Valkey => {
+                let words: [&[u8]; 2] = [b"CLUSTER", b"GETSLOTMIGRATIONS"];
+                nodes::add_migrations(own, &source.connection.ask(&words, tick)?)?;
+                true
+            }
         };
-        let source = connect_to(&section, place, tick)?;
-        Ok(Asking { source })
     }
-
-    /// Asks for the nodes, for its histories, and for slots that it moves by itself. `time` is now.
-    fn ask(&mut self, time: TimestampTz, tick: Tick<'_>) -> Result<Account> {
-        let source = &mut self.source;
-        let answer = source.connection.ask(&[b"CLUSTER", b"NODES"], tick)?;
-        let Reply::Bulk(Some(text)) = answer else {
-            return Err(resp::no_sense(b"no bulk string"));
-        };
-        let nodes = nodes::parse(&String::from_utf8_lossy(&text))?;
-        let info = source.ask("replication", tick)?;
-        let fields = ["master_replid", "master_replid2"].into_iter();
-        let replids = fields.filter_map(|name| info.field(name));
-        // One that has no second history says zeros.
-        let replids = replids.filter(|id| !id.bytes().all(|b| b == b'0'));
-        let replids: Vec<String> = replids.map(str::to_owned).collect();
-        let mut own = nodes::own(&nodes);
-        if let Some(own) = &mut own {
-            own.since = time;
-            own.replid = info.field("master_replid").unwrap_or_default().to_owned();
-            own.offset = info
-                .field("master_repl_offset")
-                .and_then(|n| n.parse().ok());
-            let (flavor, release) = (source.version.flavor, source.version.release);
-            own.atomic_seen = match flavor {
-                Flavor::Redis => release < ATOMIC_REDIS,
-                Flavor::Valkey if release < ATOMIC_VALKEY => true,
-                Flavor::Valkey => {
-                    let words: [&[u8]; 2] = [b"CLUSTER", b"GETSLOTMIGRATIONS"];
-                    nodes::add_migrations(own, &source.connection.ask(&words, tick)?)?;
-                    true
-                }
-            };
-        }
-        Ok(Account {
-            asked: source.connection.address().clone(),
-            time,
-            nodes,
-            replids,
-            own,
-        })
-    }
+    Ok(Account {
+        asked: source.connection.address().clone(),
+        time,
+        nodes,
+        replids,
+        own,
+    })
 }
 
 /// Says which shard failed.

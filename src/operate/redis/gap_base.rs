@@ -100,12 +100,7 @@ fn take_owed(receiver: &Receiver<'_>, check: Check<'_>) {
 
 /// Takes the base, unless one that serves is stored. Returns whether nothing is owed any more.
 fn take(receiver: &Receiver<'_>, owed: &Base, of_master: bool, check: Check<'_>) -> Result<bool> {
-    let Receiver {
-        session,
-        settings,
-        peer,
-        ..
-    } = *receiver;
+    let (session, peer) = (receiver.session, receiver.peer);
     if is_stored(receiver, owed, check)? {
         settle(receiver, owed);
         return Ok(true);
@@ -117,7 +112,7 @@ fn take(receiver: &Receiver<'_>, owed: &Base, of_master: bool, check: Check<'_>)
         of_master,
     };
     let server = (peer.redis, peer.live);
-    let taken = backup::counted(session, settings, server, asked)?;
+    let taken = backup::counted(session, receiver.settings, server, asked)?;
     // One without a position is of the time behind the gap: it was begun there, and of the master.
     let is_met = match taken.member.position() {
         Some(position) => receiver.owed.is_met_by(position),
@@ -200,14 +195,9 @@ fn leads_to(
 }
 
 fn stored(receiver: &Receiver<'_>) -> Result<(Repository, Vec<ScopeBackup>)> {
-    let Receiver {
-        session,
-        settings,
-        scope,
-        ..
-    } = *receiver;
-    let repository = session.open(settings.first_repository()?)?;
-    let info = scopes::look_at(&repository, scope, session.host.now())?;
+    let session = receiver.session;
+    let repository = session.open(receiver.settings.first_repository()?)?;
+    let info = scopes::look_at(&repository, receiver.scope, session.host.now())?;
     Ok((repository, info.backups))
 }
 

@@ -9,6 +9,7 @@
 //! Redis: src/replication.c (replicaofCommand, readSyncBulkPayload), src/rdb.c (rdbLoadRioWithLoadingCtx ends the server for a database that it has not).
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::scratch::{Folder, Scratch};
@@ -60,6 +61,21 @@ pub struct Asked<'a> {
     pub is_dry_run: bool,
 }
 
+impl<'a> Asked<'a> {
+    /// The restore of the data set into a folder, at first as a plan.
+    pub(super) fn wanted(&self, to: &'a Path) -> restore::Asked<'a> {
+        restore::Asked {
+            name: self.name,
+            to,
+            backup: self.backup,
+            target: self.target.clone(),
+            as_replica: false,
+            server_version: None,
+            is_dry_run: true,
+        }
+    }
+}
+
 /// A server whose keys were replaced, or would be.
 pub struct Replaced {
     /// The plan of the data set.
@@ -97,15 +113,7 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Replaced> {
     }
     let folder = Folder::new(&session.host)?;
     let data = folder.data();
-    let mut wanted = restore::Asked {
-        name: asked.name,
-        to: &data,
-        backup: asked.backup,
-        target: asked.target.clone(),
-        as_replica: false,
-        server_version: None,
-        is_dry_run: true,
-    };
+    let mut wanted = asked.wanted(&data);
     let (planned, version) = plan(session, &wanted, &running.version)?;
     let keys_before = count(&running.info);
     let mut replaced = Replaced {
@@ -189,16 +197,7 @@ pub(super) fn plan(
 /// Requires a server that can become the replica of another one.
 fn check(running: &mut Source, redis: &Redis) -> Result<()> {
     let mut never = || Ok(());
-    running.check_ready()?;
-    if running.role() != "master" {
-        let master = running.info.field("master_host").unwrap_or("?");
-        return Err(err!(
-            Refused,
-            "the server is a replica of {}",
-            master.escape_debug()
-        )
-        .hint("Name the master: its replicas follow it."));
-    }
+    require_master(running)?;
     if running.is_shard() {
         return Err(err!(
             Refused,
@@ -223,6 +222,21 @@ fn check(running: &mut Source, redis: &Redis) -> Result<()> {
         .hint("Restore with --to, and have the server load the directory."));
     }
     Ok(())
+}
+
+/// Requires a server that is ready, and no replica.
+pub(super) fn require_master(running: &Source) -> Result<()> {
+    running.check_ready()?;
+    if running.role() == "master" {
+        return Ok(());
+    }
+    let master = running.info.field("master_host").unwrap_or("?");
+    Err(err!(
+        Refused,
+        "the server is a replica of {}",
+        master.escape_debug()
+    )
+    .hint("Name the master: its replicas follow it."))
 }
 
 /// Requires that the running server can hold what the scratch server has: some of it would make the server end.
@@ -437,8 +451,8 @@ impl Work<'_> {
     /// Compares what both have: keys with a time to live may end meanwhile.
     fn compare(&self, running: &mut Source, scratch: &mut Scratch) -> Result<()> {
         let mut tick = || self.session.host.check_stop();
-        let ours = lasting(&scratch.ask("keyspace", &mut tick)?);
-        let theirs = lasting(&running.ask("keyspace", &mut tick)?);
+        let ours = scratch.ask("keyspace", &mut tick)?.lasting_keys();
+        let theirs = running.ask("keyspace", &mut tick)?.lasting_keys();
         match ours == theirs {
             true => Ok(()),
             false => Err(err!(
@@ -535,28 +549,16 @@ fn is_in_step(replica: &Info, master: &Info) -> bool {
 }
 
 pub(super) fn number(info: &Info, name: &str) -> u64 {
-    info.field(name).and_then(|n| n.parse().ok()).unwrap_or(0)
+    info.number(name).unwrap_or(0)
 }
 
 fn count(info: &Info) -> u64 {
     info.keyspace().iter().map(|db| db.keys).sum()
 }
 
-fn lasting(info: &Info) -> u64 {
-    let databases = info.keyspace();
-    databases
-        .iter()
-        .map(|db| db.keys.saturating_sub(db.expires))
-        .sum()
-}
-
 /// Adds to an error that the running server is as it was.
 pub(super) fn unchanged(error: Error) -> Error {
-    let hint = match error.hint_text() {
-        Some(hint) => format!("{UNCHANGED}\n{hint}"),
-        None => UNCHANGED.to_owned(),
-    };
-    error.hint(hint)
+    error.hint_first(UNCHANGED)
 }
 
 /// Adds to an error that the server was made its own master again, and what it has.
@@ -572,8 +574,5 @@ fn undone(error: Error, info: &Info, redis: &Redis, replaced: &Replaced) -> Erro
             redis.name
         );
     }
-    if let Some(more) = error.hint_text() {
-        hint += &format!("\n{more}");
-    }
-    error.hint(hint)
+    error.hint_first(&hint)
 }

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::into::{self, number, plan, safety, unchanged};
+use super::into::{self, number, plan, require_master, safety, unchanged};
 use super::scratch::{Folder, Scratch};
 use super::{connect, restore, server};
 use crate::config::Redis;
@@ -103,15 +103,7 @@ pub fn run(session: &Session, asked: &into::Asked<'_>, picked: &Picked) -> Resul
     check(&running).map_err(unchanged)?;
     let folder = Folder::new(&session.host)?;
     let data = folder.data();
-    let mut wanted = restore::Asked {
-        name: asked.name,
-        to: &data,
-        backup: asked.backup,
-        target: asked.target.clone(),
-        as_replica: false,
-        server_version: None,
-        is_dry_run: true,
-    };
+    let mut wanted = asked.wanted(&data);
     let (_, version) = plan(session, &wanted, &running.version)?;
     wanted.is_dry_run = false;
     let restored = restore::run(session, &wanted).map_err(unchanged)?;
@@ -156,16 +148,7 @@ pub fn run(session: &Session, asked: &into::Asked<'_>, picked: &Picked) -> Resul
 
 /// Requires a server that takes keys.
 fn check(running: &Source) -> Result<()> {
-    running.check_ready()?;
-    if running.role() != "master" {
-        let master = running.info.field("master_host").unwrap_or("?");
-        return Err(err!(
-            Refused,
-            "the server is a replica of {}",
-            master.escape_debug()
-        )
-        .hint("Name the master: its replicas follow it."));
-    }
+    require_master(running)?;
     if running.version.flavor == Flavor::Redis && running.version.release < FIRST_WITH_ABSTTL {
         return Err(err!(
             Unsupported,
@@ -200,14 +183,13 @@ struct Pair<'p> {
 impl Pair<'_> {
     /// Selects the database in both.
     fn enter(&mut self, db: u32, tick: Tick<'_>) -> Result<()> {
+        let db = db.to_string();
         for source in [&mut *self.then, &mut *self.now] {
             source.connection.take_values();
             // The first one is selected already, and a user may lack the right to select.
-            if db != 0 {
-                let number = db.to_string();
-                source
-                    .connection
-                    .ask(&[b"SELECT", number.as_bytes()], tick)?;
+            if db != "0" {
+                let words: [&[u8]; 2] = [b"SELECT", db.as_bytes()];
+                source.connection.ask(&words, tick)?;
             }
         }
         Ok(())
@@ -268,11 +250,11 @@ fn scan(source: &mut Source, pattern: &[u8], tick: Tick<'_>) -> Result<BTreeSet<
     let mut cursor = b"0".to_vec();
     loop {
         let words: [&[u8]; 6] = [b"SCAN", &cursor, b"MATCH", pattern, b"COUNT", STEP];
-        let Reply::Array(pair) = source.connection.ask(&words, tick)? else {
-            return Err(odd("SCAN"));
+        let pair = match source.connection.ask(&words, tick)? {
+            Reply::Array(pair) => <[Reply; 2]>::try_from(pair).ok(),
+            _ => None,
         };
-        let Ok([Reply::Bulk(Some(next)), Reply::Array(found)]) = <[Reply; 2]>::try_from(pair)
-        else {
+        let Some([Reply::Bulk(Some(next)), Reply::Array(found)]) = pair else {
             return Err(odd("SCAN"));
         };
         keys.extend(found.into_iter().filter_map(|key| match key {
@@ -316,14 +298,11 @@ fn now_ms(source: &mut Source, tick: Tick<'_>) -> Result<u64> {
     let Reply::Array(parts) = reply else {
         return Err(odd("TIME"));
     };
-    let parts: Vec<u64> = parts
-        .iter()
-        .filter_map(|part| match part {
-            Reply::Bulk(Some(digits)) => std::str::from_utf8(digits).ok()?.parse().ok(),
-            _ => None,
-        })
-        .collect();
-    match parts.as_slice() {
+    let parts = parts.iter().filter_map(|part| match part {
+        Reply::Bulk(Some(digits)) => std::str::from_utf8(digits).ok()?.parse().ok(),
+        _ => None,
+    });
+    match parts.collect::<Vec<u64>>().as_slice() {
         [seconds, micros] => Ok(seconds.saturating_mul(1000).saturating_add(micros / 1000)),
         _ => Err(odd("TIME")),
     }
@@ -418,10 +397,7 @@ fn halfway(
             redis.name
         );
     }
-    if let Some(more) = error.hint_text() {
-        hint += &format!("\n{more}");
-    }
     error
         .context(format!("copy key \"{}\"", task.key.escape_ascii()))
-        .hint(hint)
+        .hint_first(&hint)
 }

@@ -215,9 +215,8 @@ fn unreadable(kind: &str, path: &Path, error: std::io::Error) -> Error {
         _ => "Look at the file, or correct its path in the configuration.",
     };
     let failed = err!(Config, "could not read {kind} \"{}\"", path.display());
-    failed
-        .source(error)
-        .hint(format!("Nothing was done.\n{next}"))
+    let failed = failed.source(error);
+    failed.hint(format!("Nothing was done.\n{next}"))
 }
 
 /// A backup that does not lead to the target is followed by an older one, so often.

@@ -66,11 +66,8 @@ impl Job {
             match self.state(&info, has_run) {
                 State::Done => return Ok(()),
                 State::Failed => {
-                    return Err(err!(
-                        Server,
-                        "the server failed to write it: {}:err",
-                        self.status
-                    ));
+                    let status = self.status;
+                    return Err(err!(Server, "the server failed to write it: {status}:err"));
                 }
                 State::Running => has_run = true,
                 State::Waiting => {}

@@ -135,10 +135,8 @@ pub(super) fn until_stopped(
         owed: &owed,
     };
     let received = gap_base::beside(&receiver, check, || receive(&receiver, &mut sink, check));
-    let position = sink
-        .held
-        .as_ref()
-        .map(|held| (held.replid.clone(), held.reader.position()));
+    let held = sink.held.as_ref();
+    let position = held.map(|held| (held.replid.clone(), held.reader.position()));
     drop(sink);
     let failure = journal.failure();
     let is_shipped = shipper.finish(FINISH_MAX);
@@ -207,12 +205,8 @@ fn ship_former(
             Err(e) if e.code() == Code::Locked => continue,
             journal => journal?,
         };
-        let shipper = ship(
-            session,
-            (peer, settings),
-            (&journal, &Rewind::default()),
-            scope,
-        )?;
+        let of = (&journal, &Rewind::default());
+        let shipper = ship(session, (peer, settings), of, scope)?;
         let is_shipped = shipper.finish(FINISH_MAX);
         journal.close()?;
         let shown = path.display();
@@ -224,11 +218,8 @@ fn ship_former(
         let folder =
             folder.map_err(|e| Error::from_io(format!("open the folder of \"{shown}\""), e))?;
         let to = format!("{own}.shipped-{:08x}", session.host.random() >> 32);
-        let (from, to) = (
-            (folder.as_fd(), own.as_bytes()),
-            (folder.as_fd(), to.as_bytes()),
-        );
-        durable::move_to_free(from, to)
+        let at = folder.as_fd();
+        durable::move_to_free((at, own.as_bytes()), (at, to.as_bytes()))
             .map_err(|e| Error::from_io(format!("rename \"{shown}\""), e.into()))?;
         session.note(&peer.told(&format!(
             "the repositories hold what journal \"{shown}\" of another identity had: it was renamed, and may be deleted"
@@ -239,12 +230,8 @@ fn ship_former(
 
 /// The numbers of the other journals of this name that hold anything.
 fn former(options: &journal::Options) -> Result<Vec<u64>> {
-    let failed = |e| {
-        Error::from_io(
-            format!("read directory \"{}\"", options.directory.display()),
-            e,
-        )
-    };
+    let doing = || format!("read directory \"{}\"", options.directory.display());
+    let failed = |e| Error::from_io(doing(), e);
     let entries = match std::fs::read_dir(&options.directory) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed)?,
@@ -442,15 +429,8 @@ fn receive(receiver: &Receiver<'_>, sink: &mut Sink<'_>, check: Check<'_>) -> Re
                 said.clear();
                 has_received = true;
             };
-            let to = (&mut *sink, host);
-            receive::run(
-                source,
-                redis.acknowledge,
-                to,
-                &mut told,
-                &mut succeeded,
-                &mut tick,
-            )
+            let (to, way) = ((&mut *sink, host), redis.acknowledge);
+            receive::run(source, way, to, &mut told, &mut succeeded, &mut tick)
         });
         let Err(error) = attempt else {
             return Ok(());
@@ -535,14 +515,9 @@ fn other(process: Option<&Process>) -> String {
 /// # Errors
 /// That of the first repository, where none answers.
 fn stored(receiver: &Receiver<'_>, source: &Source) -> Result<Option<State>> {
-    let Receiver {
-        session,
-        settings,
-        scope,
-        ..
-    } = *receiver;
+    let (session, scope) = (receiver.session, receiver.scope);
     let (mut opened, mut failure) = (Vec::new(), None);
-    for configured in &settings.repositories {
+    for configured in &receiver.settings.repositories {
         match session.open(configured) {
             Ok(repository) => opened.push((configured.name.as_str(), repository)),
             Err(e) => passed_over(session, &configured.name, e, &mut failure),
@@ -570,9 +545,8 @@ fn stored(receiver: &Receiver<'_>, source: &Source) -> Result<Option<State>> {
         let end = end_of(repository, scope, &replid, source)?;
         Ok(end.map(|state| (arrived_us, state)))
     })?;
-    let last = ends
-        .into_iter()
-        .max_by_key(|(arrived_us, state)| (*arrived_us, state.reader.position()));
+    let ends = ends.into_iter();
+    let last = ends.max_by_key(|(arrived_us, state)| (*arrived_us, state.reader.position()));
     Ok(last.map(|(_, state)| state))
 }
 
@@ -584,8 +558,7 @@ fn chosen(mut ends: Vec<State>, source: &Source) -> Option<State> {
         let action = position::action(Some(state), &source.info);
         matches!(action, Action::GoOn | Action::Leave { .. })
     };
-    let at = ends.iter().position(goes_on);
-    match at {
+    match ends.iter().position(goes_on) {
         Some(at) => Some(ends.swap_remove(at)),
         None => ends.pop(),
     }

@@ -224,10 +224,8 @@ impl<'e, 't> Receivers<'e, 't> {
                 ));
             }
         }
-        let done = self
-            .running
-            .iter()
-            .filter(|(_, one)| one.thread.is_finished());
+        let done = self.running.iter();
+        let done = done.filter(|(_, one)| one.thread.is_finished());
         let done: Vec<String> = done.map(|(name, _)| name.clone()).collect();
         let now = Instant::now();
         for name in done {
@@ -249,14 +247,11 @@ impl<'e, 't> Receivers<'e, 't> {
                 Err(_) => None,
             };
             if let Err(e) = &result {
-                session.warn(&match again {
-                    Some(_) => format!(
-                        "shard {name}: {}; its receiver is started again in {} s",
-                        shown(e),
-                        AGAIN.as_secs()
-                    ),
-                    None => format!("shard {name}: {}; {DOWN}", shown(e)),
-                });
+                let next = match again {
+                    Some(_) => format!("its receiver is started again in {} s", AGAIN.as_secs()),
+                    None => DOWN.to_owned(),
+                };
+                session.warn(&format!("shard {name}: {}; {next}", shown(e)));
             }
             self.over.insert(name, Over { result, again });
         }
@@ -309,8 +304,7 @@ fn begin<T>(session: &Session, work: impl Fn(Tick<'_>) -> Result<T>) -> Result<O
         }
         let text = error.to_string();
         if said != text {
-            host.progress
-                .warn(&format!("{text}; the receiver tries again"));
+            session.warn(&format!("{text}; the receiver tries again"));
             said = text;
         }
         pause(&|| host.check_stop(), backoff.next(host.random()));
@@ -363,13 +357,11 @@ impl<'w> Watch<'w> {
 /// # Errors
 /// That one.
 pub fn all(ended: Vec<OfShard>) -> Result<Vec<(String, Ended)>> {
-    let ended = ended.into_iter();
-    ended
-        .map(|(name, ended)| match ended {
-            Ok(ended) => Ok((name, ended)),
-            Err(e) => Err(of_shard(&name, e)),
-        })
-        .collect()
+    let ended = ended.into_iter().map(|(name, ended)| match ended {
+        Ok(ended) => Ok((name, ended)),
+        Err(e) => Err(of_shard(&name, e)),
+    });
+    ended.collect()
 }
 
 #[cfg(test)]
@@ -386,11 +378,8 @@ mod tests {
             (Code::Damaged, false),
             (Code::Config, false),
         ] {
-            assert_eq!(
-                is_mended_by_time(&Error::new(code, "x")),
-                is_mended,
-                "{code:?}"
-            );
+            let error = Error::new(code, "x");
+            assert_eq!(is_mended_by_time(&error), is_mended, "{code:?}");
         }
     }
 }

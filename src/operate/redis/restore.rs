@@ -92,21 +92,15 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Restored> {
         as_replica: asked.as_replica,
     };
     let checker = checker(&plan, &source, installed.as_ref());
-    let checked = match asked.is_dry_run {
-        true => checker.map(|_| ()),
-        false => {
-            write(session, &stored, &plan, route.as_ref())?;
-            match checker {
-                Ok(program) => {
-                    session.host.progress.phase("check the files", None);
-                    let mut tick = || session.host.check_stop();
-                    program::check_aof(&program, &plan.checked_file(), &mut tick)?;
-                    Ok(())
-                }
-                Err(why) => Err(why),
-            }
+    if !asked.is_dry_run {
+        write(session, &stored, &plan, route.as_ref())?;
+        if let Ok(program) = &checker {
+            session.host.progress.phase("check the files", None);
+            let mut tick = || session.host.check_stop();
+            program::check_aof(program, &plan.checked_file(), &mut tick)?;
         }
-    };
+    }
+    let checked = checker.map(|_| ());
     let server = format!("{}-server", plan.target.flavor.name());
     Ok(Restored {
         files: plan.files(),

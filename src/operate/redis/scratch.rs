@@ -88,9 +88,8 @@ impl Scratch {
         let password = Secret::new(words.iter().map(|word| format!("{word:016x}")).collect());
         // Whoever takes the port between these two lines makes the start fail.
         let free = TcpListener::bind((ip, 0)).and_then(|listener| listener.local_addr());
-        let port = free
-            .map_err(|e| Error::from_io(format!("listen at {ip}"), e))?
-            .port();
+        let free = free.map_err(|e| Error::from_io(format!("listen at {ip}"), e))?;
+        let port = free.port();
         let path = folder.0.path().join(SETTINGS);
         let text = settings(folder.0.path(), (ip, port), &password);
         durable::write_new(&path, text.as_bytes(), host.random())
@@ -206,11 +205,8 @@ pub(in crate::operate) fn last_words(log: &Path) -> String {
     let log = behalf::read(log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = log.lines().rev().take(SHOWN_LINES).collect();
-    let lines: Vec<String> = lines
-        .iter()
-        .rev()
-        .map(|l| l.escape_debug().to_string())
-        .collect();
+    let lines = lines.iter().rev().map(|l| l.escape_debug().to_string());
+    let lines: Vec<String> = lines.collect();
     match lines.is_empty() {
         true => String::new(),
         false => format!(": {}", lines.join(" / ")),

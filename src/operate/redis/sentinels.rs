@@ -104,26 +104,19 @@ fn of_sentinel(error: Error) -> Error {
     if error.code() == Code::Interrupted {
         return error;
     }
-    let hint = error.hint_text().unwrap_or_default();
-    let hint = format!("{hint}\nFor Sentinels these keys begin with sentinel.")
-        .trim()
-        .to_owned();
-    error.hint(hint)
+    error.hint_last("For Sentinels these keys begin with sentinel.")
 }
 
 /// The error of a search that nobody led to its end: what each said.
 pub(super) fn none_leads(search: &str, failures: &[(RedisAddress, Error)]) -> Error {
-    let said = failures
-        .iter()
-        .map(|(address, e)| format!("{address}: {e}"));
+    let said = failures.iter().map(|(at, e)| format!("{at}: {e}"));
     let said: Vec<String> = said.collect();
     let first = failures.first().map(|(_, e)| e);
     let code = first.map_or(Code::Unreachable, Error::code);
     let is_one = failures.iter().all(|(_, e)| e.code() == code);
     let code = if is_one { code } else { Code::Unreachable };
-    let hint = first.and_then(Error::hint_text).map(str::to_owned);
+    let hint = first.and_then(Error::hint_text);
+    let hint = hint.unwrap_or("Run the command again: a failover may be under way.");
     let error = Error::new(code, format!("{search}: {}", said.join("; ")));
-    error.hint(
-        hint.unwrap_or_else(|| "Run the command again: a failover may be under way.".to_owned()),
-    )
+    error.hint(hint.to_owned())
 }

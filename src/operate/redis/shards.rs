@@ -40,10 +40,8 @@ fn names(repository: &Repository, cluster: &str) -> Result<(Vec<String>, Vec<Str
         let is_any = slot_map::is_any(repository.store(), scope)?;
         Ok(is_any.then_some(()))
     })?;
-    Ok((
-        found.into_iter().map(|(name, ())| name).collect(),
-        unrecorded,
-    ))
+    let names = found.into_iter().map(|(name, ())| name);
+    Ok((names.collect(), unrecorded))
 }
 
 /// Whether a scope has a name that shards of a cluster have.
@@ -146,10 +144,8 @@ pub fn of(session: &Session, name: &str) -> Result<Option<Vec<String>>> {
 /// Those of the configuration.
 pub fn is_cluster(session: &Session, name: &str) -> Result<bool> {
     let settings = session.settings()?;
-    Ok(settings
-        .redis
-        .iter()
-        .any(|redis| redis.name == name && redis.is_cluster))
+    let mut clusters = settings.redis.iter().filter(|redis| redis.is_cluster);
+    Ok(clusters.any(|redis| redis.name == name))
 }
 
 /// The way of each shard to one moment.
@@ -249,12 +245,11 @@ pub fn plan(session: &Session, name: &str, shards: &[String], target: &Target) -
         }
         clusters.extend(of.map(|of| (of, owned)));
         // All that is stored is of a time up to its last byte.
-        let moment = match one.end == Some(micros) {
-            true => Moment::End,
-            false => Moment::Time(micros),
-        };
         let target = Target {
-            moment,
+            moment: match one.end == Some(micros) {
+                true => Moment::End,
+                false => Moment::Time(micros),
+            },
             replid: None,
         };
         let way = plan::run(session, &one.name, None, &target);
@@ -309,16 +304,14 @@ pub(super) fn latest(stored: &[Stored]) -> Option<i64> {
 
 /// A shard that appears has no way to any moment before its first backup.
 fn lacks_backup(name: &str, error: Error) -> Error {
-    match error.code() {
-        Code::OutOfReach => {
-            let hint = error.hint_text().unwrap_or("Nothing was written.");
-            let hint = format!(
-                "{hint}\nEach shard needs a backup before the target. Where it came since the last one, take one now, and choose a moment behind it: pitr redis backup {name}"
-            );
-            error.hint(hint)
-        }
-        _ => error,
+    if error.code() != Code::OutOfReach {
+        return error;
     }
+    let hint = error.hint_text().unwrap_or("Nothing was written.");
+    let hint = format!(
+        "{hint}\nEach shard needs a backup before the target. Where it came since the last one, take one now, and choose a moment behind it: pitr redis backup {name}"
+    );
+    error.hint(hint)
 }
 
 /// Whether nothing came from a shard around the moment for longer than a server is silent.

@@ -75,11 +75,9 @@ impl Shown {
             }
         }
         self.at = at;
-        let is_past = self
-            .past
-            .iter()
-            .any(|(from, to)| *from <= time && time <= *to);
-        is_past || self.before.is_some_and(|before| time <= before)
+        let mut past = self.past.iter();
+        past.any(|(from, to)| *from <= time && time <= *to)
+            || self.before.is_some_and(|before| time <= before)
     }
 }
 
@@ -163,11 +161,8 @@ impl<'s> Recorder<'s> {
             ..map
         };
         let mut events: Vec<Seen> = Vec::new();
-        match self
-            .runs
-            .get_mut(name)
-            .filter(|run| run.goes_on(time, &map))
-        {
+        let run = self.runs.get_mut(name);
+        match run.filter(|run| run.goes_on(time, &map)) {
             Some(run) => {
                 run.seen = time;
                 run.map.offset = map.offset;
@@ -334,10 +329,8 @@ impl Into<'_> {
     /// Writes a map. An error comes with whether another attempt would mend nothing: the other shards wait behind it.
     fn put(&mut self, entry: &Entry) -> std::result::Result<(), (Error, bool)> {
         let repository = self.opened().map_err(|e| (e, false))?;
-        let is_final =
-            |e: &Error| matches!(e.code(), Code::Refused | Code::Conflict | Code::Damaged);
         self.write(&repository, entry).map_err(|e| {
-            let is_final = is_final(&e);
+            let is_final = matches!(e.code(), Code::Refused | Code::Conflict | Code::Damaged);
             (e, is_final)
         })?;
         self.open = Some(repository);
@@ -430,10 +423,8 @@ mod tests {
     #[test]
     fn a_time_that_the_clock_showed_before_is_known() {
         let start = Instant::now();
-        let (time, at) = (
-            |second: i64| TimestampTz(second * 1_000_000),
-            |second: u64| start + Duration::from_secs(second),
-        );
+        let time = |second: i64| TimestampTz(second * 1_000_000);
+        let at = |second: u64| start + Duration::from_secs(second);
         let mut shown = Shown::new(Some(time(90)), time(100), at(0));
         for (second, real, again) in [
             (100, 0, false),
@@ -450,11 +441,8 @@ mod tests {
             (204, 155, false),
             (80, 156, true),
         ] {
-            assert_eq!(
-                shown.again(time(second), at(real)),
-                again,
-                "{second} {real}"
-            );
+            let is_again = shown.again(time(second), at(real));
+            assert_eq!(is_again, again, "{second} {real}");
         }
     }
 
@@ -477,11 +465,8 @@ mod tests {
             (99, 5, false),
             (101, 6, false),
         ] {
-            assert_eq!(
-                run.goes_on(time(second), &map(slot)),
-                goes_on,
-                "{second} {slot}"
-            );
+            let went_on = run.goes_on(time(second), &map(slot));
+            assert_eq!(went_on, goes_on, "{second} {slot}");
         }
         // Also with its day.
         let day = 86_400;

@@ -49,11 +49,10 @@ impl Watched {
             ));
         }
         if self.has_gap() {
-            let until = self
-                .restorable_time
-                .map_or("no moment of it".to_owned(), |time| {
-                    format!("no moment behind {}", human::time(time))
-                });
+            let until = match self.restorable_time {
+                None => "no moment of it".to_owned(),
+                Some(time) => format!("no moment behind {}", human::time(time)),
+            };
             found.push((
                 format!("no backup leads to the end of the log: {until} comes back"),
                 format!("pitr redis backup {section}"),
@@ -84,18 +83,15 @@ pub fn look(
             member => members.extend(member?),
         }
     }
-    let bases: Vec<Base<'_>> = members
-        .iter()
-        .filter_map(|member| {
-            let (replid, offset) = member.position()?;
-            let time = member.received_time;
-            Some(Base {
-                replid,
-                offset,
-                time,
-            })
+    let bases = members.iter().filter_map(|member| {
+        let (replid, offset) = member.position()?;
+        Some(Base {
+            replid,
+            offset,
+            time: member.received_time,
         })
-        .collect();
+    });
+    let bases: Vec<Base<'_>> = bases.collect();
     Ok(Some(Watched {
         stored_time: ends.into_iter().max(),
         restorable_time: window::end(&lines, &bases),

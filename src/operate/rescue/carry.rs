@@ -29,17 +29,11 @@ pub fn dump(
     (database, what, tables): (&str, &What, &[Table]),
     path: &Path,
 ) -> Result<()> {
-    let tool = running
-        .programs
-        .client("pg_dump", session.environment.get("PATH"))?;
+    let search = session.environment.get("PATH");
+    let tool = running.programs.client("pg_dump", search)?;
     let mut command = tool.command(None);
-    command.args([
-        "--format=custom",
-        "--no-password",
-        "--strict-names",
-        "--file",
-    ]);
-    command.arg(path);
+    command.args(["--format=custom", "--no-password", "--strict-names"]);
+    command.arg("--file").arg(path);
     match what {
         What::Tables(_) => {
             for table in tables {
@@ -51,16 +45,13 @@ pub fn dump(
         }
         What::Database => {}
     }
-    command
-        .arg("--dbname")
-        .arg(running.server.conninfo(database));
+    let conninfo = running.server.conninfo(database);
+    command.arg("--dbname").arg(conninfo);
     // The program would make it for everybody to read.
     make_private(path)?;
     let warnings = tool::run(&mut command, &mut || session.host.check_stop());
-    let warnings = warnings.inspect_err(|_| {
-        // An archive that ends early is none.
-        let _ = std::fs::remove_file(path);
-    })?;
+    // An archive that ends early is none.
+    let warnings = warnings.inspect_err(|_| drop(std::fs::remove_file(path)))?;
     for warning in warnings {
         session.warn(&warning);
     }
@@ -79,9 +70,8 @@ pub fn check_archive(
     (archive, scratch): (&Path, &Path),
     tables: &[Table],
 ) -> Result<()> {
-    let tool = running
-        .programs
-        .client("pg_restore", session.environment.get("PATH"))?;
+    let search = session.environment.get("PATH");
+    let tool = running.programs.client("pg_restore", search)?;
     let tick = &mut || session.host.check_stop();
     let list = read_check::contents(&tool, archive, &[], scratch, tick)?;
     let listed: HashSet<u32> = list.lines().filter_map(table_data).collect();
@@ -139,9 +129,7 @@ fn schema_of(source: &mut Server, schema: &str) -> Result<String> {
         "select pg_catalog.format('grant %s on schema %s to %s%s', a.privilege_type, {}, case a.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) end, case when a.is_grantable then ' with grant option' else '' end) from pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) a where {named} and a.grantee <> n.nspowner",
         literal(&schema)
     ))?;
-    for row in 0..grants.rows.len() {
-        statements.extend(grants.text(row, 0)?.map(str::to_owned));
-    }
+    statements.extend(grants.texts(0)?);
     Ok(statements.join("; "))
 }
 
@@ -175,41 +163,27 @@ pub fn restore(
     schemas.dedup();
     let mut made = Vec::new();
     for schema in schemas {
-        let there = format!(
-            "select 1 from pg_catalog.pg_namespace where nspname = {}",
-            literal(schema)
-        );
+        let named = literal(schema);
+        let there = format!("select 1 from pg_catalog.pg_namespace where nspname = {named}");
         if live.query(&there)?.rows.is_empty() {
             live.query(&schema_of(source, schema)?)?;
             made.push(schema);
         }
     }
     let service = folder.path().join("service");
-    let text = service_file(
-        conninfo.expose(),
-        &Environment::of_process(),
-        live.session().place(),
-    )?;
+    let (environment, place) = (Environment::of_process(), live.session().place());
+    let text = service_file(conninfo.expose(), &environment, place)?;
     // The folder is this user's alone.
     std::fs::write(&service, text).map_err(|e| Error::from_io("write the service file", e))?;
-    let tool = running
-        .programs
-        .client("pg_restore", session.environment.get("PATH"))?;
+    let search = session.environment.get("PATH");
+    let tool = running.programs.client("pg_restore", search)?;
     // It ends with this process. Else it would wait on for a lock of the live server, and restore long after this process was killed.
     let mut command = tool.command_under(&namespace::tied(), Some(&service));
-    command.args([
-        "--single-transaction",
-        "--exit-on-error",
-        "--no-password",
-        "--dbname",
-    ]);
+    command.args(["--single-transaction", "--exit-on-error", "--no-password"]);
     let mut waiting = Waiting::new();
-    let target = format!(
-        "{} application_name={}",
-        in_database(&database),
-        waiting.name
-    );
-    command.arg(target).arg(archive);
+    let within = in_database(&database);
+    let target = format!("{within} application_name={}", waiting.name);
+    command.arg("--dbname").arg(target).arg(archive);
     let mut tick = || {
         session.host.check_stop()?;
         waiting.check(live)

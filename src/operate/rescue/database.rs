@@ -78,9 +78,7 @@ pub fn properties(source: &mut Server, name: &str) -> Result<Vec<String>> {
     for sql in PROPERTIES {
         let sql = sql.replace("{lists}", LISTS);
         let found = source.query(&sql.replace("{name}", literal(name).trim_start()))?;
-        for row in 0..found.rows.len() {
-            notes.extend(found.text(row, 0)?.map(str::to_owned));
-        }
+        notes.extend(found.texts(0)?);
     }
     Ok(notes)
 }

@@ -69,19 +69,16 @@ impl Columns {
 
     /// Their names, for people.
     pub fn names(&self) -> impl Iterator<Item = String> {
-        self.0
-            .iter()
-            .map(|(table, column)| format!("{}.{column}", table.shown()))
+        let each = self.0.iter();
+        each.map(|(table, column)| format!("{}.{column}", table.shown()))
     }
 
     /// A query for the numbers that they have; `table` stands in the place of each one's own.
     fn numbers(&self, table: Option<&str>) -> String {
         let each = self.0.iter().map(|(own, column)| {
             let table = table.map_or_else(|| own.quoted(), str::to_owned);
-            format!(
-                "select {}::pg_catalog.oid from only {table}",
-                identifier(column)
-            )
+            let column = identifier(column);
+            format!("select {column}::pg_catalog.oid from only {table}")
         });
         each.collect::<Vec<_>>().join(" union ")
     }
@@ -116,9 +113,8 @@ pub fn carry(
     for (what, place) in [(OBJECTS, "pitr_objects"), (PAGES, "pitr_pages")] {
         let out = format!("copy ({}) to stdout", what.replace("{named}", &named));
         let arrives = format!("copy pg_temp.{place} from stdin");
-        live.copy_from(&mut stream, (&out, &arrives), &mut || {
-            session.host.check_stop()
-        })?;
+        let tick = &mut || session.host.check_stop();
+        live.copy_from(&mut stream, (&out, &arrives), tick)?;
     }
     if let Some(arrived) = arrived {
         let named = columns.numbers(Some(arrived));
@@ -182,7 +178,6 @@ fn count(live: &mut Server) -> Result<u64> {
 /// The numbers under which the live server has other content than the moment.
 fn different(live: &mut Server) -> Result<Vec<u32>> {
     let found = live.query(DIFFERENT)?;
-    (0..found.rows.len())
-        .map(|row| found.value(row, 0))
-        .collect()
+    let each = (0..found.rows.len()).map(|row| found.value(row, 0));
+    each.collect()
 }

@@ -137,24 +137,17 @@ pub fn run(session: &Session, asked: &Asked, below: &Path) -> Result<Report> {
         }
     };
     check_free(session, asked)?;
-    clone::for_a_while(
-        session,
-        &asked.clone,
-        (&database, below),
-        |folder, running| {
-            session.host.progress.phase("rescue", None);
-            match &asked.to {
-                To::File(path) => into_file(session, asked, (folder, running), &database, path),
-                To::Server { conninfo, mode } => into_server(
-                    session,
-                    asked,
-                    (folder, running),
-                    &database,
-                    (conninfo, mode),
-                ),
+    let place = (&*database, below);
+    clone::for_a_while(session, &asked.clone, place, |folder, running| {
+        session.host.progress.phase("rescue", None);
+        let from = (folder, running);
+        match &asked.to {
+            To::File(path) => into_file(session, asked, from, &database, path),
+            To::Server { conninfo, mode } => {
+                into_server(session, asked, from, &database, (conninfo, mode))
             }
-        },
-    )
+        }
+    })
 }
 
 /// Refuses what would be in the way, before the clone is made.
@@ -246,10 +239,8 @@ fn into_file(
         notes.extend(columns.names().map(|column| format!("{column} may name large objects, which an archive of tables does not have: they come with rows into a live server (--into), and with the whole database")));
     }
     if asked.what == What::Database {
-        notes.extend(database::properties(
-            &mut source,
-            &tables::identifier(database),
-        )?);
+        let name = tables::identifier(database);
+        notes.extend(database::properties(&mut source, &name)?);
     }
     report(&mut source, running, (database, &tables), notes, Some(path))
 }
@@ -286,13 +277,10 @@ fn into_server(
                 // Objects without rows cost room alone, and rows without objects are lost data.
                 live.query("commit")?;
             }
-            let restored = carry::restore(
-                session,
-                running,
-                (folder, &archive),
-                (&mut source, conninfo, &mut live),
-                (&asked.what, &tables),
-            );
+            let servers = (&mut source, conninfo, &mut live);
+            let carried_as = (&asked.what, &tables[..]);
+            let restored =
+                carry::restore(session, running, (folder, &archive), servers, carried_as);
             if let Err(e) = restored {
                 take_back(session, beside, carried.made, &tables);
                 return Err(e);
@@ -317,10 +305,9 @@ fn into_server(
     };
     notes.extend(unlogged);
     if let Mode::As(_) = mode {
-        notes.push(
-            "the new table has the rows and columns alone: no index, no constraint, no default"
-                .to_owned(),
-        );
+        let note =
+            "the new table has the rows and columns alone: no index, no constraint, no default";
+        notes.push(note.to_owned());
     }
     if !large_objects.different.is_empty() {
         let numbers: Vec<String> = large_objects.different.iter().map(u32::to_string).collect();

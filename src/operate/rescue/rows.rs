@@ -147,9 +147,8 @@ fn one(
     };
     // A column that the live table generates takes no value. One that was generated at the moment, and is plain now, has its value from there.
     let is_generated = |column: &&Column| {
-        there
-            .iter()
-            .any(|l| l.is_generated && l.name == column.name)
+        let mut there = there.iter();
+        there.any(|l| l.is_generated && l.name == column.name)
     };
     let carried: Vec<&Column> = columns.iter().filter(|c| !is_generated(c)).collect();
     check_types(&carried, &there)?;
@@ -173,22 +172,17 @@ fn one(
             "pg_temp.pitr_rescued".to_owned()
         }
     };
-    let out = format!(
-        "copy (select {names} from only {}) to stdout",
-        table.quoted()
-    );
+    let live_name = table.quoted();
+    let out = format!("copy (select {names} from only {live_name}) to stdout");
+    let into = format!("copy {arrives} ({names}) from stdin");
     let mut stream = live.beside(from, None, true)?;
     live.ask_beside(&mut stream, &set("set", &OF_BOTH))?;
-    let copied = live.copy_from(
-        &mut stream,
-        (&out, &format!("copy {arrives} ({names}) from stdin")),
-        &mut || session.host.check_stop(),
-    )?;
+    let tick = &mut || session.host.check_stop();
+    let copied = live.copy_from(&mut stream, (&out, &into), tick)?;
     if copied != rows {
         return Err(err!(Server, "{copied} rows arrived of {rows}"));
     }
     check_values(live, (&carried, &there), &arrives)?;
-    let live_name = table.quoted();
     let all = format!(
         "insert into {live_name} ({names}) overriding system value select {names} from {arrives}"
     );
@@ -197,11 +191,8 @@ fn one(
         Mode::As(_) | Mode::Create => None,
         Mode::MissingRows => {
             let key = key_of(live, table)?;
-            let is_same: Vec<String> = key
-                .iter()
-                .map(|name| identifier(name))
-                .map(|name| format!("l.{name} = r.{name}"))
-                .collect();
+            let key = key.iter().map(|name| identifier(name));
+            let is_same: Vec<String> = key.map(|name| format!("l.{name} = r.{name}")).collect();
             let is_same = is_same.join(" and ");
             // A table that was plain then may be partitioned by now: its rows lie in its partitions.
             let only = match is_partitioned(live, &live_name)? {
@@ -332,9 +323,8 @@ fn own_ways(
     let events = if *mode == Mode::Replace { "36" } else { "4" };
     let triggers = TRIGGERS.replace("{table}", &literal(&table.quoted()));
     let found = live.query(&triggers.replace("{events}", events))?;
-    let triggers: Vec<&str> = (0..found.rows.len())
-        .filter_map(|row| found.text(row, 0).ok()?)
-        .collect();
+    let triggers = (0..found.rows.len()).filter_map(|row| found.text(row, 0).ok()?);
+    let triggers: Vec<&str> = triggers.collect();
     if !triggers.is_empty() {
         let triggers = triggers.join(", ");
         notes.push(format!(
@@ -347,10 +337,9 @@ fn own_ways(
         .filter(|live| !live.is_generated && !is_known(live));
     let own: Vec<String> = own.map(|live| identifier(&live.name)).collect();
     if !own.is_empty() {
-        let lose = if *mode == Mode::Replace {
-            "lose their values, and "
-        } else {
-            ""
+        let lose = match mode {
+            Mode::Replace => "lose their values, and ",
+            _ => "",
         };
         let own = own.join(", ");
         notes.push(format!(
@@ -424,9 +413,8 @@ fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result
         })
     });
     let there = there.collect::<Result<Vec<_>>>()?;
-    let missing: Vec<&str> = columns
-        .iter()
-        .map(|c| c.name.as_str())
+    let names = columns.iter().map(|c| c.name.as_str());
+    let missing: Vec<&str> = names
         .filter(|name| !there.iter().any(|live| live.name == *name))
         .collect();
     match missing.is_empty() {
@@ -494,10 +482,7 @@ fn key_of(live: &mut Server, table: &Table) -> Result<Vec<String>> {
         "select a.attname from pg_catalog.pg_index i join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = any ((i.indkey::pg_catalog.int2[])[0:i.indnkeyatts - 1]) where i.indisprimary and i.indrelid = pg_catalog.to_regclass({})",
         literal(&table.quoted())
     ))?;
-    let mut key = Vec::new();
-    for row in 0..rows.rows.len() {
-        key.push(rows.text(row, 0)?.unwrap_or_default().to_owned());
-    }
+    let key = rows.texts(0)?;
     match key.is_empty() {
         false => Ok(key),
         true => Err(err!(

@@ -129,10 +129,8 @@ pub fn of_schema(server: &mut Server, schema: Option<&str>) -> Result<Vec<Table>
                 .hint("Nothing was done. pitr query 'select nspname from pg_namespace' with the same target lists them."));
         }
     }
-    read(
-        server,
-        &format!("select {COLUMNS} where {of} and c.relkind in ('r', 'p') order by 2, 3"),
-    )
+    let sql = format!("select {COLUMNS} where {of} and c.relkind in ('r', 'p') order by 2, 3");
+    read(server, &sql)
 }
 
 /// Divides tables that are meant into those that pg_dump carries, and notes about those that it does not: tables of extensions.
@@ -162,17 +160,15 @@ pub fn carried(what: &What, tables: Vec<Table>) -> Result<(Vec<Table>, Vec<Strin
 pub fn without_rows(tables: &[Table]) -> impl Iterator<Item = String> {
     let unlogged = tables.iter().filter(|t| t.is_unlogged && t.has_rows());
     unlogged.map(|table| {
-        format!(
-            "table {} is unlogged: its rows are in no backup",
-            table.shown()
-        )
+        let table = table.shown();
+        format!("table {table} is unlogged: its rows are in no backup")
     })
 }
 
 fn is_there(live: &mut Server, name: &str) -> Result<bool> {
+    let name = literal(name);
     let rows = live.query(&format!(
-        "select pg_catalog.to_regclass({}) is not null",
-        literal(name)
+        "select pg_catalog.to_regclass({name}) is not null"
     ))?;
     Ok(rows.text(0, 0)? == Some("t"))
 }
@@ -233,11 +229,7 @@ fn referrers(live: &mut Server, name: &str) -> Result<Vec<String>> {
         "select distinct k.conrelid::pg_catalog.regclass::text from pg_catalog.pg_constraint k where k.contype = 'f' and k.confrelid = pg_catalog.to_regclass({}) and k.conrelid <> k.confrelid order by 1",
         literal(name)
     ))?;
-    let mut referrers = Vec::new();
-    for row in 0..rows.rows.len() {
-        referrers.extend(rows.text(row, 0)?.map(str::to_owned));
-    }
-    Ok(referrers)
+    rows.texts(0)
 }
 
 /// Requires that no foreign key of another table leads to a table of the live server: its rows cannot be replaced as a whole.
@@ -247,22 +239,19 @@ fn referrers(live: &mut Server, name: &str) -> Result<Vec<String>> {
 /// # Errors
 /// `Refused`.
 pub fn check_unreferenced(live: &mut Server, name: &str) -> Result<()> {
-    let referrers = referrers(live, name)?;
-    match referrers.is_empty() {
+    let by = referrers(live, name)?.join(", ");
+    match by.is_empty() {
         true => Ok(()),
-        false => Err(referenced(name, &referrers.join(", ")).hint(REFERENCED)),
+        false => Err(err!(
+            Refused,
+            "the rows of {name} cannot be replaced: foreign keys of {by} lead to it"
+        )
+        .hint(REFERENCED)),
     }
 }
 
 /// The ways that an operator has about a table that foreign keys lead to.
 pub const REFERENCED: &str = "Nothing was changed. PostgreSQL empties no table to which a foreign key of another table leads. Add the rows that are missing (--rows-missing-only), or put the table beside it (--as NAME) and carry rows over by SQL.";
-
-fn referenced(name: &str, by: &str) -> crate::error::Error {
-    err!(
-        Refused,
-        "the rows of {name} cannot be replaced: foreign keys of {by} lead to it"
-    )
-}
 
 /// Compares tables that were carried with what they were.
 ///
@@ -338,10 +327,7 @@ fn oids(tables: &[Table]) -> String {
 }
 
 fn lines(source: &mut Server, sql: &str, oids: &str) -> Result<Vec<String>> {
-    let found = source.query(&sql.replace("{oids}", oids))?;
-    let lines = (0..found.rows.len()).map(|row| found.text(row, 0));
-    let lines = lines.filter_map(|line| line.map(|text| text.map(str::to_owned)).transpose());
-    lines.collect()
+    source.query(&sql.replace("{oids}", oids))?.texts(0)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::own::{self, Owner};
 use super::records;
 use super::recover::UNCHANGED;
 use super::run::{End, Record, Run, Runs};
-use super::work::{Work, control, healthy, optional, pgdata, standing};
+use super::work::{Work, control, healthy, optional, pgdata, standing, warn};
 use super::{cluster, configured, redis, service, trees};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
@@ -223,7 +223,6 @@ impl Back<'_> {
             .stop_unwritten(asked, warnings)
             .and_then(|timelines| self.run.write_back(&self.session.host, &timelines));
         begun.map_err(|e| {
-            let hint = e.hint_text().unwrap_or_default().to_owned();
             let mut sick = Vec::new();
             let started = match e.code() {
                 // A command that starts something would be killed as well.
@@ -232,13 +231,10 @@ impl Back<'_> {
             };
             let left = match started {
                 Ok(()) => sick.join("\n"),
-                Err(why) => format!(
-                    "{}\n{}",
-                    self.left_stopped(),
-                    why.map_or_else(String::new, |why| why.to_string())
-                ),
+                Err(None) => self.left_stopped(),
+                Err(Some(why)) => format!("{}\n{why}", self.left_stopped()),
             };
-            e.hint(format!("{hint}\n{left}").trim().to_owned())
+            e.hint_last(&left)
         })
     }
 
@@ -255,8 +251,7 @@ impl Back<'_> {
     /// Names what a rollback that did not begin leaves stopped.
     fn left_stopped(&self) -> String {
         let mut left = Vec::new();
-        let stops = |step: &Step| matches!(step, Step::StopApplications | Step::Stop(_));
-        for (_, work) in self.begun(&stops).unwrap_or_default() {
+        for (_, work) in self.begun(&Step::is_stop).unwrap_or_default() {
             let Some(member) = &work.member else {
                 left.push("the applications".to_owned());
                 continue;
@@ -316,10 +311,24 @@ impl Back<'_> {
     /// Finds what was written since the run, in words.
     fn written(&self, discards: bool) -> Result<Vec<String>> {
         let mut written = self.written_to_clusters(discards)?;
+        written.extend(self.written_to(&|kind| kind != MemberKind::Cluster, discards)?);
+        Ok(written)
+    }
+
+    /// Finds what was written to the members of such kinds.
+    fn written_to(
+        &self,
+        is_wanted: &dyn Fn(MemberKind) -> bool,
+        discards: bool,
+    ) -> Result<Vec<String>> {
+        let mut written = Vec::new();
         for (number, work) in self.replaced()? {
             let member = work.member()?;
+            if !is_wanted(member.kind) {
+                continue;
+            }
             let found = match member.kind {
-                MemberKind::Cluster => continue,
+                MemberKind::Cluster => self.written_to_cluster(number, &work),
                 MemberKind::Redis => self.written_to_redis(number, &work),
                 MemberKind::Files | MemberKind::Config => self.written_to_tree(number, member),
             };
@@ -332,7 +341,7 @@ impl Back<'_> {
         let kind = member.kind.section();
         let mut changed = 0;
         for run in self.tree_runs(number, member)? {
-            let words = own::words(&[kind, "rollback", &member.name, &run, "--dry-run"]);
+            let words = [kind, "rollback", &member.name, &run, "--dry-run"];
             let answer = own::run(self.session, &words, None)?;
             changed += answer.json["changed_count"].as_u64().unwrap_or(0);
         }
@@ -385,15 +394,7 @@ impl Back<'_> {
     }
 
     fn written_to_clusters(&self, discards: bool) -> Result<Vec<String>> {
-        let mut written = Vec::new();
-        for (number, work) in self.replaced()? {
-            let member = work.member()?;
-            if member.kind == MemberKind::Cluster {
-                let found = self.written_to_cluster(number, &work);
-                written.extend(or_unknown(member, found, discards)?);
-            }
-        }
-        Ok(written)
+        self.written_to(&|kind| kind == MemberKind::Cluster, discards)
     }
 
     fn written_to_cluster(&self, number: usize, work: &Work<'_>) -> Result<Option<String>> {
@@ -484,15 +485,10 @@ impl Back<'_> {
 
     /// Brings a segment from a repository into the folder of the run.
     fn fetch(&self, cluster: &str, segment: SegmentName) -> Result<Option<PathBuf>> {
-        let (name, to) = (segment.to_string(), self.log(&segment.to_string()));
-        let words = own::words(&[
-            "wal",
-            "fetch",
-            &name,
-            &to.to_string_lossy(),
-            "--cluster",
-            cluster,
-        ]);
+        let name = segment.to_string();
+        let to = self.log(&name);
+        let shown = to.to_string_lossy();
+        let words = ["wal", "fetch", &name, &shown, "--cluster", cluster];
         match own::run(self.session, &words, None) {
             Err(e) if e.code() == Code::NotFound => Ok(None),
             done => done.map(|_| Some(to)),
@@ -569,7 +565,7 @@ impl Back<'_> {
         let to = data.to_string_lossy();
         let name = &member.name;
         let words = ["restore", "--cluster", name, "--to", &to, "--from-standby"];
-        let words = own::words(&[&words[..], &["--undo", "--confirm"]].concat());
+        let words = [&words[..], &["--undo", "--confirm"]].concat();
         let why = match own::run(self.session, &words, Owner::of(data)?) {
             Err(e) if e.code() == Code::Refused => Some(e.to_string()),
             done => done.map(|_| None)?,
@@ -596,7 +592,7 @@ impl Back<'_> {
         let data = pgdata(cluster(self.settings, name)?)?;
         let to = data.to_string_lossy();
         let words = ["restore", "--to", &to, "--aside", "--undo", "--confirm"];
-        own::run(self.session, &own::words(&words), Owner::of(data)?).map(|_| ())
+        own::run(self.session, &words, Owner::of(data)?).map(|_| ())
     }
 
     fn undo(&self, number: usize, work: &Work<'_>, warnings: &mut Vec<String>) -> Result<()> {
@@ -609,15 +605,9 @@ impl Back<'_> {
             MemberKind::Files | MemberKind::Config => {
                 let (kind, name) = (member.kind.section(), member.name.as_str());
                 for run in self.tree_runs(number, member)?.iter().rev() {
-                    let words = [
-                        kind,
-                        "rollback",
-                        name,
-                        run,
-                        "--confirm",
-                        "--discard-changes",
-                    ];
-                    match own::run(self.session, &own::words(&words), None) {
+                    let words = [kind, "rollback", name, run];
+                    let words = [&words[..], &["--confirm", "--discard-changes"]].concat();
+                    match own::run(self.session, &words, None) {
                         Err(e) if e.code() == Code::NotFound => {}
                         done => drop(done?),
                     }
@@ -640,46 +630,27 @@ impl Back<'_> {
         let before = self.run.begun(number)?.unwrap_or_default();
         // The record of a replacement that was there before the step is that of an earlier run: this one has not exchanged anything.
         let is_earlier = before["standing"].is_string() && before["standing"] == standing(&to)?;
-        let words = own::words(&[
-            "restore",
-            "--cluster",
-            name,
-            "--to",
-            &to,
-            "--undo",
-            "--discard-changes",
-            "--confirm",
-        ]);
+        let words = ["restore", "--cluster", name, "--to", &to, "--undo"];
+        let words = [&words[..], &["--discard-changes", "--confirm"]].concat();
         let undone = match is_earlier {
             true => None,
-            false => Some(own::run(self.session, &words, Owner::of(data)?)),
+            false => match own::run(self.session, &words, Owner::of(data)?) {
+                Err(e) if e.code() == Code::NotFound => None,
+                done => Some(done?),
+            },
         };
-        match undone {
-            // Nothing was exchanged yet, or an earlier attempt has exchanged it back.
-            None => self.tell_waiting(work, &to, warnings),
-            Some(Err(e)) if e.code() == Code::NotFound => self.tell_waiting(work, &to, warnings),
-            Some(done) => {
-                done?;
-            }
+        // Nothing was exchanged yet, or an earlier attempt has exchanged it back.
+        if undone.is_none() {
+            self.tell_waiting(work, &to, warnings);
         }
         let back = self.run.back()?.unwrap_or_default();
         let Some(timeline) = back[name.as_str()].as_u64() else {
             return Ok(());
         };
-        let (timeline, reason) = (
-            timeline.to_string(),
-            format!("rollback of run {}", self.run.record.id),
-        );
-        let words = own::words(&[
-            "timeline",
-            "abandon",
-            &timeline,
-            "--cluster",
-            name,
-            "--reason",
-            &reason,
-            "--confirm",
-        ]);
+        let timeline = timeline.to_string();
+        let reason = format!("rollback of run {}", self.run.record.id);
+        let words = ["timeline", "abandon", &timeline, "--cluster", name];
+        let words = [&words[..], &["--reason", &reason, "--confirm"]].concat();
         if let Err(e) = own::run(self.session, &words, None) {
             if e.code() == Code::Interrupted {
                 return Err(e);
@@ -704,9 +675,7 @@ impl Back<'_> {
 
     /// Stops what is wanted of all that a run stops, as far as it came to that.
     fn stop(&self, is_wanted: &dyn Fn(&Step) -> bool) -> Result<()> {
-        let stops = self.begun(&|step| {
-            matches!(step, Step::StopApplications | Step::Stop(_)) && is_wanted(step)
-        })?;
+        let stops = self.begun(&|step| step.is_stop() && is_wanted(step))?;
         for (number, work) in stops {
             match work.step {
                 Step::StopApplications => {
@@ -722,7 +691,7 @@ impl Back<'_> {
 
     /// Starts it again, databases first. Applications are no member: where they do not start, that is a warning, and the rollback goes on.
     fn start_all(&self, warnings: &mut Vec<String>) -> Result<()> {
-        let stops = self.begun(&|step| matches!(step, Step::StopApplications | Step::Stop(_)))?;
+        let stops = self.begun(&Step::is_stop)?;
         for (number, work) in stops.into_iter().rev() {
             let log = self.log(&format!("start-{number}"));
             match &work.member {
@@ -730,30 +699,10 @@ impl Back<'_> {
                     let started = optional(self.session, &log, &self.set.start, None);
                     warn(&Step::StartApplications, started, warnings)?;
                 }
-                Some(member) => self
-                    .start(&log, (&work, member))
-                    .map_err(|e| e.context(format!("start {member} again")))?,
-            }
-        }
-        Ok(())
-    }
-
-    fn start(&self, log: &Path, (work, member): (&Work<'_>, &SetMember)) -> Result<()> {
-        let (_, start) = work.service()?;
-        match member.kind {
-            MemberKind::Cluster => {
-                let cluster = cluster(self.settings, &member.name)?;
-                if service::is_cluster_stopped(cluster) {
-                    service::command(self.session, log, &start, None)?;
-                }
-                service::wait_cluster_started(self.session, cluster)?;
-            }
-            _ => {
-                let redis = redis(self.settings, &member.name)?;
-                if service::is_redis_stopped(self.session, redis)? {
-                    service::command(self.session, log, &start, None)?;
-                }
-                service::wait_redis_started(self.session, redis)?;
+                Some(member) => drop(
+                    work.start(self.session, &log)
+                        .map_err(|e| e.context(format!("start {member} again")))?,
+                ),
             }
         }
         Ok(())
@@ -771,24 +720,10 @@ fn or_unknown(
         (_, true) => Ok(Some(format!(
             "nothing tells what was written to {member}: {e}"
         ))),
-        (_, false) => {
-            let hint = e.hint_text().unwrap_or_default();
-            let hint = format!("{hint}\n--discard-changes goes back without an answer.");
-            Err(e
-                .context(format!("look for what was written to {member}"))
-                .hint(hint.trim_start().to_owned()))
-        }
+        (_, false) => Err(e
+            .context(format!("look for what was written to {member}"))
+            .hint_last("--discard-changes goes back without an answer.")),
     })
-}
-
-/// A failure of something without which the members are back all the same.
-fn warn(step: &Step, done: Result<Value>, warnings: &mut Vec<String>) -> Result<()> {
-    match done {
-        Err(e) if e.code() == Code::Interrupted => return Err(e),
-        Err(e) => warnings.push(format!("{}: {e}", step.text())),
-        Ok(_) => {}
-    }
-    Ok(())
 }
 
 fn is_recovering(control: &ControlFile) -> bool {

@@ -126,10 +126,7 @@ fn restoring(
 ) -> Vec<String> {
     let words = work.target();
     let to = directory.map(|directory| directory.to_string_lossy().into_owned());
-    let restore = |words: &[&str], target: &[String]| {
-        let words: Vec<String> = [&own::words(words)[..], target].concat();
-        own::line(&words)
-    };
+    let restore = |words: &[&str], target: &[String]| own::line(&own::with(words, target));
     match (member.kind, to) {
         (MemberKind::Cluster, Some(to)) if is_gone => {
             let mut line = vec!["restore", "--cluster", &member.name, "--to", &to];

@@ -4,7 +4,7 @@
 //! data whichever of the two it loads. That dump has the history of the server in quarantine, which nobody follows.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,10 @@ const GLANCE: Duration = Duration::from_millis(50);
 const KEPT_ENDS: [&str; 2] = ["conf", "acl"];
 const KEPT_BYTES: u64 = 1 << 20;
 const UNCHANGED: &str = "Nothing was changed.";
+
+/// A change of two names, each in a directory.
+type Change<'c> =
+    &'c dyn Fn((BorrowedFd<'_>, &[u8]), (BorrowedFd<'_>, &[u8])) -> rustix::io::Result<()>;
 
 /// A data directory.
 pub struct Place {
@@ -121,17 +125,17 @@ impl Place {
     /// Those of `pitr redis restore`; `Damaged` when no server loads it; `SourceMissing` without one.
     pub fn aside(&self, session: &Session, redis: &Redis, words: &[String]) -> Result<Value> {
         let waiting = self.waiting();
-        remove(&waiting)?;
+        self.discard()?;
         let to = waiting.to_string_lossy().into_owned();
-        let mut restore = own::words(&["redis", "restore", &redis.name, "--to", &to]);
-        restore.extend(words.iter().cloned());
-        let restored = own::run(session, &restore, None)?;
+        let restore = ["redis", "restore", &redis.name, "--to", &to];
+        let restored = own::run(session, &own::with(&restore, words), None)?;
         if let Some(owner) = self.owner {
             give(&waiting, owner)?;
         }
-        let loaded = self.load(session, &restored.json)?;
+        let loaded = load(session, &waiting, &restored.json, self.owner)?;
         // It names the directory that waits.
-        remove_file(&waiting.join(CONFIGURATION))?;
+        let settings = waiting.join(CONFIGURATION);
+        removed(&settings, std::fs::remove_file(&settings))?;
         // Both directories are the server's user's: links of that user lead root nowhere.
         let kept = behalf::of(&waiting, || {
             Ok(self.keep_settings(&waiting).and_then(|()| sync(&waiting)))
@@ -142,11 +146,6 @@ impl Place {
             "backup": restored.json["id"],
             "log_bytes": restored.json["log_bytes"],
         }))
-    }
-
-    /// Starts a server in quarantine; what it has is the proof.
-    fn load(&self, session: &Session, restored: &Value) -> Result<Value> {
-        load(session, &self.waiting(), restored, self.owner)
     }
 
     /// Settings and users of the old directory go on in the new one.
@@ -192,7 +191,8 @@ impl Place {
     /// # Errors
     /// `TargetWrite`.
     pub fn discard(&self) -> Result<()> {
-        remove(&self.waiting())
+        let waiting = self.waiting();
+        removed(&waiting, std::fs::remove_dir_all(&waiting))
     }
 
     /// Looks who lies where now: by that an exchange is taken up, and undone.
@@ -238,10 +238,8 @@ impl Place {
     /// As [`Place::exchange`].
     pub fn undo(&self, begun: &Value, run: &str) -> Result<()> {
         let old = begun["old"].as_u64();
-        let (kept, undone) = (
-            self.beside(&format!("replaced-{run}")),
-            self.beside(&format!("undone-{run}")),
-        );
+        let kept = self.beside(&format!("replaced-{run}"));
+        let undone = self.beside(&format!("undone-{run}"));
         // An exchange that was cut short left the old one under the first name.
         let from = match inode(&kept)? {
             Some(_) => kept,
@@ -265,31 +263,26 @@ impl Place {
             )
             .hint("Somebody has moved directories meanwhile. Nothing was changed."));
         }
-        let parent = self.open_parent()?;
-        let name = |path: &Path| path.file_name().map(|n| n.as_bytes().to_owned());
-        let other = name(from).unwrap_or_default();
-        let (own, other) = (
-            (parent.as_fd(), self.name.as_bytes()),
-            (parent.as_fd(), &other[..]),
-        );
-        durable::exchange(own, other).map_err(|e| self.failed(e.into()))?;
-        durable::sync_directory(parent.as_fd()).map_err(|e| self.failed(e))
+        self.in_parent(from, &self.directory, &|other, own| {
+            durable::exchange(own, other)
+        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         if inode(from)?.is_none() && inode(to)?.is_some() {
             return Ok(());
         }
-        let parent = self.open_parent()?;
-        let name = |path: &Path| path.file_name().map(|n| n.as_bytes().to_owned());
-        let (from, to) = (name(from).unwrap_or_default(), name(to).unwrap_or_default());
-        let moved = durable::move_to_free((parent.as_fd(), &from), (parent.as_fd(), &to));
-        moved.map_err(|e| self.failed(e.into()))?;
-        durable::sync_directory(parent.as_fd()).map_err(|e| self.failed(e))
+        self.in_parent(from, to, &|from, to| durable::move_to_free(from, to))
     }
 
-    fn open_parent(&self) -> Result<File> {
-        File::open(&self.parent).map_err(|e| self.failed(e))
+    /// Changes two names of the parent, for good.
+    fn in_parent(&self, from: &Path, to: &Path, change: Change<'_>) -> Result<()> {
+        let parent = File::open(&self.parent).map_err(|e| self.failed(e))?;
+        let name = |path: &Path| path.file_name().map(|n| n.as_bytes().to_owned());
+        let (from, to) = (name(from).unwrap_or_default(), name(to).unwrap_or_default());
+        let changed = change((parent.as_fd(), &from), (parent.as_fd(), &to));
+        changed.map_err(|e| self.failed(e.into()))?;
+        durable::sync_directory(parent.as_fd()).map_err(|e| self.failed(e))
     }
 
     fn failed(&self, error: std::io::Error) -> Error {
@@ -307,8 +300,9 @@ pub fn inode(path: &Path) -> Result<Option<u64>> {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
+/// What is gone counts as removed.
+fn removed(path: &Path, done: std::io::Result<()>) -> Result<()> {
+    match done {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             let doing = format!("remove \"{}\"", path.display());
             Err(Error::from_io(doing, e).with_code(Code::TargetWrite))
@@ -380,20 +374,11 @@ pub fn load(
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig=KILL", "--", &program]);
     command.arg(directory.join(CONFIGURATION));
-    let text = |path: &Path| path.as_os_str().to_owned();
-    command.args([
-        "--port",
-        "0",
-        "--save",
-        "",
-        "--daemonize",
-        "no",
-        "--unixsocketperm",
-        "700",
-    ]);
-    command.arg("--dir").arg(text(directory));
-    command.arg("--unixsocket").arg(text(&socket));
-    command.arg("--logfile").arg(text(&log));
+    command.args(["--port", "0", "--save", "", "--daemonize", "no"]);
+    command.args(["--unixsocketperm", "700"]);
+    command.arg("--dir").arg(directory);
+    command.arg("--unixsocket").arg(&socket);
+    command.arg("--logfile").arg(&log);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     // The server's user can read the environment of its processes: secrets of repositories are not for it.
     command.env_clear();
@@ -409,14 +394,9 @@ pub fn load(
         user: None,
     };
     let mut source = connect(session, &way, (&mut running, &log))?;
-    let keys = source.info.keyspace();
-    let lasting: u64 = keys
-        .iter()
-        .map(|db| db.keys.saturating_sub(db.expires))
-        .sum();
+    let lasting = source.info.lasting_keys();
     // Redis counts the commands of an append-only file as changes when it loads them. The writes of clients come on top.
-    let changes = source.info.field("rdb_changes_since_last_save");
-    let changes = changes.and_then(|n| n.parse::<u64>().ok());
+    let changes: Option<u64> = source.info.number("rdb_changes_since_last_save");
     save(session, &mut source, (&mut running, &log))?;
     source.connection.send(&[b"SHUTDOWN", b"NOSAVE"])?;
     let began = Instant::now();
@@ -426,19 +406,9 @@ pub fn load(
     }
     // Dropped, a server that does not end is ended.
     drop(running);
-    remove_file(&socket)?;
-    remove_file(&log)?;
+    removed(&socket, std::fs::remove_file(&socket))?;
+    removed(&log, std::fs::remove_file(&log))?;
     Ok(json!({ "lasting_keys": lasting, "changes": changes }))
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            let doing = format!("remove \"{}\"", path.display());
-            Err(Error::from_io(doing, e).with_code(Code::TargetWrite))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Has the server write its dump, however long that takes: it says nothing meanwhile.

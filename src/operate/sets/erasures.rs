@@ -13,7 +13,7 @@ use super::recover::UNCHANGED;
 use super::run::Run;
 use crate::config::SetMember;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::operate::erasure::apply::{self, Consent};
 use crate::operate::erasure::scripts::OPTIONS;
 use crate::operate::erasure::{self, Listing};
@@ -121,15 +121,13 @@ pub fn applying(cluster: &str, pgdata: &str, consent: Option<&Consent>) -> Vec<S
 }
 
 /// The operator's next steps where erasures failed, once everything is in its place.
-pub fn next(failed: &Error, cluster: &str, is_aside: bool) -> String {
-    let hint = failed.hint_text();
-    let hint = hint.map_or_else(String::new, |hint| format!("{hint}\n"));
+pub fn next(cluster: &str, is_aside: bool) -> String {
     let state = match is_aside {
         true => format!("Cluster \"{cluster}\" runs as before: nothing was stopped."),
         false => format!("Cluster \"{cluster}\" is in its place. No service was started."),
     };
     format!(
-        "{hint}{state} To go on without an erasure, add {} ID.",
+        "{state} To go on without an erasure, add {} ID.",
         OPTIONS.skip
     )
 }

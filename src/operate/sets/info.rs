@@ -9,8 +9,6 @@ use super::moments::{self, Span};
 use super::plan::{self, AskedMoment, AskedRecovery};
 use crate::config::{RecoverySet, SetMember};
 use crate::error::{Code, Result};
-use crate::operate::away::Away;
-use crate::operate::pacing::Pacing;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::plan::sets::Extent;
@@ -121,11 +119,7 @@ pub(super) fn settled(
 pub(super) fn quiet(session: &Session) -> Session {
     Session {
         host: session.host.with_progress(Arc::new(Silent)),
-        environment: session.environment.clone(),
-        flags: session.flags.clone(),
         system_identifier: session.system_identifier,
-        followed: session.followed,
-        away: Away::default(),
-        pacing: Pacing::limited(None),
+        ..session.again()
     }
 }

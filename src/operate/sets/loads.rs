@@ -89,7 +89,7 @@ pub fn require(session: &Session, redis: &Redis) -> Result<()> {
         Err(e) if matches!(e.code(), Code::Unreachable | Code::Deadline | Code::Server) => {
             return Ok(());
         }
-        Err(e) => return Err(unchanged(e)),
+        Err(e) => return Err(e.hint_first(UNCHANGED)),
     };
     let mut tick = || session.host.check_stop();
     if source.role() == REPLICA {
@@ -143,14 +143,4 @@ fn watched(redis: &Redis) -> Error {
         "Sentinels watch Redis server \"{name}\": they would promote a replica meanwhile, and overwrite what was restored"
     )
     .hint(format!("{UNCHANGED}\nHave each Sentinel forget the master (SENTINEL REMOVE NAME), or stop all of them.{section}\nBehind the recovery have the replicas follow this server (REPLICAOF), and then the Sentinels watch it (SENTINEL MONITOR)."))
-}
-
-fn unchanged(error: Error) -> Error {
-    match error.hint_text() {
-        Some(hint) => {
-            let hint = format!("{UNCHANGED}\n{hint}");
-            error.hint(hint)
-        }
-        None => error.hint(UNCHANGED),
-    }
 }

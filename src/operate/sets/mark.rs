@@ -119,20 +119,18 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Marked> {
     let (mut points, mut followers) = (Vec::new(), Vec::new());
     let mut later = Vec::new();
     for member in asking {
-        match member {
+        let (point, follower) = match member {
             Asking::Cluster(name, mut server, conninfo) => {
-                let at = (began, nonce);
-                let (point, follower) = of_cluster(name, &mut server, &conninfo, at)?;
-                points.push(point);
-                followers.extend(follower);
+                of_cluster(name, &mut server, &conninfo, (began, nonce))?
             }
-            Asking::Redis(name, mut source) => {
-                let (point, follower) = of_redis(session, name, &mut source)?;
-                points.push(point);
-                followers.extend(follower);
+            Asking::Redis(name, mut source) => of_redis(session, name, &mut source)?,
+            Asking::Later(member) => {
+                later.push(member);
+                continue;
             }
-            Asking::Later(member) => later.push(member),
-        }
+        };
+        points.push(point);
+        followers.extend(follower);
     }
     let ended = session.host.now();
     for member in later {
@@ -262,20 +260,13 @@ fn of_redis(
         )));
     }
     let replid = info.field("master_replid").unwrap_or_default().to_owned();
-    let offset = info
-        .field("master_repl_offset")
-        .and_then(|o| o.parse().ok());
-    let offset: u64 =
+    let offset: Option<u64> = info.number("master_repl_offset");
+    let offset =
         offset.ok_or_else(|| err!(Server, "Redis server \"{name}\" does not tell its offset"))?;
     let scope = Scope::aux(REDIS, name)?.prefix();
     // A link that is up has been silent for so long; one that is down leaves out the other field.
-    let silent = [
-        "master_link_down_since_seconds",
-        "master_last_io_seconds_ago",
-    ];
-    let silent = silent
-        .iter()
-        .find_map(|name| info.field(name)?.parse().ok());
+    let silent = info.number("master_link_down_since_seconds");
+    let silent = silent.or_else(|| info.number("master_last_io_seconds_ago"));
     let follower = is_replica.then(|| Follower {
         scope: scope.clone(),
         behind_seconds: silent,

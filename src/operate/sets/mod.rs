@@ -63,10 +63,8 @@ use crate::repo::set_mark::KIND;
 /// # Errors
 /// `Usage` when there is none, or none is named of several; `Config` for a member that is not configured.
 pub fn configured<'s>(settings: &'s Settings, name: Option<&str>) -> Result<&'s RecoverySet> {
-    let names = || -> String {
-        let names: Vec<&str> = settings.sets.iter().map(|set| set.name.as_str()).collect();
-        names.join(", ")
-    };
+    let names: Vec<&str> = settings.sets.iter().map(|set| set.name.as_str()).collect();
+    let names = names.join(", ");
     let set = match (name, settings.sets.as_slice()) {
         (None, [only]) => only,
         (None, []) => {
@@ -77,8 +75,7 @@ pub fn configured<'s>(settings: &'s Settings, name: Option<&str>) -> Result<&'s 
         (None, _) => {
             return Err(err!(
                 Usage,
-                "several recovery sets are configured and none is named: {}",
-                names()
+                "several recovery sets are configured and none is named: {names}"
             ));
         }
         (Some(name), sets) => sets.iter().find(|set| set.name == name).ok_or_else(|| {
@@ -87,7 +84,7 @@ pub fn configured<'s>(settings: &'s Settings, name: Option<&str>) -> Result<&'s 
                 "no recovery set \"{}\" is configured",
                 name.escape_debug()
             )
-            .hint(format!("Known: {}", names()))
+            .hint(format!("Known: {names}"))
         })?,
     };
     for member in &set.members {

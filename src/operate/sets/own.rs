@@ -84,8 +84,8 @@ pub fn word(word: &str) -> String {
 }
 
 /// The words of a command line, as an operator would type it.
-pub fn line(words: &[String]) -> String {
-    let words: Vec<String> = words.iter().map(|one| word(one)).collect();
+pub fn line(words: &[impl AsRef<str>]) -> String {
+    let words: Vec<String> = words.iter().map(|one| word(one.as_ref())).collect();
     format!("pitr {}", words.join(" "))
 }
 
@@ -93,10 +93,10 @@ pub fn line(words: &[String]) -> String {
 ///
 /// # Errors
 /// The error of the command, with its code; those of the system; `Interrupted`.
-pub fn run(session: &Session, words: &[String], owner: Option<Owner>) -> Result<Answer> {
+pub fn run(session: &Session, words: &[impl AsRef<str>], owner: Option<Owner>) -> Result<Answer> {
     let program = std::env::current_exe().map_err(|e| Error::from_io("find pitr itself", e))?;
     let mut command = Command::new(program);
-    command.args(words).arg("--json");
+    command.args(words.iter().map(AsRef::as_ref)).arg("--json");
     if let Some(config) = session.settings()?.path {
         command.arg("--config").arg(config);
     }
@@ -125,13 +125,13 @@ pub fn run(session: &Session, words: &[String], owner: Option<Owner>) -> Result<
     let has_warned = status.code() == Some(i32::from(exit::WARNINGS));
     match json {
         Some(json) if status.success() || has_warned => Ok(Answer { json, has_warned }),
-        json => Err(failure(words, json.as_ref(), &said, status)),
+        json => Err(failure(&line(words), json.as_ref(), &said, status)),
     }
 }
 
 /// The error of a command, from its answer or from what it said.
 fn failure(
-    words: &[String],
+    line: &str,
     answer: Option<&Value>,
     said: &str,
     status: std::process::ExitStatus,
@@ -143,7 +143,7 @@ fn failure(
         .filter(is_error)
         .or(from_said.as_ref().filter(is_error));
     let Some(error) = error else {
-        return program::failed(&line(words), status, said);
+        return program::failed(line, status, said);
     };
     let code = error["code"].as_str().unwrap_or_default();
     let known = [
@@ -166,7 +166,7 @@ fn failure(
     ];
     let code = known.into_iter().find(|known| exit::name(*known) == code);
     let message = error["message"].as_str().unwrap_or_default();
-    let made = err!(Internal, "{}: {message}", line(words));
+    let made = err!(Internal, "{line}: {message}");
     let made = made.with_code(code.unwrap_or(Code::SourceMissing));
     match error["hint"].as_str() {
         Some(hint) => made.hint(hint.to_owned()),
@@ -177,4 +177,9 @@ fn failure(
 /// The words of a command line.
 pub fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// The words of a command, with those of a target behind them.
+pub fn with(words: &[&str], target: &[String]) -> Vec<String> {
+    [&self::words(words)[..], target].concat()
 }

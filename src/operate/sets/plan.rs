@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::own::words;
 use super::{cluster, configured, moments, scope};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
@@ -252,10 +253,8 @@ fn planned_each(
             settings,
             set,
             member,
-            from_standby: asked.from_standby,
-            clusters: &mut each.clusters,
-            data_sets: &mut each.data_sets,
-            erasures: asked.with_erasures.then_some(&mut each.erasures),
+            asked,
+            each: &mut each,
         };
         let (reach, own) = planning.of_member(moment)?;
         each.words.insert(member.clone(), own);
@@ -355,13 +354,8 @@ struct Planning<'p> {
     settings: &'p Settings,
     set: &'p RecoverySet,
     member: &'p SetMember,
-    from_standby: bool,
-    /// The backups of clusters that are restored.
-    clusters: &'p mut BTreeMap<SetMember, Restorable>,
-    /// The backups of Redis servers that are restored.
-    data_sets: &'p mut BTreeMap<SetMember, DataSet>,
-    /// The clusters that lack erasures; none where nobody asks.
-    erasures: Option<&'p mut BTreeMap<SetMember, Lacking>>,
+    asked: &'p AskedRecovery,
+    each: &'p mut Each,
 }
 
 impl Planning<'_> {
@@ -380,7 +374,7 @@ impl Planning<'_> {
             )
         };
         let doing = |e: crate::error::Error| e.context(format!("plan member \"{member}\""));
-        match (member.kind, point, moment) {
+        let (reach, words, level) = match (member.kind, point, moment) {
             (MemberKind::Cluster, Some(((one, Point::Wal(timeline, lsn)), at)), _) => {
                 let identifier = one.scope.rsplit('/').next().and_then(|n| n.parse().ok());
                 let target = AskedTarget {
@@ -391,13 +385,16 @@ impl Planning<'_> {
                 let words = cluster_words(*timeline, &lsn.to_string(), &one.scope);
                 let is_behind = one.level < Level::Marker;
                 let reach = self.of_cluster(identifier, (&target, at, is_behind));
-                Ok((with_level(reach.map_err(doing)?, one.level), words))
+                (reach, words, one.level)
             }
             (MemberKind::Cluster, None, Moment::Time(at)) => {
                 let words = words(&["--target-time", &at.to_string()]);
                 let target = target(Target::Time(*at));
-                let reach = self.of_cluster(None, (&target, *at, false));
-                Ok((reach.map_err(doing)?, words))
+                (
+                    self.of_cluster(None, (&target, *at, false)),
+                    words,
+                    Level::Time,
+                )
             }
             (MemberKind::Redis, Some(((one, Point::Log(replid, offset)), at)), _) => {
                 let target = route::Target {
@@ -406,8 +403,7 @@ impl Planning<'_> {
                 };
                 let words = words(&["--target-offset", &format!("{replid}:{offset}")]);
                 let is_behind = one.level < Level::Marker;
-                let reach = self.of_redis((&target, at, is_behind));
-                Ok((with_level(reach.map_err(doing)?, one.level), words))
+                (self.of_redis((&target, at, is_behind)), words, one.level)
             }
             (MemberKind::Redis, None, Moment::Time(at)) => {
                 let micros = at.unix_micros().ok_or_else(odd)?;
@@ -416,8 +412,7 @@ impl Planning<'_> {
                     replid: None,
                 };
                 let words = words(&["--target-time", &at.to_string()]);
-                let reach = self.of_redis((&target, *at, false));
-                Ok((reach.map_err(doing)?, words))
+                (self.of_redis((&target, *at, false)), words, Level::Time)
             }
             (MemberKind::Files | MemberKind::Config, Some(((one, point), _)), _) => {
                 let backups = backups(session, member).map_err(doing)?;
@@ -427,10 +422,8 @@ impl Planning<'_> {
                     _ => return Err(odd()),
                 };
                 let reach = found.map(|backup| reached(backup, one.level));
-                Ok(of_files(
-                    reach,
-                    "no undamaged backup of it was taken after the mark yet",
-                ))
+                let why = "no undamaged backup of it was taken after the mark yet";
+                return Ok(of_files(reach, why));
             }
             (MemberKind::Files | MemberKind::Config, None, Moment::Time(at)) => {
                 let backups = backups(session, member).map_err(doing)?;
@@ -440,13 +433,18 @@ impl Planning<'_> {
                     let newest = ended.max_by_key(|one| (one.stop_time, one.id.to_string()));
                     newest.map(|one| reached(one, Level::Nearest))
                 };
-                Ok(of_files(
+                return Ok(of_files(
                     after.or_else(before),
                     "it has no undamaged backup",
-                ))
+                ));
             }
-            _ => Err(odd()),
-        }
+            _ => return Err(odd()),
+        };
+        let reach = match reach.map_err(doing)? {
+            Reach::Reached(reached) => Reach::Reached(Reached { level, ..reached }),
+            unreached => unreached,
+        };
+        Ok((reach, words))
     }
 
     /// Plans a cluster as `pitr plan` does.
@@ -477,20 +475,20 @@ impl Planning<'_> {
             }
             None => {}
         }
-        if let Some(erasures) = self.erasures.as_deref_mut()
+        if self.asked.with_erasures
             && let Some(lacking) = erasure::lacking(&own, &chosen.opened, plan)?
             && lacking.count > 0
         {
-            erasures.insert(self.member.clone(), lacking);
+            self.each.erasures.insert(self.member.clone(), lacking);
         }
         if let Some(backup) = &plan.backup {
             let restorable = Restorable {
                 major: backup.major,
                 has_tablespaces: !backup.tablespaces.is_empty(),
             };
-            self.clusters.insert(self.member.clone(), restorable);
+            self.each.clusters.insert(self.member.clone(), restorable);
         }
-        let copied = match self.from_standby {
+        let copied = match self.asked.from_standby {
             true => 0,
             false => plan.bytes_to_copy,
         };
@@ -499,20 +497,14 @@ impl Planning<'_> {
             ..plan.clone()
         };
         let estimate = how_long::of_plan(&own, &chosen.opened, &done);
+        let (backup, stop) = (plan.backup.as_ref(), plan.stop.as_ref());
         Ok(Reach::Reached(Reached {
-            backup: plan
-                .backup
-                .as_ref()
-                .map(|b| b.id.to_string())
-                .unwrap_or_default(),
+            backup: backup.map(|b| b.id.to_string()).unwrap_or_default(),
             moment: Some(match is_behind {
                 true => of_follower(plan, at),
                 false => at,
             }),
-            position: plan
-                .stop
-                .as_ref()
-                .map(|stop| stop.recovery_end_lsn.to_string()),
+            position: stop.map(|stop| stop.recovery_end_lsn.to_string()),
             bytes: copied.saturating_add(plan.bytes_to_replay),
             ms: estimate.as_ref().map(|estimate| estimate.ms),
             basis: estimate.as_ref().map(Estimate::basis),
@@ -527,19 +519,17 @@ impl Planning<'_> {
     ) -> Result<Reach> {
         match redis::plan::run(self.session, &self.member.name, None, target) {
             Ok(planned) => {
-                self.data_sets
-                    .insert(self.member.clone(), planned.member.clone());
+                let data_sets = &mut self.each.data_sets;
+                data_sets.insert(self.member.clone(), planned.member.clone());
                 let bytes = planned.member.bytes().saturating_add(planned.route.bytes());
                 let (ms, basis) = estimate::restore(&[], bytes, Restored::DataSet);
+                let end = planned.route.end();
                 let arrived = planned.route.arrived_us.filter(|_| is_behind);
                 let arrived = arrived.and_then(TimestampTz::from_unix_micros);
                 Ok(Reach::Reached(Reached {
                     backup: planned.id.to_string(),
                     moment: Some(arrived.map_or(at, |arrived| arrived.min(at))),
-                    position: planned
-                        .route
-                        .end()
-                        .map(|(replid, offset)| format!("{replid}:{offset}")),
+                    position: end.map(|(replid, offset)| format!("{replid}:{offset}")),
                     bytes,
                     ms: Some(ms),
                     basis: Some(basis),
@@ -577,29 +567,13 @@ fn target(target: Target) -> AskedTarget {
     }
 }
 
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
-}
-
 fn cluster_words(timeline: TimelineId, lsn: &str, scope: &str) -> Vec<String> {
     let identifier = scope.rsplit('/').next().unwrap_or_default();
     let timeline = timeline.decimal().to_string();
-    words(&[
-        "--target-lsn",
-        lsn,
-        "--exclusive",
-        "--target-timeline",
-        &timeline,
-        "--system-identifier",
-        identifier,
-    ])
-}
-
-fn with_level(reach: Reach, level: Level) -> Reach {
-    match reach {
-        Reach::Reached(reached) => Reach::Reached(Reached { level, ..reached }),
-        unreached => unreached,
-    }
+    let point = ["--target-lsn", lsn, "--exclusive"];
+    let place = ["--target-timeline", &timeline];
+    let server = ["--system-identifier", identifier];
+    words(&[&point[..], &place, &server].concat())
 }
 
 /// The undamaged backups of files or configuration that any repository has: the one that fits a moment need not be in the first.

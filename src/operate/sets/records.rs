@@ -155,11 +155,8 @@ mod tests {
 
     fn open(new: &[&Path], old: &[&Path]) -> (Result<Runs>, Vec<String>) {
         let warnings = std::cell::RefCell::new(Vec::new());
-        let owned = |places: &[&Path]| places.iter().map(|p| p.to_path_buf()).collect();
-        let places = Places {
-            new: owned(new),
-            old: owned(old),
-        };
+        let [new, old] = [new, old].map(|places| places.iter().map(|p| p.to_path_buf()).collect());
+        let places = Places { new, old };
         let runs = places.open(&set(), &|text| warnings.borrow_mut().push(text.to_owned()));
         (runs, warnings.into_inner())
     }

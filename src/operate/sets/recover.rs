@@ -47,6 +47,15 @@ pub struct ShownStep {
     pub command: Option<String>,
 }
 
+impl ShownStep {
+    fn of(step: &Step, work: Option<Work<'_>>) -> ShownStep {
+        ShownStep {
+            step: step.text(),
+            command: work.and_then(|work| work.command().ok().flatten()),
+        }
+    }
+}
+
 /// A recovery, planned or carried out.
 #[derive(Serialize)]
 pub struct Report {
@@ -281,9 +290,8 @@ fn check_standby(
 /// The words of pitr that let a standby recover.
 pub(super) fn from_standby(name: &str, pgdata: &Path, words: &[String]) -> Vec<String> {
     let to = pgdata.to_string_lossy();
-    let mut line = own::words(&["restore", "--cluster", name, "--to", &to, "--from-standby"]);
-    line.extend(words.iter().cloned());
-    line
+    let line = ["restore", "--cluster", name, "--to", &to, "--from-standby"];
+    own::with(&line, words)
 }
 
 /// Requires what the steps of a member need, before the first of them. Returns the data directory of a cluster.
@@ -330,7 +338,7 @@ impl Prepared {
                 None => None,
             };
             steps.push(Done {
-                step: self.shown_step(step),
+                step: ShownStep::of(step, self.work(step)),
                 ms: done.and_then(|done| done["ms"].as_u64()),
             });
         }
@@ -402,14 +410,6 @@ impl Prepared {
         Some(work.with_consent(consent))
     }
 
-    fn shown_step(&self, step: &Step) -> ShownStep {
-        let work = self.work(step);
-        ShownStep {
-            step: step.text(),
-            command: work.and_then(|work| work.command().ok().flatten()),
-        }
-    }
-
     /// Carries the steps out that are not done.
     ///
     /// # Errors
@@ -434,10 +434,9 @@ impl Prepared {
             session.host.progress.phase(&step.text(), None);
             let ms = self.one(session, &run, (number, step), &mut report.warnings);
             let ms = ms.map_err(|e| {
-                let hint = e.hint_text().map(|hint| format!("{hint}\n")).unwrap_or_default();
                 let id = &run.record.id;
-                e.context(step.text()).hint(format!(
-                    "{hint}Run {id} is recorded: run the same command again to go on, or take it back: pitr recover rollback {id} --confirm"
+                e.context(step.text()).hint_last(&format!(
+                    "Run {id} is recorded: run the same command again to go on, or take it back: pitr recover rollback {id} --confirm"
                 ))
             })?;
             if let Some(done) = report.steps.get_mut(number) {
@@ -454,7 +453,7 @@ impl Prepared {
     /// Stops once more what an interrupted run had stopped, as far as something is still to be put in place: the host may have started it meanwhile.
     fn stop_again(&self, session: &Session, run: &Run) -> Result<()> {
         for (number, step) in run.record.steps.iter().enumerate() {
-            let Some(work) = self.work(step).filter(|_| is_stop(step)) else {
+            let Some(work) = self.work(step).filter(|_| step.is_stop()) else {
                 continue;
             };
             if run.done(number)?.is_none() || self.is_replaced(run, step)? {
@@ -523,10 +522,6 @@ fn down(run: &Run, counts: &dyn Fn(&Step) -> bool) -> Result<u64> {
     Ok(ms)
 }
 
-fn is_stop(step: &Step) -> bool {
-    matches!(step, Step::StopApplications | Step::Stop(_))
-}
-
 /// The steps for some members of a set, without what it does not have.
 pub(super) fn steps_with(
     set: &RecoverySet,
@@ -561,12 +556,9 @@ pub(super) fn example(set: &RecoverySet) -> Record {
 /// The steps of a full recovery, likewise.
 pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep> {
     let record = example(set);
-    let shown = record.steps.iter().map(|step| {
-        let work = Work::new((settings, set), &record, step);
-        ShownStep {
-            step: step.text(),
-            command: work.and_then(|work| work.command().ok().flatten()),
-        }
-    });
+    let shown = record
+        .steps
+        .iter()
+        .map(|step| ShownStep::of(step, Work::new((settings, set), &record, step)));
     shown.collect()
 }

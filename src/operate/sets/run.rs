@@ -68,14 +68,11 @@ impl Record {
         let began = host.now();
         let seconds: String = event::compact(began).chars().take(15).collect();
         Record {
-            format: FORMAT,
             id: format!("{seconds}Z-{set}"),
-            set: set.to_owned(),
             extent,
             moment,
             began,
-            members,
-            steps,
+            ..Record::example(set, members, steps)
         }
     }
 
@@ -147,10 +144,7 @@ impl Runs {
 
     /// The directories, for people.
     pub fn places(&self) -> String {
-        let places = self
-            .folders
-            .iter()
-            .map(|folder| folder.display().to_string());
+        let places = self.folders.iter().map(|at| at.display().to_string());
         places.collect::<Vec<_>>().join(", ")
     }
 
@@ -176,9 +170,13 @@ impl Runs {
     /// # Errors
     /// `Damaged` for a record that cannot be read; those of the system.
     pub fn unfinished(&self) -> Result<Option<Run>> {
+        self.first(&Run::is_unfinished)
+    }
+
+    fn first(&self, is_wanted: &dyn Fn(&Run) -> Result<bool>) -> Result<Option<Run>> {
         for (name, folder) in self.names()? {
             let run = self.find_in(folder, &name)?;
-            if run.is_unfinished()? {
+            if is_wanted(&run)? {
                 return Ok(Some(run));
             }
         }
@@ -190,13 +188,7 @@ impl Runs {
     /// # Errors
     /// `Damaged` for a record that cannot be read; those of the system.
     pub fn newest(&self, is_wanted: &dyn Fn(&Record) -> bool) -> Result<Option<Run>> {
-        for (name, folder) in self.names()? {
-            let run = self.find_in(folder, &name)?;
-            if is_wanted(&run.record) {
-                return Ok(Some(run));
-            }
-        }
-        Ok(None)
+        self.first(&|run| Ok(is_wanted(&run.record)))
     }
 
     /// Returns the newest runs, so many of them.
@@ -432,13 +424,8 @@ mod tests {
     use crate::error::Code;
 
     fn record(host: &Host) -> Record {
-        let moment = "mark m".to_owned();
-        Record::new(
-            host,
-            ("shop", Extent::Full, moment),
-            Vec::new(),
-            vec![Step::Health],
-        )
+        let task = ("shop", Extent::Full, "mark m".to_owned());
+        Record::new(host, task, Vec::new(), vec![Step::Health])
     }
 
     #[test]
@@ -468,10 +455,8 @@ mod tests {
         assert_eq!(runs.newest(&|_| true).unwrap().unwrap().record, run.record);
         let other = runs.begin(&host, record(&host)).unwrap();
         assert_eq!(other.record.id, "20261120T064049Z-shop-2");
-        assert_eq!(
-            runs.newest(&|_| true).unwrap().unwrap().record,
-            other.record
-        );
+        let newest = runs.newest(&|_| true).unwrap().unwrap();
+        assert_eq!(newest.record, other.record);
     }
 
     #[test]

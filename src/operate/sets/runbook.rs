@@ -3,13 +3,15 @@
 //! The part that comes from the configuration is hashed, and the hash stands in the text: a copy whose hash is another one is stale. Times and moments change all the while,
 //! and make no copy stale.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::info::{self, SetInfo};
 use super::plan::{self, AskedMoment, AskedRecovery};
 use super::recover;
-use super::{by_hand, configured};
-use crate::config::{MemberKind, RecoverySet, Settings};
+use super::{by_hand, cluster, configured, redis};
+use crate::config::{MemberKind, RecoverySet, Redis, Settings, Source};
 use crate::err;
 use crate::error::Result;
 use crate::operate::human;
@@ -241,11 +243,8 @@ fn expected(session: &Session, set: &RecoverySet) -> String {
 /// The part that follows from the configuration alone.
 fn fixed(settings: &Settings, set: &RecoverySet) -> String {
     let name = &set.name;
-    let config = settings
-        .path
-        .as_ref()
-        .map(|path| path.display().to_string());
-    let config = config.unwrap_or_else(|| "pitr.toml".to_owned());
+    let config = settings.path.as_deref().unwrap_or(Path::new("pitr.toml"));
+    let config = config.display();
     let mut text = format!(
         "## First\n\n\
          1. Note the time. Do not restart, delete or promote anything, and run no expire.\n\
@@ -263,44 +262,28 @@ fn fixed(settings: &Settings, set: &RecoverySet) -> String {
          ## The steps\n\n"
     );
     for (number, step) in recover::steps_of(settings, set).iter().enumerate() {
-        let command = step
-            .command
-            .as_ref()
-            .map(|command| format!(": `{command}`"));
-        text.push_str(&format!(
-            "{}. {}{}\n",
-            number + 1,
-            step.step,
-            command.unwrap_or_default()
-        ));
+        let command = step.command.as_ref();
+        let command = command.map_or_else(String::new, |command| format!(": `{command}`"));
+        text.push_str(&format!("{}. {}{command}\n", number + 1, step.step));
     }
     text.push_str("\n## Members\n\n| member | place |\n|---|---|\n");
     for member in &set.members {
+        let name = &member.name;
         let place = match member.kind {
             MemberKind::Cluster => {
-                let mut clusters = settings.clusters.iter();
-                let cluster = clusters.find(|c| c.name.as_str() == member.name);
-                cluster.and_then(|c| Some(c.pgdata.as_ref()?.display().to_string()))
+                let pgdata = cluster(settings, name).ok().and_then(|c| c.pgdata.as_ref());
+                pgdata.map(|pgdata| pgdata.display().to_string())
             }
-            MemberKind::Redis => {
-                let redis = settings
-                    .redis
-                    .iter()
-                    .find(|redis| redis.name == member.name);
-                redis.map(crate::config::Redis::place)
-            }
-            MemberKind::Files => {
-                let files = settings
-                    .files
-                    .iter()
-                    .find(|files| files.name == member.name);
-                files.map(|files| match &files.source {
-                    crate::config::Source::Directory(directory) => directory.display().to_string(),
+            MemberKind::Redis => redis(settings, name).ok().map(Redis::place),
+            MemberKind::Files => settings
+                .files_named(name)
+                .ok()
+                .map(|files| match &files.source {
+                    Source::Directory(directory) => directory.display().to_string(),
                     other => other.kind().unwrap_or("a command").to_owned(),
-                })
-            }
+                }),
             MemberKind::Config => {
-                let set = settings.config.iter().find(|set| set.name == member.name);
+                let set = settings.config.iter().find(|set| set.name == *name);
                 set.map(|set| set.paths.join(", "))
             }
         };

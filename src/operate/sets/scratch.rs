@@ -134,20 +134,14 @@ impl Work<'_> {
     fn words(&self, target: &[String]) -> Vec<String> {
         let name = self.member.name.as_str();
         let to = self.place.to_string_lossy();
-        let mut words = match self.member.kind {
-            MemberKind::Cluster => {
-                let mut words = own::words(&["drill", "--cluster", name]);
-                if let Some(dir) = self.dir {
-                    words.extend(own::words(&["--dir", &dir.to_string_lossy()]));
-                }
-                words
-            }
-            MemberKind::Redis => own::words(&["redis", "restore", name, "--to", &to]),
-            MemberKind::Files => own::words(&["files", "restore", name, "--to", &to]),
-            MemberKind::Config => own::words(&["config", "restore", name, "--to", &to]),
-        };
-        words.extend(target.iter().cloned());
-        words
+        let kind = self.member.kind.section();
+        let mut words = vec![kind, "restore", name, "--to", &to];
+        let dir = self.dir.map(Path::to_string_lossy);
+        if self.member.kind == MemberKind::Cluster {
+            words = vec!["drill", "--cluster", name];
+            words.extend(dir.iter().flat_map(|dir| ["--dir", dir]));
+        }
+        own::with(&words, target)
     }
 
     /// Whether configuration has secrets, and the host no key of their pair.
@@ -171,11 +165,9 @@ impl Work<'_> {
         if let Some(data_set) = self.data_set {
             require_modules(self.session, data_set)?;
         }
-        let answer = own::run(self.session, words, owner)?.json;
+        let mut answer = own::run(self.session, words, owner)?.json;
         if self.member.kind == MemberKind::Redis {
-            let loaded = cache::load(self.session, &self.place, &answer, None)?;
-            let mut answer = answer;
-            answer["loaded"] = loaded;
+            answer["loaded"] = cache::load(self.session, &self.place, &answer, None)?;
             return Ok(answer);
         }
         if self.member.kind == MemberKind::Cluster && answer["passed"] == Value::Bool(false) {

@@ -314,15 +314,13 @@ fn not_asked(redis: &Redis, error: Error) -> Error {
         return error;
     }
     let name = &redis.name;
-    let hint = error.hint_text().unwrap_or_default();
-    let hint = format!(
-        "{hint}\nWhere the server does not run, its log says why. Where it does, [redis.{name}] has to name the address, the user and the password that it was started with."
-    );
     error
         .context(format!(
             "ask Redis server \"{name}\" whether it has loaded its data set"
         ))
-        .hint(hint.trim_start().to_owned())
+        .hint_last(&format!(
+            "Where the server does not run, its log says why. Where it does, [redis.{name}] has to name the address, the user and the password that it was started with."
+        ))
 }
 
 /// Asks a Redis server what it has, and how often it was written to.
@@ -336,11 +334,10 @@ pub fn facts(session: &Session, redis: &Redis) -> Result<Value> {
     }
     let mut tick = || session.host.check_stop();
     let info = source.ask("persistence", &mut tick)?;
-    let keys = source.info.keyspace();
-    let number = |name: &str| info.field(name).and_then(|n| n.parse::<u64>().ok());
+    let number = |name: &str| info.number::<u64>(name);
     Ok(json!({
         "run_id": source.info.field("run_id"),
-        "lasting_keys": keys.iter().map(|db| db.keys.saturating_sub(db.expires)).sum::<u64>(),
+        "lasting_keys": source.info.lasting_keys(),
         "changes": number("rdb_changes_since_last_save"),
         "saved": number("rdb_last_save_time"),
     }))

@@ -45,19 +45,16 @@ pub fn told(member: &str, why: &str) -> String {
 
 /// Requires that configuration can come back with its secrets. Every envelope is opened for that.
 pub fn require_opened(session: &Session, (member, words): (&SetMember, &[String])) -> Result<()> {
-    let mut line = own::words(&["config", "restore", &member.name, "--in-place"]);
+    let mut line = vec!["config", "restore", &member.name, "--in-place"];
     if Work::is_privileged() {
-        line.push("--privileged".to_owned());
+        line.push("--privileged");
     }
-    line.extend(words.iter().cloned());
-    line.push("--dry-run".to_owned());
+    line.extend(words.iter().map(String::as_str));
+    line.push("--dry-run");
     match own::run(session, &line, None) {
-        Err(e) if e.code() == Code::Key => {
-            let hint = format!(
-                "{UNCHANGED} {member} has secrets, and comes back with them: name the key file of a recipient of the secrets pair for as long as the recovery lasts (secrets_key in [repositories.NAME.encryption]). pitr recover database brings the servers back without it."
-            );
-            Err(e.hint(hint))
-        }
+        Err(e) if e.code() == Code::Key => Err(e.hint(format!(
+            "{UNCHANGED} {member} has secrets, and comes back with them: name the key file of a recipient of the secrets pair for as long as the recovery lasts (secrets_key in [repositories.NAME.encryption]). pitr recover database brings the servers back without it."
+        ))),
         done => done.map(|_| ()),
     }
 }

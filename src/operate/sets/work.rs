@@ -92,8 +92,7 @@ impl<'p> Work<'p> {
         let mut words = match member.kind {
             MemberKind::Cluster => {
                 let to = self.pgdata()?;
-                let line = ["restore", "--cluster", name, "--to", &to];
-                let mut words = own::words(&line);
+                let mut words = own::words(&["restore", "--cluster", name, "--to", &to]);
                 if self.is_aside() {
                     words.extend(own::words(&["--switch", "--confirm"]));
                     return Ok(Some(words));
@@ -143,9 +142,8 @@ impl<'p> Work<'p> {
     /// The words of pitr that restore a cluster aside.
     fn restoring_aside(&self) -> Result<Vec<String>> {
         let (name, to) = (&self.member()?.name, self.pgdata()?);
-        let mut words = own::words(&["restore", "--cluster", name, "--to", &to, "--aside"]);
-        words.extend(self.words.iter().cloned());
-        Ok(words)
+        let words = ["restore", "--cluster", name, "--to", &to, "--aside"];
+        Ok(own::with(&words, self.words))
     }
 
     /// The directory of a cluster in which erasures are repeated.
@@ -194,9 +192,8 @@ impl<'p> Work<'p> {
             Step::Aside(_) if self.is_cluster() => Some(own::line(&self.restoring_aside()?)),
             Step::FromStandby(_) => Some(own::line(&self.recovering()?)),
             Step::Aside(_) => {
-                let mut words = own::words(&["redis", "restore", &self.member()?.name]);
-                words.extend(self.words.iter().cloned());
-                Some(own::line(&words))
+                let words = ["redis", "restore", &self.member()?.name];
+                Some(own::line(&own::with(&words, self.words)))
             }
             Step::Backup(_) => Some(own::line(&self.backing_up()?)),
         })
@@ -264,10 +261,7 @@ impl<'p> Work<'p> {
         let log = run.log(number);
         match self.step {
             Step::Aside(_) if self.is_cluster() => {
-                let owner = Owner::of(Path::new(&self.pgdata()?))?;
-                let answer = own::run(session, &self.restoring_aside()?, owner)?;
-                self.require_foreseen(&answer.json)?;
-                Ok(json!({}))
+                self.run_foreseen(session, &self.restoring_aside()?)
             }
             Step::Aside(_) => {
                 let redis = redis(self.settings, &self.member()?.name)?;
@@ -275,26 +269,24 @@ impl<'p> Work<'p> {
             }
             Step::FromStandby(_) => {
                 self.stop(session, &log)?;
-                let owner = Owner::of(Path::new(&self.pgdata()?))?;
-                let answer = own::run(session, &self.recovering()?, owner)?;
-                self.require_foreseen(&answer.json)?;
-                Ok(json!({}))
+                self.run_foreseen(session, &self.recovering()?)
             }
             Step::StopApplications => optional(session, &log, &self.set.stop, None),
             Step::StartApplications => optional(session, &log, &self.set.start, None),
             Step::Hook => {
                 // The members run: an operator can lead users to them by hand.
-                if let Err(e) = optional(session, &log, &self.set.hook, Some(service::SHORT)) {
-                    if e.code() == Code::Interrupted {
-                        return Err(e);
-                    }
-                    warnings.push(format!("{}: {e}", self.step.text()));
-                }
-                Ok(json!({}))
+                let told = optional(session, &log, &self.set.hook, Some(service::SHORT));
+                warn(self.step, told, warnings).map(|_| json!({}))
             }
             Step::Health => healthy(session, &log, &self.set.health),
             Step::Stop(_) => self.stop(session, &log),
-            Step::Start(_) => self.start(session, &log, run, warnings),
+            Step::Start(_) => {
+                let facts = self.start(session, &log)?;
+                if !self.is_cluster() {
+                    self.require_loaded(session, (run, &facts), warnings)?;
+                }
+                Ok(facts)
+            }
             Step::Replace(_) => {
                 // Somebody may have started it since the step that stopped it: a server would go on with files that are out of place.
                 if matches!(self.member()?.kind, MemberKind::Cluster | MemberKind::Redis) {
@@ -319,14 +311,9 @@ impl<'p> Work<'p> {
                     true => Owner::of(Path::new(&self.pgdata()?))?,
                     false => None,
                 };
-                match own::run(session, &self.backing_up()?, owner) {
-                    Ok(answer) => Ok(json!({ "backup": answer.json["id"] })),
-                    Err(e) if e.code() == Code::Interrupted => Err(e),
-                    Err(e) => {
-                        warnings.push(format!("{}: {e}", self.step.text()));
-                        Ok(json!({}))
-                    }
-                }
+                let taken = own::run(session, &self.backing_up()?, owner);
+                let taken = warn(self.step, taken, warnings)?;
+                Ok(taken.map_or(json!({}), |answer| json!({ "backup": answer.json["id"] })))
             }
         }
     }
@@ -363,13 +350,7 @@ impl<'p> Work<'p> {
         Ok(json!({}))
     }
 
-    fn start(
-        &self,
-        session: &Session,
-        log: &Path,
-        run: &Run,
-        warnings: &mut Vec<String>,
-    ) -> Result<Value> {
+    pub fn start(&self, session: &Session, log: &Path) -> Result<Value> {
         let member = self.member()?;
         let (_, start) = self.service()?;
         match member.kind {
@@ -385,9 +366,7 @@ impl<'p> Work<'p> {
                 if service::is_redis_stopped(session, redis)? {
                     service::command(session, log, &start, None)?;
                 }
-                let facts = service::wait_redis_started(session, redis)?;
-                self.require_loaded(session, (run, &facts), warnings)?;
-                Ok(facts)
+                service::wait_redis_started(session, redis)
             }
         }
     }
@@ -467,6 +446,14 @@ impl<'p> Work<'p> {
         Ok(json!({ "run": answer.json["run"], "control": control }))
     }
 
+    /// Runs a command on the cluster as its owner; it may meet no erasure that the plan lacks.
+    fn run_foreseen(&self, session: &Session, words: &[String]) -> Result<Value> {
+        let owner = Owner::of(Path::new(&self.pgdata()?))?;
+        let answer = own::run(session, words, owner)?;
+        self.require_foreseen(&answer.json)?;
+        Ok(json!({}))
+    }
+
     /// Requires that the plan has foreseen the erasures that a cluster lacks: one may have been recorded since it was made.
     fn require_foreseen(&self, answer: &Value) -> Result<()> {
         let count = answer["erasures"]["count"].as_u64().unwrap_or(0);
@@ -486,10 +473,8 @@ impl<'p> Work<'p> {
     fn erase(&self, session: &Session) -> Result<Value> {
         let (name, to) = (&self.member()?.name, self.erased()?);
         let data = Path::new(&to);
-        let answer = own::run(session, &self.erasing()?, Owner::of(data)?).map_err(|e| {
-            let next = erasures::next(&e, name, self.is_aside());
-            e.hint(next)
-        })?;
+        let answer = own::run(session, &self.erasing()?, Owner::of(data)?)
+            .map_err(|e| e.hint_last(&erasures::next(name, self.is_aside())))?;
         let found = DataDirectory::at(data).control()?;
         let found = found.ok_or_else(|| err!(Damaged, "\"{to}\" has no pg_control"))?;
         Ok(json!({
@@ -504,7 +489,7 @@ impl<'p> Work<'p> {
 pub fn standing(pgdata: &str) -> Result<Value> {
     let path = replace::record_of(Path::new(pgdata));
     match std::fs::read(&path) {
-        Ok(bytes) => Ok(Value::from(blake3::hash(&bytes).to_hex().to_string())),
+        Ok(bytes) => Ok(hashed(&bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(e) => Err(Error::from_io(format!("read \"{}\"", path.display()), e)),
     }
@@ -513,9 +498,11 @@ pub fn standing(pgdata: &str) -> Result<Value> {
 /// BLAKE3 of a data directory's pg_control, which every start of a server changes; null where there is none.
 pub fn control(data: &Path) -> Result<Value> {
     let found = DataDirectory::at(data).control_with_bytes()?;
-    Ok(found.map_or(Value::Null, |(_, bytes)| {
-        Value::from(blake3::hash(&bytes).to_hex().to_string())
-    }))
+    Ok(found.map_or(Value::Null, |(_, bytes)| hashed(&bytes)))
+}
+
+fn hashed(bytes: &[u8]) -> Value {
+    Value::from(blake3::hash(bytes).to_hex().to_string())
 }
 
 pub fn pgdata(cluster: &Cluster) -> Result<&Path> {
@@ -534,6 +521,18 @@ pub fn optional(
         service::command(session, log, words, limit)?;
     }
     Ok(json!({}))
+}
+
+/// Makes a failure of a step a warning; an interruption stays one.
+pub fn warn<T>(step: &Step, done: Result<T>, warnings: &mut Vec<String>) -> Result<Option<T>> {
+    match done {
+        Err(e) if e.code() == Code::Interrupted => Err(e),
+        Err(e) => {
+            warnings.push(format!("{}: {e}", step.text()));
+            Ok(None)
+        }
+        Ok(done) => Ok(Some(done)),
+    }
 }
 
 /// Asks until the applications work: they take a while to start.
