@@ -94,14 +94,22 @@ pub fn member(taken: &Taken, facts: Option<Value>) -> Value {
     member
 }
 
-impl Kind for Files {
-    fn name(&self) -> &'static str {
-        "files"
-    }
+/// The name and the identity of a [`Kind`] that is a set of files.
+macro_rules! of_files {
+    () => {
+        fn name(&self) -> &'static str {
+            "files"
+        }
 
-    fn identity(&self) -> Option<String> {
-        Some(self.identity.clone())
-    }
+        fn identity(&self) -> Option<String> {
+            Some(self.identity.clone())
+        }
+    };
+}
+pub(in crate::backup) use of_files;
+
+impl Kind for Files {
+    crate::backup::files::of_files!();
 
     fn takes_changes(&self) -> bool {
         self.is_lasting

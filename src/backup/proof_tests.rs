@@ -234,12 +234,9 @@ impl Store for Watched {
 }
 
 impl Object for WatchedObject {
-    fn size_bytes(&self) -> u64 {
-        self.inner.size_bytes()
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.inner.read_at(buffer, offset)
+    crate::store::forward! {
+        fn size_bytes(&self) -> u64;
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
     }
 
     fn settle(&self) -> Result<()> {
@@ -274,6 +271,13 @@ impl Bench {
     }
 
     /// Offers a segment of a life; another copy under its name is kept as refused.
+    /// With all the segments of a life that a backup needs.
+    fn of(life: &Server) -> Bench {
+        let bench = Bench::new();
+        (2..=4).for_each(|n| bench.offer(life, n));
+        bench
+    }
+
     fn offer(&self, life: &Server, number: u64) {
         let path = std::path::PathBuf::from(name(number).to_string());
         let what = Push {
@@ -371,8 +375,7 @@ fn refused(proof: Result<WalProof>, words: &str) {
 #[test]
 fn a1_the_own_wal_is_proven_with_its_hashes() {
     let (mut own, places) = life(1);
-    let bench = Bench::new();
-    (2..=4).for_each(|n| bench.offer(&own, n));
+    let bench = Bench::of(&own);
     let proof = bench.prove(&mut own, &landmarks(places)).unwrap();
     let hash = |bytes: &[u8]| Some(RawHash(blake3::hash(bytes).into()));
     assert_eq!(proof.first.name, name(2));
@@ -421,8 +424,7 @@ fn a1_a_segment_between_of_which_another_copy_was_refused_is_compared() {
 #[test]
 fn a1_the_records_that_a_restore_begins_and_ends_with_have_to_be_there() {
     let (mut own, places) = life(1);
-    let bench = Bench::new();
-    (2..=4).for_each(|n| bench.offer(&own, n));
+    let bench = Bench::of(&own);
     let right = landmarks(places);
     let no_checkpoint = Landmarks {
         checkpoint: places.start,
@@ -453,7 +455,6 @@ fn a1_a_primary_has_written_the_end_of_the_backup_and_a_standby_has_not() {
     let (mut own, places) = life(1);
     // As the server would have it with another start: the record of the end names that one.
     let at = usize::try_from(places.stop.0).unwrap() - SEGMENT;
-    let bench = Bench::new();
     let mut craft = Craft::new(Major::V17);
     craft.bytes = own.wal[..3 * SEGMENT].to_vec();
     craft.prev = Lsn(0);
@@ -463,7 +464,7 @@ fn a1_a_primary_has_written_the_end_of_the_backup_and_a_standby_has_not() {
     craft.switch();
     assert!(craft.bytes.len() > at);
     own.wal = craft.bytes;
-    (2..=4).for_each(|n| bench.offer(&own, n));
+    let bench = Bench::of(&own);
     refused(
         bench.prove(&mut own, &landmarks(places)),
         "end of the backup",
@@ -478,8 +479,7 @@ fn a1_a_primary_has_written_the_end_of_the_backup_and_a_standby_has_not() {
 #[test]
 fn a1_wal_that_the_server_has_no_more_proves_nothing() {
     let (mut own, places) = life(1);
-    let bench = Bench::new();
-    (2..=4).for_each(|n| bench.offer(&own, n));
+    let bench = Bench::of(&own);
     own.is_gone = true;
     let error = bench.prove(&mut own, &landmarks(places)).err().unwrap();
     assert_eq!(error.code(), Code::Refused, "{error}");
@@ -489,9 +489,7 @@ fn a1_wal_that_the_server_has_no_more_proves_nothing() {
 fn a1_a_proof_disagrees_for_ever_with_the_wal_of_a_double() {
     let (mut own, places) = life(1);
     let (double, _) = life(2);
-    let (bench, other) = (Bench::new(), Bench::new());
-    (2..=4).for_each(|n| bench.offer(&own, n));
-    (2..=4).for_each(|n| other.offer(&double, n));
+    let (bench, other) = (Bench::of(&own), Bench::of(&double));
     let proof = bench.prove(&mut own, &landmarks(places)).unwrap();
     let disagreement = || {
         let store = bench.repository.store();

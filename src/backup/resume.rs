@@ -320,31 +320,19 @@ fn read<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::turn::tests::{ID, at, recorded};
     use crate::repo::event::Event;
 
-    const ID: &str = "20261120T064049Z-482913-full";
-
-    fn at(seconds: u64) -> TimestampTz {
-        let begun: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
-        begun.saturating_add(Duration::from_secs(seconds))
-    }
-
     fn event(name: &str, kind: &str, seconds: u64, purpose: Option<&str>) -> Recorded {
-        Recorded {
-            name: name.into(),
-            event: Event {
-                event: kind.into(),
-                subject: ID.into(),
-                time: at(seconds),
-                host: "another".into(),
-                resumable: kind == "begin",
-                purpose: purpose.map(str::to_owned),
-                seconds: purpose.map(|_| 3 * 3600),
-                ..Event::default()
-            },
-            stored: at(seconds),
-            is_doubted: false,
-        }
+        let event = Event {
+            event: kind.into(),
+            host: "another".into(),
+            resumable: kind == "begin",
+            purpose: purpose.map(str::to_owned),
+            seconds: purpose.map(|_| 3 * 3600),
+            ..Event::default()
+        };
+        recorded(name, seconds, event)
     }
 
     fn is_taken(events: &[Recorded], seconds: u64) -> bool {

@@ -7,16 +7,13 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-
-use bytes::Bytes;
 
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::manifest::{FileChecksum, ManifestEnd, ManifestFile, ManifestReader};
 
 /// Pieces of the manifest on their way to the thread that reads it.
-const QUEUED_PIECES: usize = 16;
+pub(super) const QUEUED_PIECES: usize = 16;
 
 /// Records files as they arrive.
 pub struct Seen {
@@ -171,38 +168,12 @@ fn check_file(listed: &ManifestFile, size: u64, crc: u32) -> Result<()> {
     }
 }
 
-/// A manifest as it arrives, to be read by another thread.
-pub struct Pieces {
-    receiver: Receiver<Bytes>,
-    piece: Bytes,
-}
-
-/// A queue for the pieces of a manifest; the reader sees its end when the sender is dropped.
-pub fn pieces() -> (SyncSender<Bytes>, Pieces) {
-    let (sender, receiver) = sync_channel(QUEUED_PIECES);
-    let piece = Bytes::new();
-    (sender, Pieces { receiver, piece })
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.receiver.recv() {
-                Ok(piece) => self.piece = piece,
-                Err(_) => return Ok(0),
-            }
-        }
-        let n = self.piece.len().min(buffer.len());
-        let now = self.piece.split_to(n);
-        for (to, from) in buffer.iter_mut().zip(now) {
-            *to = from;
-        }
-        Ok(n)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
+    use crate::snapshot::pieces::pieces;
+
     use super::*;
     use std::fmt::Write;
 
@@ -241,7 +212,7 @@ mod tests {
                 .unwrap();
         }
         let expected = seen.rewind().unwrap();
-        let (sender, pieces) = pieces();
+        let (sender, pieces) = pieces(QUEUED_PIECES);
         let text = manifest(listed);
         std::thread::scope(|scope| {
             let compared = scope.spawn(|| expected.compare(pieces));

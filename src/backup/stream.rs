@@ -11,7 +11,7 @@ use super::beside::{Beside, Compared};
 use super::incremental::prior::Shape;
 use super::producer::{Damage, Produced, Producer, Watch, Work};
 use super::rate::Rate;
-use super::seen::{Seen, pieces};
+use super::seen::{QUEUED_PIECES, Seen};
 use super::source::{ServerFacts, Source};
 use crate::archive::left_out::{self, MARKER};
 use crate::err;
@@ -25,6 +25,7 @@ use crate::repo::container::{Codec, ContainerWriter, Identity, Kind};
 use crate::repo::root::cluster::Method;
 use crate::snapshot::filekey::{ClusterNaming, FileKey};
 use crate::snapshot::layer::Metadata;
+use crate::snapshot::pieces::pieces;
 use crate::snapshot::sink::FileSink;
 use crate::store::NewObject;
 use crate::wire::basebackup::{BackupEnd, BackupEvent, BackupStart};
@@ -275,10 +276,9 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
 
     /// Whether a directory or link is to be recorded: in a full backup each is.
     fn has_changed(&mut self, key: &FileKey, now: &Metadata) -> Result<bool> {
-        match &mut self.beside {
-            Some(beside) => beside.has_changed(key, now),
-            None => Ok(true),
-        }
+        self.beside
+            .as_mut()
+            .map_or(Ok(true), |beside| beside.has_changed(key, now))
     }
 
     fn data(&mut self, data: &[u8]) -> Result<()> {
@@ -330,7 +330,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
                     return Err(err!(Server, "the server sent two manifests"));
                 };
                 let expected = seen.rewind()?;
-                let (queue, input) = pieces();
+                let (queue, input) = pieces(QUEUED_PIECES);
                 ArrivingManifest {
                     writer: ContainerWriter::new(object, Kind::ServerManifest, Codec::Lz4)
                         .map_err(failed)?,

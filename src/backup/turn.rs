@@ -41,11 +41,19 @@ pub struct Running {
 /// This process, as far as others are judged from here.
 struct Here<'a> {
     now: TimestampTz,
-    host: &'a str,
+    host: String,
     has_ended: &'a dyn Fn(u32) -> bool,
 }
 
-impl Here<'_> {
+impl<'a> Here<'a> {
+    fn at(now: TimestampTz, has_ended: &'a dyn Fn(u32) -> bool) -> Here<'a> {
+        Here {
+            now,
+            host: event::host(),
+            has_ended,
+        }
+    }
+
     /// The backup that these events of an id without a root tell of, where it runs.
     fn running(&self, id: &BackupId, events: &[Recorded]) -> Option<Running> {
         let claims = live_claims(events, self.now);
@@ -85,12 +93,7 @@ fn has_ended(pid: u32) -> bool {
 
 /// Whether the backup of an id without a root runs, as far as its events and the processes of this host tell.
 pub fn is_running(id: &BackupId, events: &[Recorded], now: TimestampTz) -> bool {
-    let name = event::host();
-    let here = Here {
-        now,
-        host: &name,
-        has_ended: &process::has_ended,
-    };
+    let here = Here::at(now, &process::has_ended);
     here.running(id, events).is_some()
 }
 
@@ -99,13 +102,7 @@ pub fn is_running(id: &BackupId, events: &[Recorded], now: TimestampTz) -> bool 
 /// A writer that may only have stood still gives what others claimed no more away, as its `begin` says. An older program takes everything back when it
 /// wakes up. So of that one it must be proven that it has ended.
 pub fn is_over(id: &BackupId, events: &[Recorded], now: TimestampTz) -> bool {
-    let name = event::host();
-    let here = Here {
-        now,
-        host: &name,
-        has_ended: &has_ended,
-    };
-    here.is_over(id, events)
+    Here::at(now, &has_ended).is_over(id, events)
 }
 
 /// Waits until no other backup of the scope runs, for at most `limit`; whether it waited. `tick` is called meanwhile.
@@ -192,12 +189,7 @@ fn other(
     own: Option<&BackupId>,
     host: &Host,
 ) -> Result<Option<Running>> {
-    let name = event::host();
-    let here = Here {
-        now: host.now(),
-        host: &name,
-        has_ended: &has_ended,
-    };
+    let here = Here::at(host.now(), &has_ended);
     for id in unfinished((store, scope), here.now)? {
         if Some(&id) == own {
             continue;
@@ -299,42 +291,67 @@ impl Floors {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::repo::event::Event;
     use crate::store::file::FileStore;
 
-    const ID: &str = "20261120T064049Z-482913-full";
+    pub(in crate::backup) const ID: &str = "20261120T064049Z-482913-full";
 
-    fn at(seconds: u64) -> TimestampTz {
+    pub(in crate::backup) fn at(seconds: u64) -> TimestampTz {
         let begun: TimestampTz = "2026-11-20T06:40:49Z".parse().unwrap();
         begun.saturating_add(Duration::from_secs(seconds))
     }
 
-    fn event(name: &str, kind: &str, seconds: u64, ends: Option<&str>) -> Recorded {
+    /// An event of the backup, so many seconds after its begin.
+    pub(in crate::backup) fn recorded(name: &str, seconds: u64, event: Event) -> Recorded {
         Recorded {
             name: name.into(),
             event: Event {
-                event: kind.into(),
                 subject: ID.into(),
                 time: at(seconds),
-                host: "one".into(),
-                ends: ends.map(str::to_owned),
-                pid: (kind == "begin").then_some(77),
-                purpose: (kind == "claim").then(|| "backup".to_owned()),
-                seconds: (kind == "claim").then_some(3 * 3600),
-                ..Event::default()
+                ..event
             },
             stored: at(seconds),
             is_doubted: false,
         }
     }
 
+    fn event(name: &str, kind: &str, seconds: u64, ends: Option<&str>) -> Recorded {
+        let event = Event {
+            event: kind.into(),
+            host: "one".into(),
+            ends: ends.map(str::to_owned),
+            pid: (kind == "begin").then_some(77),
+            purpose: (kind == "claim").then(|| "backup".to_owned()),
+            seconds: (kind == "claim").then_some(3 * 3600),
+            ..Event::default()
+        };
+        recorded(name, seconds, event)
+    }
+
+    /// An empty repository, and the time in it.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the store's times are those of this clock"
+    )]
+    fn repository() -> (tempfile::TempDir, FileStore, Scope, TimestampTz) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        (directory, store, scope, now)
+    }
+
+    fn id_at(time: TimestampTz, kind: &str) -> String {
+        format!("{}Z-{kind}", &event::compact(time)[..15])
+    }
+
     /// When it counts for killed, as seen `seconds` after its begin.
     fn seen(events: &[Recorded], host: &str, has_ended: bool, seconds: u64) -> Option<TimestampTz> {
         let here = Here {
             now: at(seconds),
-            host,
+            host: host.to_owned(),
             has_ended: &|pid| {
                 assert_eq!(pid, 77);
                 has_ended
@@ -369,20 +386,14 @@ mod tests {
 
     /// Ids older than the newest committed backup are not looked at, but for what clocks may differ.
     #[test]
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the store's times are those of this clock"
-    )]
     fn another_backup_is_found_beside_the_newest_committed_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = FileStore::open(directory.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
-        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let (_directory, store, scope, now) = repository();
         let host = Host::still(now, 5);
         let stamp = |minutes: u64| {
-            let time = now.saturating_sub(Duration::from_secs(60 * minutes));
-            let stamp = event::compact(time);
-            format!("{}Z-full", &stamp[..15])
+            id_at(
+                now.saturating_sub(Duration::from_secs(60 * minutes)),
+                "full",
+            )
         };
         let claimed = |id: &str| {
             let mut events = [
@@ -400,6 +411,10 @@ mod tests {
             let other = other((&store, &scope), own.as_ref(), &host).unwrap();
             other.map(|running| running.id.to_string())
         };
+        let commit = |id: &str| {
+            let key = scope.manifest(&id.parse().unwrap());
+            crate::store::put(&store, &key, b"its root").unwrap();
+        };
         let (old, new) = (stamp(60), stamp(10));
         claimed(&old);
         assert_eq!(found(None), Some(old.clone()));
@@ -410,8 +425,7 @@ mod tests {
         let refused = refused.unwrap_err();
         assert_eq!(refused.code(), crate::error::Code::Locked);
         assert!(refused.to_string().contains("on host \"one\""), "{refused}");
-        let key = scope.manifest(&new.parse().unwrap());
-        crate::store::put(&store, &key, b"its root").unwrap();
+        commit(&new);
         assert_eq!(found(None), None);
         assert!(is_alone(&store, &scope, &old.parse().unwrap(), &host).unwrap());
         // Begun before that, by a clock that was behind.
@@ -419,29 +433,19 @@ mod tests {
         claimed(&late);
         assert_eq!(found(None), Some(late.clone()));
         // A clock that was an hour ahead hides nothing.
-        let ahead = event::compact(now.saturating_add(Duration::from_secs(3600)));
-        let ahead = format!("{}Z-full", &ahead[..15]);
+        let ahead = id_at(now.saturating_add(Duration::from_secs(3600)), "full");
         claimed(&ahead);
-        let key = scope.manifest(&ahead.parse().unwrap());
-        crate::store::put(&store, &key, b"its root").unwrap();
+        commit(&ahead);
         assert_eq!(found(None), Some(late));
     }
 
     /// The packs of an interrupted full backup wait for the next full one: incrementals in between neither read it nor end it.
     #[test]
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the store's times are those of this clock"
-    )]
     fn b39_a_full_backup_that_was_killed_is_left_to_the_next_full_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = FileStore::open(directory.path(), 1).unwrap();
-        let scope = Scope::cluster("main", 7).unwrap();
-        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let (_directory, store, scope, now) = repository();
         let id = |minutes: u64, kind: &str| -> BackupId {
             let time = now.saturating_sub(Duration::from_secs(60 * minutes));
-            let stamp = event::compact(time);
-            format!("{}Z-{kind}", &stamp[..15]).parse().unwrap()
+            id_at(time, kind).parse().unwrap()
         };
         let begin = |id: &BackupId| {
             let mut begin = event("begin", "begin", 0, None).event;

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use super::needed;
 use super::settings::Brought;
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
-use super::tree::{Owner, Tree, below, target_error, write_error};
+use super::tree::{Owner, Tree, below, shown, target_error, write_error};
 use super::unchanged;
 use super::unlogged::Unlogged;
 use crate::archive::left_out;
@@ -159,14 +159,7 @@ impl Destination {
     /// # Errors
     /// Those of [`Tree::make`].
     pub(super) fn make(target: &Target, data: Tree, group: bool) -> Result<Destination> {
-        let mut destination = Destination {
-            data: Arc::new(data),
-            tablespaces: BTreeMap::new(),
-            owner: target.owner,
-            open: Mutex::default(),
-        };
-        destination.place_tablespaces(target, |path| Tree::make(path, target.owner, group))?;
-        Ok(destination)
+        Destination::of(target, data, |path| Tree::make(path, target.owner, group))
     }
 
     /// The directories that an earlier run has made.
@@ -174,30 +167,28 @@ impl Destination {
     /// # Errors
     /// Those of [`Tree::open`].
     pub(super) fn open(target: &Target) -> Result<Destination> {
-        let mut destination = Destination {
-            data: Arc::new(Tree::open(&target.data, target.owner)?),
-            tablespaces: BTreeMap::new(),
-            owner: target.owner,
-            open: Mutex::default(),
-        };
-        destination.place_tablespaces(target, |path| Tree::open(path, target.owner))?;
-        Ok(destination)
+        let open = |path: &Path| Tree::open(path, target.owner);
+        Destination::of(target, open(&target.data)?, open)
     }
 
-    fn place_tablespaces(
-        &mut self,
+    fn of(
         target: &Target,
+        data: Tree,
         open: impl Fn(&Path) -> Result<Tree>,
-    ) -> Result<()> {
-        for tablespace in &target.tablespaces {
-            let tree = open(&tablespace.real)?;
+    ) -> Result<Destination> {
+        let placed = target.tablespaces.iter().map(|tablespace| {
             let place = PlaceOfTablespace {
-                device_and_inode: tree.device_and_inode()?,
+                device_and_inode: open(&tablespace.real)?.device_and_inode()?,
                 path: tablespace.real.clone(),
             };
-            self.tablespaces.insert(tablespace.oid, place);
-        }
-        Ok(())
+            Ok((tablespace.oid, place))
+        });
+        Ok(Destination {
+            data: Arc::new(data),
+            tablespaces: placed.collect::<Result<_>>()?,
+            owner: target.owner,
+            open: Mutex::default(),
+        })
     }
 
     /// The data directory.
@@ -262,17 +253,16 @@ impl Destination {
 
     /// Opens the directory of a tablespace, which must still be the one that was found in the beginning.
     fn tablespace(&self, oid: u32, place: &PlaceOfTablespace) -> Result<Arc<Tree>> {
-        let lost = || err!(Internal, "a thread of the restore panicked");
-        let mut open = self.open.lock().map_err(|_| lost())?;
+        let mut open = self.open.lock().map_err(|_| panicked())?;
         if let Some(at) = open.iter().position(|(o, _)| *o == oid) {
             open.swap(0, at);
         } else {
             let tree = Tree::open(&place.path, self.owner)?;
             if tree.device_and_inode()? != place.device_and_inode {
+                let shown = place.path.display();
                 return Err(err!(
                     Refused,
-                    "\"{}\" was replaced by another directory",
-                    place.path.display()
+                    "\"{shown}\" was replaced by another directory"
                 ));
             }
             open.truncate(OPEN_TABLESPACES - 1);
@@ -280,7 +270,7 @@ impl Destination {
         }
         open.front()
             .map(|(_, tree)| Arc::clone(tree))
-            .ok_or_else(lost)
+            .ok_or_else(panicked)
     }
 
     fn route<'p>(&self, path: &'p [u8]) -> Result<Route<'p>> {
@@ -800,13 +790,12 @@ struct Queue<'w, 's> {
 
 impl<'w, 's> Work<'w, 's> {
     fn run_on(&self, jobs: usize) -> Result<()> {
-        let panicked = |_| Err(err!(Internal, "a thread of the restore panicked"));
         std::thread::scope(|scope| {
             let threads = (0..jobs.max(1)).map(|_| scope.spawn(|| self.run()));
             let threads: Vec<_> = threads.collect();
             let results = threads
                 .into_iter()
-                .map(|t| t.join().unwrap_or_else(panicked));
+                .map(|t| t.join().unwrap_or_else(|_| Err(panicked())));
             // All of them end before the first error counts.
             let results: Vec<Result<()>> = results.collect();
             results.into_iter().collect()
@@ -843,10 +832,7 @@ impl<'w, 's> Work<'w, 's> {
     }
 
     fn next(&self) -> Result<Option<(Arc<PackOfSnapshot<'w, 's>>, u32)>> {
-        let mut queue = self
-            .queue
-            .lock()
-            .map_err(|_| err!(Internal, "a thread of the restore panicked"))?;
+        let mut queue = self.queue.lock().map_err(|_| panicked())?;
         loop {
             if let Some(pack) = &queue.pack
                 && queue.next_frame < pack.frame_count()
@@ -886,10 +872,7 @@ impl<'w, 's> Work<'w, 's> {
         if !is_of_the_object(&why) {
             return Err(why);
         }
-        let mut damage = self
-            .damage
-            .lock()
-            .map_err(|_| err!(Internal, "a thread of the restore panicked"))?;
+        let mut damage = self.damage.lock().map_err(|_| panicked())?;
         match damage.len() < LOST_MAX {
             true => damage.push(Lost { pack, frame, why }),
             // Enough to know that this backup is none.
@@ -971,19 +954,13 @@ impl OpenFiles {
                     .push_front((key.clone(), tree.existing(relative)?));
             }
         }
-        match self.files.front() {
-            Some((_, file)) => Ok(file),
-            None => Err(Error::new(
-                crate::error::Code::Internal,
-                "an open file was lost",
-            )),
-        }
+        let first = self.files.front().map(|(_, file)| file);
+        first.ok_or_else(|| err!(Internal, "an open file was lost"))
     }
 }
 
-/// A path for messages.
-fn shown(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).chars().take(200).collect()
+pub(super) fn panicked() -> Error {
+    err!(Internal, "a thread of the restore panicked")
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Mutex;
 
-use super::extract::withholds_file;
-use super::tree::write_error;
+use super::extract::{panicked, withholds_file};
+use super::tree::{shown, write_error};
 use super::unlogged::Unlogged;
 use crate::err;
 use crate::error::Result;
@@ -73,7 +73,7 @@ impl ManifestCheck {
         key.extend_from_slice(&position.to_be_bytes());
         self.records
             .lock()
-            .map_err(|_| err!(Internal, "a thread of the restore panicked"))?
+            .map_err(|_| panicked())?
             .push(&key, payload)
     }
 
@@ -138,7 +138,7 @@ impl ManifestCheck {
         let records = self.records.into_inner();
         let mut file = Joined::default();
         records
-            .map_err(|_| err!(Internal, "a thread of the restore panicked"))?
+            .map_err(|_| panicked())?
             .drain(&mut |key, payload| file.take(key, payload, end))?;
         file.close(end)
     }
@@ -219,10 +219,7 @@ impl Joined {
     }
 
     fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.path)
-            .chars()
-            .take(200)
-            .collect()
+        shown(&self.path)
     }
 
     /// Ends the file: what no frame held up to its length is zeros.

@@ -186,8 +186,7 @@ pub fn run(
     if let Earlier::LastStep(_) = earlier {
         return last_step(source, job, target, survey);
     }
-    let claim = Claim::take(source.store, source.layout, host, &job.backup, job.planned)?;
-    let mut claim = claim;
+    let mut claim = Claim::take(source.store, source.layout, host, &job.backup, job.planned)?;
     let done = copy_all(
         (source, job, target, survey),
         earlier,
@@ -376,10 +375,10 @@ fn prepare(
         let mut file = NewFile::create(wal, UNFINISHED, host.random()).map_err(failed)?;
         std::io::Write::write_all(&mut file, &job.encode()?).map_err(failed)?;
         if file.publish().map_err(failed)? == durable::Published::Exists {
+            let shown = target.data.display();
             return Err(err!(
                 Refused,
-                "another restore into \"{}\" has just begun",
-                target.data.display()
+                "another restore into \"{shown}\" has just begun"
             ));
         }
         if let Some(owner) = target.owner {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Uid};
 
+use super::target_dir::tests::wanted;
 use super::target_dir::{Mapping, Wanted, look, place};
 use super::tree::{Owner, Tree};
 use crate::error::Code;
@@ -102,13 +103,8 @@ fn b2_a_tablespace_lies_below_no_directory_of_a_stranger() {
             new: made(above.join("server"), SERVER).join("space"),
         }];
         let wanted = Wanted {
-            to: &data,
             mappings: &mappings,
-            as_in_backup: true,
-            repositories: &[],
-            home: None,
-            delta: false,
-            replaces: None,
+            ..wanted(&data)
         };
         place(look(&wanted)?, &wanted, &tablespaces)
     };

@@ -747,10 +747,10 @@ fn beside_another(path: PathBuf, wanted: &Wanted<'_>) -> Result<PathBuf> {
 /// hand in where the path leads.
 fn check_way(written: &Path, real: &Path, mapped: bool, target: &Target) -> Result<()> {
     let refused = |why: String| {
+        let shown = written.display();
         Err(err!(
             Refused,
-            "a tablespace cannot be in \"{}\": {why}",
-            written.display()
+            "a tablespace cannot be in \"{shown}\": {why}"
         ))
     };
     let is_hidden = |part: Component<'_>| part.as_os_str().as_bytes().starts_with(b".");
@@ -932,11 +932,11 @@ fn allocated(path: &Path) -> (u64, u64) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::error::Code;
 
-    fn wanted<'a>(to: &'a Path) -> Wanted<'a> {
+    pub(in crate::restore) fn wanted<'a>(to: &'a Path) -> Wanted<'a> {
         Wanted {
             to,
             mappings: &[],
@@ -1055,13 +1055,8 @@ mod tests {
                 })
                 .collect();
             let wanted = Wanted {
-                to: &data,
                 mappings: &mappings,
-                as_in_backup: true,
-                repositories: &[],
-                home: None,
-                delta: false,
-                replaces: None,
+                ..wanted(&data)
             };
             place(look(&wanted)?, &wanted, &tablespaces)
         };

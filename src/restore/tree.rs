@@ -349,23 +349,16 @@ impl Tree {
     }
 
     fn own(&self, file: &File) -> rustix::io::Result<()> {
-        match self.owner {
-            Some(owner) => rustix::fs::fchown(file, Some(owner.uid), Some(owner.gid)),
-            None => Ok(()),
-        }
+        self.owner.map_or(Ok(()), |owner| {
+            rustix::fs::fchown(file, Some(owner.uid), Some(owner.gid))
+        })
     }
 
     fn own_at(&self, parent: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
-        match self.owner {
-            Some(owner) => rustix::fs::chownat(
-                parent,
-                name,
-                Some(owner.uid),
-                Some(owner.gid),
-                AtFlags::SYMLINK_NOFOLLOW,
-            ),
-            None => Ok(()),
-        }
+        self.owner.map_or(Ok(()), |owner| {
+            let (uid, gid) = (Some(owner.uid), Some(owner.gid));
+            rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+        })
     }
 
     fn parent(&self, relative: &[u8]) -> rustix::io::Result<OwnedFd> {
@@ -385,11 +378,7 @@ impl Tree {
     }
 
     fn shown(&self, relative: &[u8]) -> String {
-        let name: String = String::from_utf8_lossy(relative)
-            .chars()
-            .take(200)
-            .collect();
-        self.path.join(name).display().to_string()
+        self.path.join(shown(relative)).display().to_string()
     }
 
     fn failed(&self, doing: &str, relative: &[u8], e: Errno) -> Error {
@@ -404,12 +393,12 @@ pub fn is_roots_alone(path: &Path) -> bool {
 }
 
 fn is_empty(directory: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    for entry in Dir::read_from(directory)? {
-        if ![&b"."[..], b".."].contains(&entry?.file_name().to_bytes()) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    Ok(entries(directory)?.next().transpose()?.is_none())
+}
+
+/// A path for messages.
+pub(super) fn shown(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).chars().take(200).collect()
 }
 
 /// Refuses names that no data directory has.

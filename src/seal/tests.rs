@@ -292,11 +292,30 @@ fn an_exchanged_private_half_is_not_of_the_key_set() {
     assert_ne!(other.mac.id(), keys.mac.id());
 }
 
+/// Compares what is written today with the files of a folder, which it returns.
+fn check_vectors(
+    name: &str,
+    recipients: [crate::error::Result<Recipient>; 2],
+    objects: &[(&str, Vec<u8>)],
+) -> std::path::PathBuf {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/sealed");
+    let mut text = serde_json::to_vec_pretty(&recipients.map(Result::unwrap)).unwrap();
+    text.push(b'\n');
+    for (name, written) in [(name, text)].iter().chain(objects) {
+        let path = folder.join(name);
+        if std::env::var_os("PITR_WRITE_VECTORS").is_some() {
+            std::fs::write(&path, written).unwrap();
+        }
+        let stored = std::fs::read(&path).unwrap();
+        assert!(stored == *written, "{name} differs");
+    }
+    folder
+}
+
 /// The files in `testdata/sealed`, which do not change any more: repositories hold such objects.
 #[test]
 fn the_vectors_are_what_is_written_today() {
     let keys = contents();
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/sealed");
     let argon2 = Argon2::usual([7; 16]);
     let recipients = [
         keys.wrap_to_key(
@@ -306,22 +325,11 @@ fn the_vectors_are_what_is_written_today() {
         ),
         keys.wrap_to_passphrase("safe", b"correct horse battery staple", argon2),
     ];
-    let recipients: Vec<Recipient> = recipients.into_iter().map(Result::unwrap).collect();
-    let mut text = serde_json::to_vec_pretty(&recipients).unwrap();
-    text.push(b'\n');
-    let files = [
-        ("recipients.json", text),
+    let objects = [
         ("empty.sealed", sealed(KEY, b"", 1)),
         ("chunks.sealed", sealed(KEY, &plain(CHUNK + 77), 5)),
     ];
-    for (name, written) in files {
-        let path = folder.join(name);
-        if std::env::var_os("PITR_WRITE_VECTORS").is_some() {
-            std::fs::write(&path, &written).unwrap();
-        }
-        let stored = std::fs::read(&path).unwrap();
-        assert!(stored == written, "{name} differs");
-    }
+    let folder = check_vectors("recipients.json", recipients, &objects);
     let stored = std::fs::read(folder.join("chunks.sealed")).unwrap();
     let opened = opened(KEY, &stored, &keys).unwrap();
     assert_eq!(opened, plain(CHUNK + 77));
@@ -402,7 +410,6 @@ fn an_object_opens_by_the_pair_of_its_epoch_alone() {
 #[test]
 fn the_vectors_of_a_later_epoch_are_what_is_written_today() {
     let keys = second();
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/sealed");
     let ops = public_of(&PrivateHalf(secret(3))).unwrap();
     let recipients = [
         keys.wrap_to_key("ops", &ops, &secret(6)),
@@ -412,19 +419,10 @@ fn the_vectors_of_a_later_epoch_are_what_is_written_today() {
             Argon2::usual([8; 16]),
         ),
     ];
-    let recipients: Vec<Recipient> = recipients.into_iter().map(Result::unwrap).collect();
-    let mut text = serde_json::to_vec_pretty(&recipients).unwrap();
-    text.push(b'\n');
-    let files = [
-        ("recipients-2.json", text),
-        ("epoch-2.sealed", sealed_by(&keys, KEY, &plain(300), 5)),
-    ];
-    for (name, written) in files {
-        let path = folder.join(name);
-        if std::env::var_os("PITR_WRITE_VECTORS").is_some() {
-            std::fs::write(&path, &written).unwrap();
-        }
-        let stored = std::fs::read(&path).unwrap();
-        assert!(stored == written, "{name} differs");
-    }
+    let object = sealed_by(&keys, KEY, &plain(300), 5);
+    check_vectors(
+        "recipients-2.json",
+        recipients,
+        &[("epoch-2.sealed", object)],
+    );
 }

@@ -46,6 +46,11 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     output
 }
 
+/// The root of a snapshot that is read.
+pub(super) fn root_of<'a>(head: &'a Head, map: &'a Map, naming: Naming) -> SnapshotRoot<'a> {
+    SnapshotRoot { head, map, naming }
+}
+
 impl World {
     fn new() -> World {
         let directory = tempfile::tempdir().unwrap();
@@ -82,11 +87,7 @@ impl World {
         options.pack_bytes = 600_000;
         options.shard_files = 3;
         let head = self.head();
-        let root = SnapshotRoot {
-            head: &head,
-            map: &self.map,
-            naming: Naming::Tree,
-        };
+        let root = root_of(&head, &self.map, Naming::Tree);
         let is_first = self.map.shards.is_empty();
         let prior = (!is_first).then(|| Snapshot::open(&self.store, &self.scope, root).unwrap());
         if let Some(prior) = &prior {
@@ -114,11 +115,7 @@ impl World {
         self.map.shards.clone_from(&written.shards);
         self.map.packs.extend(written.packs.iter().cloned());
         let head = self.head();
-        let root = SnapshotRoot {
-            head: &head,
-            map: &self.map,
-            naming: Naming::Tree,
-        };
+        let root = root_of(&head, &self.map, Naming::Tree);
         let usage = Snapshot::open(&self.store, &self.scope, root)
             .and_then(|snapshot| snapshot.usage(&mut || Ok(())))
             .unwrap();
@@ -128,11 +125,7 @@ impl World {
 
     fn read(&self) -> Result<Files> {
         let head = self.head();
-        let root = SnapshotRoot {
-            head: &head,
-            map: &self.map,
-            naming: Naming::Tree,
-        };
+        let root = root_of(&head, &self.map, Naming::Tree);
         let snapshot = Snapshot::open(&self.store, &self.scope, root)?;
         let mut by_file = Files::new();
         let mut by_pack = Files::new();
@@ -194,6 +187,12 @@ fn write(sink: &mut FileSink<'_>, name: &str, content: &[u8]) {
         sink.end_node(node(NodeKind::File(0))).unwrap(),
         content.len() as u64
     );
+}
+
+/// Stores a file anew, and notes it.
+fn put(files: &mut Files, sink: &mut FileSink<'_>, name: &'static str, content: &[u8]) {
+    write(sink, name, content);
+    files.insert(name, content.to_vec());
 }
 
 /// Content by stretches: the seed of its noise (0: zeros), and its length.
@@ -262,8 +261,7 @@ fn content_is_stored_once_whatever_its_name() {
     let small = noise(2, 5000);
     let first = world.generation(|files, sink| {
         for (name, bytes) in [("a", &large), ("b", &small), ("d", &large)] {
-            write(sink, name, bytes);
-            files.insert(name, bytes.clone());
+            put(files, sink, name, bytes);
         }
     });
     assert!(first.has_chunks);
@@ -275,8 +273,7 @@ fn content_is_stored_once_whatever_its_name() {
             .unwrap();
         files.remove("a");
         for (name, bytes) in [("e", &large), ("f", &small)] {
-            write(sink, name, bytes);
-            files.insert(name, bytes.clone());
+            put(files, sink, name, bytes);
         }
     });
     assert_eq!(second.packs, []);
@@ -285,8 +282,7 @@ fn content_is_stored_once_whatever_its_name() {
     let mut changed = large.clone();
     changed.splice(3_000_000..3_000_000, *b"inserted");
     let third = world.generation(|files, sink| {
-        write(sink, "d", &changed);
-        files.insert("d", changed.clone());
+        put(files, sink, "d", &changed);
     });
     assert!((100_000..3 << 20).contains(&raw(&third)), "{}", raw(&third));
     assert!(world.read().unwrap() == world.files);
@@ -325,14 +321,12 @@ fn a_pack_that_is_lost_is_not_built_upon() {
     let mut world = World::new();
     let bytes = noise(3, 40_000);
     world.generation(|files, sink| {
-        write(sink, "a", &bytes);
-        files.insert("a", bytes.clone());
+        put(files, sink, "a", &bytes);
     });
     let pack = world.map.packs[0].key.clone();
     world.store.delete(&world.scope.pack(&pack)).unwrap();
     world.generation(|files, sink| {
-        write(sink, "a", &bytes);
-        files.insert("a", bytes.clone());
+        put(files, sink, "a", &bytes);
     });
     assert!(world.read().unwrap() == world.files);
 }
@@ -343,17 +337,12 @@ fn forged(forge: impl FnOnce(Vec<Piece>) -> (EntryKind, Vec<u8>, u64)) -> Result
     let bytes = content(&[(1, 900_000), (2, 900_000)]);
     let length = bytes.len() as u64;
     world.generation(|files, sink| {
-        write(sink, "a", &bytes);
-        files.insert("a", bytes);
+        put(files, sink, "a", &bytes);
     });
     let key = FileKey::from_path(b"a", Naming::Tree).unwrap();
     let (pieces, packs) = {
         let head = world.head();
-        let root = SnapshotRoot {
-            head: &head,
-            map: &world.map,
-            naming: Naming::Tree,
-        };
+        let root = root_of(&head, &world.map, Naming::Tree);
         let snapshot = Snapshot::open(&world.store, &world.scope, root)?;
         let pieces = snapshot.places(&key, 0, length)?.into_iter();
         let pieces = pieces.map(|place| Piece {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use fastcdc::v2020::{FastCDC, Normalization};
 use super::filekey::ChunkId;
 use super::piece::WholeChunk;
 use super::reader::Snapshot;
-use super::sort::{MEMORY_BYTES, Sorter};
+use super::sort::{self, MEMORY_BYTES, Sorter};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::repo::id::PartName;
@@ -87,10 +87,9 @@ impl<'t> Chunks<'t> {
     /// # Errors
     /// As [`Chunks::find`].
     pub fn prepare(&self) -> Result<()> {
-        match self.prior.get() {
-            Some(prior) => prior.index().map(|_| ()),
-            None => Ok(()),
-        }
+        self.prior
+            .get()
+            .map_or(Ok(()), |prior| prior.index().map(|_| ()))
     }
 
     /// Finds a chunk of this length.
@@ -321,13 +320,7 @@ impl Index {
     /// # Errors
     /// Those of the scratch files.
     pub fn sorted(sorter: Sorter, scratch: &Path) -> Result<Index> {
-        let failed = |e: io::Error| {
-            Error::from_io(
-                format!("write a temporary file in \"{}\"", scratch.display()),
-                e,
-            )
-            .hint("Free space there, or let TMPDIR name another directory.")
-        };
+        let failed = |e| sort::failed(scratch, e);
         let file = tempfile::tempfile_in(scratch).map_err(failed)?;
         let mut out = BufWriter::with_capacity(256 << 10, file);
         let (mut records, mut fences) = (0_u64, Vec::new());

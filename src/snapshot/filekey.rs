@@ -259,11 +259,8 @@ impl FileKey {
     /// `Damaged` for a name that is empty, too long, or has a NUL.
     pub fn attachment(name: &[u8]) -> Result<FileKey> {
         if name.is_empty() || name.len() > ATTACHMENT_LIMIT_BYTES || name.contains(&0) {
-            return Err(err!(
-                Damaged,
-                "{} bytes are no name of an attachment",
-                name.len()
-            ));
+            let length = name.len();
+            return Err(err!(Damaged, "{length} bytes are no name of an attachment"));
         }
         Ok(FileKey::tagged(ATTACHMENT, name))
     }
@@ -375,24 +372,21 @@ impl FileKey {
 
     /// Key of the file's metadata entry.
     pub fn metadata_entry(&self) -> Vec<u8> {
-        let mut key = self.0.to_vec();
-        key.push(Part::METADATA);
-        key
+        self.entry(Part::METADATA, &[])
     }
 
     /// Key of the entry that hides older layers.
     pub fn limit_entry(&self) -> Vec<u8> {
-        let mut key = self.0.to_vec();
-        key.push(Part::LIMIT);
-        key
+        self.entry(Part::LIMIT, &[])
     }
 
     /// Key of the extents from `position` (in bytes) on.
     pub fn extents_entry(&self, position: u64) -> Vec<u8> {
-        let mut key = self.0.to_vec();
-        key.push(Part::EXTENTS);
-        key.extend_from_slice(&position.to_be_bytes());
-        key
+        self.entry(Part::EXTENTS, &position.to_be_bytes())
+    }
+
+    fn entry(&self, part: u8, rest: &[u8]) -> Vec<u8> {
+        [&self.0, &[part][..], rest].concat()
     }
 }
 

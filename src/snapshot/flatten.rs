@@ -5,16 +5,16 @@
 use std::collections::HashMap;
 
 use super::filekey::Naming;
-use super::layer::{EntryKind, LayerWriter};
+use super::layer::EntryKind;
 use super::piece::{self, ENTRY_PIECES, Piece, Source};
-use super::pipeline::{publish, written};
+use super::pipeline::{StoredLayer, begin_layer, end_layer};
 use super::reader::{Item, Place, Snapshot};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::id::{BackupId, PartName};
-use crate::repo::root::{LayerRef, Shard};
+use crate::repo::root::Shard;
 use crate::repo::scope::Scope;
-use crate::store::{NewObject, Store};
+use crate::store::Store;
 use crate::text::hex;
 
 /// A shard with so many layers gets a single one.
@@ -94,7 +94,7 @@ struct OpenLayer {
     part: PartName,
     /// Hexadecimal.
     first_key: String,
-    writer: LayerWriter<Box<dyn NewObject>>,
+    writer: StoredLayer,
     /// Index in the layer's list of packs, by index in the root's.
     packs: HashMap<usize, u32>,
     files: u64,
@@ -102,16 +102,11 @@ struct OpenLayer {
 
 impl Flattening<'_, '_> {
     fn begin(&mut self, first_key: String) -> Result<()> {
-        let part = PartName {
-            id: self.id.clone(),
-            number: self.flat.layers,
-        };
+        let number = self.flat.layers;
         self.flat.layers += 1;
-        let mut object = self.store.create(&self.scope.layer(&part))?;
-        object.keep(true);
-        let writer = LayerWriter::new(object, &part, self.scope.tag());
+        let (part, writer) = begin_layer((self.store, self.scope), self.id, number)?;
         self.open = Some(OpenLayer {
-            writer: written(writer, &format!("layer \"{part}\""))?,
+            writer,
             part,
             first_key,
             packs: HashMap::new(),
@@ -124,18 +119,11 @@ impl Flattening<'_, '_> {
         let Some(layer) = self.open.take() else {
             return Ok(());
         };
-        let what = format!("layer \"{}\"", layer.part);
-        let (object, summary) = written(layer.writer.finish(), &what)?;
-        publish(object, &what)?;
-        self.flat.stored_bytes += summary.length;
+        let reference = end_layer(layer.part, layer.writer)?;
+        self.flat.stored_bytes += reference.length;
         self.flat.shards.push(Shard {
             first_key: layer.first_key,
-            layers: vec![LayerRef {
-                key: layer.part,
-                offset: 0,
-                length: summary.length,
-                hash: blake3::Hash::from_bytes(summary.hash).to_hex().to_string(),
-            }],
+            layers: vec![reference],
         });
         Ok(())
     }

@@ -5,16 +5,15 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::chunks::Stored;
-use super::layer::{EntryKind, LayerWriter, Metadata};
+use super::layer::{EntryKind, Metadata};
 use super::piece::{self, Piece, Source, WholeChunk};
-use super::pipeline::{FinishedPack, PackTarget, publish, written};
+use super::pipeline::{FinishedPack, PackTarget, StoredLayer, begin_layer, end_layer};
 use super::sink::{Origin, UnresolvedChunk};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::id::PartName;
-use crate::repo::root::{LayerRef, Shard};
+use crate::repo::root::Shard;
 use crate::repo::varint::Reader;
-use crate::store::NewObject;
 use crate::text::{hex, unhex};
 
 /// A shard ends at the file that follows this many raw bytes.
@@ -63,7 +62,7 @@ struct OpenLayer {
     first_key: Vec<u8>,
     /// Which shard of the prior it is put upon.
     shard: usize,
-    writer: LayerWriter<Box<dyn NewObject>>,
+    writer: StoredLayer,
     /// Index in the layer's list of packs, by index in the list of all packs.
     pack_indexes: HashMap<usize, u32>,
     /// The same of packs that were there before.
@@ -189,17 +188,11 @@ impl<'a> Layers<'a> {
     fn begin_layer(&mut self) -> Result<OpenLayer> {
         let number = self.layers;
         self.layers += 1;
-        let part = PartName {
-            id: self.target.id.clone(),
-            number,
-        };
-        let mut object = self.target.store.create(&self.target.scope.layer(&part))?;
-        object.keep(true);
-        let what = format!("layer \"{part}\"");
-        let tag = self.target.scope.tag();
+        let place = (self.target.store, &self.target.scope);
+        let (part, writer) = begin_layer(place, &self.target.id, number)?;
         let follows = self.prior.partition_point(|(first, _)| *first <= self.file);
         Ok(OpenLayer {
-            writer: written(LayerWriter::new(object, &part, tag), &what)?,
+            writer,
             part,
             first_key: match number {
                 0 => Vec::new(),
@@ -217,18 +210,10 @@ impl<'a> Layers<'a> {
         let Some(layer) = self.open.take() else {
             return Ok(());
         };
-        let what = format!("layer \"{}\"", layer.part);
-        let (object, summary) = written(layer.writer.finish(), &what)?;
-        publish(object, &what)?;
-        self.stored_bytes += summary.length;
+        let reference = end_layer(layer.part, layer.writer)?;
+        self.stored_bytes += reference.length;
         self.used.extend(layer.pack_indexes.into_keys());
         self.used_before.extend(layer.prior_indexes.into_keys());
-        let reference = LayerRef {
-            key: layer.part,
-            offset: 0,
-            length: summary.length,
-            hash: blake3::Hash::from_bytes(summary.hash).to_hex().to_string(),
-        };
         match self.prior.get_mut(layer.shard) {
             Some((_, shard)) => shard.layers.push(reference),
             None => self.shards.push(Shard {

@@ -5,7 +5,7 @@
 //! taken over where a pack holds one of its length and hash, at its position in its file.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use super::filekey::{FileKey, Naming};
 use super::frame::{Frame, PAGE_BYTES, check_pages};
 use super::pack::PackReader;
 use super::page_hashes;
-use super::sort::{MEMORY_BYTES, Sorter};
+use super::sort::{self, MEMORY_BYTES, Sorter};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::progress::Progress;
@@ -448,11 +448,7 @@ struct Index {
 
 impl Index {
     fn sorted(places: Sorter, scratch: &Path) -> Result<Index> {
-        let failed = |e: io::Error| {
-            let place = scratch.display();
-            Error::from_io(format!("write a temporary file in \"{place}\""), e)
-                .hint("Free space there, or let TMPDIR name another directory.")
-        };
+        let failed = |e| sort::failed(scratch, e);
         let file = tempfile::tempfile_in(scratch).map_err(failed)?;
         let mut out = BufWriter::with_capacity(256 << 10, file);
         let (mut bytes, mut count) = (0_u64, 0_usize);

@@ -438,10 +438,10 @@ impl Strand<'_, '_> {
             if let Some(piece) = self.pieces.next() {
                 let end = piece.position + piece.length;
                 if piece.position < self.end || self.own_length.is_some_and(|own| end > own) {
+                    let at = piece.position;
                     return Err(err!(
                         Damaged,
-                        "the extents of {file:?} do not fit at byte {}",
-                        piece.position
+                        "the extents of {file:?} do not fit at byte {at}"
                     ));
                 }
                 self.end = end;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
+use super::chunk_tests::root_of;
 use super::filekey::tests::NAMING;
 use super::filekey::{FileKey, Naming};
 use super::flatten::{Flat, flatten};
@@ -13,7 +14,7 @@ use super::frame::FrameCodec;
 use super::layer::Metadata;
 use super::node::{Moment, Node, NodeKind};
 use super::page_hashes::{self, PageHashes};
-use super::reader::{Snapshot, SnapshotRoot};
+use super::reader::Snapshot;
 use super::sink::FileSink;
 use super::writer::{Options, SnapshotWriter};
 use crate::err;
@@ -144,11 +145,7 @@ impl<'d> World<'d> {
             };
         }
         let head = self.head();
-        let root = SnapshotRoot {
-            head: &head,
-            map: &self.map,
-            naming: self.naming,
-        };
+        let root = root_of(&head, &self.map, self.naming);
         let snapshot = Snapshot::open(store, &self.scope, root).unwrap();
         let most_layers = self.most_layers;
         let place = (store as &dyn Store, &self.scope);
@@ -296,11 +293,7 @@ impl<'d> World<'d> {
     fn read(&self) -> Result<Model> {
         let store = FileStore::open(self.directory, 1)?;
         let head = self.head();
-        let root = SnapshotRoot {
-            head: &head,
-            map: &self.map,
-            naming: self.naming,
-        };
+        let root = root_of(&head, &self.map, self.naming);
         let snapshot = Snapshot::open(&store, &self.scope, root)?;
         let mut model = Model::new();
         let mut mapped = 0;
@@ -360,11 +353,7 @@ impl<'d> World<'d> {
             packs: usage.packs,
             ..self.map.clone()
         };
-        let root = SnapshotRoot {
-            head: &head,
-            map: &map,
-            naming: self.naming,
-        };
+        let root = root_of(&head, &map, self.naming);
         let snapshot = Snapshot::open(store, &self.scope, root)?;
         assert_eq!(snapshot.items().map(Result::unwrap).count(), model.len());
         self.read_parts(&snapshot)
@@ -617,11 +606,7 @@ fn a_file_that_is_given_up_leaves_nothing() {
     let store = FileStore::open(world.directory, 1).unwrap();
     let mut head = world.head();
     (head.file_count, head.size_bytes) = (2, (1 << 40) + 12_351);
-    let root = SnapshotRoot {
-        head: &head,
-        map: &world.map,
-        naming: Naming::Tree,
-    };
+    let root = root_of(&head, &world.map, Naming::Tree);
     let snapshot = Snapshot::open(&store, &world.scope, root).unwrap();
     assert_eq!(snapshot.items().map(Result::unwrap).count(), 7);
     assert_eq!(snapshot.metadata(&world.key("a-b")).unwrap(), None);
@@ -662,11 +647,7 @@ fn every_page_that_was_written_whole_has_its_hash() {
     }
     let store = FileStore::open(directory.path(), 1).unwrap();
     let head = world.head();
-    let root = SnapshotRoot {
-        head: &head,
-        map: &world.map,
-        naming: NAMING,
-    };
+    let root = root_of(&head, &world.map, NAMING);
     let snapshot = Snapshot::open(&store, &world.scope, root).unwrap();
     let hashes = PageHashes::new(&snapshot);
     for (path, thing) in &world.model {
@@ -734,11 +715,7 @@ fn in_a_long_chain_no_pack_is_opened_for_each_page() {
         packs: AtomicUsize::new(0),
     };
     let head = world.head();
-    let root = SnapshotRoot {
-        head: &head,
-        map: &world.map,
-        naming: NAMING,
-    };
+    let root = root_of(&head, &world.map, NAMING);
     let snapshot = Snapshot::open(&store, &world.scope, root).unwrap();
     let packs = world.map.packs.len();
     assert_eq!(packs, GENERATIONS);

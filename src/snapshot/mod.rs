@@ -24,6 +24,7 @@ mod open_layers;
 pub mod pack;
 pub mod page_hashes;
 pub mod piece;
+pub mod pieces;
 mod pipeline;
 pub mod reader;
 pub mod rebuilt;

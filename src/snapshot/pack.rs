@@ -395,6 +395,18 @@ pub(super) mod tests {
         }
     }
 
+    /// Requires that an object is refused with any of its bits flipped, and cut anywhere.
+    pub(in crate::snapshot) fn check_damage<T>(bytes: &[u8], read: impl Fn(&[u8]) -> Result<T>) {
+        for i in 0..bytes.len() * 8 {
+            let mut bad = bytes.to_vec();
+            bad[i / 8] ^= 1 << (i % 8);
+            assert!(read(&bad).is_err(), "bit {i}");
+        }
+        for n in 0..bytes.len() {
+            assert!(read(&bytes[..n]).is_err(), "cut at {n}");
+        }
+    }
+
     fn part(text: &str) -> PartName {
         text.parse().unwrap()
     }
@@ -504,14 +516,7 @@ pub(super) mod tests {
     #[test]
     fn every_flipped_bit_and_every_cut_is_seen() {
         let (bytes, summary) = sample(&[vec![7; 9000], b"abc".to_vec()]);
-        for i in 0..bytes.len() * 8 {
-            let mut bad = bytes.clone();
-            bad[i / 8] ^= 1 << (i % 8);
-            assert!(read_all(&bad, &summary.hash).is_err(), "bit {i}");
-        }
-        for n in 0..bytes.len() {
-            assert!(read_all(&bytes[..n], &summary.hash).is_err(), "cut at {n}");
-        }
+        check_damage(&bytes, |bad| read_all(bad, &summary.hash));
         let mut longer = bytes.clone();
         longer.push(0);
         assert!(open(&longer).is_err());

@@ -17,10 +17,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, ScopedJoinHandle};
 
 use super::frame::{Extent, FrameCodec, PackedFrame, Packer};
+use super::layer::LayerWriter;
 use super::pack::{PackSummary, PackWriter};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::id::{BackupId, PartName};
+use crate::repo::root::LayerRef;
 use crate::repo::scope::Scope;
 use crate::store::{NewObject, Published, Store};
 
@@ -266,6 +268,37 @@ pub fn publish(object: Box<dyn NewObject>, what: &str) -> Result<()> {
         Published::Exists => Err(err!(Conflict, "{what} exists already")
             .hint("Another writer used the id of this backup. Nothing was committed; take the backup again.")),
     }
+}
+
+/// The writer of a layer in a store.
+pub type StoredLayer = LayerWriter<Box<dyn NewObject>>;
+
+/// Begins a layer of a backup.
+pub fn begin_layer(
+    (store, scope): (&dyn Store, &Scope),
+    id: &BackupId,
+    number: u32,
+) -> Result<(PartName, StoredLayer)> {
+    let id = id.clone();
+    let part = PartName { id, number };
+    let mut object = store.create(&scope.layer(&part))?;
+    object.keep(true);
+    let writer = LayerWriter::new(object, &part, scope.tag());
+    let writer = written(writer, &format!("layer \"{part}\""))?;
+    Ok((part, writer))
+}
+
+/// Ends a layer, and publishes it.
+pub fn end_layer(part: PartName, writer: StoredLayer) -> Result<LayerRef> {
+    let what = format!("layer \"{part}\"");
+    let (object, summary) = written(writer.finish(), &what)?;
+    publish(object, &what)?;
+    Ok(LayerRef {
+        key: part,
+        offset: 0,
+        length: summary.length,
+        hash: blake3::Hash::from_bytes(summary.hash).to_hex().to_string(),
+    })
 }
 
 fn given_up() -> Error {

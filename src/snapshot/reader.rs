@@ -425,10 +425,8 @@ impl<'a> Snapshot<'a> {
 
     /// The metadata of a file, directory or link; `None` when the backup has none of this key.
     pub fn metadata(&self, file: &FileKey) -> Result<Option<Metadata>> {
-        match self.shard_for(file) {
-            Some(shard) => Merge::metadata_of(self, shard, file),
-            None => Ok(None),
-        }
+        self.shard_for(file)
+            .map_or(Ok(None), |shard| Merge::metadata_of(self, shard, file))
     }
 
     fn shard_for(&self, file: &FileKey) -> Option<usize> {
@@ -950,11 +948,8 @@ impl<'s, 'a> Items<'s, 'a> {
             None => b"",
         };
         if !path.is_empty() && !self.directories.iter().rev().any(|d| d == parent) {
-            return Err(err!(
-                Damaged,
-                "the map has no directory for \"{}\"",
-                path.escape_ascii()
-            ));
+            let shown = path.escape_ascii();
+            return Err(err!(Damaged, "the map has no directory for \"{shown}\""));
         }
         match metadata {
             Metadata::Node(node) if node.kind == NodeKind::Directory => {

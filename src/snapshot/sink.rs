@@ -559,10 +559,9 @@ impl<'t> FileSink<'t> {
         if self.file.is_some() {
             return Err(err!(Internal, "a file was begun and not ended"));
         }
-        match self.frame.take() {
-            Some(last) => send(&self.shared, last),
-            None => Ok(()),
-        }
+        self.frame
+            .take()
+            .map_or(Ok(()), |last| send(&self.shared, last))
     }
 }
 
@@ -584,10 +583,9 @@ fn frame_number(number: &mut Option<u64>, shared: &Shared<'_>) -> u64 {
 
 /// Sends a frame off. One without content has no number, and nobody waits for it.
 fn send(shared: &Shared<'_>, frame: Frame) -> Result<()> {
-    match frame.number {
-        Some(number) => shared.pipeline.send(number, frame.slot),
-        None => Ok(()),
-    }
+    frame
+        .number
+        .map_or(Ok(()), |number| shared.pipeline.send(number, frame.slot))
 }
 
 /// Returns the frame that has room for so many bytes, and for so many of its extent list; one that has none is sent off.

@@ -54,7 +54,7 @@ impl Sorter {
         // A record costs its bytes and its place in the list.
         let used = self.arena.len() + 4 * self.starts.len();
         if !self.starts.is_empty() && used + key.len() + payload.len() + 12 > self.limit_bytes {
-            self.spill().map_err(|e| self.failed(e))?;
+            self.spill().map_err(|e| failed(&self.folder, e))?;
         }
         let start = u32::try_from(self.arena.len()).unwrap_or(u32::MAX);
         self.starts.push(start);
@@ -90,14 +90,6 @@ impl Sorter {
         Ok(())
     }
 
-    fn failed(&self, e: io::Error) -> Error {
-        Error::from_io(
-            format!("write a temporary file in \"{}\"", self.folder.display()),
-            e,
-        )
-        .hint("Free space there, or let TMPDIR name another directory.")
-    }
-
     /// Hands all records to `sink` in key order.
     ///
     /// # Errors
@@ -115,7 +107,7 @@ impl Sorter {
         // The last run joins the others, so that the merge has one kind of input and the arena's memory is free.
         if !self.starts.is_empty() {
             self.file = Some(writer);
-            self.spill().map_err(|e| self.failed(e))?;
+            self.spill().map_err(|e| failed(&self.folder, e))?;
             writer = match self.file.take() {
                 Some(writer) => writer,
                 None => return Ok(()),
@@ -125,12 +117,18 @@ impl Sorter {
         self.starts = Vec::new();
         let file = writer
             .into_inner()
-            .map_err(|e| self.failed(e.into_error()))?;
+            .map_err(|e| failed(&self.folder, e.into_error()))?;
         merge(&file, &self.runs, sink).map_err(|e| match e {
             MergeError::Read(e) => Error::from_io("read a temporary file", e),
             MergeError::Sink(e) => e,
         })
     }
+}
+
+/// The error of a temporary file that cannot be written in a directory.
+pub(super) fn failed(folder: &Path, e: io::Error) -> Error {
+    let what = format!("write a temporary file in \"{}\"", folder.display());
+    Error::from_io(what, e).hint("Free space there, or let TMPDIR name another directory.")
 }
 
 fn put_part(out: &mut Vec<u8>, part: &[u8]) {

@@ -20,47 +20,27 @@ pub struct Clause {
 
 /// All of them.
 pub const CLAUSES: [Clause; 8] = [
+    clause("an object is created once, and read back", created_once),
+    clause("any part of an object is read", parts),
+    clause("an empty object is one", empty),
+    clause("an object of several requests is created once", large),
+    clause("what was not published is not there", unpublished),
+    clause("a listing shows what was created", listed),
+    clause("of those who create at the same time one wins", one_wins),
     Clause {
-        name: "an object is created once, and read back",
-        deletes: false,
-        check: created_once,
-    },
-    Clause {
-        name: "any part of an object is read",
-        deletes: false,
-        check: parts,
-    },
-    Clause {
-        name: "an empty object is one",
-        deletes: false,
-        check: empty,
-    },
-    Clause {
-        name: "an object of several requests is created once",
-        deletes: false,
-        check: large,
-    },
-    Clause {
-        name: "what was not published is not there",
-        deletes: false,
-        check: unpublished,
-    },
-    Clause {
-        name: "a listing shows what was created",
-        deletes: false,
-        check: listed,
-    },
-    Clause {
-        name: "of those who create at the same time one wins",
-        deletes: false,
-        check: one_wins,
-    },
-    Clause {
-        name: "what was deleted is gone",
         deletes: true,
-        check: deleted,
+        ..clause("what was deleted is gone", deleted)
     },
 ];
+
+/// A promise whose check deletes nothing.
+const fn clause(name: &'static str, check: fn(&dyn Store, &str) -> Result<()>) -> Clause {
+    Clause {
+        name,
+        deletes: false,
+        check,
+    }
+}
 
 /// More than one request of an object store takes.
 const LARGE_BYTES: usize = (8 << 20) + 12345;

@@ -77,11 +77,8 @@ where
             answer.map_err(|e| err!(Key, "{}", secrets.scrub(&said(&e))))
         });
         let late = |_| {
-            Err(err!(
-                Key,
-                "it has not answered within {} s",
-                PATIENCE.as_secs()
-            ))
+            let seconds = PATIENCE.as_secs();
+            Err(err!(Key, "it has not answered within {seconds} s"))
         };
         answer.await.unwrap_or_else(late)
     });

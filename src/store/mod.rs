@@ -28,6 +28,8 @@ pub mod kms;
 pub mod life;
 #[cfg(feature = "full")]
 pub mod pace;
+#[cfg(feature = "program")]
+mod parts;
 pub mod probe;
 pub mod reserve;
 #[cfg(feature = "program")]
@@ -457,136 +459,59 @@ pub trait Store: Send + Sync {
     }
 
     /// The room on its disk, where the store can tell.
-    fn room(&self) -> Result<Option<Room>>;
+    fn room(&self) -> Result<Option<Room>> {
+        Ok(None)
+    }
 }
+
+/// Writes methods that only pass the question on to `self.inner`.
+macro_rules! forward {
+    ($(fn $name:ident(&self $(, $argument:ident: $type:ty)*) $(-> $answer:ty)?;)*) => {
+        $(fn $name(&self $(, $argument: $type)*) $(-> $answer)? {
+            self.inner.$name($($argument),*)
+        })*
+    };
+}
+pub(crate) use forward;
 
 /// The methods of a [`Store`] around `self.inner` that only pass the question on. A store confirms the bytes that it was given, sealed or not.
 macro_rules! pass_on {
     () => {
-        fn list(&self, prefix: &str) -> $crate::error::Result<Vec<$crate::store::Listed>> {
-            self.inner.list(prefix)
+        $crate::store::forward! {
+            fn list(&self, prefix: &str) -> $crate::error::Result<Vec<$crate::store::Listed>>;
+            fn visit(&self, prefix: &str, see: &mut dyn FnMut(&str, bool)) -> $crate::error::Result<()>;
+            fn delete(&self, key: &$crate::store::Key) -> $crate::error::Result<bool>;
         }
-
-        fn visit(
-            &self,
-            prefix: &str,
-            see: &mut dyn FnMut(&str, bool),
-        ) -> $crate::error::Result<()> {
-            self.inner.visit(prefix, see)
-        }
-
-        fn delete(&self, key: &$crate::store::Key) -> $crate::error::Result<bool> {
-            self.inner.delete(key)
-        }
-
         $crate::store::pass_on!(all but listings and delete);
     };
     (all but listings and delete) => {
-        fn location(&self) -> String {
-            self.inner.location()
-        }
-
-        fn objects(
-            &self,
-            see: &mut dyn FnMut($crate::store::Shown<'_>),
-        ) -> $crate::error::Result<()> {
-            self.inner.objects(see)
-        }
-
-        fn head(
-            &self,
-            key: &$crate::store::Key,
-        ) -> $crate::error::Result<Option<$crate::store::Meta>> {
-            self.inner.head(key)
-        }
-
-        fn deleted(
-            &self,
-            key: &$crate::store::Key,
-        ) -> $crate::error::Result<Option<$crate::store::Deleted>> {
-            self.inner.deleted(key)
-        }
-
-        fn frozen(
-            &self,
-            prefix: &str,
-            wanted: &dyn Fn(&str) -> bool,
-        ) -> $crate::error::Result<Option<$crate::store::Frozen>> {
-            self.inner.frozen(prefix, wanted)
-        }
-
-        fn has_archive(&self) -> bool {
-            self.inner.has_archive()
-        }
-
-        fn has_holds(&self) -> $crate::error::Result<bool> {
-            self.inner.has_holds()
-        }
-
-        fn hold(&self, key: &$crate::store::Key, is_on: bool) -> $crate::error::Result<bool> {
-            self.inner.hold(key, is_on)
-        }
-
-        fn is_held(&self, key: &$crate::store::Key) -> $crate::error::Result<bool> {
-            self.inner.is_held(key)
-        }
-
-        fn hide(
-            &self,
-            key: &$crate::store::Key,
-        ) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>> {
-            self.inner.hide(key)
-        }
-
-        fn extend_locks(&self, place: &str) -> $crate::error::Result<u64> {
-            self.inner.extend_locks(place)
-        }
-
-        fn locked_until(
-            &self,
-            key: &$crate::store::Key,
-        ) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>> {
-            self.inner.locked_until(key)
-        }
-
-        fn settle_deletions(&self, prefix: &str) -> $crate::error::Result<()> {
-            self.inner.settle_deletions(prefix)
-        }
-
-        fn irregular(&self) -> $crate::error::Result<Vec<$crate::store::Irregular>> {
-            self.inner.irregular()
-        }
-
-        fn discard(&self, unfinished: &str) -> $crate::error::Result<bool> {
-            self.inner.discard(unfinished)
-        }
-
-        fn keep_reserve(&self) -> $crate::error::Result<()> {
-            self.inner.keep_reserve()
-        }
-
-        fn give_reserve(&self, left: usize) -> $crate::error::Result<bool> {
-            self.inner.give_reserve(left)
-        }
-
-        fn clock(&self) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>> {
-            self.inner.clock()
-        }
-
-        fn read_medium(&self) {
-            self.inner.read_medium();
-        }
-
-        fn is_confirming(&self) -> bool {
-            self.inner.is_confirming()
-        }
-
-        fn is_remote(&self) -> bool {
-            self.inner.is_remote()
-        }
-
-        fn room(&self) -> $crate::error::Result<Option<$crate::store::Room>> {
-            self.inner.room()
+        $crate::store::forward! {
+            fn location(&self) -> String;
+            fn objects(&self, see: &mut dyn FnMut($crate::store::Shown<'_>)) -> $crate::error::Result<()>;
+            fn head(&self, key: &$crate::store::Key) -> $crate::error::Result<Option<$crate::store::Meta>>;
+            fn deleted(&self, key: &$crate::store::Key)
+                -> $crate::error::Result<Option<$crate::store::Deleted>>;
+            fn frozen(&self, prefix: &str, wanted: &dyn Fn(&str) -> bool)
+                -> $crate::error::Result<Option<$crate::store::Frozen>>;
+            fn has_archive(&self) -> bool;
+            fn has_holds(&self) -> $crate::error::Result<bool>;
+            fn hold(&self, key: &$crate::store::Key, is_on: bool) -> $crate::error::Result<bool>;
+            fn is_held(&self, key: &$crate::store::Key) -> $crate::error::Result<bool>;
+            fn hide(&self, key: &$crate::store::Key)
+                -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>>;
+            fn extend_locks(&self, place: &str) -> $crate::error::Result<u64>;
+            fn locked_until(&self, key: &$crate::store::Key)
+                -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>>;
+            fn settle_deletions(&self, prefix: &str) -> $crate::error::Result<()>;
+            fn irregular(&self) -> $crate::error::Result<Vec<$crate::store::Irregular>>;
+            fn discard(&self, unfinished: &str) -> $crate::error::Result<bool>;
+            fn keep_reserve(&self) -> $crate::error::Result<()>;
+            fn give_reserve(&self, left: usize) -> $crate::error::Result<bool>;
+            fn clock(&self) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>>;
+            fn read_medium(&self);
+            fn is_confirming(&self) -> bool;
+            fn is_remote(&self) -> bool;
+            fn room(&self) -> $crate::error::Result<Option<$crate::store::Room>>;
         }
     };
 }
@@ -595,32 +520,14 @@ pub(crate) use pass_on;
 /// The methods of a [`Store`] around `self.inner` that know keys of encryption, passed on.
 macro_rules! pass_keys {
     () => {
-        fn encrypted(&self) -> Option<&dyn $crate::store::Store> {
-            self.inner.encrypted()
-        }
-
-        fn public_hash(&self, hash: &[u8; 32]) -> $crate::error::Result<[u8; 32]> {
-            self.inner.public_hash(hash)
-        }
-
-        fn chunk_hash(&self, bytes: &[u8]) -> $crate::error::Result<(u8, [u8; 32])> {
-            self.inner.chunk_hash(bytes)
-        }
-
-        fn chunk_seed(&self) -> $crate::error::Result<u64> {
-            self.inner.chunk_seed()
-        }
-
-        fn mac(
-            &self,
-            key: &$crate::store::Key,
-            content: &[u8],
-        ) -> $crate::error::Result<Option<String>> {
-            self.inner.mac(key, content)
-        }
-
-        fn is_genuine(&self, key: &$crate::store::Key, content: &[u8], mac: Option<&str>) -> bool {
-            self.inner.is_genuine(key, content, mac)
+        $crate::store::forward! {
+            fn encrypted(&self) -> Option<&dyn $crate::store::Store>;
+            fn public_hash(&self, hash: &[u8; 32]) -> $crate::error::Result<[u8; 32]>;
+            fn chunk_hash(&self, bytes: &[u8]) -> $crate::error::Result<(u8, [u8; 32])>;
+            fn chunk_seed(&self) -> $crate::error::Result<u64>;
+            fn mac(&self, key: &$crate::store::Key, content: &[u8])
+                -> $crate::error::Result<Option<String>>;
+            fn is_genuine(&self, key: &$crate::store::Key, content: &[u8], mac: Option<&str>) -> bool;
         }
     };
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::runtime::Runtime;
 
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The moment at which everything that this process asks of such stores must be over.
 static END: OnceLock<Instant> = OnceLock::new();
@@ -38,6 +38,28 @@ pub(super) fn wait<T: Send + 'static>(
         .recv()
         .map_err(|_| err!(Internal, "a request ended without an answer"))
 }
+
+/// As [`wait`], for a request.
+///
+/// # Errors
+/// Those of [`wait`], and of the request.
+pub(super) fn answer<T: Send + 'static, E: Send + 'static>(
+    request: impl Future<Output = std::result::Result<T, E>> + Send + 'static,
+) -> Result<T>
+where
+    Error: From<E>,
+{
+    Ok(wait(request)??)
+}
+
+/// Waits for a request that owns copies of what it needs.
+macro_rules! asked {
+    ($($own:ident = $of:expr),+ => $request:expr) => {{
+        $(let $own = $of.to_owned();)+
+        $crate::store::runtime::answer(async move { $request.await })
+    }};
+}
+pub(super) use asked;
 
 /// Returns the runtime. One thread drives all requests of the process; it also sees connections end that nobody uses just then.
 pub(super) fn runtime() -> Result<&'static Runtime> {

@@ -1,18 +1,16 @@
 //! One backup: reserved and claimed, then its WAL, packs, layers and the server's manifest, and its root when all of that is proven.
 
+use super::Transfer;
 use super::copy::Copied;
 use super::wal::Wal;
-use super::{Transfer, is_of_the_object};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::repo::claim::Claim;
 use crate::repo::container::Kind;
-use crate::repo::event::{self, PINNING};
 use crate::repo::id::BackupId;
 use crate::repo::relations;
 use crate::repo::root::BackupRoot;
 use crate::repo::root::outline::Outline;
-use crate::repo::scope;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
 
@@ -23,20 +21,7 @@ impl Transfer<'_> {
     /// Errors of the stores, but for damage.
     pub(super) fn copy_backup(&self, id: &BackupId, wal: &Wal<'_>) -> Result<()> {
         self.check_stop()?;
-        let copied = self.copy_claimed(id, wal);
-        match copied {
-            Ok(true) => {
-                self.locked().backups.push(id.clone());
-                self.host.progress.note(&format!("copied backup {id}"));
-                Ok(())
-            }
-            Ok(false) => Ok(()),
-            Err(e) if is_of_the_object(&e) => {
-                self.problem(&format!("backup {id}"), &e);
-                Ok(())
-            }
-            Err(e) => Err(e.context(format!("copy backup \"{id}\""))),
-        }
+        self.settle_backup(id, self.copy_claimed(id, wal))
     }
 
     /// `false` when it is not to be had any more.
@@ -98,14 +83,9 @@ impl Transfer<'_> {
         there: &mut [Claim<'_>],
         mut here: Option<&mut Claim<'_>>,
     ) -> Result<bool> {
-        let events = event::read_all(self.from.store(), &self.layout, &root.id.to_string())?;
-        if event::is_marked(&events) {
-            self.host.progress.note(&format!(
-                "backup {} was marked for deletion meanwhile, and is not copied",
-                root.id
-            ));
+        let Some(events) = self.events_of(&root.id)? else {
             return Ok(false);
-        }
+        };
         let mut tick = || -> Result<()> {
             there.iter_mut().try_for_each(Claim::keep)?;
             here.as_mut().map_or(Ok(()), |claim| claim.keep())
@@ -131,43 +111,11 @@ impl Transfer<'_> {
         for store in [self.from.store(), self.to.store()] {
             self.check_life(root, store)?;
         }
-        // A backup that is there and not yet pinned could be expired there.
-        for pin in events.iter().filter(|e| !e.is_doubted) {
-            if PINNING.contains(&pin.event.event.as_str()) {
-                self.copy_event(&self.layout.event(&root.id.to_string(), &pin.name)?)?;
-            }
-        }
-        there.first().map_or(Ok(()), Claim::check)?;
         let parts = (root.packs().collect(), root.layers().collect());
         let bytes = whole.map(|(_, bytes)| bytes.as_slice());
-        if !self.commit((&root.id, parts), bytes)? {
-            return Ok(false);
-        }
-        if let Err(e) = self.copy_completed(root, &events) {
-            self.host.progress.warn(&format!(
-                "backup {} is copied, but that could not be recorded: should its root be lost there, nothing will tell ({e})",
-                root.id
-            ));
-        }
-        Ok(true)
-    }
-
-    /// Records there that the root exists: by the event of here, which needs no key, else by an own one, where it can be proven.
-    fn copy_completed(&self, root: &Outline, events: &[event::Recorded]) -> Result<()> {
-        let id = root.id.to_string();
-        let known = events
-            .iter()
-            .find(|e| e.event.event == "completed" && !e.is_doubted);
-        if let Some(known) = known {
-            return self.copy_event(&self.layout.event(&id, &known.name)?);
-        }
-        let is_provable =
-            !self.is_sealed() || self.to.store().mac(&scope::marker(), b"")?.is_some();
-        if is_provable {
-            let writer = self.writer();
-            writer.record(self.to.store(), &self.layout, &writer.completed(root))?;
-        }
-        Ok(())
+        self.complete((&root.id, parts, bytes), &events, there, &|writer| {
+            writer.completed(root)
+        })
     }
 
     /// Requires that the WAL in a repository is that of the backup's own server, by the segments in which it starts and stops.
@@ -192,12 +140,12 @@ impl Transfer<'_> {
         match self.copy_as_stored(&key)? {
             // Not every server gives one, and only the root tells.
             Copied::Gone => self.require_no_server_manifest(&root.id)?,
-            copied => self.settle(key.as_str(), Ok(copied)).map(|_| ())?,
+            copied => self.settle_some(&key, Ok(copied))?,
         }
         let key = self.layout.relations(&root.id);
         match self.copy_as_stored(&key)? {
             Copied::Gone => Ok(()),
-            copied => self.settle(key.as_str(), Ok(copied)).map(|_| ()),
+            copied => self.settle_some(&key, Ok(copied)),
         }
     }
 
@@ -230,7 +178,7 @@ impl Transfer<'_> {
         match copied {
             Ok(Copied::Gone) => Ok(()),
             Err(e) => Err(e.context(format!("copy object \"{key}\""))),
-            copied => self.settle(key.as_str(), copied).map(|_| ()),
+            copied => self.settle_some(&key, copied),
         }
     }
 
@@ -253,7 +201,7 @@ impl Transfer<'_> {
         match copied {
             Ok(Copied::Gone) => Err(err!(Damaged, "the server's manifest is missing")),
             Err(e) => Err(e.context(format!("copy object \"{key}\""))),
-            copied => self.settle(key.as_str(), copied).map(|_| ()),
+            copied => self.settle_some(&key, copied),
         }
     }
 }

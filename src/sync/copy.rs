@@ -4,8 +4,7 @@
 //! put into its place. So the bytes that are stored are those that were checked. An object that fails its check leaves nothing.
 
 use std::io::Write;
-use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Pair, Transfer, is_of_the_object};
 use crate::archive::fetch::check_identity;
@@ -52,14 +51,18 @@ struct State {
     failed: Option<Error>,
 }
 
+/// Reads from an object. A medium that cannot read it back is damage to it.
+fn read_source(source: &dyn Object, buffer: &mut [u8], offset: u64) -> Result<()> {
+    let read = source.read_at(buffer, offset);
+    read.map_err(|e| match e.is_medium() {
+        true => e.with_code(Code::Damaged),
+        false => e,
+    })
+}
+
 impl Flow {
-    /// A medium that cannot read an object back is damage to that object.
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let read = self.source.read_at(buffer, offset);
-        read.map_err(|e| match e.is_medium() {
-            true => e.with_code(Code::Damaged),
-            false => e,
-        })
+        read_source(self.source.as_ref(), buffer, offset)
     }
 }
 
@@ -84,10 +87,7 @@ impl Tee {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        match self.0.state.lock() {
-            Ok(state) => state,
-            Err(poisoned) => poisoned.into_inner(),
-        }
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Passes on what is left up to `end`. Bytes that no check has read are passed only if `may_pass` says so.
@@ -137,10 +137,10 @@ impl Tee {
     fn publish(self) -> Result<Published> {
         let flow = Arc::into_inner(self.0)
             .ok_or_else(|| err!(Internal, "an object is still read while its copy is named"))?;
-        let state = match flow.state.into_inner() {
-            Ok(state) => state,
-            Err(poisoned) => poisoned.into_inner(),
-        };
+        let state = flow
+            .state
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
         match state.failed {
             Some(failed) => Err(failed),
             None => state.sink.publish(),
@@ -240,11 +240,9 @@ impl Pair<'_> {
         check: &dyn Fn(&Tee) -> Result<()>,
         is_same: SameContent<'_>,
     ) -> Result<Copied> {
-        let source = match self.begin(key, target)? {
-            ControlFlow::Continue(source) => source,
-            ControlFlow::Break(copied) => return Ok(copied),
-        };
-        self.write_as(source, target, check, is_same)
+        self.copy_source(key, target, &|source| {
+            self.write_as(source, target, check, is_same)
+        })
     }
 
     /// Writes an object under a key, checked while it passes.
@@ -298,18 +296,21 @@ impl Pair<'_> {
         Err(e)
     }
 
-    /// Opens an object that is to be copied. An encrypted one is copied at once, as it is stored.
-    fn begin(&self, key: &Key, target: &Key) -> Result<ControlFlow<Copied, Box<dyn Object>>> {
+    /// Copies an object as `copy` does it. An encrypted one is copied as it is stored.
+    fn copy_source(
+        &self,
+        key: &Key,
+        target: &Key,
+        copy: &dyn Fn(Box<dyn Object>) -> Result<Copied>,
+    ) -> Result<Copied> {
         self.check_stop()?;
         let Some(source) = self.from.store().open(key)? else {
-            return Ok(ControlFlow::Break(Copied::Gone));
+            return Ok(Copied::Gone);
         };
-        if let Some(sealed) = source.sealed() {
-            return self
-                .copy_sealed((key, target), sealed)
-                .map(ControlFlow::Break);
+        match source.sealed() {
+            Some(sealed) => self.copy_sealed((key, target), sealed),
+            None => copy(source),
         }
-        Ok(ControlFlow::Continue(source))
     }
 
     /// Requires that what was stored reads back, as `is_written` tells; or where the name was taken, that it has the same content.
@@ -358,12 +359,7 @@ impl Pair<'_> {
         while at < covered {
             let n = usize::try_from(covered - at).unwrap_or(CHUNK).min(CHUNK);
             let mut piece = vec![0; n];
-            source
-                .read_at(&mut piece, at)
-                .map_err(|e| match e.is_medium() {
-                    true => e.with_code(Code::Damaged),
-                    false => e,
-                })?;
+            read_source(source.as_ref(), &mut piece, at)?;
             hasher.update(&piece);
             target
                 .write_all(&piece)
@@ -485,18 +481,16 @@ impl Pair<'_> {
         limit_bytes: u64,
         check: &dyn Fn(&[u8]) -> Result<()>,
     ) -> Result<Copied> {
-        let source = match self.begin(key, key)? {
-            ControlFlow::Continue(source) => source,
-            ControlFlow::Break(copied) => return Ok(copied),
-        };
-        let bytes = read(source.as_ref(), key, limit_bytes)?;
-        check(&bytes)?;
-        match put(self.to.store(), key, &bytes).map_err(|e| self.target_failed(e))? {
-            Published::Created => Ok(Copied::Stored(bytes.len() as u64)),
-            Published::Exists => self.compare(key, &|there| {
-                Ok(read(there.as_ref(), key, limit_bytes)? == bytes)
-            }),
-        }
+        self.copy_source(key, key, &|source| {
+            let bytes = read(source.as_ref(), key, limit_bytes)?;
+            check(&bytes)?;
+            match put(self.to.store(), key, &bytes).map_err(|e| self.target_failed(e))? {
+                Published::Created => Ok(Copied::Stored(bytes.len() as u64)),
+                Published::Exists => self.compare(key, &|there| {
+                    Ok(read(there.as_ref(), key, limit_bytes)? == bytes)
+                }),
+            }
+        })
     }
 }
 

@@ -339,7 +339,8 @@ impl<'a> Healing<'a> {
                 let mut end = 0;
                 for (offset, length, hash) in layers {
                     stop()?;
-                    let shared = Box::new(super::parts::Shared(std::sync::Arc::clone(&object)));
+                    let inner = std::sync::Arc::clone(&object);
+                    let shared = Box::new(super::parts::Shared { inner });
                     let tag = self.pair.scope.tag();
                     let layer = Layer::open(shared, (*offset, *length), hash, part, tag)?;
                     (0..layer.block_count()).try_for_each(|n| layer.block(n).map(|_| ()))?;
@@ -351,11 +352,7 @@ impl<'a> Healing<'a> {
                 }
             }
             Proof::Root(id) => {
-                let scope = &self.pair.scope;
-                match scope.kind() {
-                    None => BackupRoot::check(object.as_ref(), scope, id)?,
-                    Some(_) => AuxRoot::check(object.as_ref(), scope, id)?,
-                }
+                self.pair.check_root(object.as_ref(), id)?;
                 self.check_begin(id)
             }
         }

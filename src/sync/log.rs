@@ -19,7 +19,7 @@ impl Pair<'_> {
         }
         let container = |key: &_| -> Result<()> {
             let copied = self.copy_container(key, &|container| log_keys::check(container, key));
-            self.settle(key.as_str(), copied).map(|_| ())
+            self.settle_some(key, copied)
         };
         self.side_by_side(&objects.containers, &container, &mut || self.check_stop())
     }

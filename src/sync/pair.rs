@@ -1,23 +1,24 @@
 //! Two repositories, and a scope of which one is brought up to date from the other: what every transfer works with.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::copy::Copied;
-use super::parts::Proven;
+use super::parts::{Parts, Proven};
 use super::{Options, Problem, Report, is_of_the_object};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::repo::claim::Claim;
 use crate::repo::clock;
 use crate::repo::deletion;
 use crate::repo::epochs;
-use crate::repo::event::{self, Writer};
+use crate::repo::event::{self, Event, PINNING, Recorded, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::json;
 use crate::repo::repository::Repository;
-use crate::repo::scope::Scope;
+use crate::repo::scope::{self, Scope};
 use crate::store::Key;
 
 /// Problems that a report lists; the rest is counted.
@@ -124,10 +125,7 @@ impl<'a> Pair<'a> {
     }
 
     pub(super) fn locked(&self) -> MutexGuard<'_, Report> {
-        match self.report.lock() {
-            Ok(report) => report,
-            Err(poisoned) => poisoned.into_inner(),
-        }
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn writer(&self) -> Writer<'_> {
@@ -157,6 +155,82 @@ impl<'a> Pair<'a> {
             }
             Err(e) => Err(e.context(format!("copy object \"{object}\""))),
         }
+    }
+
+    /// As [`Pair::settle`], where it does not matter whether the object is there now.
+    pub(super) fn settle_some(&self, key: &Key, copied: Result<Copied>) -> Result<()> {
+        self.settle(key.as_str(), copied).map(drop)
+    }
+
+    /// Takes down a copied backup, or what is wrong with it; other errors end the run.
+    pub(super) fn settle_backup(&self, id: &BackupId, copied: Result<bool>) -> Result<()> {
+        match copied {
+            Ok(true) => {
+                self.locked().backups.push(id.clone());
+                self.host.progress.note(&format!("copied backup {id}"));
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(e) if is_of_the_object(&e) => {
+                self.problem(&format!("backup {id}"), &e);
+                Ok(())
+            }
+            Err(e) => Err(e.context(format!("copy backup \"{id}\""))),
+        }
+    }
+
+    /// The events of a backup that is to be copied. `None` when it is marked for deletion.
+    pub(super) fn events_of(&self, id: &BackupId) -> Result<Option<Vec<Recorded>>> {
+        let events = event::read_all(self.from.store(), &self.scope, &id.to_string())?;
+        if event::is_marked(&events) {
+            let note = format!("backup {id} was marked for deletion meanwhile, and is not copied");
+            self.host.progress.note(&note);
+            return Ok(None);
+        }
+        Ok(Some(events))
+    }
+
+    /// Copies the pins of a backup whose content is there, and its root. `false` when the root is gone.
+    pub(super) fn complete(
+        &self,
+        (id, parts, bytes): (&BackupId, Parts, Option<&[u8]>),
+        events: &[Recorded],
+        claims: &[Claim<'_>],
+        completed: &dyn Fn(&Writer<'_>) -> Event,
+    ) -> Result<bool> {
+        // A backup that is there and not yet pinned could be expired there.
+        let pins = events.iter().filter(|e| !e.is_doubted);
+        for pin in pins.filter(|e| PINNING.contains(&e.event.event.as_str())) {
+            self.copy_event(&self.scope.event(&id.to_string(), &pin.name)?)?;
+        }
+        claims.first().map_or(Ok(()), Claim::check)?;
+        if !self.commit((id, parts), bytes)? {
+            return Ok(false);
+        }
+        if let Err(e) = self.copy_completed(id, events, completed) {
+            self.host.progress.warn(&format!(
+                "backup {id} is copied, but that could not be recorded: should its root be lost there, nothing will tell ({e})"
+            ));
+        }
+        Ok(true)
+    }
+
+    /// Records there that the root exists: by the event of here, which needs no key, else by an own one, where it can be proven.
+    fn copy_completed(
+        &self,
+        id: &BackupId,
+        events: &[Recorded],
+        completed: &dyn Fn(&Writer<'_>) -> Event,
+    ) -> Result<()> {
+        let mut known = events.iter().filter(|e| !e.is_doubted);
+        if let Some(known) = known.find(|e| e.event.event == "completed") {
+            return self.copy_event(&self.scope.event(&id.to_string(), &known.name)?);
+        }
+        let (store, writer) = (self.to.store(), self.writer());
+        if !self.is_sealed() || store.mac(&scope::marker(), b"")?.is_some() {
+            writer.record(store, &self.scope, &completed(&writer))?;
+        }
+        Ok(())
     }
 
     pub(super) fn problem(&self, object: &str, e: &Error) {
@@ -240,6 +314,6 @@ impl<'a> Pair<'a> {
         let copied = self.copy_small(key, json::LIMIT_BYTES, &|bytes| {
             event::check(self.from.store(), key, bytes)
         });
-        self.settle(key.as_str(), copied).map(|_| ())
+        self.settle_some(key, copied)
     }
 }

@@ -1,7 +1,7 @@
 //! The objects of one backup of any content: reservation, packs, layers, root.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::copy::{Copied, Tee, is_same_sealed};
 use super::{Pair, is_of_the_object};
@@ -79,10 +79,7 @@ pub(super) struct Proven(Mutex<BTreeSet<Proof>>);
 
 impl Proven {
     fn locked(&self) -> MutexGuard<'_, BTreeSet<Proof>> {
-        match self.0.lock() {
-            Ok(all) => all,
-            Err(poisoned) => poisoned.into_inner(),
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers parts. Those of before are forgotten where there are too many, and compared once more.
@@ -112,7 +109,7 @@ impl Pair<'_> {
             Err(e) if e.code() == Code::Conflict => {
                 Err(err!(Conflict, "another backup has the same id there").source(e))
             }
-            copied => self.settle(key.as_str(), Ok(copied?)).map(|_| ()),
+            copied => self.settle_some(&key, Ok(copied?)),
         }
     }
 
@@ -133,11 +130,8 @@ impl Pair<'_> {
         parts: Parts,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let ids = parts.0.iter().chain(&parts.1).map(|name| &name.id);
-        let have = self.parts_there(ids.collect())?;
-        let packs = parts.0.iter().map(|name| self.scope.pack(name));
-        let layers = parts.1.iter().map(|name| self.scope.layer(name));
-        let keys: Vec<Key> = packs.chain(layers).collect();
+        let have = self.named_there(&parts)?;
+        let keys: Vec<Key> = self.keys_of(&parts).collect();
         let one = |key: &Key| -> Result<()> {
             let is_there = have.contains(key.as_str());
             // A root without keys names no hashes. In a key set a name is given once, so the name stands for the content.
@@ -229,19 +223,27 @@ impl Pair<'_> {
     }
 
     /// Requires that every part which the root names is there, before the root is: an older "pitr expire" heeds no claim below a tombstone.
-    fn require_parts(&self, (packs, layers): Parts) -> Result<()> {
+    fn require_parts(&self, parts: &Parts) -> Result<()> {
         fault::pause("sync-commit");
-        let ids = packs.iter().chain(&layers).map(|name| &name.id);
-        let have = self.parts_there(ids.collect())?;
-        let packs = packs.iter().map(|name| self.scope.pack(name));
-        let layers = layers.iter().map(|name| self.scope.layer(name));
-        match packs.chain(layers).find(|key| !have.contains(key.as_str())) {
+        let have = self.named_there(parts)?;
+        match self.keys_of(parts).find(|key| !have.contains(key.as_str())) {
             Some(key) => Err(err!(
                 Conflict,
                 "object \"{key}\" was deleted there meanwhile: run the command again"
             )),
             None => Ok(()),
         }
+    }
+
+    fn keys_of(&self, (packs, layers): &Parts) -> impl Iterator<Item = Key> {
+        let packs = packs.iter().map(|name| self.scope.pack(name));
+        packs.chain(layers.iter().map(|name| self.scope.layer(name)))
+    }
+
+    /// The parts there, of the backups that these are of.
+    fn named_there(&self, (packs, layers): &Parts) -> Result<BTreeSet<String>> {
+        let ids = packs.iter().chain(layers).map(|name| &name.id);
+        self.parts_there(ids.collect())
     }
 
     /// The parts below these ids that are there.
@@ -318,7 +320,8 @@ impl Pair<'_> {
             // The one open object serves all its layers.
             let object: std::sync::Arc<dyn Object> = object.into();
             for layer in layers {
-                open(Box::new(Shared(std::sync::Arc::clone(&object))), layer)?;
+                let inner = std::sync::Arc::clone(&object);
+                open(Box::new(Shared { inner }), layer)?;
             }
             Ok(true)
         };
@@ -348,12 +351,17 @@ impl Pair<'_> {
             let Some(object) = view.open(&key)? else {
                 return Ok(None);
             };
-            match self.scope.kind() {
-                None => BackupRoot::check(object.as_ref(), &self.scope, id)?,
-                Some(_) => AuxRoot::check(object.as_ref(), &self.scope, id)?,
-            }
+            self.check_root(object.as_ref(), id)?;
             get(view, &key, json::ROOT_LIMIT_BYTES)
         })
+    }
+
+    /// Checks the root of a backup.
+    pub(super) fn check_root(&self, object: &dyn Object, id: &BackupId) -> Result<()> {
+        match self.scope.kind() {
+            None => BackupRoot::check(object, &self.scope, id),
+            Some(_) => AuxRoot::check(object, &self.scope, id),
+        }
     }
 
     /// Has the other side keep for another period what earlier backups have stored there and this one needs, and what opens the repository.
@@ -386,7 +394,7 @@ impl Pair<'_> {
         bytes: Option<&[u8]>,
     ) -> Result<bool> {
         self.extend_locks(id, &parts);
-        self.require_parts(parts)?;
+        self.require_parts(&parts)?;
         let key = self.scope.manifest(id);
         let Some(bytes) = bytes else {
             return match self.copy_as_stored(&key)? {
@@ -414,19 +422,15 @@ impl Pair<'_> {
 }
 
 /// An object that several readers have open.
-pub(super) struct Shared(pub(super) std::sync::Arc<dyn Object>);
+pub(super) struct Shared {
+    pub(super) inner: std::sync::Arc<dyn Object>,
+}
 
 impl Object for Shared {
-    fn size_bytes(&self) -> u64 {
-        self.0.size_bytes()
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.0.read_at(buffer, offset)
-    }
-
-    fn settle(&self) -> Result<()> {
-        self.0.settle()
+    crate::store::forward! {
+        fn size_bytes(&self) -> u64;
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+        fn settle(&self) -> Result<()>;
     }
 }
 

@@ -6,20 +6,19 @@
 use std::collections::BTreeSet;
 
 use super::parts::Parts;
-use super::{Options, Pair, is_of_the_object};
+use super::{Options, Pair};
 use crate::err;
 use crate::error::Result;
 use crate::host::Host;
 use crate::plan::lacking::scope::{LackingBackups, lacking, unwanted_log};
 use crate::repo::catalog::{Catalog, Reading};
 use crate::repo::claim::Claim;
-use crate::repo::event::{self, PINNING, Recorded};
 use crate::repo::id::BackupId;
 use crate::repo::json;
 use crate::repo::log_keys::{self, Objects};
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
-use crate::repo::scope::{self, Scope};
+use crate::repo::scope::Scope;
 use crate::repo::slot_map;
 use crate::repo::source;
 use crate::repo::stored_log::StoredLog;
@@ -175,21 +174,8 @@ impl<'a> ScopeTransfer<'a> {
 
     /// Copies a backup; what is wrong with it is taken down.
     fn copy_backup(&self, id: &BackupId) -> Result<()> {
-        let pair = &self.pair;
-        pair.check_stop()?;
-        match self.copy_claimed(id) {
-            Ok(true) => {
-                pair.locked().backups.push(id.clone());
-                pair.host.progress.note(&format!("copied backup {id}"));
-                Ok(())
-            }
-            Ok(false) => Ok(()),
-            Err(e) if is_of_the_object(&e) => {
-                pair.problem(&format!("backup {id}"), &e);
-                Ok(())
-            }
-            Err(e) => Err(e.context(format!("copy backup \"{id}\""))),
-        }
+        self.pair.check_stop()?;
+        self.pair.settle_backup(id, self.copy_claimed(id))
     }
 
     /// `None` when it is not to be had any more.
@@ -250,12 +236,9 @@ impl<'a> ScopeTransfer<'a> {
     fn copy_content(&self, root: &Copying, claims: &mut [Claim<'_>]) -> Result<bool> {
         let pair = &self.pair;
         let id = &root.outline.id;
-        let events = event::read_all(pair.from.store(), &pair.scope, &id.to_string())?;
-        if event::is_marked(&events) {
-            let note = format!("backup {id} was marked for deletion meanwhile, and is not copied");
-            pair.host.progress.note(&note);
+        let Some(events) = pair.events_of(id)? else {
             return Ok(false);
-        }
+        };
         let whole = root.whole.as_ref();
         let packs = whole.map(|(whole, _)| whole.map.packs.iter().map(|p| p.size_bytes).sum());
         pair.host
@@ -271,36 +254,10 @@ impl<'a> ScopeTransfer<'a> {
                 pair.copy_parts((id, &whole.map), &snapshot, &mut tick)?;
             }
         }
-        // A backup that is there and not yet pinned could be expired there.
-        let pins = events.iter().filter(|e| !e.is_doubted);
-        for pin in pins.filter(|e| PINNING.contains(&e.event.event.as_str())) {
-            pair.copy_event(&pair.scope.event(&id.to_string(), &pin.name)?)?;
-        }
-        claims.first().map_or(Ok(()), Claim::check)?;
         let bytes = whole.map(|(_, bytes)| bytes.as_slice());
-        if !pair.commit((id, root.parts()), bytes)? {
-            return Ok(false);
-        }
-        if let Err(e) = self.copy_completed(id, &events) {
-            pair.host.progress.warn(&format!(
-                "backup {id} is copied, but that could not be recorded: should its root be lost there, nothing will tell ({e})"
-            ));
-        }
-        Ok(true)
-    }
-
-    fn copy_completed(&self, id: &BackupId, events: &[Recorded]) -> Result<()> {
-        let pair = &self.pair;
-        let id = id.to_string();
-        let mut known = events.iter().filter(|e| !e.is_doubted);
-        if let Some(known) = known.find(|e| e.event.event == "completed") {
-            return pair.copy_event(&pair.scope.event(&id, &known.name)?);
-        }
-        let (store, writer) = (pair.to.store(), pair.writer());
-        if !pair.is_sealed() || store.mac(&scope::marker(), b"")?.is_some() {
-            writer.record(store, &pair.scope, &writer.event("completed", &id))?;
-        }
-        Ok(())
+        pair.complete((id, root.parts(), bytes), &events, claims, &|writer| {
+            writer.event("completed", &id.to_string())
+        })
     }
 }
 

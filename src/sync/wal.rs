@@ -1,7 +1,7 @@
 //! The WAL: histories before segments, segments ascending, so that at no time something later stands where something earlier would not come.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use super::Transfer;
 use super::copy::Copied;
@@ -65,10 +65,7 @@ impl<'a> Wal<'a> {
         timeline: Option<TimelineId>,
         range: (SegmentNumber, SegmentNumber),
     ) -> Vec<SegmentName> {
-        let mut left = match self.left.lock() {
-            Ok(left) => left,
-            Err(poisoned) => poisoned.into_inner(),
-        };
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let whole = Runs::from_runs(vec![range]);
         let mut names = Vec::new();
         for (id, runs) in left.iter_mut() {
@@ -256,7 +253,7 @@ impl<'a> Wal<'a> {
             return Ok(());
         }
         let copied = self.transfer.copy_increment(key);
-        self.transfer.settle(key.as_str(), copied).map(|_| ())
+        self.transfer.settle_some(key, copied)
     }
 
     /// Whether the two sides have different WAL of a timeline.

@@ -74,6 +74,14 @@ pub fn walk(
     Ok(at)
 }
 
+/// The path of an entry of a directory.
+pub fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    match directory {
+        [] => name.to_vec(),
+        directory => [directory, name].join(&b'/'),
+    }
+}
+
 /// Parent and name of a path.
 pub fn cut(relative: &[u8]) -> (&[u8], &[u8]) {
     match relative.iter().rposition(|&b| b == b'/') {

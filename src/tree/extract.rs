@@ -136,6 +136,10 @@ pub fn extract_filled(
     Ok(extraction.done)
 }
 
+fn not_written(path: &[u8], e: &io::Error) -> Error {
+    failed(path, "write", Errno::from_io_error(e).unwrap_or(Errno::IO))
+}
+
 fn not_synced(e: io::Error) -> Error {
     Error::from_io("sync the restored files", e)
         .with_code(Code::TargetWrite)
@@ -453,10 +457,8 @@ impl<'e> Extraction<'e> {
                 tick()?;
                 // The file has its length, and zeros where nothing is written.
                 if bytes.iter().any(|b| *b != 0) {
-                    file.write_all_at(bytes, at).map_err(|e| {
-                        let e = Errno::from_io_error(&e).unwrap_or(Errno::IO);
-                        failed(path, "write", e)
-                    })?;
+                    let put = file.write_all_at(bytes, at);
+                    put.map_err(|e| not_written(path, &e))?;
                     written += bytes.len() as u64;
                 }
                 at += bytes.len() as u64;
@@ -577,10 +579,7 @@ impl<'e> Extraction<'e> {
                 node.mode |= ALL_OF_OWNER;
             }
             self.settle(Holder::Open(directory.as_fd()), &item.path, &node)?;
-            match self.syncs_each {
-                true => durable::sync_directory(directory.as_fd()).map_err(not_synced),
-                false => Ok(()),
-            }
+            self.sync_directory(directory.as_fd())
         })?;
         for (path, lacking) in closed.iter().rev() {
             let opened = beneath::open(self.root, path, flags, Mode::empty());
@@ -596,8 +595,12 @@ impl<'e> Extraction<'e> {
         if let Some(top) = top {
             self.settle(Holder::Open(self.root), b"", &top)?;
         }
+        self.sync_directory(self.root)
+    }
+
+    fn sync_directory(&self, directory: BorrowedFd<'_>) -> Result<()> {
         match self.syncs_each {
-            true => durable::sync_directory(self.root).map_err(not_synced),
+            true => durable::sync_directory(directory).map_err(not_synced),
             false => Ok(()),
         }
     }
@@ -763,10 +766,8 @@ impl<'c, 'e> Contents<'c, 'e> {
                 &mut last.insert((key.clone(), file)).1
             }
         };
-        file.write_all_at(bytes, position).map_err(|e| {
-            let e = Errno::from_io_error(&e).unwrap_or(Errno::IO);
-            failed(&path(), "write", e)
-        })?;
+        let written = file.write_all_at(bytes, position);
+        written.map_err(|e| not_written(&path(), &e))?;
         let length = bytes.len() as u64;
         self.written.fetch_add(length, Ordering::Relaxed);
         self.extraction.host.progress.advance(length);

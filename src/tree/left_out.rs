@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use crate::error::Result;
+
 /// Examples that are kept.
 const EXAMPLES: usize = 1000;
 
@@ -79,6 +81,12 @@ impl LeftOut {
                 why: why.to_string(),
             });
         }
+    }
+
+    /// Counts one thing as [`LeftOut::add`] does. It never fails: its caller ends with it, and the work goes on.
+    pub fn leave(&mut self, path: &[u8], part: Part, why: impl Display) -> Result<()> {
+        self.add(path, part, why);
+        Ok(())
     }
 
     /// Adds what another thread left out.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use super::walk;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::snapshot::filekey::FileKey;
@@ -128,17 +129,13 @@ fn work(
 ) -> Result<()> {
     let mut result = Ok(());
     let mut last = None;
-    loop {
-        let next = match queue.lock() {
-            Ok(queue) => queue.recv(),
-            Err(_) => return Err(err!(Internal, "a thread that writes files panicked")),
-        };
-        let Ok(batch) = next else { return result };
+    while let Some(batch) = walk::next(queue, "writes files")? {
         if !is_over.load(Ordering::Relaxed) {
             result = write(snapshot, &batch, put, &mut last);
             is_over.fetch_or(result.is_err(), Ordering::Relaxed);
         }
     }
+    result
 }
 
 fn write(

@@ -86,15 +86,15 @@ impl Site {
     }
 
     fn take(&self) -> Result<(Taken, Written)> {
-        self.write(|writer| self.take_with(writer))
+        self.write(|writer| self.take_with(writer, READERS))
     }
 
-    fn take_with(&self, writer: &SnapshotWriter<'_>) -> Result<Taken> {
+    fn take_with(&self, writer: &SnapshotWriter<'_>, readers: usize) -> Result<Taken> {
         let tree = Tree {
             root: &self.source(),
             selection: &Selection::all()?,
             before: None,
-            readers: READERS,
+            readers,
             is_shared: true,
             host: &self.host,
         };
@@ -227,15 +227,17 @@ fn describe(root: &Path) -> BTreeMap<Vec<u8>, String> {
     found
 }
 
+fn moment(seconds: i64, nanoseconds: u32) -> Moment {
+    Moment {
+        seconds,
+        nanoseconds,
+    }
+}
+
 fn set(path: &Path, mode: u32, seconds: i64, nanoseconds: u32) {
     let file = File::open(path).unwrap();
     let holder = Holder::Open(file.as_fd());
-    holder
-        .set_mtime(Moment {
-            seconds,
-            nanoseconds,
-        })
-        .unwrap();
+    holder.set_mtime(moment(seconds, nanoseconds)).unwrap();
     holder.set_mode(mode).unwrap();
 }
 
@@ -316,12 +318,7 @@ fn make_everything(at: &Path) {
         .set_xattr(b"system.posix_acl_default", &acl())
         .unwrap();
     let holder = Holder::Named(directory.as_fd(), b"a-link");
-    holder
-        .set_mtime(Moment {
-            seconds: 5,
-            nanoseconds: 7,
-        })
-        .unwrap();
+    holder.set_mtime(moment(5, 7)).unwrap();
     set(&at.join("large"), 0o4751, -3, 999_999_999);
     set(&at.join("empty"), 0o400, 4_000_000_000, 1);
     set(&at.join("a-b"), 0o1777, 77, 5);
@@ -378,10 +375,7 @@ fn make_what_root_makes(at: &Path) {
         .set_mode(0o4751)
         .unwrap();
     Holder::Named(directory.as_fd(), b"large")
-        .set_mtime(Moment {
-            seconds: -3,
-            nanoseconds: 9,
-        })
+        .set_mtime(moment(-3, 9))
         .unwrap();
     for name in ["a-link", "pipe", "large", "a-b"] {
         let holder = Holder::Named(directory.as_fd(), name.as_bytes());
@@ -535,19 +529,7 @@ fn a_name_that_leaves_its_hard_link_meanwhile_has_its_own_content() {
         }
     });
     // With one reader, names of one file come last.
-    let (taken, written) = site
-        .write(|writer| {
-            let tree = Tree {
-                root: &source,
-                selection: &Selection::all()?,
-                before: None,
-                readers: 1,
-                is_shared: true,
-                host: &site.host,
-            };
-            take(&tree, writer, &mut || Ok(()))
-        })
-        .unwrap();
+    let (taken, written) = site.write(|writer| site.take_with(writer, 1)).unwrap();
     assert_eq!(taken.left_out, LeftOut::default());
     site.host = Host::still(TimestampTz(0), 1);
     site.extract(&written, Permit::default()).unwrap();
@@ -682,6 +664,16 @@ fn node(kind: NodeKind) -> Node {
     Node::new(kind, 0o700, Moment::default())
 }
 
+fn put(sink: &FileSink<'_>, path: &str, kind: NodeKind) {
+    sink.node(&tree_key(path), node(kind)).unwrap();
+}
+
+fn put_file(sink: &mut FileSink<'_>, key: FileKey, content: &[u8]) {
+    sink.begin(key).unwrap();
+    sink.append(content).unwrap();
+    sink.end_node(node(NodeKind::File(0))).unwrap();
+}
+
 fn tree_key(path: &str) -> FileKey {
     FileKey::from_path(path.as_bytes(), Naming::Tree).unwrap()
 }
@@ -709,18 +701,15 @@ fn entries_below_a_link_are_not_made_where_it_leads() {
             _ => target.as_bytes().to_vec(),
         };
         let written = by_hand(&site, |sink| {
-            sink.node(&tree_key("a"), node(NodeKind::Symlink(target)))
-                .unwrap();
+            put(sink, "a", NodeKind::Symlink(target));
             for (path, kind) in [
                 ("a/d", NodeKind::Directory),
                 ("a/p", NodeKind::Fifo),
                 ("a/s", NodeKind::Symlink(b"x".to_vec())),
             ] {
-                sink.node(&tree_key(path), node(kind)).unwrap();
+                put(sink, path, kind);
             }
-            sink.begin(tree_key("a/x")).unwrap();
-            sink.append(b"planted").unwrap();
-            sink.end_node(node(NodeKind::File(0))).unwrap();
+            put_file(sink, tree_key("a/x"), b"planted");
         });
         site.extract(&written, Permit::ALL).unwrap_err();
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
@@ -732,14 +721,10 @@ fn other_names_of_what_has_none_are_damage() {
     for to in ["d", "nothing", "z/later", "l"] {
         let site = Site::new();
         let written = by_hand(&site, |sink| {
-            sink.node(&tree_key("l"), node(NodeKind::HardLink(tree_key("d"))))
-                .unwrap();
-            sink.node(&tree_key("x"), node(NodeKind::HardLink(tree_key(to))))
-                .unwrap();
-            sink.node(&tree_key("z"), node(NodeKind::Directory))
-                .unwrap();
-            sink.node(&tree_key("z/later"), node(NodeKind::Fifo))
-                .unwrap();
+            put(sink, "l", NodeKind::HardLink(tree_key("d")));
+            put(sink, "x", NodeKind::HardLink(tree_key(to)));
+            put(sink, "z", NodeKind::Directory);
+            put(sink, "z/later", NodeKind::Fifo);
         });
         let refused = site.extract(&written, Permit::ALL).unwrap_err();
         assert_eq!(refused.code(), Code::Damaged, "{to}");
@@ -782,9 +767,8 @@ fn a_file_in_the_place_of_what_cannot_be_made_gets_no_other_name() {
         || {
             let device = NodeKind::CharDevice(Device { major: 1, minor: 3 });
             let has_device = |sink: &mut FileSink<'_>| {
-                sink.node(&tree_key("own"), node(device)).unwrap();
-                sink.node(&tree_key("x"), node(NodeKind::HardLink(tree_key("own"))))
-                    .unwrap();
+                put(sink, "own", device);
+                put(sink, "x", NodeKind::HardLink(tree_key("own")));
             };
             compared(None, has_device, |site, target, plan, contents| {
                 let tick = &mut || Ok(());
@@ -819,11 +803,8 @@ fn files_of_the_target_that_the_backup_lacks_get_no_other_name() {
 #[test]
 fn a_file_that_is_not_made_gets_no_other_name() {
     let has_own = |sink: &mut FileSink<'_>| {
-        sink.begin(tree_key("own")).unwrap();
-        sink.append(b"own").unwrap();
-        sink.end_node(node(NodeKind::File(0))).unwrap();
-        sink.node(&tree_key("x"), node(NodeKind::HardLink(tree_key("own"))))
-            .unwrap();
+        put_file(sink, tree_key("own"), b"own");
+        put(sink, "x", NodeKind::HardLink(tree_key("own")));
     };
     let refuses: &Refuses<'_> = &|path, _| (path == b"own").then_some("lies outside");
     let plan = compared(Some(refuses), has_own, |_, _, plan, _| Ok(plan)).unwrap();
@@ -838,9 +819,11 @@ fn a_file_that_is_not_made_gets_no_other_name() {
 fn attachments_stay_out_and_tags_that_are_not_known_are_reported() {
     let site = Site::new();
     let written = by_hand(&site, |sink| {
-        sink.begin(FileKey::attachment(b"d/f").unwrap()).unwrap();
-        sink.append(b"no file of the tree").unwrap();
-        sink.end_node(node(NodeKind::File(0))).unwrap();
+        put_file(
+            sink,
+            FileKey::attachment(b"d/f").unwrap(),
+            b"no file of the tree",
+        );
         sink.begin(tree_key("d/f")).unwrap();
         sink.append(b"a file").unwrap();
         let mut tagged = node(NodeKind::File(0));
@@ -848,10 +831,8 @@ fn attachments_stay_out_and_tags_that_are_not_known_are_reported() {
         sink.end_node(tagged).unwrap();
         // Longer than any filesystem takes: it is left out, and all below it.
         let long = "x".repeat(300);
-        sink.node(&tree_key(&long), node(NodeKind::Directory))
-            .unwrap();
-        sink.node(&tree_key(&format!("{long}/y")), node(NodeKind::Fifo))
-            .unwrap();
+        put(sink, &long, NodeKind::Directory);
+        put(sink, &format!("{long}/y"), NodeKind::Fifo);
     });
     let extracted = site.extract(&written, Permit::ALL).unwrap();
     assert_eq!(extracted.left_out.count(Part::Tag), 1);
@@ -890,16 +871,14 @@ fn files_that_share_content_come_back_beside_files_that_do_not() {
         ("d", &one),
         ("e", &two),
     ];
-    let key = |path: &str| FileKey::from_path(path.as_bytes(), Naming::Tree).unwrap();
-    let node = |kind| Node::new(kind, 0o700, Moment::default());
     let ((), written) = site
         .write(|writer| {
             let mut sink = writer.sink();
-            sink.node(&key(""), node(NodeKind::Directory))?;
+            sink.node(&tree_key(""), node(NodeKind::Directory))?;
             for (path, content) in files {
                 match path {
-                    "a" | "b" => sink.begin(key(path))?,
-                    _ => sink.begin_shared(key(path))?,
+                    "a" | "b" => sink.begin(tree_key(path))?,
+                    _ => sink.begin_shared(tree_key(path))?,
                 }
                 sink.append(content)?;
                 sink.end_node(node(NodeKind::File(0)))?;

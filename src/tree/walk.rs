@@ -259,26 +259,8 @@ pub fn take(
         unchanged: AtomicU64::new(0),
         is_over: AtomicBool::new(false),
     };
-    let mut taken = std::thread::scope(|threads| {
-        let (ended, end) = sync_channel::<()>(1);
-        let source = &source;
-        let working = threads.spawn(move || {
-            let _ended = ended;
-            take_with(source, writer)
-        });
-        let mut result = Ok(());
-        while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(TICK) {
-            if result.is_ok() {
-                result = tick();
-                // The threads end by themselves, and soon.
-                source.is_over.store(result.is_err(), Ordering::Relaxed);
-            }
-        }
-        let taken = working
-            .join()
-            .unwrap_or_else(|_| Err(err!(Internal, "the thread that walks panicked")));
-        result.and(taken)
-    })?;
+    let work = || take_with(&source, writer);
+    let mut taken = heard(work, &source.is_over, tick, "the thread that walks")?;
     taken.unchanged = source.unchanged.into_inner();
     taken.reused_bytes = writer.reused_bytes();
     if let (Some(arrived), Some(before)) = (source.arrived.take(), &tree.before) {
@@ -290,6 +272,45 @@ pub fn take(
         sink.finish()?;
     }
     Ok(taken)
+}
+
+/// Has a thread of its own do the work, and hears the caller all the while.
+///
+/// # Errors
+/// Those of the work and of `tick`.
+pub fn heard<T: Send>(
+    work: impl FnOnce() -> Result<T> + Send,
+    is_over: &AtomicBool,
+    tick: &mut dyn FnMut() -> Result<()>,
+    panicked: &str,
+) -> Result<T> {
+    std::thread::scope(|threads| {
+        let (ended, end) = sync_channel::<()>(1);
+        let working = threads.spawn(move || {
+            let _ended = ended;
+            work()
+        });
+        let mut result = Ok(());
+        while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(TICK) {
+            if result.is_ok() {
+                result = tick();
+                // The threads end by themselves, and soon.
+                is_over.store(result.is_err(), Ordering::Relaxed);
+            }
+        }
+        let done = working.join();
+        result.and(done.unwrap_or_else(|_| Err(err!(Internal, "{panicked} panicked"))))
+    })
+}
+
+/// The next thing of a queue that several threads empty; none when it has ended.
+///
+/// # Errors
+/// `Internal` where one of them panicked; `what` it does is for the message.
+pub fn next<T>(queue: &Mutex<Receiver<T>>, what: &str) -> Result<Option<T>> {
+    let queue = queue.lock();
+    let queue = queue.map_err(|_| err!(Internal, "a thread that {what} panicked"))?;
+    Ok(queue.recv().ok())
 }
 
 /// Walks, and reads files with several threads.
@@ -424,10 +445,7 @@ impl<'w, 't> Walk<'w, 't> {
         let directory = directory.as_fd();
         let status = match Status::of(directory) {
             Ok(status) => status,
-            Err(e) => {
-                self.left_out.add(path, Part::Entry, e);
-                return Ok(());
-            }
+            Err(e) => return self.left_out.leave(path, Part::Entry, e),
         };
         let mut node = status.node(NodeKind::Directory, &self.source.names);
         self.add_xattrs(&mut node, Holder::Open(directory), path);
@@ -440,10 +458,7 @@ impl<'w, 't> Walk<'w, 't> {
         let again = rustix::io::fcntl_dupfd_cloexec(directory, 0);
         let entries = match again.and_then(Dir::new) {
             Ok(entries) => entries,
-            Err(e) => {
-                self.left_out.add(path, Part::Content, e);
-                return Ok(());
-            }
+            Err(e) => return self.left_out.leave(path, Part::Content, e),
         };
         // In order, and once: a filesystem may show a name twice that is made again meanwhile.
         let mut names = Sorter::new(&self.source.tree.host.scratch, NAMES_BYTES);
@@ -499,10 +514,7 @@ impl<'w, 't> Walk<'w, 't> {
                 let node = status.node(NodeKind::Directory, &self.source.names);
                 self.source.record(&self.sink, path, node)
             }
-            _ => {
-                self.left_out.add(path, Part::Entry, e);
-                Ok(())
-            }
+            _ => self.left_out.leave(path, Part::Entry, e),
         }
     }
 
@@ -510,22 +522,16 @@ impl<'w, 't> Walk<'w, 't> {
         if name == b"." || name == b".." {
             return Ok(());
         }
-        let path = match above.is_empty() {
-            true => name.to_vec(),
-            false => [above, b"/", name].concat(),
-        };
+        let path = beneath::joined(above, name);
         if path.len() > PATH_LIMIT_BYTES {
-            self.left_out
-                .add(&path, Part::Entry, "its path is too long");
-            return Ok(());
+            return self
+                .left_out
+                .leave(&path, Part::Entry, "its path is too long");
         }
         let status = match Status::at(directory, name) {
             Ok(status) => status,
             Err(Errno::NOENT) => return Ok(()),
-            Err(e) => {
-                self.left_out.add(&path, Part::Entry, e);
-                return Ok(());
-            }
+            Err(e) => return self.left_out.leave(&path, Part::Entry, e),
         };
         let is_directory = status.kind == FileType::Directory;
         let selection = self.source.tree.selection;
@@ -661,12 +667,7 @@ impl<'r, 't> Reader<'r, 't> {
     }
 
     fn run(mut self, queue: &Mutex<Receiver<Group>>) -> Result<Taken> {
-        loop {
-            let next = match queue.lock() {
-                Ok(queue) => queue.recv(),
-                Err(_) => return Err(err!(Internal, "a thread that reads files panicked")),
-            };
-            let Ok(group) = next else { break };
+        while let Some(group) = next(queue, "reads files")? {
             self.source.check_stop()?;
             self.group(&group)?;
         }

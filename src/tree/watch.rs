@@ -162,10 +162,7 @@ impl<'w> Watch<'w> {
                 false => Heard::Changed,
             };
         };
-        let path = match directory.is_empty() {
-            true => name.clone(),
-            false => [&directory[..], b"/", name].concat(),
-        };
+        let path = beneath::joined(&directory, name);
         let is_directory = has(ReadFlags::ISDIR);
         if self.selection.excludes(&path, is_directory).is_some() {
             return Heard::Nothing;
@@ -231,10 +228,7 @@ impl<'w> Watch<'w> {
             if !is_directory || [&b"."[..], b".."].contains(&name) {
                 continue;
             }
-            let path = match path.is_empty() {
-                true => name.to_vec(),
-                false => [path, b"/", name].concat(),
-            };
+            let path = beneath::joined(path, name);
             if self.selection.excludes(&path, true).is_none() {
                 below.push(path);
             }

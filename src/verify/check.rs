@@ -2,20 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::depth::step_bytes;
 use super::looked::Looked;
-use super::{About, Finding, FindingKind};
+use super::{About, Finding, FindingKind, Report};
+use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::repo::catalog::{Catalog, Manifest};
 use crate::repo::id::{BackupId, PartName};
-use crate::repo::portion::{Gathered, Portion, Seen};
+use crate::repo::portion::{Gathered, Portion, Seen, Share};
 use crate::repo::scope::Scope;
 use crate::store::Store;
 
@@ -136,10 +138,7 @@ impl<'a> Check<'a> {
     }
 
     pub fn found(&self) -> MutexGuard<'_, Found> {
-        match self.found.lock() {
-            Ok(found) => found,
-            Err(poisoned) => poisoned.into_inner(),
-        }
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether something was found, or was gone.
@@ -147,8 +146,12 @@ impl<'a> Check<'a> {
         self.is_vanishing.load(Ordering::Relaxed) || self.found().finding_count > 0
     }
 
-    pub fn forget(&self, is_over: impl Fn(&About) -> bool) {
-        self.found().forget(is_over);
+    /// Forgets what was found of backups that are gone: expiry may have deleted objects meanwhile.
+    pub fn forget_gone<R>(&self, catalog: &Catalog<R>) {
+        self.found().forget(|about| match about {
+            About::Backup(id) => !is_there(catalog, id),
+            _ => false,
+        });
     }
 
     /// Counts findings without listing them.
@@ -289,6 +292,62 @@ impl<'a> Check<'a> {
         read
     }
 
+    /// Makes the report of what was found. Those of `backups` are whole that were read and are not `bad`.
+    pub fn report(
+        &self,
+        found: Found,
+        backups: impl Iterator<Item = BackupId>,
+        bad: &BTreeSet<BackupId>,
+        read_back: Share,
+    ) -> Report {
+        let looked = backups.filter(|id| !found.unlooked.contains(id) || bad.contains(id));
+        let backups = looked.map(|id| {
+            let is_read = !found.unread.contains(&About::Backup(id.clone()))
+                && !found.archived.contains_key(&id);
+            let is_whole = is_read && !bad.contains(&id);
+            (id, is_whole)
+        });
+        let backups = backups.collect();
+        Report {
+            findings: found.findings,
+            finding_count: found.finding_count,
+            warnings: found.warnings,
+            object_count: self.objects.load(Ordering::Relaxed),
+            read_bytes: self.bytes.load(Ordering::Relaxed),
+            backups,
+            unlooked_count: found.unlooked.len() as u64,
+            uncompared: found.uncompared,
+            unsupported_count: found.unread.len() as u64,
+            unread: found.unread,
+            read_back,
+            read: self.told(),
+            ..Report::default()
+        }
+    }
+
+    /// Takes what was found, findings and warnings in order.
+    pub fn take_found(&self) -> Found {
+        let mut found = std::mem::take(&mut *self.found());
+        let findings = &mut found.findings;
+        findings
+            .sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
+        found.warnings.sort();
+        found
+    }
+
+    /// Does a piece of work on all threads.
+    pub fn on_threads(&self, work: &(dyn Fn() -> Result<()> + Sync)) -> Result<()> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.threads.max(1))
+                .map(|_| scope.spawn(work))
+                .collect();
+            threads.into_iter().fold(Ok(()), |result, thread| {
+                let read = thread.join();
+                result.and(read.unwrap_or_else(|_| Err(panicked())))
+            })
+        })
+    }
+
     /// Whether so much was read since it was last recorded that a run which is killed now would lose a step.
     pub fn has_read_step(&self) -> bool {
         let bytes = self.bytes.load(Ordering::Relaxed);
@@ -310,6 +369,20 @@ impl<'a> Check<'a> {
         self.objects.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
+}
+
+/// A thread has panicked.
+pub(super) fn panicked() -> Error {
+    err!(Internal, "a reading thread panicked")
+}
+
+/// Whether a backup is there, or was completed and is lost.
+pub(super) fn is_there<R>(catalog: &Catalog<R>, id: &BackupId) -> bool {
+    catalog.ids.get(id).is_some_and(|subject| {
+        let manifest = &subject.manifest;
+        matches!(manifest, Manifest::Committed(_) | Manifest::Unreadable(_))
+            || subject.lost().is_some()
+    })
 }
 
 /// A medium that cannot read one object back is damage to that object: the others are still looked at.

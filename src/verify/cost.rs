@@ -122,10 +122,7 @@ fn recorded_gaps(
             if is_told || !is_behind_a_backup {
                 continue;
             }
-            let object = match from == to {
-                true => from.to_string(),
-                false => format!("{from} to {to}"),
-            };
+            let object = span(from, to);
             let detail = format!(
                 "WAL from {} to {} was lost before it was received",
                 lost.start, lost.end
@@ -200,10 +197,7 @@ fn report_hole(
     if missing == 0 {
         return;
     }
-    let object = match first == last {
-        true => first.to_string(),
-        false => format!("{first} to {last}"),
-    };
+    let object = span(first, last);
     let detail = match missing {
         _ if paths.holds(hole.target, hole.from) => {
             format!("{} not whole", human(missing))
@@ -211,6 +205,14 @@ fn report_hole(
         n => format!("{} missing", human(n)),
     };
     work.find(FindingKind::Gap, &object, detail, About::Segment(first));
+}
+
+/// The segments from one to another, as they are told.
+fn span(first: SegmentName, last: SegmentName) -> String {
+    match first == last {
+        true => first.to_string(),
+        false => format!("{first} to {last}"),
+    }
 }
 
 fn human(segments: u64) -> String {
@@ -267,16 +269,13 @@ pub(super) fn report(
     paths: &Paths<'_>,
     chosen: &[BackupId],
 ) -> Report {
-    let read = work.told();
     let now = work.host.now();
-    let read_back = survey.read_back(now).and(now, read.clone());
-    let found = std::mem::take(&mut *work.found());
+    let read_back = survey.read_back(now).and(now, work.told());
+    let mut found = work.take_found();
     let cut_short = cut_short(&found, survey, paths);
     let lost = lost_backups(&found, survey, (paths, &cut_short));
     let unlisted = found.unlisted().cloned().collect();
-    let mut findings = found.findings;
-    findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
-    for finding in &mut findings {
+    for finding in &mut found.findings {
         finding.costs = match &finding.about {
             About::Backup(id) => backup_costs(survey, paths, id, &lost, finding.kind),
             About::Segment(name) => segment_costs(&work, survey, paths, *name, None),
@@ -288,43 +287,20 @@ pub(super) fn report(
             About::Other => Vec::new(),
         };
     }
-    let mut warnings = found.warnings;
-    warnings.sort();
     if work.what.backup.is_none() {
-        warnings.extend(
-            paths
-                .doubts
-                .iter()
-                .map(|d| format!("no WAL can be expired: {d}")),
-        );
+        let doubts = paths.doubts.iter();
+        let told = doubts.map(|d| format!("no WAL can be expired: {d}"));
+        found.warnings.extend(told);
     }
-    let backups = chosen
-        .iter()
-        .filter(|id| !found.elsewhere.contains(id))
-        .filter(|id| !found.unlooked.contains(*id) || lost.contains(*id))
-        .map(|id| {
-            let is_read = !found.unread.contains(&About::Backup(id.clone()))
-                && !found.archived.contains_key(id);
-            (id.clone(), is_read && !lost.contains(id))
-        })
-        .collect();
+    let elsewhere = std::mem::take(&mut found.elsewhere);
+    let chosen = chosen.iter().filter(|id| !elsewhere.contains(id)).cloned();
+    let share = Share::of(&read_back, &oldest::there(survey));
     Report {
-        findings,
-        finding_count: found.finding_count,
-        warnings,
-        object_count: work.objects.load(Ordering::Relaxed),
-        read_bytes: work.bytes.load(Ordering::Relaxed),
         segment_count: work.segments.load(Ordering::Relaxed),
         unlinked_count: work.unlinked.load(Ordering::Relaxed),
-        backups,
         cut_short,
-        unlooked_count: found.unlooked.len() as u64,
-        uncompared: found.uncompared,
-        unsupported_count: found.unread.len() as u64,
-        unread: found.unread,
         unlisted,
-        read_back: Share::of(&read_back, &oldest::there(survey)),
-        read,
+        ..work.report(found, chosen, &lost, share)
     }
 }
 

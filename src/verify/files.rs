@@ -39,7 +39,7 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     events(work)?;
     registrations(work)?;
     for (timeline, held) in &survey.timelines {
-        work.what.host.check_stop()?;
+        work.host.check_stop()?;
         if held.history != HistoryFile::Absent {
             history(work, survey, *timeline)?;
         } else if *timeline != TimelineId::FIRST && !held.is_empty() {
@@ -140,35 +140,36 @@ fn other_parent(history: &History, survey: &Survey) -> Option<TimelineId> {
 }
 
 fn conflict(work: &Work<'_>, offered: WalFileName, key: &Key) -> Result<()> {
-    let read = || -> Result<()> {
-        let Some(container) = open(work, key)? else {
-            return Ok(());
-        };
-        check_identity(&container, &work.layout, offered)?;
+    settled(work, key, About::Other, |container| {
+        check_identity(container, &work.layout, offered)?;
         let hash = work.store.public_hash(&container.identity().hash)?;
         let own = work.layout.conflict(offered, &hash);
         if own.as_str() != scope::own_key(key) {
             return Err(err!(Damaged, "it holds another copy than its key says"));
         }
         container.read_body(&mut |_| Ok(()))
-    };
-    work.settle(read(), key.as_str(), About::Other)?;
-    Ok(())
+    })
 }
 
 /// A file of a life that is not followed: whole or not, no plan depends on it.
 fn shadowed(work: &Work<'_>, name: WalFileName, key: &Key) -> Result<()> {
-    let read = || -> Result<()> {
-        let Some(container) = open(work, key)? else {
-            return Ok(());
-        };
+    settled(work, key, About::Other, |container| {
         if layout::increment_range(key.name()).is_none() {
-            check_identity(&container, &work.layout, name)?;
+            check_identity(container, &work.layout, name)?;
         }
         container.read_body(&mut |_| Ok(()))
-    };
-    work.settle(read(), key.as_str(), About::Other)?;
-    Ok(())
+    })
+}
+
+/// Opens an object, has it checked, and settles what was found. One that is gone by now is passed over.
+fn settled(
+    work: &Work<'_>,
+    key: &Key,
+    about: About,
+    check: impl Fn(&Container) -> Result<()>,
+) -> Result<()> {
+    let read = open(work, key).and_then(|opened| opened.as_ref().map_or(Ok(()), check));
+    work.settle(read, key.as_str(), about).map(drop)
 }
 
 /// Opens an object and checks every stored byte; `None` when it is not there any more.
@@ -197,17 +198,14 @@ pub(super) fn check_identity(
         || identity.name != name.to_string()
         || identity.timeline != name.timeline().get()
     {
-        return Err(err!(
-            Damaged,
-            "it holds \"{}\"",
-            identity.name.escape_debug()
-        ));
+        let shown = identity.name.escape_debug();
+        return Err(err!(Damaged, "it holds \"{shown}\""));
     }
     if identity.system_identifier != layout.system_identifier() {
+        let identifier = identity.system_identifier;
         return Err(err!(
             Damaged,
-            "it belongs to system identifier {}",
-            identity.system_identifier
+            "it belongs to system identifier {identifier}"
         ));
     }
     Ok(())
@@ -220,15 +218,10 @@ fn small(
     about: About,
     parse: impl Fn(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let read = || -> Result<()> {
-        let Some(container) = open(work, key)? else {
-            return Ok(());
-        };
-        check_identity(&container, &work.layout, name)?;
+    settled(work, key, about, |container| {
+        check_identity(container, &work.layout, name)?;
         parse(&container.read_small(SMALL_LIMIT_BYTES)?)
-    };
-    work.settle(read(), key.as_str(), about)?;
-    Ok(())
+    })
 }
 
 /// The server's own manifest, as an object; of [`Extent::End`] the content is not read.

@@ -3,11 +3,13 @@
 //! Frames come in another order than the manifest names files, from several threads. A sorter with a memory ceiling takes down what both say of a
 //! file, and the end compares them.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
+
+use super::check::panicked;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::joined_crc;
@@ -16,6 +18,7 @@ use crate::repo::container::Container;
 use crate::repo::varint::{self, Reader};
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
+use crate::snapshot::pieces::pieces;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::sort::Sorter;
 
@@ -104,24 +107,17 @@ impl Sums {
     /// # Errors
     /// `Damaged` when the manifest itself is; what reading says.
     pub fn read(&self, container: &Container, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (sender, receiver) = sync_channel::<Vec<u8>>(2);
+        let (sender, pieces) = pieces(2);
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 container.read_body(&mut |piece| {
                     sender
-                        .send(piece.to_vec())
+                        .send(Bytes::copy_from_slice(piece))
                         .map_err(|_| err!(Interrupted, "the reader of the manifest has ended"))
                 })
             });
-            let pieces = Pieces {
-                receiver,
-                current: Vec::new(),
-                at: 0,
-            };
             let parsed = self.parse(ManifestReader::new(pieces), snapshot);
-            let body = thread
-                .join()
-                .unwrap_or_else(|_| Err(err!(Internal, "a reading thread panicked")));
+            let body = thread.join().unwrap_or_else(|_| Err(panicked()));
             match (parsed, body) {
                 // The parser ended first, and the body could not be sent any more.
                 (Err(e), Err(b)) if b.code() == Code::Interrupted => Err(e),
@@ -321,34 +317,6 @@ impl Open {
                 computed.unwrap_or_default()
             ),
         });
-    }
-}
-
-/// The manifest as a stream, from the thread that unpacks it.
-struct Pieces {
-    receiver: Receiver<Vec<u8>>,
-    current: Vec<u8>,
-    at: usize,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.current.len() {
-            match self.receiver.recv() {
-                Ok(piece) => {
-                    self.current = piece;
-                    self.at = 0;
-                }
-                Err(_) => return Ok(0),
-            }
-        }
-        let rest = self.current.get(self.at..).unwrap_or_default();
-        let n = rest.len().min(buffer.len());
-        for (to, from) in buffer.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        self.at += n;
-        Ok(n)
     }
 }
 

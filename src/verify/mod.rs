@@ -174,6 +174,17 @@ pub struct Report {
     read: Portion,
 }
 
+impl Report {
+    /// The report of what was recorded, or could not be.
+    fn told(mut self, recorded: Result<()>) -> Report {
+        let failed = recorded.err();
+        self.warnings.extend(
+            failed.map(|e| format!("what was found could not be recorded in the repository: {e}")),
+        );
+        self
+    }
+}
+
 impl Verify<'_> {
     /// Checks everything, and records which backups and segments are damaged.
     ///
@@ -233,18 +244,8 @@ impl Verify<'_> {
         let survey = Survey::read(self.repository, self.registration)?;
         let mut paths = Paths::new(&survey);
         paths.trust_all();
-        let is_there = |id: &BackupId| {
-            let subject = survey.ids.get(id);
-            let manifest = subject.map(|s| &s.manifest);
-            matches!(
-                manifest,
-                Some(Manifest::Committed(_) | Manifest::Unreadable(_))
-            ) || subject.is_some_and(|s| s.lost().is_some())
-        };
-        work.forget(|about| match about {
-            About::Backup(id) => !is_there(id),
-            _ => false,
-        });
+        let is_there = |id: &BackupId| check::is_there(&survey.catalog, id);
+        work.forget_gone(&survey.catalog);
         let chosen: Vec<BackupId> = chosen.into_iter().filter(is_there).collect();
         cost::add_gaps(&work, &survey, &mut paths, &chosen);
         let mut report = cost::report(work, &survey, &paths, &chosen);
@@ -381,7 +382,7 @@ impl Verify<'_> {
     }
 
     /// Writes what was found of backups and segments as events, and ends those that no longer hold.
-    fn record(&self, survey: &Survey, mut report: Report) -> Report {
+    fn record(&self, survey: &Survey, report: Report) -> Report {
         let mut damaged = damaged_backups(&report.findings);
         for finding in &report.findings {
             if let (About::Segment(name), FindingKind::Damaged) = (&finding.about, finding.kind) {
@@ -427,12 +428,7 @@ impl Verify<'_> {
             let read = || Survey::read(self.repository, self.registration).map(|s| s.catalog);
             recorder.record_sharing(read, &report.findings)
         });
-        report.warnings.extend(
-            result
-                .err()
-                .map(|e| format!("what was found could not be recorded in the repository: {e}")),
-        );
-        report
+        report.told(result)
     }
 }
 

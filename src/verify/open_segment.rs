@@ -11,7 +11,7 @@ use crate::wal::remnant::Remnant;
 use crate::wal::survey::Survey;
 
 pub(super) fn check(work: &Work<'_>, survey: &Survey, name: SegmentName) -> Result<()> {
-    work.what.host.check_stop()?;
+    work.host.check_stop()?;
     let number = name.number(work.size)?;
     let held = survey.timelines.get(&name.timeline);
     let segment = OpenSegment {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use super::check::{Check, is_damage};
+use super::check::{Check, is_damage, panicked};
 use super::looked::{self, Identity, Verdict};
 use super::{About, FindingKind};
 use crate::err;
@@ -158,7 +158,7 @@ impl Mapped {
     }
 
     /// Walks the whole map.
-    pub(super) fn of(work: &Check<'_>, snapshot: &Snapshot<'_>) -> Result<Mapped> {
+    fn of(work: &Check<'_>, snapshot: &Snapshot<'_>) -> Result<Mapped> {
         let mut uses = Uses::new(&work.host.scratch);
         let watch: &mut Watch<'_> = &mut |file, at, place| uses.add(file, at, place);
         let mut bytes = 0_u64;
@@ -191,6 +191,31 @@ struct Shared<'a> {
     is_unread: AtomicBool,
 }
 
+/// Opens the map of a backup. `None` where it is damaged.
+pub(super) fn open_map<'r>(
+    work: &'r Check<'_>,
+    root: SnapshotRoot<'r>,
+) -> Result<Option<Snapshot<'r>>> {
+    let opened = Snapshot::open(work.store, &work.scope, root);
+    let opened = opened.map(|snapshot| snapshot.spooling(&work.host.scratch));
+    let key = work.scope.manifest(&root.head.id);
+    work.settle(opened, key.as_str(), About::Backup(root.head.id.clone()))
+}
+
+/// Opens the map of a backup, and walks all of it. `None` where it is damaged.
+pub(super) fn walk_map<'r>(
+    work: &'r Check<'_>,
+    root: SnapshotRoot<'r>,
+) -> Result<Option<(Snapshot<'r>, Mapped)>> {
+    let Some(snapshot) = open_map(work, root)? else {
+        return Ok(None);
+    };
+    let key = work.scope.manifest(&root.head.id);
+    let about = About::Backup(root.head.id.clone());
+    let mapped = work.settle(Mapped::of(work, &snapshot), key.as_str(), about)?;
+    Ok(mapped.map(|mapped| (snapshot, mapped)))
+}
+
 /// Reads packs. Returns `false` where something is missing, which the check then reports, or where not every byte was
 /// to be read.
 ///
@@ -218,26 +243,13 @@ pub(super) fn read_packs(
         is_incomplete: AtomicUsize::new(0),
         is_unread: AtomicBool::new(false),
     };
-    std::thread::scope(|scope| -> Result<()> {
-        let threads: Vec<_> = (0..work.threads.max(1))
-            .map(|_| scope.spawn(|| shared.packs()))
-            .collect();
-        let mut result = Ok(());
-        for thread in threads {
-            let read = thread
-                .join()
-                .unwrap_or_else(|_| Err(err!(Internal, "a reading thread panicked")));
-            result = result.and(read);
-        }
-        result
-    })?;
+    work.on_threads(&|| shared.packs())?;
     let is_complete = shared.is_incomplete.load(Ordering::Relaxed) == 0;
     let visible = shared.visible.load(Ordering::Relaxed);
     let is_unread = shared.is_unread.load(Ordering::Relaxed);
     if !matches!(chosen, Chosen::All | Chosen::Rest) {
         return Ok(false);
     }
-    let panicked = || err!(Internal, "a reading thread panicked");
     let known = shared.known.into_inner().map_err(|_| panicked())?;
     let uses = mapped.uses.into_inner().map_err(|_| panicked())?;
     if !is_unread && let Some(detail) = without_content(uses, &known)? {
@@ -344,7 +356,7 @@ impl Shared<'_> {
             }
             (Some(Verdict::Whole), Chosen::Rest) => {
                 let known = self.known.lock();
-                let mut known = known.map_err(|_| err!(Internal, "a reading thread panicked"))?;
+                let mut known = known.map_err(|_| panicked())?;
                 known.insert(index);
                 Ok(true)
             }
@@ -434,10 +446,7 @@ impl Shared<'_> {
                     },
                 };
                 if matches!(self.chosen, Chosen::All | Chosen::Rest) {
-                    let mut uses = self
-                        .uses
-                        .lock()
-                        .map_err(|_| err!(Internal, "a reading thread panicked"))?;
+                    let mut uses = self.uses.lock().map_err(|_| panicked())?;
                     uses.add_there(&chunk)?;
                 }
                 bytes += u64::from(length);

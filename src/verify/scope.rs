@@ -1,14 +1,12 @@
 //! The check of an aux scope: the common rules, and nothing about WAL or pages.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::check::Check;
-use super::cost::CutShort;
 use super::depth::Depth;
 use super::oldest::{self, ReadParts, packs_of_backups};
-use super::packs::{Chosen, Mapped, Nothing, check_layers, read_packs};
+use super::packs::{Chosen, Mapped, Nothing, check_layers, open_map, read_packs, walk_map};
 use super::record::{Recorder, damaged_backups};
 use super::{About, FindingKind, Report, epoch, events, keys, log};
 use crate::error::Result;
@@ -23,7 +21,7 @@ use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
 use crate::repo::runs::Runs;
 use crate::repo::scope::Scope;
 use crate::repo::source;
-use crate::snapshot::reader::{Snapshot, SnapshotRoot};
+use crate::snapshot::reader::SnapshotRoot;
 
 /// A check of one aux scope in one repository.
 pub struct VerifyScope<'a> {
@@ -109,20 +107,11 @@ impl VerifyScope<'_> {
     /// there, or still needed, count.
     fn read_again(&self, check: &Check<'_>) -> Result<Catalog<AuxBackup>> {
         let catalog = self.read()?;
-        check.forget(|about| match about {
-            About::Backup(id) => !catalog.ids.get(id).is_some_and(|subject| {
-                let is_there = matches!(
-                    subject.manifest,
-                    Manifest::Committed(_) | Manifest::Unreadable(_)
-                );
-                is_there || subject.lost().is_some()
-            }),
-            _ => false,
-        });
+        check.forget_gone(&catalog);
         Ok(catalog)
     }
 
-    fn record(&self, catalog: &Catalog<AuxBackup>, mut report: Report) -> Report {
+    fn record(&self, catalog: &Catalog<AuxBackup>, report: Report) -> Report {
         let damaged = damaged_backups(&report.findings);
         let events_of = |subject: &str| -> &[Recorded] {
             let id = subject.parse::<BackupId>().ok();
@@ -150,12 +139,7 @@ impl VerifyScope<'_> {
         let recorded = recorder.record(&damaged, &known, &whole, &events_of);
         let recorded =
             recorded.and_then(|()| recorder.record_sharing(|| self.read(), &report.findings));
-        report.warnings.extend(
-            recorded
-                .err()
-                .map(|e| format!("what was found could not be recorded in the repository: {e}")),
-        );
-        report
+        report.told(recorded)
     }
 }
 
@@ -200,10 +184,7 @@ impl ReadParts for Check<'_> {
             return Ok(());
         };
         let view = SnapshotRoot::from(&root);
-        let opened = Snapshot::open(self.store, &self.scope, view);
-        let opened = opened.map(|snapshot| snapshot.spooling(&self.host.scratch));
-        let key = self.scope.manifest(id);
-        match self.settle(opened, key.as_str(), About::Backup(id.clone()))? {
+        match open_map(self, view)? {
             Some(snapshot) => {
                 let chosen = (&snapshot, Chosen::Only(packs));
                 read_packs(self, view, chosen, Mapped::nothing(self), &Nothing).map(|_| ())
@@ -218,8 +199,6 @@ impl ReadParts for Check<'_> {
 }
 
 fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
-    let about = || About::Backup(id.clone());
-    let key = check.scope.manifest(id);
     let Some(root) = check.root(id, AuxRoot::read(check.store, &check.scope, id))? else {
         return Ok(());
     };
@@ -228,20 +207,16 @@ fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
     let bytes = Some(root.head.size_bytes);
     check.host.progress.phase(&phase, bytes);
     let member = AuxRoot::member(check.store, &check.scope, id).and(root.check_content());
-    if check.settle(member, key.as_str(), about())?.is_none() {
+    let key = check.scope.manifest(id);
+    let about = About::Backup(id.clone());
+    if check.settle(member, key.as_str(), about)?.is_none() {
         return Ok(());
     }
     let view = SnapshotRoot::from(&root);
     if !check_layers(check, &view)? {
         return Ok(());
     }
-    let opened = Snapshot::open(check.store, &check.scope, view);
-    let opened = opened.map(|snapshot| snapshot.spooling(&check.host.scratch));
-    let Some(snapshot) = check.settle(opened, key.as_str(), about())? else {
-        return Ok(());
-    };
-    let mapped = Mapped::of(check, &snapshot);
-    let Some(mapped) = check.settle(mapped, key.as_str(), about())? else {
+    let Some((snapshot, mapped)) = walk_map(check, view)? else {
         return Ok(());
     };
     let chosen = chosen.of(check, &snapshot);
@@ -252,52 +227,23 @@ fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
 }
 
 fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>, logs: BTreeMap<String, Runs>) -> Report {
-    let read = check.told();
     let now = check.host.now();
-    let read_back = ReadBack::new(&catalog.checks, &[], now).and(now, read.clone());
-    let found = std::mem::take(&mut *check.found());
+    let read_back = ReadBack::new(&catalog.checks, &[], now).and(now, check.told());
+    let mut found = check.take_found();
     let of_backup = |about: &About| match about {
         About::Backup(id) => Some(id.clone()),
         _ => None,
     };
     let bad: BTreeSet<_> = found.abouts().filter_map(|(_, a)| of_backup(a)).collect();
-    let mut findings = found.findings;
-    findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
-    for finding in &mut findings {
+    for finding in &mut found.findings {
         if let Some(id) = of_backup(&finding.about) {
             finding.costs = vec![format!("backup {id} cannot be restored")];
         }
     }
-    let mut warnings = found.warnings;
-    warnings.sort();
     let ids = catalog.committed().map(|(id, ..)| id.clone());
-    let ids = ids.filter(|id| !found.unlooked.contains(id) || bad.contains(id));
-    let backups = ids.map(|id| {
-        let is_read =
-            !found.unread.contains(&About::Backup(id.clone())) && !found.archived.contains_key(&id);
-        let is_whole = is_read && !bad.contains(&id);
-        (id, is_whole)
-    });
     let there = Portion {
         logs,
         ..packs_of_backups(catalog)
     };
-    Report {
-        cut_short: CutShort::new(),
-        backups: backups.collect(),
-        findings,
-        finding_count: found.finding_count,
-        warnings,
-        object_count: check.objects.load(Ordering::Relaxed),
-        read_bytes: check.bytes.load(Ordering::Relaxed),
-        segment_count: 0,
-        unlinked_count: 0,
-        unlooked_count: found.unlooked.len() as u64,
-        uncompared: found.uncompared,
-        unsupported_count: found.unread.len() as u64,
-        unread: found.unread,
-        unlisted: Vec::new(),
-        read_back: Share::of(&read_back, &there),
-        read,
-    }
+    check.report(found, ids, &bad, Share::of(&read_back, &there))
 }

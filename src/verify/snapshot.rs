@@ -3,12 +3,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::check::panicked;
 use super::depth::Depth;
 use super::manifest::{Compared, Sums, check_hash};
-use super::packs::{Chosen, Inspect, Mapped, check_layers, read_packs};
+use super::packs::{Chosen, Inspect, Mapped, check_layers, open_map, read_packs, walk_map};
 use super::wal::Extent;
 use super::{About, FindingKind, Work, files};
-use crate::err;
 use crate::error::Result;
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader, PageState};
 use crate::pg::lsn::Lsn;
@@ -38,10 +38,7 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
     };
     work.count(0);
     let phase = format!("verify backup {id}");
-    work.what
-        .host
-        .progress
-        .phase(&phase, Some(root.head.size_bytes));
+    work.host.progress.phase(&phase, Some(root.head.size_bytes));
     if root.content.is_damaged() {
         let detail = format!(
             "{} pages failed their checksum when the backup was taken{}",
@@ -55,17 +52,12 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
         let list_key = work.layout.relations(id);
         work.settle(check_relations(work, &root), list_key.as_str(), about())?;
     }
-    let mut map = None;
-    if check_layers(work, &SnapshotRoot::from(&root))? {
-        let opened = Snapshot::open(work.store, &work.layout, &root);
-        let opened = opened.map(|snapshot| snapshot.spooling(&work.what.host.scratch));
-        map = work.settle(opened, key.as_str(), about())?;
-    }
-    let Some(snapshot) = map else {
-        return manifest_alone(work, &root);
+    let view = SnapshotRoot::from(&root);
+    let map = match check_layers(work, &view)? {
+        true => walk_map(work, view)?,
+        false => None,
     };
-    let mapped = Mapped::of(work, &snapshot);
-    let Some(mapped) = work.settle(mapped, key.as_str(), about())? else {
+    let Some((snapshot, mapped)) = map else {
         return manifest_alone(work, &root);
     };
     let chosen = match chosen.of(work, &snapshot) {
@@ -119,11 +111,7 @@ pub(super) fn read_some(work: &Work<'_>, id: &BackupId, packs: &Parts) -> Result
     let Some(root) = open(work, id)? else {
         return Ok(());
     };
-    let key = work.layout.manifest(id);
-    let opened = Snapshot::open(work.store, &work.layout, &root);
-    let opened = opened.map(|snapshot| snapshot.spooling(&work.what.host.scratch));
-    let about = About::Backup(id.clone());
-    match work.settle(opened, key.as_str(), about)? {
+    match open_map(work, (&root).into())? {
         Some(snapshot) => {
             let nothing = Mapped::nothing(work);
             read_files(work, &root, (&snapshot, Chosen::Only(packs)), nothing, None)
@@ -279,7 +267,7 @@ fn read_files(
     mapped: Mapped,
     manifest: Option<&Container>,
 ) -> Result<()> {
-    let sums = manifest.map(|m| (m, Sums::new(&work.what.host.scratch)));
+    let sums = manifest.map(|m| (m, Sums::new(&work.host.scratch)));
     let files = Files {
         work,
         root,
@@ -291,11 +279,7 @@ fn read_files(
         let reader = sums.as_ref();
         let reader = reader.map(|(m, sums)| scope.spawn(|| sums.read(m, snapshot)));
         let read = read_packs(work, root.into(), (snapshot, chosen), mapped, &files);
-        let compared = reader.map_or(Ok(Ok(())), |thread| {
-            thread
-                .join()
-                .map_err(|_| err!(Internal, "a reading thread panicked"))
-        });
+        let compared = reader.map_or(Ok(Ok(())), |thread| thread.join().map_err(|_| panicked()));
         Ok((read?, compared?))
     })?;
     let key = work.layout.server_manifest(&root.head.id);

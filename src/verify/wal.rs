@@ -79,7 +79,7 @@ pub(super) fn check(
     let chunks = chunks(work, survey, paths, wanted);
     let total: u64 = chunks.iter().map(|c| c.last.0 - c.first.0 + 1).sum();
     let bytes = total.saturating_mul(work.size.bytes());
-    work.what.host.progress.phase("verify WAL", Some(bytes));
+    work.host.progress.phase("verify WAL", Some(bytes));
     let next = AtomicUsize::new(0);
     let read = || -> Result<()> {
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -87,15 +87,7 @@ pub(super) fn check(
         }
         Ok(())
     };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..work.what.threads.max(1))
-            .map(|_| scope.spawn(read))
-            .collect();
-        threads.into_iter().try_for_each(|t| {
-            t.join()
-                .unwrap_or_else(|_| Err(err!(Internal, "a reading thread panicked")))
-        })
-    })
+    work.on_threads(&read)
 }
 
 fn chunks(
@@ -193,7 +185,7 @@ fn check_chunk(work: &Work<'_>, chunk: &Chunk, extent: Extent) -> Result<()> {
         }
     }
     for number in chunk.first.0..=chunk.last.0 {
-        work.what.host.check_stop()?;
+        work.host.check_stop()?;
         let Some(name) = SegmentNumber(number).name(chunk.timeline, work.size) else {
             break;
         };
@@ -212,7 +204,7 @@ fn check_chunk(work: &Work<'_>, chunk: &Chunk, extent: Extent) -> Result<()> {
             Some(State::Gone) | None => chain = Chain::default(),
         }
         work.segments.fetch_add(1, Ordering::Relaxed);
-        work.what.host.progress.advance(work.size.bytes());
+        work.host.progress.advance(work.size.bytes());
     }
     Ok(())
 }
@@ -349,25 +341,18 @@ fn check_joined(
     });
     let detail = match brief.continues(own.own, before.timeline) {
         Joined::Yes => return Ok(true),
-        _ if brief.is_first => {
+        joined if brief.is_first || joined == Joined::Unproven => {
             work.unlinked.fetch_add(1, Ordering::Relaxed);
             return Ok(true);
         }
-        Joined::Unproven => {
-            work.unlinked.fetch_add(1, Ordering::Relaxed);
-            return Ok(true);
-        }
-        Joined::No if continues_another_life(work, before, link)? => {
+        _ if continues_another_life(work, before, link)? => {
             work.warn(format!(
                 "segment \"{name}\" continues a life of timeline {} that is not followed: with --as-stored recovery gets there",
                 before.timeline.decimal()
             ));
             return Ok(true);
         }
-        Joined::No if brief.is_first => {
-            "pg_resetwal wrote its first record: nothing joins it to the WAL before".to_owned()
-        }
-        Joined::No => format!("another server wrote it: it does not continue segment \"{before}\""),
+        _ => format!("another server wrote it: it does not continue segment \"{before}\""),
     };
     let key = work.layout.segment(name);
     let about = About::Record(name, start);

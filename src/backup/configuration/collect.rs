@@ -182,16 +182,12 @@ impl Collector<'_> {
         let status = opened.and_then(|above| Ok((Status::at(above.as_fd(), name)?, above)));
         let (status, above) = match status {
             Ok(found) => found,
-            Err(e) => {
-                self.left_out.add(path, Part::Entry, e);
-                return Ok(());
-            }
+            Err(e) => return self.left_out.leave(path, Part::Entry, e),
         };
         match status.kind {
             FileType::Directory if self.reader.is_some() => {
                 let why = "PostgreSQL's configuration names it as a file, and it is a directory";
-                self.left_out.add(path, Part::Entry, why);
-                Ok(())
+                self.left_out.leave(path, Part::Entry, why)
             }
             FileType::Directory => self.directory(path, depth),
             FileType::RegularFile => self.file(path),
@@ -205,11 +201,9 @@ impl Collector<'_> {
                 }
                 Ok(())
             }
-            _ => {
-                self.left_out
-                    .add(path, Part::Entry, "it is no file, directory or link");
-                Ok(())
-            }
+            _ => self
+                .left_out
+                .leave(path, Part::Entry, "it is no file, directory or link"),
         }
     }
 
@@ -225,10 +219,7 @@ impl Collector<'_> {
         });
         let (status, mut names) = match read {
             Ok(read) => read,
-            Err(e) => {
-                self.left_out.add(path, Part::Content, e);
-                return Ok(());
-            }
+            Err(e) => return self.left_out.leave(path, Part::Content, e),
         };
         self.add(path, status.node(NodeKind::Directory, &self.names), None);
         names.retain(|name| name != b"." && name != b"..");
@@ -262,19 +253,12 @@ impl Collector<'_> {
         });
         let (after, before, content, file) = match read {
             Ok(Ok(read)) => read,
-            Ok(Err(why)) => {
-                self.left_out.add(path, Part::Entry, why);
-                return Ok(());
-            }
-            Err(e) => {
-                self.left_out.add(path, Part::Entry, e);
-                return Ok(());
-            }
+            Ok(Err(why)) => return self.left_out.leave(path, Part::Entry, why),
+            Err(e) => return self.left_out.leave(path, Part::Entry, e),
         };
         if before.length > FILE_LIMIT_BYTES {
             let why = "it has more than 8 MiB, and is no configuration: pitr files takes it";
-            self.left_out.add(path, Part::Entry, why);
-            return Ok(());
+            return self.left_out.leave(path, Part::Entry, why);
         }
         self.check_own(path, &content)?;
         self.total_bytes += content.len();

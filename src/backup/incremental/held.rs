@@ -93,10 +93,9 @@ impl<'a> Candidates<'a> {
         (repository, layout): (&'a Repository, &'a ClusterLayout),
         inventory: &'a Inventory,
     ) -> Candidates<'a> {
-        let damaged = match repository.kept() {
-            Some(_) => inventory.unreadable.as_slice(),
-            None => &[],
-        };
+        let damaged = repository
+            .kept()
+            .map_or(&[][..], |_| &inventory.unreadable[..]);
         let unread = damaged.iter().map(|one| (&one.id, one.problem.clone()));
         Candidates {
             repository,

@@ -8,6 +8,7 @@ use crate::repo::kept::Kept;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::BackupRoot;
+use crate::store::Key;
 
 /// Requires what an incremental has to know of each part of its prior, undamaged: once the backup is begun it is too
 /// late for another prior.
@@ -15,11 +16,15 @@ use crate::repo::root::BackupRoot;
 /// # Errors
 /// `Key`.
 pub fn check(kept: &Kept, layout: &ClusterLayout, root: &BackupRoot) -> Result<()> {
+    let mut parts = parts(layout, root);
+    parts.try_for_each(|key| kept.check(&key).map_err(|why| err!(Key, "{why}")))
+}
+
+/// The layers and packs that a root names.
+fn parts(layout: &ClusterLayout, root: &BackupRoot) -> impl Iterator<Item = Key> {
     let layers = root.map.shards.iter().flat_map(|shard| &shard.layers);
-    let layers = layers.map(|layer| layout.layer(&layer.key));
     let packs = root.map.packs.iter().map(|pack| layout.pack(&pack.key));
-    let mut keys = layers.chain(packs);
-    keys.try_for_each(|key| kept.check(&key).map_err(|why| err!(Key, "{why}")))
+    layers.map(|layer| layout.layer(&layer.key)).chain(packs)
 }
 
 /// Forgets what only earlier backups needed, now that this one is committed. State that could not be kept whole is
@@ -43,10 +48,7 @@ pub fn settle(
     if root.content.is_damaged() || !root.content.left_out_databases.is_empty() {
         return;
     }
-    let shards = root.map.shards.iter();
-    let layers = shards.flat_map(|s| &s.layers).map(|l| layout.layer(&l.key));
-    let packs = root.map.packs.iter().map(|pack| layout.pack(&pack.key));
-    let own = layers.chain(packs).chain([layout.manifest(&root.head.id)]);
+    let own = parts(layout, root).chain([layout.manifest(&root.head.id)]);
     let own: std::collections::BTreeSet<String> = own.map(|key| key.as_str().to_owned()).collect();
     let size = SegmentSize::new(root.content.wal_segment_size_bytes);
     let first = size.map(|size| (size, SegmentNumber::of(root.content.start_lsn, size)));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::Path;
 
+use super::walk::existing;
 use crate::archive::left_out::{self, MARKER, MARKER_LIMIT_BYTES};
 use crate::err;
 use crate::error::{Error, Result};
@@ -18,10 +19,8 @@ pub fn marked(root: &Path) -> Result<Vec<LeftOutDatabase>> {
     use std::io::Read;
     let path = root.join(MARKER);
     let failed = |e| Error::from_io(format!("read \"{}\"", path.display()), e);
-    let file = match std::fs::File::open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(failed(e)),
+    let Some(file) = existing(std::fs::File::open(&path), &path)? else {
+        return Ok(Vec::new());
     };
     let mut content = Vec::new();
     let limit = MARKER_LIMIT_BYTES as u64 + 1;
@@ -64,10 +63,8 @@ pub fn there(
 /// The databases of a folder whose version files say that they have no content. A database may be dropped meanwhile.
 fn closed_in(folder: &Path) -> Result<BTreeSet<u32>> {
     let failed = |e| Error::from_io(format!("read \"{}\"", folder.display()), e);
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(e) => return Err(failed(e)),
+    let Some(entries) = existing(std::fs::read_dir(folder), folder)? else {
+        return Ok(BTreeSet::new());
     };
     let mut closed = BTreeSet::new();
     for entry in entries {

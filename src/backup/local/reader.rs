@@ -21,6 +21,7 @@ use rustix::fs::{Advice, OFlags};
 use super::against::Against;
 use super::pages::{Checked, Findings};
 use super::task::Task;
+use super::walk::existing;
 use crate::backup::rate::Rate;
 use crate::err;
 use crate::error::{Error, Result};
@@ -28,6 +29,7 @@ use crate::pg::lsn::Lsn;
 use crate::progress::Progress;
 use crate::snapshot::filekey::{ClusterNaming, FileKey, RelationFile};
 use crate::snapshot::sink::{FRAME_BYTES, FileSink};
+use crate::tree::walk;
 
 /// Bytes read at once, a multiple of a page's.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -78,15 +80,8 @@ impl<'r, 'p, 't> Reader<'r, 'p, 't> {
     /// # Errors
     /// `Interrupted`; those of the filesystem and of the sink.
     pub fn run(mut self, files: &Mutex<Receiver<Task>>) -> Result<Findings> {
-        loop {
-            let next = match files.lock() {
-                Ok(files) => files.recv(),
-                Err(_) => return Err(err!(Internal, "a thread that reads files panicked")),
-            };
-            match next {
-                Ok(task) => self.file(&task)?,
-                Err(_) => break,
-            }
+        while let Some(task) = walk::next(files, "reads files")? {
+            self.file(&task)?;
         }
         self.sink.finish()?;
         Ok(self.found)
@@ -96,9 +91,8 @@ impl<'r, 'p, 't> Reader<'r, 'p, 't> {
         let path = task.key.path(&self.reading.naming);
         let place = self.reading.root.join(OsStr::from_bytes(&path));
         let failed = |e| Error::from_io(format!("read \"{}\"", place.display()), e);
-        let file = match open(&place) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return self.vanished(task),
-            opened => opened.map_err(failed)?,
+        let Some(file) = existing(open(&place), &place)? else {
+            return self.vanished(task);
         };
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() {
@@ -126,10 +120,9 @@ impl<'r, 'p, 't> Reader<'r, 'p, 't> {
 
     /// A file that has vanished since it was listed is in no backup.
     fn vanished(&self, task: &Task) -> Result<()> {
-        match &task.prior {
-            Some(_) => self.sink.gone(&task.key),
-            None => Ok(()),
-        }
+        task.prior
+            .as_ref()
+            .map_or(Ok(()), |_| self.sink.gone(&task.key))
     }
 
     fn whole(&mut self, opened: &Opened<'_>) -> Result<()> {

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::pg::version::Major;
 use crate::progress::Progress;
 use crate::snapshot::filekey::{ClusterNaming, FileKey, Fork, RelationFile};
+use crate::tree::beneath::joined;
 
 const TABLESPACES: &[u8] = b"pg_tblspc";
 const WAL: &[u8] = b"pg_wal";
@@ -183,11 +184,8 @@ impl<'w> Walk<'w> {
             self.directory(name.to_vec(), visitor)?;
         }
         let Some(listing) = self.list(b"")? else {
-            return Err(err!(
-                SourceMissing,
-                "data directory \"{}\" is gone",
-                self.root.display()
-            ));
+            let shown = self.root.display();
+            return Err(err!(SourceMissing, "data directory \"{shown}\" is gone"));
         };
         self.listed(listing, b"", visitor)
     }
@@ -211,10 +209,8 @@ impl<'w> Walk<'w> {
         if path == TABLESPACES {
             return self.in_tablespaces(visitor);
         }
-        match self.list(&path)? {
-            Some(listing) => self.listed(listing, &path, visitor),
-            None => Ok(()),
-        }
+        self.list(&path)?
+            .map_or(Ok(()), |listing| self.listed(listing, &path, visitor))
     }
 
     /// Visits the empty directories of WAL, all with the rights of the first.
@@ -339,13 +335,6 @@ impl Listing {
     }
 }
 
-fn joined(folder: &[u8], name: &[u8]) -> Vec<u8> {
-    match folder {
-        [] => name.to_vec(),
-        folder => [folder, name].join(&b'/'),
-    }
-}
-
 /// Whether a directory is one of a database: `base/<oid>`, or below the version directory of a tablespace.
 fn is_of_database(folder: &[u8]) -> bool {
     let mut parts = folder.rsplit(|b| *b == b'/');
@@ -364,7 +353,7 @@ fn entries(path: &Path) -> Result<Option<Vec<DirEntry>>> {
 }
 
 /// A result about an entry; `None` when it has vanished.
-fn existing<T>(result: io::Result<T>, path: &Path) -> Result<Option<T>> {
+pub(super) fn existing<T>(result: io::Result<T>, path: &Path) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -5,9 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -40,8 +39,6 @@ const PIECE_BYTES: u64 = 4 << 20;
 const QUEUE: usize = 256;
 /// How often an object that is replaced meanwhile is read.
 const ATTEMPTS: u32 = 3;
-/// How often the caller is heard while others work.
-const TICK: Duration = Duration::from_millis(200);
 /// More JSON about an object no node has (format, section 16.2).
 const FACTS_LIMIT_BYTES: usize = 16 << 10;
 
@@ -75,13 +72,7 @@ pub struct Counts {
 }
 
 impl Kind for Bucket {
-    fn name(&self) -> &'static str {
-        "files"
-    }
-
-    fn identity(&self) -> Option<String> {
-        Some(self.identity.clone())
-    }
+    crate::backup::files::of_files!();
 
     fn takes_changes(&self) -> bool {
         true
@@ -191,24 +182,9 @@ impl Source<'_> {
         writer: &SnapshotWriter<'_>,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Taken, Counts)> {
-        let source = &self;
-        let (mut taken, mut counts) = std::thread::scope(|threads| {
-            let (ended, end) = sync_channel::<()>(1);
-            let working = threads.spawn(move || {
-                let _ended = ended;
-                source.take_with(writer)
-            });
-            let mut result = Ok(());
-            while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(TICK) {
-                if result.is_ok() {
-                    result = tick();
-                    // The threads end by themselves, and soon.
-                    source.is_over.store(result.is_err(), Ordering::Relaxed);
-                }
-            }
-            let taken = working.join().unwrap_or_else(|_| Err(panicked()));
-            result.and(taken)
-        })?;
+        let work = || self.take_with(writer);
+        let reader = "a thread that reads objects";
+        let (mut taken, mut counts) = walk::heard(work, &self.is_over, tick, reader)?;
         counts.silent = self.silent.load(Ordering::Relaxed);
         taken.reused_bytes = writer.reused_bytes();
         if let (Some(arrived), Some(before)) = (self.arrived.take(), &self.before) {
@@ -379,8 +355,7 @@ impl<'w, 't> Walk<'w, 't> {
                 }
                 let Ok(place) = FileKey::attachment(&key) else {
                     let why = "no backup has an object of this key";
-                    self.taken.left_out.add(&key, Part::Entry, why);
-                    return Ok(());
+                    return self.taken.left_out.leave(&key, Part::Entry, why);
                 };
                 self.counts.beside += 1;
                 self.file(place, entry)
@@ -541,12 +516,7 @@ impl<'r, 't> Reader<'r, 't> {
     }
 
     fn run(mut self, queue: &Mutex<Receiver<Wanted>>) -> Result<Taken> {
-        loop {
-            let next = match queue.lock() {
-                Ok(queue) => queue.recv(),
-                Err(_) => return Err(panicked()),
-            };
-            let Ok(wanted) = next else { break };
+        while let Some(wanted) = walk::next(queue, "reads objects")? {
             self.object(&wanted)?;
         }
         self.sink.finish()?;
@@ -567,14 +537,12 @@ impl<'r, 't> Reader<'r, 't> {
                 Answer::Changed => self.sink.abandon(),
                 Answer::Refused(why) => {
                     self.sink.abandon();
-                    self.taken.left_out.add(name, Part::Entry, why);
-                    return Ok(());
+                    return self.taken.left_out.leave(name, Part::Entry, why);
                 }
             }
         }
         let why = format!("it was replaced each of the {ATTEMPTS} times it was read");
-        self.taken.left_out.add(name, Part::Entry, why);
-        Ok(())
+        self.taken.left_out.leave(name, Part::Entry, why)
     }
 
     fn version(&mut self, wanted: &Wanted) -> Result<Answer<()>> {

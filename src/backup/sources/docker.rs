@@ -12,6 +12,7 @@ use std::process::{Child, Stdio};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::of;
 use crate::config::Quiesce;
 use crate::durable;
 use crate::err;
@@ -172,7 +173,7 @@ impl Engine<'_> {
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-            Err(e) => return Err(of_note(&path, e)),
+            Err(e) => return Err(of(&path, e)),
         };
         let note: Note = serde_json::from_slice(&text).map_err(|e| {
             err!(
@@ -274,7 +275,7 @@ impl Note {
         let path = place.join(NOTE);
         let text = serde_json::to_vec(self);
         let text = text.map_err(|e| err!(Internal, "containers cannot be noted: {e}"))?;
-        durable::replace(&path, &text, host.random()).map_err(|e| of_note(&path, e))?;
+        durable::replace(&path, &text, host.random()).map_err(|e| of(&path, e))?;
         let verb = match self.how {
             Quiesce::Stop => "start",
             Quiesce::Pause => "unpause",
@@ -297,11 +298,6 @@ impl Note {
         })?;
         Ok(Quiet(Some((child, self.containers.clone()))))
     }
-}
-
-fn of_note(path: &Path, e: std::io::Error) -> Error {
-    Error::from_io(format!("use \"{}\"", path.display()), e)
-        .hint("Nothing was stored.\nGive caches another place: XDG_CACHE_HOME.")
 }
 
 /// Containers at rest, and the guardian that starts them again.

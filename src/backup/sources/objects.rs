@@ -25,13 +25,7 @@ pub struct Objects {
 }
 
 impl Kind for Objects {
-    fn name(&self) -> &'static str {
-        "files"
-    }
-
-    fn identity(&self) -> Option<String> {
-        Some(self.identity.clone())
-    }
+    crate::backup::files::of_files!();
 
     fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {
         let now = work.host.now();

@@ -45,13 +45,7 @@ pub struct Stream {
 }
 
 impl Kind for Stream {
-    fn name(&self) -> &'static str {
-        "files"
-    }
-
-    fn identity(&self) -> Option<String> {
-        Some(self.identity.clone())
-    }
+    crate::backup::files::of_files!();
 
     /// The command says everything each time. A prior has much of it, and what it has is not stored again.
     fn takes_changes(&self) -> bool {

@@ -179,10 +179,7 @@ fn check_tablespace(old: &Old, space: &Path, uid: u32) -> Result<()> {
         .hint("Nothing was changed. Restore into another directory."));
     }
     let own = space.join(&old.version);
-    match inode_of(&own)? {
-        None => Ok(()),
-        Some(_) => check_movable(&own, uid),
-    }
+    inode_of(&own)?.map_or(Ok(()), |_| check_movable(&own, uid))
 }
 
 /// The directory without links on the way.

@@ -443,10 +443,7 @@ impl Standing {
     }
 
     fn check_nobody(&self, side: Side) -> Result<()> {
-        match self.record.data.find(side)? {
-            Some(at) => check_stopped(at),
-            None => Ok(()),
-        }
+        self.record.data.find(side)?.map_or(Ok(()), check_stopped)
     }
 
     /// Gives pg_control of a cluster another name, if it has the first one.

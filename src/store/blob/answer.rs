@@ -193,38 +193,27 @@ mod tests {
 
     #[test]
     fn only_the_service_itself_calls_an_object_absent() {
+        use Code::{
+            Conflict, Damaged, Denied, Locked, NoRepository, NotFound, ReadBack, Unreachable,
+        };
+        use Kind::{Absent, Again, Expired, Final, Taken};
         let azure = BlobService::Azure {
             account: "a".into(),
         };
         for (status, code, kind, means) in [
-            (404, Some("BlobNotFound"), Kind::Absent, Code::NotFound),
-            (
-                404,
-                Some("ContainerNotFound"),
-                Kind::Final,
-                Code::NoRepository,
-            ),
-            (404, None, Kind::Final, Code::Unreachable),
-            (409, Some("BlobAlreadyExists"), Kind::Taken, Code::Conflict),
-            (412, Some("ConditionNotMet"), Kind::Taken, Code::Conflict),
-            (412, None, Kind::Final, Code::Unreachable),
-            (
-                403,
-                Some("AuthenticationFailed"),
-                Kind::Expired,
-                Code::Denied,
-            ),
-            (403, Some("AuthorizationFailure"), Kind::Final, Code::Denied),
-            (400, Some("Md5Mismatch"), Kind::Again, Code::ReadBack),
-            (409, Some("BlobArchived"), Kind::Final, Code::Damaged),
-            (
-                409,
-                Some("BlobImmutableDueToPolicy"),
-                Kind::Final,
-                Code::Locked,
-            ),
-            (503, Some("ServerBusy"), Kind::Again, Code::Unreachable),
-            (301, None, Kind::Final, Code::Unreachable),
+            (404, Some("BlobNotFound"), Absent, NotFound),
+            (404, Some("ContainerNotFound"), Final, NoRepository),
+            (404, None, Final, Unreachable),
+            (409, Some("BlobAlreadyExists"), Taken, Conflict),
+            (412, Some("ConditionNotMet"), Taken, Conflict),
+            (412, None, Final, Unreachable),
+            (403, Some("AuthenticationFailed"), Expired, Denied),
+            (403, Some("AuthorizationFailure"), Final, Denied),
+            (400, Some("Md5Mismatch"), Again, ReadBack),
+            (409, Some("BlobArchived"), Final, Damaged),
+            (409, Some("BlobImmutableDueToPolicy"), Final, Locked),
+            (503, Some("ServerBusy"), Again, Unreachable),
+            (301, None, Final, Unreachable),
         ] {
             let failure = failure(&azure, &answer(status, code, ""));
             assert_eq!(

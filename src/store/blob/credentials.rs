@@ -2,8 +2,6 @@
 //!
 //! A configured file comes before the environment and the machine's own identity: PostgreSQL runs its commands with an environment of its own.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -14,12 +12,11 @@ use reqsign_core::{Context, FileRead, HttpSend, OsEnv, Signer};
 use reqsign_google as google;
 
 use super::client::{Http, bounded};
-use crate::config::{BlobService, S3Settings, secret};
+use crate::config::{BlobService, S3Settings};
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
+use crate::store::http::credentials_file;
 
-/// The longest credentials file.
-const FILE_LIMIT_BYTES: u64 = 1 << 20;
 /// The longest answer of a service that gives out tokens.
 const TOKEN_MAX: usize = 1 << 20;
 
@@ -72,7 +69,7 @@ impl Credentials {
                 let signer = google::RequestSigner::new("storage");
                 let signer = match file {
                     Some(path) => {
-                        read(path)?;
+                        credentials_file(path)?;
                         let path = path.to_string_lossy().into_owned();
                         let given = google::FileCredentialProvider::new(path);
                         Signer::new(context, given, signer)
@@ -119,7 +116,7 @@ fn in_environment() -> (String, bool) {
 
 /// A file that holds an account key or a SAS token, and nothing else.
 fn in_file(path: &Path) -> Result<(String, bool)> {
-    let text = read(path)?;
+    let (text, _) = credentials_file(path)?;
     let text = text.trim();
     let shown = path.display();
     let is_sas = text.contains("sig=") && text.contains('&');
@@ -153,26 +150,6 @@ fn hidden(secret: &str, is_sas: bool) -> Hidden {
         );
     }
     all
-}
-
-/// We may read the credentials, and nobody else.
-fn read(path: &Path) -> Result<String> {
-    let shown = path.display();
-    let failed = |e| {
-        err!(Config, "there are no credentials: could not read credentials file \"{shown}\"")
-            .source(e)
-            .hint(format!(
-                "Name the file where it is, and let it belong to the user that runs pitr, for archiving the server's: chown postgres {shown}"
-            ))
-    };
-    let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    secret::check_closed(Code::Config, "credentials file", path, &metadata)?;
-    let mut text = String::new();
-    file.take(FILE_LIMIT_BYTES)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
-    Ok(text)
 }
 
 /// Says why there is no signature. A provider that did not answer may do so later.
@@ -224,6 +201,7 @@ impl HttpSend for Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]

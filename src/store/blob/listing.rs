@@ -5,10 +5,10 @@ use std::sync::mpsc::SyncSender;
 use super::request::{Answer, Ask, Place};
 use super::{answer, azure, google, object};
 use crate::config::BlobService;
-use crate::durable::TEMPORARY_PREFIX;
 use crate::error::Code;
 use crate::pg::time::TimestampTz;
 use crate::store::http::failure::{Answered, Failure};
+use crate::store::http::is_temporary;
 use crate::store::{Irregular, Key, Listed, Meta, is_part};
 
 /// A page of a listing.
@@ -79,11 +79,6 @@ const ALL: Extent = Extent {
     by_folder: false,
     most: None,
 };
-
-fn is_temporary(key: &str) -> bool {
-    key.split('/')
-        .any(|part| part.starts_with(TEMPORARY_PREFIX))
-}
 
 /// Names directly below a prefix.
 pub(super) async fn list(place: &Place, prefix: &str) -> Answered<Vec<Listed>> {

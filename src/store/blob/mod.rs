@@ -4,10 +4,10 @@
 //! object, too. Decisions: `docs/decisions/0059-azure-and-google.md`.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
-use super::runtime::wait;
-use super::{Irregular, Key, Listed, Meta, NewObject, Object, Room, Shown, Store};
+use super::http::retry::Random;
+use super::runtime::{asked, wait};
+use super::{Irregular, Key, Listed, Meta, NewObject, Object, Shown, Store};
 use crate::config::{BlobService, Location, S3Settings};
 use crate::err;
 use crate::error::Result;
@@ -77,7 +77,7 @@ impl BlobStore {
                     prefix => format!("{prefix}/"),
                 },
                 url: location.to_string(),
-                random: AtomicU64::new(nonce),
+                random: Random::new(nonce),
             }),
         }
     }
@@ -87,8 +87,7 @@ impl BlobStore {
     /// # Errors
     /// Errors of the service.
     pub fn first_key(&self) -> Result<Option<String>> {
-        let place = Arc::clone(&self.place);
-        Ok(wait(async move { listing::first_key(&place).await })??)
+        asked!(place = self.place => listing::first_key(&place))
     }
 }
 
@@ -107,8 +106,7 @@ impl Store for BlobStore {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        let (place, prefix) = (Arc::clone(&self.place), prefix.to_owned());
-        Ok(wait(async move { listing::list(&place, &prefix).await })??)
+        asked!(place = self.place, prefix = prefix => listing::list(&place, &prefix))
     }
 
     fn objects(&self, see: &mut dyn FnMut(Shown<'_>)) -> Result<()> {
@@ -128,31 +126,24 @@ impl Store for BlobStore {
     }
 
     fn head(&self, key: &Key) -> Result<Option<Meta>> {
-        let (place, key) = (Arc::clone(&self.place), key.clone());
-        let head = wait(async move { object::head(&place, key.as_str()).await })??;
+        let head = asked!(place = self.place, key = key => object::head(&place, key.as_str()))?;
         Ok(head.map(|head| head.meta))
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {
-        let (place, key) = (Arc::clone(&self.place), key.clone());
-        Ok(wait(async move {
-            listing::delete(&place, key.as_str()).await
-        })??)
+        asked!(place = self.place, key = key => listing::delete(&place, key.as_str()))
     }
 
     fn irregular(&self) -> Result<Vec<Irregular>> {
-        let place = Arc::clone(&self.place);
-        Ok(wait(async move { listing::irregular(&place).await })??)
+        asked!(place = self.place => listing::irregular(&place))
     }
 
     fn discard(&self, unfinished: &str) -> Result<bool> {
-        let (place, path) = (Arc::clone(&self.place), unfinished.to_owned());
-        Ok(wait(async move { listing::delete(&place, &path).await })??)
+        asked!(place = self.place, path = unfinished => listing::delete(&place, &path))
     }
 
     fn clock(&self) -> Result<Option<TimestampTz>> {
-        let place = Arc::clone(&self.place);
-        Ok(wait(async move { listing::clock(&place).await })??)
+        asked!(place = self.place => listing::clock(&place))
     }
 
     /// By the checksum that the service compares with the bytes it received, or returns.
@@ -162,9 +153,5 @@ impl Store for BlobStore {
 
     fn is_remote(&self) -> bool {
         true
-    }
-
-    fn room(&self) -> Result<Option<Room>> {
-        Ok(None)
     }
 }

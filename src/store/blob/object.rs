@@ -10,9 +10,9 @@ use crate::config::BlobService;
 use crate::err;
 use crate::error::Result;
 use crate::store::ahead::{Ahead, TAIL_BYTES};
+use crate::store::http::answered_range;
 use crate::store::http::failure::{Answered, Failure, Kind, shown};
-use crate::store::http::range_of;
-use crate::store::runtime::wait;
+use crate::store::runtime::asked;
 use crate::store::{Key, Meta, Object};
 
 /// The facts that the service gives of an object.
@@ -113,16 +113,7 @@ fn piece(answer: &Answer, from: u64, asked: u64) -> Answered<Piece> {
         ));
     }
     let length = answer.body.len() as u64;
-    let (begin, end, size) = match answer.header("content-range").map(range_of) {
-        Some(Some(range)) => range,
-        Some(None) => {
-            return Err(Failure::again(
-                "the range in the answer cannot be understood",
-            ));
-        }
-        // The whole object where a part was asked for: fine if that is all there is.
-        None => (0, length, length),
-    };
+    let (begin, end, size) = answered_range(answer.header("content-range"), || Ok(length))?;
     let is_right = begin == from
         && begin <= end
         && end <= size
@@ -164,29 +155,19 @@ impl BlobObject {
     }
 
     fn fetch(&self, offset: u64, bytes: u64) -> Result<Bytes> {
-        let Some(piece) = read(&self.place, &self.key, offset, bytes)? else {
-            return Err(err!(
-                Damaged,
-                "object \"{}\" is gone while it is read",
-                self.key
-            ));
+        let key = &self.key;
+        let Some(piece) = read(&self.place, key, offset, bytes)? else {
+            return Err(err!(Damaged, "object \"{key}\" is gone while it is read"));
         };
         match piece.size_bytes == self.size_bytes() && piece.bytes.len() as u64 == bytes {
             true => Ok(piece.bytes),
-            false => Err(err!(
-                Damaged,
-                "object \"{}\" changed while it was read",
-                self.key
-            )),
+            false => Err(err!(Damaged, "object \"{key}\" changed while it was read")),
         }
     }
 }
 
 fn read(place: &Arc<Place>, key: &Key, offset: u64, bytes: u64) -> Result<Option<Piece>> {
-    let (place, key) = (Arc::clone(place), key.clone());
-    Ok(wait(async move {
-        fetch(&place, key.as_str(), offset, bytes).await
-    })??)
+    asked!(place = place, key = key => fetch(&place, key.as_str(), offset, bytes))
 }
 
 impl Object for BlobObject {

@@ -1,7 +1,6 @@
 //! One request: tried until it is answered, for a time that is bounded. Pauses and repetitions are those of all stores over HTTP.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_sdk_s3::primitives::SdkBody;
@@ -13,7 +12,7 @@ use super::client::{Client, bounded};
 use super::credentials;
 use crate::store::http::attempt::{Attempt, Watched, Way};
 use crate::store::http::failure::{Answered, Failure, Kind};
-use crate::store::http::retry::{Next, PAUSE, Purpose, Time, Tried, given_up, mixed, part};
+use crate::store::http::retry::{Next, Purpose, Random, Time, Tried, given_up};
 use crate::store::life;
 
 /// The longest answer that is no object.
@@ -28,7 +27,7 @@ pub(super) struct Place {
     /// As the operator knows it.
     pub(super) url: String,
     /// Random, for pauses and for the marks of uploads.
-    pub(super) random: AtomicU64,
+    pub(super) random: Random,
 }
 
 /// A request before it is signed; it may be sent several times.
@@ -109,7 +108,8 @@ impl Place {
         let mut time = Time::of(&self.client.settings, purpose);
         let mut tried = Tried::default();
         let mut before: Option<Failure> = None;
-        self.pause(Duration::ZERO, &mut time).await;
+        let (calm, random) = (&self.client.calm, &self.random);
+        time.pause(Duration::ZERO, calm, random).await;
         loop {
             let silence = time.of_attempt(before.is_none());
             let attempt = Attempt::new(&self.client.secrets);
@@ -132,8 +132,8 @@ impl Place {
             if !matches!(failure.kind, Kind::Again) {
                 life::sign();
             }
-            let pause = match tried.next(&failure.kind, self.next_random()) {
-                Next::Fail => return Err(self.told(doing, failure, &tried)),
+            let pause = match tried.next(&failure.kind, random.draw()) {
+                Next::Fail => return Err(tried.told(doing, &self.url, failure)),
                 Next::Renew(_) => {
                     self.client.renew()?;
                     Duration::ZERO
@@ -142,10 +142,10 @@ impl Place {
                 Next::Pause(pause) => pause,
             };
             if failure.is_throttled {
-                self.client.calm.keep(pause, Instant::now());
+                calm.keep(pause, Instant::now());
             }
-            if !self.pause(pause, &mut time).await {
-                return Err(self.told(doing, failure, &tried));
+            if !time.pause(pause, calm, random).await {
+                return Err(tried.told(doing, &self.url, failure));
             }
             before = Some(failure);
         }
@@ -207,47 +207,8 @@ impl Place {
         })
     }
 
-    /// Waits, and then for as long as the store wants less of everybody; whether there was time for it.
-    async fn pause(&self, pause: Duration, time: &mut Time) -> bool {
-        let mut pause = pause;
-        loop {
-            if time.left() <= pause {
-                return false;
-            }
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-                time.spend(pause);
-            }
-            pause = self.client.calm.left(Instant::now());
-            if pause.is_zero() {
-                return true;
-            }
-            pause += part(PAUSE, self.next_random());
-        }
-    }
-
-    fn told(&self, doing: &str, failure: Failure, tried: &Tried) -> Failure {
-        let times = match tried.again {
-            0 | 1 => String::new(),
-            n => format!(", tried {n} times"),
-        };
-        Failure {
-            error: failure
-                .error
-                .context(format!("could not {doing} in \"{}\"{times}", self.url)),
-            is_ambiguous: tried.again > 0,
-            ..failure
-        }
-    }
-
     /// A key as the service knows it.
     pub(super) fn full(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
-    }
-
-    /// The next number of a sequence that looks random (splitmix64).
-    pub(super) fn next_random(&self) -> u64 {
-        const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
-        mixed(self.random.fetch_add(STEP, Ordering::Relaxed))
     }
 }

@@ -4,7 +4,6 @@
 //! last part with `ifGenerationMatch=0`. An attempt of it may get no answer, and a later one the answer that the name is taken. Then the mark
 //! that the upload left on the object tells whose it is.
 
-use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +15,11 @@ use super::request::{Answer, Place};
 use super::{azure, google};
 use crate::config::BlobService;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::store::http::failure::{Answered, Failure, Kind};
 use crate::store::http::retry::Purpose;
-use crate::store::runtime::{runtime, wait};
+use crate::store::parts::{Broken, give_up, write_by_take};
+use crate::store::runtime::{asked, runtime, wait};
 use crate::store::{Key, NewObject, Published};
 
 /// A part of a large object. Google wants multiples of 256 KiB.
@@ -59,7 +59,7 @@ pub(super) struct Upload {
     /// The service said before the end that the name is taken.
     is_taken: bool,
     /// Error of a part, which is missing from then on.
-    broken: Option<(Code, String)>,
+    broken: Broken,
     size: u64,
     /// CRC-32C of all bytes.
     sum: u32,
@@ -70,13 +70,13 @@ pub(super) struct Upload {
 impl Upload {
     pub(super) fn new(place: &Arc<Place>, key: &Key) -> Upload {
         Upload {
-            mark: format!("{:016x}{:016x}", place.next_random(), place.next_random()),
+            mark: format!("{:016x}{:016x}", place.random.draw(), place.random.draw()),
             place: Arc::clone(place),
             key: key.clone(),
             buffer: Vec::new(),
             parts: None,
             is_taken: false,
-            broken: None,
+            broken: Broken::default(),
             size: 0,
             sum: 0,
             end: Bytes::new(),
@@ -85,7 +85,7 @@ impl Upload {
 
     /// Takes bytes, and sends a part once there are more than one request takes. Nothing comes behind a part that was not sent.
     fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        self.check_whole()?;
+        self.broken.check(&self.key)?;
         self.size += bytes.len() as u64;
         if self.is_taken {
             return Ok(());
@@ -93,20 +93,7 @@ impl Upload {
         self.sum = crc32c::crc32c_append(self.sum, bytes);
         self.buffer.extend_from_slice(bytes);
         let drained = self.drain();
-        if let Err(e) = &drained {
-            self.broken = Some((e.code(), e.to_string()));
-        }
-        drained
-    }
-
-    fn check_whole(&self) -> Result<()> {
-        match &self.broken {
-            None => Ok(()),
-            Some((code, why)) => Err(Error::new(
-                *code,
-                format!("a part of object \"{}\" is not stored: {why}", self.key),
-            )),
-        }
+        self.broken.note(drained)
     }
 
     /// Something always remains for the last request.
@@ -166,8 +153,7 @@ impl Upload {
 
     /// Returns whether this upload took the name, when an attempt without an answer may have done so.
     fn whose(&self) -> Result<Published> {
-        let (place, key) = (Arc::clone(&self.place), self.key.clone());
-        let found = wait(async move { object::head(&place, key.as_str()).await })??;
+        let found = asked!(own = self.place, key = self.key => object::head(&own, key.as_str()))?;
         match found {
             Some(Head {
                 mark: Some(mark), ..
@@ -187,20 +173,11 @@ impl Upload {
     }
 }
 
-impl Write for Upload {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.take(bytes).map_err(io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+write_by_take!(Upload);
 
 impl NewObject for Upload {
     fn publish(mut self: Box<Self>) -> Result<Published> {
-        self.check_whole()?;
+        self.broken.check(&self.key)?;
         if self.is_taken {
             return Ok(Published::Exists);
         }
@@ -367,10 +344,7 @@ impl Drop for Parts {
         }
         let (place, session) = (Arc::clone(&self.place), std::mem::take(&mut self.session));
         let _ = wait(async move {
-            if let Some(flying) = flying {
-                flying.abort();
-                let _ = flying.await;
-            }
+            give_up(flying).await;
             if !session.is_empty() {
                 let ask = google::cancel(&session);
                 let taken_back = place.run("take back an upload", &ask, |_| Ok(()));

@@ -1,8 +1,10 @@
 //! How often and how long a request is tried, and the pauses between two tries.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::attempt::Attempt;
+use super::calm::Calm;
 use super::failure::{Failure, Kind};
 use crate::config::S3Settings;
 use crate::store::runtime;
@@ -25,11 +27,22 @@ pub(in crate::store) enum Purpose {
     Completing,
 }
 
-/// Mixes the bits of a counter (splitmix64).
-pub(in crate::store) fn mixed(seed: u64) -> u64 {
-    let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
+/// A sequence of numbers that looks random (splitmix64).
+pub(in crate::store) struct Random(AtomicU64);
+
+impl Random {
+    pub(in crate::store) fn new(nonce: u64) -> Random {
+        Random(AtomicU64::new(nonce))
+    }
+
+    /// The next number.
+    pub(in crate::store) fn draw(&self) -> u64 {
+        const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+        let seed = self.0.fetch_add(STEP, Ordering::Relaxed);
+        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
 }
 
 /// Anything up to `most`, so that those who failed together do not come back together.
@@ -65,6 +78,30 @@ impl Time {
 
     pub(in crate::store) fn spend(&mut self, time: Duration) {
         self.budget = self.budget.saturating_sub(time);
+    }
+
+    /// Waits, and then for as long as the store wants less of everybody; whether there was time for it.
+    pub(in crate::store) async fn pause(
+        &mut self,
+        mut pause: Duration,
+        calm: &Calm,
+        random: &Random,
+    ) -> bool {
+        loop {
+            if self.left() <= pause {
+                return false;
+            }
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+                self.spend(pause);
+            }
+            pause = calm.left(Instant::now());
+            if pause.is_zero() {
+                return true;
+            }
+            // The throttled request goes first, and the others not together.
+            pause += part(PAUSE, random.draw());
+        }
     }
 
     /// Returns the time that is left.
@@ -116,6 +153,20 @@ pub(in crate::store) enum Next {
 }
 
 impl Tried {
+    /// The failure as it is told, of doing something in a place.
+    pub(in crate::store) fn told(&self, doing: &str, place: &str, failure: Failure) -> Failure {
+        let times = match self.again {
+            0 | 1 => String::new(),
+            n => format!(", tried {n} times"),
+        };
+        let what = format!("could not {doing} in \"{place}\"{times}");
+        Failure {
+            error: failure.error.context(what),
+            is_ambiguous: self.again > 0,
+            ..failure
+        }
+    }
+
     pub(in crate::store) fn next(&mut self, kind: &Kind, random: u64) -> Next {
         match kind {
             Kind::Again => {

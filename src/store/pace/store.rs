@@ -55,29 +55,17 @@ struct PacedObject {
 }
 
 impl Object for PacedObject {
-    fn size_bytes(&self) -> u64 {
-        self.inner.size_bytes()
+    crate::store::forward! {
+        fn size_bytes(&self) -> u64;
+        fn settle(&self) -> Result<()>;
+        fn opaque(&self) -> Option<&dyn Opaque>;
+        fn meta(&self) -> Option<Meta>;
+        fn sealed(&self) -> Option<&dyn Opaque>;
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         self.pace.take(buffer.len());
         self.inner.read_at(buffer, offset)
-    }
-
-    fn settle(&self) -> Result<()> {
-        self.inner.settle()
-    }
-
-    fn opaque(&self) -> Option<&dyn Opaque> {
-        self.inner.opaque()
-    }
-
-    fn meta(&self) -> Option<Meta> {
-        self.inner.meta()
-    }
-
-    fn sealed(&self) -> Option<&dyn Opaque> {
-        self.inner.sealed()
     }
 }
 

@@ -87,7 +87,7 @@ pub(super) fn counts(bucket: &Arc<Bucket>) -> bool {
 
 /// Sends bytes with the checksum of others; none when the answer does not tell.
 pub(super) async fn ask(bucket: &Bucket) -> Option<bool> {
-    let key = format!("{TEMPORARY_PREFIX}probe.{:016x}/sum", bucket.next_random());
+    let key = format!("{TEMPORARY_PREFIX}probe.{:016x}/sum", bucket.random.draw());
     let request = bucket.link.client().put_object().bucket(&bucket.bucket);
     let sent = request
         .key(bucket.full(&key))

@@ -31,7 +31,7 @@ use crate::err;
 use crate::error::{Code, Error, Result, causes};
 use crate::store::http::calm::Calm;
 use crate::store::http::secrets::Secrets;
-pub(super) use crate::store::runtime::{runtime, wait};
+pub(super) use crate::store::runtime::wait;
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -9,10 +9,10 @@ use std::sync::mpsc::SyncSender;
 use super::multipart::abort;
 use super::object::time;
 use super::request::Bucket;
-use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::Code;
 use crate::store::http::failure::{Answered, Failure};
+use crate::store::http::is_temporary;
 use crate::store::{Irregular, Key, Listed, Meta};
 use crate::text::percent_decoded;
 
@@ -297,12 +297,6 @@ pub(super) async fn first_key(bucket: &Bucket) -> Answered<Option<String>> {
         }
     }
     Ok(None)
-}
-
-/// Whether a key lies where trials and unfinished writes do.
-fn is_temporary(key: &str) -> bool {
-    key.split('/')
-        .any(|part| part.starts_with(TEMPORARY_PREFIX))
 }
 
 /// Everything that is no object of ours: strange keys, what a trial left, and uploads that were never completed.

@@ -4,9 +4,10 @@
 //! `pitr repo check` and refused. Decisions: `docs/decisions/0011-s3.md`.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
-use super::{Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Room, Shown, Store};
+use super::http::retry::Random;
+use super::runtime::asked;
+use super::{Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Shown, Store};
 use crate::config::{S3Settings, StorageClass, TierBy};
 use crate::err;
 use crate::error::Result;
@@ -79,7 +80,7 @@ impl S3Store {
                 bucket: bucket.to_owned(),
                 prefix,
                 place,
-                random: AtomicU64::new(nonce),
+                random: Random::new(nonce),
                 markers: Markers::default(),
                 is_trial,
             }),
@@ -91,8 +92,7 @@ impl S3Store {
     /// # Errors
     /// Errors of the store.
     pub fn first_key(&self) -> Result<Option<String>> {
-        let bucket = Arc::clone(&self.bucket);
-        Ok(wait(async move { listing::first_key(&bucket).await })??)
+        asked!(bucket = self.bucket => listing::first_key(&bucket))
     }
 
     /// Returns what the rules of the bucket do to objects in this place, and which rules tiers need.
@@ -100,8 +100,7 @@ impl S3Store {
     /// # Errors
     /// Errors of the store; many know no such rules, or do not tell everybody.
     pub fn rules(&self) -> Result<lifecycle::Rules> {
-        let bucket = Arc::clone(&self.bucket);
-        Ok(wait(async move { lifecycle::read(&bucket).await })??)
+        asked!(bucket = self.bucket => lifecycle::read(&bucket))
     }
 
     /// The last moment at which the certificate of the server is valid; none for a store that the configuration does not name, and without TLS.
@@ -129,8 +128,7 @@ impl S3Store {
     /// # Errors
     /// Errors of the store.
     pub fn thaw_state(&self, key: &str) -> Result<Thaw> {
-        let (bucket, key) = (Arc::clone(&self.bucket), key.to_owned());
-        Ok(wait(async move { class::state(&bucket, &key).await })??)
+        asked!(bucket = self.bucket, key = key => class::state(&bucket, &key))
     }
 
     /// Asks the store to thaw an object for so many days; `false` when it was at it already. It takes back for good what it archived by itself.
@@ -194,8 +192,7 @@ impl Store for S3Store {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        let (bucket, prefix) = (Arc::clone(&self.bucket), prefix.to_owned());
-        Ok(wait(async move { listing::list(&bucket, &prefix).await })??)
+        asked!(bucket = self.bucket, prefix = prefix => listing::list(&bucket, &prefix))
     }
 
     fn objects(&self, see: &mut dyn FnMut(Shown<'_>)) -> Result<()> {
@@ -224,10 +221,7 @@ impl Store for S3Store {
         if !self.bucket.markers.hold(key.as_str()) {
             return Ok(None);
         }
-        let (bucket, key) = (Arc::clone(&self.bucket), key.as_str().to_owned());
-        Ok(Some(wait(async move {
-            version::deleted(&bucket, &key).await
-        })??))
+        asked!(own = self.bucket, key = key.as_str() => version::deleted(&own, &key)).map(Some)
     }
 
     fn frozen(&self, prefix: &str, wanted: &dyn Fn(&str) -> bool) -> Result<Option<Frozen>> {
@@ -267,8 +261,7 @@ impl Store for S3Store {
             return Ok(false);
         };
         piece.check_lock(self.bucket.link.clock.unix_seconds())?;
-        let (bucket, key) = (Arc::clone(&self.bucket), key.as_str().to_owned());
-        wait(async move { listing::delete(&bucket, &key).await })??;
+        asked!(bucket = self.bucket, key = key.as_str() => listing::delete(&bucket, &key))?;
         Ok(true)
     }
 
@@ -286,8 +279,7 @@ impl Store for S3Store {
         let Some(until) = piece.kept_until()? else {
             return Ok(None);
         };
-        let (bucket, key) = (Arc::clone(&self.bucket), key.as_str().to_owned());
-        wait(async move { listing::delete(&bucket, &key).await })??;
+        asked!(bucket = self.bucket, key = key.as_str() => listing::delete(&bucket, &key))?;
         Ok(Some(until))
     }
 
@@ -300,21 +292,16 @@ impl Store for S3Store {
     }
 
     fn irregular(&self) -> Result<Vec<Irregular>> {
-        let bucket = Arc::clone(&self.bucket);
-        Ok(wait(async move { listing::irregular(&bucket).await })??)
+        asked!(bucket = self.bucket => listing::irregular(&bucket))
     }
 
     fn discard(&self, unfinished: &str) -> Result<bool> {
-        let (bucket, unfinished) = (Arc::clone(&self.bucket), unfinished.to_owned());
-        Ok(wait(async move {
-            listing::discard(&bucket, &unfinished).await
-        })??)
+        asked!(bucket = self.bucket, path = unfinished => listing::discard(&bucket, &path))
     }
 
     fn clock(&self) -> Result<Option<TimestampTz>> {
         // Any answer is dated; an old date is not what the clock says now.
-        let bucket = Arc::clone(&self.bucket);
-        wait(async move { listing::touch(&bucket).await })??;
+        asked!(bucket = self.bucket => listing::touch(&bucket))?;
         let seconds = self.bucket.link.clock.unix_seconds();
         Ok(seconds.and_then(TimestampTz::from_unix_seconds))
     }
@@ -326,9 +313,5 @@ impl Store for S3Store {
 
     fn is_remote(&self) -> bool {
         true
-    }
-
-    fn room(&self) -> Result<Option<Room>> {
-        Ok(None)
     }
 }

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use super::checksum::{Confirmed, check_sum, checksum};
-use super::client::{runtime, wait};
 use super::headers::{Condition, dressed_multipart};
 use super::request::Bucket;
 use crate::err;
@@ -17,6 +16,8 @@ use crate::error::Result;
 use crate::store::Key;
 use crate::store::http::failure::{Answered, Failure, Kind};
 use crate::store::http::retry::Purpose;
+use crate::store::parts::give_up;
+use crate::store::runtime::{asked, runtime, wait};
 
 /// How long taking back an upload may hold up whoever gave it up; the janitor finds what is left.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -44,10 +45,8 @@ impl Multipart {
         mark: &str,
         condition: Condition,
     ) -> Result<Multipart> {
-        let id = {
-            let (bucket, key, mark) = (Arc::clone(bucket), key.clone(), mark.to_owned());
-            wait(async move { begin(&bucket, &key, &mark).await })??
-        };
+        let id =
+            { asked!(bucket = bucket, key = key, mark = mark => begin(&bucket, &key, &mark))? };
         Ok(Multipart {
             bucket: Arc::clone(bucket),
             key: key.clone(),
@@ -66,11 +65,8 @@ impl Multipart {
         self.land()?;
         self.number += 1;
         if self.number > PARTS_MAX {
-            return Err(err!(
-                Refused,
-                "object \"{}\" is too large for the store",
-                self.key
-            ));
+            let key = &self.key;
+            return Err(err!(Refused, "object \"{key}\" is too large for the store"));
         }
         let (bucket, key, id) = (Arc::clone(&self.bucket), self.key.clone(), self.id.clone());
         let number = self.number;
@@ -118,10 +114,7 @@ impl Drop for Multipart {
         let flying = self.flying.take();
         let (bucket, key, id) = (Arc::clone(&self.bucket), self.key.clone(), self.id.clone());
         let _ = wait(async move {
-            if let Some(flying) = flying {
-                flying.abort();
-                let _ = flying.await;
-            }
+            give_up(flying).await;
             tokio::time::timeout(PATIENCE, abort(&bucket, key.as_str(), &id)).await
         });
     }

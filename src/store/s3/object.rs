@@ -8,14 +8,14 @@ use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{ObjectLockLegalHoldStatus, ObjectLockMode};
 use bytes::Bytes;
 
-use super::client::wait;
 use super::request::Bucket;
 use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::store::ahead::{AHEAD_MAX, Ahead, TAIL_BYTES};
 use crate::store::http::failure::{Answered, Failure, Kind, shown};
-use crate::store::http::{SIGN_BYTES, range_of};
+use crate::store::http::{SIGN_BYTES, answered_range};
+use crate::store::runtime::{asked, wait};
 use crate::store::{Key, Meta, Object, life};
 
 /// A piece of an object, and what the answer says about the whole.
@@ -154,21 +154,8 @@ pub(super) async fn fetch(bucket: &Bucket, key: &str, part: Part) -> Answered<Op
                 return Err(Failure::again("the store's answer names no object"));
             }
             check_encoding(answer.content_encoding())?;
-            let range = answer.content_range().map(range_of);
-            let (offset, end, size) = match range {
-                Some(Some(range)) => range,
-                Some(None) => {
-                    return Err(Failure::again(
-                        "the range in the answer cannot be understood",
-                    ));
-                }
-                // The whole object where a part was asked for: fine if that is all there is.
-                None => {
-                    let size = answer.content_length().and_then(|n| u64::try_from(n).ok());
-                    let size = size.ok_or_else(|| Failure::again("the answer has no length"))?;
-                    (0, size, size)
-                }
-            };
+            let whole = || length_of(answer.content_length());
+            let (offset, end, size) = answered_range(answer.content_range(), whole)?;
             check(part, offset, end, size)?;
             let modified = time(answer.last_modified())?;
             let lock = Lock::of(&answer);
@@ -201,19 +188,23 @@ pub(super) async fn look(bucket: &Bucket, key: &str) -> Answered<Option<Piece>> 
     }
 }
 
-async fn head_of_frozen(bucket: &Bucket, key: &str) -> Answered<Piece> {
-    let head = bucket
+/// Asks for the head of an object.
+pub(super) async fn head(bucket: &Bucket, key: &str) -> Answered<HeadObjectOutput> {
+    bucket
         .run(&format!("look at object \"{key}\""), |client| async move {
             let request = client.head_object().bucket(&bucket.bucket);
             Ok(request.key(bucket.full(key)).send().await?)
         })
-        .await?;
-    let size = head.content_length().and_then(|n| u64::try_from(n).ok());
+        .await
+}
+
+async fn head_of_frozen(bucket: &Bucket, key: &str) -> Answered<Piece> {
+    let head = head(bucket, key).await?;
     Ok(Piece {
         offset: 0,
         bytes: Bytes::new(),
         meta: Meta {
-            size_bytes: size.ok_or_else(|| Failure::again("the answer has no length"))?,
+            size_bytes: length_of(head.content_length())?,
             modified: time(head.last_modified())?,
         },
         lock: Lock::of_head(&head),
@@ -227,12 +218,7 @@ async fn empty(
     part: Part,
     refused: Failure,
 ) -> Answered<Option<Piece>> {
-    let head = bucket
-        .run(&format!("look at object \"{key}\""), |client| async move {
-            let request = client.head_object().bucket(&bucket.bucket);
-            Ok(request.key(bucket.full(key)).send().await?)
-        })
-        .await?;
+    let head = head(bucket, key).await?;
     let wanted = match part {
         Part::Last(_) => 0,
         Part::From(offset, bytes) => offset.saturating_add(bytes),
@@ -250,6 +236,12 @@ async fn empty(
         meta,
         lock: None,
     }))
+}
+
+/// The length in an answer.
+pub(super) fn length_of(header: Option<i64>) -> Answered<u64> {
+    let length = header.and_then(|n| u64::try_from(n).ok());
+    length.ok_or_else(|| Failure::again("the answer has no length"))
 }
 
 /// Refuses an answer in an unknown encoding. Something on the way may compress the answer, or a program that copied the
@@ -358,29 +350,20 @@ impl S3Object {
 
     /// All of a range, which must be that of the same object.
     fn fetch(&self, offset: u64, bytes: u64) -> Result<Bytes> {
-        let piece = read(&self.bucket, &self.key, Part::From(offset, bytes))?;
-        let Some(piece) = piece else {
-            return Err(err!(
-                Damaged,
-                "object \"{}\" is gone while it is read",
-                self.key
-            ));
+        let key = &self.key;
+        let Some(piece) = read(&self.bucket, key, Part::From(offset, bytes))? else {
+            return Err(err!(Damaged, "object \"{key}\" is gone while it is read"));
         };
         match piece.meta.size_bytes == self.size_bytes() {
             true => Ok(piece.bytes),
-            false => Err(err!(
-                Damaged,
-                "object \"{}\" changed while it was read",
-                self.key
-            )),
+            false => Err(err!(Damaged, "object \"{key}\" changed while it was read")),
         }
     }
 }
 
 /// Waits for [`look`].
 pub(super) fn glance(bucket: &Arc<Bucket>, key: &Key) -> Result<Option<Piece>> {
-    let (bucket, key) = (Arc::clone(bucket), key.clone());
-    Ok(wait(async move { look(&bucket, key.as_str()).await })??)
+    asked!(bucket = bucket, key = key => look(&bucket, key.as_str()))
 }
 
 /// Waits for [`fetch`].
@@ -414,6 +397,8 @@ impl Object for S3Object {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
+    use crate::store::http::range_of;
 
     #[test]
     fn ranges_of_answers_are_read_and_checked() {
@@ -433,23 +418,11 @@ mod tests {
         assert!(check(Part::From(0, 1), 0, 0, 0).is_ok());
         assert!(check(Part::From(0, 2), 0, 0, 0).is_err());
         for (part, offset, end, size, code) in [
-            (Part::Last(10), 0, 100, 100, crate::error::Code::Unreachable),
-            (Part::Last(10), 80, 90, 100, crate::error::Code::Unreachable),
-            (
-                Part::From(10, 5),
-                0,
-                5,
-                100,
-                crate::error::Code::Unreachable,
-            ),
-            (
-                Part::From(10, 5),
-                15,
-                10,
-                100,
-                crate::error::Code::Unreachable,
-            ),
-            (Part::From(10, 5), 10, 12, 12, crate::error::Code::Damaged),
+            (Part::Last(10), 0, 100, 100, Code::Unreachable),
+            (Part::Last(10), 80, 90, 100, Code::Unreachable),
+            (Part::From(10, 5), 0, 5, 100, Code::Unreachable),
+            (Part::From(10, 5), 15, 10, 100, Code::Unreachable),
+            (Part::From(10, 5), 10, 12, 12, Code::Damaged),
         ] {
             let failure = check(part, offset, end, size).unwrap_err();
             assert_eq!(failure.error.code(), code, "{part:?} {offset}-{end}/{size}");
@@ -469,10 +442,9 @@ mod tests {
         }
         for other in ["gzip", "aws-chunked,gzip", "br", "x\n"] {
             let failure = check_encoding(Some(other)).unwrap_err();
-            let code = crate::error::Code::Unreachable;
             assert_eq!(
                 (failure.kind, failure.error.code()),
-                (Kind::Final, code),
+                (Kind::Final, Code::Unreachable),
                 "{other}"
             );
         }

@@ -8,7 +8,6 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
 use bytes::Bytes;
 
-use super::client::wait;
 use super::headers::{Condition, dressed_put};
 use super::multipart::Multipart;
 use super::object::{Part, fetch};
@@ -19,6 +18,7 @@ use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::store::http::failure::{Answered, Failure, Kind};
+use crate::store::runtime::{asked, wait};
 use crate::store::{Key, Store as _};
 
 /// How many create the same object at once, and how often that is tried.
@@ -77,7 +77,7 @@ impl S3Store {
         let (bucket, key) = (Arc::clone(&self.bucket), key.clone());
         let doing = format!("replace object \"{key}\" of a trial");
         Ok(wait(async move {
-            let mark = format!("{:016x}", bucket.next_random());
+            let mark = format!("{:016x}", bucket.random.draw());
             let (bucket, key, mark) = (&bucket, &key, &mark);
             bucket
                 .run(&doing, |client| async move {
@@ -155,14 +155,12 @@ impl S3Store {
     }
 
     fn try_creation(&self) -> Result<Creation> {
-        let bucket = Arc::clone(&self.bucket);
-        let small = wait(async move { one_after_the_other(&bucket).await })??;
+        let small = asked!(bucket = self.bucket => one_after_the_other(&bucket))?;
         if small != Creation::Kept {
             return Ok(small);
         }
         for round in 0..ROUNDS {
-            let bucket = Arc::clone(&self.bucket);
-            let raced = wait(async move { at_the_same_time(&bucket, round).await })??;
+            let raced = asked!(bucket = self.bucket => at_the_same_time(&bucket, round))?;
             if raced != Creation::Kept {
                 return Ok(raced);
             }

@@ -4,18 +4,16 @@
 //! root can have named it. A secret in another user's file is no such danger, and root reads the file of the server's user.
 
 use std::fs::{File, Metadata};
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 
 use crate::config::account::Account;
-use crate::config::{S3Settings, secret, trust};
+use crate::config::{S3Settings, trust};
 use crate::err;
-use crate::error::{Code, Error, Result};
-
-const FILE_LIMIT_BYTES: u64 = 1 << 20;
+use crate::error::{Error, Result};
+use crate::store::http::{credentials_file, credentials_text};
 
 /// The variable that names a file, and its usual place below the home directory.
 type Names = (&'static str, &'static str);
@@ -45,18 +43,7 @@ pub(super) fn files(settings: &S3Settings) -> Result<EnvConfigFiles> {
 
 /// We may read the credentials, and nobody else. The client would say neither why it could not nor, the second time, what.
 fn configured(path: &Path) -> Result<String> {
-    let shown = path.display();
-    let failed = |e| {
-        err!(Config, "there are no credentials: could not read credentials file \"{shown}\"")
-            .source(e)
-            .hint(format!(
-                "Name the file where it is, and let it belong to the user that runs pitr, for archiving the server's: chown postgres {shown}"
-            ))
-    };
-    let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    secret::check_closed(Code::Config, "credentials file", path, &metadata)?;
-    let text = read(file).map_err(failed)?;
+    let (text, metadata) = credentials_file(path)?;
     check_programs(path, &text, &metadata)?;
     Ok(text)
 }
@@ -67,7 +54,7 @@ fn usual(names: Names) -> Result<String> {
     let Some(path) = path else {
         return Ok(String::new());
     };
-    let opened = File::open(&path).and_then(|file| Ok((file.metadata()?, read(file)?)));
+    let opened = File::open(&path).and_then(|file| Ok((file.metadata()?, credentials_text(file)?)));
     let Ok((metadata, text)) = opened else {
         return Ok(String::new());
     };
@@ -84,12 +71,6 @@ fn place((variable, below_home): Names) -> Option<PathBuf> {
         },
         None => home().map(|home| home.join(below_home)),
     }
-}
-
-fn read(file: File) -> std::io::Result<String> {
-    let mut text = String::new();
-    file.take(FILE_LIMIT_BYTES).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// Requires that only this user and root may write a file that names programs.

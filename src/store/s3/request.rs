@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_sdk_s3::Client;
@@ -16,7 +15,7 @@ use super::markers::Markers;
 use crate::pg::time::TimestampTz;
 use crate::store::http::attempt::Attempt;
 use crate::store::http::failure::{Answered, Failure, Kind};
-use crate::store::http::retry::{Next, PAUSE, Purpose, Time, Tried, given_up, mixed, part};
+use crate::store::http::retry::{Next, Purpose, Random, Time, Tried, given_up};
 use crate::store::life;
 
 /// The properties that requests of one store have in common.
@@ -28,7 +27,7 @@ pub(super) struct Bucket {
     /// As the operator knows it.
     pub(super) place: String,
     /// Random, for pauses and for the marks of uploads.
-    pub(super) random: AtomicU64,
+    pub(super) random: Random,
     /// The objects that were deleted in a bucket that keeps versions.
     pub(super) markers: Markers,
     /// Whether objects written here are removed again: they are neither locked nor in a class that is paid for longer.
@@ -61,7 +60,8 @@ impl Bucket {
         let mut time = Time::of(&self.link.settings, purpose);
         let mut tried = Tried::default();
         let mut before: Option<Failure> = None;
-        self.pause(Duration::ZERO, &mut time).await;
+        let (calm, random) = (&self.link.calm, &self.random);
+        time.pause(Duration::ZERO, calm, random).await;
         loop {
             let connected = self.link.connected();
             let silence = time.of_attempt(before.is_none());
@@ -85,23 +85,23 @@ impl Bucket {
                 life::sign();
             }
             let failure = self.judged(failure, &tried);
-            let pause = match tried.next(&failure.kind, self.next_random()) {
+            let pause = match tried.next(&failure.kind, random.draw()) {
                 Next::Fail => {
                     let failure = self.identified(failure).await;
-                    return Err(self.told(doing, failure, &tried));
+                    return Err(tried.told(doing, &self.place, failure));
                 }
                 Next::Renew(region) => match self.renew(region, &connected, &mut time).await? {
                     true => Duration::ZERO,
-                    false => return Err(self.told(doing, failure, &tried)),
+                    false => return Err(tried.told(doing, &self.place, failure)),
                 },
                 Next::Now => Duration::ZERO,
                 Next::Pause(pause) => pause,
             };
             if failure.is_throttled {
-                self.link.calm.keep(pause, Instant::now());
+                calm.keep(pause, Instant::now());
             }
-            if !self.pause(pause, &mut time).await {
-                return Err(self.told(doing, failure, &tried));
+            if !time.pause(pause, calm, random).await {
+                return Err(tried.told(doing, &self.place, failure));
             }
             before = Some(failure);
         }
@@ -118,26 +118,6 @@ impl Bucket {
         Failure {
             kind: Kind::Final,
             ..failure
-        }
-    }
-
-    /// Waits, and then for as long as the store wants less of everybody; whether there was time for it.
-    async fn pause(&self, pause: Duration, time: &mut Time) -> bool {
-        let mut pause = pause;
-        loop {
-            if time.left() <= pause {
-                return false;
-            }
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-                time.spend(pause);
-            }
-            pause = self.link.calm.left(Instant::now());
-            if pause.is_zero() {
-                return true;
-            }
-            // The throttled request goes first, and the others not together.
-            pause += part(PAUSE, self.next_random());
         }
     }
 
@@ -183,35 +163,15 @@ impl Bucket {
         }
     }
 
-    fn told(&self, doing: &str, failure: Failure, tried: &Tried) -> Failure {
-        let times = match tried.again {
-            0 | 1 => String::new(),
-            n => format!(", tried {n} times"),
-        };
-        Failure {
-            error: failure
-                .error
-                .context(format!("could not {doing} in \"{}\"{times}", self.place)),
-            is_ambiguous: tried.again > 0,
-            ..failure
-        }
-    }
-
     /// A key as the store knows it.
     pub(super) fn full(&self, key: impl std::fmt::Display) -> String {
         format!("{}{key}", self.prefix)
-    }
-
-    /// The next number of a sequence that looks random (splitmix64).
-    pub(super) fn next_random(&self) -> u64 {
-        const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
-        mixed(self.random.fetch_add(STEP, Ordering::Relaxed))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::store::http::retry::{PAUSE, part};
     use crate::store::s3::S3Store;
 
     #[test]
@@ -221,7 +181,7 @@ mod tests {
             ..Default::default()
         };
         let store = S3Store::open("bucket", "", &settings, 7).unwrap();
-        let draw = || part(PAUSE, store.bucket.next_random());
+        let draw = || part(PAUSE, store.bucket.random.draw());
         let mut drawn: Vec<_> = std::iter::repeat_with(draw).take(100).collect();
         drawn.sort_unstable();
         drawn.dedup();

@@ -6,7 +6,6 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{ObjectLockRetention, ObjectLockRetentionMode};
 
-use super::client::wait;
 use super::listing::{Found, Listing};
 use super::request::Bucket;
 use crate::config::{LockMode, ObjectLock};
@@ -15,6 +14,7 @@ use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::store::Key;
 use crate::store::http::failure::{Answered, Failure};
+use crate::store::runtime::{asked, wait};
 
 /// So many objects of a folder are looked at one by one. The last old one tells of all where there are more: locks are extended in the order of
 /// names. A young one tells nothing of them: a healed copy, or what somebody put behind them.
@@ -89,8 +89,7 @@ fn configured(lock: ObjectLock) -> ObjectLockRetentionMode {
 
 /// Until when the store keeps an object; none of one that it does not keep.
 pub(super) fn until(bucket: &Arc<Bucket>, key: &Key) -> Result<Option<TimestampTz>> {
-    let (bucket, key) = (Arc::clone(bucket), key.as_str().to_owned());
-    let kept = wait(async move { read(&bucket, &key).await })??;
+    let kept = asked!(bucket = bucket, key = key.as_str() => read(&bucket, &key))?;
     Ok(kept.and_then(|(_, until)| TimestampTz::from_unix_seconds(until.secs())))
 }
 

@@ -5,7 +5,6 @@
 //! `If-None-Match: *`. An attempt of it may get no answer, and a later one the answer that the name is taken. Then a
 //! mark that the upload left on the object tells whether this upload took the name.
 
-use std::io::{self, Write};
 use std::sync::Arc;
 
 use aws_sdk_s3::primitives::ByteStream;
@@ -17,12 +16,13 @@ use super::client::wait;
 use super::headers::{self, Condition, MARK, Sort, dressed_put};
 use super::listing;
 use super::multipart::Multipart;
-use super::object::{Part, read};
+use super::object::{Part, head, read};
 use super::request::Bucket;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::store::http::failure::{Answered, Failure, Kind};
 use crate::store::http::retry::Purpose;
+use crate::store::parts::{Broken, write_by_take};
 use crate::store::{Key, NewObject, Published};
 
 /// A part of a multipart upload; the least that stores accept is 5 MiB.
@@ -45,7 +45,7 @@ pub(super) struct Upload {
     whole_max: usize,
     multipart: Option<Multipart>,
     /// Error of a part, which is missing from then on.
-    broken: Option<(Code, String)>,
+    broken: Broken,
     /// How many bytes were written.
     size: u64,
     /// The last of them that one request took.
@@ -73,39 +73,25 @@ pub fn put_requests(key: &str, size_bytes: u64) -> u64 {
 impl Upload {
     pub(super) fn new(bucket: &Arc<Bucket>, key: &Key) -> Upload {
         Upload {
-            mark: format!("{:016x}{:016x}", bucket.next_random(), bucket.next_random()),
+            mark: format!("{:016x}{:016x}", bucket.random.draw(), bucket.random.draw()),
             bucket: Arc::clone(bucket),
             key: key.clone(),
             buffer: Vec::new(),
             whole_max: whole_max(key),
             multipart: None,
-            broken: None,
+            broken: Broken::default(),
             size: 0,
             end: Bytes::new(),
         }
     }
 
-    /// Takes bytes, and sends a part once there are more than one request takes. Nothing comes behind a part that was not sent: whoever
-    /// passes over an error, as a writer does that is flushed when it is dropped, would else publish an object with a hole.
+    /// Takes bytes, and sends a part once there are more than one request takes. Nothing comes behind a part that was not sent.
     fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        self.check_whole()?;
+        self.broken.check(&self.key)?;
         self.buffer.extend_from_slice(bytes);
         self.size += bytes.len() as u64;
         let drained = self.drain();
-        if let Err(e) = &drained {
-            self.broken = Some((e.code(), e.to_string()));
-        }
-        drained
-    }
-
-    fn check_whole(&self) -> Result<()> {
-        match &self.broken {
-            None => Ok(()),
-            Some((code, why)) => Err(Error::new(
-                *code,
-                format!("a part of object \"{}\" is not stored: {why}", self.key),
-            )),
-        }
+        self.broken.note(drained)
     }
 
     fn drain(&mut self) -> Result<()> {
@@ -239,20 +225,11 @@ impl Upload {
     }
 }
 
-impl Write for Upload {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.take(bytes).map_err(io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+write_by_take!(Upload);
 
 impl NewObject for Upload {
     fn publish(mut self: Box<Self>) -> Result<Published> {
-        self.check_whole()?;
+        self.broken.check(&self.key)?;
         if self.bucket.link.settings.unsafe_overwrite {
             return self.publish_unsafely();
         }
@@ -280,12 +257,7 @@ fn unread(denied: Error) -> Error {
 
 /// The mark on an object; none where another program wrote it, or it is gone.
 pub(super) async fn mark_of(bucket: &Bucket, key: &Key) -> Answered<Option<String>> {
-    let head = bucket
-        .run(&format!("look at object \"{key}\""), |client| async move {
-            let request = client.head_object().bucket(&bucket.bucket);
-            Ok(request.key(bucket.full(key)).send().await?)
-        })
-        .await?;
+    let head = head(bucket, key.as_str()).await?;
     Ok(head.metadata().and_then(|m| m.get(MARK)).cloned())
 }
 

@@ -20,7 +20,7 @@ mod session;
 mod ssh;
 mod upload;
 
-use super::runtime::wait;
+use super::runtime::{asked, wait};
 use link::{Link, Server};
 use object::SftpObject;
 use place::Place;
@@ -87,8 +87,7 @@ impl SftpStore {
     /// # Errors
     /// `Refused` where something else is; errors of the server.
     pub fn is_there(&self) -> Result<bool> {
-        let place = Arc::clone(&self.place);
-        Ok(wait(async move { place.is_there().await })??)
+        asked!(place = self.place => place.is_there())
     }
 
     /// Names in the directory itself, whatever they are.
@@ -96,8 +95,7 @@ impl SftpStore {
     /// # Errors
     /// Errors of the server.
     pub fn names(&self) -> Result<Vec<String>> {
-        let place = Arc::clone(&self.place);
-        let names = wait(async move { place.names("").await })??;
+        let names = asked!(place = self.place => place.names(""))?;
         Ok(names.into_iter().map(|(name, _)| name).collect())
     }
 
@@ -106,8 +104,7 @@ impl SftpStore {
     /// # Errors
     /// Errors of the server.
     pub fn create_root(&self) -> Result<()> {
-        let place = Arc::clone(&self.place);
-        Ok(wait(async move { place.create().await })??)
+        asked!(place = self.place => place.create())
     }
 }
 
@@ -117,8 +114,7 @@ impl Store for SftpStore {
     }
 
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
-        let (place, looked) = (Arc::clone(&self.place), key.clone());
-        let facts = wait(async move { place.look(&looked).await })??;
+        let facts = asked!(place = self.place, looked = key => place.look(&looked))?;
         Ok(facts.map(|facts| -> Box<dyn Object> {
             Box::new(SftpObject::new(&self.place, key, facts.size_bytes))
         }))
@@ -129,34 +125,28 @@ impl Store for SftpStore {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        let (place, prefix) = (Arc::clone(&self.place), prefix.to_owned());
-        Ok(wait(async move { place.list(&prefix).await })??)
+        asked!(place = self.place, prefix = prefix => place.list(&prefix))
     }
 
     fn head(&self, key: &Key) -> Result<Option<Meta>> {
-        let (place, key) = (Arc::clone(&self.place), key.clone());
-        let facts = wait(async move { place.look(&key).await })??;
+        let facts = asked!(place = self.place, key = key => place.look(&key))?;
         Ok(facts.map(|facts| place::meta(&facts)))
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {
-        let (place, key) = (Arc::clone(&self.place), key.clone());
-        Ok(wait(async move { place.delete(&key).await })??)
+        asked!(place = self.place, key = key => place.delete(&key))
     }
 
     fn settle_deletions(&self, prefix: &str) -> Result<()> {
-        let (place, prefix) = (Arc::clone(&self.place), prefix.to_owned());
-        Ok(wait(async move { place.settle_deletions(&prefix).await })??)
+        asked!(place = self.place, prefix = prefix => place.settle_deletions(&prefix))
     }
 
     fn irregular(&self) -> Result<Vec<Irregular>> {
-        let place = Arc::clone(&self.place);
-        Ok(wait(async move { place.irregular().await })??)
+        asked!(place = self.place => place.irregular())
     }
 
     fn discard(&self, unfinished: &str) -> Result<bool> {
-        let (place, unfinished) = (Arc::clone(&self.place), unfinished.to_owned());
-        Ok(wait(async move { place.discard(&unfinished).await })??)
+        asked!(place = self.place, unfinished = unfinished => place.discard(&unfinished))
     }
 
     fn keep_reserve(&self) -> Result<()> {

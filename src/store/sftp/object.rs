@@ -10,7 +10,7 @@ use super::session::{Open, Session};
 use crate::err;
 use crate::error::Result;
 use crate::store::ahead::Ahead;
-use crate::store::runtime::wait;
+use crate::store::runtime::asked;
 use crate::store::{Key, Object};
 
 /// So much is on its way together, whatever is wanted.
@@ -49,17 +49,14 @@ impl Object for SftpObject {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let fetch = |offset: u64, bytes: u64| {
-            let remote = Arc::clone(&self.remote);
-            Ok(wait(async move { remote.fetch(offset, bytes).await })??)
-        };
+        let fetch =
+            |offset: u64, bytes: u64| asked!(remote = self.remote => remote.fetch(offset, bytes));
         let key = &self.remote.key;
         self.ahead.read_at(key, buffer, offset, fetch)
     }
 
     fn settle(&self) -> Result<()> {
-        let remote = Arc::clone(&self.remote);
-        Ok(wait(async move { remote.settle().await })??)
+        asked!(remote = self.remote => remote.settle())
     }
 }
 

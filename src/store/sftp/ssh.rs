@@ -304,31 +304,21 @@ mod tests {
 
     #[test]
     fn the_last_words_of_ssh_tell_what_to_do() {
+        use Code::{Config, Denied, Refused, Unreachable};
+        use Kind::{Again, Final};
         for (said, kind, code) in [
-            (
-                "Host key verification failed.\r\n",
-                Kind::Final,
-                Code::Unreachable,
-            ),
-            (
-                "pitr@host: Permission denied (publickey).",
-                Kind::Final,
-                Code::Denied,
-            ),
-            (
-                "subsystem request failed on channel 0",
-                Kind::Final,
-                Code::Refused,
-            ),
+            ("Host key verification failed.\r\n", Final, Unreachable),
+            ("pitr@host: Permission denied (publickey).", Final, Denied),
+            ("subsystem request failed on channel 0", Final, Refused),
             (
                 "/root/.ssh/config: line 1: Bad configuration option: x\nterminating, 1 bad configuration options",
-                Kind::Final,
-                Code::Config,
+                Final,
+                Config,
             ),
             (
                 "ssh: connect to host h port 22: Connection refused",
-                Kind::Again,
-                Code::Unreachable,
+                Again,
+                Unreachable,
             ),
         ] {
             let failure = meaning(said);

@@ -3,7 +3,6 @@
 //! One piece is on its way while the next one is filled. Pieces have positions: one that got no answer is sent again, over another connection.
 //! Before that the file is read back: a server that was started again may have lost what it had taken.
 
-use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,8 +13,9 @@ use super::failure::{Answered, Failure, Kind};
 use super::place::Place;
 use super::session::{Open, Session};
 use crate::err;
-use crate::error::{Code, Error, Result};
-use crate::store::runtime::{runtime, wait};
+use crate::error::{Code, Result};
+use crate::store::parts::{Broken, give_up, write_by_take};
+use crate::store::runtime::{asked, runtime, wait};
 use crate::store::{Key, NewObject, Published};
 
 /// So much is on its way together.
@@ -34,7 +34,7 @@ pub(super) struct Upload {
     buffer: Vec<u8>,
     flying: Option<JoinHandle<Answered<()>>>,
     /// Error of a piece, which is missing from then on.
-    broken: Option<(Code, String)>,
+    broken: Broken,
 }
 
 /// A file under a temporary name.
@@ -75,32 +75,17 @@ impl Upload {
             is_settling: AtomicBool::new(false),
             is_unknown: AtomicBool::new(false),
         });
-        let creating = Arc::clone(&file);
-        wait(async move { creating.create().await })??;
+        asked!(creating = file => creating.create())?;
         Ok(Upload {
             file,
             buffer: Vec::new(),
             flying: None,
-            broken: None,
+            broken: Broken::default(),
         })
     }
 
-    /// Nothing comes behind a piece that was not taken: whoever passes over an error would else publish an object with a hole.
-    fn check_whole(&self) -> Result<()> {
-        match &self.broken {
-            None => Ok(()),
-            Some((code, why)) => Err(Error::new(
-                *code,
-                format!(
-                    "a part of object \"{}\" is not stored: {why}",
-                    self.file.key
-                ),
-            )),
-        }
-    }
-
     fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        self.check_whole()?;
+        self.broken.check(&self.file.key)?;
         self.buffer.extend_from_slice(bytes);
         let mut sent = Ok(());
         while sent.is_ok() && self.buffer.len() >= PIECE_BYTES {
@@ -108,10 +93,7 @@ impl Upload {
             let piece = std::mem::replace(&mut self.buffer, rest);
             sent = self.send(piece);
         }
-        if let Err(e) = &sent {
-            self.broken = Some((e.code(), e.to_string()));
-        }
-        sent
+        self.broken.note(sent)
     }
 
     /// Sends a piece, when the one before it has arrived.
@@ -149,20 +131,11 @@ fn stem(key: &Key) -> String {
     key.name().chars().take(100).collect()
 }
 
-impl Write for Upload {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.take(bytes).map_err(io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+write_by_take!(Upload);
 
 impl NewObject for Upload {
     fn publish(mut self: Box<Self>) -> Result<Published> {
-        self.check_whole()?;
+        self.broken.check(&self.file.key)?;
         let rest = std::mem::take(&mut self.buffer);
         let is_small = self.flying.is_none() && self.file.taken().0 == 0;
         let mut renewals = 0..RENEWALS;
@@ -188,10 +161,7 @@ impl Drop for Upload {
             return;
         };
         let _ = wait(async move {
-            if let Some(flying) = flying {
-                flying.abort();
-                let _ = flying.await;
-            }
+            give_up(flying).await;
             file.close();
             let path = file.place.path(&file.temporary);
             tokio::time::timeout(PATIENCE, session.remove(&path)).await

@@ -9,7 +9,7 @@ use super::{Answer, Contents, Entry, Expected, Facts, Outcome};
 use crate::error::{Code, Result};
 use crate::store::http::failure::{Answered, Failure, Kind};
 use crate::store::http::retry::Purpose;
-use crate::store::s3::client::wait;
+use crate::store::runtime::{asked, wait};
 use crate::store::s3::request::Bucket;
 use crate::text::percent_encoded;
 
@@ -50,8 +50,7 @@ impl Contents {
             Answer::Refused(why) => return Ok(Copied::Refused(why)),
         };
         let (own, other) = (Arc::clone(&self.bucket), Arc::clone(&from.bucket));
-        let key = entry.key.clone();
-        let id = wait(async move { begin(&own, &key, &facts).await })??;
+        let id = asked!(key = entry.key => begin(&own, &key, &facts))?;
         let (own, key) = (Arc::clone(&self.bucket), entry.key.clone());
         let (entry, expected, upload) = (entry.clone(), expected.clone(), id.clone());
         let copied = wait(async move {

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use super::facts::Facts;
 use super::{Contents, is_of_object};
 use crate::error::Result;
+use crate::store::http::answered_range;
 use crate::store::http::failure::{Answered, Failure, Kind};
-use crate::store::http::range_of;
 use crate::store::http::retry::Purpose;
 use crate::store::s3::client::wait;
-use crate::store::s3::object::collect;
+use crate::store::s3::object::{collect, length_of};
 use crate::store::s3::request::Bucket;
 
 /// A piece of an object.
@@ -125,18 +125,8 @@ async fn piece(
                 if answer.e_tag().is_none_or(str::is_empty) {
                     return Err(Failure::again("the store's answer names no object"));
                 }
-                let length_of_answer = answer.content_length().and_then(|n| u64::try_from(n).ok());
-                let length_of_answer =
-                    length_of_answer.ok_or_else(|| Failure::again("the answer has no length"))?;
-                let (begin, end, size) = match answer.content_range().map(range_of) {
-                    Some(Some(range)) => range,
-                    Some(None) => {
-                        return Err(Failure::again(
-                            "the range in the answer cannot be understood",
-                        ));
-                    }
-                    None => (0, length_of_answer, length_of_answer),
-                };
+                let whole = length_of(answer.content_length())?;
+                let (begin, end, size) = answered_range(answer.content_range(), || Ok(whole))?;
                 let expected = size.min(offset.saturating_add(length));
                 let is_asked = begin == offset && (length == 0 || end == expected);
                 if !is_asked || end < begin || (length > 0 && end - begin > length) {

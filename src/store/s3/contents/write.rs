@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
-use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::{ByteStream, DateTime, DateTimeFormat};
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
@@ -16,8 +14,8 @@ use crate::error::Result;
 use crate::fault;
 use crate::store::http::failure::{Answered, Failure, Kind};
 use crate::store::http::retry::Purpose;
+use crate::store::runtime::{asked, wait};
 use crate::store::s3::checksum::{check_sum, checksum};
-use crate::store::s3::client::wait;
 use crate::store::s3::multipart::abort;
 use crate::store::s3::request::Bucket;
 
@@ -145,8 +143,7 @@ impl Upload {
             Some(id) => id.clone(),
             None => {
                 let (key, facts) = (self.key.clone(), self.facts.clone());
-                let begun = Arc::clone(&bucket);
-                let id = wait(async move { begin(&begun, &key, &facts).await })??;
+                let id = asked!(begun = bucket => begin(&begun, &key, &facts))?;
                 self.id.insert(id).clone()
             }
         };
@@ -223,23 +220,12 @@ fn expires(facts: &Facts) -> Option<DateTime> {
     DateTime::from_str(facts.expires.as_ref()?, DateTimeFormat::HttpDate).ok()
 }
 
-fn described_put(request: PutObjectFluentBuilder, facts: &Facts) -> PutObjectFluentBuilder {
-    described!(request, facts)
-}
-
-fn described_multipart(
-    request: CreateMultipartUploadFluentBuilder,
-    facts: &Facts,
-) -> CreateMultipartUploadFluentBuilder {
-    described!(request, facts)
-}
-
 pub(super) async fn begin(bucket: &Bucket, key: &str, facts: &Facts) -> Answered<String> {
     bucket
         .run(&format!("begin object \"{key}\""), |client| {
             let request = client.create_multipart_upload().bucket(&bucket.bucket);
             let request = request.key(bucket.full(key));
-            let request = described_multipart(request, facts);
+            let request = described!(request, facts);
             async move {
                 let answer = request.send().await?;
                 let id = answer.upload_id().filter(|id| !id.is_empty());
@@ -326,7 +312,7 @@ async fn put(
             &format!("write object \"{key}\""),
             |client| {
                 let request = client.put_object().bucket(&bucket.bucket);
-                let request = described_put(request.key(bucket.full(key)), facts)
+                let request = described!(request.key(bucket.full(key)), facts)
                     .content_length(i64::try_from(body.len()).unwrap_or(i64::MAX))
                     .checksum_algorithm(ChecksumAlgorithm::Crc32C)
                     .checksum_crc32_c(&sum)

@@ -1,0 +1,36 @@
+//! Bytes that one thread sends and another reads.
+
+use std::io::{self, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+
+/// The end of a queue that is read.
+pub struct Pieces {
+    receiver: Receiver<Bytes>,
+    piece: Bytes,
+}
+
+/// A queue of at most so many pieces. The reader sees its end when the sender is dropped.
+pub fn pieces(queued: usize) -> (SyncSender<Bytes>, Pieces) {
+    let (sender, receiver) = sync_channel(queued);
+    let piece = Bytes::new();
+    (sender, Pieces { receiver, piece })
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.receiver.recv() {
+                Ok(piece) => self.piece = piece,
+                Err(_) => return Ok(0),
+            }
+        }
+        let n = self.piece.len().min(buffer.len());
+        let now = self.piece.split_to(n);
+        for (to, from) in buffer.iter_mut().zip(now) {
+            *to = from;
+        }
+        Ok(n)
+    }
+}
