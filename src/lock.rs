@@ -1,10 +1,11 @@
-//! Locks of files, by which processes of one host take turns.
+//! Locks of files, by which processes of one host take turns, and those of values, by which threads do.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation::{NonBlockingLockExclusive, NonBlockingLockShared};
@@ -12,6 +13,11 @@ use rustix::io::Errno;
 
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// The value of a mutex. A thread that panicked with it leaves it as it is.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Opens the file, makes it where it is not there, and locks it as [`within`] does; none while another process has the lock.
 ///

@@ -146,23 +146,15 @@ pub fn run(
     }
     if elsewhere.is_some() {
         let ended = Ended {
-            ended: session.host.now(),
-            status: None,
-            said: String::new(),
             elsewhere,
-            is_over_time: false,
+            ..Ended::new(session.host.now(), None, String::new())
         };
         runs.record_end(&held, id, &ended, session.host.random())?;
         return Ok(Done::Elsewhere);
     }
     if let Err(refused) = (asked.permit)() {
-        let ended = Ended {
-            ended: session.host.now(),
-            status: Some(i32::from(exit::status(Program::Pitr, refused.code()))),
-            said: refused.to_string(),
-            elsewhere: None,
-            is_over_time: false,
-        };
+        let status = i32::from(exit::status(Program::Pitr, refused.code()));
+        let ended = Ended::new(session.host.now(), Some(status), refused.to_string());
         runs.record_end(&held, id, &ended, session.host.random())?;
         return Err(refused);
     }
@@ -201,11 +193,8 @@ pub fn run(
         false => said,
     };
     let ended = Ended {
-        ended: session.host.now(),
-        status,
-        said,
-        elsewhere: None,
         is_over_time,
+        ..Ended::new(session.host.now(), status, said)
     };
     fault::point("run-ends");
     runs.record_end(&held, id, &ended, session.host.random())?;

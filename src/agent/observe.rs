@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use super::alert::{self, Notices, condition};
 use super::load::Loaded;
 use super::observed;
-use crate::behalf;
-use crate::durable;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fault;
 use crate::operate::metrics;
 use crate::operate::objectives_history;
@@ -36,9 +34,7 @@ pub fn observe(
     fault::pause("look");
     let mut metrics = metrics::collect(session, &[])?;
     let path = file(state_dir);
-    let (text, nonce) = (metrics.text.as_bytes(), session.host.random());
-    let exposed = behalf::of(&path, || durable::replace(&path, text, nonce))
-        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
+    let exposed = session.keep(&path, metrics.text.as_bytes());
     let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
     let measured = std::mem::replace(&mut metrics.noted, Ok(()));
     let mut conditions = alert::conditions(session, loaded, &metrics, notices);

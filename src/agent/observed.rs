@@ -9,9 +9,7 @@ use serde::Serialize;
 use super::alert::decide::Condition;
 use crate::behalf;
 use crate::config::Settings;
-use crate::durable;
-use crate::err;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::operate::info::{ClusterInfo, Info};
 use crate::operate::metrics::Metrics;
 use crate::operate::objectives_history::{self, Kept};
@@ -102,11 +100,7 @@ pub fn write(
         failures,
         rooms: &metrics.rooms,
     };
-    let text = serde_json::to_vec(&observed)
-        .map_err(|e| err!(Internal, "what was found cannot be written").source(e))?;
-    let nonce = session.host.random();
-    behalf::of(&path, || durable::replace(&path, &text, nonce))
-        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+    session.keep_json(&path, "what was found", &observed)
 }
 
 fn shown(condition: &Condition) -> Shown<'_> {

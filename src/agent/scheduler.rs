@@ -74,10 +74,6 @@ impl Planned {
         state: &JobState,
         states: &BTreeMap<String, JobState>,
     ) -> Option<RunId> {
-        let fresh = |scheduled| RunId {
-            scheduled,
-            attempt: 0,
-        };
         let last = state.runs.last();
         let floor = last.map_or(state.since, |run| run.id.scheduled);
         let scheduled = match &self.trigger {
@@ -88,7 +84,9 @@ impl Planned {
             Trigger::Scheduled(schedule) => self.scheduled(schedule, floor, now),
             Trigger::After(other) => succeeded(states.get(other)?, state, last),
         };
-        scheduled.map(fresh).or_else(|| self.again(now, last?))
+        scheduled
+            .map(RunId::first)
+            .or_else(|| self.again(now, last?))
     }
 
     /// The newest time that was missed, or is now.
@@ -254,7 +252,7 @@ mod tests {
     fn daily(catch_up: bool, retries: u32) -> Planned {
         Planned {
             name: "a".into(),
-            trigger: Trigger::Scheduled(Box::new(Schedule::new("0 2 * * *", None).unwrap())),
+            trigger: cron("0 2 * * *", None),
             delay: Duration::ZERO,
             catch_up,
             retries,
@@ -262,13 +260,36 @@ mod tests {
         }
     }
 
-    fn state(runs: Vec<Run>) -> JobState {
-        JobState {
-            since: time("2026-11-01T00:00:00Z"),
-            is_running: false,
-            runs,
-            ahead: 0,
+    fn cron(text: &str, zone: Option<&str>) -> Trigger {
+        Trigger::Scheduled(Box::new(Schedule::new(text, zone).unwrap()))
+    }
+
+    fn with(trigger: Trigger) -> Planned {
+        Planned {
+            trigger,
+            ..daily(true, 0)
         }
+    }
+
+    fn state(runs: Vec<Run>) -> JobState {
+        JobState::sample(time("2026-11-01T00:00:00Z"), runs)
+    }
+
+    fn going(runs: Vec<Run>) -> JobState {
+        JobState {
+            is_running: true,
+            ..state(runs)
+        }
+    }
+
+    /// The run of a job that follows another one.
+    fn follows(now: TimestampTz, retries: u32, before: &[Run], own: &[Run]) -> Option<RunId> {
+        let mut job = with(Trigger::After("b".into()));
+        job.retries = retries;
+        let states = [("a", own), ("b", before)];
+        let states = states.map(|(name, runs)| (name.to_owned(), state(runs.to_vec())));
+        let jobs = [job];
+        due(now, &jobs, &states.into()).first().map(|(_, id)| *id)
     }
 
     fn starts(job: Planned, state: JobState, now: &str) -> Option<RunId> {
@@ -285,44 +306,30 @@ mod tests {
             ..daily(false, 0)
         };
         let two = time("2026-11-20T02:00:00Z");
-        let id = Some(RunId {
-            scheduled: two,
-            attempt: 0,
-        });
+        let id = Some(RunId::first(two));
         assert_eq!(starts(job(), state(vec![]), "2026-11-20T02:09:59Z"), None);
         assert_eq!(starts(job(), state(vec![]), "2026-11-20T02:10:00Z"), id);
         let next = job().next(time("2026-11-20T02:05:00Z"));
         assert_eq!(next, Some(time("2026-11-20T02:10:00Z")));
         // Before its delay is over nothing was missed.
         let missed = |now| job().missed(time(now), &state(vec![]));
-        assert_eq!(
-            missed("2026-11-20T02:11:00Z"),
-            Some(two.saturating_sub(Duration::from_secs(86_400)))
-        );
+        let yesterday = Some(time("2026-11-19T02:00:00Z"));
+        assert_eq!(missed("2026-11-20T02:11:00Z"), yesterday);
         assert_eq!(missed("2026-11-20T02:13:00Z"), Some(two));
     }
 
     #[test]
     fn a_missed_time_is_caught_up_once() {
         let two = time("2026-11-20T02:00:00Z");
-        let id = RunId {
-            scheduled: two,
-            attempt: 0,
-        };
+        let id = RunId::first(two);
         let late = "2026-11-20T09:00:00Z";
         assert_eq!(starts(daily(true, 0), state(vec![]), late), Some(id));
         assert_eq!(starts(daily(false, 0), state(vec![]), late), None);
-        assert_eq!(
-            starts(daily(false, 0), state(vec![]), "2026-11-20T02:00:30Z"),
-            Some(id)
-        );
+        let soon = "2026-11-20T02:00:30Z";
+        assert_eq!(starts(daily(false, 0), state(vec![]), soon), Some(id));
         let done = run(two, 0, two, Some((two, 0)));
         assert_eq!(starts(daily(true, 0), state(vec![done]), late), None);
-        let running = JobState {
-            is_running: true,
-            ..state(vec![])
-        };
-        assert_eq!(starts(daily(true, 0), running, late), None);
+        assert_eq!(starts(daily(true, 0), going(vec![]), late), None);
     }
 
     #[test]
@@ -339,28 +346,16 @@ mod tests {
         assert_eq!(after(2, 2, "2026-11-20T09:00:00Z"), None);
         // Killed with its record: it did not succeed.
         let lost = state(vec![run(two, 0, two, None)]);
-        assert_eq!(
-            starts(daily(true, 1), lost, "2026-11-20T02:01:00Z").map(|id| id.attempt),
-            Some(1)
-        );
+        let again = starts(daily(true, 1), lost, "2026-11-20T02:01:00Z");
+        assert_eq!(again.map(|id| id.attempt), Some(1));
     }
 
     #[test]
     fn one_job_follows_each_success_of_another() {
         let two = time("2026-11-20T02:00:00Z");
-        let jobs = [Planned {
-            trigger: Trigger::After("b".into()),
-            ..daily(true, 0)
-        }];
         let of = |before: Vec<Run>, own: Vec<Run>| {
-            let states = [
-                ("a".to_owned(), state(own)),
-                ("b".to_owned(), state(before)),
-            ]
-            .into();
-            due(time("2026-11-20T03:00:00Z"), &jobs, &states)
-                .first()
-                .map(|(_, id)| id.scheduled)
+            let run = follows(time("2026-11-20T03:00:00Z"), 0, &before, &own);
+            run.map(|id| id.scheduled)
         };
         let good = run(two, 0, two, Some((two, 0)));
         let bad = run(two, 0, two, Some((two, 1)));
@@ -374,29 +369,12 @@ mod tests {
     #[test]
     fn a_run_by_hand_keeps_no_job_from_following() {
         let at = |minute: u32| time(&format!("2026-11-20T02:{minute:02}:00Z"));
-        let jobs = [Planned {
-            trigger: Trigger::After("b".into()),
-            ..daily(true, 1)
-        }];
-        let of = |before: &Run, own: &[Run]| {
-            let states = [
-                ("a".to_owned(), state(own.to_vec())),
-                ("b".to_owned(), state(vec![before.clone()])),
-            ]
-            .into();
-            due(at(59), &jobs, &states).first().map(|(_, id)| *id)
-        };
-        let fresh = |scheduled| RunId {
-            scheduled,
-            attempt: 0,
-        };
+        let of = |before: &Run, own: &[Run]| follows(at(59), 1, std::slice::from_ref(before), own);
         // By hand while the job before it ran: its success is newer.
         let before = run(at(0), 0, at(0), Some((at(20), 0)));
         let by_hand = run(at(5), 0, at(5), Some((at(6), 0)));
-        assert_eq!(
-            of(&before, std::slice::from_ref(&by_hand)),
-            Some(fresh(at(20)))
-        );
+        let followed_by_hand = of(&before, std::slice::from_ref(&by_hand));
+        assert_eq!(followed_by_hand, Some(RunId::first(at(20))));
         // It followed once, and is tried again where it failed.
         let followed = |status| run(at(20), 0, at(21), Some((at(22), status)));
         let all = |status| [by_hand.clone(), followed(status)];
@@ -417,15 +395,11 @@ mod tests {
     #[test]
     fn what_runs_always_is_started_again_ever_later() {
         let begin = time("2026-11-20T02:00:00Z");
-        let job = || Planned {
-            trigger: Trigger::Always,
-            ..daily(true, 0)
-        };
+        let job = || with(Trigger::Always);
         let after = |count: u64, seconds: u64| {
             let at = |n: u64| begin.saturating_add(Duration::from_secs(n));
-            let runs: Vec<Run> = (0..count)
-                .map(|n| run(at(n), 0, at(n), Some((at(n), 1))))
-                .collect();
+            let runs = (0..count).map(|n| run(at(n), 0, at(n), Some((at(n), 1))));
+            let runs: Vec<Run> = runs.collect();
             let now = at(count.saturating_sub(1) + seconds).to_string();
             starts(job(), state(runs), &now).is_some()
         };
@@ -441,16 +415,9 @@ mod tests {
     #[test]
     fn j50_what_runs_always_is_named_after_its_last_run_by_a_clock_that_went_back() {
         let last = time("2026-11-20T02:00:00Z");
-        let job = Planned {
-            trigger: Trigger::Always,
-            ..daily(true, 0)
-        };
         let ended = Some((time("2026-11-20T02:20:00Z"), 1));
-        let id = starts(
-            job,
-            state(vec![run(last, 0, last, ended)]),
-            "2026-11-20T01:30:00Z",
-        );
+        let state = state(vec![run(last, 0, last, ended)]);
+        let id = starts(with(Trigger::Always), state, "2026-11-20T01:30:00Z");
         assert!(id.is_some_and(|id| id.scheduled > last), "{id:?}");
     }
 
@@ -470,11 +437,7 @@ mod tests {
         assert_eq!(at("2026-11-21T02:00:00Z", true), again);
         // Caught up shortly before it is due, it is given its time.
         let late = time("2026-11-21T01:00:00Z");
-        let state = JobState {
-            is_running: true,
-            ..state(vec![run(two, 0, late, None)])
-        };
-        let job = daily(true, 0);
+        let (state, job) = (going(vec![run(two, 0, late, None)]), daily(true, 0));
         assert_eq!(job.overrun(time("2026-11-21T06:59:00Z"), &state), None);
         assert_eq!(job.overrun(time("2026-11-21T07:00:00Z"), &state), again);
     }
@@ -484,9 +447,8 @@ mod tests {
         let two = time("2026-11-20T02:00:00Z");
         let at = |n: u64| two.saturating_add(Duration::from_secs(n));
         let failed = |n| run(at(n), 0, at(n), Some((at(n + 1), 1)));
-        let going = |runs: Vec<Run>, begun: u64| JobState {
-            is_running: true,
-            ..state([runs, vec![run(at(begun), 0, at(begun), None)]].concat())
+        let going = |runs: Vec<Run>, begun: u64| {
+            going([runs, vec![run(at(begun), 0, at(begun), None)]].concat())
         };
         let is_told =
             |job: &Planned, state: &JobState, now: u64| job.failure(at(now), state).is_some();
@@ -495,10 +457,7 @@ mod tests {
         assert!(!is_told(&job, &going(vec![], 10), 20), "it is the first");
         let well = run(at(5), 0, at(5), Some((at(6), 0)));
         assert!(!is_told(&job, &state(vec![failed(0), well]), 20));
-        let always = Planned {
-            trigger: Trigger::Always,
-            ..daily(true, 0)
-        };
+        let always = with(Trigger::Always);
         let thrice = vec![failed(0), failed(2), failed(4)];
         assert!(!is_told(&always, &going(thrice[..2].to_vec(), 10), 20));
         assert!(is_told(&always, &going(thrice.clone(), 10), 20));
@@ -529,14 +488,10 @@ mod tests {
     #[test]
     fn a_run_whose_claim_may_be_forgotten_is_not_caught_up() {
         let monthly = |is_claimed| Planned {
-            trigger: Trigger::Scheduled(Box::new(Schedule::new("0 2 1 * *", None).unwrap())),
             is_claimed,
-            ..daily(true, 0)
+            ..with(cron("0 2 1 * *", None))
         };
-        let begin = || JobState {
-            since: time("2026-10-02T00:00:00Z"),
-            ..state(vec![])
-        };
+        let begin = || JobState::sample(time("2026-10-02T00:00:00Z"), vec![]);
         let starts = |is_claimed, now| starts(monthly(is_claimed), begin(), now).is_some();
         let missed = |is_claimed, now| monthly(is_claimed).missed(time(now), &begin()).is_some();
         let (before, after) = ("2026-11-07T01:59:59Z", "2026-11-07T02:00:00Z");
@@ -646,7 +601,7 @@ mod tests {
                     let hand_time = now.saturating_add(Duration::from_secs(17));
                     let hand = ["a", "b"].into_iter().nth(usize::from(by_hand)).filter(|_| passed == 7);
                     if let Some(name) = hand && !states[name].is_running && begins.iter().all(|(begun, _)| begun != name) {
-                        begins.push((name.to_owned(), RunId { scheduled: hand_time, attempt: 0 }));
+                        begins.push((name.to_owned(), RunId::first(hand_time)));
                     }
                     for (name, id) in begins {
                         let own = runs.get_mut(&name).unwrap();

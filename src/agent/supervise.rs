@@ -190,11 +190,8 @@ impl Agent<'_> {
     fn start(&mut self, name: &str, id: RunId) {
         let is_always =
             |job: &scheduler::Planned| matches!(job.trigger, scheduler::Trigger::Always);
-        let is_always = self
-            .loaded
-            .jobs
-            .iter()
-            .any(|job| job.name == name && is_always(job));
+        let mut jobs = self.loaded.jobs.iter();
+        let is_always = jobs.any(|job| job.name == name && is_always(job));
         if let Some((asked, since)) = self.asked.get(name)
             && (*asked == id || is_always)
             && since.elapsed() < fault::shortened(AGAIN)
@@ -210,12 +207,8 @@ impl Agent<'_> {
 
     /// Reads the jobs whose records have changed, and those that run.
     fn states(&mut self) -> BTreeMap<String, JobState> {
-        let names: Vec<String> = self
-            .loaded
-            .jobs
-            .iter()
-            .map(|job| job.name.clone())
-            .collect();
+        let jobs = self.loaded.jobs.iter();
+        let names: Vec<String> = jobs.map(|job| job.name.clone()).collect();
         for name in names {
             match self.state(&name) {
                 Ok(known) => {
@@ -295,11 +288,8 @@ impl Agent<'_> {
                 .warn("listen of [agent] changes when the agent is started again");
         }
         let is_kept = |name: &str| loaded.jobs.iter().any(|job| job.name == name);
-        let always = self
-            .loaded
-            .jobs
-            .iter()
-            .filter(|job| matches!(job.trigger, scheduler::Trigger::Always));
+        let jobs = self.loaded.jobs.iter();
+        let always = jobs.filter(|job| matches!(job.trigger, scheduler::Trigger::Always));
         let gone = always.filter(|job| !is_kept(&job.name));
         let gone = gone.map(|job| job.name.clone());
         // Agents of tenants read their configurations again, and go on with the ones before where these are wrong.

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::run::{Decided, Domain, Run};
-use super::{Outcome, not_deleted};
-use crate::error::{Code, Result};
+use super::{Outcome, check_now};
+use crate::error::Result;
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{Deletion, ExpirePlan, Policy};
-use crate::repo::clock;
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::runbook;
@@ -34,10 +33,7 @@ impl ExpireMarks<'_> {
     /// `Refused` when the clocks differ; what the store says.
     pub fn plan(&self) -> Result<ExpirePlan> {
         let store = self.repository.store();
-        clock::check(store, self.host.now()).map_err(|e| match e.code() {
-            Code::Refused => not_deleted(e),
-            _ => e,
-        })?;
+        check_now(store, self.host.now())?;
         let spent = set_mark::spent(store, self.scope, self.oldest, self.host)?;
         let unnamed = set_mark::unnamed(store, self.scope, self.host)?;
         let event = |one: &set_mark::Spent| Deletion::Event(one.day.clone(), one.name.clone());

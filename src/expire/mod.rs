@@ -154,6 +154,10 @@ impl Expire<'_> {
         Ok(policy)
     }
 
+    fn layout(&self) -> Result<ClusterLayout> {
+        ClusterLayout::new(&self.registration.name, self.registration.system_identifier)
+    }
+
     /// Reads what is there, and requires a clock by which it can be judged.
     fn survey(&self) -> Result<Survey> {
         let survey = Survey::read(self.repository, self.registration)?;
@@ -167,8 +171,7 @@ impl Expire<'_> {
     /// # Errors
     /// `Refused` when the clocks differ; what the store says, but for refused deletions, which are counted; `Interrupted`. Run again, it goes on.
     pub fn run(&self, shown: &ExpirePlan, outcome: &mut Outcome) -> Result<()> {
-        let layout =
-            ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
+        let layout = self.layout()?;
         let place = (self.repository.store(), &*layout);
         Run::new(self, place, &self.policy, self.host, outcome).run(shown, &self.policy)
     }
@@ -190,8 +193,7 @@ impl Domain for Expire<'_> {
     }
 
     fn exists(&self, id: &BackupId) -> Result<bool> {
-        let layout =
-            ClusterLayout::new(&self.registration.name, self.registration.system_identifier)?;
+        let layout = self.layout()?;
         Ok(Outline::read(self.repository.store(), &layout, id)?.is_some())
     }
 }
@@ -284,6 +286,11 @@ fn check_clock<R>(store: &dyn Store, catalog: &Catalog<R>, now: TimestampTz) -> 
         let what = format!("\"{key}\" was stored at {stored}");
         return Err(not_deleted(clock::differs(now, &what)));
     }
+    check_now(store, now)
+}
+
+/// Requires that the clock of this host is that of the store.
+fn check_now(store: &dyn Store, now: TimestampTz) -> Result<()> {
     clock::check(store, now).map_err(|e| match e.code() {
         Code::Refused => not_deleted(e),
         _ => e,

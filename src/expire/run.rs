@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Outcome;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::segment::{SegmentNumber, SegmentSize, WalFileName};
@@ -142,8 +142,7 @@ impl<'a> Run<'a> {
 
     /// Takes the claim. A full disk without a reserve may still have unfinished files, which nobody needs.
     fn claim(&mut self, shown: &ExpirePlan) -> Result<DeletionClaim<'a>> {
-        let take = || DeletionClaim::take(self.store, self.scope, Writer::of(self.host));
-        match take() {
+        match self.take_claim() {
             Err(e) if e.code() == Code::Full => {}
             taken => return taken,
         }
@@ -152,6 +151,10 @@ impl<'a> Run<'a> {
                 self.delete_one(deletion, &shown.needed)?;
             }
         }
+        self.take_claim()
+    }
+
+    fn take_claim(&self) -> Result<DeletionClaim<'a>> {
         DeletionClaim::take(self.store, self.scope, Writer::of(self.host))
     }
 
@@ -171,8 +174,7 @@ impl<'a> Run<'a> {
             self.check_stop()?;
             std::thread::sleep(LOOKS_AGAIN.min(self.pause));
         }
-        let writer = Writer::of(self.host);
-        self.deletion = Some(DeletionClaim::take(self.store, self.scope, writer)?);
+        self.deletion = Some(self.take_claim()?);
         Ok(())
     }
 
@@ -361,48 +363,36 @@ impl<'a> Run<'a> {
             id: id.clone(),
             number,
         };
-        match deletion {
+        let key = match deletion {
             // Roots are gone by now, and claims of copies go behind all else.
-            Deletion::Manifest(_) | Deletion::Spent(..) => {}
-            Deletion::ServerManifest(id) => {
-                self.remove(&self.scope.server_manifest(id))?;
-            }
-            Deletion::Relations(id) => {
-                self.remove(&self.scope.relations(id))?;
-            }
+            Deletion::Manifest(_) | Deletion::Spent(..) => return Ok(()),
+            Deletion::ServerManifest(id) => scope.server_manifest(id),
+            Deletion::Relations(id) => scope.relations(id),
             Deletion::Layers(id, first, last) => {
                 let keys = (*first..=*last).map(|number| scope.layer(&part(id, number)));
-                self.remove_each(keys)?;
+                return self.remove_each(keys);
             }
             Deletion::Packs(id, first, last) => {
                 let keys = (*first..=*last).map(|number| scope.pack(&part(id, number)));
-                self.remove_each(keys)?;
+                return self.remove_each(keys);
             }
             Deletion::Segments(timeline, first, last) => {
-                self.segments(*timeline, (*first, *last), needed)?;
+                return self.segments(*timeline, (*first, *last), needed);
             }
-            Deletion::WalFile(name) => {
-                let key = self.wal.as_ref().map(|(layout, _)| layout.wal_file(*name));
-                key.map_or(Ok(true), |key| self.remove(&key))?;
-            }
-            Deletion::Object(key) => {
-                self.remove(key)?;
-            }
-            Deletion::Event(subject, name) => {
-                self.remove(&self.scope.event(subject, name)?)?;
-            }
-            Deletion::Tombstone(id) => {
-                self.remove(&self.scope.manifest(id))?;
-            }
-            Deletion::Begin(id) => {
-                self.remove(&self.scope.begin(id))?;
-            }
+            Deletion::WalFile(name) => match &self.wal {
+                Some((layout, _)) => layout.wal_file(*name),
+                None => return Ok(()),
+            },
+            Deletion::Object(key) => key.clone(),
+            Deletion::Event(subject, name) => scope.event(subject, name)?,
+            Deletion::Tombstone(id) => scope.manifest(id),
+            Deletion::Begin(id) => scope.begin(id),
             Deletion::Unfinished(path) => {
                 let result = self.store.discard(path);
-                self.count(path, result)?;
+                return self.count(path, result).map(drop);
             }
-        }
-        Ok(())
+        };
+        self.remove(&key).map(drop)
     }
 
     /// Deletes a run of segments, ascending, until the round is over.
@@ -466,12 +456,9 @@ impl<'a> Run<'a> {
             let results = self.delete_step(&step)?;
             let both = step.iter().zip(results);
             // Each is counted before the first failure ends it.
-            let counted: Vec<Result<bool>> = both
-                .map(|(key, result)| self.counted(key, result))
-                .collect();
-            for one in counted {
-                one?;
-            }
+            let counted = both.map(|(key, result)| self.counted(key, result));
+            let counted: Vec<Result<bool>> = counted.collect();
+            counted.into_iter().collect::<Result<Vec<bool>>>()?;
         }
     }
 
@@ -525,28 +512,21 @@ impl<'a> Run<'a> {
                 self.outcome.deleted_objects += u64::from(was_there);
                 Ok(true)
             }
-            Err(e) if e.code() == Code::Denied => {
+            Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {
                 self.kept.insert(what.to_owned());
-                self.refuse(what, &e);
-                Ok(false)
-            }
-            // Its time comes: that is what the lock was set for.
-            Err(e) if e.code() == Code::Locked => {
-                self.kept.insert(what.to_owned());
-                self.outcome.locked_count += 1;
-                if self.outcome.locked.len() < 100 {
-                    self.outcome.locked.push(format!("{what}: {e}"));
+                let known = &mut *self.outcome;
+                let (list, count) = match e.code() {
+                    // Its time comes: that is what the lock was set for.
+                    Code::Locked => (&mut known.locked, &mut known.locked_count),
+                    _ => (&mut known.refused, &mut known.refused_count),
+                };
+                *count += 1;
+                if list.len() < 100 {
+                    list.push(format!("{what}: {e}"));
                 }
                 Ok(false)
             }
             Err(e) => Err(e.hint(GOES_ON)),
-        }
-    }
-
-    fn refuse(&mut self, what: &str, error: &Error) {
-        self.outcome.refused_count += 1;
-        if self.outcome.refused.len() < 100 {
-            self.outcome.refused.push(format!("{what}: {error}"));
         }
     }
 
@@ -722,11 +702,16 @@ mod tests {
             self.copied.push(id.clone());
         }
 
-        /// The keys of a backup's events of which the deletion was asked for, in order.
-        fn asked_of(&self, id: &BackupId) -> Vec<String> {
+        /// The keys with this in them of which the deletion was asked for, in order.
+        fn asked(&self, part: &str) -> Vec<String> {
             let mut asked = self.store.deleted.lock().unwrap().clone();
-            asked.retain(|key| key.contains(&format!("/events/{id}/")));
+            asked.retain(|key| key.contains(part));
             asked
+        }
+
+        /// Those of a backup's events.
+        fn asked_of(&self, id: &BackupId) -> Vec<String> {
+            self.asked(&format!("/events/{id}/"))
         }
 
         fn is_there(&self, key: &Key) -> bool {
@@ -738,13 +723,6 @@ mod tests {
             let all = 1..=self.segments;
             all.filter(|number| self.is_there(&self.segment(*number)))
                 .collect()
-        }
-
-        /// The keys of segments of which the deletion was asked for, in order.
-        fn asked(&self) -> Vec<String> {
-            let mut asked = self.store.deleted.lock().unwrap().clone();
-            asked.retain(|key| key.contains("/wal/"));
-            asked
         }
 
         fn run(&self, (round, pause): (Duration, Duration)) -> Outcome {
@@ -786,7 +764,7 @@ mod tests {
 
     impl Domain for Bench {
         fn decide(&self, _: &BTreeSet<BackupId>) -> Result<Decided> {
-            let claims = self.store.list(&self.layout.subject(self.layout.whole()))?;
+            let claims = self.store.list(&self.claims())?;
             let claims = claims.into_iter().map(|one| one.name).collect();
             let has_begin = self.is_there(&self.layout.begin(&id()));
             self.seen.lock().unwrap().push((claims, has_begin));
@@ -868,8 +846,8 @@ mod tests {
         let bench = Bench::new(10, 0, "", needed_before());
         assert_eq!(bench.run(times).deleted_segments, 10);
         assert_eq!(most(&bench), 1);
-        assert!(bench.asked().is_sorted());
-        assert_eq!(bench.asked().len(), 10);
+        assert!(bench.asked("/wal/").is_sorted());
+        assert_eq!(bench.asked("/wal/").len(), 10);
     }
 
     #[test]
@@ -879,7 +857,7 @@ mod tests {
         let bench = Bench::new(30, 0, "000000010000000000000001", Needed::default());
         let outcome = bench.run(times);
         assert_eq!((outcome.locked_count, outcome.deleted_segments), (1, 0));
-        assert_eq!((bench.asked().len(), bench.left().len()), (1, 30));
+        assert_eq!((bench.asked("/wal/").len(), bench.left().len()), (1, 30));
         // Another one: those of its step go, and none behind them.
         let bench = Bench::new(30, 0, "000000010000000000000004", Needed::default());
         let outcome = bench.run(times);
@@ -902,7 +880,7 @@ mod tests {
         assert_eq!(bench.store.most.load(Ordering::SeqCst), AT_ONCE);
         // The event and the reservation of the backup that goes are gone, and went before.
         assert_eq!(outcome.deleted_objects, 2);
-        let asked = bench.store.deleted.lock().unwrap().clone();
+        let asked = bench.asked("");
         let is_of = |id: &BackupId| {
             let part = format!("/events/{id}/");
             move |key: &String| key.contains(&part)

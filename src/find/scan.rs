@@ -6,7 +6,7 @@
 //! whose index says that they change a catalog are decoded. Counting rows takes all of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use super::catalogs::{Attempt, CatalogFiles};
 use super::digest::{Digest, Digester, Place};
@@ -14,6 +14,7 @@ use super::event::{Commit, Event, Kind};
 use super::story::{self, Story};
 use crate::error::{Code, Result};
 use crate::host::Host;
+use crate::lock::locked;
 use crate::pg::catalog::Catalog;
 use crate::pg::lsn::Lsn;
 use crate::pg::record::{DEFAULT_BLOCK_SIZE, Fork, Record};
@@ -1081,11 +1082,6 @@ fn add_removals(digest: &Digest, into: &mut Removals) {
             _ => {}
         }
     }
-}
-
-/// Locks a list that only grows: a thread that panicked left it whole.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether a transaction is older than another, in the circle of 32 bits.

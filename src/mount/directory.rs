@@ -356,9 +356,7 @@ mod tests {
         assert_eq!(mode & 0o7777, 0o640);
         assert!(directory.list(Path::new("")).is_ok() && directory.room().is_ok());
         directory.remove(shown, false).unwrap();
-        assert_eq!(
-            std::fs::read_dir(inside.path().join("d")).unwrap().count(),
-            0
-        );
+        let left = std::fs::read_dir(inside.path().join("d")).unwrap();
+        assert_eq!(left.count(), 0);
     }
 }

@@ -3,14 +3,14 @@
 //! Nothing is cached for writing and nothing read around the cache of the kernel: what a write has returned for is in the local directory.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{Error, ErrorKind, Result};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -23,6 +23,7 @@ use fuser::{
 use super::filler::Queue;
 use super::nodes::Nodes;
 use super::shadow::{Hollow, Shadow, cut_block, partly};
+use crate::lock::locked;
 
 /// How long the kernel may remember names and sizes: nobody else changes them.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -48,11 +49,8 @@ struct Open {
     hollow: Option<Arc<Hollow>>,
 }
 
-/// A name in a directory.
-struct Listed {
-    name: Vec<u8>,
-    kind: FileType,
-}
+/// A name in a directory, and what has it.
+type Listed = (OsString, FileType);
 
 impl Mounted {
     /// Shows `shadow`; `queue` leads to the threads that bring content.
@@ -67,12 +65,8 @@ impl Mounted {
         }
     }
 
-    fn nodes(&self) -> MutexGuard<'_, Nodes> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn path(&self, number: INodeNo) -> Result<PathBuf> {
-        let nodes = self.nodes();
+        let nodes = locked(&self.nodes);
         let path = nodes.path(number.0).map(Path::to_owned);
         path.ok_or_else(|| ErrorKind::NotFound.into())
     }
@@ -103,12 +97,12 @@ impl Mounted {
     /// Learns a path and answers with its metadata.
     fn entry(&self, path: &Path) -> Result<FileAttr> {
         let metadata = self.shadow.directory.metadata(path)?;
-        let number = self.nodes().look_up(path);
+        let number = locked(&self.nodes).look_up(path);
         Ok(attributes(number, &metadata))
     }
 
     fn metadata(&self, number: INodeNo) -> Result<FileAttr> {
-        let path = self.nodes().path(number.0).map(Path::to_owned);
+        let path = locked(&self.nodes).path(number.0).map(Path::to_owned);
         let metadata = match path {
             Some(path) => self.shadow.directory.metadata(&path)?,
             None => {
@@ -218,31 +212,20 @@ impl Mounted {
         let path = self.child(parent, name)?;
         let remove = || self.shadow.directory.remove(&path, false);
         self.shadow.removed(&path, remove)?;
-        self.nodes().removed(&path);
+        locked(&self.nodes).removed(&path);
         Ok(())
     }
 
     fn list(&self, number: INodeNo) -> Result<Vec<Listed>> {
         let path = self.path(number)?;
-        let mut listed = vec![
-            Listed {
-                name: b".".to_vec(),
-                kind: FileType::Directory,
-            },
-            Listed {
-                name: b"..".to_vec(),
-                kind: FileType::Directory,
-            },
-        ];
+        let mut listed = Vec::from([".", ".."].map(|name| (name.into(), FileType::Directory)));
         for (name, kind) in self.shadow.directory.list(&path)? {
-            listed.push(Listed {
-                name: name.into_vec(),
-                kind: match kind {
-                    rustix::fs::FileType::Directory => FileType::Directory,
-                    rustix::fs::FileType::Symlink => FileType::Symlink,
-                    _ => FileType::RegularFile,
-                },
-            });
+            let kind = match kind {
+                rustix::fs::FileType::Directory => FileType::Directory,
+                rustix::fs::FileType::Symlink => FileType::Symlink,
+                _ => FileType::RegularFile,
+            };
+            listed.push((name, kind));
         }
         Ok(listed)
     }
@@ -284,6 +267,27 @@ fn attributes(number: u64, metadata: &Metadata) -> FileAttr {
     }
 }
 
+fn give_entry(reply: ReplyEntry, found: Result<FileAttr>) {
+    match found {
+        Ok(found) => reply.entry(&REMEMBERED, &found, Generation(0)),
+        Err(e) => reply.error(e.into()),
+    }
+}
+
+fn give_attributes(reply: ReplyAttr, found: Result<FileAttr>) {
+    match found {
+        Ok(found) => reply.attr(&REMEMBERED, &found),
+        Err(e) => reply.error(e.into()),
+    }
+}
+
+fn end(reply: ReplyEmpty, done: Result<()>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(e.into()),
+    }
+}
+
 impl Filesystem for Mounted {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> Result<()> {
         let _ = config.set_max_write(WRITE_MAX_BYTES);
@@ -293,21 +297,15 @@ impl Filesystem for Mounted {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let path = self.child(parent, name);
-        match path.and_then(|path| self.entry(&path)) {
-            Ok(found) => reply.entry(&REMEMBERED, &found, Generation(0)),
-            Err(e) => reply.error(e.into()),
-        }
+        give_entry(reply, path.and_then(|path| self.entry(&path)));
     }
 
     fn forget(&self, _: &Request, number: INodeNo, times: u64) {
-        self.nodes().forget(number.0, times);
+        locked(&self.nodes).forget(number.0, times);
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.metadata(number) {
-            Ok(found) => reply.attr(&REMEMBERED, &found),
-            Err(e) => reply.error(e.into()),
-        }
+        give_attributes(reply, self.metadata(number));
     }
 
     fn setattr(
@@ -340,10 +338,7 @@ impl Filesystem for Mounted {
             }
             self.metadata(number)
         };
-        match set() {
-            Ok(found) => reply.attr(&REMEMBERED, &found),
-            Err(e) => reply.error(e.into()),
-        }
+        give_attributes(reply, set());
     }
 
     fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
@@ -369,30 +364,21 @@ impl Filesystem for Mounted {
             self.give(request, &path)?;
             self.entry(&path)
         };
-        match make() {
-            Ok(made) => reply.entry(&REMEMBERED, &made, Generation(0)),
-            Err(e) => reply.error(e.into()),
-        }
+        give_entry(reply, make());
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        match self.remove(parent, name) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(e.into()),
-        }
+        end(reply, self.remove(parent, name));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let remove = || {
             let path = self.child(parent, name)?;
             self.shadow.directory.remove(&path, true)?;
-            self.nodes().removed(&path);
+            locked(&self.nodes).removed(&path);
             Ok(())
         };
-        match remove() {
-            Ok(()) => reply.ok(),
-            Err::<(), Error>(e) => reply.error(e.into()),
-        }
+        end(reply, remove());
     }
 
     fn symlink(
@@ -409,10 +395,7 @@ impl Filesystem for Mounted {
             self.give(request, &path)?;
             self.entry(&path)
         };
-        match make() {
-            Ok(made) => reply.entry(&REMEMBERED, &made, Generation(0)),
-            Err(e) => reply.error(e.into()),
-        }
+        give_entry(reply, make());
     }
 
     fn rename(
@@ -433,13 +416,10 @@ impl Filesystem for Mounted {
             let rename = || self.shadow.directory.rename(&from, &to);
             self.shadow.renamed(&from, &to, rename)?;
             let is_directory = self.shadow.is_directory(&to);
-            self.nodes().renamed(&from, &to, is_directory);
+            locked(&self.nodes).renamed(&from, &to, is_directory);
             Ok(())
         };
-        match rename() {
-            Ok(()) => reply.ok(),
-            Err::<(), Error>(e) => reply.error(e.into()),
-        }
+        end(reply, rename());
     }
 
     fn link(
@@ -457,13 +437,10 @@ impl Filesystem for Mounted {
                 return Err(ErrorKind::PermissionDenied.into());
             }
             self.shadow.directory.add_name(&from, &to)?;
-            self.nodes().linked(number.0, &to);
+            locked(&self.nodes).linked(number.0, &to);
             self.metadata(number)
         };
-        match link() {
-            Ok(linked) => reply.entry(&REMEMBERED, &linked, Generation(0)),
-            Err(e) => reply.error(e.into()),
-        }
+        give_entry(reply, link());
     }
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -567,10 +544,7 @@ impl Filesystem for Mounted {
                 None => sync(),
             }
         };
-        match self.handle(handle).and_then(sync) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(e.into()),
-        }
+        end(reply, self.handle(handle).and_then(sync));
     }
 
     fn fallocate(
@@ -595,18 +569,14 @@ impl Filesystem for Mounted {
             }
             Ok(())
         };
-        let allocated = self.handle(handle).and_then(allocate);
-        match allocated {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(e.into()),
-        }
+        end(reply, self.handle(handle).and_then(allocate));
     }
 
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.list(number) {
             Ok(listed) => {
                 let handle = self.next.fetch_add(1, Ordering::Relaxed);
-                let mut all = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut all = locked(&self.listed);
                 all.insert(handle, Arc::new(listed));
                 reply.opened(FileHandle(handle), FopenFlags::empty());
             }
@@ -622,15 +592,14 @@ impl Filesystem for Mounted {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let all = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = locked(&self.listed);
         let Some(listed) = all.get(&handle.0).cloned() else {
             return reply.error(Errno::EBADF);
         };
         drop(all);
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (at, one) in listed.iter().enumerate().skip(from) {
-            let name = OsStr::from_bytes(&one.name);
-            if reply.add(ANY_NUMBER, at as u64 + 1, one.kind, name) {
+        for (at, (name, kind)) in listed.iter().enumerate().skip(from) {
+            if reply.add(ANY_NUMBER, at as u64 + 1, *kind, name) {
                 break;
             }
         }
@@ -645,18 +614,15 @@ impl Filesystem for Mounted {
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let mut all = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = locked(&self.listed);
         all.remove(&handle.0);
         reply.ok();
     }
 
     fn fsyncdir(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let path = self.path(number);
-        let sync = path.and_then(|path| self.shadow.directory.sync(&path));
-        match sync {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(e.into()),
-        }
+        let synced = path.and_then(|path| self.shadow.directory.sync(&path));
+        end(reply, synced);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -7,7 +7,7 @@ use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::shadow::{Hollow, LastFile, Shadow};
@@ -15,6 +15,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::host::Host;
+use crate::lock::locked;
 use crate::snapshot::reader::{FramePlace, PackOfSnapshot, Place, Snapshot, VisibleFrame};
 
 /// How long a reader waits.
@@ -56,10 +57,6 @@ struct Request {
 }
 
 impl Queue {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits until all blocks that these bytes touch are there.
     ///
     /// # Errors
@@ -70,7 +67,7 @@ impl Queue {
         };
         let (answer, answered) = sync_channel(1);
         {
-            let mut waiting = self.waiting();
+            let mut waiting = locked(&self.waiting);
             if waiting.is_closed {
                 return Err(err!(Interrupted, "the mount is ending"));
             }
@@ -104,7 +101,7 @@ impl Queue {
             _ => rustix::io::Errno::IO,
         };
         if is_outside(&e) {
-            let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut outside = locked(&self.outside);
             outside.get_or_insert(e);
         }
         errno.into()
@@ -112,13 +109,13 @@ impl Queue {
 
     /// The first error of a reader that says nothing about the backup: a repository that was away, a full disk.
     pub fn outside(&self) -> Option<Error> {
-        let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outside = locked(&self.outside);
         outside.take()
     }
 
     /// Ends the threads; who still waits gets an error.
     pub fn close(&self) {
-        let mut waiting = self.waiting();
+        let mut waiting = locked(&self.waiting);
         waiting.is_closed = true;
         waiting.urgent.clear();
         waiting.ahead.clear();
@@ -127,7 +124,7 @@ impl Queue {
     }
 
     fn next(&self) -> Option<Request> {
-        let mut waiting = self.waiting();
+        let mut waiting = locked(&self.waiting);
         loop {
             if waiting.is_closed {
                 return None;
@@ -213,7 +210,7 @@ impl<'f, 's> Filler<'f, 's> {
     }
 
     fn tell(&self, e: &Error) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = locked(&self.told);
         *told += 1;
         if *told <= TOLD_MAX {
             self.host.progress.warn(&format!("a read failed: {e}"));
@@ -226,7 +223,7 @@ impl<'f, 's> Filler<'f, 's> {
             match self.bring_once(request, files) {
                 Err(e) if is_passing(&e) && request.answer.is_some() => {
                     let is_late = request.since.elapsed() + PAUSE > deadline();
-                    if is_late || self.host.is_stopping() || self.queue.waiting().is_closed {
+                    if is_late || self.host.is_stopping() || locked(&self.queue.waiting).is_closed {
                         return Err(e);
                     }
                     std::thread::sleep(PAUSE);
@@ -266,10 +263,7 @@ impl<'f, 's> Filler<'f, 's> {
     ) -> Result<()> {
         let end = place.position + place.length;
         let frame = (at.pack, at.frame);
-        let mut under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = locked(&self.under_way);
         while !under_way.insert(frame) {
             under_way = self
                 .brought
@@ -312,7 +306,7 @@ impl<'f, 's> Filler<'f, 's> {
     }
 
     fn pack(&self, index: usize) -> Result<Arc<PackOfSnapshot<'f, 's>>> {
-        let packs = || self.packs.lock().unwrap_or_else(PoisonError::into_inner);
+        let packs = || locked(&self.packs);
         if let Some(pack) = packs().iter().find(|pack| pack.index() == index) {
             return Ok(Arc::clone(pack));
         }
@@ -438,11 +432,7 @@ struct UnderWay<'f, 'a, 's>(&'f Filler<'a, 's>, (usize, u32));
 
 impl Drop for UnderWay<'_, '_, '_> {
     fn drop(&mut self) {
-        let mut under_way = self
-            .0
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = locked(&self.0.under_way);
         under_way.remove(&self.1);
         drop(under_way);
         self.0.brought.notify_all();

@@ -5,10 +5,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::blocks::{BLOCK_BYTES, Blocks};
 use super::directory::{Alias, Directory};
+use crate::lock::locked;
 use crate::snapshot::filekey::FileKey;
 
 /// A file of a backup that was laid out without its content.
@@ -69,24 +70,20 @@ impl Hollow {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The first stretch of absent blocks that these bytes touch.
     pub fn absent(&self, from: u64, to: u64) -> Option<std::ops::Range<u64>> {
-        self.state().blocks.absent(from, to)
+        locked(&self.state).blocks.absent(from, to)
     }
 
     /// Whether all of it is there, or it was removed.
     pub fn is_whole(&self) -> bool {
-        let state = self.state();
+        let state = locked(&self.state);
         state.path.is_none() || state.blocks.is_whole()
     }
 
     /// Takes down that these bytes are there; false once the file was removed, for then nothing was written.
     pub fn add(&self, from: u64, to: u64) -> bool {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         if state.path.is_some() {
             state.blocks.add(from, to);
         }
@@ -95,7 +92,7 @@ impl Hollow {
 
     /// The bytes that a reader of `[from, to)`, which were absent, is going to ask for.
     pub fn ahead_of(&self, from: u64, to: u64) -> Option<std::ops::Range<u64>> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         let ahead = &mut state.ahead;
         let goes_on = from >= ahead.expected && from - ahead.expected <= ahead.window;
         ahead.window = match goes_on && ahead.expected > 0 {
@@ -124,7 +121,7 @@ impl Hollow {
         files: &mut LastFile,
         shadow: &Shadow,
     ) -> std::io::Result<()> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         let end = position + bytes.len() as u64;
         let Some(path) = state.path.clone() else {
             return Ok(());
@@ -145,7 +142,7 @@ impl Hollow {
     /// # Errors
     /// `WouldBlock` where one is not, for it has to be brought first; errors of the filesystem.
     pub fn write(&self, file: &File, bytes: &[u8], position: u64) -> std::io::Result<()> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         let end = position + bytes.len() as u64;
         if partly(position, end).any(|(from, to)| state.blocks.absent(from, to).is_some()) {
             return Err(std::io::ErrorKind::WouldBlock.into());
@@ -168,7 +165,7 @@ impl Hollow {
     /// # Errors
     /// Those of `sync`.
     pub fn sync(&self, sync: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
-        let _alone = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = locked(&self.syncing);
         if !self.is_changed.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
@@ -180,7 +177,7 @@ impl Hollow {
     /// # Errors
     /// As [`Hollow::write`].
     pub fn set_length(&self, file: &File, length: u64) -> std::io::Result<()> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         if let Some((from, to)) = cut_block(length)
             && state.blocks.absent(from, to).is_some()
         {
@@ -310,7 +307,7 @@ impl Shadow {
         let Some(hollow) = paths.get(path).cloned() else {
             return remove();
         };
-        let mut state = hollow.state();
+        let mut state = locked(&hollow.state);
         remove()?;
         state.path = None;
         paths.remove(path);
@@ -339,8 +336,9 @@ impl Shadow {
                 .collect(),
             None => Vec::new(),
         };
-        let mut replaced_state = replaced.as_ref().map(|hollow| hollow.state());
-        let mut states: Vec<_> = moved.iter().map(|(_, hollow)| hollow.state()).collect();
+        let mut replaced_state = replaced.as_ref().map(|hollow| locked(&hollow.state));
+        let hollows = moved.iter();
+        let mut states: Vec<_> = hollows.map(|(_, hollow)| locked(&hollow.state)).collect();
         rename()?;
         if let Some(state) = &mut replaced_state {
             state.path = None;
@@ -365,16 +363,31 @@ mod tests {
     use super::*;
     use crate::snapshot::filekey::Naming;
 
+    const B: u64 = BLOCK_BYTES;
+
+    fn file(folder: &Path, name: &str, length: u64) -> HollowFile {
+        HollowFile {
+            key: FileKey::from_path(name.as_bytes(), Naming::Tree).unwrap(),
+            path: folder.join(name),
+            length,
+        }
+    }
+
+    fn shadow_of(folder: &Path, files: Vec<HollowFile>) -> Shadow {
+        let alias = Alias {
+            shown: "shown".into(),
+            stored: "stored".into(),
+        };
+        Shadow::open_root(folder, files, alias, None).unwrap()
+    }
+
     #[test]
     fn only_what_programs_have_changed_is_synced() {
-        const B: u64 = BLOCK_BYTES;
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("f");
-        let file = File::create(&path).unwrap();
+        let absent = file(folder.path(), "f", 4 * B);
+        let file = File::create(&absent.path).unwrap();
         file.set_len(4 * B).unwrap();
-        let key = FileKey::from_path(b"f", Naming::Tree).unwrap();
-        let length = 4 * B;
-        let hollow = Hollow::new(HollowFile { key, path, length }, "f".into());
+        let hollow = Hollow::new(absent, "f".into());
         let synced = |result: std::io::Result<()>| {
             let mut count = 0;
             let answer = hollow.sync(|| {
@@ -395,20 +408,10 @@ mod tests {
 
     #[test]
     fn the_absent_blocks_of_a_removed_file_are_never_taken_for_zeros() {
-        const B: u64 = BLOCK_BYTES;
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("f");
-        File::create(&path).unwrap().set_len(4 * B).unwrap();
-        let file = HollowFile {
-            key: FileKey::from_path(b"f", Naming::Tree).unwrap(),
-            path,
-            length: 4 * B,
-        };
-        let alias = Alias {
-            shown: "shown".into(),
-            stored: "stored".into(),
-        };
-        let shadow = Shadow::open_root(folder.path(), vec![file], alias, None).unwrap();
+        let file = file(folder.path(), "f", 4 * B);
+        File::create(&file.path).unwrap().set_len(4 * B).unwrap();
+        let shadow = shadow_of(folder.path(), vec![file]);
         let hollow = shadow.of_path(Path::new("f")).unwrap();
         let block = [7; 8192];
         let mut files = LastFile::default();
@@ -428,22 +431,12 @@ mod tests {
         use crate::mount::nodes::Nodes;
         use std::time::{Duration, Instant};
         let folder = tempfile::tempdir().unwrap();
-        let files = (0..1_000_000).map(|number| {
-            let path = format!("base/1/{number}");
-            HollowFile {
-                key: FileKey::from_path(path.as_bytes(), Naming::Tree).unwrap(),
-                path: folder.path().join(path),
-                length: 0,
-            }
-        });
-        let alias = Alias {
-            shown: "shown".into(),
-            stored: "stored".into(),
-        };
-        let shadow = Shadow::open_root(folder.path(), files.collect(), alias, None).unwrap();
+        let name = |number| format!("base/1/{number}");
+        let files = (0..1_000_000).map(|number| file(folder.path(), &name(number), 0));
+        let shadow = shadow_of(folder.path(), files.collect());
         let mut nodes = Nodes::new();
         for number in 0..1_000_000 {
-            nodes.look_up(Path::new(&format!("base/1/{number}")));
+            nodes.look_up(Path::new(&name(number)));
         }
         let began = Instant::now();
         for number in 0..500 {

@@ -141,10 +141,8 @@ mod tests {
         let missing = io::Error::from(io::ErrorKind::NotFound);
         let error = explain(err!(Io, "x").source(missing), &[]);
         assert_eq!(error.hint_text(), None);
-        assert_eq!(
-            named_in("read object \"a/b\": open \"/r/a b\": no"),
-            [PathBuf::from("/r/a b")]
-        );
+        let named = named_in("read object \"a/b\": open \"/r/a b\": no");
+        assert_eq!(named, [PathBuf::from("/r/a b")]);
     }
 
     #[test]

@@ -8,7 +8,6 @@ use super::human;
 use super::session::Session;
 use crate::behalf;
 use crate::durable;
-use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 
@@ -42,8 +41,8 @@ impl Trouble {
 /// Those of the system.
 pub fn note(session: &Session, state_dir: &Path, trouble: Option<(&str, bool)>) -> Result<()> {
     let path = state_dir.join(FILE);
-    let failed = |e| Error::from_io(format!("write \"{}\"", path.display()), e);
     let Some((error, goes_on)) = trouble else {
+        let failed = |e| Error::from_io(format!("write \"{}\"", path.display()), e);
         return behalf::of(&path, || durable::remove(&path)).map_err(failed);
     };
     let trouble = Trouble {
@@ -51,10 +50,7 @@ pub fn note(session: &Session, state_dir: &Path, trouble: Option<(&str, bool)>) 
         error: error.to_owned(),
         goes_on,
     };
-    let text = serde_json::to_vec(&trouble)
-        .map_err(|e| err!(Internal, "the agent's trouble cannot be written").source(e))?;
-    let nonce = session.host.random();
-    behalf::of(&path, || durable::replace(&path, &text, nonce)).map_err(failed)
+    session.keep_json(&path, "the agent's trouble", &trouble)
 }
 
 /// Reads it. A file that is damaged or cannot be read tells of nothing: the agent writes it anew.

@@ -352,63 +352,54 @@ mod tests {
                 assert_eq!(judged.config.as_deref(), Some(config));
             }
         }
-        assert_eq!(
-            conf_value("'/a b/pitr-archive' %p\\"),
-            "'''/a b/pitr-archive'' %p\\\\'"
-        );
+        let value = conf_value("'/a b/pitr-archive' %p\\");
+        assert_eq!(value, "'''/a b/pitr-archive'' %p\\\\'");
     }
 
     #[test]
     fn g04_what_hides_the_status_is_a_failure() {
         let good = "/usr/bin/pitr-archive --config /etc/pitr.toml %p";
-        for (line, weight) in [
-            (format!("{good} || true"), Some(Weight::Failure)),
-            (format!("{good} ; exit 0"), Some(Weight::Failure)),
-            (format!("{good}; true"), Some(Weight::Failure)),
-            (format!("{good} | tee /tmp/log"), Some(Weight::Failure)),
-            (format!("{good} &"), Some(Weight::Failure)),
-            (format!("sh -c '{good} || :'"), Some(Weight::Failure)),
-            (format!("sh -c '{good}'"), None),
-            (format!("{good};"), None),
-            (format!("timeout 60 {good}"), None),
-            (format!("test -d /mnt && {good}"), None),
-            (format!("{good} && touch /tmp/x"), Some(Weight::Warning)),
-            (format!("{good} 2>/dev/null"), Some(Weight::Warning)),
-            (format!("{good} 2>&1"), Some(Weight::Warning)),
-            ("pitr-archive --config /c %p".into(), Some(Weight::Warning)),
-            ("/usr/bin/pitr-archive %p".into(), Some(Weight::Warning)),
-            (
-                "/usr/bin/pitr-archive --config pitr.toml %p".into(),
-                Some(Weight::Failure),
-            ),
-            (
-                "/usr/bin/pitr-archive --config=/c %f".into(),
-                Some(Weight::Failure),
-            ),
-            (
-                "/usr/bin/pitr-archive --config=/c".into(),
-                Some(Weight::Failure),
-            ),
-            ("/usr/bin/pitr-archive --config=/c '%p'".into(), None),
-            ("/usr/bin/pitr-archive --config=/c \"%p\"".into(), None),
-            (
-                "/usr/bin/pitr-archive --config=/c '%p".into(),
-                Some(Weight::Failure),
-            ),
-            ("/usr/bin/pitr --config /c wal push %p".into(), None),
-            (
-                "/usr/bin/pitr --config /c --repository r wal push %p".into(),
-                Some(Weight::Failure),
-            ),
-            (
-                "/usr/bin/pitr-archive --config=/c --repository=r %p".into(),
-                Some(Weight::Failure),
-            ),
-            ("cp %p /mnt/archive/%f".into(), Some(Weight::Failure)),
-            ("/bin/true".into(), Some(Weight::Failure)),
-            (String::new(), Some(Weight::Failure)),
+        let failures = [
+            format!("{good} || true"),
+            format!("{good} ; exit 0"),
+            format!("{good}; true"),
+            format!("{good} | tee /tmp/log"),
+            format!("{good} &"),
+            format!("sh -c '{good} || :'"),
+            "/usr/bin/pitr-archive --config pitr.toml %p".into(),
+            "/usr/bin/pitr-archive --config=/c %f".into(),
+            "/usr/bin/pitr-archive --config=/c".into(),
+            "/usr/bin/pitr-archive --config=/c '%p".into(),
+            "/usr/bin/pitr --config /c --repository r wal push %p".into(),
+            "/usr/bin/pitr-archive --config=/c --repository=r %p".into(),
+            "cp %p /mnt/archive/%f".into(),
+            "/bin/true".into(),
+            String::new(),
+        ];
+        let warnings = [
+            format!("{good} && touch /tmp/x"),
+            format!("{good} 2>/dev/null"),
+            format!("{good} 2>&1"),
+            "pitr-archive --config /c %p".into(),
+            "/usr/bin/pitr-archive %p".into(),
+        ];
+        let fine = [
+            format!("sh -c '{good}'"),
+            format!("{good};"),
+            format!("timeout 60 {good}"),
+            format!("test -d /mnt && {good}"),
+            "/usr/bin/pitr-archive --config=/c '%p'".into(),
+            "/usr/bin/pitr-archive --config=/c \"%p\"".into(),
+            "/usr/bin/pitr --config /c wal push %p".into(),
+        ];
+        for (weight, lines) in [
+            (Some(Weight::Failure), &failures[..]),
+            (Some(Weight::Warning), &warnings),
+            (None, &fine),
         ] {
-            assert_eq!(worst(&line), weight, "{line}: {:?}", judge(&line));
+            for line in lines {
+                assert_eq!(worst(line), weight, "{line}: {:?}", judge(line));
+            }
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::human;
 use crate::config::{self, Location};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::lock::locked;
 use crate::progress::Progress;
 use crate::repo;
 use crate::repo::repository::Repository;
@@ -49,7 +50,7 @@ impl Away {
         });
         opened.map_err(|e| {
             if e.code() == Code::Unreachable {
-                let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut known = locked(&self.0);
                 known.insert(configured.name.to_string(), (Instant::now(), e.to_string()));
             }
             explained(configured, e)
@@ -57,7 +58,7 @@ impl Away {
     }
 
     fn message(&self, configured: &config::Repository) -> Option<String> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = locked(&self.0);
         let (since, message) = known.get(configured.name.as_str())?;
         (since.elapsed() < REMEMBERED).then(|| message.clone())
     }

@@ -63,10 +63,8 @@ fn run_unless(
     let configured = settings.first_repository()?;
     let wish = options.wish.or(cluster.full_every.map(Wish::FullEvery));
     let label = Label {
-        cluster: cluster.name.to_string(),
-        component: "postgres".to_owned(),
         kind: expected(wish).to_owned(),
-        repo: configured.name.clone(),
+        ..counters::of_content("postgres", cluster.name.as_str(), configured)
     };
     let options = Options { wish, ..options };
     let work = || take(session, &settings, (&cluster, configured), method, options);

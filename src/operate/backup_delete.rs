@@ -118,9 +118,7 @@ pub fn plan(session: &Session, backup: &BackupId, grace: Duration) -> Result<Del
             Ok(one) => all.push(one),
             // A deletion that one of them refuses is done in none.
             Err(e) if e.code() == Code::Refused => return Err(e),
-            Err(e) => {
-                failures.add(e, format!("look into repository \"{name}\""));
-            }
+            Err(e) => drop(failures.add(e, format!("look into repository \"{name}\""))),
         }
     }
     failures.first_if(session, all.is_empty())?;
@@ -139,14 +137,9 @@ impl Deletions {
     pub fn carry_out(&mut self, session: &Session) -> Result<()> {
         let mut done = 0;
         for one in &mut self.all {
-            match carry_out(one, &self.backup, &session.host) {
-                Ok(()) => done += 1,
-                Err(e) => {
-                    let name = &one.repository;
-                    self.failures
-                        .add(e, format!("delete it in repository \"{name}\""));
-                }
-            }
+            let ran = carry_out(one, &self.backup, &session.host);
+            let doing = format!("delete it in repository \"{}\"", one.repository);
+            done += usize::from(self.failures.note(ran, doing).is_some());
         }
         self.failures.first_if(session, done == 0)
     }

@@ -15,7 +15,7 @@ use crate::store::sftp::SftpStore;
 use crate::store::{Store, s3};
 
 /// The report on one repository.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub struct Checked {
     pub name: String,
     /// Its place.
@@ -58,11 +58,7 @@ pub fn run(session: &Session) -> Result<(Vec<Checked>, Vec<Error>)> {
             name: configured.name.clone(),
             url: configured.location.to_string(),
             kind: configured.location.kind(),
-            usable: None,
-            checks: Vec::new(),
-            weaknesses: Vec::new(),
-            may_delete: None,
-            error: None,
+            ..Checked::default()
         };
         match tried(configured, &mut checked, session) {
             Ok(()) => checked.usable = Some(checked.checks.iter().all(|c| c.holds)),

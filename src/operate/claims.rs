@@ -73,12 +73,9 @@ pub fn run(
     let mut looked_at = 0;
     for configured in &settings.repositories {
         let asked = (release, is_confirmed);
-        match one_repository(session, configured, wanted, asked, &mut claimed) {
-            Ok(()) => looked_at += 1,
-            Err(e) => {
-                failures.add(e, format!("look at repository \"{}\"", configured.name));
-            }
-        }
+        let done = one_repository(session, configured, wanted, asked, &mut claimed);
+        let doing = format!("look at repository \"{}\"", configured.name);
+        looked_at += usize::from(failures.note(done, doing).is_some());
     }
     failures.first_if(session, looked_at == 0)?;
     Ok((claimed, failures))

@@ -139,17 +139,12 @@ pub fn look(session: &Session, wanted: Option<WalFileName>) -> Result<Conflicts>
     };
     for place in &readings {
         let name = &place.0.configured.name;
-        match look_in(place, wanted) {
-            Ok((conflicts, resolutions)) => {
-                found.conflicts.extend(conflicts);
-                found.resolutions.extend(resolutions);
-                found.looked_at += 1;
-            }
-            Err(e) => {
-                found
-                    .failures
-                    .add(e, format!("look into repository \"{name}\""));
-            }
+        let looked = look_in(place, wanted);
+        let doing = format!("look into repository \"{name}\"");
+        if let Some((conflicts, resolutions)) = found.failures.note(looked, doing) {
+            found.conflicts.extend(conflicts);
+            found.resolutions.extend(resolutions);
+            found.looked_at += 1;
         }
     }
     found.failures.first_if(session, found.looked_at == 0)?;
@@ -164,11 +159,8 @@ fn look_in(
 ) -> Result<(Vec<Conflict>, Vec<Standing>)> {
     let layout = inventory.layout()?;
     let listed = reading.repository.store().list(&layout.conflicts())?;
-    let mut names: Vec<String> = listed
-        .into_iter()
-        .filter(|l| !l.is_prefix)
-        .map(|l| l.name)
-        .collect();
+    let objects = listed.into_iter();
+    let mut names: Vec<String> = objects.filter(|l| !l.is_prefix).map(|l| l.name).collect();
     names.sort();
     let mut conflicts = Vec::new();
     for entry in names {

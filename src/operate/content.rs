@@ -51,7 +51,7 @@ pub struct RestorePoint {
 }
 
 /// The content of a segment, by its index and its records.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub struct SegmentContent {
     pub name: String,
     /// `segment`, `partial`, or what increments make.
@@ -284,6 +284,7 @@ fn shown(
         (flag::PARENT_PAGES, "begins_on_parent_timeline"),
         (flag::UNDECODED, "undecoded"),
     ];
+    let flags = names.into_iter().filter(|(bit, _)| summary.has(*bit));
     let size = inventory.segment_size;
     let range = segment.number(size)?.range(size);
     Ok(SegmentContent {
@@ -297,12 +298,7 @@ fn shown(
         valid_end_lsn: summary.valid_end,
         raw_bytes: size.bytes(),
         stored_bytes,
-        hash: None,
-        flags: names
-            .into_iter()
-            .filter(|(bit, _)| summary.has(*bit))
-            .map(|(_, name)| name)
-            .collect(),
+        flags: flags.map(|(_, name)| name).collect(),
         first_record: summary.first_record.map(|(lsn, _)| lsn),
         last_complete: summary.last_complete.map(|(lsn, _)| lsn),
         last_complete_end: summary.last_complete.map(|(_, lsn)| lsn),
@@ -312,12 +308,7 @@ fn shown(
         prepare_count: summary.prepares,
         min_time: summary.ends.map(|e| e.min_time),
         max_time: summary.ends.map(|e| e.max_time),
-        commits: Vec::new(),
-        aborts: Vec::new(),
-        restore_points: Vec::new(),
-        events: None,
-        changed_blocks: None,
-        damage: Vec::new(),
+        ..SegmentContent::default()
     })
 }
 

@@ -140,12 +140,8 @@ pub fn look(session: &Session) -> Result<(Vec<Cost>, Failures)> {
             let counted = count(repository.store(), requests, (now, &is_moved))?;
             Ok(cost(configured, counted))
         });
-        match looked {
-            Ok(cost) => costs.push(cost),
-            Err(e) => {
-                failures.add(e, format!("look at repository \"{}\"", configured.name));
-            }
-        }
+        let doing = format!("look at repository \"{}\"", configured.name);
+        costs.extend(failures.note(looked, doing));
     }
     failures.first_if(session, costs.is_empty())?;
     Ok((costs, failures))
@@ -251,10 +247,8 @@ mod tests {
         };
         let pack = "clusters/main/7/packs/x/000000";
         let moved = |s3: &S3Settings, key, class| is_moved(s3, key, Some(class));
-        assert!(
-            !moved(&s3, pack, "GLACIER_IR"),
-            "rules of the bucket keep the time"
-        );
+        let by_rules = moved(&s3, pack, "GLACIER_IR");
+        assert!(!by_rules, "rules of the bucket keep the time");
         s3.tier_by = TierBy::Copy;
         assert!(moved(&s3, pack, "GLACIER_IR"));
         assert!(!moved(&s3, pack, "STANDARD"));
@@ -265,31 +259,20 @@ mod tests {
 
     #[test]
     fn keys_tell_the_kind() {
-        for (key, kind) in [
-            ("pitr.json", Kind::Other),
-            ("keys/1/ops", Kind::Other),
-            ("clusters/main/7/cluster.json", Kind::Other),
-            ("clusters/main/7/wal/00000001/history", Kind::Wal),
-            ("clusters/main/7/conflicts/x-1", Kind::Wal),
-            (
-                "clusters/main/7/packs/20261120T064049Z-full/000000",
-                Kind::Packs,
-            ),
-            (
-                "clusters/main/7/layers/20261120T064049Z-full/000000",
-                Kind::Layers,
-            ),
-            (
-                "clusters/main/7/backups/20261120T064049Z-full/manifest",
-                Kind::Roots,
-            ),
-            ("clusters/main/7/events/cluster/x", Kind::Events),
-            (
-                "aux/files/etc/packs/20261120T064049Z-full/000000",
-                Kind::Packs,
-            ),
-        ] {
-            assert_eq!(Kind::of(key), kind, "{key}");
-        }
+        assert_eq!(Kind::of("pitr.json"), Kind::Other);
+        assert_eq!(Kind::of("keys/1/ops"), Kind::Other);
+        let of_cluster = |rest: &str| Kind::of(&format!("clusters/main/7/{rest}"));
+        assert_eq!(of_cluster("cluster.json"), Kind::Other);
+        assert_eq!(of_cluster("wal/00000001/history"), Kind::Wal);
+        assert_eq!(of_cluster("conflicts/x-1"), Kind::Wal);
+        let of_backup =
+            |folder: &str| of_cluster(&format!("{folder}/20261120T064049Z-full/000000"));
+        assert_eq!(of_backup("packs"), Kind::Packs);
+        assert_eq!(of_backup("layers"), Kind::Layers);
+        let root = "backups/20261120T064049Z-full/manifest";
+        assert_eq!(of_cluster(root), Kind::Roots);
+        assert_eq!(of_cluster("events/cluster/x"), Kind::Events);
+        let aux = "aux/files/etc/packs/20261120T064049Z-full/000000";
+        assert_eq!(Kind::of(aux), Kind::Packs);
     }
 }

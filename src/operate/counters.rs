@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::human;
 use super::session::Session;
 use super::tallies::Tallies;
 use crate::behalf;
@@ -245,7 +246,7 @@ pub fn counted_by<T>(
     update((session, settings), |book| book.running.push(begun));
     let started = Instant::now();
     let done = work();
-    let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let took = human::millis(started.elapsed());
     let (label, reason) = match &done {
         Ok(done) => {
             let kind = kind_name(kind(done)).to_owned();
@@ -269,31 +270,22 @@ pub fn counted_by<T>(
 
 /// Notes that a command succeeded.
 pub fn succeeded(session: &Session, command: &str, cluster: &str) {
-    let Ok(settings) = session.settings() else {
-        return;
-    };
     let now = session.host.now();
-    update((session, &settings), |book| {
+    note(session, |book| {
         book.successes.insert(format!("{command} {cluster}"), now);
     });
 }
 
 /// Notes what a command measured, which stands until it measures again.
 pub fn measured(session: &Session, what: &str, value: u64) {
-    let Ok(settings) = session.settings() else {
-        return;
-    };
-    update((session, &settings), |book| {
+    note(session, |book| {
         book.measured.insert(what.to_owned(), value);
     });
 }
 
 /// Notes what a command measured of a part, which takes nothing back of what was measured of all.
 pub fn measured_in_part(session: &Session, what: &str, value: u64) {
-    let Ok(settings) = session.settings() else {
-        return;
-    };
-    update((session, &settings), |book| {
+    note(session, |book| {
         let known = book.measured.entry(what.to_owned()).or_default();
         *known = value.max(*known);
     });
@@ -430,6 +422,13 @@ impl Book {
         self.running = alive;
         gone.iter()
             .for_each(|one| self.add(&one.label, (Some(KILLED), one.is_of_job), 0));
+    }
+}
+
+/// As [`update`], where the configuration can be read.
+fn note(session: &Session, with: impl FnOnce(&mut Book) + Send) {
+    if let Ok(settings) = session.settings() {
+        update((session, &settings), with);
     }
 }
 

@@ -406,10 +406,8 @@ mod tests {
         assert_eq!(name("main/recovery/gap"), Some("PitrGap"));
         assert_eq!(name("NAME/recovery/gap"), Some("PitrGap"));
         assert_eq!(name("PitrRepoFilling"), Some("PitrRepoFull"));
-        assert_eq!(
-            name("aux/files/www/content/newest backup"),
-            Some("PitrNeverBackedUp")
-        );
+        let aux = name("aux/files/www/content/newest backup");
+        assert_eq!(aux, Some("PitrNeverBackedUp"));
         assert_eq!(name("main/doctor/role//etc/pitr/key"), Some("examination"));
         assert_eq!(name("jobs/full/missed"), Some("PitrJobFailed"));
         assert_eq!(name("main/repository/creating"), Some("unsafe_overwrite"));
@@ -428,11 +426,8 @@ mod tests {
         let different: BTreeSet<&&str> = kinds().collect();
         assert_eq!(different.len(), kinds().count());
         for one in ALL {
-            assert!(
-                ![one.cause, one.effect, one.next].contains(&""),
-                "{}",
-                one.name
-            );
+            let texts = [one.cause, one.effect, one.next];
+            assert!(!texts.contains(&""), "{}", one.name);
         }
     }
 
@@ -481,11 +476,8 @@ mod tests {
         let code = source.lines().filter(|line| !line.trim().starts_with("//"));
         let code: Vec<&str> = code.collect();
         let code = code.join("\n");
-        code.split('"')
-            .skip(1)
-            .step_by(2)
-            .map(str::to_owned)
-            .collect()
+        let quoted = code.split('"').skip(1).step_by(2);
+        quoted.map(str::to_owned).collect()
     }
 
     /// Replaces each `{…}` of a format.
@@ -527,20 +519,12 @@ mod tests {
                 }
             }
         }
-        for id in [
-            "x/verify/stale",
-            "x/expire/stale",
-            "audit/anchor/stale",
-            "audit/verify/stale",
-        ] {
-            assert!(find(id).is_some(), "{id}");
+        for of in ["x/verify", "x/expire", "audit/anchor", "audit/verify"] {
+            assert!(find(&format!("{of}/stale")).is_some(), "{of}");
         }
         assert!(count > 15, "{count}");
-        assert!(
-            wrong.is_empty(),
-            "no entry in src/operate/explain.rs has:\n{}",
-            wrong.join("\n")
-        );
+        let wrong = wrong.join("\n");
+        assert_eq!(wrong, "", "no entry in src/operate/explain.rs has these");
     }
 
     #[test]
@@ -548,11 +532,9 @@ mod tests {
         let nouns = ["info", "objectives", "proven", "server_state", "written"];
         let source = nouns.map(|noun| read(format!("src/operate/{noun}.rs")));
         let source = source.map(|text| text.split("#[cfg(test)]").next().unwrap().to_owned());
-        let code: String = source
-            .concat()
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ");
+        let source = source.concat();
+        let words: Vec<&str> = source.split_whitespace().collect();
+        let code = words.join(" ");
         let mut found: BTreeSet<(String, String)> = BTreeSet::new();
         for begin in ["Finding::new(", "warn(", "say("] {
             for part in code.split(begin).skip(1) {

@@ -27,6 +27,11 @@ impl Failures {
         !is_over
     }
 
+    /// What was done; a failure is taken down as [`add`](Failures::add) does.
+    pub fn note<T>(&mut self, done: Result<T>, doing: impl Into<String>) -> Option<T> {
+        done.map_err(|e| self.add(e, doing.into())).ok()
+    }
+
     /// Does something in each repository; `doing` is the verb of the error. The operator's wish to stop ends it.
     pub fn in_each(
         &mut self,
@@ -143,10 +148,8 @@ mod tests {
         let mut failures = Failures::default();
         assert!(failures.add(err!(Unreachable, "away"), "read a".into()));
         assert!(!failures.add(err!(Interrupted, "interrupted"), "read b".into()));
-        assert!(
-            failures.first_if(&session, false).is_ok(),
-            "something is to be reported"
-        );
+        let ended = failures.first_if(&session, false);
+        assert!(ended.is_ok(), "something is to be reported");
         let error = failures.interrupted.unwrap();
         assert_eq!(error.code(), Code::Interrupted);
     }

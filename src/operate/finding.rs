@@ -192,10 +192,8 @@ mod tests {
         let config = Some(Path::new("/srv/pitr.toml"));
         let begin = "pitr receive --drop-slot, then pitr receive --create-slot";
         let with = "pitr receive --config /srv/pitr.toml";
-        assert_eq!(
-            with_config(begin, config),
-            format!("{with} --drop-slot, then {with} --create-slot")
-        );
+        let both = format!("{with} --drop-slot, then {with} --create-slot");
+        assert_eq!(with_config(begin, config), both);
         assert_eq!(with_config("pitr doctor", config), "pitr doctor");
         assert_eq!(with_config(begin, None), begin);
     }

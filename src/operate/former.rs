@@ -227,10 +227,8 @@ mod tests {
     fn t83_a_directory_of_another_identifier_is_told_what_leads_there() {
         let at = TimestampTz(10_000_000);
         let leads = about_registered(7, 8, Ok(Some(at)));
-        assert!(
-            leads.contains("7 can be recovered to 2000-01-01 00:00:10"),
-            "{leads}"
-        );
+        let moment = "7 can be recovered to 2000-01-01 00:00:10";
+        assert!(leads.contains(moment), "{leads}");
         assert!(leads.contains("add --system-identifier 7"), "{leads}");
         assert!(!leads.contains("nothing"), "{leads}");
         let lost = about_registered(7, 8, Ok(None));

@@ -43,6 +43,7 @@ use crate::restore::replace::waiting;
 use crate::restore::settings::{self, Brought};
 
 const UNCHANGED: &str = "Nothing was changed.";
+const FROM_BACKUP: &str = "Nothing was changed. Restore from a backup: pitr restore --aside";
 const STANDBY: &str = "standby.signal";
 const RECOVERY: &str = "recovery.signal";
 
@@ -252,7 +253,7 @@ fn replayed(
             Refused,
             "the standby in \"{shown}\" has hot_standby off: nothing tells which transactions reached its disk"
         )
-        .hint(format!("{UNCHANGED} Restore from a backup: pitr restore --aside")));
+        .hint(FROM_BACKUP));
     }
     if control.is_backup_unfinished {
         return Err(err!(
@@ -334,7 +335,7 @@ fn planned(
             OutOfReach,
             "the standby's restartpoint {restartpoint} lies before every backup, so its WAL is not proven"
         )
-        .hint(format!("{UNCHANGED} Restore from a backup: pitr restore --aside"))
+        .hint(FROM_BACKUP)
     }))
 }
 
@@ -387,9 +388,7 @@ fn on_the_way(control: &ControlFile, plan: &Plan) -> Result<()> {
             "the standby's position {lsn} on timeline {} does not lie before the target on its way",
             timeline.decimal()
         )
-        .hint(format!(
-            "{UNCHANGED} Restore from a backup: pitr restore --aside"
-        ))),
+        .hint(FROM_BACKUP)),
     }
 }
 
@@ -463,14 +462,11 @@ fn resume(directory: &DataDirectory, plan: &Plan, host: &Host) -> Result<()> {
         return Ok(());
     }
     let path = directory.path().join(RECOVERY);
-    durable::replace(&path, b"", host.random()).map_err(|e| failed(&path, &e))
+    put(&path, b"", host)
 }
 
 fn write(directory: &DataDirectory, job: &Job, host: &Host) -> Result<()> {
-    let put = |path: &Path, bytes: &[u8]| {
-        let written = durable::replace(path, bytes, host.random());
-        written.map_err(|e| failed(path, &e))
-    };
+    let put = |path: &Path, bytes: &[u8]| put(path, bytes, host);
     // An attempt that was killed before it began may have written some.
     guard::take_away(directory, Which::All, host.random())?;
     let plan = job.plan.as_ref();
@@ -512,6 +508,10 @@ fn failed(path: &Path, e: &std::io::Error) -> Error {
     err!(TargetWrite, "could not write \"{}\": {e}", path.display())
 }
 
+fn put(path: &Path, bytes: &[u8], host: &Host) -> Result<()> {
+    durable::replace(path, bytes, host.random()).map_err(|e| failed(path, &e))
+}
+
 fn remove(path: &Path) -> Result<()> {
     durable::remove(path).map_err(|e| failed(path, &e))
 }
@@ -546,8 +546,7 @@ pub fn give_back(session: &Session, to: &Path) -> Result<bool> {
         )));
     }
     let host = &session.host;
-    let put = durable::replace(&data.join(STANDBY), b"", host.random());
-    put.map_err(|e| failed(&data.join(STANDBY), &e))?;
+    put(&data.join(STANDBY), b"", host)?;
     remove(&data.join(RECOVERY))?;
     guard::take_away(&directory, Which::All, host.random())?;
     guard::remove_guard(&directory)?;

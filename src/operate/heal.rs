@@ -38,6 +38,14 @@ pub struct Healed {
 }
 
 impl Healed {
+    fn new(object: &Key, copy: &Key, from: &str) -> Healed {
+        Healed {
+            object: object.to_string(),
+            copy: copy.to_string(),
+            from: from.to_owned(),
+        }
+    }
+
     /// A segment that was missing.
     pub fn wal(name: SegmentName, from: String) -> Healed {
         Healed {
@@ -149,21 +157,10 @@ pub fn heal(
     others: &[Other],
     dry_run: bool,
 ) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
-    let work = Work {
-        session,
-        repository,
-        of,
-        others,
-        pg_wals: pg_wals(session, of),
-        dry_run,
-    };
-    // A segment that says nothing of itself any more is proven by the one after it.
-    if let Some(size) = work.size()? {
-        work.segments(&missing(&report.findings, size), &mut outcome)?;
-    }
-    work.objects(&objects(&report.findings), &mut outcome)?;
-    Ok(outcome)
+    let missing = size_of(of)?.map(|size| missing(&report.findings, size));
+    let objects = objects(&report.findings);
+    let what = (&missing.unwrap_or_default(), objects.as_slice());
+    fill(session, (repository, of), what, others, dry_run)
 }
 
 /// Brings missing segments of a cluster, and copies of damaged ones, by their keys.
@@ -186,6 +183,7 @@ pub fn fill(
         pg_wals: pg_wals(session, of),
         dry_run,
     };
+    // A segment that says nothing of itself any more is proven by the one after it.
     work.segments(missing, &mut outcome)?;
     work.objects(damaged, &mut outcome)?;
     Ok(outcome)
@@ -246,14 +244,6 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// The size of segments, in a cluster.
-    fn size(&self) -> Result<Option<SegmentSize>> {
-        match self.of {
-            Of::Cluster(r) => SegmentSize::new(r.segment_size_bytes).map(Some),
-            Of::Scope(_) => Ok(None),
-        }
-    }
-
     fn scope(&self) -> Result<Scope> {
         match self.of {
             Of::Cluster(r) => Scope::cluster(&r.name, r.system_identifier),
@@ -262,9 +252,9 @@ impl Work<'_> {
     }
 
     fn objects(&self, keys: &[Key], outcome: &mut Outcome) -> Result<()> {
-        let (scope, size) = (self.scope()?, self.size()?);
+        let (scope, size) = (self.scope()?, size_of(self.of)?);
         let host = &self.session.host;
-        let makers: Vec<(&str, std::result::Result<Healing<'_>, String>)> = self
+        let makers: Vec<Maker<'_>> = self
             .others
             .iter()
             .map(|(name, other)| {
@@ -281,37 +271,10 @@ impl Work<'_> {
             .collect();
         for key in keys {
             let mut reasons = Vec::new();
-            let mut is_over = false;
-            for (name, healing) in &makers {
-                let told = match healing {
-                    Err(e) => e.clone(),
-                    Ok(healing) => match healing.heal(key) {
-                        // Its bytes are whole: another object is at fault.
-                        Ok(None) => {
-                            is_over = true;
-                            break;
-                        }
-                        Ok(Some(copy)) => {
-                            outcome.healed.push(Healed {
-                                object: key.to_string(),
-                                copy: copy.to_string(),
-                                from: (*name).to_owned(),
-                            });
-                            is_over = true;
-                            break;
-                        }
-                        Err(e) if is_told(&e) => e.to_string(),
-                        Err(e) => return Err(e.context(format!("heal object \"{key}\""))),
-                    },
-                };
-                reasons.push(format!("\"{name}\": {told}"));
-            }
-            if !is_over {
-                is_over = self.by_pg_wal(key, &mut reasons, outcome)?;
-            }
-            if !is_over && key.as_str().contains("/packs/") {
-                is_over = self.by_pages(key, &mut reasons, outcome)?;
-            }
+            let is_pack = key.as_str().contains("/packs/");
+            let is_over = by_others(&makers, key, &mut reasons, outcome)?
+                || self.by_pg_wal(key, &mut reasons, outcome)?
+                || (is_pack && self.by_pages(key, &mut reasons, outcome)?);
             if !is_over {
                 outcome.unhealed.push(Unhealed {
                     object: key.to_string(),
@@ -329,18 +292,14 @@ impl Work<'_> {
         reasons: &mut Vec<String>,
         outcome: &mut Outcome,
     ) -> Result<bool> {
-        let (scope, size) = (self.scope()?, self.size()?);
+        let (scope, size) = (self.scope()?, size_of(self.of)?);
         let own = (self.repository, self.repository);
         let host = &self.session.host;
         let rebuilt = Healing::new(own, (&scope, size), host, self.dry_run)
             .and_then(|healing| healing.rebuild(key));
         match rebuilt {
             Ok(copy) => {
-                outcome.healed.push(Healed {
-                    object: key.to_string(),
-                    copy: copy.to_string(),
-                    from: OTHER_BACKUPS.to_owned(),
-                });
+                outcome.healed.push(Healed::new(key, &copy, OTHER_BACKUPS));
                 Ok(true)
             }
             Err(e) if is_told(&e) => {
@@ -365,11 +324,9 @@ impl Work<'_> {
             self.session.host.check_stop()?;
             match pg_wal.heal(self.repository, (name, key), self.dry_run) {
                 Ok(copy) => {
-                    outcome.healed.extend(copy.map(|copy| Healed {
-                        object: key.to_string(),
-                        copy: copy.to_string(),
-                        from: pg_wal.shown(),
-                    }));
+                    let from = pg_wal.shown();
+                    let healed = copy.map(|copy| Healed::new(key, &copy, &from));
+                    outcome.healed.extend(healed);
                     return Ok(true);
                 }
                 Err(e) if is_of_file(&e) => reasons.push(format!("\"{}\": {e}", pg_wal.shown())),
@@ -444,6 +401,43 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// A repository that may give, or why it cannot.
+type Maker<'a> = (&'a str, std::result::Result<Healing<'a>, String>);
+
+/// Takes an object from the first repository that has it whole; returns whether nothing is left to heal.
+fn by_others(
+    makers: &[Maker<'_>],
+    key: &Key,
+    reasons: &mut Vec<String>,
+    outcome: &mut Outcome,
+) -> Result<bool> {
+    for (name, healing) in makers {
+        let told = match healing {
+            Err(e) => e.clone(),
+            Ok(healing) => match healing.heal(key) {
+                // Without a copy its bytes are whole: another object is at fault.
+                Ok(copy) => {
+                    let healed = copy.map(|copy| Healed::new(key, &copy, name));
+                    outcome.healed.extend(healed);
+                    return Ok(true);
+                }
+                Err(e) if is_told(&e) => e.to_string(),
+                Err(e) => return Err(e.context(format!("heal object \"{key}\""))),
+            },
+        };
+        reasons.push(format!("\"{name}\": {told}"));
+    }
+    Ok(false)
+}
+
+/// The size of the segments of a cluster.
+fn size_of(of: &Of) -> Result<Option<SegmentSize>> {
+    match of {
+        Of::Cluster(r) => SegmentSize::new(r.segment_size_bytes).map(Some),
+        Of::Scope(_) => Ok(None),
     }
 }
 

@@ -28,15 +28,11 @@ impl Held {
         let mut others = Vec::new();
         for (name, other) in first.all_others(session) {
             let read = other.and_then(|other| Ok((other.inventory(session)?, other)));
-            match read {
-                // Under the same name there may be another cluster: before an upgrade, say.
-                Ok((inventory, _)) if inventory.system_identifier != identifier => {}
-                Ok((inventory, other)) => others.push((other, inventory)),
-                Err(e) => {
-                    failures.add(e, format!("look into repository \"{name}\""));
-                }
-            }
+            let read = failures.note(read, format!("look into repository \"{name}\""));
+            others.extend(read.map(|(inventory, other)| (other, inventory)));
         }
+        // Under the same name there may be another cluster: before an upgrade, say.
+        others.retain(|(_, inventory)| inventory.system_identifier == identifier);
         let mut readings = vec![(first, inventory)];
         readings.extend(others);
         Ok(Held { readings, failures })

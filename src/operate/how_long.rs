@@ -103,10 +103,8 @@ mod tests {
             replay: GIB,
         };
         let told = line(&of(&[], work));
-        assert!(
-            told.starts_with("about 2 min 6 s (plan 1 s, copy 1 min 42 s,"),
-            "{told}"
-        );
+        let begins = "about 2 min 6 s (plan 1 s, copy 1 min 42 s,";
+        assert!(told.starts_with(begins), "{told}");
         assert!(told.contains("these are defaults"), "{told}");
         let timed = |phase, bytes| Timed {
             phase,
@@ -127,13 +125,9 @@ mod tests {
             },
         };
         let told = line(&of(std::slice::from_ref(&held), work));
-        assert!(
-            told.contains("by 1 drill on this host; by default: replay"),
-            "{told}"
-        );
-        assert!(
-            told.ends_with("no drill had a tenth of the work: copy"),
-            "{told}"
-        );
+        let measured = "by 1 drill on this host; by default: replay";
+        assert!(told.contains(measured), "{told}");
+        let ends = "no drill had a tenth of the work: copy";
+        assert!(told.ends_with(ends), "{told}");
     }
 }

@@ -143,10 +143,8 @@ mod tests {
         }
         let unit = SizeUnit::for_largest([5, 3 << 30, 1 << 20]);
         assert_eq!((unit.name(), unit.show(512 << 20)), ("GiB", "0.5".into()));
-        assert_eq!(
-            (unit.show(1 << 20), unit.show(0)),
-            ("<0.1".into(), "0.0".into())
-        );
+        assert_eq!(unit.show(1 << 20), "<0.1");
+        assert_eq!(unit.show(0), "0.0");
     }
 
     #[test]

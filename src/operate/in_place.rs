@@ -156,10 +156,8 @@ fn interrupted(
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<Run>> {
     let kept = target.kept()?.into_iter();
-    let runs: Vec<Run> = kept
-        .filter(|kept| !kept.is_complete)
-        .map(|kept| kept.run)
-        .collect();
+    let kept = kept.filter(|kept| !kept.is_complete);
+    let runs: Vec<Run> = kept.map(|kept| kept.run).collect();
     if is_confirmed {
         for run in runs.iter().rev() {
             target.undo(run)?.carry_out(false, tick)?;

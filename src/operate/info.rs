@@ -77,29 +77,35 @@ pub struct Info {
 impl Info {
     /// The state of each server that was asked, by the name of its cluster.
     pub fn servers(&self) -> impl Iterator<Item = (&str, &ServerState)> {
-        let clusters = self.clusters.iter().map(|one| (&one.name, &one.server));
-        let written = self.written.iter().map(|one| (&one.name, &one.server));
-        let all = clusters.chain(written);
-        all.filter_map(|(name, server)| Some((name.as_str(), server.as_ref()?)))
+        let all = self.of_each(|one| &one.server, |one| &one.server);
+        all.filter_map(|(name, server)| Some((name, server.as_ref()?)))
     }
 
     /// The receiver of each cluster that has one.
     pub fn receivers(&self) -> impl Iterator<Item = (&str, &Receiver)> {
-        let clusters = self.clusters.iter().map(|one| (&one.name, &one.receiver));
-        let written = self.written.iter().map(|one| (&one.name, &one.receiver));
-        let all = clusters.chain(written);
-        all.filter_map(|(name, receiver)| Some((name.as_str(), receiver.as_ref()?)))
+        let all = self.of_each(|one| &one.receiver, |one| &one.receiver);
+        all.filter_map(|(name, receiver)| Some((name, receiver.as_ref()?)))
     }
 
     /// The clusters whose servers do not answer, with the finding.
     pub fn silent(&self) -> impl Iterator<Item = (&str, &Finding)> {
-        let clusters = self.clusters.iter().map(|one| (&one.name, &one.problems));
-        let written = self.written.iter().map(|one| (&one.name, &one.problems));
-        let all = clusters.chain(written);
+        let all = self.of_each(|one| &one.problems, |one| &one.problems);
         all.filter_map(|(name, problems)| {
             let found = problems.iter().find(|one| server_state::is_silence(one))?;
-            Some((name.as_str(), found))
+            Some((name, found))
         })
+    }
+
+    /// A part of each cluster, by the name of that: of those that were looked at, then of those that this host only writes.
+    pub(super) fn of_each<'a, T: 'a>(
+        &'a self,
+        own: fn(&'a ClusterInfo) -> &'a T,
+        written: fn(&'a Written) -> &'a T,
+    ) -> impl Iterator<Item = (&'a str, &'a T)> {
+        let clusters = self.clusters.iter();
+        let clusters = clusters.map(move |one| (one.name.as_str(), own(one)));
+        let others = self.written.iter();
+        clusters.chain(others.map(move |one| (one.name.as_str(), written(one))))
     }
 }
 
@@ -333,8 +339,8 @@ pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
             true => written::look(session, &reading).map(|one| written.push(one)),
             false => look_at(session, &reading, asks).map(|one| clusters.push(one)),
         };
-        if let Err(e) = looked {
-            failures.add(e, format!("look at cluster \"{}\"", reading.name));
+        let doing = format!("look at cluster \"{}\"", reading.name);
+        if failures.note(looked, doing).is_none() {
             unseen.push(reading.name.clone());
         }
     }
@@ -360,15 +366,14 @@ pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
         true => worst.unwrap_or(Level::Ok),
         false => Level::Fail,
     };
+    let settings = session.settings();
+    let running = settings.map(|settings| underway::look(session, &settings));
     Ok(Info {
         state,
         clusters,
         written,
         scopes,
-        running: session.settings().map_or_else(
-            |_| Vec::new(),
-            |settings| underway::look(session, &settings),
-        ),
+        running: running.unwrap_or_default(),
         agent_trouble: agent_trouble(session),
         failures,
         unseen,
@@ -386,65 +391,47 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     let (cluster, _) = reading.decide_with_others(session, &inventory)?;
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
     let gaps = gap::gaps(&inventory, oldest.unwrap_or_default());
-    let limit = reading
-        .cluster
-        .as_ref()
-        .and_then(|c| c.max_backup_age)
-        .map(|age| age.duration());
-    let receiver = match &reading.cluster {
-        Some(cluster) => Receiver::read(cluster, inventory.system_identifier, session.host.now())?,
-        None => None,
-    };
-    let mut problems = judge(
-        &inventory,
-        &found,
-        &gaps,
-        &cluster,
-        limit,
-        session.host.now(),
-    );
-    let mismatch = former::mismatch(session, reading, inventory.system_identifier);
+    let (configured, identifier) = (reading.cluster.as_ref(), inventory.system_identifier);
+    let limit = configured.and_then(|c| c.max_backup_age);
+    let limit = limit.map(|age| age.duration());
+    let read = |own| Receiver::read(own, identifier, session.host.now());
+    let receiver = configured.map_or(Ok(None), read)?;
+    let now = session.host.now();
+    let mut problems = judge(&inventory, &found, &gaps, &cluster, limit, now);
+    let mismatch = former::mismatch(session, reading, identifier);
     problems.extend(mismatch.map(|(why, next)| {
         Finding::new("cluster", "data directory", Level::Fail, why).with_next(next)
     }));
-    problems.extend(
-        Major::newer_means(inventory.major)
-            .map(|means| format!("{means}; install a newer pitr"))
-            .map(|means| Finding::new("cluster", "PostgreSQL", Level::Warn, means))
-            .map(|found| found.with_next("install a newer pitr")),
-    );
+    let next = "install a newer pitr";
+    let newer = Major::newer_means(inventory.major).map(|means| format!("{means}; {next}"));
+    problems.extend(warn("cluster", "PostgreSQL", newer, next));
     if inventory.is_unregistered {
         problems.push(Finding::new("cluster", "registration", Level::Fail, "the registration (cluster.json) is missing: archiving and backups are refused (A121); on the cluster's host: pitr init").with_next("pitr init"));
     }
     let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
-    let lost = lost.into_iter();
-    problems.extend(
-        lost.map(|m| Finding::new("recovery", "recorded gap", Level::Warn, m))
-            .map(|found| found.with_next("pitr wal gaps --heal")),
-    );
-    let configured = reading.settings.repositories.iter();
-    problems.extend(configured.filter_map(weakly_created));
+    let next = "pitr wal gaps --heal";
+    problems.extend(warn("recovery", "recorded gap", lost, next));
+    let created = reading.settings.repositories.iter();
+    problems.extend(created.filter_map(weakly_created));
     let now = session.host.now();
     problems.extend(receiver.as_ref().and_then(|r| r.finding(now)));
-    let identifier = inventory.system_identifier;
     let repositories = lag::look(session, &reading.settings, &reading.name, identifier);
     problems.extend(repositories.iter().flat_map(of_lag));
     let mut drills = proven::look(session, reading, identifier)?;
-    let max_drill_age = reading.cluster.as_ref().and_then(|c| c.max_drill_age);
+    let max_drill_age = configured.and_then(|c| c.max_drill_age);
     let max_drill_age = max_drill_age.map(|age| age.duration());
     let judged = proven::problems(&drills, max_drill_age, session.host.now());
     problems.extend(judged);
-    let own = drills
-        .first()
-        .map_or(&[][..], |own| own.drills.measured.as_slice());
+    let own = drills.first().map(|own| own.drills.measured.as_slice());
+    let own = own.unwrap_or_default();
     let window = of_cluster(&found.windows, cluster.timeline(), &inventory);
     let estimate = window.and_then(|w| w.work(&inventory));
     let estimate = estimate.map(|work| how_long::of(own, work));
-    let promised = reading.cluster.as_ref().map(|c| c.objectives.clone());
+    let promised = configured.map(|c| c.objectives.clone());
     let promised = promised.unwrap_or_default();
     let is_everything = asks == Asks::Everything;
     let is_asked = is_everything || (promised.rpo.is_some() && window.is_some());
-    let asked = reading.cluster.as_ref().filter(|_| is_asked);
+    let asked = configured.filter(|_| is_asked);
     let asked = asked.map(|own| ServerState::look(own, identifier, &session.host));
     let (mut server, silence) = asked.unwrap_or_default();
     if let Some((server, window)) = server.as_mut().zip(window) {
@@ -453,46 +440,30 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     // The promise that needs the server tells of it otherwise.
     problems.extend(silence.filter(|_| is_everything));
     // Read after the server: what came while everything else was looked at is no lag.
-    let newest = match reading.cluster.as_ref().filter(|_| server.is_some()) {
-        Some(cluster) => Receiver::read(cluster, identifier, session.host.now())?,
-        None => None,
-    };
+    let asked = configured.filter(|_| server.is_some());
+    let newest = asked.map_or(Ok(None), read)?;
     let exposure = server.as_ref().zip(window).and_then(|(server, window)| {
         let now = session.host.now();
         exposure::look(server, window, &inventory, newest.as_ref(), now)
     });
-    let remains = match is_everything {
-        true => Some(remains::look(
-            session,
-            reading.repository.store(),
-            &inventory,
-        )?),
-        false => None,
+    let look = || remains::look(session, reading.repository.store(), &inventory);
+    let remains = is_everything.then(look).transpose()?;
+    let state = objectives::State {
+        exposure: exposure.as_ref(),
+        estimate: estimate.as_ref(),
+        repositories: &reading.settings.repositories,
+        lags: &repositories,
+        has_backup: inventory.backups.iter().any(|b| b.damage.is_none()),
     };
-    problems.extend(objectives::judge(
-        &promised,
-        &objectives::State {
-            exposure: exposure.as_ref(),
-            estimate: estimate.as_ref(),
-            repositories: &reading.settings.repositories,
-            lags: &repositories,
-            has_backup: inventory.backups.iter().any(|b| b.damage.is_none()),
-        },
-    ));
+    problems.extend(objectives::judge(&promised, &state));
     drills.retain(|proven| proven.drills.newest.is_some());
-    let mut warn = |group, name: &str, messages: Vec<String>, next: &str| {
-        let found = messages.into_iter();
-        let found = found.map(|m| Finding::new(group, name, Level::Warn, m).with_next(next));
-        problems.extend(found);
-    };
     let undecided = cluster.undecided().map(|why| format!("{why}. {DECIDE}"));
-    let list = "pitr timeline list";
-    warn("cluster", "timeline", undecided.into_iter().collect(), list);
-    warn("cluster", "timelines", cluster.describe_beside(), list);
+    let (list, beside) = ("pitr timeline list", cluster.describe_beside());
+    problems.extend(warn("cluster", "timeline", undecided, list));
+    problems.extend(warn("cluster", "timelines", beside, list));
     let twice = times_twice(session, reading, &inventory, &found, &cluster)?;
-    let twice = twice.into_iter().collect();
-    warn("recovery", "clock", twice, "pitr plan");
-    let (blocked, found_waiting) = archiving(reading.cluster.as_ref(), session);
+    problems.extend(warn("recovery", "clock", twice, "pitr plan"));
+    let (blocked, found_waiting) = archiving(configured, session);
     problems.extend(found_waiting);
     let followed = Policy {
         cluster: cluster.candidates(),
@@ -501,6 +472,8 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     let retention = forecast::look(session, reading, &inventory, followed)?;
     problems.sort_by_key(|p| std::cmp::Reverse(p.level));
     let state = problems.iter().map(|p| p.level).max().unwrap_or(Level::Ok);
+    let (backups, unreadable) = (inventory.backups.iter(), inventory.unreadable.iter());
+    let segments = inventory.timelines.values().map(|t| t.segments.count());
     Ok(ClusterInfo {
         name: inventory.cluster.clone(),
         system_identifier: inventory.system_identifier.to_string(),
@@ -517,24 +490,14 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
         timeline: cluster.timeline().map(TimelineId::decimal),
         candidates: cluster.candidates().iter().map(|t| t.decimal()).collect(),
         abandoned: cluster.abandoned.iter().map(|t| t.decimal()).collect(),
-        backups: inventory
-            .backups
-            .iter()
+        backups: backups
             .map(|b| BackupInfo::new(b, session.host.now()))
             .collect(),
         recovery_windows: found.windows,
         gaps,
-        unreadable_backups: inventory
-            .unreadable
-            .iter()
-            .map(|u| u.id.to_string())
-            .collect(),
+        unreadable_backups: unreadable.map(|u| u.id.to_string()).collect(),
         lost_backups: inventory.lost.iter().map(ToString::to_string).collect(),
-        segments: inventory
-            .timelines
-            .values()
-            .map(|t| t.segments.count())
-            .sum(),
+        segments: segments.sum(),
         read_back: read_back::share(session, reading, &inventory)?,
         drills,
         estimate,
@@ -547,6 +510,17 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
         retention,
         inventory,
     })
+}
+
+/// Warnings of one name.
+fn warn(
+    group: &'static str,
+    name: &str,
+    messages: impl IntoIterator<Item = String>,
+    next: &str,
+) -> impl Iterator<Item = Finding> {
+    let found = messages.into_iter();
+    found.map(move |m| Finding::new(group, name, Level::Warn, m).with_next(next))
 }
 
 /// Explains what a clock that was set back means for targets in the window of the cluster.

@@ -38,7 +38,7 @@ const BACKUP_ON_ITS_WAY: Duration = Duration::from_secs(26 * 3600);
 const NAMED_MAX: usize = 5;
 
 /// One of the repositories of a cluster.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Lag {
     /// As it is configured.
     pub name: String,
@@ -116,26 +116,20 @@ pub fn look(
     if settings.repositories.len() < 2 {
         return Vec::new();
     }
-    let configured = settings
-        .clusters
-        .iter()
-        .find(|c| c.name.as_str() == cluster);
+    let mut clusters = settings.clusters.iter();
+    let configured = clusters.find(|c| c.name.as_str() == cluster);
     let patience = configured.and_then(|c| c.max_backup_age);
     let patience = patience.map_or(BACKUP_ON_ITS_WAY, |age| age.duration());
     let rules = Rules::new(session, settings.clone(), None);
     let mut seen: Vec<(Lag, Option<Asked>)> = Vec::new();
     for configured in &settings.repositories {
         let mut lag = Lag::new(configured, patience);
-        match ask(session, &rules, configured, &layout) {
-            Ok(asked) => {
-                lag.describe(asked.survey.as_ref());
-                seen.push((lag, Some(asked)));
-            }
-            Err(e) => {
-                lag.away = Some(ShownError::from(&e));
-                seen.push((lag, None));
-            }
+        let asked = ask(session, &rules, configured, &layout);
+        match &asked {
+            Ok(asked) => lag.describe(asked.survey.as_ref()),
+            Err(e) => lag.away = Some(ShownError::from(e)),
         }
+        seen.push((lag, asked.ok()));
     }
     compare(session, &layout, &mut seen);
     one_place(settings, &mut seen);
@@ -322,32 +316,15 @@ fn damage(survey: &Survey) -> Vec<String> {
     found
 }
 
-fn in_ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl Lag {
     fn new(configured: &config::Repository, backup_patience: Duration) -> Lag {
         Lag {
             name: configured.name.clone(),
             url: configured.location.to_string(),
             required: configured.required,
-            away: None,
-            newest: Vec::new(),
-            newest_backup: None,
-            oldest_backup: None,
-            same_place_as: None,
-            behind_segments: None,
-            behind_bytes: None,
-            behind_ms: None,
-            behind_backups: None,
-            behind_backups_ms: None,
-            troubles: Vec::new(),
-            trouble_count: 0,
-            only_contradicts: false,
-            unasked: Vec::new(),
             backup_patience,
             comes_by_sync: true,
+            ..Lag::default()
         }
     }
 
@@ -380,9 +357,9 @@ impl Lag {
         let segments = behind.segments.values().map(Runs::count).sum::<u64>();
         self.behind_segments = Some(segments);
         self.behind_bytes = Some(segments.saturating_mul(size.bytes()));
-        self.behind_ms = behind.age.map(in_ms);
+        self.behind_ms = behind.age.map(human::millis);
         self.behind_backups = Some(behind.backups.len() as u64);
-        self.behind_backups_ms = behind.backups.into_values().max().map(in_ms);
+        self.behind_backups_ms = behind.backups.into_values().max().map(human::millis);
         self.only_contradicts = self.troubles.is_empty() && !behind.finds_damage;
         self.troubles.extend(behind.troubles);
         self.trouble_count = self.troubles.len() as u64;
@@ -555,10 +532,7 @@ mod tests {
     fn one_whose_others_are_away_is_not_said_to_be_up_to_date() {
         let mut lag = level();
         lag.unasked = vec!["offsite".into()];
-        assert!(
-            lag.value().contains("\"offsite\" did not"),
-            "{}",
-            lag.value()
-        );
+        let value = lag.value();
+        assert!(value.contains("\"offsite\" did not"), "{value}");
     }
 }

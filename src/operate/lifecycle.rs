@@ -47,10 +47,8 @@ pub fn check(session: &Session) -> Result<(Vec<Checked>, Failures)> {
         };
         let rules = rules(session, configured);
         let error = rules.as_ref().err().map(ShownError::from);
-        let known = rules.unwrap_or_else(|e| {
-            failures.add(e, format!("look at repository \"{}\"", configured.name));
-            Rules::default()
-        });
+        let doing = format!("look at repository \"{}\"", configured.name);
+        let known = failures.note(rules, doing).unwrap_or_default();
         all.push(Checked {
             repository: configured.name.clone(),
             needed: needed(&configured.s3, prefix),

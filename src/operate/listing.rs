@@ -159,10 +159,8 @@ pub(super) fn tail(
     let store = reading.repository.store();
     let number = name.number(size)?;
     let increments = increment::list(&reading.repository, layout, name)?;
-    let mut keys: Vec<Key> = increments
-        .iter()
-        .map(|range| layout.increment(name, *range))
-        .collect();
+    let ranges = increments.iter();
+    let mut keys: Vec<Key> = ranges.map(|range| layout.increment(name, *range)).collect();
     let has_partial = timeline.partials.contains(&name);
     if has_partial {
         keys.push(layout.wal_file(WalFileName::Partial(name)));

@@ -11,6 +11,7 @@ use crate::config::{Copies, Location, Objectives, Repository};
 use crate::plan::estimate::Estimate;
 
 /// The state that promises are held against.
+#[derive(Default)]
 pub struct State<'a> {
     /// Commits that would be lost now; none where that is not known.
     pub exposure: Option<&'a Exposure>,
@@ -36,48 +37,35 @@ pub fn judge(promised: &Objectives, state: &State<'_>) -> Vec<Finding> {
 
 fn of_rpo(rpo: Duration, state: &State<'_>) -> Option<Finding> {
     let goal = human::duration(rpo);
-    let Some(exposure) = state.exposure else {
-        return Some(Finding {
-            next: Some("pitr doctor".to_owned()),
-            ..Finding::new(
-                "objectives",
-                "rpo",
-                Level::Warn,
-                format!(
-                    "how much would be lost now is not known (rpo is {goal}): the server does not answer here, or is a standby"
-                ),
-            )
-        });
+    let found = |level, value: String| {
+        Finding::new("objectives", "rpo", level, value).with_next("pitr doctor")
     };
-    (exposure.age > rpo).then(|| Finding {
-        next: Some("pitr doctor".to_owned()),
-        ..Finding::new(
-            "objectives",
-            "rpo",
-            Level::Fail,
-            format!(
-                "{} of WAL are in no repository, the last commit that is safe is {} old, rpo is {goal}: pitr doctor",
-                human::size(exposure.bytes),
-                human::duration(exposure.age)
-            ),
-        )
+    let Some(exposure) = state.exposure else {
+        let value = format!(
+            "how much would be lost now is not known (rpo is {goal}): the server does not answer here, or is a standby"
+        );
+        return Some(found(Level::Warn, value));
+    };
+    (exposure.age > rpo).then(|| {
+        let value = format!(
+            "{} of WAL are in no repository, the last commit that is safe is {} old, rpo is {goal}: pitr doctor",
+            human::size(exposure.bytes),
+            human::duration(exposure.age)
+        );
+        found(Level::Fail, value)
     })
 }
 
 fn of_rto(rto: Duration, state: &State<'_>) -> Option<Finding> {
     let estimate = Duration::from_millis(state.estimate?.ms);
-    (estimate > rto).then(|| Finding {
-        next: Some("pitr backup --incremental".to_owned()),
-        ..Finding::new(
-            "objectives",
-            "rto",
-            Level::Warn,
-            format!(
-                "recovery would take {}, rto is {}: a newer backup leaves less WAL to replay: pitr backup --incremental",
-                human::duration(estimate),
-                human::duration(rto)
-            ),
-        )
+    (estimate > rto).then(|| {
+        let value = format!(
+            "recovery would take {}, rto is {}: a newer backup leaves less WAL to replay: pitr backup --incremental",
+            human::duration(estimate),
+            human::duration(rto)
+        );
+        let next = "pitr backup --incremental";
+        Finding::new("objectives", "rto", Level::Warn, value).with_next(next)
     })
 }
 
@@ -85,11 +73,8 @@ fn of_copies(wanted: Copies, state: &State<'_>) -> Option<Finding> {
     let holds = |repository: &&Repository| match state.lags {
         [] => state.has_backup,
         lags => lags.iter().any(|lag| {
-            let is_it = lag.name == repository.name;
-            is_it
-                && lag.away.is_none()
-                && lag.same_place_as.is_none()
-                && lag.newest_backup.is_some()
+            let is_one = lag.away.is_none() && lag.same_place_as.is_none();
+            lag.name == repository.name && is_one && lag.newest_backup.is_some()
         }),
     };
     let holding: Vec<&Repository> = state.repositories.iter().filter(holds).collect();
@@ -98,44 +83,29 @@ fn of_copies(wanted: Copies, state: &State<'_>) -> Option<Finding> {
     let media: BTreeSet<&str> = media.chain(["disk"]).collect();
     let total = holding.len() + 1;
     let elsewhere = holding.iter().filter(|r| is_elsewhere(r)).count();
-    let is_short = |have: usize, want: u32| (have as u64) < u64::from(want);
     let lacking = [
-        (
-            is_short(total, wanted.total),
-            format!("{total} of {} copies", wanted.total),
-        ),
-        (
-            is_short(media.len(), wanted.media),
-            format!("{} of {} kinds of places", media.len(), wanted.media),
-        ),
-        (
-            is_short(elsewhere, wanted.elsewhere),
-            format!("{elsewhere} of {} elsewhere", wanted.elsewhere),
-        ),
+        (total, wanted.total, "copies"),
+        (media.len(), wanted.media, "kinds of places"),
+        (elsewhere, wanted.elsewhere, "elsewhere"),
     ];
-    let lacking: Vec<String> = lacking
-        .into_iter()
-        .filter(|(is, _)| *is)
-        .map(|(_, what)| what)
-        .collect();
+    let lacking = lacking
+        .iter()
+        .filter(|(have, want, _)| (*have as u64) < u64::from(*want));
+    let lacking = lacking.map(|(have, want, what)| format!("{have} of {want} {what}"));
+    let lacking: Vec<String> = lacking.collect();
     let next = match state.repositories {
         [_] => "add another place as [repositories.NAME], then: pitr init",
         _ => "pitr repo sync",
     };
-    (!lacking.is_empty()).then(|| Finding {
-        next: Some(next.to_owned()),
-        ..Finding::new(
-            "objectives",
-            "copies",
-            Level::Warn,
-            format!(
-                "copies are fewer than {}-{}-{} asks for: {}. A repository counts that answers and has a backup",
-                wanted.total,
-                wanted.media,
-                wanted.elsewhere,
-                lacking.join(", ")
-            ),
-        )
+    (!lacking.is_empty()).then(|| {
+        let value = format!(
+            "copies are fewer than {}-{}-{} asks for: {}. A repository counts that answers and has a backup",
+            wanted.total,
+            wanted.media,
+            wanted.elsewhere,
+            lacking.join(", ")
+        );
+        Finding::new("objectives", "copies", Level::Warn, value).with_next(next)
     })
 }
 
@@ -166,11 +136,9 @@ mod tests {
 
     fn state<'a>(repositories: &'a [Repository]) -> State<'a> {
         State {
-            exposure: None,
-            estimate: None,
             repositories,
-            lags: &[],
             has_backup: true,
+            ..State::default()
         }
     }
 
@@ -181,14 +149,9 @@ mod tests {
             ..Objectives::default()
         };
         let level = |exposure: Option<&Exposure>| {
-            let found = judge(
-                &promised,
-                &State {
-                    exposure,
-                    ..state(&[])
-                },
-            );
-            found.first().map(|f| f.level)
+            let mut state = state(&[]);
+            state.exposure = exposure;
+            judge(&promised, &state).first().map(|f| f.level)
         };
         assert_eq!(level(None), Some(Level::Warn));
         let of = |seconds| Exposure {
@@ -203,8 +166,8 @@ mod tests {
 
     #[test]
     fn copies_are_counted_with_the_live_one() {
-        let disk = Repository::at("file:///a".parse_location());
-        let bucket = Repository::at("s3://bucket/p".parse_location());
+        let at = |text| Repository::at(Location::from_argument(text).unwrap());
+        let (disk, bucket) = (at("file:///a"), at("s3://bucket/p"));
         let copies = |text: &str| Objectives {
             copies: Some(text.parse().unwrap()),
             ..Objectives::default()
@@ -220,15 +183,5 @@ mod tests {
             assert!(lacking.contains(part), "{lacking}");
         }
         assert_eq!(lacks("2-2-1", &[bucket]), None);
-    }
-
-    trait ParseLocation {
-        fn parse_location(&self) -> Location;
-    }
-
-    impl ParseLocation for str {
-        fn parse_location(&self) -> Location {
-            Location::from_argument(self).unwrap()
-        }
     }
 }

@@ -134,7 +134,7 @@ impl Kept {
 
 impl Measured {
     fn new(value: Option<Duration>, promise: Option<Duration>, (at, seconds): (u64, u64)) -> Self {
-        let ms = value.map(|v| u64::try_from(v.as_millis()).unwrap_or(u64::MAX));
+        let ms = value.map(human::millis);
         let mut new = Measured {
             promise_s: promise.map(|p| p.as_secs()),
             least_ms: ms,
@@ -395,6 +395,11 @@ mod tests {
         }
     }
 
+    fn keep(path: &Path, now: u64, value: Option<u64>, nonce: u64) {
+        let place = (path, now, SILENCE.as_secs());
+        append(place, |begin| look(begin, now, value), nonce).unwrap();
+    }
+
     fn rpo(lines: &[Line], until: u64) -> Kept {
         since(lines, 0, until).unwrap()
     }
@@ -415,12 +420,7 @@ mod tests {
         let mut now = START;
         let mut at = |step: u64, value: Option<u64>| {
             now += step;
-            append(
-                (&path, now, SILENCE.as_secs()),
-                |begin| look(begin, now, value),
-                7,
-            )
-            .unwrap();
+            keep(&path, now, value, 7);
             now
         };
         at(0, Some(1));
@@ -504,12 +504,7 @@ mod tests {
         let looks = |from: u64, count: u64| {
             for n in 0..count {
                 let now = from + 60 * n;
-                append(
-                    (&path, now, SILENCE.as_secs()),
-                    |begin| look(begin, now, Some(1)),
-                    n,
-                )
-                .unwrap();
+                keep(&path, now, Some(1), n);
             }
             load(&path).unwrap()
         };
@@ -532,12 +527,7 @@ mod tests {
         assert_eq!((seconds(&found), found.share()), ((0, 0, 0), None));
         assert_eq!(found.worst_ms, Some(500_000));
         let promised = look(START + 120, START + 180, Some(1));
-        let later = [
-            lines[0].clone(),
-            lines[1].clone(),
-            promised,
-            free(START + 180),
-        ];
+        let later = [&lines[..], &[promised, free(START + 180)]].concat();
         assert_eq!(seconds(&rpo(&later, START + 240)), (60, 0, 0));
     }
 }

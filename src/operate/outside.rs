@@ -201,11 +201,8 @@ mod tests {
             ("../00000001000000000000000A", "pg_wal/RECOVERYXLOG"),
         ] {
             let answer = asked(name, path).unwrap();
-            assert_eq!(
-                answer,
-                status(Program::Restore, Code::Usage),
-                "{name} {path}"
-            );
+            let refused = status(Program::Restore, Code::Usage);
+            assert_eq!(answer, refused, "{name} {path}");
         }
         drop(answering);
         assert!(asked(name, "pg_wal/RECOVERYXLOG").is_err());
@@ -225,12 +222,8 @@ mod tests {
             log: File::create(folder.path().join("log")).unwrap(),
             server: 1,
         });
-        let asking = std::thread::spawn(move || {
-            ask(
-                &socket,
-                &["00000002.history".into(), "pg_wal/RECOVERYHISTORY".into()],
-            )
-        });
+        let words = ["00000002.history", "pg_wal/RECOVERYHISTORY"].map(Into::into);
+        let asking = std::thread::spawn(move || ask(&socket, &words));
         std::thread::sleep(Duration::from_millis(200));
         drop(answering);
         let answer = asking.join().unwrap().unwrap();

@@ -134,27 +134,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let closed = directory.path().join("closed");
         std::fs::create_dir(&closed).unwrap();
-        std::fs::write(closed.join("file"), "").unwrap();
+        let file = closed.join("file");
+        std::fs::write(&file, "").unwrap();
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
         std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
         // Nobody has this number.
         let stranger = User::with_ids(4_000_000_001, 4_000_000_001);
         assert_eq!(stranger.name(), "4000000001");
         let canonical = std::fs::canonicalize(&closed).unwrap();
-        assert_eq!(
-            stranger.kept_out_by(&closed.join("file"), Access::Read),
-            Some(canonical)
-        );
+        let kept_out = |access| stranger.kept_out_by(&file, access);
+        assert_eq!(kept_out(Access::Read), Some(canonical));
         std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o755)).unwrap();
-        std::fs::set_permissions(closed.join("file"), PermissionsExt::from_mode(0o644)).unwrap();
-        assert_eq!(
-            stranger.kept_out_by(&closed.join("file"), Access::Read),
-            None
-        );
-        assert!(
-            stranger
-                .kept_out_by(&closed.join("file"), Access::Use)
-                .is_some()
-        );
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
+        assert_eq!(kept_out(Access::Read), None);
+        assert!(kept_out(Access::Use).is_some());
     }
 }

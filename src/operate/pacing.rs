@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use chrono::{Local, Timelike};
 
@@ -14,6 +14,7 @@ use crate::config::{self, Hours, Size};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::lock::locked;
 use crate::store::pace::{Pace, When};
 
 /// The directory, below the caches, of the file by which processes share a limit.
@@ -141,7 +142,7 @@ impl Pacing {
             bytes_per_s,
             hours,
         } = limit;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = locked(&self.known);
         if let Some(pace) = known.get(&location) {
             return Ok(Arc::clone(pace));
         }

@@ -70,12 +70,9 @@ pub fn plan(
 ) -> Result<Plan<Pinning>> {
     let (mut copies, mut failures) = (Vec::new(), Failures::default());
     for configured in session.settings_with_repositories()?.repositories {
-        match copy(session, &configured, (scope, id), kind) {
-            Ok(found) => copies.extend(found),
-            Err(e) => {
-                failures.add(e, format!("look into repository \"{}\"", configured.name));
-            }
-        }
+        let found = copy(session, &configured, (scope, id), kind);
+        let doing = format!("look into repository \"{}\"", configured.name);
+        copies.extend(failures.note(found, doing).flatten());
     }
     failures.first_if(session, copies.is_empty())?;
     if copies.is_empty() {

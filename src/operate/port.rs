@@ -93,16 +93,11 @@ mod tests {
         let line = "0000: 00000002 00000000 00010000 0001 01 29 /no run/postgresql/.s.PGSQL.5433";
         let socket = (PathBuf::from("/no run/postgresql/"), 5433);
         assert_eq!(unix_socket(line), Some(socket));
-        assert_eq!(
-            unix_socket("Num RefCount Protocol Flags Type St Inode Path"),
-            None
-        );
+        let head = "Num RefCount Protocol Flags Type St Inode Path";
+        assert_eq!(unix_socket(head), None);
         let own = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        assert!(
-            Taken::look()
-                .tcp
-                .contains(&own.local_addr().unwrap().port())
-        );
+        let port = own.local_addr().unwrap().port();
+        assert!(Taken::look().tcp.contains(&port));
     }
 
     #[test]

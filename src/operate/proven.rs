@@ -178,10 +178,8 @@ mod tests {
         assert_eq!(levels(&[fresh.clone(), never], day), [Level::Warn]);
         assert_eq!(levels(std::slice::from_ref(&old), day), [Level::Warn]);
         assert!(levels(&[old], None).is_empty());
-        assert_eq!(
-            levels(&[fresh.clone(), broken.clone()], None),
-            [Level::Fail]
-        );
+        let both = [fresh.clone(), broken.clone()];
+        assert_eq!(levels(&both, None), [Level::Fail]);
         assert_eq!(line(std::slice::from_ref(&broken)), None);
         let mut forgotten = fresh.clone();
         let mut held = broken.drills.newest.clone().unwrap();

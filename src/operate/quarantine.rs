@@ -11,7 +11,7 @@ use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -26,6 +26,7 @@ use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::lock::locked;
 use crate::pg::conf::{self, Setting};
 use crate::pg::control::ControlSettings;
 use crate::pg::parameters::Parameters;
@@ -411,7 +412,7 @@ fn watch(pid: Pid, is_over: Over, host: Host) {
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(PAUSE);
-            let over = is_over.lock().unwrap_or_else(PoisonError::into_inner);
+            let over = locked(&is_over);
             if over.is_some() {
                 return;
             }
@@ -446,7 +447,7 @@ impl Quarantined {
     /// # Errors
     /// `Io`.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        let mut is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_over = locked(&self.is_over);
         if is_over.is_none() {
             let ended = self.child.try_wait();
             *is_over = ended.map_err(|e| Error::from_io("wait for postgres", e))?;

@@ -97,9 +97,7 @@ mod tests {
     fn the_schema_of_postgresql_comes_first() {
         assert_eq!(safe(None), "pg_catalog, \"$user\", public");
         assert_eq!(safe(Some(" ")), "pg_catalog");
-        assert_eq!(
-            safe(Some("evil, pg_catalog")),
-            "pg_catalog, evil, pg_catalog"
-        );
+        let safe = safe(Some("evil, pg_catalog"));
+        assert_eq!(safe, "pg_catalog, evil, pg_catalog");
     }
 }

@@ -230,14 +230,8 @@ impl Reading {
     /// Those of [`window::windows`]; `Unreachable` when the WAL changes each time it is looked at.
     pub fn windows(&self, session: &Session, inventory: &Inventory) -> Result<Windows> {
         let rollup = self.rollup(session, inventory)?;
-        for _ in 0..ATTEMPTS {
-            // An error may come from what the cache knew, too.
-            let windows = window::windows(inventory, &rollup);
-            if !rollup.has_changed() {
-                return windows;
-            }
-        }
-        Err(changes())
+        let ask = || window::windows(inventory, &rollup);
+        steady(|| rollup.has_changed(), ask)
     }
 
     /// Decides which timeline is the cluster, by what this repository holds and `also`.
@@ -251,20 +245,15 @@ impl Reading {
         also: &[(&Reading, &Inventory)],
     ) -> Result<Cluster> {
         let all = [(self, inventory)].into_iter().chain(also.iter().copied());
-        let rollups = all
-            .map(|(reading, inventory)| Ok((inventory, reading.rollup(session, inventory)?)))
-            .collect::<Result<Vec<_>>>()?;
-        let sides: Vec<Side<'_>> = rollups
+        let rollups =
+            all.map(|(reading, inventory)| Ok((inventory, reading.rollup(session, inventory)?)));
+        let rollups: Vec<_> = rollups.collect::<Result<_>>()?;
+        let sides = rollups
             .iter()
-            .map(|(inventory, wal)| Side { inventory, wal })
-            .collect();
-        for _ in 0..ATTEMPTS {
-            let cluster = cluster::decide_by(&sides);
-            if !rollups.iter().any(|(_, wal)| wal.has_changed()) {
-                return cluster;
-            }
-        }
-        Err(changes())
+            .map(|(inventory, wal)| Side { inventory, wal });
+        let sides: Vec<Side<'_>> = sides.collect();
+        let has_changed = || rollups.iter().any(|(_, wal)| wal.has_changed());
+        steady(has_changed, || cluster::decide_by(&sides))
     }
 
     /// As [`Reading::decide`], with every other repository that answers; and the timelines of all.
@@ -464,13 +453,8 @@ impl Reading {
         timeline: TimelineId,
     ) -> Result<Option<Parameters>> {
         let rollup = self.rollup(session, inventory)?;
-        for _ in 0..ATTEMPTS {
-            let found = base::parameters_behind(inventory, &rollup, backup, timeline);
-            if !rollup.has_changed() {
-                return found;
-            }
-        }
-        Err(changes())
+        let ask = || base::parameters_behind(inventory, &rollup, backup, timeline);
+        steady(|| rollup.has_changed(), ask)
     }
 
     /// See [`base::leads`].
@@ -583,17 +567,17 @@ fn settled(
     resolved: &ResolvedTarget,
     options: &Options,
 ) -> Result<Plan> {
+    let now = || session.host.now();
+    let ask = || plan::plan(inventory, rollup, &resolved.target, options, now());
+    steady(|| rollup.has_changed(), ask)
+}
+
+/// An answer that nothing it read has contradicted. An error may come from what the cache knew, too.
+fn steady<T>(has_changed: impl Fn() -> bool, ask: impl Fn() -> Result<T>) -> Result<T> {
     for _ in 0..ATTEMPTS {
-        let plan = plan::plan(
-            inventory,
-            rollup,
-            &resolved.target,
-            options,
-            session.host.now(),
-        );
-        // An error may come from what the cache knew, too.
-        if !rollup.has_changed() {
-            return plan;
+        let answer = ask();
+        if !has_changed() {
+            return answer;
         }
     }
     Err(changes())

@@ -84,11 +84,8 @@ impl Receiver {
 
     fn new(status: &Status, now: TimestampTz) -> Receiver {
         let archived = archived(status);
-        let since = status
-            .repositories
-            .iter()
-            .filter_map(|r| r.archived_time)
-            .min();
+        let repositories = status.repositories.iter();
+        let since = repositories.filter_map(|r| r.archived_time).min();
         let lag = match (status.server_lsn.max(status.received_lsn), archived) {
             (Some(end), Some(archived)) => Some(end.0.saturating_sub(archived.0)),
             _ => None,
@@ -96,7 +93,7 @@ impl Receiver {
         let waits = since.and_then(|since| now.duration_since(since));
         let lag_ms = match lag {
             Some(0) => Some(0),
-            Some(_) => waits.map(|w| u64::try_from(w.as_millis()).unwrap_or(u64::MAX)),
+            Some(_) => waits.map(human::millis),
             None => None,
         };
         let is_silent = age(status.time, now) > SILENCE_MAX;
@@ -157,7 +154,6 @@ impl Receiver {
     /// The line for people.
     pub fn line(&self) -> String {
         if let Some(over) = self.over() {
-            let lsn = |lsn: Option<Lsn>| lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string());
             return format!(
                 "receiver: {over}; it had received to {}, safe {}, archived {}",
                 lsn(self.received_lsn),
@@ -232,10 +228,8 @@ impl Receiver {
 /// The end that every required repository has reached.
 pub fn archived(status: &Status) -> Option<Lsn> {
     let required = status.repositories.iter().any(|r| r.required);
-    let counting = status
-        .repositories
-        .iter()
-        .filter(|r| r.required == required);
+    let repositories = status.repositories.iter();
+    let counting = repositories.filter(|r| r.required == required);
     counting.map(|r| r.archived_lsn).min().flatten()
 }
 
@@ -304,10 +298,8 @@ pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<V
             )
         }));
         let recorded = event::gaps(&events, &layout, *timeline, size).into_iter();
-        let mut lost: Vec<LsnRange> = recorded
-            .flat_map(|gap| stored.lacks(gap, size))
-            .filter(|lost| lost.end > oldest)
-            .collect();
+        let lost = recorded.flat_map(|gap| stored.lacks(gap, size));
+        let mut lost: Vec<LsnRange> = lost.filter(|lost| lost.end > oldest).collect();
         lost.sort_unstable_by_key(|lost| (lost.start, lost.end));
         lost.dedup();
         found.extend(lost.into_iter().map(|lost| {
@@ -365,10 +357,8 @@ mod tests {
     #[test]
     fn lag_is_that_of_the_repository_that_is_behind_most() {
         let receiver = Receiver::new(&status(), TimestampTz(101_000_000));
-        assert_eq!(
-            (receiver.lag_bytes, receiver.lag_ms),
-            (Some(0x100), Some(3000))
-        );
+        assert_eq!(receiver.lag_bytes, Some(0x100));
+        assert_eq!(receiver.lag_ms, Some(3000));
         assert_eq!(
             receiver.line(),
             "receiver: streaming from db1:5432, received 0/3000100, safe 0/3000100, archived 0/3000000, 256 B not archived for 3 s"
@@ -418,39 +408,25 @@ mod tests {
         let mut status = status();
         let receiver = Receiver::new(&status, TimestampTz(131_000_000));
         let silent = "not heard of since 2000-01-01 00:01:40Z";
-        assert_eq!(
-            receiver.problem().unwrap(),
-            format!("the receiver does not run, {silent}; start it: pitr receive")
-        );
-        assert_eq!(
-            receiver.line(),
-            format!(
-                "receiver: {silent}; it had received to 0/3000100, safe 0/3000100, archived 0/3000000"
-            )
-        );
+        let problem = format!("the receiver does not run, {silent}; start it: pitr receive");
+        assert_eq!(receiver.problem().unwrap(), problem);
+        let ends = "it had received to 0/3000100, safe 0/3000100, archived 0/3000000";
+        assert_eq!(receiver.line(), format!("receiver: {silent}; {ends}"));
         // A clock that went back is no outage.
         assert_eq!(Receiver::new(&status, TimestampTz(0)).problem(), None);
-        status.last_error = Some("the journal has no room".to_owned());
+        let error = "the journal has no room";
+        status.last_error = Some(error.to_owned());
         let problem = Receiver::new(&status, TimestampTz(100_000_000)).problem();
-        assert_eq!(
-            problem.unwrap(),
-            "the receiver has trouble: the journal has no room"
-        );
+        let trouble = format!("the receiver has trouble: {error}");
+        assert_eq!(problem.unwrap(), trouble);
         // One that ended says so at once, and the moment stays.
         status.ended = Some(TimestampTz(100_000_000));
         for now in [100_000_000, 900_000_000] {
             let receiver = Receiver::new(&status, TimestampTz(now));
             let line = receiver.line();
-            assert!(
-                line.starts_with("receiver: ended 2000-01-01 00:01:40Z;"),
-                "{line}"
-            );
-            assert!(
-                receiver
-                    .problem()
-                    .unwrap()
-                    .contains("the journal has no room")
-            );
+            let begins = "receiver: ended 2000-01-01 00:01:40Z;";
+            assert!(line.starts_with(begins), "{line}");
+            assert!(receiver.problem().unwrap().contains(error));
         }
     }
 }

@@ -38,10 +38,8 @@ pub fn registrations(
     let Some(wanted) = session.system_identifier else {
         return Ok(found);
     };
-    let known: Vec<String> = found
-        .iter()
-        .map(|r| r.system_identifier.to_string())
-        .collect();
+    let known = found.iter();
+    let known: Vec<String> = known.map(|r| r.system_identifier.to_string()).collect();
     found.retain(|r| r.system_identifier == wanted);
     if found.is_empty() {
         return Err(err!(

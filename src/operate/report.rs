@@ -167,38 +167,25 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         Kind::Daily => None,
         Kind::Audit | Kind::Compliance => Some(audit::verify(session, &[])?),
     };
-    let info = match info::look_with(session, Asks::Everything) {
-        Ok(info) => Some(info),
-        Err(e) => {
-            failures.add(e, "look at what can be recovered".to_owned());
-            None
-        }
-    };
-    let anchor = audit::head(session, &settings).unwrap_or_else(|e| {
-        failures.add(e, "read the audit log of this host".to_owned());
-        None
-    });
+    let info = info::look_with(session, Asks::Everything);
+    let info = failures.note(info, "look at what can be recovered");
+    let anchor = audit::head(session, &settings);
+    let anchor = failures.note(anchor, "read the audit log of this host");
     let state_dir = settings.state_dir(&session.environment);
     let promises = state_dir.map_or(Ok(Vec::new()), |state_dir| {
         objectives_history::read(&settings, &state_dir, (since, until.min(now)))
     });
-    let promises = promises.unwrap_or_else(|e| {
-        failures.add(e, "read how promises were kept".to_owned());
-        Vec::new()
-    });
+    let promises = failures.note(promises, "read how promises were kept");
     let controls = match (kind, &info, &log) {
         (Kind::Compliance, Some(info), Some(log)) => {
             let mut controls = controls(&settings, info, (log, &records), since);
             let place = controls.iter().position(|c| c.control == "encrypted");
             controls.insert(place.unwrap_or(0), checked(session, &settings, info, since));
-            let place = controls
-                .iter()
-                .position(|c| c.control == "commands recorded");
+            let is_next = |c: &Control| c.control == "commands recorded";
+            let place = controls.iter().position(is_next);
             controls.insert(place.unwrap_or(0), immutable(session, &settings));
-            match erasures(session, info) {
-                Ok(erasures) => controls.push(erasures),
-                Err(e) => drop(failures.add(e, "read the erasures".to_owned())),
-            }
+            let erasures = erasures(session, info);
+            controls.extend(failures.note(erasures, "read the erasures"));
             controls
         }
         _ => Vec::new(),
@@ -206,9 +193,8 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
     let proofs = info.as_ref().map(|info| proofs(&settings, info));
     let backups = info.as_ref().map(|info| backups(info, since, until));
     let recommendations = info.as_ref().map(recommendations);
-    failures
-        .errors
-        .extend(info.into_iter().flat_map(|info| info.failures.errors));
+    let others = info.into_iter().flat_map(|info| info.failures.errors);
+    failures.errors.extend(others);
     if let Some(log) = &mut log {
         failures.take_over(std::mem::take(&mut log.failures));
     }
@@ -221,9 +207,9 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         runs: runs(&records),
         backups: backups.unwrap_or_default(),
         proofs: proofs.unwrap_or_default(),
-        promises,
+        promises: promises.unwrap_or_default(),
         controls,
-        anchor,
+        anchor: anchor.flatten(),
         log,
         recommendations: recommendations.unwrap_or_default(),
         failures,
@@ -315,9 +301,8 @@ fn names(info: &Info) -> impl Iterator<Item = &str> {
 
 /// The newest drill of each cluster in each repository. No answer is no proof.
 fn proofs(settings: &Settings, info: &Info) -> Vec<Proof> {
-    let clusters = info.clusters.iter().map(|c| (c.name.as_str(), &c.drills));
-    let written = info.written.iter().map(|c| (c.name.as_str(), &c.drills));
-    let known: Vec<(&str, &Vec<Proven>)> = clusters.chain(written).collect();
+    let known = info.of_each(|c| &c.drills, |c| &c.drills);
+    let known: Vec<(&str, &Vec<Proven>)> = known.collect();
     let of = |cluster: &str, repository: &str| {
         let drills = known.iter().filter(|(name, _)| *name == cluster);
         let mut drills = drills.flat_map(|(_, drills)| drills.iter());
@@ -362,13 +347,15 @@ fn checked(session: &Session, settings: &Settings, info: &Info, since: Timestamp
             }
         }
     }
-    let mut observed = format!("{read} of {all} copies of clusters were read back in this time");
-    for doubt in doubts {
-        observed.push_str("; ");
-        observed.push_str(&doubt);
-    }
+    let observed = format!("{read} of {all} copies of clusters were read back in this time");
+    let observed = with_doubts(observed, doubts);
     let is_met = all > 0 && read == all;
     control("stored data checked", is_met, observed, "pitr verify")
+}
+
+fn with_doubts(observed: String, doubts: impl IntoIterator<Item = String>) -> String {
+    let all = std::iter::once(observed).chain(doubts);
+    all.collect::<Vec<_>>().join("; ")
 }
 
 fn is_read_back(session: &Session, reading: &Reading, since: TimestampTz) -> Result<bool> {
@@ -377,14 +364,12 @@ fn is_read_back(session: &Session, reading: &Reading, since: TimestampTz) -> Res
 }
 
 fn recommendations(info: &Info) -> Vec<Recommendation> {
-    let clusters = info.clusters.iter().map(|c| (&c.name, &c.problems));
-    let written = info.written.iter().map(|c| (&c.name, &c.problems));
-    let scopes = info.scopes.iter().map(|s| (&s.scope, &s.problems));
-    let subjects = clusters.chain(written).chain(scopes);
+    let scopes = info.scopes.iter().map(|s| (s.scope.as_str(), &s.problems));
+    let subjects = info.of_each(|c| &c.problems, |c| &c.problems).chain(scopes);
     let found = subjects.flat_map(|(name, problems)| problems.iter().map(move |f| (name, f)));
     let found = found.filter(|(_, finding)| finding.level != Level::Ok);
     let told = found.map(|(name, finding)| Recommendation {
-        of: name.clone(),
+        of: name.to_owned(),
         state: finding.level,
         finding: finding.value.clone(),
         next: finding.next.clone(),
@@ -424,22 +409,17 @@ fn controls(
     since: TimestampTz,
 ) -> Vec<Control> {
     let repositories = &settings.repositories;
-    let encrypted = repositories
-        .iter()
-        .filter(|r| r.encryption.is_some())
-        .count();
+    let encrypted = repositories.iter().filter(|r| r.encryption.is_some());
+    let encrypted = encrypted.count();
     let all = repositories.len();
     let clusters = &info.clusters;
     // A host that only writes knows too little of a cluster to prove a control.
     let unread = info.failures.errors.len() + info.written.len();
     let recoverable = clusters.iter().filter(|c| !c.recovery_windows.is_empty());
-    let damaged = clusters
-        .iter()
-        .flat_map(|c| &c.backups)
-        .filter(|b| b.damaged)
-        .count();
+    let damaged = clusters.iter().flat_map(|c| &c.backups);
     let of_scopes = info.scopes.iter().flat_map(|scope| &scope.backups);
-    let damaged = damaged + of_scopes.filter(|b| b.damage.is_some()).count();
+    let of_scopes = of_scopes.filter(|b| b.damage.is_some());
+    let damaged = damaged.filter(|b| b.damaged).count() + of_scopes.count();
     let proofs = proofs(settings, info);
     let passed = proofs.iter().filter(|proof| proof.passed);
     let is_new = |proof: &&Proof| proof.time.is_some_and(|time| time >= since);
@@ -511,11 +491,8 @@ fn immutable(session: &Session, settings: &Settings) -> Control {
             Err(e) => doubts.push(format!("\"{}\" could not be asked: {e}", configured.name)),
         }
     }
-    let mut observed = format!("{locked} of {all} repositories under Object Lock");
-    for doubt in doubts {
-        observed.push_str("; ");
-        observed.push_str(&doubt);
-    }
+    let observed = format!("{locked} of {all} repositories under Object Lock");
+    let observed = with_doubts(observed, doubts);
     control("immutable", locked == all, observed, "pitr repo check")
 }
 
@@ -578,24 +555,16 @@ mod tests {
 
     #[test]
     fn records_of_one_run_are_one_line_and_a_stranger_ends_none() {
-        let told = |records: &[Listed]| -> Vec<Outcome> {
-            runs(records).iter().map(|run| run.outcome).collect()
+        let told = |second: Listed| -> Vec<Outcome> {
+            let records = [listed("a", Outcome::Begun, false), second];
+            runs(&records).iter().map(|run| run.outcome).collect()
         };
-        let both = [
-            listed("a", Outcome::Begun, false),
-            listed("a", Outcome::Failed, false),
-        ];
-        assert_eq!(told(&both), [Outcome::Failed]);
-        let killed = [
-            listed("a", Outcome::Begun, false),
-            listed("b", Outcome::Succeeded, false),
-        ];
-        assert_eq!(told(&killed), [Outcome::Begun, Outcome::Succeeded]);
-        let forged = [
-            listed("a", Outcome::Begun, false),
-            listed("a", Outcome::Succeeded, true),
-        ];
-        assert_eq!(told(&forged), [Outcome::Begun, Outcome::Succeeded]);
+        let own = listed("a", Outcome::Failed, false);
+        assert_eq!(told(own), [Outcome::Failed]);
+        let other = listed("b", Outcome::Succeeded, false);
+        assert_eq!(told(other), [Outcome::Begun, Outcome::Succeeded]);
+        let forged = listed("a", Outcome::Succeeded, true);
+        assert_eq!(told(forged), [Outcome::Begun, Outcome::Succeeded]);
     }
 
     #[test]

@@ -204,16 +204,13 @@ impl Resolution {
             };
             let name = place.0.configured.name.clone();
             let proven = require_proof(&place.0, session);
-            match proven.and_then(|()| self.write(place, layout, &writer)) {
-                Ok(event) => self.recorded.push(Recorded {
-                    repository: name,
-                    event: Some(event),
-                }),
-                Err(e) => {
-                    self.failures
-                        .add(e, format!("record it in repository \"{name}\""));
-                }
-            }
+            let event = proven.and_then(|()| self.write(place, layout, &writer));
+            let doing = format!("record it in repository \"{name}\"");
+            let event = self.failures.note(event, doing);
+            self.recorded.extend(event.map(|event| Recorded {
+                repository: name,
+                event: Some(event),
+            }));
         }
         self.failures.first_if(session, self.recorded.is_empty())
     }
@@ -363,10 +360,8 @@ fn resolution(
                 continue;
             }
             let events = event::read_all(reading.repository.store(), &layout, &listed.name)?;
-            let is_committed = inventory
-                .backups
-                .iter()
-                .any(|backup| backup.id.to_string() == listed.name);
+            let mut backups = inventory.backups.iter();
+            let is_committed = backups.any(|backup| backup.id.to_string() == listed.name);
             let claims = event::live_claims(&events, session.host.now());
             // The packs of an interrupted backup wait for the next one without its WAL.
             let mut of_wal = claims

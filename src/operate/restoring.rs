@@ -26,6 +26,7 @@ use crate::snapshot::spare::Spares;
 use crate::wal::tablespaces::Made;
 
 /// The place that the operator names.
+#[derive(Default)]
 pub struct Place {
     /// The data directory, absolute.
     pub to: PathBuf,
@@ -57,11 +58,7 @@ impl Place {
             as_in_backup,
             repositories: repositories.map(Path::to_owned).collect(),
             home: session.environment.home().map(Path::to_owned),
-            delta: false,
-            is_hollow: false,
-            is_private: false,
-            replaces: None,
-            asked: String::new(),
+            ..Place::default()
         }
     }
 
@@ -341,14 +338,10 @@ impl Prepared {
         let cluster = self.opened.reading.cluster.as_ref();
         let original = cluster.and_then(|c| c.pgdata.as_deref());
         let brought = &self.survey.brought;
-        let target = Target {
-            data: self
-                .replaces
-                .as_ref()
-                .map_or(&self.target.data, |old| &old.data)
-                .clone(),
-            ..self.target.clone()
-        };
+        let mut target = self.target.clone();
+        if let Some(old) = &self.replaces {
+            target.data.clone_from(&old.data);
+        }
         start_line::compose(&self.final_job(), &target, brought, self.major(), original)
     }
 }

@@ -353,12 +353,8 @@ impl Plan {
                 let file = file?;
                 let is_listed =
                     |name: &&String| file.recipients().iter().any(|r| r.recipient == **name);
-                let listed: Vec<&str> = self
-                    .withdraw
-                    .iter()
-                    .filter(is_listed)
-                    .map(String::as_str)
-                    .collect();
+                let listed = self.withdraw.iter();
+                let listed: Vec<&str> = listed.filter(is_listed).map(String::as_str).collect();
                 if !listed.is_empty() && told.insert(path.to_owned()) {
                     session.warn(&format!(
                         "\"{}\" still lists {}: a repository that is made with it gives access again; withdraw it there once more",

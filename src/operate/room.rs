@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::session::Session;
 use crate::behalf;
-use crate::durable;
-use crate::err;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::store;
 
@@ -88,17 +86,9 @@ pub fn look(
     noted.extend(away);
     let kept = match path.filter(|_| noted != before) {
         None => Ok(()),
-        Some(path) => keep(session, &path, &noted),
+        Some(path) => session.keep_json(&path, "notes", &noted),
     };
     (rooms, kept)
-}
-
-fn keep(session: &Session, path: &Path, noted: &[Noted]) -> Result<()> {
-    let text = serde_json::to_vec(noted)
-        .map_err(|e| err!(Internal, "notes cannot be written").source(e))?;
-    let nonce = session.host.random();
-    behalf::of(path, || durable::replace(path, &text, nonce))
-        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
 }
 
 /// The room, and the notes with that of now where one is due.
@@ -111,11 +101,8 @@ fn with_notes(
     before: &[(TimestampTz, u64)],
     now: TimestampTz,
 ) -> (Room, Vec<(TimestampTz, u64)>) {
-    let mut notes: Vec<_> = before
-        .iter()
-        .filter(|(at, _)| *at <= now)
-        .copied()
-        .collect();
+    let notes = before.iter();
+    let mut notes: Vec<_> = notes.filter(|(at, _)| *at <= now).copied().collect();
     let is_due = |(at, _): &(TimestampTz, u64)| now.duration_since(*at) >= Some(SAMPLE);
     if notes.last().is_none_or(is_due) {
         notes.push((now, free_bytes));

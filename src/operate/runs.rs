@@ -52,13 +52,18 @@ pub struct RunId {
 }
 
 impl RunId {
+    /// The first attempt at a time.
+    pub fn first(scheduled: TimestampTz) -> RunId {
+        RunId {
+            scheduled,
+            attempt: 0,
+        }
+    }
+
     /// The name of a run that nothing has scheduled. After a clock that went back it follows the newest one all the same: an older name never begins.
     pub fn unscheduled(now: TimestampTz, newest: Option<RunId>) -> RunId {
         let after = newest.map(|newest| newest.scheduled.saturating_add(NEXT));
-        RunId {
-            scheduled: after.map_or(now, |after| after.max(now)),
-            attempt: 0,
-        }
+        RunId::first(after.map_or(now, |after| after.max(now)))
     }
 
     /// Whether it lies so far in the future that a wrong clock made it.
@@ -93,6 +98,19 @@ pub struct Ended {
     /// It was stopped, because it took too long.
     #[serde(default)]
     pub is_over_time: bool,
+}
+
+impl Ended {
+    /// A run that ended here, and within its time.
+    pub fn new(ended: TimestampTz, status: Option<i32>, said: String) -> Ended {
+        Ended {
+            ended,
+            status,
+            said,
+            elsewhere: None,
+            is_over_time: false,
+        }
+    }
 }
 
 /// A run.
@@ -429,12 +447,19 @@ impl Begun {
 impl Ended {
     /// A run that ended then, with this status.
     pub fn sample(ended: TimestampTz, status: i32) -> Ended {
-        Ended {
-            ended,
-            status: Some(status),
-            said: String::new(),
-            elsewhere: None,
-            is_over_time: false,
+        Ended::new(ended, Some(status), String::new())
+    }
+}
+
+#[cfg(test)]
+impl JobState {
+    /// A job with these runs, of which none goes on.
+    pub fn sample(since: TimestampTz, runs: Vec<Run>) -> JobState {
+        JobState {
+            since,
+            is_running: false,
+            runs,
+            ahead: 0,
         }
     }
 }
@@ -443,28 +468,51 @@ impl Ended {
 mod tests {
     use super::*;
 
+    const NOW: &str = "2026-11-20T02:00:00Z";
+
     fn time(text: &str) -> TimestampTz {
         text.parse().unwrap()
+    }
+
+    fn after(at: TimestampTz, seconds: u64) -> TimestampTz {
+        at.saturating_add(Duration::from_secs(seconds))
+    }
+
+    /// A job that was first seen then.
+    fn seen(at: TimestampTz) -> (tempfile::TempDir, Runs) {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        runs.begin(at, 0).unwrap();
+        (folder, runs)
+    }
+
+    fn begins(runs: &Runs, held: &Held, id: RunId, nonce: u64) -> bool {
+        let begun = Begun::sample(id.scheduled);
+        runs.record_begin(held, id, &begun, nonce).unwrap()
+    }
+
+    /// Records a run from its begin to its end; whether it could begin.
+    fn ends(runs: &Runs, held: &Held, at: TimestampTz, nonce: u64) -> bool {
+        let is_begun = begins(runs, held, RunId::first(at), nonce);
+        let ended = Ended::sample(at, 0);
+        runs.record_end(held, RunId::first(at), &ended, nonce)
+            .unwrap();
+        is_begun
     }
 
     #[test]
     fn a_run_begins_once_and_holds_the_lock_of_its_job() {
         let folder = tempfile::tempdir().unwrap();
         let runs = Runs::of(folder.path(), "full");
-        let now = time("2026-11-20T02:00:00Z");
+        let now = time(NOW);
         assert!(runs.state(now).is_err());
         runs.begin(now, 1).unwrap();
         runs.begin(time("2026-11-21T02:00:00Z"), 2).unwrap();
         assert_eq!(runs.state(now).unwrap().since, now);
         let held = runs.hold().unwrap().unwrap();
         assert!(runs.hold().unwrap().is_none());
-        let id = RunId {
-            scheduled: now,
-            attempt: 0,
-        };
-        let begun = Begun::sample(now);
-        assert!(runs.record_begin(&held, id, &begun, 3).unwrap());
-        assert!(!runs.record_begin(&held, id, &begun, 4).unwrap());
+        let id = RunId::first(now);
+        assert!(begins(&runs, &held, id, 3) && !begins(&runs, &held, id, 4));
         let state = runs.state(now).unwrap();
         assert!(state.is_running && state.runs[0].ended.is_none());
         let ended = Ended::sample(now, 0);
@@ -476,21 +524,15 @@ mod tests {
 
     #[test]
     fn a_run_that_was_killed_is_the_newest_that_is_over_while_another_one_runs() {
-        let at = time("2026-11-20T02:00:00Z");
+        let at = time(NOW);
         let run = |minutes: u64, status: Option<i32>| Run {
-            id: RunId {
-                scheduled: at.saturating_add(Duration::from_secs(minutes * 60)),
-                attempt: 0,
-            },
+            id: RunId::first(after(at, minutes * 60)),
             begun: Begun::sample(at),
             ended: status.map(|status| Ended::sample(at, status)),
         };
-        let mut state = JobState {
-            since: at,
-            is_running: true,
-            runs: vec![run(0, Some(0)), run(1, None), run(2, None)],
-            ahead: 0,
-        };
+        let all = vec![run(0, Some(0)), run(1, None), run(2, None)];
+        let mut state = JobState::sample(at, all);
+        state.is_running = true;
         assert!(state.is_going(&run(2, None)) && !state.is_going(&run(1, None)));
         assert_eq!(state.newest_over(), Some(&run(1, None)));
         state.is_running = false;
@@ -499,80 +541,51 @@ mod tests {
 
     #[test]
     fn a_damaged_record_is_passed_over_unless_it_is_the_newest() {
-        let folder = tempfile::tempdir().unwrap();
-        let runs = Runs::of(folder.path(), "x");
-        let start = time("2026-11-20T02:00:00Z");
-        runs.begin(start, 0).unwrap();
+        let start = time(NOW);
+        let (folder, runs) = seen(start);
         let held = runs.hold().unwrap().unwrap();
-        let id = |n: u64| RunId {
-            scheduled: start.saturating_add(Duration::from_secs(n)),
-            attempt: 0,
-        };
+        let id = |n: u64| RunId::first(after(start, n));
         for n in 0..3 {
-            let begun = Begun::sample(start);
-            runs.record_begin(&held, id(n), &begun, n).unwrap();
+            begins(&runs, &held, id(n), n);
         }
         let place = folder.path().join("jobs/x");
         std::fs::write(place.join(name(id(0), "begun")), "").unwrap();
         std::fs::create_dir(place.join(name(id(1), "ended"))).unwrap();
-        let left: Vec<RunId> = runs
-            .state(start)
-            .unwrap()
-            .runs
-            .iter()
-            .map(|r| r.id)
-            .collect();
-        assert_eq!(left, [id(2)]);
+        let left = runs.state(start).unwrap().runs.into_iter();
+        assert_eq!(left.map(|r| r.id).collect::<Vec<_>>(), [id(2)]);
         std::fs::write(place.join(name(id(2), "ended")), "{").unwrap();
-        assert_eq!(
-            runs.state(start).unwrap_err().code(),
-            crate::error::Code::Damaged
-        );
+        let error = runs.state(start).unwrap_err();
+        assert_eq!(error.code(), crate::error::Code::Damaged);
     }
 
     #[test]
     fn records_of_a_clock_that_was_ahead_hold_up_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let runs = Runs::of(folder.path(), "x");
-        let (now, wrong) = (time("2026-11-20T02:00:00Z"), time("2027-11-20T02:00:00Z"));
-        runs.begin(wrong, 0).unwrap();
+        let (now, wrong) = (time(NOW), time("2027-11-20T02:00:00Z"));
+        let (_folder, runs) = seen(wrong);
         let held = runs.hold().unwrap().unwrap();
-        let run = |at: TimestampTz, nonce| {
-            let id = RunId {
-                scheduled: at,
-                attempt: 0,
-            };
-            let begun = Begun::sample(at);
-            let ended = Ended::sample(at, 0);
-            let is_begun = runs.record_begin(&held, id, &begun, nonce).unwrap();
-            runs.record_end(&held, id, &ended, nonce).unwrap();
-            is_begun
-        };
         for n in 0..KEPT as u64 {
-            assert!(run(wrong.saturating_add(Duration::from_secs(n)), n));
+            assert!(ends(&runs, &held, after(wrong, n), n));
         }
         let state = runs.state(now).unwrap();
         let ahead = (state.since, state.runs.len(), state.ahead);
         assert_eq!(ahead, (now, 0, KEPT + 1), "the first look is ahead, too");
-        assert!(run(now, 100), "it is no later run");
+        assert!(ends(&runs, &held, now, 100), "it is no later run");
         let state = runs.state(now).unwrap();
         assert_eq!(state.runs.last().map(|r| r.id.scheduled), Some(now));
         assert_eq!(state.ahead, KEPT, "a record went, and the first look stays");
         // Some difference between two looks at a clock is none.
         let before = now.saturating_sub(Duration::from_secs(60));
         assert_eq!(runs.state(before).unwrap().runs.len(), 1);
-        assert!(!run(before, 101));
+        assert!(!ends(&runs, &held, before, 101));
     }
 
     #[test]
     fn j51_a_job_first_seen_by_a_clock_that_was_ahead_is_seen_by_the_right_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let runs = Runs::of(folder.path(), "x");
-        let (now, wrong) = (time("2026-11-20T02:00:00Z"), time("2027-11-20T02:00:00Z"));
-        runs.begin(wrong, 0).unwrap();
+        let (now, wrong) = (time(NOW), time("2027-11-20T02:00:00Z"));
+        let (_folder, runs) = seen(wrong);
         assert_eq!(runs.state(now).unwrap().ahead, 1);
         runs.begin(now, 1).unwrap();
-        let later = now.saturating_add(Duration::from_secs(7200));
+        let later = after(now, 7200);
         runs.begin(later, 2).unwrap();
         let state = runs.state(later).unwrap();
         assert_eq!((state.since, state.ahead), (now, 0));
@@ -582,28 +595,22 @@ mod tests {
     fn j50_after_a_clock_that_went_back_a_run_by_hand_follows_the_newest_one() {
         let folder = tempfile::tempdir().unwrap();
         let runs = Runs::of(folder.path(), "x");
-        let now = time("2026-11-20T02:00:00Z");
+        let now = time(NOW);
         let before = now.saturating_sub(Duration::from_secs(1800));
         for at in [now, before, before] {
             let id = runs.by_hand(at, 0).unwrap();
             let held = runs.hold().unwrap().unwrap();
-            let begun = Begun::sample(at);
-            assert!(runs.record_begin(&held, id, &begun, 1).unwrap(), "{id:?}");
+            assert!(begins(&runs, &held, id, 1), "{id:?}");
         }
-        let later = now.saturating_add(Duration::from_secs(1));
+        let later = after(now, 1);
         assert_eq!(runs.by_hand(later, 2).unwrap().scheduled, later);
     }
 
     #[test]
     fn what_is_printed_is_cut_to_its_end_and_goes_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let runs = Runs::of(folder.path(), "x");
-        let now = time("2026-11-20T02:00:00Z");
-        runs.begin(now, 0).unwrap();
-        let id = RunId {
-            scheduled: now,
-            attempt: 0,
-        };
+        let now = time(NOW);
+        let (_folder, runs) = seen(now);
+        let id = RunId::first(now);
         assert_eq!(runs.said(id), "");
         let mut log = runs.new_log(id).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::mode(&log.metadata().unwrap().permissions());
@@ -625,27 +632,14 @@ mod tests {
 
     #[test]
     fn old_runs_are_forgotten_and_the_newest_stay() {
-        let folder = tempfile::tempdir().unwrap();
-        let runs = Runs::of(folder.path(), "x");
-        let start = time("2026-11-20T02:00:00Z");
-        runs.begin(start, 0).unwrap();
+        let start = time(NOW);
+        let (_folder, runs) = seen(start);
         let held = runs.hold().unwrap().unwrap();
         for n in 0..KEPT as u64 + 5 {
-            let scheduled = start.saturating_add(Duration::from_secs(n));
-            let id = RunId {
-                scheduled,
-                attempt: 0,
-            };
-            let begun = Begun::sample(scheduled);
-            runs.record_begin(&held, id, &begun, n).unwrap();
-            let ended = Ended::sample(scheduled, 1);
-            runs.record_end(&held, id, &ended, n).unwrap();
+            ends(&runs, &held, after(start, n), n);
         }
         let state = runs.state(start).unwrap();
         assert_eq!(state.runs.len(), KEPT);
-        assert_eq!(
-            state.runs[0].id.scheduled,
-            start.saturating_add(Duration::from_secs(5))
-        );
+        assert_eq!(state.runs[0].id.scheduled, after(start, 5));
     }
 }

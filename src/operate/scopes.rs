@@ -293,10 +293,8 @@ impl ScopeInfo {
             true => digits(&redis.name, name).is_some(),
             false => redis.name == name,
         };
-        let mut sections = settings
-            .redis
-            .iter()
-            .filter(|redis| redis.journal.is_some());
+        let sections = settings.redis.iter();
+        let mut sections = sections.filter(|redis| redis.journal.is_some());
         let Some(section) = sections.find(is_own) else {
             return Ok(());
         };

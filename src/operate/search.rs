@@ -129,10 +129,9 @@ pub fn newest_first(
 ) -> Result<Vec<BackupId>> {
     let catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
     let committed = catalog.committed();
-    let mut good: Vec<_> = committed
-        .filter(|(_, subject, _)| is_good(&subject.events))
-        .map(|(id, subject, backup)| (backup.end(subject.stored), id.clone()))
-        .collect();
+    let good = committed.filter(|(_, subject, _)| is_good(&subject.events));
+    let good = good.map(|(id, subject, backup)| (backup.end(subject.stored), id.clone()));
+    let mut good: Vec<_> = good.collect();
     good.sort_unstable();
     Ok(good.into_iter().rev().map(|(_, id)| id).collect())
 }

@@ -181,11 +181,8 @@ impl ServerState {
             Ok(state) => (state, None),
             Err(e) => {
                 let value = format!("PostgreSQL does not answer: {e}");
-                let found = Finding {
-                    next: Some("pitr doctor".to_owned()),
-                    ..Finding::new(SERVER, CONNECTION, Level::Warn, value)
-                };
-                (None, Some(found))
+                let found = Finding::new(SERVER, CONNECTION, Level::Warn, value);
+                (None, Some(found.with_next("pitr doctor")))
             }
         }
     }
@@ -302,27 +299,37 @@ fn slots(server: &mut Server) -> Result<Vec<Slot>> {
 }
 
 #[cfg(test)]
+impl ServerState {
+    /// A standby that lags by so many seconds.
+    pub fn standby(lag_s: Option<f64>) -> ServerState {
+        let lsn = Lsn::default();
+        ServerState {
+            replay: Some(Replay { lsn, lag_s }),
+            ..ServerState::default()
+        }
+    }
+
+    /// A server that is no standby.
+    pub fn primary() -> ServerState {
+        ServerState {
+            end_lsn: Some(Lsn::default()),
+            ..ServerState::default()
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_standby_that_does_not_tell_its_lag_is_neither_behind_nor_up_to_date() {
-        let standby = |replay| ServerState {
-            replay,
-            ..ServerState::default()
-        };
-        let replayed = |lag_s| {
-            let lsn = Lsn::default();
-            standby(Some(Replay { lsn, lag_s })).is_lagging()
-        };
+        let replayed = |lag_s| ServerState::standby(lag_s).is_lagging();
         assert_eq!(replayed(Some(3600.0)), Some(false));
         assert_eq!(replayed(Some(3601.0)), Some(true));
         assert_eq!(replayed(None), None, "it replayed no commit yet");
-        assert_eq!(standby(None).is_lagging(), None, "the question failed");
-        let primary = ServerState {
-            end_lsn: Some(Lsn::default()),
-            ..ServerState::default()
-        };
-        assert_eq!(primary.is_lagging(), Some(false));
+        let unknown = ServerState::default();
+        assert_eq!(unknown.is_lagging(), None, "the question failed");
+        assert_eq!(ServerState::primary().is_lagging(), Some(false));
     }
 }

@@ -3,19 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::access;
 use super::archive_command::shell_word;
 use super::away::Away;
 use super::pacing::Pacing;
 use super::readers;
 use super::unproven;
+use crate::behalf;
 use crate::config::{self, Environment, Flags, Settings};
-use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
 use crate::store::pace::Pace;
+use crate::{durable, err};
 
 /// The host, the choice of configuration, cluster and repository, and what is known of repositories so far.
 pub struct Session {
@@ -159,5 +162,25 @@ impl Session {
     /// Reports what went less well than it should.
     pub fn warn(&self, message: &str) {
         self.host.progress.warn(message);
+    }
+
+    /// Replaces a file of state, as [`behalf::of`] does.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn keep(&self, path: &Path, content: &[u8]) -> Result<()> {
+        let nonce = self.host.random();
+        behalf::of(path, || durable::replace(path, content, nonce))
+            .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+    }
+
+    /// Replaces a file of state by a value in JSON, as [`Self::keep`] does; `what` names the value.
+    ///
+    /// # Errors
+    /// Those of [`Self::keep`].
+    pub fn keep_json(&self, path: &Path, what: &str, value: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_vec(value)
+            .map_err(|e| err!(Internal, "{what} cannot be written").source(e))?;
+        self.keep(path, &text)
     }
 }

@@ -95,9 +95,7 @@ mod tests {
         assert_eq!(twice(&[(10, 20), (18, 30)]), None);
         assert_eq!(twice(&[(10, 20), (17, 30)]), Some((17, 20)));
         assert_eq!(twice(&[(10, 20), (5, 8), (6, 30)]), Some((5, 20)));
-        assert_eq!(
-            twice(&[(10, 20), (5, 30), (40, 50), (45, 60)]),
-            Some((5, 50))
-        );
+        let more = twice(&[(10, 20), (5, 30), (40, 50), (45, 60)]);
+        assert_eq!(more, Some((5, 50)));
     }
 }

@@ -164,11 +164,8 @@ fn check(asked: &Asked, session: &Session, settings: &Settings) -> Result<()> {
         )
         .hint("Nothing was copied. Say which with --from NAME and --to NAME."));
     }
-    let names: Vec<&str> = settings
-        .repositories
-        .iter()
-        .map(|r| r.name.as_str())
-        .collect();
+    let names = settings.repositories.iter();
+    let names: Vec<&str> = names.map(|r| r.name.as_str()).collect();
     for name in [&asked.from, &asked.to].into_iter().flatten() {
         if !names.contains(&name.as_str()) {
             return Err(err!(NotFound, "repository \"{name}\" is not configured")
@@ -204,19 +201,14 @@ fn open<'a>(
         (Some(from), Some(to)) => from == name || to == name,
         _ => true,
     };
-    let mut opened = Vec::new();
-    for configured in &settings.repositories {
-        if !takes_part(&configured.name) {
-            continue;
-        }
-        match session.open(configured) {
-            Ok(repository) => opened.push((configured, repository)),
-            Err(e) => {
-                failures.add(e, format!("open repository \"{}\"", configured.name));
-            }
-        }
-    }
-    opened
+    let all = settings.repositories.iter();
+    let all = all.filter(|configured| takes_part(&configured.name));
+    all.filter_map(|configured| {
+        let doing = format!("open repository \"{}\"", configured.name);
+        let repository = failures.note(session.open(configured), doing)?;
+        Some((configured, repository))
+    })
+    .collect()
 }
 
 /// Who gets from whom, in the order of the configuration.
@@ -274,56 +266,53 @@ impl Sync<'_> {
             "bring repository \"{}\" up to date from \"{}\"",
             to.0.name, from.0.name
         );
+        match self.bring(from, to, wanted, &doing) {
+            Ok(goes_on) => goes_on,
+            Err(e) => self.failures.add(e, doing),
+        }
+    }
+
+    fn bring(
+        &mut self,
+        from: &Opened<'_>,
+        to: &Opened<'_>,
+        wanted: Option<&str>,
+        doing: &str,
+    ) -> Result<bool> {
         let names = match wanted {
-            Some(name) => Ok(vec![name.to_owned()]),
-            None => from.1.cluster_names(),
-        };
-        let names = match names {
-            Ok(names) => names,
-            Err(e) => return self.failures.add(e, doing),
+            Some(name) => vec![name.to_owned()],
+            None => from.1.cluster_names()?,
         };
         for name in names {
-            let places = from.1.clusters(&name);
-            let known = places.and_then(|places| Ok((places, registered(&to.1, &name)?)));
-            let (places, known) = match known {
-                Ok(known) => known,
-                Err(e) => return self.failures.add(e, doing),
-            };
+            let places = from.1.clusters(&name)?;
+            let known = registered(&to.1, &name)?;
             for layout in places {
-                let Err(e) = self.cluster(from, to, &layout, &known) else {
-                    continue;
-                };
-                let is_away = e.code().is_retryable();
-                let is_wanted = self.failures.add(e, doing.clone());
-                if is_away || !is_wanted {
-                    return is_wanted;
+                let done = self.cluster(from, to, &layout, &known);
+                if let Some(goes_on) = self.end(done, doing) {
+                    return Ok(goes_on);
                 }
             }
         }
-        let scopes = match of::scopes(self.session, &from.1) {
-            Ok(scopes) => scopes,
-            Err(e) => return self.failures.add(e, doing),
-        };
-        for scope in scopes {
-            let Err(e) = self.scope(from, to, &scope) else {
-                continue;
-            };
-            let is_away = e.code().is_retryable();
-            let is_wanted = self.failures.add(e, doing.clone());
-            if is_away || !is_wanted {
-                return is_wanted;
+        for scope in of::scopes(self.session, &from.1)? {
+            let done = self.scope(from, to, &scope);
+            if let Some(goes_on) = self.end(done, doing) {
+                return Ok(goes_on);
             }
         }
         let (giving, getting) = ((&*from.0.name, &from.1), (&*to.0.name, &to.1));
-        match recipients::bring(giving, getting, self.asked.dry_run) {
-            Ok(brought) => self.recipients.extend(brought),
-            Err(e) => return self.failures.add(e, doing),
-        }
-        match audit::bring(self.session, giving, getting, self.asked.dry_run) {
-            Ok(brought) => self.records.extend(brought),
-            Err(e) => return self.failures.add(e, doing),
-        }
-        true
+        let brought = recipients::bring(giving, getting, self.asked.dry_run)?;
+        self.recipients.extend(brought);
+        let brought = audit::bring(self.session, giving, getting, self.asked.dry_run)?;
+        self.records.extend(brought);
+        Ok(true)
+    }
+
+    /// Takes down a failure; where it ends the work on this pair, whether the operator wants more.
+    fn end(&mut self, done: Result<()>, doing: &str) -> Option<bool> {
+        let e = done.err()?;
+        let is_away = e.code().is_retryable();
+        let is_wanted = self.failures.add(e, doing.to_owned());
+        (is_away || !is_wanted).then_some(is_wanted)
     }
 
     fn scope(

@@ -252,11 +252,8 @@ mod tests {
         assert_eq!(seen(60, "1", Some("77 1.5")), 0);
         assert_eq!(seen(120, "1", Some("78 2.5")), 1);
         assert_eq!(seen(180, "1", Some("78 3.5")), 2, "its number came again");
-        assert_eq!(
-            seen(240, "2", Some("90 4.5")),
-            2,
-            "the server was started anew"
-        );
+        let anew = seen(240, "2", Some("90 4.5"));
+        assert_eq!(anew, 2, "the server was started anew");
         assert_eq!(seen(300, "2", Some("91 5.5")), 3);
         assert_eq!(seen(360, "2", None), 4);
         assert_eq!(seen(361, "2", None), 4, "it was not started meanwhile");

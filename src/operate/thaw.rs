@@ -193,10 +193,8 @@ impl Planned {
 
     /// How long the store says that it takes at most; none where nothing is frozen or under way.
     pub fn takes(&self, speed: Speed) -> Option<Duration> {
-        let waiting = self
-            .objects
-            .iter()
-            .filter(|o| !matches!(o.state, Thaw::Thawed(_)));
+        let objects = self.objects.iter();
+        let waiting = objects.filter(|o| !matches!(o.state, Thaw::Thawed(_)));
         waiting.filter_map(|o| speed.takes(o.object.class)).max()
     }
 
@@ -222,10 +220,8 @@ impl Planned {
         // Thawed objects are there as long as those that come last.
         let longer = asked.days.saturating_add(days(takes));
         let term = Duration::from_secs(u64::from(asked.days) * DAY_SECONDS);
-        let wanted = session
-            .host
-            .now()
-            .saturating_add(takes.saturating_add(term));
+        let lasts = takes.saturating_add(term);
+        let wanted = session.host.now().saturating_add(lasts);
         let mut requested = 0;
         for object in &mut self.objects {
             let is_short = match object.state {

@@ -420,13 +420,8 @@ fn of_cluster(
             first: SegmentNumber::of(root.start_lsn, survey.segment_size),
         }),
     };
-    let backups = backups(&survey.catalog, judged.as_ref(), now, facts);
-    Ok(planned(
-        &survey.catalog,
-        &backups,
-        &stored(listed, size),
-        (configured, now),
-    ))
+    let (catalog, stored) = (&survey.catalog, stored(listed, size));
+    Ok(planned(catalog, judged, &stored, (configured, now), facts))
 }
 
 fn timelines(root: &Root) -> Vec<crate::pg::timeline::TimelineId> {
@@ -465,13 +460,8 @@ fn of_scope(
         is_sound: true,
         start: None,
     };
-    let backups = backups(&catalog, judged.as_ref(), now, facts);
-    Ok(planned(
-        &catalog,
-        &backups,
-        &stored(listed, None),
-        (configured, now),
-    ))
+    let stored = stored(listed, None);
+    Ok(planned(&catalog, judged, &stored, (configured, now), facts))
 }
 
 /// The facts of a root that a plan needs.
@@ -519,19 +509,21 @@ fn taken(own: TimestampTz, stored: Option<TimestampTz>) -> TimestampTz {
 }
 
 /// Makes the plan. Nothing moves where it is not known what some backup names.
-fn planned<R>(
+fn planned<R: Needs>(
     catalog: &Catalog<R>,
-    backups: &[Backup<'_>],
+    judged: Option<ExpirePlan>,
     objects: &[Stored],
     (configured, now): (&config::Repository, TimestampTz),
+    facts: impl Fn(&R) -> Facts,
 ) -> Planned {
+    let backups = backups(catalog, judged.as_ref(), now, facts);
     let unreadable = catalog.unreadable.iter();
     let withheld: Vec<String> = unreadable
         .map(|what| format!("nothing is moved, because this cannot be read: {what}"))
         .collect();
     let tiers: &[Tier] = &configured.s3.tiers;
     let plan = match withheld.is_empty() {
-        true => tiers::plan(backups, objects, tiers, now),
+        true => tiers::plan(&backups, objects, tiers, now),
         false => TierPlan::default(),
     };
     Planned {
@@ -559,26 +551,21 @@ impl Run<'_> {
         again: &dyn Fn() -> Result<Planned>,
     ) -> Result<()> {
         let (planned, took) = timed(again)?;
-        let Planned {
-            plan,
-            withheld,
-            seen,
-        } = planned;
         let mut outcome = self.is_confirmed.then(Outcome::default);
         let ran = match &mut outcome {
             Some(outcome) => {
                 fault::pause("moves planned");
                 let least = fault::shortened(PLANNED_FOR);
-                let plans = Plans::new(place, again, (seen, took), least);
-                self.carry_out_all(&plan.moves, plans, outcome)
+                let plans = Plans::new(place, again, (planned.seen, took), least);
+                self.carry_out_all(&planned.plan.moves, plans, outcome)
             }
             None => Ok(()),
         };
         self.done.push(Done {
             configured: self.configured.clone(),
             of,
-            plan,
-            withheld,
+            plan: planned.plan,
+            withheld: planned.withheld,
             outcome,
         });
         ran

@@ -289,13 +289,10 @@ impl Decided {
         let nonce = session.host.random();
         for (reading, inventory) in &self.readings {
             let name = &reading.configured.name;
-            match record(reading, inventory, &self.events, &self.change, nonce) {
-                Ok(()) => self.recorded_in.push(name.clone()),
-                Err(e) => {
-                    self.failures
-                        .add(e, format!("record it in repository \"{name}\""));
-                }
-            }
+            let done = record(reading, inventory, &self.events, &self.change, nonce);
+            let doing = format!("record it in repository \"{name}\"");
+            let done = self.failures.note(done, doing);
+            self.recorded_in.extend(done.map(|()| name.clone()));
         }
         self.failures.first_if(session, self.recorded_in.is_empty())
     }

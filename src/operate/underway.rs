@@ -228,10 +228,8 @@ mod tests {
         };
         let half = begun.at(measured(1 << 20, Some(4 << 20)));
         assert_eq!((half.percent(), half.left_s), (Some(25), Some(30)));
-        assert_eq!(
-            half.line(),
-            format!("{line}, restore: 1.0 MiB of 4.0 MiB (25 %), 30 s left")
-        );
+        let shown = format!("{line}, restore: 1.0 MiB of 4.0 MiB (25 %), 30 s left");
+        assert_eq!(half.line(), shown);
         let unknown = begun.at(measured(5, None));
         assert_eq!((unknown.percent(), unknown.left_s), (None, None));
         let grown = begun.at(measured(9, Some(8)));

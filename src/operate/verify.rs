@@ -11,7 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::repository::Repository;
+use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope::Scope;
 use crate::verify::depth::Depth;
 use crate::verify::scope::VerifyScope;
@@ -61,6 +61,34 @@ struct Healer<'a> {
 }
 
 impl Healer<'_> {
+    fn cluster(
+        &self,
+        registration: &Registration,
+        backup: Option<&BackupId>,
+        depth: &Depth,
+    ) -> Result<Report> {
+        let verify = Verify {
+            repository: self.repository,
+            registration,
+            backup: backup.cloned(),
+            depth: depth.clone(),
+            threads: THREADS,
+            host: &self.session.host,
+        };
+        verify.run()
+    }
+
+    fn scope(&self, scope: &Scope, depth: &Depth) -> Result<Report> {
+        let verify = VerifyScope {
+            repository: self.repository,
+            scope,
+            depth: depth.clone(),
+            threads: THREADS,
+            host: &self.session.host,
+        };
+        verify.run()
+    }
+
     /// Checks, heals and checks again what was healed: the last report says what stays lost, and what that costs.
     fn run(&self, of: Of, verify: &dyn Fn() -> Result<Report>) -> Result<Done> {
         let mut report = verify()?;
@@ -164,17 +192,7 @@ pub fn heal_known(
     let mut done = Vec::new();
     let scopes = of::scopes(session, repository)?;
     for registration in of::registrations_beside(&scopes, session, repository, cluster)? {
-        let verify = |depth: Depth| {
-            Verify {
-                repository,
-                registration: &registration,
-                backup: None,
-                depth,
-                threads: THREADS,
-                host: &session.host,
-            }
-            .run()
-        };
+        let verify = |depth| healer.cluster(&registration, None, &depth);
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         if verify(Depth::Fast)?.finding_count > 0 || has_damage(repository, &layout)? {
             let of = Of::Cluster(registration.clone());
@@ -182,16 +200,7 @@ pub fn heal_known(
         }
     }
     for scope in scopes {
-        let verify = |depth: Depth| {
-            VerifyScope {
-                repository,
-                scope: &scope,
-                depth,
-                threads: THREADS,
-                host: &session.host,
-            }
-            .run()
-        };
+        let verify = |depth| healer.scope(&scope, &depth);
         if verify(Depth::Fast)?.finding_count > 0 || has_damage(repository, &scope)? {
             let of = Of::Scope(scope.clone());
             done.push(healer.run(of, &|| verify(Depth::Everything))?);
@@ -232,17 +241,7 @@ fn one_repository(
     let registrations = of::registrations_beside(&scopes, session, repository, cluster)?;
     let before = done.len();
     for registration in registrations {
-        let verify = || {
-            Verify {
-                repository,
-                registration: &registration,
-                backup: backup.cloned(),
-                depth: depth.clone(),
-                threads: THREADS,
-                host: &session.host,
-            }
-            .run()
-        };
+        let verify = || healer.cluster(&registration, backup, depth);
         match healer.run(Of::Cluster(registration.clone()), &verify) {
             Ok(one) => done.push(one),
             // Another identifier of the cluster may have it.
@@ -251,16 +250,7 @@ fn one_repository(
         }
     }
     for scope in scopes {
-        let verify = || {
-            VerifyScope {
-                repository,
-                scope: &scope,
-                depth: depth.clone(),
-                threads: THREADS,
-                host: &session.host,
-            }
-            .run()
-        };
+        let verify = || healer.scope(&scope, depth);
         done.push(healer.run(Of::Scope(scope.clone()), &verify)?);
     }
     match missing {

@@ -90,10 +90,8 @@ pub fn look(session: &Session, reading: &Reading) -> Result<Written> {
     reading.repository.require_readable(&layout)?;
     let cluster = reading.cluster.as_ref();
     let known = known(reading.repository.store(), &layout)?;
-    let receiver = match cluster {
-        Some(cluster) => Receiver::read(cluster, identifier, now)?,
-        None => None,
-    };
+    let read = |cluster| Receiver::read(cluster, identifier, now);
+    let receiver = cluster.map_or(Ok(None), read)?;
     let (blocked, mut problems) = info::archiving(cluster, session);
     problems.push(not_judged());
     let limit = cluster.and_then(|c| c.max_backup_age);
@@ -196,10 +194,8 @@ fn newest(known: &Known, limit: Option<Duration>, now: TimestampTz) -> Option<Fi
 
 fn not_judged() -> Finding {
     let value = "this host only writes: windows of recovery, WAL between backups and promises are judged where a key reads the repository";
-    Finding {
-        next: Some("pitr info on a host that has a reader's key".to_owned()),
-        ..Finding::new("recovery", NOT_JUDGED, Level::Warn, value)
-    }
+    Finding::new("recovery", NOT_JUDGED, Level::Warn, value)
+        .with_next("pitr info on a host that has a reader's key")
 }
 
 /// Whether a repository answers, and only its backups are out of this host's reach.

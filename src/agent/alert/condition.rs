@@ -56,8 +56,7 @@ const WARNINGS: [(&str, &str, Option<Severity>); 9] = [
 /// Looking took too long, and nobody knows what can be recovered.
 pub fn of_given_up() -> Condition {
     let summary = "what can be recovered is not known: looking at everything took too long or failed, and was given up";
-    let next = Some("pitr info".to_owned());
-    new("look", Severity::Critical, summary.to_owned(), next)
+    new("look", Severity::Critical, summary.to_owned(), "pitr info")
 }
 
 /// How the jobs stand.
@@ -77,13 +76,8 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
     let settings = &loaded.settings;
     let mut found = Vec::new();
     if let Some(e) = &metrics.failed {
-        let next = Some("pitr info".to_owned());
-        found.push(new(
-            "look",
-            Severity::Critical,
-            format!("what can be recovered is not known: {e}"),
-            next,
-        ));
+        let summary = format!("what can be recovered is not known: {e}");
+        found.push(new("look", Severity::Critical, summary, "pitr info"));
     }
     if let Some(info) = &metrics.info {
         for one in &info.clusters {
@@ -106,8 +100,7 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
             found.extend(of_sizes(&scope.scope, &sizes));
         }
         for e in &info.failures.errors {
-            let next = Some("pitr info".to_owned());
-            found.push(new("look", Severity::Critical, e.to_string(), next));
+            found.push(new("look", Severity::Critical, e.to_string(), "pitr info"));
         }
         // A host without clusters has no lag that would tell it.
         for name in &metrics.away {
@@ -146,14 +139,10 @@ pub fn of_sink((name, failing): (&String, &Failing)) -> Condition {
         human::time(failing.since),
         failing.error
     );
+    let next = format!("pitr alert test --sink {name}");
     Condition {
         about: Some(name.clone()),
-        ..new(
-            &decide::of_sink(name),
-            Severity::High,
-            summary,
-            Some(format!("pitr alert test --sink {name}")),
-        )
+        ..new(&decide::of_sink(name), Severity::High, summary, &next)
     }
 }
 
@@ -161,7 +150,7 @@ pub fn of_sink((name, failing): (&String, &Failing)) -> Condition {
 pub fn of_state(kept: &[Result<()>]) -> Option<Condition> {
     let first = kept.iter().find_map(|one| one.as_ref().err())?;
     let summary = format!("the agent cannot keep its files, and alerts may come twice: {first}");
-    let next = Some("pitr agent status".to_owned());
+    let next = "pitr agent status";
     Some(new("agent/state", Severity::Critical, summary, next))
 }
 
@@ -171,19 +160,14 @@ pub fn of_configuration(loaded: &Loaded) -> Option<Condition> {
     let e = loaded.wrong.as_ref().map(Error::to_string).or_else(noted)?;
     let summary =
         format!("the configuration is wrong, and the agent goes on with the one before: {e}");
-    let next = Some("pitr doctor".to_owned());
-    Some(new(
-        "agent/configuration",
-        Severity::Critical,
-        summary,
-        next,
-    ))
+    let id = "agent/configuration";
+    Some(new(id, Severity::Critical, summary, "pitr doctor"))
 }
 
 /// The agent does not start: no job runs by it, and nobody looks.
 pub fn of_start(error: &Error) -> Condition {
     let summary = format!("the agent does not start, and no job runs by it: {error}");
-    let next = Some("pitr agent status".to_owned());
+    let next = "pitr agent status";
     new("agent/start", Severity::Critical, summary, next)
 }
 
@@ -193,12 +177,12 @@ pub fn is_of_sink(id: &str) -> bool {
 }
 
 /// A condition that is about no sink.
-pub fn new(id: &str, severity: Severity, summary: String, next: Option<String>) -> Condition {
+pub fn new(id: &str, severity: Severity, summary: String, next: &str) -> Condition {
     Condition {
         id: id.to_owned(),
         severity,
         summary,
-        next,
+        next: Some(next.to_owned()),
         about: None,
     }
 }
@@ -232,11 +216,8 @@ fn merged(found: Vec<Condition>) -> Vec<Condition> {
 fn name_cluster(one: &mut Condition, clusters: &[Cluster]) {
     let subject = one.id.split('/').next().unwrap_or_default();
     let is_cluster = clusters.iter().any(|c| c.name.as_str() == subject);
-    if let Some(next) = one
-        .next
-        .as_mut()
-        .filter(|_| is_cluster && clusters.len() > 1)
-    {
+    let is_named = is_cluster && clusters.len() > 1;
+    if let Some(next) = one.next.as_mut().filter(|_| is_named) {
         *next = finding::naming(next, subject);
     }
 }
@@ -246,7 +227,10 @@ fn of_findings(subject: &str, findings: &[Finding]) -> Vec<Condition> {
         let severity = severity(f)?;
         let id = format!("{subject}/{}/{}", f.group, f.name);
         let summary = format!("{subject}: {}", f.value);
-        Some(new(&id, severity, summary, f.next.clone()))
+        Some(Condition {
+            next: f.next.clone(),
+            ..new(&id, severity, summary, "")
+        })
     };
     findings.iter().filter_map(one).collect()
 }
@@ -268,12 +252,9 @@ fn of_away(one: &Lag) -> Option<Condition> {
 }
 
 fn away(name: &str, why: &str) -> Condition {
-    new(
-        &format!("repository/{name}/away"),
-        Severity::Critical,
-        format!("repository \"{name}\" does not answer: {why}"),
-        Some("pitr doctor".to_owned()),
-    )
+    let id = format!("repository/{name}/away");
+    let summary = format!("repository \"{name}\" does not answer: {why}");
+    new(&id, Severity::Critical, summary, "pitr doctor")
 }
 
 /// The stored size of the last full backup beside those before it, oldest first.
@@ -286,12 +267,8 @@ fn of_sizes(name: &str, sizes: &[u64]) -> Option<Condition> {
         let (last, usual) = (human::size(*last), human::size(usual));
         let summary =
             format!("{name}: the newest full backup has {last}, {percent} % of the usual {usual}");
-        new(
-            &format!("{name}/backup/size"),
-            Severity::Medium,
-            summary,
-            Some("pitr info".to_owned()),
-        )
+        let id = format!("{name}/backup/size");
+        new(&id, Severity::Medium, summary, "pitr info")
     })
 }
 
@@ -317,12 +294,7 @@ fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
     let before = count.checked_sub(1).filter(|n| *n >= USUAL_MIN)?;
     let usual = counts.total_ms.saturating_sub(last) / before;
     let is_slow = last.saturating_mul(100) > usual.saturating_mul(SLOW_PERCENT);
-    let Label {
-        cluster,
-        component,
-        kind,
-        ..
-    } = label;
+    let (cluster, component, kind) = (&label.cluster, &label.component, &label.kind);
     // A second more or less is nothing.
     (is_slow && last > 10_000).then(|| {
         let long = |ms| human::duration(Duration::from_millis(ms));
@@ -331,31 +303,19 @@ fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
             long(last),
             long(usual)
         );
-        new(
-            &format!("{cluster}/{component}/{kind}/slow"),
-            Severity::High,
-            summary,
-            Some("pitr doctor".to_owned()),
-        )
+        let id = format!("{cluster}/{component}/{kind}/slow");
+        new(&id, Severity::High, summary, "pitr doctor")
     })
 }
 
 /// A backup that failed, and that no job of the agent took: a job tells of its own failures.
 fn of_failure(settings: &Settings, label: &Label, counts: &Counts) -> Option<Condition> {
     let reason = counts.last_failure.as_ref()?;
-    let Label {
-        cluster,
-        component,
-        kind,
-        ..
-    } = label;
+    let (cluster, component, kind) = (&label.cluster, &label.component, &label.kind);
     let summary = format!("{cluster}: the last {kind} backup ({component}) failed: {reason}");
-    Some(new(
-        &format!("{cluster}/{component}/failed"),
-        Severity::High,
-        summary,
-        Some(again(settings, label)),
-    ))
+    let id = format!("{cluster}/{component}/failed");
+    let next = again(settings, label);
+    Some(new(&id, Severity::High, summary, &next))
 }
 
 /// The command that takes such a backup again. A shard is taken with its cluster.
@@ -373,8 +333,8 @@ fn again(settings: &Settings, label: &Label) -> String {
 fn of_job(job: &Planned, state: Result<JobState>, now: TimestampTz) -> Vec<Condition> {
     let name = &job.name;
     let one = |end: &str, severity, summary| {
-        let next = Some("pitr agent status".to_owned());
-        new(&format!("jobs/{name}{end}"), severity, summary, next)
+        let id = format!("jobs/{name}{end}");
+        new(&id, severity, summary, "pitr agent status")
     };
     let state = match state {
         Ok(state) => state,
@@ -415,17 +375,13 @@ fn why(run: &Run) -> String {
         None => "it was killed".to_owned(),
         Some(ended) if ended.is_over_time => "it took too long, and was ended".to_owned(),
         Some(ended) => {
-            let said = ended
-                .said
-                .lines()
-                .find(|line| !line.trim().is_empty())
-                .unwrap_or_default();
-            let status = ended
-                .status
-                .map_or("a signal".to_owned(), |s| format!("status {s}"));
+            let mut said = ended.said.lines();
+            let said = said.find(|line| !line.trim().is_empty());
+            let status = ended.status.map(|s| format!("status {s}"));
+            let status = status.unwrap_or_else(|| "a signal".to_owned());
             match said {
-                "" => status,
-                said => format!("{status}: {said}"),
+                None => status,
+                Some(said) => format!("{status}: {said}"),
             }
         }
     }
@@ -446,12 +402,8 @@ pub fn of_room(room: &Room) -> Option<Condition> {
         let left = human::duration(Duration::from_secs(seconds));
         summary.push_str(&format!(", and full in {left}, as it filled lately"));
     }
-    Some(new(
-        &format!("repository/{name}/room"),
-        severity,
-        summary,
-        Some("pitr expire".to_owned()),
-    ))
+    let id = format!("repository/{name}/room");
+    Some(new(&id, severity, summary, "pitr expire"))
 }
 
 #[cfg(test)]
@@ -483,7 +435,7 @@ mod tests {
     fn j67_a_command_names_the_cluster_where_several_are_configured() {
         let clusters = ["main", "other"].map(|name| Cluster::named(name.parse().unwrap()));
         let told = |id: &str, next: &str, clusters: &[Cluster]| {
-            let mut one = new(id, Severity::Low, String::new(), Some(next.to_owned()));
+            let mut one = new(id, Severity::Low, String::new(), next);
             name_cluster(&mut one, clusters);
             one.next.unwrap()
         };
@@ -534,26 +486,17 @@ mod tests {
 
     #[test]
     fn records_in_the_future_are_a_condition() {
-        let state = JobState {
-            since: "2026-11-21T02:00:00Z".parse().unwrap(),
-            is_running: false,
-            runs: Vec::new(),
-            ahead: 3,
-        };
-        assert_eq!(
-            jobs(Ok(state)),
-            [("jobs/x/clock".to_owned(), Severity::High)]
-        );
+        let since = "2026-11-21T02:00:00Z".parse().unwrap();
+        let mut state = JobState::sample(since, Vec::new());
+        state.ahead = 3;
+        let known = [("jobs/x/clock".to_owned(), Severity::High)];
+        assert_eq!(jobs(Ok(state)), known);
     }
 
     #[test]
     fn a_run_that_could_not_begin_is_a_condition() {
-        let state = JobState {
-            since: "2026-11-20T09:00:00Z".parse().unwrap(),
-            is_running: false,
-            runs: Vec::new(),
-            ahead: 0,
-        };
+        let since = "2026-11-20T09:00:00Z".parse().unwrap();
+        let state = JobState::sample(since, Vec::new());
         let known = [("jobs/x/missed".to_owned(), Severity::High)];
         assert_eq!(jobs(Ok(state)), known);
     }
@@ -604,11 +547,8 @@ mod tests {
             ..Counts::default()
         };
         assert_eq!(of_duration(&label, &counts(119_000, 5)), None);
-        assert_eq!(
-            of_duration(&label, &counts(121_000, 4)),
-            None,
-            "too few to know"
-        );
+        let few = of_duration(&label, &counts(121_000, 4));
+        assert_eq!(few, None, "too few to know");
         let slow = of_duration(&label, &counts(121_000, 5)).unwrap();
         assert_eq!(slow.severity, Severity::High);
     }

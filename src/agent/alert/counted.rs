@@ -49,12 +49,9 @@ fn undone(now: TimestampTz, cluster: &str, counters: &Counters) -> Vec<Condition
     let one = |(command, days): (&str, u64)| {
         let passed = passed(now, counters.last(command, cluster), days)?;
         let summary = format!("{cluster}: pitr {command} last succeeded {passed} ago");
+        let id = format!("{cluster}/{command}/stale");
         let next = format!("pitr {command}");
-        Some(medium(
-            &format!("{cluster}/{command}/stale"),
-            summary,
-            &next,
-        ))
+        Some(new(&id, Severity::Medium, summary, &next))
     };
     let commands = [("verify", VERIFY_DAYS), ("expire", EXPIRE_DAYS)];
     commands.into_iter().filter_map(one).collect()
@@ -66,7 +63,7 @@ fn untried(now: TimestampTz, repository: &str, counters: &Counters) -> Option<Co
     let summary =
         format!("repository \"{repository}\": a key of this host last read it {passed} ago");
     let id = format!("repository/{repository}/key");
-    Some(medium(&id, summary, "pitr verify"))
+    Some(new(&id, Severity::Medium, summary, "pitr verify"))
 }
 
 /// The time since then, when it is more than so many days.
@@ -75,20 +72,13 @@ fn passed(now: TimestampTz, then: Option<TimestampTz>, days: u64) -> Option<Stri
     (passed > Duration::from_secs(days * DAY)).then(|| human::duration(passed))
 }
 
-fn medium(id: &str, summary: String, next: &str) -> Condition {
-    new(id, Severity::Medium, summary, Some(next.to_owned()))
-}
-
-fn critical(id: &str, summary: String, next: &str) -> Condition {
-    new(id, Severity::Critical, summary, Some(next.to_owned()))
-}
-
 fn audit(counters: &Counters) -> Option<Condition> {
     let damage = counters.measured.get(counters::AUDIT_DAMAGE).copied();
     let damage = damage.filter(|count| *count > 0)?;
     let records = human::count(damage, "record");
     let summary = format!("the audit log is broken: {records} changed or removed");
-    Some(critical("audit/broken", summary, "pitr audit verify"))
+    let next = "pitr audit verify";
+    Some(new("audit/broken", Severity::Critical, summary, next))
 }
 
 /// Anchors and checks of the audit log that come no more: what is removed since then may go unseen.
@@ -97,7 +87,8 @@ fn audit_stale(now: TimestampTz, counters: &Counters) -> Vec<Condition> {
         let passed = passed(now, counters.last(command, ""), days)?;
         let summary = format!("pitr {command} last succeeded on this host {passed} ago");
         let id = format!("{}/stale", command.replace(' ', "/"));
-        Some(medium(&id, summary, &format!("pitr {command}")))
+        let next = format!("pitr {command}");
+        Some(new(&id, Severity::Medium, summary, &next))
     };
     let commands = [
         (counters::AUDIT_ANCHOR, counters::ANCHOR_DAYS),
@@ -113,7 +104,8 @@ fn page_errors(one: &ClusterInfo) -> Option<Condition> {
     let name = &one.name;
     (newest.page_errors > 0).then(|| {
         let summary = format!("{name}: the newest backup read {pages} with a wrong checksum");
-        critical(&format!("{name}/backup/pages"), summary, "pitr info")
+        let id = format!("{name}/backup/pages");
+        new(&id, Severity::Critical, summary, "pitr info")
     })
 }
 
@@ -122,7 +114,8 @@ fn incomplete(one: &ClusterInfo) -> Option<Condition> {
     let name = &one.name;
     (count > INCOMPLETE_MAX).then(|| {
         let summary = format!("{name}: {count} backups began and were never finished");
-        medium(&format!("{name}/backup/incomplete"), summary, "pitr expire")
+        let id = format!("{name}/backup/incomplete");
+        new(&id, Severity::Medium, summary, "pitr expire")
     })
 }
 
@@ -142,23 +135,19 @@ mod tests {
     #[test]
     fn what_was_not_done_for_long_is_told_and_what_was_never_done_is_not() {
         let now: TimestampTz = "2026-11-20T02:00:00Z".parse().unwrap();
-        let done = counters(
-            &[
-                ("verify main", "2026-11-12T01:00:00Z"),
-                ("expire main", "2026-11-17T03:00:00Z"),
-                ("key local", "2026-10-10T00:00:00Z"),
-            ],
-            0,
-        );
+        let past = [
+            ("verify main", "2026-11-12T01:00:00Z"),
+            ("expire main", "2026-11-17T03:00:00Z"),
+            ("key local", "2026-10-10T00:00:00Z"),
+        ];
+        let done = counters(&past, 0);
         let told = undone(now, "main", &done);
         let ids: Vec<&str> = told.iter().map(|one| one.id.as_str()).collect();
         assert_eq!(ids, ["main/verify/stale"]);
         assert!(undone(now, "other", &done).is_empty());
         let key = untried(now, "local", &done).unwrap();
-        assert_eq!(
-            (key.id.as_str(), key.severity),
-            ("repository/local/key", Severity::Medium)
-        );
+        assert_eq!(key.id, "repository/local/key");
+        assert_eq!(key.severity, Severity::Medium);
         assert!(untried(now, "offsite", &done).is_none());
     }
 
@@ -182,9 +171,7 @@ mod tests {
         assert!(audit(&Counters::default()).is_none());
         let broken = audit(&counters(&[], 2)).unwrap();
         assert_eq!(broken.severity, Severity::Critical);
-        assert_eq!(
-            broken.summary,
-            "the audit log is broken: 2 records changed or removed"
-        );
+        let summary = "the audit log is broken: 2 records changed or removed";
+        assert_eq!(broken.summary, summary);
     }
 }

@@ -63,6 +63,21 @@ pub struct Notice {
 }
 
 impl Notice {
+    /// The notice of a condition to a sink, by an agent without a name.
+    pub fn new(sink: &Sink, (event, since): (Event, TimestampTz), condition: Condition) -> Notice {
+        Notice {
+            sink: sink.name.clone(),
+            event,
+            id: condition.id,
+            severity: condition.severity,
+            summary: condition.summary,
+            next: condition.next,
+            since,
+            agent: String::new(),
+            anchor: None,
+        }
+    }
+
     /// The sink and the condition: of one decision, each pair has one notice.
     pub fn key(&self) -> (&str, &str) {
         (&self.sink, &self.id)
@@ -78,7 +93,7 @@ pub struct Told {
 }
 
 /// A condition that lasts, or of which some sink has not heard that it ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     /// When it was first seen.
     pub since: TimestampTz,
@@ -137,28 +152,15 @@ pub fn decide(
     book.take_down(now, conditions);
     let mut notices = Vec::new();
     for (id, open) in &book.open {
-        let about = conditions
+        let about = conditions.iter().find(|c| c.id == *id);
+        let about = about.and_then(|c| c.about.as_deref());
+        let told = sinks
             .iter()
-            .find(|c| c.id == *id)
-            .and_then(|c| c.about.as_deref());
-        for sink in sinks
-            .iter()
-            .filter(|sink| Some(sink.name.as_str()) != about && sink.kind != SinkKind::Heartbeat)
-        {
-            if let Some(event) = open.event(now, sink) {
-                notices.push(Notice {
-                    sink: sink.name.clone(),
-                    event,
-                    id: id.clone(),
-                    severity: open.severity,
-                    summary: open.summary.clone(),
-                    next: open.next.clone(),
-                    since: open.since,
-                    agent: String::new(),
-                    anchor: None,
-                });
-            }
-        }
+            .filter(|sink| Some(sink.name.as_str()) != about && sink.kind != SinkKind::Heartbeat);
+        notices.extend(told.filter_map(|sink| {
+            let event = open.event(now, sink)?;
+            Some(Notice::new(sink, (event, open.since), open.condition(id)))
+        }));
     }
     notices.extend(returns(now, book, sinks, &notices));
     // The worst first: a kill or a slow sink delays the rest.
@@ -177,17 +179,14 @@ fn returns(now: TimestampTz, book: &Book, sinks: &[Sink], others: &[Notice]) -> 
         let name = &sink.name;
         let since = book.failing.get(name)?.since;
         let failed = human::time(since);
-        Some(Notice {
-            sink: name.clone(),
-            event: Event::Resolved,
+        let condition = Condition {
             id: of_sink(name),
             severity: Severity::High,
             summary: format!("alert sink \"{name}\" takes notices again; it failed at {failed}"),
             next: None,
-            since,
-            agent: String::new(),
-            anchor: None,
-        })
+            about: None,
+        };
+        Some(Notice::new(sink, (Event::Resolved, since), condition))
     };
     sinks.iter().filter(is_idle).filter_map(one).collect()
 }
@@ -214,11 +213,7 @@ impl Book {
             let open = self.open.entry(one.id.clone()).or_insert_with(|| Open {
                 since: now,
                 severity: one.severity,
-                summary: String::new(),
-                next: None,
-                is_over: false,
-                told: BTreeMap::new(),
-                offered: BTreeSet::new(),
+                ..Open::default()
             });
             if open.is_over {
                 // It came back before everybody heard that it had ended.
@@ -279,20 +274,18 @@ impl Book {
         let Some(open) = self.open.get_mut(&notice.id) else {
             return;
         };
+        let severity = notice.severity;
         match notice.event {
-            Event::Resolved => {
-                open.told.remove(&notice.sink);
-                open.offered.remove(&notice.sink);
-            }
+            Event::Resolved => open.told.remove(&notice.sink),
             _ => {
                 let told = Told {
                     time: now,
-                    severity: notice.severity,
+                    severity,
                 };
-                open.told.insert(notice.sink.clone(), told);
-                open.offered.remove(&notice.sink);
+                open.told.insert(notice.sink.clone(), told)
             }
-        }
+        };
+        open.offered.remove(&notice.sink);
         self.open.retain(|_, open| open.is_open());
     }
 }
@@ -329,14 +322,10 @@ fn is_quiet(now: TimestampTz, sink: &Sink) -> bool {
     let Some(hours) = &sink.quiet_hours else {
         return false;
     };
-    let zone = sink
-        .zone
-        .as_deref()
-        .unwrap_or("UTC")
-        .parse::<chrono_tz::Tz>();
-    let at = now
-        .unix_micros()
-        .and_then(chrono::DateTime::<chrono::Utc>::from_timestamp_micros);
+    let zone = sink.zone.as_deref().unwrap_or("UTC");
+    let zone = zone.parse::<chrono_tz::Tz>();
+    let at = now.unix_micros();
+    let at = at.and_then(chrono::DateTime::<chrono::Utc>::from_timestamp_micros);
     // A zone that is not known silences nobody.
     let (Ok(zone), Some(at)) = (zone, at) else {
         return false;
@@ -350,59 +339,78 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    use Event::{New, Repeat, Resolved};
+
+    /// A day and a time of November.
     fn time(text: &str) -> TimestampTz {
-        text.parse().unwrap()
+        format!("2026-11-{text}:00Z").parse().unwrap()
     }
 
     fn sink(name: &str, severity: Severity) -> Sink {
         Sink {
             name: name.into(),
             kind: SinkKind::Syslog,
-            url: None,
-            url_file: None,
-            template: None,
-            command: vec![],
-            key_file: None,
-            smtp: None,
-            user: None,
-            password_file: None,
-            from: None,
-            to: vec![],
             severity,
             repeat: Duration::from_secs(4 * 3600),
-            quiet_hours: None,
-            zone: None,
+            ..Sink::default()
         }
     }
 
-    fn wrong(id: &str, severity: Severity) -> Condition {
-        Condition {
+    fn wrong(id: &str, severity: Severity) -> [Condition; 1] {
+        [Condition {
             id: id.into(),
             severity,
             summary: format!("{id} is wrong"),
             next: None,
             about: None,
-        }
+        }]
     }
 
-    /// Decides, and lets every sink but `deaf` take what it is sent.
-    fn round(
-        now: &str,
-        conditions: &[Condition],
-        book: &mut Book,
-        sinks: &[Sink],
-        deaf: &str,
-    ) -> Vec<(String, String, Event)> {
-        let now = time(now);
-        let notices = decide(now, conditions, book, sinks);
-        for notice in &notices {
-            let error = (notice.sink == deaf).then(|| "away".to_owned());
-            book.note(notice, now, error);
+    fn gap() -> [Condition; 1] {
+        wrong("gap", Severity::Critical)
+    }
+
+    struct Rounds {
+        book: Book,
+        sinks: Vec<Sink>,
+    }
+
+    impl Rounds {
+        fn new(sinks: impl Into<Vec<Sink>>) -> Rounds {
+            Rounds {
+                book: Book::default(),
+                sinks: sinks.into(),
+            }
         }
-        notices
-            .into_iter()
-            .map(|n| (n.sink, n.id, n.event))
-            .collect()
+
+        fn of_one(severity: Severity) -> Rounds {
+            Rounds::new([sink("a", severity)])
+        }
+
+        fn decide(&mut self, now: &str, conditions: &[Condition]) -> Vec<Notice> {
+            decide(time(now), conditions, &mut self.book, &self.sinks)
+        }
+
+        /// Decides, and lets every sink take what it is sent.
+        fn at(&mut self, now: &str, conditions: &[Condition]) -> Vec<(String, String, Event)> {
+            self.with(now, conditions, "")
+        }
+
+        /// Decides, and lets every sink but `deaf` take what it is sent.
+        fn with(
+            &mut self,
+            now: &str,
+            conditions: &[Condition],
+            deaf: &str,
+        ) -> Vec<(String, String, Event)> {
+            let notices = self.decide(now, conditions);
+            for notice in &notices {
+                let error = (notice.sink == deaf).then(|| "away".to_owned());
+                self.book.note(notice, time(now), error);
+            }
+            let told = notices.into_iter().map(|n| (n.sink, n.id, n.event));
+            told.collect()
+        }
     }
 
     fn told(sink: &str, id: &str, event: Event) -> (String, String, Event) {
@@ -411,211 +419,130 @@ mod tests {
 
     #[test]
     fn a_condition_is_told_once_repeated_and_resolved() {
-        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Medium)]);
-        let gap = [wrong("gap", Severity::Critical)];
-        assert_eq!(
-            round("2026-11-20T02:00:00Z", &gap, &mut book, &sinks, ""),
-            [told("a", "gap", Event::New)]
-        );
-        assert!(round("2026-11-20T03:00:00Z", &gap, &mut book, &sinks, "").is_empty());
-        assert_eq!(
-            round("2026-11-20T06:00:00Z", &gap, &mut book, &sinks, ""),
-            [told("a", "gap", Event::Repeat)]
-        );
-        assert_eq!(
-            round("2026-11-20T06:01:00Z", &[], &mut book, &sinks, ""),
-            [told("a", "gap", Event::Resolved)]
-        );
-        assert_eq!(book, Book::default());
+        let mut rounds = Rounds::of_one(Severity::Medium);
+        assert_eq!(rounds.at("20T02:00", &gap()), [told("a", "gap", New)]);
+        assert!(rounds.at("20T03:00", &gap()).is_empty());
+        assert_eq!(rounds.at("20T06:00", &gap()), [told("a", "gap", Repeat)]);
+        assert_eq!(rounds.at("20T06:01", &[]), [told("a", "gap", Resolved)]);
+        assert_eq!(rounds.book, Book::default());
     }
 
     #[test]
     fn advice_is_told_once() {
-        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
-        let advice = [wrong("advice", Severity::Low)];
-        let mut at = |now| round(now, &advice, &mut book, &sinks, "");
-        let first = at("2026-11-20T02:00:00Z");
-        assert_eq!(first, [told("a", "advice", Event::New)]);
-        assert_eq!(at("2026-11-28T02:00:00Z"), []);
+        let mut rounds = Rounds::of_one(Severity::Low);
+        let advice = wrong("advice", Severity::Low);
+        let first = rounds.at("20T02:00", &advice);
+        assert_eq!(first, [told("a", "advice", New)]);
+        assert_eq!(rounds.at("28T02:00", &advice), []);
     }
 
     #[test]
     fn what_a_sink_did_not_take_is_offered_again_and_the_others_hear_of_the_sink() {
-        let (mut book, sinks) = (
-            Book::default(),
-            [sink("a", Severity::Low), sink("b", Severity::Low)],
-        );
-        let gap = [wrong("gap", Severity::Critical)];
-        assert_eq!(
-            round("2026-11-20T02:00:00Z", &gap, &mut book, &sinks, "a").len(),
-            2
-        );
-        assert_eq!(book.failing["a"].error, "away");
-        let about_a = Condition {
-            about: Some("a".into()),
-            ..wrong("sink a", Severity::High)
-        };
-        let both = [gap[0].clone(), about_a];
-        let sent = round("2026-11-20T02:01:00Z", &both, &mut book, &sinks, "a");
-        assert_eq!(
-            sent,
-            [
-                told("a", "gap", Event::New),
-                told("b", "sink a", Event::New)
-            ]
-        );
+        let mut rounds = Rounds::new([sink("a", Severity::Low), sink("b", Severity::Low)]);
+        assert_eq!(rounds.with("20T02:00", &gap(), "a").len(), 2);
+        assert_eq!(rounds.book.failing["a"].error, "away");
+        let [gap] = gap();
+        let [mut about_a] = wrong("sink a", Severity::High);
+        about_a.about = Some("a".into());
+        let sent = rounds.with("20T02:01", &[gap, about_a], "a");
+        assert_eq!(sent, [told("a", "gap", New), told("b", "sink a", New)]);
         // It ends while the sink is away: a sink that never heard of it hears nothing.
-        let sent = round("2026-11-20T02:02:00Z", &[], &mut book, &sinks, "a");
-        assert_eq!(
-            sent,
-            [
-                told("b", "gap", Event::Resolved),
-                told("b", "sink a", Event::Resolved),
-                told("a", "alerts/a", Event::Resolved)
-            ]
-        );
+        let sent = rounds.with("20T02:02", &[], "a");
+        let back = told("a", "alerts/a", Resolved);
+        let (gap, sink) = (told("b", "gap", Resolved), told("b", "sink a", Resolved));
+        assert_eq!(sent, [gap, sink, back.clone()]);
         // Nothing else is due for it: it is asked again until it takes that.
-        let back = [told("a", "alerts/a", Event::Resolved)];
-        assert_eq!(
-            round("2026-11-20T02:03:00Z", &[], &mut book, &sinks, "a"),
-            back
-        );
-        assert_eq!(
-            round("2026-11-20T02:04:00Z", &[], &mut book, &sinks, ""),
-            back
-        );
-        assert_eq!(book, Book::default());
+        let back = [back];
+        assert_eq!(rounds.with("20T02:03", &[], "a"), back);
+        assert_eq!(rounds.at("20T02:04", &[]), back);
+        assert_eq!(rounds.book, Book::default());
     }
 
     #[test]
     fn j64_a_sink_that_could_not_be_read_hears_of_the_end_later() {
-        let (a, b) = (sink("a", Severity::Low), sink("b", Severity::Low));
-        let (mut book, gap) = (Book::default(), [wrong("gap", Severity::Critical)]);
-        let both = [a.clone(), b.clone()];
-        round("2026-11-20T02:00:00Z", &gap, &mut book, &both, "b");
-        round("2026-11-20T02:01:00Z", &gap, &mut book, &both, "");
-        round(
-            "2026-11-20T02:02:00Z",
-            &[],
-            &mut book,
-            std::slice::from_ref(&a),
-            "",
-        );
-        let mut other = book.clone();
-        assert_eq!(
-            round("2026-11-20T02:03:00Z", &[], &mut book, &both, ""),
-            [told("b", "gap", Event::Resolved)]
-        );
+        let a = vec![sink("a", Severity::Low)];
+        let both = [sink("a", Severity::Low), sink("b", Severity::Low)];
+        let mut rounds = Rounds::new(both.clone());
+        rounds.with("20T02:00", &gap(), "b");
+        rounds.at("20T02:01", &gap());
+        rounds.sinks.clone_from(&a);
+        rounds.at("20T02:02", &[]);
+        let mut other = Rounds::new(both.clone());
+        other.book = rounds.book.clone();
+        rounds.sinks = both.into();
+        assert_eq!(rounds.at("20T02:03", &[]), [told("b", "gap", Resolved)]);
         // One that is configured no more hears nothing.
-        other.keep(std::slice::from_ref(&a));
-        assert_eq!(
-            round("2026-11-20T02:03:00Z", &[], &mut other, &both, ""),
-            []
-        );
-        assert_eq!(other, Book::default());
+        other.book.keep(&a);
+        assert_eq!(other.at("20T02:03", &[]), []);
+        assert_eq!(other.book, Book::default());
     }
 
     #[test]
     fn an_end_that_was_not_taken_is_told_later() {
-        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
-        let gap = [wrong("gap", Severity::Critical)];
-        round("2026-11-20T02:00:00Z", &gap, &mut book, &sinks, "");
-        assert_eq!(
-            round("2026-11-20T02:01:00Z", &[], &mut book, &sinks, "a").len(),
-            1
-        );
-        assert_eq!(
-            round("2026-11-20T02:02:00Z", &[], &mut book, &sinks, ""),
-            [told("a", "gap", Event::Resolved)]
-        );
-        assert!(book.open.is_empty());
+        let mut rounds = Rounds::of_one(Severity::Low);
+        rounds.at("20T02:00", &gap());
+        assert_eq!(rounds.with("20T02:01", &[], "a").len(), 1);
+        assert_eq!(rounds.at("20T02:02", &[]), [told("a", "gap", Resolved)]);
+        assert!(rounds.book.open.is_empty());
     }
 
     #[test]
     fn after_a_kill_between_a_delivery_and_its_record_the_end_is_told() {
-        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
-        let now = time("2026-11-20T02:00:00Z");
-        let gap = [wrong("gap", Severity::Critical)];
-        for notice in decide(now, &gap, &mut book, &sinks) {
-            book.offer(&notice);
+        let mut rounds = Rounds::of_one(Severity::Low);
+        for notice in rounds.decide("20T02:00", &gap()) {
+            rounds.book.offer(&notice);
         }
         // As long as it lasts, it is new to the sink.
-        let text = serde_json::to_string(&book).unwrap();
-        let mut lasting: Book = serde_json::from_str(&text).unwrap();
-        assert_eq!(
-            round("2026-11-20T02:01:00Z", &gap, &mut lasting, &sinks, ""),
-            [told("a", "gap", Event::New)]
-        );
-        assert!(lasting.open["gap"].offered.is_empty());
+        let text = serde_json::to_string(&rounds.book).unwrap();
+        let mut lasting = Rounds::of_one(Severity::Low);
+        lasting.book = serde_json::from_str(&text).unwrap();
+        assert_eq!(lasting.at("20T02:01", &gap()), [told("a", "gap", New)]);
+        assert!(lasting.book.open["gap"].offered.is_empty());
         // An end that the sink does not take is offered again.
         for deaf in ["a", ""] {
-            assert_eq!(
-                round("2026-11-20T02:01:00Z", &[], &mut book, &sinks, deaf),
-                [told("a", "gap", Event::Resolved)]
-            );
+            let sent = rounds.with("20T02:01", &[], deaf);
+            assert_eq!(sent, [told("a", "gap", Resolved)]);
         }
-        assert!(book.open.is_empty());
+        assert!(rounds.book.open.is_empty());
     }
 
     #[test]
     fn a_notice_that_did_not_reach_its_sink_has_no_end() {
-        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
-        let now = time("2026-11-20T02:00:00Z");
-        let gap = [wrong("gap", Severity::Critical)];
-        for notice in decide(now, &gap, &mut book, &sinks) {
-            let earlier = book.clone();
-            book.offer(&notice);
-            book.withdraw(&notice, &earlier);
+        let mut rounds = Rounds::of_one(Severity::Low);
+        for notice in rounds.decide("20T02:00", &gap()) {
+            let earlier = rounds.book.clone();
+            rounds.book.offer(&notice);
+            rounds.book.withdraw(&notice, &earlier);
         }
-        assert!(round("2026-11-20T02:01:00Z", &[], &mut book, &sinks, "").is_empty());
-        assert!(book.open.is_empty());
+        assert!(rounds.at("20T02:01", &[]).is_empty());
+        assert!(rounds.book.open.is_empty());
     }
 
     #[test]
     fn a_sink_that_refuses_today_hears_the_end_of_what_it_may_have_taken_yesterday() {
-        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
-        let gap = [wrong("gap", Severity::Critical)];
+        let mut rounds = Rounds::of_one(Severity::Low);
         // A kill between a delivery and its record.
-        for notice in decide(time("2026-11-20T02:00:00Z"), &gap, &mut book, &sinks) {
-            book.offer(&notice);
+        for notice in rounds.decide("20T02:00", &gap()) {
+            rounds.book.offer(&notice);
         }
-        let now = time("2026-11-20T02:01:00Z");
-        for notice in decide(now, &gap, &mut book, &sinks) {
-            let earlier = book.clone();
+        for notice in rounds.decide("20T02:01", &gap()) {
+            let (earlier, book) = (rounds.book.clone(), &mut rounds.book);
             book.offer(&notice);
             book.withdraw(&notice, &earlier);
-            book.note(&notice, now, Some("away".to_owned()));
+            book.note(&notice, time("20T02:01"), Some("away".to_owned()));
         }
-        assert_eq!(
-            round("2026-11-20T02:02:00Z", &[], &mut book, &sinks, ""),
-            [told("a", "gap", Event::Resolved)]
-        );
-        assert!(book.open.is_empty());
+        assert_eq!(rounds.at("20T02:02", &[]), [told("a", "gap", Resolved)]);
+        assert!(rounds.book.open.is_empty());
     }
 
     #[test]
     fn a_sink_hears_of_its_severity_and_above_and_of_what_becomes_worse() {
-        let (mut book, sinks) = (Book::default(), [sink("a", Severity::High)]);
-        assert!(
-            round(
-                "2026-11-20T02:00:00Z",
-                &[wrong("x", Severity::Medium)],
-                &mut book,
-                &sinks,
-                ""
-            )
-            .is_empty()
-        );
-        let high = [wrong("x", Severity::High)];
-        assert_eq!(
-            round("2026-11-20T02:01:00Z", &high, &mut book, &sinks, ""),
-            [told("a", "x", Event::New)]
-        );
-        let critical = [wrong("x", Severity::Critical)];
-        assert_eq!(
-            round("2026-11-20T02:02:00Z", &critical, &mut book, &sinks, ""),
-            [told("a", "x", Event::New)]
-        );
+        let mut rounds = Rounds::of_one(Severity::High);
+        let mut told_at = |now, severity| rounds.at(now, &wrong("x", severity));
+        let new = [told("a", "x", New)];
+        assert!(told_at("20T02:00", Severity::Medium).is_empty());
+        assert_eq!(told_at("20T02:01", Severity::High), new);
+        assert_eq!(told_at("20T02:02", Severity::Critical), new);
     }
 
     #[test]
@@ -625,16 +552,10 @@ mod tests {
             zone: Some("Europe/Berlin".into()),
             ..sink("a", Severity::Low)
         };
-        let (mut book, sinks) = (Book::default(), [quiet]);
-        let both = [wrong("x", Severity::Medium), wrong("y", Severity::Critical)];
+        let mut rounds = Rounds::new([quiet]);
+        let both = [wrong("x", Severity::Medium), wrong("y", Severity::Critical)].concat();
         // 05:30 in Berlin, then 06:30.
-        assert_eq!(
-            round("2026-11-20T04:30:00Z", &both, &mut book, &sinks, ""),
-            [told("a", "y", Event::New)]
-        );
-        assert_eq!(
-            round("2026-11-20T05:30:00Z", &both, &mut book, &sinks, ""),
-            [told("a", "x", Event::New)]
-        );
+        assert_eq!(rounds.at("20T04:30", &both), [told("a", "y", New)]);
+        assert_eq!(rounds.at("20T05:30", &both), [told("a", "x", New)]);
     }
 }

@@ -1,17 +1,16 @@
 //! Conditions of what `pitr doctor` found last. It connects and asks more than each minute is worth.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::condition::new;
 use super::decide::Condition;
 use crate::agent::examinations::INTERVAL;
 use crate::agent::load::Loaded;
 use crate::behalf;
 use crate::config::{Settings, Severity};
-use crate::durable;
-use crate::err;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fault;
 use crate::operate::doctor;
 use crate::operate::finding::{Finding, Level};
@@ -95,7 +94,8 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
             Ok(findings) => findings,
             Err(e) => {
                 let summary = format!("{subject}: pitr doctor cannot look at anything: {e}");
-                kept.push(new(format!("{subject}/doctor"), Severity::High, summary));
+                let id = format!("{subject}/doctor");
+                kept.push(new(&id, Severity::High, summary, "pitr doctor"));
                 go_on(&subject, &before, &|_| true, &mut kept);
                 continue;
             }
@@ -149,7 +149,7 @@ pub fn given_up(session: &Session, loaded: &Loaded) -> Result<()> {
     let mut kept = read(&loaded.state_dir).unwrap_or_default();
     kept.conditions.retain(|one| one.id != GIVEN_UP);
     let summary = "pitr doctor took too long or failed, and was given up: certificates, keys and settings are as they were before, as far as anybody knows";
-    let given_up = new(GIVEN_UP.to_owned(), Severity::High, summary.to_owned());
+    let given_up = new(GIVEN_UP, Severity::High, summary.to_owned(), "pitr doctor");
     kept.conditions.push(given_up);
     write(session, &loaded.state_dir, &kept)
 }
@@ -219,25 +219,8 @@ fn found(subject: &str, finding: &Finding, severity: Severity) -> Condition {
     let cause = finding.cause.as_ref();
     let cause = cause.map_or(String::new(), |cause| format!(" ({cause})"));
     let summary = format!("{subject}: {name}: {value}{cause}");
-    new(
-        format!("{subject}/doctor/{group}/{name}"),
-        severity,
-        summary,
-    )
-}
-
-fn new(id: String, severity: Severity, summary: String) -> Condition {
-    Condition {
-        id,
-        severity,
-        summary,
-        next: Some("pitr doctor".to_owned()),
-        about: None,
-    }
-}
-
-fn file(state_dir: &Path) -> PathBuf {
-    state_dir.join(FILE)
+    let id = format!("{subject}/doctor/{group}/{name}");
+    new(&id, severity, summary, "pitr doctor")
 }
 
 /// Whether a condition of this name is of an examination.
@@ -266,21 +249,17 @@ fn of_old(kept: &Kept, now: TimestampTz) -> Option<Condition> {
         let summary = format!(
             "pitr doctor last came to its end {age} ago: certificates, keys and settings are as they were then, as far as anybody knows"
         );
-        new(GIVEN_UP.to_owned(), Severity::High, summary)
+        new(GIVEN_UP, Severity::High, summary, "pitr doctor")
     })
 }
 
 fn read(state_dir: &Path) -> Option<Kept> {
-    let bytes = behalf::read(&file(state_dir)).ok()?;
+    let bytes = behalf::read(&state_dir.join(FILE)).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
 fn write(session: &Session, state_dir: &Path, kept: &Kept) -> Result<()> {
-    let text = serde_json::to_vec(kept)
-        .map_err(|e| err!(Internal, "findings cannot be written").source(e))?;
-    let (path, nonce) = (file(state_dir), session.host.random());
-    behalf::of(&path, || durable::replace(&path, &text, nonce))
-        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+    session.keep_json(&state_dir.join(FILE), "findings", kept)
 }
 
 #[cfg(test)]
@@ -308,10 +287,8 @@ mod tests {
     fn failures_are_critical_and_advice_wakes_nobody() {
         let critical = Some(Severity::Critical);
         assert_eq!(judged("receiver", "slot", Level::Fail), critical);
-        assert_eq!(
-            judged("repository", "recipients of epoch 2", Level::Fail),
-            critical
-        );
+        let found = judged("repository", "recipients of epoch 2", Level::Fail);
+        assert_eq!(found, critical);
         assert_eq!(judged("repository", "newest backup", Level::Fail), None);
         assert_eq!(judged("repository", "gaps", Level::Fail), None);
         let written = |name| judged_by("repository", name, Level::Fail, true);

@@ -31,7 +31,6 @@ use super::identity::Identity;
 use super::load::Loaded;
 use crate::behalf;
 use crate::config::{Settings, Severity, Sink, SinkKind};
-use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
@@ -110,13 +109,10 @@ impl Notices {
             .map_err(|e| err!(Internal, "alerts cannot be written").source(e))?;
         if let Some(memory) = &self.memory {
             // One that is half written is not read: then the file counts.
-            let _ = memory
-                .set_len(0)
-                .and_then(|()| memory.write_all_at(&text, 0));
+            let emptied = memory.set_len(0);
+            let _ = emptied.and_then(|()| memory.write_all_at(&text, 0));
         }
-        let (path, nonce) = (&self.path, session.host.random());
-        behalf::of(path, || durable::replace(path, &text, nonce))
-            .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+        session.keep(&self.path, &text)
     }
 }
 
@@ -380,10 +376,8 @@ pub fn announce(
             failed: sink::deliver(sink, notice).err(),
         };
         std::thread::scope(|scope| {
-            let all: Vec<_> = notices
-                .iter()
-                .map(|it| scope.spawn(move || one(it)))
-                .collect();
+            let notices = notices.iter();
+            let all: Vec<_> = notices.map(|it| scope.spawn(move || one(it))).collect();
             let done = all.into_iter().filter_map(|thread| thread.join().ok());
             done.filter(|tried| tried.failed.is_some()).collect()
         })

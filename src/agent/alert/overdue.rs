@@ -77,7 +77,7 @@ fn of_backups(name: &str, mut times: Vec<TimestampTz>, now: TimestampTz) -> Opti
             "{name}: the newest backup is {age} old, and by the pauses before it the next one was due within {limit}"
         );
         let id = format!("{name}/backup/overdue");
-        let next = Some("pitr backup, or set max_backup_age".to_owned());
+        let next = "pitr backup, or set max_backup_age";
         new(&id, Severity::Critical, summary, next)
     })
 }
@@ -106,7 +106,7 @@ fn of_fulls(
             "{name}: the newest full backup is {age} old, and the next one was due within {limit}: only incremental ones are taken"
         );
         let id = format!("{name}/backup/full");
-        let next = Some("pitr backup --full, or set full_every".to_owned());
+        let next = "pitr backup --full, or set full_every";
         new(&id, Severity::Critical, summary, next)
     })
 }
@@ -135,7 +135,7 @@ fn of_drills(name: &str, one: &Proven, now: TimestampTz) -> Option<Condition> {
         let summary =
             format!("{name}: recovery from repository {repository} was last proven {age} ago");
         let id = format!("{name}/drill/stale");
-        let next = Some("pitr drill, or set max_drill_age".to_owned());
+        let next = "pitr drill, or set max_drill_age";
         new(&id, Severity::Medium, summary, next)
     })
 }
@@ -154,18 +154,19 @@ fn of_marks(watched: &Watched, now: TimestampTz) -> Option<Condition> {
     let limit = human::duration(limit);
     let summary =
         format!("set {set}: the newest settled mark {age}, and one was due within {limit}{why}");
-    let next = Some(format!("pitr info --set {set}, or set max_mark_age"));
-    Some(new(
-        &format!("sets/{set}/marks"),
-        Severity::Medium,
-        summary,
-        next,
-    ))
+    let next = format!("pitr info --set {set}, or set max_mark_age");
+    let id = format!("sets/{set}/marks");
+    Some(new(&id, Severity::Medium, summary, &next))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn at(hours: u32) -> TimestampTz {
+        let start: TimestampTz = "2026-11-01T02:00:00Z".parse().unwrap();
+        start.saturating_add(HOUR * hours)
+    }
 
     #[test]
     fn marks_are_late_by_their_own_rhythm() {
@@ -191,8 +192,6 @@ mod tests {
 
     #[test]
     fn j78_full_backups_that_end_are_told_of_beside_incremental_ones() {
-        let start: TimestampTz = "2026-11-01T02:00:00Z".parse().unwrap();
-        let at = |hours: u32| start.saturating_add(HOUR * hours);
         let late = |every: Option<u32>, fulls: &[u32], until: u32| {
             let fulls = fulls.iter().map(|hour| (at(*hour), true));
             let hourly = (0..=until).map(|hour| (at(hour), false));
@@ -207,11 +206,9 @@ mod tests {
         assert!(!late(None, &weekly, 504 + 170) && late(None, &weekly, 504 + 171));
         // Incremental ones for ever are no rhythm that ended, and neither are trials of the first hour.
         assert!(!late(None, &[], 2000) && !late(None, &[0, 1, 2], 2000));
-        let hours: Vec<_> = (0..4)
-            .map(|m| (at(0).saturating_add(HOUR / 6 * m), true))
-            .collect();
+        let hours = (0..4).map(|m| (at(0).saturating_add(HOUR / 6 * m), true));
         let hourly = (1..2000).map(|hour| (at(hour), false));
-        let trials: Vec<_> = hours.into_iter().chain(hourly).collect();
+        let trials: Vec<_> = hours.chain(hourly).collect();
         assert_eq!(of_fulls("main", None, &trials, at(2000)), None);
         // An idle server takes no backup by need, so none was to be a full one.
         let idle = [(at(0), true), (at(5), false)];
@@ -220,8 +217,6 @@ mod tests {
 
     #[test]
     fn a_backup_is_late_by_the_pauses_before_it() {
-        let start: TimestampTz = "2026-11-01T02:00:00Z".parse().unwrap();
-        let at = |hours: u32| start.saturating_add(HOUR * hours);
         let late = |hours: &[u32], now| {
             let times = hours.iter().map(|hour| at(*hour)).collect();
             of_backups("main", times, at(now)).is_some()

@@ -191,29 +191,23 @@ mod tests {
             Shape::PagerDuty,
         ] {
             let text = json_of(shape, None, Event::New).to_string();
-            assert!(
-                text.contains("segments of") && text.contains("gaps --heal"),
-                "{text}"
-            );
+            assert!(text.contains("segments of"), "{text}");
+            assert!(text.contains("gaps --heal"), "{text}");
         }
         let slack = json_of(Shape::Slack, None, Event::New);
         assert!(slack["text"].as_str().unwrap().contains("&lt;timeline&gt;"));
         let resolved = json_of(Shape::PagerDuty, None, Event::Resolved);
         assert_eq!(resolved["event_action"], "resolve");
-        assert_eq!(
-            resolved["dedup_key"],
-            json_of(Shape::PagerDuty, None, Event::New)["dedup_key"]
-        );
+        let new = json_of(Shape::PagerDuty, None, Event::New);
+        assert_eq!(resolved["dedup_key"], new["dedup_key"]);
     }
 
     #[test]
     fn a_template_stays_json_whatever_the_summary_holds() {
         let template = r#"{"message": "{{severity}}: {{summary}}", "to": "+49"}"#;
         let value = json_of(Shape::Generic, Some(template), Event::New);
-        assert_eq!(
-            value["message"],
-            "critical: 2 segments of <timeline> \"1\" are missing"
-        );
+        let message = "critical: 2 segments of <timeline> \"1\" are missing";
+        assert_eq!(value["message"], message);
     }
 
     #[test]

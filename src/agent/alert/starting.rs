@@ -73,10 +73,7 @@ mod tests {
 
     fn run(started: i64) -> Run {
         Run {
-            id: RunId {
-                scheduled: at(started),
-                attempt: 0,
-            },
+            id: RunId::first(at(started)),
             begun: Begun::sample(at(started)),
             ended: None,
         }
@@ -85,10 +82,8 @@ mod tests {
     #[test]
     fn j80_a_receiver_gets_time_to_start_and_one_that_fails_gets_none() {
         let state = |started: &[i64], is_running| JobState {
-            since: at(0),
             is_running,
-            runs: started.iter().map(|one| run(*one)).collect(),
-            ahead: 0,
+            ..JobState::sample(at(0), started.iter().map(|one| run(*one)).collect())
         };
         assert!(is_starting(&state(&[1000], true), at(1002)));
         assert!(is_starting(&state(&[10, 1000], true), at(1029)));

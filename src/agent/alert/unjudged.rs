@@ -135,27 +135,15 @@ pub fn is_known(id: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operate::server_state::Replay;
-    use crate::pg::lsn::Lsn;
 
     #[test]
     fn an_unknown_lag_ends_no_condition() {
-        let standby = |lag_s| ServerState {
-            replay: Some(Replay {
-                lag_s,
-                ..Replay::default()
-            }),
-            ..ServerState::default()
-        };
-        let primary = ServerState {
-            end_lsn: Some(Lsn::default()),
-            ..ServerState::default()
-        };
+        let standby = ServerState::standby;
         assert!(is_lag_open(None, true), "it does not answer");
         assert!(is_lag_open(Some(&standby(None)), true));
         assert!(is_lag_open(Some(&ServerState::default()), true));
         assert!(!is_lag_open(Some(&standby(Some(0.0))), true));
-        assert!(!is_lag_open(Some(&primary), true));
+        assert!(!is_lag_open(Some(&ServerState::primary()), true));
         assert!(!is_lag_open(Some(&ServerState::default()), false));
     }
 

@@ -75,12 +75,8 @@ pub fn conditions(
 
 /// A place that the agent may not read. Without this, everything about it would be well.
 fn barred(one: &Barred) -> Condition {
-    let Barred {
-        cluster,
-        what,
-        path,
-    } = one;
-    let lost = match *what {
+    let (cluster, what, path) = (&one.cluster, one.what, &one.path);
+    let lost = match what {
         "pg_wal" => "files that wait to be archived",
         _ => "a receiver that is down or behind",
     };
@@ -89,12 +85,7 @@ fn barred(one: &Barred) -> Condition {
         path.display()
     );
     let id = format!("{cluster}/{what}/barred");
-    new(
-        &id,
-        Severity::Medium,
-        summary,
-        Some("pitr doctor".to_owned()),
-    )
+    new(&id, Severity::Medium, summary, "pitr doctor")
 }
 
 /// The free bytes on the disk of `pg_wal` of a cluster.
@@ -108,7 +99,7 @@ fn slot(cluster: &str, slot: &Slot, free_bytes: Option<u64>) -> Option<Condition
     let name = &slot.name;
     let one = |severity, summary: String| {
         let id = format!("{cluster}/slot/{name}");
-        new(&id, severity, summary, Some("pitr doctor".to_owned()))
+        new(&id, severity, summary, "pitr doctor")
     };
     if slot.is_lost == Some(true) {
         let summary = format!("{cluster}: slot \"{name}\" has lost WAL that it was to keep");
@@ -137,7 +128,10 @@ fn silence(
             finding.value,
             human::duration(lasts)
         );
-        new(&id, Severity::Critical, summary, finding.next.clone())
+        Condition {
+            next: finding.next.clone(),
+            ..new(&id, Severity::Critical, summary, "")
+        }
     })
 }
 
@@ -156,12 +150,7 @@ fn away(cluster: &str, lasts: Duration, problem: &str, tallies: &Tallies) -> Opt
     (is_synchronous && (RECEIVER_AWAY..PASSING).contains(&lasts)).then(|| {
         let summary = format!("{cluster}: {problem}; commits wait for it");
         let id = format!("{cluster}/receiver/state");
-        new(
-            &id,
-            Severity::Critical,
-            summary,
-            Some("pitr info".to_owned()),
-        )
+        new(&id, Severity::Critical, summary, "pitr info")
     })
 }
 
@@ -181,12 +170,7 @@ fn lag(
         human::duration(lasts)
     );
     let id = format!("{cluster}/replication/lag");
-    Some(new(
-        &id,
-        Severity::Critical,
-        summary,
-        Some("pitr doctor".to_owned()),
-    ))
+    Some(new(&id, Severity::Critical, summary, "pitr doctor"))
 }
 
 fn server_clock(cluster: &str, server: &ServerState) -> Option<Condition> {
@@ -211,7 +195,7 @@ fn store_clock((repository, offset): &(String, f64)) -> Option<Condition> {
 }
 
 fn clock(id: &str, severity: Severity, summary: String) -> Condition {
-    let next = Some("timedatectl set-ntp true where the clock is wrong".to_owned());
+    let next = "timedatectl set-ntp true where the clock is wrong";
     new(id, severity, summary, next)
 }
 
@@ -228,7 +212,7 @@ fn archiver(now: TimestampTz, cluster: &str, tallies: &Tallies) -> Option<Condit
             "{cluster}: the archiver ended {count} times in the last 15 minutes: archive_command ends with a status above 125, and no failure is counted"
         );
         let id = format!("{cluster}/archiving/archiver");
-        new(&id, Severity::Critical, summary, Some("pitr doctor".to_owned()))
+        new(&id, Severity::Critical, summary, "pitr doctor")
     })
 }
 
@@ -247,7 +231,7 @@ fn conflicts<'a>(
                 "{cluster}: another server writes WAL under the names of this one: repository \"{name}\" refused a copy within the last hour"
             );
             let id = format!("{cluster}/archiving/conflict");
-            new(&id, Severity::Critical, summary, Some("pitr wal conflicts".to_owned()))
+            new(&id, Severity::Critical, summary, "pitr wal conflicts")
         })
     })
 }
@@ -261,7 +245,7 @@ fn full(now: TimestampTz, cluster: &str, free_bytes: u64, tallies: &Tallies) -> 
         human::size(free_bytes)
     );
     let id = format!("{cluster}/pg_wal/full");
-    Some(new(&id, *severity, summary, Some("pitr doctor".to_owned())))
+    Some(new(&id, *severity, summary, "pitr doctor"))
 }
 
 fn locked_growth(
@@ -277,15 +261,13 @@ fn locked_growth(
             human::size(bytes)
         );
         let id = format!("{cluster}/expire/locked");
-        new(&id, Severity::Medium, summary, Some("pitr expire --dry-run".to_owned()))
+        new(&id, Severity::Medium, summary, "pitr expire --dry-run")
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operate::server_state::Replay;
-    use crate::pg::lsn::Lsn;
 
     #[test]
     fn a_slot_is_judged_by_its_limit_and_by_the_disk() {
@@ -331,13 +313,7 @@ mod tests {
     fn a_standby_that_lags_by_an_hour_for_half_an_hour_is_critical() {
         let start: TimestampTz = "2026-11-20T00:00:00Z".parse().unwrap();
         let after = |minutes: u64| start.saturating_add(Duration::from_secs(minutes * 60));
-        let standby = |lag_s| ServerState {
-            replay: Some(Replay {
-                lag_s,
-                ..Replay::default()
-            }),
-            ..ServerState::default()
-        };
+        let standby = ServerState::standby;
         let mut tallies = Tallies::default();
         let mut see = |server: ServerState, minutes| {
             tallies.see_lag("main", server.is_lagging(), after(minutes));
@@ -351,10 +327,7 @@ mod tests {
         // After its start nothing is told, and the time goes on.
         assert_eq!(see(standby(None), 50), None);
         assert_eq!(see(standby(Some(5000.0)), 62), Some(Severity::Critical));
-        let primary = ServerState {
-            end_lsn: Some(Lsn::default()),
-            ..ServerState::default()
-        };
+        let primary = ServerState::primary();
         assert_eq!(see(primary, 90), None, "it is no standby any more");
         assert_eq!(see(standby(Some(5000.0)), 91), None, "and is one anew");
     }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::body::to_bytes;
@@ -31,6 +31,7 @@ use super::{child, jobs, load, observed};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::lock::locked;
 use crate::operate::runs::{RunId, Runs};
 use crate::operate::session::Session;
 use crate::operate::underway;
@@ -139,9 +140,9 @@ impl Page {
     pub fn reload(&self, mut view: View) -> Result<()> {
         let tls = tls::config(&view.own.settings.agent.tls)?;
         let door = opened(&self.host, &view.own, self.listen)?;
-        *held(&self.door) = door;
-        *held(&self.tls) = tls;
-        let mut shown = held(&self.view);
+        *locked(&self.door) = door;
+        *locked(&self.tls) = tls;
+        let mut shown = locked(&self.view);
         view.own.state_dir.clone_from(&shown.own.state_dir);
         *shown = view;
         Ok(())
@@ -152,7 +153,7 @@ impl Page {
     /// # Errors
     /// `Usage` for a tenant that does not exist, `Config` for one whose configuration is wrong.
     pub fn looks(&self, query: &str, least: Duration) -> Result<(PathBuf, Duration)> {
-        let view = held(&self.view);
+        let view = locked(&self.view);
         let loaded = view.of(query)?;
         let oldest = loaded.settings.agent.oldest(least);
         Ok((loaded.state_dir.clone(), oldest))
@@ -160,7 +161,7 @@ impl Page {
 
     /// The TLS of the next connection.
     pub fn tls(&self) -> Option<Arc<ServerConfig>> {
-        held(&self.tls).clone()
+        locked(&self.tls).clone()
     }
 
     /// Everything that is known, in one object.
@@ -168,7 +169,7 @@ impl Page {
         let now = self.host.now();
         let (state_dir, oldest) = self.looks(query, OLD)?;
         let (jobs, tenants) = {
-            let view = held(&self.view);
+            let view = locked(&self.view);
             let tenants: Vec<String> = view.tenants.iter().map(|t| t.name.clone()).collect();
             (jobs::shown(view.of(query)?, now)?, tenants)
         };
@@ -196,7 +197,7 @@ impl Page {
 
     fn plan(&self, query: &str) -> Result<(StatusCode, String)> {
         let (settings, command) = {
-            let view = held(&self.view);
+            let view = locked(&self.view);
             let loaded = view.of(query)?;
             let command =
                 child::command_on_demand(&loaded.settings, view.check, &loaded.state_dir)?;
@@ -217,7 +218,7 @@ impl Page {
     fn run(&self, query: &str) -> Result<(StatusCode, String)> {
         let name = value(query, "job");
         let (settings, check, state_dir) = {
-            let view = held(&self.view);
+            let view = locked(&self.view);
             let loaded = view.of(query)?;
             load::named(&loaded.settings, name)?;
             let state_dir = loaded.state_dir.clone();
@@ -284,11 +285,6 @@ fn opened(host: &Host, loaded: &Loaded, listen: SocketAddr) -> Result<Option<Arc
     Ok(Some(Arc::new(door)))
 }
 
-/// A value that a thread left when it panicked is whole: nobody changes it in place.
-fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A value of a query or form. Values that matter here need no escapes, and one that has some is no name of anything.
 fn value<'q>(query: &'q str, name: &str) -> &'q str {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -330,7 +326,7 @@ pub async fn unknown(method: Method) -> Response {
 
 /// Hands each request the door of now, and each answer what keeps others out. Without a door there is no page.
 async fn guard(State(page): State<Arc<Page>>, mut request: Request, next: Next) -> Response {
-    let Some(door) = held(&page.door).clone() else {
+    let Some(door) = locked(&page.door).clone() else {
         return unknown(request.method().clone()).await;
     };
     request.extensions_mut().insert(door);

@@ -34,7 +34,7 @@ use crate::repo::layout::ClusterLayout;
 const UNPROVEN: &str = "an erasure that nothing proves would be taken for forged";
 
 /// An erasure, and the repositories that hold it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Entry {
     /// Its name.
     pub id: String,
@@ -125,26 +125,21 @@ pub fn list(session: &Session) -> Result<Listing> {
         let name = &reading.configured.name;
         // Entries of a repository that fails later do not count.
         let mut with = erasures.clone();
-        match gather(session, reading, &mut with) {
-            Ok(()) => {
-                erasures = with;
-                if is_unproven(reading) {
-                    unproven.push(name.clone());
-                }
-                true
-            }
-            Err(e) => {
-                failures.add(e, format!("read the erasures of repository \"{name}\""));
-                false
-            }
+        let gathered = gather(session, reading, &mut with);
+        let doing = format!("read the erasures of repository \"{name}\"");
+        let is_read = failures.note(gathered, doing).is_some();
+        if is_read {
+            erasures = with;
         }
+        if is_read && is_unproven(reading) {
+            unproven.push(name.clone());
+        }
+        is_read
     });
     failures.first_if(session, readings.is_empty() && before > 0)?;
     erasures.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(Listing {
-        cluster: readings
-            .first()
-            .map_or_else(String::new, |r| r.name.clone()),
+        cluster: readings.first().map(|r| r.name.clone()).unwrap_or_default(),
         erasures,
         unproven,
         failures,
@@ -156,17 +151,12 @@ pub fn list(session: &Session) -> Result<Listing> {
 fn everywhere(session: &Session) -> Result<(Vec<Reading>, Failures)> {
     let first = Reading::open(session)?;
     let mut failures = Failures::default();
-    let mut others = Vec::new();
-    for (name, other) in first.all_others(session) {
-        match other {
-            Ok(other) => others.push(other),
-            Err(e) => {
-                failures.add(e, format!("open repository \"{name}\""));
-            }
-        }
-    }
-    others.insert(0, first);
-    Ok((others, failures))
+    let others = first.all_others(session);
+    let opened = others
+        .filter_map(|(name, other)| failures.note(other, format!("open repository \"{name}\"")));
+    let others: Vec<Reading> = opened.collect();
+    let all = std::iter::once(first).chain(others);
+    Ok((all.collect(), failures))
 }
 
 /// Whether anybody who may create objects in a repository could have recorded what is there.
@@ -195,11 +185,7 @@ fn gather(session: &Session, reading: &Reading, entries: &mut Vec<Entry>) -> Res
                     entries.push(Entry {
                         id: listed.name.clone(),
                         system_identifier: identifier,
-                        repositories: Vec::new(),
-                        erasure: None,
-                        damage: None,
-                        code: None,
-                        position: None,
+                        ..Entry::default()
                     });
                     let Some(new) = entries.last_mut() else {
                         continue;

@@ -149,10 +149,8 @@ fn directories(found: &mut Findings, settings: &Settings, session: &Session) {
             ("spool_dir", cluster.spool_dir.clone()),
         ]
     });
-    let of_keys = settings
-        .repositories
-        .iter()
-        .filter_map(|one| one.encryption.as_ref());
+    let repositories = settings.repositories.iter();
+    let of_keys = repositories.filter_map(|one| one.encryption.as_ref());
     let of_keys = of_keys.map(|keys| ("state_dir of encryption", keys.state_dir.clone()));
     let mut seen = Vec::new();
     for (name, path) in common.into_iter().chain(of_clusters).chain(of_keys) {
@@ -239,9 +237,7 @@ mod tests {
         repository.encryption = Some(encryption);
         let mut settings = Settings::readable(&Flags::default(), &Environment::default());
         settings.repositories = vec![repository];
-        assert_eq!(
-            files_of_secrets(&settings),
-            [PathBuf::from("/etc/pitr/kms")]
-        );
+        let files = files_of_secrets(&settings);
+        assert_eq!(files, [PathBuf::from("/etc/pitr/kms")]);
     }
 }
