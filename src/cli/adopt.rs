@@ -85,6 +85,5 @@ fn print(adoption: &Adoption, cx: &Context) -> Result<()> {
         cx.line("  the settings of recovery stay until it has ended")?;
     }
     cx.line("Next:")?;
-    let mut next = adoption.next.iter();
-    next.try_for_each(|step| cx.line(&format!("  {step}")))
+    cx.lines(adoption.next.iter().map(|step| format!("  {step}")))
 }

@@ -56,7 +56,6 @@ pub enum Command {
     /// The exit status is that of the job's command; 7 when a run of the job is under way. The schedule goes on as it was.
     Run {
         /// The name of the job
-        #[arg(value_name = "JOB")]
         job: String,
     },
     /// Show the jobs: how they went, and when they run next

@@ -6,13 +6,6 @@ use crate::error::Result;
 use crate::exit::{self, Program};
 
 /// Try the sinks of alerts
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr alert`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Send a test to each sink
@@ -28,8 +21,8 @@ pub enum Command {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let Command::Test { sink } = &args.command;
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
+    let Command::Test { sink } = command;
     let settings = cx.session.settings()?;
     let tried = alert::test(&cx.session, &settings, sink.as_deref())?;
     let shown = tried.iter().map(|one| serde_json::json!({ "sink": one.sink, "error": one.failed.as_ref().map(ToString::to_string) }));

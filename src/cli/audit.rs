@@ -17,14 +17,6 @@ use crate::pg::time::TimestampTz;
 ///
 /// With records = "on" in [audit], each command that changes something or shows data leaves a record before it works and one when it ended: user, host,
 /// command, outcome. They lie in every repository, in one chain for each host.
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    /// The command.
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr audit`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// List records, oldest first
@@ -107,9 +99,9 @@ impl RangeArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
-    match &args.command {
+    match command {
         Command::List(range) => list(cx, *range),
         Command::Verify(args) => verify(cx, args),
         Command::Anchor {} => anchor(cx),

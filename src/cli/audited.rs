@@ -61,14 +61,14 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
         Command::Unpin(args) => words(args.confirm, "unpin", &[&args.backup]),
         Command::Hold(args) => words(args.confirm, "hold", &[&args.backup]),
         Command::Unhold(args) => words(args.confirm, "unhold", &[&args.backup]),
-        Command::Erasure(args) => match &args.command {
+        Command::Erasure(command) => match command {
             erasure::Command::Add(_) => words(true, "erasure add", &[]),
             erasure::Command::Remove { id, confirm } => words(*confirm, "erasure remove", &[id]),
             erasure::Command::Apply(args) => words(args.confirm, "erasure apply", &[]),
             erasure::Command::Show { id } => words(true, "erasure show", &[id]),
             erasure::Command::List {} => None,
         },
-        Command::Wal(args) => match &args.command {
+        Command::Wal(command) => match command {
             wal::Command::Resolve(args) => words(args.confirm, "wal resolve", &[]),
             wal::Command::Gaps { heal, dry_run } => words(*heal && !dry_run, "wal gaps", &[]),
             wal::Command::Push { .. }
@@ -78,7 +78,7 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             | wal::Command::Conflicts { .. }
             | wal::Command::Backfill { .. } => None,
         },
-        Command::Repo(args) => match &args.command {
+        Command::Repo(command) => match command {
             repo::Command::Sync(args) => words(!args.dry_run, "repo sync", &[]),
             repo::Command::Claims(args) => words(args.confirm, "repo claims", &[]),
             repo::Command::Compact(args) => words(args.confirm, "repo compact", &[]),
@@ -94,18 +94,18 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             | repo::Command::Lifecycle {} => None,
         },
         Command::Verify(args) => words(!args.dry_run, "verify", &[]),
-        Command::Timeline(args) => match &args.command {
+        Command::Timeline(command) => match command {
             timeline::Command::Abandon(change) => words(change.confirm, "timeline abandon", &[]),
             timeline::Command::Restore(change) => words(change.confirm, "timeline restore", &[]),
             timeline::Command::List {} => None,
         },
-        Command::Files(args) => match &args.command {
+        Command::Files(command) => match command {
             files::Command::Backup(args) => content(true, "files backup", &[&args.name]),
             files::Command::Restore(args) => {
                 content(!args.replace.dry_run, "files restore", &[&args.name])
             }
             files::Command::Rollback(args) => {
-                content(args.run.confirm, "files rollback", &[&args.run.name])
+                content(args.confirm, "files rollback", &[&args.name])
             }
             files::Command::Cat(args) => content(true, "files cat", &[&args.name]),
             files::Command::Copy(args) => content(true, "files copy", &[&args.name]),
@@ -116,12 +116,12 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             | files::Command::Watch(_)
             | files::Command::CheckExcludes(_) => None,
         },
-        Command::Logical(args) => match &args.command {
+        Command::Logical(command) => match command {
             logical::Command::Backup(args) => content(true, "logical backup", &[&args.name]),
             logical::Command::Restore(args) => content(true, "logical restore", &[&args.name]),
             logical::Command::Check(_) => None,
         },
-        Command::Redis(args) => match &args.command {
+        Command::Redis(command) => match command {
             redis::Command::Backup(args) => content(true, "redis backup", &[&args.name]),
             redis::Command::Restore(args) => content(!args.dry_run, "redis restore", &[&args.name]),
             redis::Command::Receive(_)
@@ -129,13 +129,13 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             | redis::Command::Plan(_)
             | redis::Command::Ls(_) => None,
         },
-        Command::Config(args) => match &args.command {
+        Command::Config(command) => match command {
             configuration::Command::Backup(args) => content(true, "config backup", &[&args.name]),
             configuration::Command::Restore(args) => {
                 content(!args.dry_run, "config restore", &[&args.name])
             }
             configuration::Command::Rollback(args) => {
-                content(args.run.confirm, "config rollback", &[&args.run.name])
+                content(args.confirm, "config rollback", &[&args.name])
             }
             configuration::Command::Reveal(args) => content(true, "config reveal", &[&args.name]),
             configuration::Command::Recipients(args) => {
@@ -146,8 +146,8 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             | configuration::Command::Diff(_)
             | configuration::Command::Scan(_) => None,
         },
-        Command::Recover(args) => {
-            let (verb, set, is_done) = match &args.command {
+        Command::Recover(command) => {
+            let (verb, set, is_done) = match command {
                 recover::Command::Test(args) => ("recover test", &args.moment.set, !args.dry_run),
                 recover::Command::Database(recover::ClustersArgs { in_place: args, .. }) => {
                     ("recover database", &args.moment.set, args.confirm)

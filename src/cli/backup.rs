@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{Context, audited, backup_delete, partial_unless};
 use crate::backup::Options;
@@ -20,7 +21,7 @@ use crate::operate::underway;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::root::cluster::{DamagedPage, LeftOutDatabase, Method as RootMethod, named};
-use crate::repo::root::{BackupKind, BackupRoot};
+use crate::repo::root::{BackupKind, BackupRoot, Head};
 use crate::snapshot::frame::FrameCodec;
 use crate::wire::basebackup::StartCheckpoint;
 
@@ -136,6 +137,46 @@ pub enum Compression {
     Lz4,
     /// Small.
     Zstd,
+}
+
+impl Compression {
+    pub(super) fn codec(self) -> FrameCodec {
+        match self {
+            Compression::Lz4 => FrameCodec::Lz4,
+            Compression::Zstd => FrameCodec::Zstd(1),
+        }
+    }
+}
+
+/// As many jobs as asked for, else one for each core.
+pub(super) fn jobs(asked: Option<u16>) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    asked.map_or(cores, usize::from)
+}
+
+/// A backup of content as JSON: what each has, and `more` of its kind.
+pub(super) fn head_json(
+    name: &str,
+    head: &Head,
+    (repository, took): (&str, Duration),
+    more: &Value,
+) -> Value {
+    let mut all = json!({
+        "id": head.id,
+        "name": name,
+        "label": head.label,
+        "repository": repository,
+        "start_time": head.start_time,
+        "stop_time": head.stop_time,
+        "file_count": head.file_count,
+        "size_bytes": head.size_bytes,
+        "stored_bytes": head.stored_bytes,
+        "duration_ms": human::millis(took),
+    });
+    for (member, value) in more.as_object().into_iter().flatten() {
+        all[member] = value.clone();
+    }
+    all
 }
 
 /// No backup, as JSON.
@@ -280,7 +321,6 @@ fn wish(args: &Args) -> Option<Wish> {
 }
 
 fn options(args: &Args) -> Options {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Options {
         label: args.label.clone().unwrap_or_default(),
         checkpoint: match args.checkpoint {
@@ -289,12 +329,9 @@ fn options(args: &Args) -> Options {
         },
         max_rate_bytes_per_s: args.max_rate.map(|rate| rate.0),
         backoff: Backoff::default(),
-        jobs: args.jobs.map_or(cores, usize::from),
+        jobs: jobs(args.jobs),
         wal_wait: args.wal_wait.duration(),
-        codec: args.compression.map(|compression| match compression {
-            Compression::Lz4 => FrameCodec::Lz4,
-            Compression::Zstd => FrameCodec::Zstd(1),
-        }),
+        codec: args.compression.map(Compression::codec),
         wish: wish(args),
         wait: args.wait.duration(),
         resume: !args.no_resume,

@@ -25,13 +25,6 @@ const KIND: &str = "config";
 /// Each set has a name in the configuration: [config.NAME] with paths = ["default", "/srv/app/.env"]. A file with a secret is sealed to a secrets pair besides the
 /// repository's keys: "show" and "diff" print it with a mark in place of each secret, and only who holds a key of the pair gets the original. "pitr repo keygen
 /// --secrets" makes the pair.
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr config`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     Backup(BackupArgs),
@@ -39,7 +32,13 @@ pub enum Command {
     Diff(DiffArgs),
     Reveal(RevealArgs),
     Restore(RestoreArgs),
-    Rollback(RollbackArgs),
+    /// Undo a restore in place
+    ///
+    /// Puts back the files that the restore replaced, and removes those that it made. Without --confirm it shows the plan, and leaves with 8. Refused with 8 where restored
+    /// files were changed since.
+    ///
+    /// Example: pitr config rollback host --confirm
+    Rollback(rollback::Args),
     Scan(ScanArgs),
     Recipients(RecipientsArgs),
 }
@@ -50,7 +49,6 @@ pub enum Command {
 #[derive(clap::Args, Debug)]
 pub struct BackupArgs {
     /// The name in the configuration
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// Go on under a name whose earlier backups another host took
@@ -77,11 +75,9 @@ pub struct BackupArgs {
 #[derive(clap::Args, Debug)]
 pub struct ShowArgs {
     /// The name under which they were backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The file
-    #[arg(value_name = "PATH")]
     pub path: Option<String>,
 
     /// Take this backup instead of the newest one
@@ -97,11 +93,9 @@ pub struct ShowArgs {
 #[derive(clap::Args, Debug)]
 pub struct DiffArgs {
     /// The name under which they were backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The earlier backup
-    #[arg(value_name = "FROM")]
     pub from: Option<BackupId>,
 
     /// The later one
@@ -121,15 +115,12 @@ pub struct DiffArgs {
 #[derive(clap::Args, Debug)]
 pub struct RevealArgs {
     /// The name under which it was backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The file
-    #[arg(value_name = "PATH")]
     pub path: String,
 
     /// The key, as "scan" and the file itself name it
-    #[arg(value_name = "KEY")]
     pub key: Option<String>,
 
     /// Take this backup instead of the newest one
@@ -153,7 +144,6 @@ pub struct RevealArgs {
 #[derive(clap::Args, Debug)]
 pub struct RestoreArgs {
     /// The name under which they were backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The directory
@@ -191,18 +181,6 @@ pub struct RestoreArgs {
     /// Make owners, setuid and setgid bits and all extended attributes, too
     #[arg(long)]
     pub privileged: bool,
-}
-
-/// Undo a restore in place
-///
-/// Puts back the files that the restore replaced, and removes those that it made. Without --confirm it shows the plan, and leaves with 8. Refused with 8 where restored
-/// files were changed since.
-///
-/// Example: pitr config rollback host --confirm
-#[derive(clap::Args, Debug)]
-pub struct RollbackArgs {
-    #[command(flatten)]
-    pub run: rollback::Args,
 }
 
 /// Look for secrets in files of this host
@@ -243,9 +221,9 @@ pub struct RecipientsArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
-    match &args.command {
+    match command {
         Command::Backup(args) => backup(args, cx),
         Command::Show(args) => show(args, cx),
         Command::Diff(args) => diff(args, cx),
@@ -253,7 +231,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Restore(args) => restore(args, cx),
         Command::Rollback(args) => {
             let undo = |asked: &_| in_place::roll_back(&cx.session, asked);
-            rollback::run(&args.run, KIND, &undo, cx)
+            rollback::run(args, KIND, &undo, cx)
         }
         Command::Scan(args) => scan(args, cx),
         Command::Recipients(args) => recipients(args, cx),

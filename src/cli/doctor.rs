@@ -1,11 +1,10 @@
 //! `pitr doctor`.
 
-use super::Context;
 use super::agent::is_command;
 use super::roles::RoleArg;
+use super::{Context, status_of};
 use crate::agent::load;
 use crate::error::Result;
-use crate::exit;
 use crate::operate::doctor;
 use crate::operate::finding::{self, Finding, Level};
 
@@ -50,11 +49,7 @@ fn report(findings: &[Finding], cx: &Context) -> Result<u8> {
     let worst = findings.iter().map(|f| f.level).max().unwrap_or(Level::Ok);
     let shown = serde_json::json!({ "state": worst, "findings": findings });
     cx.answer(&shown, || print(findings, cx))?;
-    Ok(match worst {
-        Level::Ok => exit::SUCCESS,
-        Level::Warn => exit::WARNINGS,
-        Level::Fail => exit::CRITICAL,
-    })
+    Ok(status_of(worst))
 }
 
 fn print(findings: &[Finding], cx: &Context) -> Result<()> {

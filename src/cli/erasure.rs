@@ -27,13 +27,6 @@ const READ_BYTES_MAX: u64 = 1 << 20;
 /// with "pitr erasure add", and after each restore run "pitr erasure apply" before the copy accepts connections.
 ///
 /// Example: pitr erasure list
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr erasure`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Record an erasure that was committed in production
@@ -174,8 +167,8 @@ pub(super) fn id(text: &str) -> Result<String> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    match &args.command {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
+    match command {
         Command::Add(args) => add(args, cx),
         Command::List {} => {
             let listing = erasure::list(&cx.session)?;

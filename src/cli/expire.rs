@@ -377,8 +377,7 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
             why,
         ]
     };
-    let is_set = matches!(&done.of, of::Of::Scope(scope) if scope.kind() == Some(set_mark::KIND));
-    if is_set {
+    if is_set(done) {
         // A set has marks alone.
     } else if plan.backups.is_empty() {
         cx.line("no backup")?;
@@ -389,10 +388,11 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         ));
         cx.table(&table.rows(plan.backups.iter().map(row)))?;
     }
-    for line in lines(done) {
-        cx.line(&line)?;
-    }
-    Ok(())
+    cx.lines(&lines(done))
+}
+
+pub(super) fn is_set(done: &Done) -> bool {
+    matches!(&done.of, of::Of::Scope(scope) if scope.kind() == Some(set_mark::KIND))
 }
 
 fn warn(cx: &Context, done: &Done) {
@@ -546,16 +546,13 @@ fn cleared(plan: &ExpirePlan) -> Vec<String> {
     let is_check =
         |d: &&Deletion| matches!(d, Deletion::Event(subject, _) if subject == portion::SUBJECT);
     let checks = plan.deletions.iter().filter(is_check).count() as u64;
-    let mut lines = Vec::new();
-    for (what, count) in [
+    let counts = [
         ("claims of copies that are over", claims.sum::<u64>()),
         ("records of checks that tell nothing any more", checks),
-    ] {
-        if count > 0 {
-            lines.push(format!("{what}: {count}"));
-        }
-    }
-    lines
+    ];
+    let some = counts.into_iter().filter(|(_, count)| *count > 0);
+    some.map(|(what, count)| format!("{what}: {count}"))
+        .collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Context;
-use super::expire::{Explained, shown_backup};
+use super::expire::{Explained, is_set, shown_backup};
 use crate::err;
 use crate::error::Result;
 use crate::operate::expire::Done;
@@ -11,7 +11,6 @@ use crate::operate::{human, of};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::plan::retention::{Deletion, Fate, Judged};
 use crate::repo::id::BackupId;
-use crate::repo::set_mark;
 
 /// The answer about one scope in one repository.
 struct Answer {
@@ -57,7 +56,7 @@ pub fn report(cx: &Context, explained: &Explained, done: &[Done]) -> Result<()> 
     for (one, answer) in &answered {
         let title = format!("{} in repository {}", one.of.title(), one.repository);
         cx.line(&title)?;
-        answer.lines.iter().try_for_each(|line| cx.line(line))?;
+        cx.lines(&answer.lines)?;
         let held = one.plan.withheld.iter().chain(&one.plan.burst);
         held.for_each(|why| cx.warn(why));
     }
@@ -67,12 +66,8 @@ pub fn report(cx: &Context, explained: &Explained, done: &[Done]) -> Result<()> 
 fn backup(done: &Done, id: &BackupId) -> Option<Answer> {
     let judged = done.plan.backups.iter().find(|b| b.id == *id)?;
     let mut lines = vec![format!("backup {id}: {}", judged.reason)];
-    lines.extend(
-        judged
-            .damage
-            .iter()
-            .map(|damage| format!("damaged: {damage}")),
-    );
+    let damage = judged.damage.iter();
+    lines.extend(damage.map(|damage| format!("damaged: {damage}")));
     lines.push(fate(judged));
     if done.of.cluster().is_some() {
         lines.push(match judged.is_bounded {
@@ -173,10 +168,6 @@ fn log(done: &Done, replid: &str, position: u64) -> Option<Answer> {
         lines,
         value: json!({ "replid": replid, "position": position, "needed": !needers.is_empty(), "goes": goes, "needed_by": needed_by }),
     })
-}
-
-fn is_set(done: &Done) -> bool {
-    matches!(&done.of, of::Of::Scope(s) if s.kind() == Some(set_mark::KIND))
 }
 
 fn runbook(done: &Done, name: &str) -> Option<Answer> {

@@ -14,7 +14,6 @@ use crate::operate::explain::{self, Explained};
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The name of a rule, or of a condition, also with the names in it
-    #[arg(value_name = "NAME")]
     name: Option<String>,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::backup::Compression;
+use super::backup::{Compression, head_json, jobs};
 use super::left_out::{self, SHOWN, status};
 use super::{Context, replaced, rollback, unconfirmed};
 use crate::err;
@@ -21,7 +21,6 @@ use crate::operate::human;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::repo::root::aux_root::AuxContent;
-use crate::snapshot::frame::FrameCodec;
 use crate::tree::explain::Verdict;
 use crate::tree::extract::Permit;
 
@@ -30,18 +29,17 @@ use crate::tree::extract::Permit;
 /// Each has a name in the configuration: [files.NAME] with source = "/absolute/path". Other sources are buckets, the output of a command, Git repositories, volumes of
 /// Docker, objects of Kubernetes, and states of Terraform; docs/files.md has their keys. Backups lie in the same repositories as those of clusters, encrypted
 /// like them; "pitr info", verify, expire and repo sync work on them, too.
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr files`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     Backup(BackupArgs),
     Restore(RestoreArgs),
-    Rollback(RollbackArgs),
+    /// Undo a restore in place
+    ///
+    /// Puts back what the restore replaced or removed, and removes what it made. Without --confirm it shows the plan, and leaves with 8. Refused with 8 where restored
+    /// entries were changed since.
+    ///
+    /// Example: pitr files rollback uploads --confirm
+    Rollback(rollback::Args),
     Ls(LsArgs),
     Cat(CatArgs),
     Find(FindArgs),
@@ -62,7 +60,6 @@ pub enum Command {
 #[derive(clap::Args, Debug)]
 pub struct BackupArgs {
     /// The name in the configuration
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// Read and store everything
@@ -124,7 +121,6 @@ impl ChoiceArgs {
 #[derive(clap::Args, Debug)]
 pub struct RestoreArgs {
     /// The name under which it was backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The directory, or the URL of a bucket's prefix without any object
@@ -158,18 +154,6 @@ pub struct RestoreArgs {
     pub jobs: Option<u16>,
 }
 
-/// Undo a restore in place
-///
-/// Puts back what the restore replaced or removed, and removes what it made. Without --confirm it shows the plan, and leaves with 8. Refused with 8 where restored
-/// entries were changed since.
-///
-/// Example: pitr files rollback uploads --confirm
-#[derive(clap::Args, Debug)]
-pub struct RollbackArgs {
-    #[command(flatten)]
-    pub run: rollback::Args,
-}
-
 /// How a directory that has entries is taken back.
 #[derive(clap::Args, Debug)]
 pub struct ReplaceArgs {
@@ -196,11 +180,9 @@ pub struct ReplaceArgs {
 #[derive(clap::Args, Debug)]
 pub struct LsArgs {
     /// The name under which it was backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// Only this entry and what is below it; the path is that below the source
-    #[arg(value_name = "PATH")]
     pub path: Option<String>,
 
     #[command(flatten)]
@@ -213,11 +195,9 @@ pub struct LsArgs {
 #[derive(clap::Args, Debug)]
 pub struct CatArgs {
     /// The name under which it was backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The path below the source
-    #[arg(value_name = "PATH")]
     pub path: String,
 
     #[command(flatten)]
@@ -232,11 +212,9 @@ pub struct CatArgs {
 #[derive(clap::Args, Debug)]
 pub struct FindArgs {
     /// The name under which it was backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The pattern
-    #[arg(value_name = "PATTERN")]
     pub pattern: String,
 }
 
@@ -248,15 +226,12 @@ pub struct FindArgs {
 #[derive(clap::Args, Debug)]
 pub struct DiffArgs {
     /// The name under which it was backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The earlier backup
-    #[arg(value_name = "FROM")]
     pub from: BackupId,
 
     /// The later one; the newest without it
-    #[arg(value_name = "TO")]
     pub to: Option<BackupId>,
 }
 
@@ -268,7 +243,6 @@ pub struct DiffArgs {
 #[derive(clap::Args, Debug)]
 pub struct SumsArgs {
     /// The name under which it was backed up
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     #[command(flatten)]
@@ -285,7 +259,6 @@ pub struct SumsArgs {
 #[derive(clap::Args, Debug)]
 pub struct CopyArgs {
     /// The name in the configuration, of which the source is a bucket
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The place
@@ -318,7 +291,6 @@ pub struct CopyArgs {
 #[derive(clap::Args, Debug)]
 pub struct WatchArgs {
     /// The name in the configuration, of which the source is a directory
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// A change is in a backup after so many seconds, 2 to 3600; 60 without it
@@ -347,7 +319,6 @@ pub struct WatchArgs {
 #[derive(clap::Args, Debug)]
 pub struct CheckExcludesArgs {
     /// The name in the configuration
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The paths
@@ -356,19 +327,19 @@ pub struct CheckExcludesArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    match &args.command {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
+    match command {
         // The programs before and after it must not be cut short.
         Command::Backup(_) | Command::Watch(_) => cx.stop_with_cleanup()?,
         _ => cx.stop_in_order()?,
     }
-    match &args.command {
+    match command {
         Command::Backup(args) => backup(args, cx),
         Command::Restore(args) => restore(args, cx),
         Command::Rollback(args) => {
-            let to = files::replace::source(&cx.session, &args.run.name)?;
+            let to = files::replace::source(&cx.session, &args.name)?;
             let undo = |asked: &_| operate::rollback::run(&cx.session, &to, asked);
-            rollback::run(&args.run, "files", &undo, cx)
+            rollback::run(args, "files", &undo, cx)
         }
         Command::Ls(args) => ls(args, cx),
         Command::Cat(args) => cat(args, cx),
@@ -390,18 +361,6 @@ fn permit(is_privileged: bool) -> Permit {
     }
 }
 
-fn jobs(asked: Option<u16>) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    asked.map_or(cores, usize::from)
-}
-
-fn codec(asked: Option<Compression>) -> FrameCodec {
-    match asked {
-        None | Some(Compression::Lz4) => FrameCodec::Lz4,
-        Some(Compression::Zstd) => FrameCodec::Zstd(1),
-    }
-}
-
 fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     let done = files::backup(
         &cx.session,
@@ -412,7 +371,7 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             takes_over: args.confirm,
             watched: None,
             jobs: jobs(args.jobs),
-            codec: codec(args.compression),
+            codec: args.compression.unwrap_or(Compression::Lz4).codec(),
         },
     )?;
     cx.answer(&backup_as_json(&args.name, &done), || {
@@ -446,9 +405,7 @@ fn warn_of(done: &Done, cx: &Context) {
             "the source has no file any more, and the backup before has {files}: is its filesystem mounted?"
         ));
     }
-    for note in &done.notes {
-        cx.note(note);
-    }
+    done.notes.iter().for_each(|note| cx.note(note));
     cx.warn_all(&done.warnings);
 }
 
@@ -479,19 +436,10 @@ fn backup_line(name: &str, done: &Done) -> String {
 
 fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
     let (head, taken) = (&done.root.head, &done.taken);
-    json!({
-        "id": head.id,
-        "name": name,
+    let more = json!({
         "kind": head.backup_kind,
         "prior": head.prior,
         "kind_reason": done.why_full,
-        "label": head.label,
-        "repository": done.repository,
-        "start_time": head.start_time,
-        "stop_time": head.stop_time,
-        "file_count": head.file_count,
-        "size_bytes": head.size_bytes,
-        "stored_bytes": head.stored_bytes,
         "read_count": taken.read,
         "read_bytes": taken.read_bytes,
         "reused_bytes": taken.reused_bytes,
@@ -501,8 +449,8 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
         "left_out": left_out::as_json(&taken.left_out),
         "source": done.source,
         "after_error": done.after.as_ref().map(ToString::to_string),
-        "duration_ms": human::millis(done.took),
-    })
+    });
+    head_json(name, head, (&done.repository, done.took), &more)
 }
 
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
@@ -594,7 +542,7 @@ fn watch(args: &WatchArgs, cx: &Context) -> Result<u8> {
         name: args.name.clone(),
         within: Duration::from_secs(args.within),
         jobs: jobs(args.jobs),
-        codec: codec(args.compression),
+        codec: args.compression.unwrap_or(Compression::Lz4).codec(),
     };
     files::watch::watch(&cx.session, &wanted, &mut |done| {
         if done.is_new {

@@ -110,9 +110,7 @@ fn place(args: &Args, cx: &Context) -> Result<Option<Place>> {
 }
 
 fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
-    for shown in &answer.events {
-        cx.line(&render(shown))?;
-    }
+    cx.lines(answer.events.iter().map(render))?;
     for unread in &answer.unread {
         cx.warn(&format!(
             "the WAL from {} to {} was not looked at: {}",

@@ -1,9 +1,8 @@
 //! `pitr info`.
 
 use super::output::Table;
-use super::{Context, info_forecast, info_set};
+use super::{Context, info_forecast, info_set, status_of};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::finding::{self, Finding, Level};
 use crate::operate::how_long;
 use crate::operate::human::{self, SizeUnit};
@@ -56,11 +55,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     let state = info.state;
     cx.told(info.failures)?;
-    Ok(match state {
-        Level::Ok => exit::SUCCESS,
-        Level::Warn => exit::WARNINGS,
-        Level::Fail => exit::CRITICAL,
-    })
+    Ok(status_of(state))
 }
 
 fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
@@ -137,21 +132,16 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
             "besides: {count}, restorable with the WAL to its own end: pitr restore --target-immediate --backup ID"
         ))?;
     }
-    for left in &shown.left_behind {
-        cx.line(&left.line())?;
-    }
+    cx.lines(shown.left_behind.iter().map(|left| left.line()))?;
     if let Some(forecast) = &shown.retention {
         cx.line("")?;
         let now = cx.session.host.now();
-        let drawn = info_forecast::lines(forecast, &shown.recovery_windows, now);
-        drawn.iter().try_for_each(|line| cx.line(line))?;
+        cx.lines(info_forecast::lines(forecast, &shown.recovery_windows, now))?;
     }
     if !shown.others.is_empty() {
         cx.line("")?;
     }
-    for other in &shown.others {
-        cx.line(&other.line())?;
-    }
+    cx.lines(shown.others.iter().map(|other| other.line()))?;
     if !shown.problems.is_empty() {
         cx.line("")?;
     }

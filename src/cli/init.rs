@@ -91,9 +91,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cx.line(&format!("{name} = {}", conf_value(value)))?;
     }
     cx.line("\nThen:\n")?;
-    for line in &made.next {
-        cx.line(&format!("  {line}"))?;
-    }
+    cx.lines(made.next.iter().map(|line| format!("  {line}")))?;
     Ok(exit::SUCCESS)
 }
 

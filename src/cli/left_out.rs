@@ -2,8 +2,7 @@
 
 use serde_json::json;
 
-use super::Context;
-use crate::exit;
+use super::{Context, warnings_unless};
 use crate::tree::left_out::{Example, LeftOut};
 
 /// Examples that are printed.
@@ -38,10 +37,7 @@ fn line(one: &Example, root: &str) -> String {
 
 /// Returns the exit status of a command that met so many troubles.
 pub(super) fn status(troubles: u64) -> u8 {
-    match troubles {
-        0 => exit::SUCCESS,
-        _ => exit::WARNINGS,
-    }
+    warnings_unless(troubles == 0)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::Context;
+use super::backup::head_json;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::human;
@@ -16,14 +17,6 @@ use crate::repo::id::BackupId;
 /// Dump databases with pg_dump, restore and check the dumps
 ///
 /// A dump is for moving, for upgrades and for single tables. Daily history is cheaper with pitr backup --incremental.
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    /// The command.
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr logical`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     Backup(BackupArgs),
@@ -42,7 +35,6 @@ pub enum Command {
 #[derive(clap::Args, Debug)]
 pub struct BackupArgs {
     /// The name in the configuration
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// A text to recognise the backup by
@@ -74,7 +66,6 @@ pub struct BackupArgs {
 #[command(group = clap::ArgGroup::new("target").required(true).args(["to", "into"]))]
 pub struct RestoreArgs {
     /// The name of the dumps
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// Write the dumps into this directory: empty, or not there yet
@@ -142,7 +133,6 @@ pub struct RestoreArgs {
 #[command(group = clap::ArgGroup::new("level").args(["list", "read", "restore"]))]
 pub struct CheckArgs {
     /// The name of the dumps
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// Parse the tables of contents
@@ -167,10 +157,10 @@ pub struct CheckArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     // The spool and the programs have to end in order, however impatient the operator is.
     cx.stop_with_cleanup()?;
-    match &args.command {
+    match command {
         Command::Backup(args) => run_backup(args, cx),
         Command::Restore(args) => run_restore(args, cx),
         Command::Check(args) => run_check(args, cx),
@@ -193,19 +183,8 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     } = backup::run(&cx.session, asked)?;
     let head = &root.head;
     if cx.is_json() {
-        cx.json(&json!({
-            "id": head.id,
-            "name": args.name,
-            "label": head.label,
-            "repository": repository,
-            "start_time": head.start_time,
-            "stop_time": head.stop_time,
-            "file_count": head.file_count,
-            "size_bytes": head.size_bytes,
-            "stored_bytes": head.stored_bytes,
-            "duration_ms": human::millis(took),
-            "logical": member,
-        }))?;
+        let more = json!({ "logical": member });
+        cx.json(&head_json(&args.name, head, (&repository, took), &more))?;
         return Ok(exit::SUCCESS);
     }
     for database in &member.databases {
@@ -316,9 +295,7 @@ fn run_check(args: &CheckArgs, cx: &Context) -> Result<u8> {
 }
 
 fn print_check(cx: &Context, checked: &Checked) -> Result<()> {
-    for finding in &checked.findings {
-        cx.line(&format!("wrong: {finding}"))?;
-    }
+    cx.lines(checked.findings.iter().map(|f| format!("wrong: {f}")))?;
     for database in &checked.databases {
         for finding in &database.findings {
             cx.line(&format!("wrong: database {}: {finding}", database.name))?;

@@ -20,7 +20,6 @@ use crate::operate::sets::mark::{self, Asked, Follower, Marked};
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The set in the configuration; the only one without it
-    #[arg(value_name = "SET")]
     pub set: Option<String>,
 
     /// A text to recognise the mark by

@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::operate::audit as operate_audit;
 use crate::operate::away::Away;
 use crate::operate::failures::Failures;
+use crate::operate::finding::Level;
 use crate::operate::pacing::Pacing;
 use crate::operate::session::Session;
 use crate::operate::sets::FOLLOWS;
@@ -189,9 +190,9 @@ macro_rules! verbs {
             fn takes_identifier(&self) -> bool {
                 match self {
                     Command::Backup(args) if args.command.is_none() => false,
-                    Command::Wal(wal::Args {
-                        command: wal::Command::Push { .. } | wal::Command::Backfill { .. },
-                    }) => false,
+                    Command::Wal(wal::Command::Push { .. } | wal::Command::Backfill { .. }) => {
+                        false
+                    }
                     $(Command::$verb(_) => $takes_identifier,)*
                 }
             }
@@ -227,23 +228,34 @@ verbs! {
     Unpin(pin::UnpinArgs) => pin::run_unpin, true;
     Hold(hold::Args) => hold::run, true;
     Unhold(hold::UnholdArgs) => hold::run_unhold, true;
-    Erasure(erasure::Args) => erasure::run, false;
-    Wal(wal::Args) => wal::run, true;
-    Repo(repo::Args) => repo::run, false;
+    #[command(subcommand)]
+    Erasure(erasure::Command) => erasure::run, false;
+    #[command(subcommand)]
+    Wal(wal::Command) => wal::run, true;
+    #[command(subcommand)]
+    Repo(repo::Command) => repo::run, false;
     Verify(verify::Args) => verify::run, true;
-    Timeline(timeline::Args) => timeline::run, true;
-    Files(files::Args) => files::run, false;
-    Logical(logical::Args) => logical::run, false;
-    Redis(redis::Args) => redis::run, false;
-    Config(configuration::Args) => configuration::run, false;
+    #[command(subcommand)]
+    Timeline(timeline::Command) => timeline::run, true;
+    #[command(subcommand)]
+    Files(files::Command) => files::run, false;
+    #[command(subcommand)]
+    Logical(logical::Command) => logical::run, false;
+    #[command(subcommand)]
+    Redis(redis::Command) => redis::run, false;
+    #[command(subcommand)]
+    Config(configuration::Command) => configuration::run, false;
     Metrics(metrics::Args) => metrics::run, false;
     Agent(agent::Args) => agent::run, false;
-    Alert(alert::Args) => alert::run, false;
+    #[command(subcommand)]
+    Alert(alert::Command) => alert::run, false;
     Explain(explain::Args) => explain::run, false;
-    Audit(audit::Args) => audit::run, false;
+    #[command(subcommand)]
+    Audit(audit::Command) => audit::run, false;
     Report(report::Args) => report::run, false;
     Mark(mark::Args) => mark::run, false;
-    Recover(recover::Args) => recover::run, false;
+    #[command(subcommand)]
+    Recover(recover::Command) => recover::run, false;
     Runbook(runbook::Args) => runbook::run, false;
     Help(help::Args) => help::run, false;
     Completions(completions::Args) => completions::run, false;
@@ -280,6 +292,14 @@ fn unconfirmed(shown: &str) -> Error {
     ))
 }
 
+/// Success of a command whose plan was only to be shown, or has been carried out; else its refusal as [`unconfirmed`].
+fn done_or_unconfirmed(is_done: bool, shown: &str) -> Result<u8> {
+    match is_done {
+        true => Ok(exit::SUCCESS),
+        false => Err(unconfirmed(shown)),
+    }
+}
+
 /// The exit status of a command that did all of its work, or a part of it.
 fn partial_unless(is_whole: bool) -> Result<u8> {
     Ok(match is_whole {
@@ -293,6 +313,15 @@ fn warnings_unless(is_well: bool) -> u8 {
     match is_well {
         true => exit::SUCCESS,
         false => exit::WARNINGS,
+    }
+}
+
+/// The exit status of the worst of what was found.
+fn status_of(level: Level) -> u8 {
+    match level {
+        Level::Ok => exit::SUCCESS,
+        Level::Warn => exit::WARNINGS,
+        Level::Fail => exit::CRITICAL,
     }
 }
 
@@ -510,11 +539,8 @@ fn pacing(command: &Command) -> Pacing {
         Command::Restore(args) => Pacing::limited(args.max_rate),
         Command::Standby(args) => Pacing::limited(args.max_rate),
         Command::Verify(args) => Pacing::limited(args.max_rate),
-        Command::Repo(args) => match &args.command {
-            repo::Command::Sync(args) => Pacing::limited(args.max_rate),
-            repo::Command::Compact(args) => Pacing::limited(args.max_rate),
-            _ => Pacing::default(),
-        },
+        Command::Repo(repo::Command::Sync(args)) => Pacing::limited(args.max_rate),
+        Command::Repo(repo::Command::Compact(args)) => Pacing::limited(args.max_rate),
         _ => Pacing::default(),
     }
 }

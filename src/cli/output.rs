@@ -62,6 +62,16 @@ impl Output {
         self.data(&format!("{}\n", escaped(text)))
     }
 
+    /// Prints lines of data, each as [`Output::line`] does.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn lines(&self, lines: impl IntoIterator<Item = impl AsRef<str>>) -> Result<()> {
+        lines
+            .into_iter()
+            .try_for_each(|line| self.line(line.as_ref()))
+    }
+
     /// Prints the text of a file: tabs are part of its lines.
     ///
     /// # Errors

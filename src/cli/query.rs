@@ -22,7 +22,6 @@ use crate::wire::client::Rows;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The statement; of several, the rows of the last one are printed
-    #[arg(value_name = "SQL")]
     pub sql: String,
 
     /// The database

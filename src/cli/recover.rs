@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::erasure::ConsentArgs;
 use super::output::Table;
-use super::{Context, unconfirmed, warnings_unless};
+use super::{Context, done_or_unconfirmed, warnings_unless};
 use crate::agent::alert::decide::Event;
 use crate::agent::alert::{self, News, Tried};
 use crate::config::{SetMember, Settings, Severity};
@@ -29,14 +29,6 @@ use crate::plan::target::{Inclusive, TargetTimeline};
 /// are stopped and started by the commands of the configuration, and what was there is kept aside. Erasures that a cluster lacks then ("pitr erasure") are repeated in
 /// private before anything is started. Every step is recorded on this host. The same command goes on with
 /// a run that was killed or failed, and "pitr recover rollback" takes it back.
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    /// The command.
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr recover`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Recover every member into a folder that is thrown away, and report
@@ -139,7 +131,6 @@ pub struct ClustersArgs {
 #[derive(clap::Args, Debug)]
 pub struct RollbackArgs {
     /// The run, as it was printed; the newest without it
-    #[arg(value_name = "RUN")]
     pub run: Option<String>,
 
     /// The set in the configuration; the only one without it
@@ -193,8 +184,8 @@ impl MomentArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    match &args.command {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
+    match command {
         Command::Test(args) => test(args, cx),
         Command::Database(args) => clusters(args, Extent::Database, cx),
         Command::Application(args) => {
@@ -264,10 +255,7 @@ fn in_place(
         let shown = prepared.shown()?;
         warn_of_scripts(cx, &shown);
         answer(cx, &shown)?;
-        return match args.dry_run {
-            true => Ok(exit::SUCCESS),
-            false => Err(unconfirmed("The steps above would be carried out.")),
-        };
+        return done_or_unconfirmed(args.dry_run, "The steps above would be carried out.");
     }
     cx.stop_with_cleanup()?;
     warn_of_scripts(cx, &prepared.shown()?);
@@ -510,18 +498,13 @@ fn rollback(args: &RollbackArgs, cx: &Context) -> Result<u8> {
             false => "would be taken back",
         };
         cx.line(&format!("run {} {how}", back.run))?;
-        for step in &back.steps {
-            cx.line(&format!("  {step}"))?;
-        }
-        for one in &back.written {
-            cx.line(&format!("written since: {one}"))?;
-        }
-        Ok(())
+        cx.lines(back.steps.iter().map(|step| format!("  {step}")))?;
+        let written = back.written.iter();
+        cx.lines(written.map(|one| format!("written since: {one}")))
     })?;
     cx.warn_all(&back.warnings);
-    match (args.confirm, args.dry_run) {
-        (true, _) => Ok(warnings_unless(back.warnings.is_empty())),
-        (false, true) => Ok(exit::SUCCESS),
-        (false, false) => Err(unconfirmed("The run would be taken back.")),
+    match args.confirm {
+        true => Ok(warnings_unless(back.warnings.is_empty())),
+        false => done_or_unconfirmed(args.dry_run, "The run would be taken back."),
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::backup::head_json;
 use super::output::Table;
 use super::redis_moments::{self, InfoArgs, PlanArgs, TargetArgs};
 use super::{Context, redis_cluster, warnings_unless};
@@ -27,14 +28,6 @@ use crate::repo::id::BackupId;
 /// Back up Redis and Valkey servers, and restore their data sets
 ///
 /// A backup is the data set of one moment. It is taken over the network as a replica takes it: nothing depends on the server's own files, unless source of its section says so.
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    /// The command.
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr redis`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     Backup(BackupArgs),
@@ -60,7 +53,6 @@ pub enum Command {
 #[derive(clap::Args, Debug)]
 pub struct BackupArgs {
     /// The name in the configuration
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// A text to recognise the backup by
@@ -70,6 +62,17 @@ pub struct BackupArgs {
     /// Go on under a name whose earlier backups are of another server
     #[arg(long)]
     pub confirm: bool,
+}
+
+impl BackupArgs {
+    pub(super) fn asked(&self) -> Asked<'_> {
+        Asked {
+            name: &self.name,
+            label: self.label.clone().unwrap_or_default(),
+            takes_over: self.confirm,
+            of_master: false,
+        }
+    }
 }
 
 /// Receive the commands of [redis.NAME] all the time
@@ -85,7 +88,6 @@ pub struct BackupArgs {
 #[derive(clap::Args, Debug)]
 pub struct ReceiveArgs {
     /// The name in the configuration
-    #[arg(value_name = "NAME")]
     pub name: String,
 }
 
@@ -111,7 +113,6 @@ pub struct ReceiveArgs {
 #[derive(clap::Args, Debug)]
 pub struct RestoreArgs {
     /// The name of the data set
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// Write into this directory: empty, or not there yet
@@ -169,16 +170,15 @@ pub struct RestoreArgs {
 #[derive(clap::Args, Debug)]
 pub struct LsArgs {
     /// The name of the data set
-    #[arg(value_name = "NAME")]
     pub name: String,
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    if let Command::Backup(_) | Command::Receive(_) | Command::Restore(_) = args.command {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
+    if let Command::Backup(_) | Command::Receive(_) | Command::Restore(_) = command {
         cx.stop_in_order()?;
     }
-    match &args.command {
+    match command {
         Command::Backup(args) => run_backup(args, cx),
         Command::Receive(args) => run_receive(args, cx),
         Command::Restore(args) => run_restore(args, cx),
@@ -217,13 +217,7 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     if shards::is_cluster(&cx.session, &args.name)? {
         return redis_cluster::backup(args, cx);
     }
-    let asked = Asked {
-        name: &args.name,
-        label: args.label.clone().unwrap_or_default(),
-        takes_over: args.confirm,
-        of_master: false,
-    };
-    let taken = backup::run(&cx.session, asked)?;
+    let taken = backup::run(&cx.session, args.asked())?;
     cx.warn_all(&taken.warnings);
     cx.answer(&backup_json(&args.name, &taken), || {
         print_backup(&taken, cx)
@@ -273,21 +267,9 @@ pub(super) fn moment(member: &Member) -> String {
 
 /// A backup as JSON.
 pub(super) fn backup_json(name: &str, taken: &Taken) -> Value {
-    let head = &taken.root.head;
-    json!({
-        "id": head.id,
-        "name": name,
-        "label": head.label,
-        "repository": taken.repository,
-        "start_time": head.start_time,
-        "stop_time": head.stop_time,
-        "file_count": head.file_count,
-        "size_bytes": head.size_bytes,
-        "stored_bytes": head.stored_bytes,
-        "duration_ms": human::millis(taken.took),
-        "warnings": taken.warnings,
-        "redis": taken.member,
-    })
+    let more = json!({ "warnings": taken.warnings, "redis": taken.member });
+    let place = (taken.repository.as_str(), taken.took);
+    head_json(name, &taken.root.head, place, &more)
 }
 
 fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {

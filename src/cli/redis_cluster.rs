@@ -9,14 +9,14 @@ use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::human;
-use crate::operate::redis::backup::{self, Asked};
+use crate::operate::redis::backup;
 use crate::operate::redis::list;
 use crate::operate::redis::receive_cluster;
 use crate::operate::redis::restore::{self, Restored};
 use crate::operate::redis::shards::{self, OfShard, Planned, Wanted};
 use crate::operate::redis::windows::{self, Logs};
 use crate::pg::time::TimestampTz;
-use crate::redis::route::{Moment, Route, Target};
+use crate::redis::route::Route;
 use crate::redis::slots::{Slots, Why};
 use crate::redis::window::Window;
 
@@ -54,13 +54,7 @@ pub fn receive(name: &str, cx: &Context) -> Result<u8> {
 /// # Errors
 /// Those of [`backup::of_cluster`].
 pub fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
-    let asked = Asked {
-        name: &args.name,
-        label: args.label.clone().unwrap_or_default(),
-        takes_over: args.confirm,
-        of_master: false,
-    };
-    let all = backup::of_cluster(&cx.session, &asked)?;
+    let all = backup::of_cluster(&cx.session, &args.asked())?;
     for (shard, taken) in &all {
         for warning in &taken.warnings {
             cx.warn(&format!("shard {shard}: {warning}"));
@@ -198,11 +192,7 @@ pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
         )
         .hint(format!("Name the shard: {}", stored.join(", "))));
     }
-    let end = Target {
-        moment: Moment::End,
-        replid: None,
-    };
-    let target = args.target.read()?.unwrap_or(end);
+    let target = args.target.read_or_end()?;
     let planned = shards::plan(&cx.session, &args.name, stored, &target)?;
     let status = judged(&planned, cx);
     if cx.is_json() {

@@ -40,6 +40,15 @@ pub struct TargetArgs {
 }
 
 impl TargetArgs {
+    /// The target; the end of the log where none is named.
+    ///
+    /// # Errors
+    /// As [`TargetArgs::read`].
+    pub fn read_or_end(&self) -> Result<Target> {
+        let (moment, replid) = (Moment::End, None);
+        Ok(self.read()?.unwrap_or(Target { moment, replid }))
+    }
+
     /// The target; none where none of its options is given.
     ///
     /// # Errors
@@ -91,7 +100,6 @@ fn replid(text: &str) -> std::result::Result<String, String> {
 #[derive(clap::Args, Debug)]
 pub struct InfoArgs {
     /// The name of the data set
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// Show each FLUSHALL, FLUSHDB, SWAPDB and FUNCTION, too
@@ -111,7 +119,6 @@ pub struct InfoArgs {
 #[derive(clap::Args, Debug)]
 pub struct PlanArgs {
     /// The name of the data set
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// Begin with this backup; without it with the newest before the target
@@ -233,11 +240,7 @@ pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
     if let Some(stored) = shards::of(&cx.session, &args.name)? {
         return redis_cluster::plan(args, &stored, cx);
     }
-    let end = Target {
-        moment: Moment::End,
-        replid: None,
-    };
-    let target = args.target.read()?.unwrap_or(end);
+    let target = args.target.read_or_end()?;
     let planned = plan::run(&cx.session, &args.name, args.backup.as_ref(), &target)?;
     if cx.is_json() {
         cx.json(&plan_json(&args.name, &planned))?;

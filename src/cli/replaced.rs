@@ -4,9 +4,8 @@ use serde_json::{Value, json};
 
 use super::files::tell_of_backup;
 use super::left_out::{self, SHOWN, status};
-use super::{Context, unconfirmed};
+use super::{Context, done_or_unconfirmed};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::human;
 use crate::operate::in_place::{Changes, Replaced};
 use crate::tree::replace::compare::Change;
@@ -28,10 +27,7 @@ pub(super) struct Shown<'a> {
 pub(super) fn show(shown: &Shown<'_>, cx: &Context, replaced: &Replaced) -> Result<u8> {
     cx.answer(&as_json(shown, replaced), || print(shown, cx, replaced))?;
     if !replaced.is_carried_out {
-        return match shown.is_dry_run {
-            true => Ok(exit::SUCCESS),
-            false => Err(unconfirmed("The plan above would be carried out.")),
-        };
+        return done_or_unconfirmed(shown.is_dry_run, "The plan above would be carried out.");
     }
     let content = &replaced.root.content;
     let troubles = content.incomplete_count + content.unstable_count;

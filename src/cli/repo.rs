@@ -13,13 +13,6 @@ use crate::operate::repositories::{self, RepositoryInfo};
 /// Look at the repositories themselves
 ///
 /// Example: pitr repo show
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr repo`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Show what each repository is, and which clusters it knows
@@ -149,8 +142,8 @@ pub enum Command {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    match &args.command {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
+    match command {
         Command::Show {} => show(cx),
         Command::Check {} => repo_check::check(cx),
         Command::Sync(args) => repo_sync::run(args, cx),

@@ -2,12 +2,12 @@
 
 use serde_json::json;
 
-use super::Context;
+use super::backup::jobs;
 use super::output::Table;
+use super::{Context, done_or_unconfirmed};
 use crate::backup::compact::{Limits, Options};
 use crate::config::{Period, Size};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::compact::{self, Asked, Planned};
 use crate::operate::human;
 use crate::operate::pacing::MaxRate;
@@ -75,19 +75,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     } else if let Some(root) = &done {
         tell(cx, &planned, root)?;
     }
-    match args.confirm || args.dry_run || is_idle {
-        true => Ok(exit::SUCCESS),
-        false => Err(super::unconfirmed(
-            "What is shown above would be stored again.",
-        )),
-    }
+    let is_done = args.confirm || args.dry_run || is_idle;
+    done_or_unconfirmed(is_done, "What is shown above would be stored again.")
 }
 
 fn options(args: &Args) -> Options {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Options {
         codec: FrameCodec::Lz4,
-        jobs: args.jobs.map_or(cores, usize::from),
+        jobs: jobs(args.jobs),
         wait: args.wait.duration(),
     }
 }

@@ -109,9 +109,7 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         cx.json(&made)?;
         return Ok(exit::SUCCESS);
     }
-    for path in &made.files {
-        cx.line(&format!("Wrote {path}"))?;
-    }
+    cx.lines(made.files.iter().map(|path| format!("Wrote {path}")))?;
     if let Some(path) = &made.wrapped {
         let how = match &args.kms {
             Some(key) => format!("kms.key_id = \"{key}\" and kms.wrapped_file = \"/PATH/OF/IT\""),

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use super::repo_keys::Passphrase;
-use super::{Context, unconfirmed};
+use super::{Context, done_or_unconfirmed};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::rotate::{self, Asked, Given, Plan, State, TakenBack};
 
 /// The arguments of `pitr repo rotate`.
@@ -67,10 +66,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cx.warn("no host has the epoch before the file for hosts is made; the same command goes on with the rest");
     }
     done?;
-    match is_change && !args.confirm && !args.dry_run {
-        true => Err(unconfirmed("The plan above would be carried out.")),
-        false => Ok(exit::SUCCESS),
-    }
+    let is_done = !is_change || args.confirm || args.dry_run;
+    done_or_unconfirmed(is_done, "The plan above would be carried out.")
 }
 
 fn report(args: &Args, cx: &Context, plan: &Plan) -> Result<()> {
@@ -128,10 +125,8 @@ fn change(given: &Given, confirmed: bool) -> String {
 fn take_back(args: &Args, cx: &Context) -> Result<u8> {
     let taken = rotate::take_back(&cx.session, &args.dir, args.confirm)?;
     cx.answer(&taken, || print_taken(cx, &taken))?;
-    match args.confirm || args.dry_run {
-        true => Ok(exit::SUCCESS),
-        false => Err(unconfirmed("The objects above would be deleted.")),
-    }
+    let is_done = args.confirm || args.dry_run;
+    done_or_unconfirmed(is_done, "The objects above would be deleted.")
 }
 
 fn print_taken(cx: &Context, taken: &TakenBack) -> Result<()> {

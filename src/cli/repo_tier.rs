@@ -119,10 +119,7 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     if !groups.is_empty() && !cx.is_quiet() {
         cx.table(&table)?;
     }
-    for line in lines(done) {
-        cx.report(&line)?;
-    }
-    Ok(())
+    lines(done).iter().try_for_each(|line| cx.report(line))
 }
 
 fn lines(done: &Done) -> Vec<String> {

@@ -120,7 +120,8 @@ pub(super) fn title(report: &Report) -> String {
 /// A table of a report: its title, its columns and its rows.
 pub(super) struct Part {
     pub title: &'static str,
-    pub columns: &'static [&'static str],
+    /// The heads, with ` | ` between them.
+    pub columns: &'static str,
     pub rows: Vec<Vec<String>>,
     /// The text where there is no row.
     pub none: &'static str,
@@ -141,7 +142,7 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
     if !failures.is_empty() {
         parts.push(Part {
             title: "Could not be looked at",
-            columns: &["error"],
+            columns: "error",
             rows: failures.clone(),
             none: "",
         });
@@ -157,7 +158,7 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
         });
         parts.push(Part {
             title: "Controls",
-            columns: &["state", "control", "observed", "command"],
+            columns: "state | control | observed | command",
             rows: rows.collect(),
             none: none("nothing could be looked at"),
         });
@@ -168,13 +169,13 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
     });
     parts.push(Part {
         title: "What somebody should do",
-        columns: &["state", "of", "finding", "next"],
+        columns: "state | of | finding | next",
         rows: findings.collect(),
         none: none("nothing"),
     });
     parts.push(Part {
         title: "Runs",
-        columns: &["began", "took", "user", "host", "command", "of", "outcome"],
+        columns: "began | took | user | host | command | of | outcome",
         rows: report.runs.iter().map(ran).collect(),
         none: none("none is recorded: see [audit] in the configuration"),
     });
@@ -190,7 +191,7 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
     });
     parts.push(Part {
         title: "Backups that ended in this time",
-        columns: &["ended", "of", "repository", "backup", "stored", "damage"],
+        columns: "ended | of | repository | backup | stored | damage",
         rows: backups.collect(),
         none: none("none"),
     });
@@ -205,21 +206,13 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
     });
     parts.push(Part {
         title: "Newest drills",
-        columns: &["cluster", "repository", "time", "result"],
+        columns: "cluster | repository | time | result",
         rows: proofs.collect(),
         none: none("none"),
     });
     parts.push(Part {
         title: "Promises",
-        columns: &[
-            "cluster",
-            "promise",
-            "kept",
-            "broken",
-            "not known",
-            "worst",
-            "at",
-        ],
+        columns: "cluster | promise | kept | broken | not known | worst | at",
         rows: report.promises.iter().map(kept).collect(),
         none: none("nothing was measured: pitr agent does it, on its host"),
     });
@@ -236,7 +229,7 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
         });
         parts.push(Part {
             title: "The audit log",
-            columns: &["state", "chain", "problem", "observed"],
+            columns: "state | chain | problem | observed",
             rows: rows.collect(),
             none: none("it is whole, as far as its anchors reach"),
         });
@@ -311,7 +304,7 @@ fn print(cx: &Context, report: &Report) -> Result<()> {
             cx.line(part.none)?;
             continue;
         }
-        cx.table(&Table::under(part.columns.iter().copied()).rows(&part.rows))?;
+        cx.table(&Table::of(part.columns).rows(&part.rows))?;
     }
     Ok(())
 }

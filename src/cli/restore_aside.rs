@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::restore::Args;
 use super::restore_replaced::Replaced;
-use super::{Context, unconfirmed};
+use super::{Context, done_or_unconfirmed};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
@@ -28,12 +28,8 @@ pub(super) fn switch(args: &Args, cx: &Context) -> Result<u8> {
     let to = cx.session.environment.absolute(&args.to);
     let is_confirmed = args.confirm && !args.dry_run;
     let Some(standing) = aside::switch(&cx.session, &to, is_confirmed)? else {
-        return match args.dry_run {
-            true => Ok(exit::SUCCESS),
-            false => Err(unconfirmed(
-                "The cluster that has recovered aside would take its place.",
-            )),
-        };
+        let shown = "The cluster that has recovered aside would take its place.";
+        return done_or_unconfirmed(args.dry_run, shown);
     };
     let replaced = Replaced::done(&standing);
     let (backup, target) = (standing.backup(), standing.target());
@@ -52,10 +48,7 @@ pub(super) fn switch(args: &Args, cx: &Context) -> Result<u8> {
 /// Removes the copy that waits.
 pub(super) fn give_up(args: &Args, cx: &Context) -> Result<u8> {
     if !args.confirm || args.dry_run {
-        return match args.dry_run {
-            true => Ok(exit::SUCCESS),
-            false => Err(unconfirmed("The copy that waits would be removed.")),
-        };
+        return done_or_unconfirmed(args.dry_run, "The copy that waits would be removed.");
     }
     let to = cx.session.environment.absolute(&args.to);
     let is_removed = aside::give_up(&to)?;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::restore::Args;
-use super::{Context, unconfirmed};
+use super::{Context, done_or_unconfirmed, unconfirmed};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -140,10 +140,8 @@ pub(super) fn taken_up(args: &Args, asked: &Asked, cx: &Context) -> Result<Optio
             false => Ok(()),
         }
     })?;
-    match is_complete || is_due || args.dry_run {
-        true => Ok(Some(exit::SUCCESS)),
-        false => Err(unconfirmed("The restored cluster would take its place.")),
-    }
+    let is_done = is_complete || is_due || args.dry_run;
+    done_or_unconfirmed(is_done, "The restored cluster would take its place.").map(Some)
 }
 
 /// Puts the old cluster back, or shows what that does.

@@ -139,7 +139,7 @@ pub fn print_report(cx: &Context, job: &Job, restored: &Restored) -> Result<()> 
     print_configuration(cx, start)?;
     out.line("Next:")?;
     out.line(&format!("  {}", start.command))?;
-    start.notes.iter().try_for_each(|note| out.line(note))
+    out.lines(&start.notes)
 }
 
 /// Says what was written into postgresql.auto.conf: the plan of a restore shows it already.
@@ -173,9 +173,7 @@ fn print_configuration(cx: &Context, start: &Start) -> Result<()> {
     ];
     for (head, lines) in lists.iter().filter(|(_, lines)| !lines.is_empty()) {
         cx.line(head)?;
-        lines
-            .iter()
-            .try_for_each(|line| cx.line(&format!("  {line}")))?;
+        cx.lines(lines.iter().map(|line| format!("  {line}")))?;
     }
     Ok(())
 }

@@ -62,7 +62,5 @@ fn section(cx: &Context, title: &str, lines: &[impl AsRef<str>]) -> Result<()> {
         return Ok(());
     }
     cx.line(title)?;
-    lines
-        .iter()
-        .try_for_each(|line| cx.line(&format!("  {}", line.as_ref())))
+    cx.lines(lines.iter().map(|line| format!("  {}", line.as_ref())))
 }

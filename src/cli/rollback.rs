@@ -3,9 +3,8 @@
 use serde_json::json;
 
 use super::left_out::{self, SHOWN, status};
-use super::{Context, unconfirmed};
+use super::{Context, done_or_unconfirmed};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::rollback::{Asked, RolledBack};
 use crate::tree::replace::depot::Run;
 
@@ -16,11 +15,9 @@ const EXAMPLES: usize = 1000;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The name in the configuration
-    #[arg(value_name = "NAME")]
     pub name: String,
 
     /// The restore, as it printed it; the newest without it
-    #[arg(value_name = "RUN")]
     pub run: Option<Run>,
 
     /// Undo it even though restored entries were changed since; these changes are lost
@@ -51,10 +48,9 @@ pub(super) fn run(
         is_confirmed: args.confirm,
     })?;
     cx.answer(&as_json(args, &done), || print(args, cx, &done))?;
-    match (args.confirm, args.dry_run) {
-        (true, _) => Ok(status(done.left_out.total())),
-        (false, true) => Ok(exit::SUCCESS),
-        (false, false) => Err(unconfirmed("The plan above would be carried out.")),
+    match args.confirm {
+        true => Ok(status(done.left_out.total())),
+        false => done_or_unconfirmed(args.dry_run, "The plan above would be carried out."),
     }
 }
 

@@ -18,13 +18,6 @@ use crate::repo::decision::Kind;
 /// undecided, and pitr plan, restore and standby ask for a number.
 ///
 /// Example: pitr timeline list
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr timeline`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// List the timelines, what each holds, and which one is the cluster
@@ -79,8 +72,8 @@ pub(super) fn reason(text: &str) -> Result<String> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    match &args.command {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
+    match command {
         Command::List {} => list(cx),
         Command::Abandon(change) => decide(cx, change, Kind::Abandon),
         Command::Restore(change) => decide(cx, change, Kind::Restore),
@@ -97,7 +90,7 @@ fn list(cx: &Context) -> Result<u8> {
         let decided = &listing.decided;
         match decided.undecided() {
             Some(why) => cx.warn(&format!("{why}. {DECIDE}")),
-            None => (decided.describe_beside().iter()).for_each(|beside| cx.warn(beside)),
+            None => cx.warn_all(decided.describe_beside()),
         }
         Ok(())
     })?;
@@ -183,9 +176,7 @@ fn print(cx: &Context, shown: &Decided) -> Result<()> {
             "  timeline {number} is abandoned: {commits}; {backups}"
         ))?;
     }
-    for beside in shown.after.describe_beside() {
-        cx.warn(&beside);
-    }
+    cx.warn_all(shown.after.describe_beside());
     cx.note("nothing is deleted, and --target-timeline N still leads to an abandoned timeline; versions of pitr before this command ignore the decision");
     Ok(())
 }

@@ -20,13 +20,6 @@ use crate::progress::Progress;
 /// Look at archived WAL, bring it in and out by hand
 ///
 /// Example: pitr wal list
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands of `pitr wal`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Archive one WAL, history or backup history file
@@ -34,7 +27,6 @@ pub enum Command {
     /// Does what pitr-archive does. Example: pitr wal push pg_wal/000000010000000000000042
     Push {
         /// The file, as %p in archive_command
-        #[arg(value_name = "PATH")]
         path: PathBuf,
     },
     /// Fetch one file from the archive
@@ -42,10 +34,8 @@ pub enum Command {
     /// Does what pitr-restore does. Example: pitr wal fetch 000000010000000000000042 /tmp/segment
     Fetch {
         /// The name of the file, as %f in restore_command
-        #[arg(value_name = "NAME")]
         name: OsString,
         /// The path that it is written to, as %p in restore_command
-        #[arg(value_name = "PATH")]
         path: PathBuf,
     },
     /// List the archived segments
@@ -55,7 +45,6 @@ pub enum Command {
     /// Example: pitr wal show 000000010000000000000042
     Show {
         /// The name of the segment
-        #[arg(value_name = "NAME")]
         name: String,
     },
     /// Show WAL that should be there and is not
@@ -77,7 +66,6 @@ pub enum Command {
     /// Example: pitr wal conflicts 000000010000000000000042
     Conflicts {
         /// Only those of this segment
-        #[arg(value_name = "NAME")]
         name: Option<String>,
     },
     /// Give a timeline, from a segment on, to the server whose copy was refused
@@ -100,8 +88,8 @@ pub enum Command {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    match &args.command {
+pub fn run(command: &Command, cx: &Context) -> Result<u8> {
+    match command {
         Command::Push { path } => push(cx, path),
         Command::Fetch { name, path } => fetch(cx, name, path),
         Command::List {} => wal_list::list(cx),

@@ -9,7 +9,7 @@ use super::member::{DatabaseMember, LargeObjects};
 use super::read_check::Dump;
 use super::rows::{self, TableRows};
 use super::source::{Database, Source, SqlSession, size_of};
-use super::tool::{self, Tool};
+use super::tool::{self, Tick, Tool};
 use crate::config::LogicalContent;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -187,7 +187,7 @@ impl Making<'_> {
         database: &Database,
         below: &Path,
         scratch: &Path,
-        tick: &mut dyn FnMut() -> Result<()>,
+        tick: Tick<'_>,
     ) -> Result<DatabaseMember> {
         let doing = |e: Error| e.context(format!("dump database \"{}\"", database.name));
         let directory = below.join(database.oid.to_string());
@@ -236,7 +236,7 @@ impl Making<'_> {
         &self,
         database: &Database,
         stop: &Arc<AtomicBool>,
-        tick: &mut dyn FnMut() -> Result<()>,
+        tick: Tick<'_>,
     ) -> Result<(Held, Vec<(TableRows, String)>)> {
         std::thread::scope(|threads| {
             let opening = threads.spawn(|| {
@@ -267,7 +267,7 @@ impl Making<'_> {
         (held, tables): (&mut Held, Vec<(TableRows, String)>),
         database: &Database,
         directory: &Path,
-        (stop, tick): (&Arc<AtomicBool>, &mut dyn FnMut() -> Result<()>),
+        (stop, tick): (&Arc<AtomicBool>, Tick<'_>),
     ) -> Result<(Vec<TableRows>, Option<LargeObjects>)> {
         let mut command = self.pg_dump.command(Some(self.service));
         command

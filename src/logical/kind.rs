@@ -8,7 +8,7 @@ use super::database::Making;
 use super::member::Member;
 use super::source::{Source, size_of};
 use super::spool::Spool;
-use super::tool::{self, Tool};
+use super::tool::{self, Tick, Tool};
 use crate::config::LogicalContent;
 use crate::err;
 use crate::error::Result;
@@ -174,7 +174,7 @@ pub fn put_back(
     snapshot: &Snapshot<'_>,
     member: &Value,
     to: &Path,
-    (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
+    (host, tick): (&Host, Tick<'_>),
 ) -> Result<Member> {
     let member = Member::read(member)?;
     // Owners and modes of a spool mean nothing elsewhere.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::member::LargeObjects;
 use super::rows::{self, TableRows};
-use super::tool::{self, Tool};
+use super::tool::{self, Tick, Tool};
 use crate::config::LogicalContent;
 use crate::error::{Code, Error, Result};
 
@@ -31,7 +31,7 @@ pub fn contents(
     directory: &Path,
     options: &[String],
     file: &Path,
-    tick: &mut dyn FnMut() -> Result<()>,
+    tick: Tick<'_>,
 ) -> Result<String> {
     let options = [&["--list".to_owned()], options].concat();
     printed(pg_restore, directory, &options, file, tick)
@@ -46,7 +46,7 @@ pub fn printed(
     directory: &Path,
     options: &[String],
     file: &Path,
-    tick: &mut dyn FnMut() -> Result<()>,
+    tick: Tick<'_>,
 ) -> Result<String> {
     let mut command = pg_restore.command(None);
     command.args(options).arg("-f").arg(file).arg(directory);
@@ -65,7 +65,7 @@ impl Dump<'_> {
         &self,
         pg_restore: &Tool,
         scratch: &Path,
-        tick: &mut dyn FnMut() -> Result<()>,
+        tick: Tick<'_>,
     ) -> Result<Vec<String>> {
         found(contents(pg_restore, &self.directory, &[], scratch, tick).map(|_| Vec::new()))
     }
@@ -79,7 +79,7 @@ impl Dump<'_> {
         &self,
         pg_restore: &Tool,
         scratch: &Path,
-        tick: &mut dyn FnMut() -> Result<()>,
+        tick: Tick<'_>,
     ) -> Result<Vec<String>> {
         let list = match contents(pg_restore, &self.directory, &[], scratch, tick) {
             Ok(list) => list,
@@ -109,7 +109,7 @@ impl Dump<'_> {
         &self,
         table: &TableRows,
         file: Option<&str>,
-        tick: &mut dyn FnMut() -> Result<()>,
+        tick: Tick<'_>,
     ) -> Result<Option<String>> {
         let name = format!("table \"{}\".\"{}\"", table.schema, table.table);
         let Some(file) = file else {

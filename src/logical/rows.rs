@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::member::LargeObjects;
 use super::source::size_of;
+use super::tool::Tick;
 use crate::err;
 use crate::error::{Error, Result};
 
@@ -54,7 +55,7 @@ pub fn read(path: &Path) -> Result<Vec<TableRows>> {
 ///
 /// # Errors
 /// Errors of the system; those of `tick`.
-pub fn in_file(path: &Path, tick: &mut dyn FnMut() -> Result<()>) -> Result<Option<u64>> {
+pub fn in_file(path: &Path, tick: Tick<'_>) -> Result<Option<u64>> {
     let failed = |e| Error::from_io(format!("read \"{}\"", path.display()), e);
     let mut file = std::fs::File::open(path).map_err(failed)?;
     let mut buffer = vec![0; BUFFER_BYTES];

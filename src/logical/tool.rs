@@ -12,6 +12,9 @@ use crate::program::{self, Running};
 /// How many of these lines a message repeats.
 const SHOWN_LINES: usize = 5;
 
+/// What is called again and again while a program works: an error of it ends the program.
+pub type Tick<'t> = &'t mut dyn FnMut() -> Result<()>;
+
 /// A program of a known version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tool {
@@ -103,7 +106,7 @@ impl Tool {
 /// # Errors
 /// `Full` when the program found no room, `Server` when it failed otherwise, with the end of what it said; those of `tick`, after the program
 /// was stopped.
-pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Result<Vec<String>> {
+pub fn run(command: &mut Command, tick: Tick<'_>) -> Result<Vec<String>> {
     let name = Path::new(command.get_program());
     let name = name.file_name().unwrap_or_default().to_string_lossy();
     let name = name.into_owned();
@@ -114,11 +117,7 @@ pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Resul
 ///
 /// # Errors
 /// Those of [`run`].
-pub fn run_as(
-    name: &str,
-    command: &mut Command,
-    tick: &mut dyn FnMut() -> Result<()>,
-) -> Result<Vec<String>> {
+pub fn run_as(name: &str, command: &mut Command, tick: Tick<'_>) -> Result<Vec<String>> {
     let running = Running::start(command.stdin(Stdio::null()))?;
     let (status, said) = running.wait(tick)?;
     match status.success() {

@@ -6,7 +6,7 @@ use super::format::Format;
 use super::json::is_generic;
 use super::names::{self, Verdict, is_about, is_group};
 use super::values::is_reference;
-use super::{Finds, lines};
+use super::{Finds, begins_with_any, has_any, is_made_of, lines};
 
 /// A value in quotes goes on over lines, at most so far.
 const QUOTED_LIMIT_BYTES: usize = 64 << 10;
@@ -143,6 +143,12 @@ struct Scanner<'s, 't> {
     is_jaas: bool,
 }
 
+/// Words before a name that are none.
+const BEFORE_NAMES: &[&str] = &[
+    "export", "set", "setenv", "local", "readonly", "env", "-", "-e", "ENV", "ARG", "option",
+    "define", "const", "let", "var",
+];
+
 /// Controls of PAM, behind the type "password".
 const PAM: &[&str] = &[
     "required ",
@@ -195,25 +201,7 @@ impl<'t> Scanner<'_, 't> {
                 at += 1;
             }
             let word = self.slice(start..at);
-            if matches!(
-                word,
-                "export"
-                    | "set"
-                    | "setenv"
-                    | "local"
-                    | "readonly"
-                    | "env"
-                    | "-"
-                    | "-e"
-                    | "ENV"
-                    | "ARG"
-                    | "option"
-                    | "define"
-                    | "const"
-                    | "let"
-                    | "var"
-            ) || word.trim_start_matches('-').is_empty()
-            {
+            if BEFORE_NAMES.contains(&word) || word.trim_start_matches('-').is_empty() {
                 continue;
             }
             if let Some(end) = self.pair(start..at, is_first && !is_comment, is_comment) {
@@ -235,9 +223,7 @@ impl<'t> Scanner<'_, 't> {
             _ => return None,
         };
         let whole = rest.get(..end + close)?;
-        let is_lookup = ["lookup(", "query(", "hashi_vault"]
-            .iter()
-            .any(|call| whole.contains(call));
+        let is_lookup = has_any(whole, &["lookup(", "query(", "hashi_vault"]);
         let is_named = whole.starts_with("${") && super::references::is_named_elsewhere(whole);
         (is_named || is_lookup && !whole.contains("default(")).then_some(at + end + close)
     }
@@ -268,9 +254,8 @@ impl<'t> Scanner<'_, 't> {
                 .trim_start()
                 .strip_prefix('=')
                 .filter(|_| !name.contains('_'))?;
-            let is_hash = ["-pbkdf2-", "-pbkdf2:", "-hashed-"]
-                .iter()
-                .any(|hash| value.trim_start().starts_with(hash));
+            let is_hash =
+                begins_with_any(value.trim_start(), &["-pbkdf2-", "-pbkdf2:", "-hashed-"]);
             let roles = value.find(',').filter(|_| !is_hash);
             let length = roles.unwrap_or(value.len());
             let start = self.line.len() - value.len();
@@ -473,16 +458,17 @@ impl<'t> Scanner<'_, 't> {
             .iter()
             .any(|login| name.eq_ignore_ascii_case(login));
         let words = self.line.trim_start();
-        let is_login_line = [
-            "machine ",
-            "default ",
-            "login ",
-            "user ",
-            "password ",
-            "poll ",
-        ]
-        .iter()
-        .any(|w| words.starts_with(w));
+        let is_login_line = begins_with_any(
+            words,
+            &[
+                "machine ",
+                "default ",
+                "login ",
+                "user ",
+                "password ",
+                "poll ",
+            ],
+        );
         let is_single = !rest.trim_end_matches(';').contains(char::is_whitespace)
             || rest.starts_with(['"', '\'']);
         match self.format {
@@ -634,7 +620,7 @@ impl<'t> Scanner<'_, 't> {
             end = line_end;
             // The end of a directive, and of a comment in another language.
             let mut value = self.slice(at..end).trim_end();
-            if ["ENV ", "ARG "].iter().any(|d| self.line.starts_with(d)) {
+            if begins_with_any(self.line, &["ENV ", "ARG "]) {
                 value = value.split(' ').next().unwrap_or_default();
                 return self.take(name, at..at + value.len());
             }
@@ -804,10 +790,7 @@ impl<'t> Scanner<'_, 't> {
             b'&' => {
                 let rest = super::beginning(self.slice(at + 1..self.line.len()), 40);
                 let next = rest.strip_prefix("amp;").map(|next| next.split_once('='));
-                let is_name = |name: &str| {
-                    name.bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
-                };
+                let is_name = |name: &str| is_made_of(name, b"_-.");
                 let is_next = next.is_none_or(|next| next.is_some_and(|(name, _)| is_name(name)));
                 self.query < from && is_next
             }
@@ -827,9 +810,7 @@ impl<'t> Scanner<'_, 't> {
 
     /// Whether the line holds settings of a connection: `host=… password=…`.
     fn is_conninfo(&self) -> bool {
-        ["host=", "dbname=", "user=", "port="]
-            .iter()
-            .any(|k| self.line.contains(k))
+        has_any(self.line, &["host=", "dbname=", "user=", "port="])
     }
 
     /// A value in three quotes, over lines.
@@ -892,9 +873,7 @@ fn text_of_call(rest: &str) -> Option<(usize, usize)> {
     let open = rest.find('(')?;
     let callee = rest.get(..open)?;
     let is_callee = !callee.is_empty()
-        && callee
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_.:".contains(&b))
+        && is_made_of(callee, b"_.:")
         && !callee.starts_with(|c: char| c.is_ascii_digit());
     let inner = rest.get(open + 1..)?;
     let inner = inner.get(..inner.find(')')?)?;
@@ -954,12 +933,13 @@ pub(super) fn scheme_length(text: &str) -> usize {
     };
     let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     let upper = name.to_ascii_uppercase();
-    let is_known = [
-        "CRYPT", "SHA", "MD5", "MD4", "PLAIN", "CLEAR", "ARGON", "PBKDF", "NTLM", "LANMAN",
-        "SCRAM", "RPA", "OTP", "SKEY", "BCRYPT", "NOOP", "SMD",
-    ]
-    .iter()
-    .any(|known| upper.contains(known));
+    let is_known = has_any(
+        &upper,
+        &[
+            "CRYPT", "SHA", "MD5", "MD4", "PLAIN", "CLEAR", "ARGON", "PBKDF", "NTLM", "LANMAN",
+            "SCRAM", "RPA", "OTP", "SKEY", "BCRYPT", "NOOP", "SMD",
+        ],
+    );
     if is_known && name.bytes().all(is_name) {
         name.len() + 2
     } else {
@@ -1019,13 +999,13 @@ fn literal(rest: &str) -> Option<(usize, usize)> {
 /// Whether a function reads what its argument names.
 fn is_getter(name: &str) -> bool {
     let name = name.rsplit('.').next().unwrap_or(name).to_ascii_lowercase();
-    [
-        "get", "read", "load", "fetch", "lookup", "from", "has", "is", "find", "env", "require",
-        "del", "unset", "exists", "hash", "verify", "validate", "check",
-    ]
-    .iter()
-    .any(|verb| name.starts_with(verb))
-        || ["credentials", "secret", "secrets"].contains(&name.as_str())
+    begins_with_any(
+        &name,
+        &[
+            "get", "read", "load", "fetch", "lookup", "from", "has", "is", "find", "env",
+            "require", "del", "unset", "exists", "hash", "verify", "validate", "check",
+        ],
+    ) || ["credentials", "secret", "secrets"].contains(&name.as_str())
 }
 
 /// Whether a text ends as `&amp` does.
@@ -1038,7 +1018,7 @@ fn ends_entity(text: &str) -> bool {
         )
         || name
             .strip_prefix('#')
-            .is_some_and(|n| n.len() < 7 && n.bytes().all(|b| b.is_ascii_alphanumeric()))
+            .is_some_and(|n| n.len() < 7 && is_made_of(n, b""))
 }
 
 /// The length of what a shell reads on behind quotes: `'it'"'"'s'`.

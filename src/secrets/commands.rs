@@ -2,7 +2,7 @@
 
 use super::names::Verdict;
 use super::values::is_reference;
-use super::{Finds, Rule};
+use super::{Finds, Rule, has_any, is_made_of};
 
 /// One argument of a command, without its quotes.
 pub(super) struct Argument<'t> {
@@ -129,11 +129,7 @@ fn command(finds: &mut Finds<'_>, at: usize, line: &str, depth: u8) {
 /// The value behind an option of any program, whose name says what it is: `-password x`, `--requirepass x`.
 fn of_option(finds: &mut Finds<'_>, option: &str, at: usize, value: &str) {
     let name = option.trim_start_matches('-');
-    let is_option = option.starts_with('-')
-        && name.len() > 1
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    let is_option = option.starts_with('-') && name.len() > 1 && is_made_of(name, b"-_.");
     if is_option
         && !value.starts_with(['-', '|', '>', '<', '&'])
         && finds.overrides.judge(name).0 >= Verdict::Strong
@@ -288,9 +284,10 @@ fn add_word(finds: &mut Finds<'_>, at: usize, (start, word): (usize, &str), key:
 
 /// Commands that set a value by its name: `npm config set _authToken x`, `nmcli … password x`, `net use \\\\host password`.
 fn configured(finds: &mut Finds<'_>, at: usize, line: &str) {
-    let is_set = ["config set ", "configure set ", "racadm set ", "setx "]
-        .iter()
-        .any(|c| line.contains(c));
+    let is_set = has_any(
+        line,
+        &["config set ", "configure set ", "racadm set ", "setx "],
+    );
     let is_wifi = line.contains("nmcli ");
     let is_basic = line.contains(" http-basic.");
     let is_net = line.contains("net use ");
@@ -340,16 +337,7 @@ fn handed(finds: &mut Finds<'_>, at: usize, line: &str) {
     };
     let from = line.len() - text.len();
     if let Some((start, word)) = words(text).first().copied() {
-        let inner = word.trim_matches(['"', '\'']);
-        let skip = inner
-            .find(':')
-            .filter(|_| reader == "chpasswd")
-            .map_or(0, |colon| colon + 1);
-        let begin = at + from + start + word.find(inner).unwrap_or_default();
-        let span = begin + skip..begin + inner.len();
-        if !is_reference(finds.at(span.clone())) {
-            finds.add(span, reader, Rule::Place);
-        }
+        read_by(finds, reader, at + from + start, word);
     }
 }
 
@@ -441,12 +429,17 @@ fn piped(finds: &mut Finds<'_>, at: usize, line: &str) {
     ) else {
         return;
     };
+    read_by(finds, reader, at + start, word);
+}
+
+/// Adds the word that a program reads: `chpasswd` the password behind the user.
+fn read_by(finds: &mut Finds<'_>, reader: &str, at: usize, word: &str) {
     let inner = word.trim_matches(['"', '\'']);
     let skip = inner
         .find(':')
         .filter(|_| reader == "chpasswd")
         .map_or(0, |colon| colon + 1);
-    let from = at + start + word.find(inner).unwrap_or_default();
+    let from = at + word.find(inner).unwrap_or_default();
     let span = from + skip..from + inner.len();
     if !is_reference(finds.at(span.clone())) {
         finds.add(span, reader, Rule::Place);

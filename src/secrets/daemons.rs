@@ -1,9 +1,9 @@
 //! Secrets by their place in the files of single daemons: mail servers, log servers, terminals, monitoring, scripts of `expect`.
 
 use super::names::Verdict;
-use super::phrases::{Word, words};
+use super::phrases::{Word, add, words};
 use super::values::is_reference;
-use super::{Finds, Rule, lines};
+use super::{Finds, Rule, has_any, is_made_of, lines};
 
 /// Communities of SNMP, also where the directive is switched off.
 const COMMUNITIES: &[&str] = &[
@@ -49,16 +49,6 @@ pub(super) fn scan(finds: &mut Finds<'_>, base: &str) {
     }
 }
 
-fn add(finds: &mut Finds<'_>, word: &Word<'_>, key: &str) {
-    let value = match word.is_quoted {
-        true => word.text,
-        false => word.text.trim_end_matches([';', '"', '\'']),
-    };
-    if !is_reference(value) {
-        finds.add(word.at..word.at + value.len(), key, Rule::Place);
-    }
-}
-
 /// `# rwcommunity private 10.0.0.5`: what a comment switched off is in use elsewhere.
 fn switched_off(finds: &mut Finds<'_>, at: usize, line: &str) {
     let body = line.trim_start_matches(['#', ' ', '\t']);
@@ -68,7 +58,7 @@ fn switched_off(finds: &mut Finds<'_>, at: usize, line: &str) {
     if let [name, value, ..] = words(at + line.len() - body.len(), body).as_slice()
         && name.is(COMMUNITIES)
     {
-        add(finds, value, name.text);
+        add(finds, value, 0, name.text);
     }
 }
 
@@ -79,9 +69,7 @@ fn slashes(finds: &mut Finds<'_>, at: usize, line: &str) {
     };
     let name = name.trim();
     let is_servers = name.ends_with("_servers")
-        && ["mysql", "pgsql", "oracle", "redis", "ibase"]
-            .iter()
-            .any(|kind| name.contains(kind));
+        && has_any(name, &["mysql", "pgsql", "oracle", "redis", "ibase"]);
     let separator = match name {
         _ if is_servers && value.matches('/').count() >= 3 => '/',
         "client_send" if value.contains('^') => '^',
@@ -127,10 +115,7 @@ fn passwd(finds: &mut Finds<'_>, at: usize, line: &str) {
         return;
     };
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let is_name = !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_-.@".contains(&b));
+    let is_name = !name.is_empty() && is_made_of(name, b"_-.@");
     let is_locked = password.bytes().all(|b| b"x*!".contains(&b));
     let has_more = fields.count() >= 2;
     if is_name && is_number(uid) && is_number(gid) && has_more && !is_locked && !is_number(name) {
@@ -154,7 +139,7 @@ fn headers(finds: &mut Finds<'_>, at: usize, line: &str) {
         if finds.overrides.judge(name).0 >= Verdict::Strong
             && let Some(value) = values.next().filter(|w| !w.text.starts_with('}'))
         {
-            add(finds, &value, name);
+            add(finds, &value, 0, name);
         }
     }
 }
@@ -166,7 +151,7 @@ fn by_words(finds: &mut Finds<'_>, words: &[Word<'_>]) {
             && sign.text == "="
             && kind.is(&["cleartext", "clear"])
         {
-            add(finds, value, kind.text);
+            add(finds, value, 0, kind.text);
         }
     }
     // Keys of a gateway: `: RSA file "passphrase"`.
@@ -175,16 +160,13 @@ fn by_words(finds: &mut Finds<'_>, words: &[Word<'_>]) {
         && kind.is(&["RSA", "ECDSA", "BLISS", "PKCS8", "P12"])
         && value.is_quoted
     {
-        add(finds, value, kind.text);
+        add(finds, value, 0, kind.text);
     }
     // A boot loader: `password name x`.
     if let [name, user, value] = words
         && name.text == "password"
         && !user.is_quoted
-        && user
-            .text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && is_made_of(user.text, b"_")
         && !user.is(&[
             "required",
             "sufficient",
@@ -194,7 +176,7 @@ fn by_words(finds: &mut Finds<'_>, words: &[Word<'_>]) {
             "encryption",
         ])
     {
-        add(finds, value, "password");
+        add(finds, value, 0, "password");
     }
     // A community of SNMP on a router.
     if let [menu, .., last] = words
@@ -216,7 +198,7 @@ fn by_file(finds: &mut Finds<'_>, base: &str, words: &[Word<'_>]) {
         && first.text.bytes().all(|b| b.is_ascii_digit())
         && second.is(&["sha1", "md5", "crc", "sha256", "sha512"]);
     if base == "secrets" && is_mount || is_ring {
-        add(finds, third, "password");
+        add(finds, third, 0, "password");
     }
 }
 

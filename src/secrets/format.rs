@@ -1,5 +1,7 @@
 //! The format of a file, by its name and by how it begins.
 
+use super::{ends_with_any, has_any};
+
 /// A format that has a scanner of its own, or rules of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
@@ -55,9 +57,7 @@ pub(super) fn base(name: &str) -> String {
 /// Whether a file of this name is nothing but a secret: the cookie of a cluster, the list of a dial-in server.
 pub(super) fn is_secret(name: &str) -> bool {
     let base = base(name);
-    [".cookie", ".secret", ".google_authenticator"]
-        .iter()
-        .any(|end| base.ends_with(end))
+    ends_with_any(&base, &[".cookie", ".secret", ".google_authenticator"])
         || matches!(
             base.as_str(),
             "chap-secrets" | "pap-secrets" | "l2tp-secrets"
@@ -75,16 +75,18 @@ fn is_list_of_logins(base: &str) -> bool {
         ".wpa_psk",
         "psk.txt",
     ];
-    let is_map = ["sasl", "relay", "smtp"].iter().any(|w| base.contains(w));
-    let is_settings = [
-        ".conf", ".yml", ".yaml", ".json", ".xml", ".toml", ".ini", ".sh", ".py", ".php", ".sql",
-    ]
-    .iter()
-    .any(|end| base.ends_with(end));
+    let is_map = has_any(base, &["sasl", "relay", "smtp"]);
+    let is_settings = ends_with_any(
+        base,
+        &[
+            ".conf", ".yml", ".yaml", ".json", ".xml", ".toml", ".ini", ".sh", ".py", ".php",
+            ".sql",
+        ],
+    );
     base == "rsyncd.secrets"
         || base == "pcp.conf"
         || ends.iter().any(|end| base.ends_with(end))
-        || ["passwd", "shadow"].iter().any(|w| base.contains(w)) && !is_map && !is_settings
+        || has_any(base, &["passwd", "shadow"]) && !is_map && !is_settings
 }
 
 impl Format {
@@ -116,9 +118,7 @@ impl Format {
         {
             Format::Yaml
         } else if ends(&["users.acl"])
-            || ["redis", "valkey", "sentinel"]
-                .iter()
-                .any(|r| base.contains(r))
+            || has_any(&base, &["redis", "valkey", "sentinel"])
             || base
                 .strip_suffix(".conf")
                 .is_some_and(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))

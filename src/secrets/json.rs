@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::names::{Verdict, has_secret_key, is_about, is_group};
 use super::values::is_encoded_setting;
 use super::yaml::is_harmless_name;
-use super::{Finds, Rule};
+use super::{Finds, Rule, has_any};
 
 /// Deeper levels have the key of this one.
 const DEPTH: usize = 200;
@@ -68,9 +68,7 @@ struct Level<'t> {
 pub(super) fn scan(finds: &mut Finds<'_>) {
     let text = finds.text;
     let bytes = text.as_bytes();
-    let is_secret = ["\"kind\":\"Secret\"", "\"kind\": \"Secret\""]
-        .iter()
-        .any(|kind| text.contains(kind));
+    let is_secret = has_any(text, &["\"kind\":\"Secret\"", "\"kind\": \"Secret\""]);
     let mut levels: Vec<Level<'_>> = vec![Level::default()];
     // Levels that were not kept.
     let mut more = 0_usize;

@@ -3,7 +3,7 @@
 use super::commands;
 use super::format::Format;
 use super::values::is_reference;
-use super::{Finds, Rule, lines};
+use super::{Finds, Rule, is_made_of, lines};
 
 /// Adds what stands in such a place.
 pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
@@ -156,10 +156,7 @@ fn env(finds: &mut Finds<'_>, at: usize, line: &str, open: &mut Option<(char, us
         .find(['=', ':'])
         .map_or(rest, |n| rest.get(..n).unwrap_or_default())
         .trim();
-    let is_name = !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    let is_name = !name.is_empty() && is_made_of(name, b"_.-");
     let is_name = is_name && !name.starts_with(|c: char| c.is_ascii_digit());
     let is_bare = name == rest && name.bytes().any(|b| b.is_ascii_digit());
     if !is_name || is_bare {

@@ -152,6 +152,24 @@ fn beginning(text: &str, limit_bytes: usize) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
+fn has_any(text: &str, parts: &[&str]) -> bool {
+    parts.iter().any(|part| text.contains(part))
+}
+
+fn begins_with_any(text: &str, beginnings: &[&str]) -> bool {
+    beginnings.iter().any(|one| text.starts_with(one))
+}
+
+fn ends_with_any(text: &str, ends: &[&str]) -> bool {
+    ends.iter().any(|end| text.ends_with(end))
+}
+
+/// Whether it has letters and digits of ASCII alone, and these other bytes.
+fn is_made_of(text: &str, others: &[u8]) -> bool {
+    text.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
+}
+
 /// The secrets of one text, as its scanners find them.
 struct Finds<'t> {
     text: &'t str,

@@ -1,5 +1,7 @@
 //! Names of keys: which of them say that their value is a secret, and which that it is none.
 
+use super::has_any;
+
 /// The verdict that a key's name alone allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -65,7 +67,8 @@ const KEYS: &str = "api access secret private encryption signing master auth acc
 const PLAIN_KEYS: &str = "primary foreign partition sort cache object index group host map hash row site verify trusted authorized column unique lookup search event metric label tag public \
     publishable config sharding shard dedup idempotency translation message dict json field order hot meta known project issue locale feature property attribute topology natural candidate sonar";
 
-fn has(list: &str, word: &str) -> bool {
+/// Whether a list, with spaces between its words, has this one.
+pub(super) fn has(list: &str, word: &str) -> bool {
     list.split(' ').any(|one| one == word)
 }
 
@@ -100,9 +103,10 @@ fn words(key: &str) -> Vec<String> {
 fn is_password_word(word: &str) -> bool {
     let word = word.trim_end_matches(|c: char| c.is_ascii_digit());
     has(PASSWORDS, word)
-        || ["password", "passwd", "passphrase", "passwort", "kennwort"]
-            .iter()
-            .any(|part| word.contains(part))
+        || has_any(
+            word,
+            &["password", "passwd", "passphrase", "passwort", "kennwort"],
+        )
         || (word.ends_with("pass") && !["bypass", "compass", "trespass"].contains(&word))
         || (word.ends_with("pwd") && word != "cwd")
         || (word.len() > 3 && word.ends_with("pw"))
@@ -111,16 +115,17 @@ fn is_password_word(word: &str) -> bool {
 fn is_strong_word(word: &str) -> bool {
     let word = word.trim_end_matches(|c: char| c.is_ascii_digit());
     has(STRONG, word)
-        || [
-            "secret",
-            "apikey",
-            "accesskey",
-            "privatekey",
-            "credential",
-            "authtoken",
-        ]
-        .iter()
-        .any(|part| word.contains(part))
+        || has_any(
+            word,
+            &[
+                "secret",
+                "apikey",
+                "accesskey",
+                "privatekey",
+                "credential",
+                "authtoken",
+            ],
+        )
         || (word.ends_with("token") && word != "notoken")
         || word.ends_with("community")
         || (word.len() > 3 && word.ends_with("key") && KEYS.split(' ').any(|k| word.starts_with(k)))

@@ -3,7 +3,7 @@
 use super::format::Format;
 use super::names::Verdict;
 use super::values::{closing_quote, is_reference};
-use super::{Finds, Rule, lines};
+use super::{Finds, Rule, ends_with_any, has_any, is_made_of, lines};
 
 /// A word of a line, without its quotes.
 pub(super) struct Word<'t> {
@@ -66,8 +66,7 @@ pub(super) fn words(at: usize, line: &str) -> Vec<Word<'_>> {
 /// Adds what stands behind such words.
 pub(super) fn scan(finds: &mut Finds<'_>, base: &str, format: Format) {
     let text = finds.text;
-    let is_map =
-        ["sasl", "relay", "smtp"].iter().any(|w| base.contains(w)) && base.contains("pass");
+    let is_map = has_any(base, &["sasl", "relay", "smtp"]) && base.contains("pass");
     let mut users: Option<usize> = None;
     let mut insertion = Insertion::default();
     for (at, line) in lines(text) {
@@ -113,7 +112,8 @@ pub(super) fn scan(finds: &mut Finds<'_>, base: &str, format: Format) {
     two_lines(finds, base);
 }
 
-fn add(finds: &mut Finds<'_>, word: &Word<'_>, skip: usize, key: &str) {
+/// Adds what a word holds behind its first bytes, unless it only leads to a secret.
+pub(super) fn add(finds: &mut Finds<'_>, word: &Word<'_>, skip: usize, key: &str) {
     let value = word.text.get(skip..).unwrap_or_default();
     let value = match word.is_quoted {
         true => value,
@@ -187,7 +187,7 @@ fn directive(finds: &mut Finds<'_>, words: &[Word<'_>]) {
         // A user of a page: `allow name:password`.
         if let Some((user, password)) = second.text.split_once(':')
             && user.starts_with(|c: char| c.is_ascii_alphabetic())
-            && user.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            && is_made_of(user, b"_")
             && !password.is_empty()
             && !password.contains([':', '/'])
             && !password.bytes().all(|b| b.is_ascii_digit())
@@ -293,10 +293,7 @@ fn named(finds: &mut Finds<'_>, words: &[Word<'_>]) {
             .strip_prefix('"')
             .and_then(|t| t.strip_suffix('"'))
             .filter(|_| !value.is_quoted);
-        let is_name = name
-            .text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+        let is_name = is_made_of(name.text, b"_-.");
         if !name.is_quoted && is_name && finds.overrides.judge(name.text).0 >= Verdict::Strong {
             if value.is_quoted {
                 finds.judge(name.text, value.at..value.at + value.text.len());
@@ -409,10 +406,8 @@ fn connects(finds: &mut Finds<'_>, at: usize, line: &str) {
 fn echoed(finds: &mut Finds<'_>, words: &[Word<'_>]) {
     let Some(name) = words.first() else { return };
     let lower = name.text.to_ascii_lowercase();
-    let is_command = ["command", "cmd"].iter().any(|end| lower.ends_with(end));
-    let is_pass = ["pass", "secret", "token"]
-        .iter()
-        .any(|part| lower.contains(part));
+    let is_command = ends_with_any(&lower, &["command", "cmd"]);
+    let is_pass = has_any(&lower, &["pass", "secret", "token"]);
     let line = words.last().filter(|_| is_command && is_pass);
     for end in ["echo ", "printf "] {
         if let Some(last) = line
@@ -445,9 +440,7 @@ fn go_dsn(finds: &mut Finds<'_>, at: usize, line: &str) {
 
 /// A file of a name and a password, each on a line of its own.
 fn two_lines(finds: &mut Finds<'_>, base: &str) {
-    let is_login = ["auth", "pass", "login", "cred"]
-        .iter()
-        .any(|w| base.contains(w));
+    let is_login = has_any(base, &["auth", "pass", "login", "cred"]);
     let mut rows =
         lines(finds.text).filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
     let rows = (rows.next(), rows.next(), rows.next());

@@ -1,9 +1,8 @@
 //! Secrets by their position among words: directives of daemons, and the configuration of network devices.
 
 use super::names::{Verdict, is_about};
-use super::phrases::{Word, words};
-use super::values::is_reference;
-use super::{Finds, Rule, lines};
+use super::phrases::{self, Word, words};
+use super::{Finds, lines};
 
 /// Directives, and which of their words is the secret; the last one where it is 0.
 const PLACES: &[(&str, usize)] = &[
@@ -144,12 +143,7 @@ const STOP: &[&str] = &[
 ];
 
 fn add(finds: &mut Finds<'_>, word: Option<&Word<'_>>, key: &str) {
-    let Some(word) = word else { return };
-    let value = match word.is_quoted {
-        true => word.text,
-        false => word.text.trim_end_matches([';', '"', '\'']),
-    };
-    if !is_reference(value) {
-        finds.add(word.at..word.at + value.len(), key, Rule::Place);
+    if let Some(word) = word {
+        phrases::add(finds, word, 0, key);
     }
 }

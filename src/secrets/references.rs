@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::names::{self, Verdict};
+use super::names::{self, Verdict, has};
+use super::{begins_with_any, is_made_of};
 use crate::text::is_hex;
 
 /// Names before a colon in `${…}` that tell where the value is.
@@ -74,16 +75,8 @@ const OBJECTS: &str = "req request headers params cookies args config settings o
 /// Attributes of a name in a directory.
 const ATTRIBUTES: &str = "cn ou dc o uid c l st mail sn dn cn=config";
 
-fn has(list: &str, word: &str) -> bool {
-    list.split(' ').any(|one| one == word)
-}
-
 fn is_ident(text: &str) -> bool {
-    !text.is_empty()
-        && !text.starts_with(|c: char| c.is_ascii_digit())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+    !text.is_empty() && !text.starts_with(|c: char| c.is_ascii_digit()) && is_made_of(text, b"_-")
 }
 
 /// Whether a value only names another one.
@@ -144,9 +137,10 @@ fn is_attribute(value: &str) -> bool {
     while let Some(rest) = WRAPPERS.iter().find_map(|w| inner.strip_prefix(w)) {
         inner = rest;
     }
-    let is_other = ["var.", "local.", "data.", "module.", "each.", "file("]
-        .iter()
-        .any(|b| inner.starts_with(b));
+    let is_other = begins_with_any(
+        inner,
+        &["var.", "local.", "data.", "module.", "each.", "file("],
+    );
     let is_resource =
         RESOURCES.iter().any(|r| inner.starts_with(r)) && inner.matches('.').count() >= 2;
     let is_expression = |b: u8| b.is_ascii_alphanumeric() || b"._-()[]\"'*, $={}/".contains(&b);
@@ -185,9 +179,7 @@ fn is_member(value: &str) -> bool {
 
 /// A command of PowerShell that reads or makes it.
 fn is_cmdlet(value: &str) -> bool {
-    ["Read-Host", "Get-", "Import-"]
-        .iter()
-        .any(|verb| value.starts_with(verb))
+    begins_with_any(value, &["Read-Host", "Get-", "Import-"])
         && !value.contains(['"', '\''])
         && value.contains(char::is_uppercase)
 }

@@ -2,7 +2,7 @@
 
 use super::names::Verdict;
 use super::values::{closing_quote, is_reference};
-use super::{Finds, Rule, lines};
+use super::{Finds, Rule, begins_with_any, has_any, lines};
 
 /// Functions whose last text is a key.
 const ENCRYPT: &[&str] = &[
@@ -33,18 +33,17 @@ pub(super) fn scan(finds: &mut Finds<'_>, base: &str) {
         if lower.starts_with("copy ") && lower.contains(" from stdin") {
             columns = Some(copied(finds, line));
         }
-        let is_statement = ["password", "identified by", "pgp_sym_", "aes_", "crypt("]
-            .iter()
-            .any(|word| lower.contains(word));
+        let is_statement = has_any(
+            &lower,
+            &["password", "identified by", "pgp_sym_", "aes_", "crypt("],
+        );
         if is_statement && lower.len() == line.len() {
             is_open = lower.trim_end().ends_with("password");
             passwords(finds, at, line, &lower);
             crypts(finds, at, line, &lower);
             keys(finds, at, line, &lower);
             let is_sql = base.ends_with(".sql")
-                || ["create user", "alter user"]
-                    .iter()
-                    .any(|s| lower.trim_start().starts_with(s));
+                || begins_with_any(lower.trim_start(), &["create user", "alter user"]);
             if is_sql {
                 unquoted(finds, at, line, &lower);
             }

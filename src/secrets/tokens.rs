@@ -7,7 +7,7 @@ use super::names::Verdict;
 use super::values::{
     has_shape, hash_in, hash_length, is_algorithm, is_public_data, is_random, is_reference,
 };
-use super::{Finds, Rule, lines, pem};
+use super::{Finds, Rule, begins_with_any, ends_with_any, has_any, is_made_of, lines, pem};
 
 /// Text before a token that makes it a digest or a public key.
 const DIGESTS: &[&str] = &[
@@ -70,7 +70,7 @@ const SCHEMES: &[&str] = &["Bearer ", "bearer ", "Basic ", "basic "];
 pub(super) fn scan(finds: &mut Finds<'_>) {
     let mut in_public = false;
     // A file of a zone is published as a whole.
-    let begins = |line: &str| ["$ORIGIN ", "$TTL "].iter().any(|w| line.starts_with(w));
+    let begins = |line: &str| begins_with_any(line, &["$ORIGIN ", "$TTL "]);
     let is_zone = lines(finds.text).any(|(_, line)| begins(line));
     let mut found = Vec::new();
     for (at, line) in lines(finds.text) {
@@ -234,10 +234,7 @@ fn logins(line: &str, at: usize, found: &mut Spans) {
         };
         let (user, password) = login.split_at(separator);
         let password = password.get(1..).unwrap_or_default();
-        let is_user = !user.is_empty()
-            && user
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+        let is_user = !user.is_empty() && is_made_of(user, b"_-.");
         let is_address = is_thin || is_address(host) && !SCHEMES_OF_NAMES.contains(&user);
         if is_user && is_address && password.len() >= 3 && !is_reference(password) {
             let begin = at + sign - password.len();
@@ -250,18 +247,18 @@ fn logins(line: &str, at: usize, found: &mut Spans) {
 fn is_oracle(before: &str) -> bool {
     let key = super::ending(before).trim_end_matches([' ', '=', '"', '\'']);
     let key = key.to_ascii_lowercase();
-    [
-        "userid",
-        "oracle_connect",
-        "oracle_login",
-        "connect_string",
-        "sqlplus_login",
-        "ora_login",
-        "connect",
-    ]
-    .iter()
-    .any(|name| key.ends_with(name))
-        && key.len() < before.len()
+    ends_with_any(
+        &key,
+        &[
+            "userid",
+            "oracle_connect",
+            "oracle_login",
+            "connect_string",
+            "sqlplus_login",
+            "ora_login",
+            "connect",
+        ],
+    ) && key.len() < before.len()
 }
 
 /// Schemes before a name with a host, where a password does not stand.
@@ -276,10 +273,7 @@ fn is_address(host: &str) -> bool {
     let digits = rest.strip_prefix(':').map_or(0, |port| {
         port.bytes().take_while(u8::is_ascii_digit).count()
     });
-    let is_host = !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+    let is_host = !name.is_empty() && is_made_of(name, b"-.");
     is_host && (2..=5).contains(&digits)
 }
 
@@ -355,18 +349,19 @@ fn is_certified(token: &str, line: &str) -> bool {
     let is_fingerprint = is_commit(token) && !token.bytes().any(|b| b.is_ascii_lowercase());
     is_fingerprint && {
         let line = super::beginning(line, 400).to_ascii_lowercase();
-        [
-            "gpg",
-            "fingerprint",
-            "keyserver",
-            "recipient",
-            "recv-key",
-            "encrypt-to",
-            "signed-by",
-            "local-user",
-        ]
-        .iter()
-        .any(|word| line.contains(word))
+        has_any(
+            &line,
+            &[
+                "gpg",
+                "fingerprint",
+                "keyserver",
+                "recipient",
+                "recv-key",
+                "encrypt-to",
+                "signed-by",
+                "local-user",
+            ],
+        )
     }
 }
 
@@ -497,9 +492,7 @@ fn spans(line: &str, at: usize, finds: &Finds<'_>, found: &mut Spans) {
 fn is_name(token: &str) -> bool {
     token.len() <= 80
         && token.bytes().any(|b| b.is_ascii_alphabetic())
-        && token
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+        && is_made_of(token, b"_-.")
         && !is_random(token)
         && !has_shape(token)
 }

@@ -2,6 +2,7 @@
 
 use super::names::Verdict;
 use super::references::{is_named_elsewhere, is_resource_id};
+use super::{begins_with_any, has_any, is_made_of};
 
 /// The shortest token whose entropy counts, where letters of both cases and digits alternate.
 const MIXED_MIN: usize = 16;
@@ -346,17 +347,12 @@ pub fn is_reference(value: &str) -> bool {
             .and_then(|rest| rest.strip_suffix(close))
             .filter(|inner| !inner.contains(close))
     };
-    let is_name = |text: &str| {
-        !text.is_empty()
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"_.-/ ".contains(&b))
-    };
+    let is_name = |text: &str| !text.is_empty() && is_made_of(text, b"_.-/ ");
     if is_named_elsewhere(value) {
         return true;
     }
     if let Some(command) = inner("$(", ")") {
-        return !["echo", "printf"].iter().any(|w| command.contains(w));
+        return !has_any(command, &["echo", "printf"]);
     }
     if value.starts_with("${{") && value.ends_with("}}")
         || [("((", "))"), ("%{", "}"), ("#{", "}"), ("%env(", ")%")]
@@ -429,9 +425,7 @@ pub fn is_call(value: &str) -> bool {
         return false;
     };
     let (callee, rest) = value.split_at(open);
-    let is_read = [".read_text()", ".read()", "readFileSync("]
-        .iter()
-        .any(|call| value.contains(call));
+    let is_read = has_any(value, &[".read_text()", ".read()", "readFileSync("]);
     let is_ident = |b: u8| b.is_ascii_alphanumeric() || b"_.:!".contains(&b);
     let last = callee.rsplit(['.', ':']).next().unwrap_or_default();
     let texts = rest.matches(['"', '\'']).count();
@@ -461,7 +455,7 @@ fn is_file(value: &str) -> bool {
         && !path.contains("://")
         && path
             .split(['/', '.', '-', '_'])
-            .all(|part| is_word_like(part) && part.bytes().all(|b| b.is_ascii_alphanumeric()))
+            .all(|part| is_word_like(part) && is_made_of(part, b""))
 }
 
 fn is_number(value: &str) -> bool {
@@ -554,9 +548,7 @@ fn behind_variable(value: &str) -> &str {
 
 fn is_path(value: &str) -> bool {
     let value = behind_variable(value);
-    let begins = ["/", "./", "../", "~/", "file:", "C:\\", "unix:"]
-        .iter()
-        .any(|p| value.starts_with(p));
+    let begins = begins_with_any(value, &["/", "./", "../", "~/", "file:", "C:\\", "unix:"]);
     begins && !value.contains(char::is_whitespace) && !value.bytes().any(|b| b"=+".contains(&b))
 }
 
@@ -568,9 +560,7 @@ fn is_plain_url(value: &str) -> bool {
 fn is_signed_url(value: &str) -> bool {
     value.contains("://")
         && !value.contains(char::is_whitespace)
-        && ["sig=", "signature="]
-            .iter()
-            .any(|name| value.to_ascii_lowercase().contains(name))
+        && has_any(&value.to_ascii_lowercase(), &["sig=", "signature="])
 }
 
 /// Whether it is the name of a file with a key or a certificate, without a directory.
@@ -670,8 +660,7 @@ pub fn is_secret(verdict: Verdict, value: &str) -> bool {
     }
     // Its password stands behind a name of its own.
     if verdict == Verdict::Strong
-        && (is_connection(value)
-            || lower.contains(';') && ["password=", "pwd="].iter().any(|k| lower.contains(k)))
+        && (is_connection(value) || lower.contains(';') && has_any(&lower, &["password=", "pwd="]))
     {
         return false;
     }

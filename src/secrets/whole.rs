@@ -2,7 +2,7 @@
 
 use super::Overrides;
 use super::format::{Format, base};
-use super::names::{self, Verdict};
+use super::names::{self, Verdict, has};
 use super::values::{is_public_data, is_reference};
 
 /// Endings of such files, as in `cache.pass`.
@@ -12,10 +12,6 @@ const SETTINGS: &str = "conf cfg cnf ini toml yml yaml json jsonc json5 jsonl tf
     service timer socket mount slice path target network netdev link rules acl lua erl ex exs cron crontab log j2 tmpl tpl erb pub crt cer pem asc";
 /// Folders of such files.
 const FOLDERS: &[&str] = &["secrets", "credentials"];
-
-fn has(list: &str, word: &str) -> bool {
-    list.split_whitespace().any(|one| one == word)
-}
 
 /// The only line of a text that is the secret of a file of this name; none where the file is another one.
 pub(super) fn line<'t>(

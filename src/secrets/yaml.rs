@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::json::{is_generic, is_naming};
 use super::names::{Verdict, has_secret_key, is_about, is_group, is_plural};
 use super::values::is_label_of;
-use super::{Finds, Rule, lines};
+use super::{Finds, Rule, is_made_of, lines};
 
 /// Deeper keys belong to the last one that is kept.
 const DEPTH: usize = 200;
@@ -305,7 +305,7 @@ pub(super) fn is_harmless_name(key: &str) -> bool {
 
 /// Name and value of `NAME=value`.
 fn variable(text: &str) -> Option<(&str, &str)> {
-    let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let is_name = |name: &str| is_made_of(name, b"_");
     text.split_once('=')
         .filter(|(name, value)| is_name(name) && !value.is_empty())
 }

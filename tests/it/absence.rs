@@ -12,8 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::common::proxy::Proxy;
 use crate::common::s3::{BUCKET, Fault, Fired, KEY, S3Server};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Still, patiently, pitr, pitr_archive, pitr_restore,
-    wait_until,
+    Cluster, Program, Run, Sandbox, Still, patiently, pitr, pitr_archive, pitr_restore, wait_until,
 };
 use crate::fetch::answer_promotions;
 use crate::per_major;
@@ -394,10 +393,10 @@ fn archived() -> (Still, Stage) {
     let stage = Stage::new(&[]);
     let config = stage.configure(still.cluster.pgdata());
     let program = |program: Program| program.arg("--config").arg(&config);
-    program(pitr()).args(["init", "--quiet"]).run().success();
+    program(pitr()).words("init --quiet").succeed();
     for name in &still.segments {
         let path = still.wal(name);
-        program(pitr_archive()).arg(path).run().success();
+        program(pitr_archive()).arg(path).succeed();
     }
     (still, stage)
 }
@@ -481,7 +480,7 @@ fn f18_promote_unreachable_chooses_what_an_outage_means_to_a_promotion() {
     stage.replace("stall_timeout = \"1s\"\nretry_budget = \"1s\"\n", "");
     for choice in ["auto", "refuse", "proceed"] {
         stage.cluster = format!("promote_unreachable = \"{choice}\"\n");
-        wait_until(PATIENCE, "the archive's word counts", || {
+        wait_until("the archive's word counts", || {
             crate::fetch::mode(&still, "standby.signal", false);
             still.cluster.touch("promote");
             let run = stage.fetch(&pgdata, ABSENT, "pg_wal/RECOVERYXLOG", 100);
@@ -499,7 +498,7 @@ struct Pair {
 
 impl Pair {
     fn new(major: u32) -> Pair {
-        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let builder = Cluster::small(major);
         let mut primary = builder.create();
         let mut stage = Stage::new(&[]);
         // The primary has a configuration of its own: it always reaches the store.
@@ -507,7 +506,7 @@ impl Pair {
         let own = stage.sandbox.join("primary.toml");
         std::fs::rename(direct, &own).unwrap();
         let program = |program: Program| program.arg("--config").arg(&own);
-        program(pitr()).args(["init", "--quiet"]).run().success();
+        program(pitr()).words("init --quiet").succeed();
         primary.append_config("archive_mode", "on");
         let archive = program(pitr_archive()).arg("%p").shell();
         primary.append_config("archive_command", &archive);
@@ -528,11 +527,11 @@ impl Pair {
     fn standby(&self) -> Cluster {
         let config = self.stage.sandbox.join("pitr.toml");
         let restore = pitr_restore().arg("--config").arg(config);
-        let restore = restore.args(["%f", "%p"]).shell();
+        let restore = restore.words("%f %p").shell();
         Cluster::builder(self.primary.major())
             .segment_size_mb(1)
             .standby_of(&self.primary)
-            .option("fsync", "off")
+            .without_fsync()
             .option("archive_mode", "off")
             .option("restore_command", restore)
             .create()
@@ -554,8 +553,8 @@ impl Pair {
 }
 
 fn wait_rows(server: &Cluster, rows: usize) {
-    wait_until(PATIENCE, &format!("{rows} rows are there"), || {
-        server.query_one_string("select count(*) from t") == rows.to_string()
+    wait_until(&format!("{rows} rows are there"), || {
+        server.value("select count(*) from t") == rows.to_string()
     });
 }
 
@@ -597,12 +596,12 @@ fn f18_a_standby_without_the_archived_tail_is_promoted_only_by_choice() {
         pair.outage();
         pair.insert();
         pair.primary.archive_now();
-        wait_until(PATIENCE, "the standby waits for the archive", || {
+        wait_until("the standby waits for the archive", || {
             standby.log()[seen..].contains("trying again")
         });
         let asked = Instant::now();
         promote(&standby);
-        wait_until(PATIENCE, "restore_command has answered", || {
+        wait_until("restore_command has answered", || {
             standby.log()[seen..].contains("child process exited with exit code 200")
         });
         took.push(asked.elapsed());
@@ -631,9 +630,7 @@ fn f06_f18_a_streaming_standby_is_promoted_in_an_outage(major: u32) {
     pair.choose("refuse");
     let streams = |pair: &Pair, rows: usize| {
         let sql = "select count(*) from pg_stat_replication where state = 'streaming'";
-        wait_until(PATIENCE, "the standby streams", || {
-            pair.primary.query_one_string(sql) == "1"
-        });
+        wait_until("the standby streams", || pair.primary.value(sql) == "1");
         pair.insert();
         rows
     };
@@ -673,9 +670,9 @@ fn t11_a_download_that_fails_in_part_is_tried_again_or_fails_as_a_whole() {
         .replace("stall_timeout = \"1s\"\nretry_budget = \"1s\"\n", "");
     let config = pair.stage.configure(pair.primary.pgdata());
     let program = |config: &Path| pitr().arg("--config").arg(config);
-    program(&config).args(["backup", "--quiet"]).run().success();
+    program(&config).words("backup --quiet").succeed();
     let restore = |config: &Path, to: &Path| {
-        let restore = program(config).args(["restore", "--quiet", "--to"]);
+        let restore = program(config).words("restore --quiet --to");
         restore.arg(to).run()
     };
     let server = &pair.stage.server;

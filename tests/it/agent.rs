@@ -50,7 +50,7 @@ impl Host {
             port,
             cluster,
         };
-        host.pitr().args(["init", "--quiet"]).run().success();
+        host.pitr().words("init --quiet").succeed();
         host
     }
 
@@ -94,7 +94,7 @@ impl Host {
     }
 
     pub fn status(&self) -> serde_json::Value {
-        self.pitr().args(["agent", "status", "--json"]).run().json()
+        self.pitr().words("agent status --json").run().json()
     }
 
     pub fn job(&self, name: &str) -> serde_json::Value {
@@ -187,13 +187,12 @@ fn j01_j02_a_day_in_a_minute_loses_and_doubles_no_run_though_the_agent_is_killed
             .collect::<Vec<_>>()
     };
     let start = Instant::now();
-    wait_until(PATIENCE, "every job has run", || {
+    wait_until("every job has run", || {
         start.elapsed() > Duration::from_secs(5)
             && !host.begun("night").is_empty()
             && !host.begun("check").is_empty()
     });
-    last.signal(Signal::TERM);
-    last.wait().success();
+    last.ended_by(Signal::TERM).success();
     let files = host.begun("files");
     let scheduled = hours(&files);
     assert!(scheduled.iter().all(|at| at % 3600 == 0), "{scheduled:?}");
@@ -214,7 +213,7 @@ fn j01_j02_a_day_in_a_minute_loses_and_doubles_no_run_though_the_agent_is_killed
         "{check:?} {night:?}"
     );
     // Every run really ran, once, and made a backup.
-    wait_until(PATIENCE, "the last run ends", || {
+    wait_until("the last run ends", || {
         host.job("files")["running"] == false
     });
     let state = host.sandbox.join("state");
@@ -222,7 +221,7 @@ fn j01_j02_a_day_in_a_minute_loses_and_doubles_no_run_though_the_agent_is_killed
     let begun = host.begun("files");
     let begun: Vec<u64> = begun.iter().map(|(micros, _)| *micros).collect();
     assert_eq!(well, begun);
-    let info = host.pitr().args(["info", "--json"]).run().json();
+    let info = host.pitr().words("info --json").run().json();
     let backups = info["scopes"][0]["backups"].as_array().unwrap().len();
     assert_eq!(backups, well.len(), "{info}");
     let trace = std::fs::read_to_string(host.sandbox.join("out/trace")).unwrap();
@@ -309,16 +308,15 @@ fn j01_a_day_of_real_jobs_in_a_minute_backs_up_verifies_expires_and_drills() {
         ("report", 1),
     ];
     for (job, count) in expected {
-        wait_until(PATIENCE, &format!("job \"{job}\" has run"), || {
+        wait_until(&format!("job \"{job}\" has run"), || {
             ended_well(&state, job).len() >= count
         });
     }
-    wait_until(PATIENCE, "the last agent is there", || {
-        let status = pitr.clone().args(["agent", "status", "--json"]);
+    wait_until("the last agent is there", || {
+        let status = pitr.clone().words("agent status --json");
         status.run().json()["running"] == true
     });
-    last.signal(Signal::TERM);
-    last.wait().success();
+    last.ended_by(Signal::TERM).success();
     let hour = |micros: &u64| (micros / 1_000_000 - SPRING) / 3600;
     for (job, count) in expected {
         let well = ended_well(&state, job);
@@ -332,13 +330,13 @@ fn j01_a_day_of_real_jobs_in_a_minute_backs_up_verifies_expires_and_drills() {
     let failed = sink.all().into_iter().filter(|id| id.starts_with("jobs/"));
     assert_eq!(failed.collect::<Vec<_>>(), [""; 0]);
     // By the real clock: the drill proved recovery, the newest backups are there and whole.
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     let own = &info["clusters"][0];
     let backups = own["backups"].as_array().unwrap();
     let marked = backups.iter().filter(|b| !b["expire_not_before"].is_null());
     assert!(backups.len() >= 5 && marked.count() >= 2, "{info:#}");
     assert!(own["drills"][0]["proven"].is_object(), "{info:#}");
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
 }
 
 /// Content whose backup takes ten minutes.
@@ -350,12 +348,12 @@ fn j01_a_job_outlives_the_agent_and_the_next_one_finds_it() {
     let job = "[jobs.long]\nrun = \"files backup slow\"\nschedule = \"always\"\n";
     let host = Host::new(&format!("{SLOW}{job}"));
     let agent = host.agent();
-    wait_until(PATIENCE, "it runs", || host.job("long")["running"] == true);
+    wait_until("it runs", || host.job("long")["running"] == true);
     let since = host.job("long")["running_since"].clone();
     drop(agent);
     assert_eq!(host.status()["running"], false);
     let second = host.agent();
-    wait_until(PATIENCE, "the next agent is there", || {
+    wait_until("the next agent is there", || {
         host.status()["running"] == true
     });
     std::thread::sleep(Duration::from_secs(3));
@@ -372,22 +370,18 @@ fn j01_a_job_outlives_the_agent_and_the_next_one_finds_it() {
     );
     // An agent that is asked to leave goes at once, and the job stays.
     let left = Instant::now();
-    second.signal(Signal::TERM);
-    second.wait().success();
+    second.ended_by(Signal::TERM).success();
     assert!(left.elapsed() < Duration::from_secs(10));
     assert_eq!(host.job("long")["running_since"], since);
     // A job that is configured no more is ended.
     let third = host.agent();
-    wait_until(PATIENCE, "the third is there", || {
-        host.get("/healthz").is_some()
-    });
+    wait_until("the third is there", || host.get("/healthz").is_some());
     host.reconfigure(job, "");
     std::thread::sleep(Duration::from_secs(2));
     third.signal(Signal::HUP);
-    wait_until(PATIENCE, "it ends", || !lock_is_held(&host, "long"));
-    third.signal(Signal::TERM);
+    wait_until("it ends", || !lock_is_held(&host, "long"));
     third
-        .wait()
+        .ended_by(Signal::TERM)
         .success()
         .expect_stderr("the configuration was read again");
 }
@@ -401,7 +395,7 @@ fn lock_is_held(host: &Host, job: &str) -> bool {
 fn metrics_health_and_readiness_are_served() {
     let host = Host::new(EVERY_HOUR);
     let agent = host.agent();
-    wait_until(PATIENCE, "it serves", || {
+    wait_until("it serves", || {
         host.get("/metrics")
             .is_some_and(|(status, _)| status.contains("200"))
     });
@@ -437,8 +431,7 @@ fn metrics_health_and_readiness_are_served() {
     // A second agent with the same memory is refused.
     host.pitr()
         .arg("agent")
-        .run()
-        .expect_code(7)
+        .exits(7)
         .expect_stderr("another agent runs");
     drop(agent);
 }
@@ -448,11 +441,11 @@ fn j05_a_repository_that_is_gone_makes_the_agent_unready() {
     let host = Host::new(EVERY_HOUR);
     host.reconfigure("[agent]\n", "[agent]\ninterval = \"1s\"\n");
     let _agent = host.agent();
-    wait_until(PATIENCE, "it is ready", || {
+    wait_until("it is ready", || {
         host.get("/readyz").is_some_and(|(s, _)| s.contains("200"))
     });
     std::fs::rename(host.sandbox.join("repo"), host.sandbox.join("away")).unwrap();
-    wait_until(PATIENCE, "it is not ready", || {
+    wait_until("it is not ready", || {
         host.get("/readyz")
             .is_some_and(|(s, body)| s.contains("503") && body.contains("repo=\"local\""))
     });
@@ -463,7 +456,7 @@ fn j05_what_was_seen_more_than_two_minutes_ago_makes_nobody_ready() {
     let host = Host::new(EVERY_HOUR);
     let _agent = host.agent();
     let is_ready = || host.get("/readyz").is_some_and(|(s, _)| s.contains("200"));
-    wait_until(PATIENCE, "it is ready", is_ready);
+    wait_until("it is ready", is_ready);
     // The next look comes a minute after this one.
     let path = host.sandbox.join("state/metrics.prom");
     let file = std::fs::File::options().write(true).open(path).unwrap();
@@ -481,7 +474,7 @@ fn a_job_runs_by_hand_and_never_beside_itself() {
     let host = Host::new(&format!(
         "{EVERY_HOUR}[jobs.bad]\nrun = \"files backup none\"\nschedule = \"0 0 1 1 *\"\n"
     ));
-    host.pitr().args(["agent", "run", "files"]).run().success();
+    host.pitr().words("agent run files").succeed();
     let job = host.job("files");
     assert_eq!(
         (&job["last_status"], &job["last_success"]),
@@ -489,19 +482,17 @@ fn a_job_runs_by_hand_and_never_beside_itself() {
         "{job}"
     );
     // The status is that of the command.
-    let status = host.pitr().args(["files", "backup", "none"]).run().code();
-    let run = host.pitr().args(["agent", "run", "bad"]).run();
+    let status = host.pitr().words("files backup none").run().code();
+    let run = host.pitr().words("agent run bad").run();
     assert_eq!(run.code(), status, "{run}");
     host.pitr()
-        .args(["agent", "status"])
-        .run()
-        .expect_code(1)
+        .words("agent status")
+        .exits(1)
         .expect_stdout("failed, status")
         .expect_stdout("the agent does not run");
     host.pitr()
-        .args(["agent", "run", "none"])
-        .run()
-        .expect_code(2)
+        .words("agent run none")
+        .exits(2)
         .expect_stderr("Known: files, bad");
     // While another process holds the lock of the job, nothing is started.
     let lock = std::fs::File::options()
@@ -511,11 +502,10 @@ fn a_job_runs_by_hand_and_never_beside_itself() {
         .unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     host.pitr()
-        .args(["agent", "run", "files"])
-        .run()
-        .expect_code(7)
+        .words("agent run files")
+        .exits(7)
         .expect_stderr("is under way");
-    let metrics = host.pitr().arg("metrics").run().success().stdout;
+    let metrics = host.pitr().arg("metrics").succeed().stdout;
     assert_eq!(
         crate::metrics::value(&metrics, "pitr_job_last_result{job_name=\"bad\"}"),
         Some(1.0),
@@ -531,14 +521,11 @@ fn j03_a_job_that_takes_too_long_is_ended_and_tried_again() {
     );
     let host = host.hastened(SPRING, 60);
     let agent = host.agent();
-    wait_until(PATIENCE, "a run was ended", || {
+    wait_until("a run was ended", || {
         host.job("slow")["last_success"] == false
     });
-    wait_until(PATIENCE, "further runs follow", || {
-        host.begun("slow").len() >= 2
-    });
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    wait_until("further runs follow", || host.begun("slow").len() >= 2);
+    agent.ended_by(Signal::TERM).success();
 }
 
 #[test]
@@ -547,7 +534,7 @@ fn j03_a_run_whose_record_keeper_was_killed_counts_as_lost_and_not_as_well() {
     let run = host
         .pitr()
         .env("PITR_FAULT", "run-ends")
-        .args(["agent", "run", "files"])
+        .words("agent run files")
         .run();
     assert_ne!(run.code(), 0, "the fault fired: {run}");
     assert!(run.stderr.contains("run-ends"), "{run}");
@@ -562,11 +549,11 @@ fn j03_a_run_whose_record_keeper_was_killed_counts_as_lost_and_not_as_well() {
     let run = host
         .pitr()
         .env("PITR_FAULT", "run-begins")
-        .args(["agent", "run", "files"])
+        .words("agent run files")
         .run();
     assert!(run.stderr.contains("run-begins"), "{run}");
     assert_eq!(host.begun("files").len(), before);
-    host.pitr().args(["agent", "run", "files"]).run().success();
+    host.pitr().words("agent run files").succeed();
 }
 
 #[test]
@@ -617,13 +604,12 @@ fn j81_doctor_finds_a_wrong_job_before_the_agent_does() {
 fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
     let host = Host::new(EVERY_HOUR);
     let agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    wait_until("it serves", || host.get("/healthz").is_some());
     host.reconfigure("0 * * * *", "0 * * *");
     agent.signal(Signal::HUP);
     std::thread::sleep(Duration::from_secs(2));
-    agent.signal(Signal::TERM);
     agent
-        .wait()
+        .ended_by(Signal::TERM)
         .success()
         .expect_stderr("goes on with the one before");
 }
@@ -635,19 +621,16 @@ fn j59_a_directory_that_changes_is_taken_by_the_next_agent_and_by_no_child_of_th
     let host = Host::new(&format!("{job}{}", sink.section()));
     host.reconfigure("[agent]\n", "[agent]\ninterval = \"1s\"\n");
     let agent = host.agent();
-    wait_until(PATIENCE, "the job runs", || host.begun("copy").len() > 1);
+    wait_until("the job runs", || host.begun("copy").len() > 1);
     host.reconfigure("/state\"", "/moved\"");
     agent.signal(Signal::HUP);
     let known = host.begun("copy").len();
-    wait_until(PATIENCE, "the job runs again", || {
-        host.begun("copy").len() > known
-    });
+    wait_until("the job runs again", || host.begun("copy").len() > known);
     let id = "agent/configuration";
-    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(id));
+    wait_until("the sink hears of it", || sink.have_heard(id));
     sink.last(id, "new", "critical", "state_dir of [agent]");
     assert!(!host.sandbox.join("moved/jobs").exists());
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    agent.ended_by(Signal::TERM).success();
 }
 
 #[test]
@@ -656,17 +639,13 @@ fn j50_what_runs_always_is_started_again_after_a_clock_that_went_back() {
     let job = "[jobs.copy]\nrun = \"files ls up\"\nschedule = \"always\"\n";
     let host = Host::new(job).hastened(now.as_secs(), 1);
     let agent = host.agent();
-    wait_until(PATIENCE, "the job runs", || !host.begun("copy").is_empty());
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    wait_until("the job runs", || !host.begun("copy").is_empty());
+    agent.ended_by(Signal::TERM).success();
     let known = host.begun("copy").len();
     let host = host.hastened(now.as_secs() - 1800, 1);
     let agent = host.agent();
-    wait_until(PATIENCE, "the job runs again", || {
-        host.begun("copy").len() > known
-    });
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    wait_until("the job runs again", || host.begun("copy").len() > known);
+    agent.ended_by(Signal::TERM).success();
 }
 
 #[test]
@@ -678,9 +657,9 @@ fn j60_what_a_rare_look_found_is_served_until_the_next_one() {
         host.get("/metrics")
             .is_some_and(|(status, _)| status.contains("200"))
     };
-    wait_until(PATIENCE, "metrics are served", metrics);
+    wait_until("metrics are served", metrics);
     let page = host.sandbox.join("state/page.json");
-    wait_until(PATIENCE, "the page has its file", || page.exists());
+    wait_until("the page has its file", || page.exists());
     let set = |ago: u64| {
         for name in ["metrics.prom", "page.json"] {
             let file = std::fs::File::open(host.sandbox.join("state").join(name)).unwrap();
@@ -709,7 +688,7 @@ fn j08_a_look_that_hangs_is_given_up_and_told_and_jobs_go_on() {
     );
     host.reconfigure("[agent]\n", &format!("{sink}[agent]\ninterval = \"1s\"\n"));
     // An open condition goes on, as far as anybody knows.
-    host.pitr().args(["agent", "observe"]).run().success();
+    host.pitr().words("agent observe").succeed();
     let told = || std::fs::read_to_string(&heard).unwrap_or_default();
     assert!(told().contains("aux/files/up"), "{}", told());
     let agent = host
@@ -722,11 +701,13 @@ fn j08_a_look_that_hangs_is_given_up_and_told_and_jobs_go_on() {
         .arg("agent")
         .timeout(Duration::from_secs(600))
         .spawn();
-    wait_until(PATIENCE, "both are told", || {
+    wait_until("both are told", || {
         told().contains("looking at everything took too long") && told().contains("jobs/bad")
     });
-    agent.signal(Signal::TERM);
-    agent.wait().success().expect_stderr("is given up");
+    agent
+        .ended_by(Signal::TERM)
+        .success()
+        .expect_stderr("is given up");
     let is_ended = |line: &str| line.contains("resolved") && line.contains("aux/files/up");
     assert!(!told().lines().any(is_ended), "{}", told());
 }
@@ -764,11 +745,11 @@ fn j12_a_sink_that_hangs_keeps_metrics_and_page_from_nothing() {
         listener.accept().ok()
     };
     let mut held = Vec::new();
-    wait_until(PATIENCE, "the sink hangs", || {
+    wait_until("the sink hangs", || {
         held.extend(hangs());
         !held.is_empty()
     });
-    wait_until(PATIENCE, "metrics are served", || collected().is_some());
+    wait_until("metrics are served", || collected().is_some());
     let begun = Instant::now();
     let (mut times, mut pages) = (Vec::new(), Vec::new());
     while begun.elapsed() < Duration::from_secs(20) {
@@ -784,7 +765,7 @@ fn j12_a_sink_that_hangs_keeps_metrics_and_page_from_nothing() {
     // Looks end beside deliveries, and the trouble of the one sink reaches the other.
     assert!(held.len() > 1, "the sink was asked {} times", held.len());
     let told = || std::fs::read_to_string(&heard).unwrap_or_default();
-    wait_until(PATIENCE, "the other sink hears of it", || {
+    wait_until("the other sink hears of it", || {
         told().contains("alerts/dead")
     });
     let new = |id: &str| {
@@ -792,8 +773,7 @@ fn j12_a_sink_that_hangs_keeps_metrics_and_page_from_nothing() {
         told().lines().filter(is_new).count()
     };
     assert_eq!((new("aux/files/up"), new("\"look\"")), (1, 0), "{}", told());
-    agent.signal(Signal::TERM);
-    let said = agent.wait().success();
+    let said = agent.ended_by(Signal::TERM).success();
     assert!(!said.stderr.contains("given up"), "{said}");
 }
 
@@ -812,7 +792,7 @@ fn j11_a_look_ends_with_its_agent() {
         .env("PITR_FAULT_PAUSE", pause)
         .arg("agent")
         .spawn();
-    wait_until(PATIENCE, "it looks", || hangs.exists());
+    wait_until("it looks", || hangs.exists());
     drop(agent);
     std::fs::remove_file(&hangs).unwrap();
     std::thread::sleep(Duration::from_secs(3));
@@ -821,7 +801,7 @@ fn j11_a_look_ends_with_its_agent() {
     // One whose agent was gone before it began does nothing, either.
     host.pitr()
         .env("PITR_FOLLOWS", "1")
-        .args(["agent", "observe"])
+        .words("agent observe")
         .run()
         .expect_stderr("the agent is gone");
     assert!(!heard.join("out/alerts").exists());
@@ -832,14 +812,14 @@ fn j13_a_job_that_is_overdue_or_failed_and_runs_again_does_not_look_well() {
     let job = "[jobs.look]\nrun = \"repo show\"\nschedule = \"0 * * * *\"\n";
     let host = Host::new(job).hastened(SPRING, 1800);
     let agent = host.agent();
-    wait_until(PATIENCE, "it went well once", || {
+    wait_until("it went well once", || {
         host.job("look")["last_success"] == true
     });
     drop(agent);
-    wait_until(PATIENCE, "it is overdue", || {
+    wait_until("it is overdue", || {
         host.job("look")["overdue_since"].is_string()
     });
-    let status = || host.pitr().args(["agent", "status"]).run();
+    let status = || host.pitr().words("agent status").run();
     assert_eq!(host.job("look")["failing"], false);
     status().expect_code(1).expect_stdout("overdue since");
 
@@ -850,20 +830,17 @@ fn j13_a_job_that_is_overdue_or_failed_and_runs_again_does_not_look_well() {
         "[files.slow]\nsource = \"command\"\ncommand = [\"sh\", \"-c\", \"test -e {0} && exec sleep 600; touch {0}; exit 1\"]\nidentity = \"x\"\n[jobs.slow]\nrun = \"files backup slow\"\nschedule = \"0 0 1 1 *\"\n",
         mark.display()
     ));
-    let run_now = host.pitr().args(["agent", "run", "slow"]);
+    let run_now = host.pitr().words("agent run slow");
     assert_ne!(run_now.run().code(), 0);
     assert_eq!(host.job("slow")["failing"], true);
     let again = run_now.spawn();
-    wait_until(PATIENCE, "it runs again", || {
-        host.job("slow")["running"] == true
-    });
+    wait_until("it runs again", || host.job("slow")["running"] == true);
     let job = host.job("slow");
     let shown = [&job["failing"], &job["last_success"]];
     assert_eq!(shown, [&Value::from(true), &Value::Null]);
-    let status = host.pitr().args(["agent", "status"]).run();
+    let status = host.pitr().words("agent status").run();
     status.expect_code(1).expect_stdout("failed before");
-    again.signal(Signal::TERM);
-    again.wait();
+    again.ended_by(Signal::TERM);
 }
 
 #[test]
@@ -883,7 +860,7 @@ fn j14_a_disk_that_takes_nothing_makes_nobody_hear_everything_in_each_look() {
         text.lines().filter(is_meant).count()
     };
     let _agent = host.agent();
-    wait_until(PATIENCE, "the sink has the notice", || {
+    wait_until("the sink has the notice", || {
         told("\"new\"", "agent/state") > 0
     });
     std::thread::sleep(Duration::from_secs(6));
@@ -891,7 +868,7 @@ fn j14_a_disk_that_takes_nothing_makes_nobody_hear_everything_in_each_look() {
     assert_eq!(told("\"new\"", "aux/files/up"), 1);
     std::fs::remove_dir(&place).unwrap();
     std::fs::remove_dir(place.parent().unwrap()).unwrap();
-    wait_until(PATIENCE, "the sink has the notice of its end", || {
+    wait_until("the sink has the notice of its end", || {
         told("\"resolved\"", "agent/state") == 1
     });
     assert_eq!(told("\"new\"", "agent/state"), 1);
@@ -901,7 +878,7 @@ fn j14_a_disk_that_takes_nothing_makes_nobody_hear_everything_in_each_look() {
 fn an_idle_agent_is_small() {
     let host = Host::new(EVERY_HOUR);
     let agent = host.agent();
-    wait_until(PATIENCE, "it serves", || {
+    wait_until("it serves", || {
         host.get("/metrics").is_some_and(|(s, _)| s.contains("200"))
     });
     let peak = crate::common::peak_bytes(agent.pid()).unwrap();

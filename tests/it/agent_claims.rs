@@ -11,7 +11,7 @@ use pitr::store::file::FileStore;
 use rustix::process::Signal;
 
 use crate::agent::{Host, SPRING};
-use crate::common::{Cluster, PATIENCE, Program, wait_until};
+use crate::common::{Cluster, Program, wait_until};
 use crate::sealed::Sealed;
 
 const CLAIMED: &str = "[jobs.look]\nrun = \"repo show\"\nschedule = \"0 * * * *\"\nclaim = true\n";
@@ -84,7 +84,7 @@ fn j10_two_agents_that_are_killed_all_the_time_run_each_hour_once() {
     let agents = (host.agent(), other.pitr().arg("agent").spawn());
     let both = || [runs(&states[0]), runs(&states[1])];
     let since = Instant::now();
-    wait_until(PATIENCE, "both have met one another", || {
+    wait_until("both have met one another", || {
         let all = both();
         // Both are there by then, and leave when they are asked to.
         since.elapsed() > Duration::from_secs(10)
@@ -97,11 +97,10 @@ fn j10_two_agents_that_are_killed_all_the_time_run_each_hour_once() {
                 .any(|elsewhere| *elsewhere)
     });
     for agent in [agents.0, agents.1] {
-        agent.signal(Signal::TERM);
-        agent.wait().success();
+        agent.ended_by(Signal::TERM).success();
     }
     // Runs that were begun end.
-    wait_until(PATIENCE, "no run is under way", || {
+    wait_until("no run is under way", || {
         states.iter().all(|state| {
             let lock = std::fs::File::open(state.join("jobs/look/lock")).unwrap();
             rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok()
@@ -153,17 +152,12 @@ fn j10_a_claim_outlives_a_kill_and_a_repository_that_is_away_gives_none() {
         .run();
     assert!(killed.stderr.contains("run-claimed"), "{killed}");
     assert!(runs(&state).is_empty());
-    exec(other.pitr(), hour(1)).run().success();
+    exec(other.pitr(), hour(1)).succeed();
     assert_eq!(runs(&beside), [(hour(1), true)].into());
-    exec(host.pitr(), hour(1)).run().success();
+    exec(host.pitr(), hour(1)).succeed();
     assert_eq!(runs(&state), [(hour(1), false)].into());
     // A run elsewhere neither failed nor went well.
-    let status = other
-        .pitr()
-        .args(["agent", "status", "--json"])
-        .run()
-        .success()
-        .json();
+    let status = other.pitr().words("agent status --json").succeed().json();
     let job = &status["jobs"][0];
     assert!(
         job["last_success"].is_null() && job["elsewhere"].is_string(),
@@ -171,9 +165,8 @@ fn j10_a_claim_outlives_a_kill_and_a_repository_that_is_away_gives_none() {
     );
     other
         .pitr()
-        .args(["agent", "status"])
-        .run()
-        .success()
+        .words("agent status")
+        .succeed()
         .expect_stdout("ran on");
     // Without the repository nothing runs, and nothing is recorded: the agent tries again.
     let (repository, away) = (host.sandbox.join("repo"), host.sandbox.join("away"));
@@ -184,15 +177,14 @@ fn j10_a_claim_outlives_a_kill_and_a_repository_that_is_away_gives_none() {
     assert_ne!(run.code(), 0, "{run}");
     assert_eq!(runs(&state).len(), 1);
     std::fs::rename(&away, &repository).unwrap();
-    exec(host.pitr(), hour(2)).run().success();
+    exec(host.pitr(), hour(2)).succeed();
     assert_eq!(runs(&state).get(&hour(2)), Some(&false));
     // A damaged claim keeps no job from running, and somebody hears of it.
     let claim = folder(&repository).join("20260328T220000Z");
     std::fs::set_permissions(&claim, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     std::fs::write(&claim, "nothing").unwrap();
     exec(other.pitr(), hour(2))
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("counts for nothing");
     assert_eq!(runs(&beside).get(&hour(2)), Some(&false));
     // An identity that is not one is an error.
@@ -204,14 +196,10 @@ fn j10_a_claim_outlives_a_kill_and_a_repository_that_is_away_gives_none() {
     let of_job = folder(&repository);
     let claims = || std::fs::read_dir(&of_job).unwrap().count();
     let before = claims();
-    host.pitr().args(["agent", "run", "look"]).run().success();
+    host.pitr().words("agent run look").succeed();
     assert_eq!(claims(), before);
     // Expiry forgets claims of long ago, and goes on where it cannot.
-    let expire = || {
-        host.pitr()
-            .args(["expire", "--keep", "1", "--confirm"])
-            .run()
-    };
+    let expire = || host.pitr().words("expire --keep 1 --confirm").run();
     let status = expire().code();
     assert_eq!(claims(), 0);
     std::fs::remove_dir_all(repository.join("jobs")).unwrap();
@@ -230,9 +218,9 @@ fn j48_clusters_that_share_a_repository_do_not_take_each_others_runs() {
     let text = text.replace(&path("other"), &path("hr"));
     let hr = host.sandbox.file("hr.toml", text);
     let at = SPRING + 3600;
-    exec(host.pitr(), at).run().success();
-    exec(own.pitr(), at).run().success();
-    exec(host.pitr_with(&hr), at).run().success();
+    exec(host.pitr(), at).succeed();
+    exec(own.pitr(), at).succeed();
+    exec(host.pitr_with(&hr), at).succeed();
     assert_eq!(runs(&host.sandbox.join("other")), [(at, true)].into());
     assert_eq!(runs(&host.sandbox.join("hr")), [(at, false)].into());
 }

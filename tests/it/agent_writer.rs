@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::alert_conditions::{Sink, examine, later, observe};
 use crate::alert_heartbeat::Service;
-use crate::common::{Cluster, PATIENCE, Program, paths_below, wait_until};
+use crate::common::{Cluster, Program, paths_below, wait_until};
 use crate::metrics::value;
 use crate::sealed::Sealed;
 
@@ -26,7 +26,7 @@ fn archiving_breaks(cluster: &mut Cluster, pitr: Program) -> Program {
     cluster.restart();
     cluster.switch_wal();
     let status = cluster.pgdata().join("pg_wal/archive_status");
-    wait_until(PATIENCE, "a file waits", || {
+    wait_until("a file waits", || {
         let mut paths = paths_below(&status).into_iter();
         paths.any(|path| path.to_str().unwrap().ends_with(".ready"))
     });
@@ -45,7 +45,7 @@ fn j16_a_host_that_only_writes_tells_of_real_trouble_and_beats_without_it() {
     observe(&host());
     sink.expect("main/recovery/newest backup", &[("new", "critical")]);
     service.expect(0);
-    host().args(["backup", "--quiet"]).run().success();
+    host().words("backup --quiet").succeed();
     cluster.archive_now();
     observe(&host());
     observe(&host());
@@ -69,7 +69,7 @@ fn j16_a_host_that_only_writes_tells_of_real_trouble_and_beats_without_it() {
     let written = &page["info"]["written"][0];
     assert_eq!(written["name"], "main");
     assert_eq!(written["backups"].as_array().unwrap().len(), 1, "{written}");
-    let run = host().arg("metrics").run().success();
+    let run = host().arg("metrics").succeed();
     let status = |check| {
         let series = format!("pitr_status{{cluster=\"main\",check=\"{check}\"}}");
         value(&run.stdout, &series)
@@ -93,7 +93,7 @@ fn j66_the_report_of_a_host_that_only_writes_has_what_it_wrote() {
     };
     let missing = report("daily", "text").success();
     missing.expect_stdout("there is no backup");
-    let backup = sealed.on("writer").args(["backup", "--json"]).run();
+    let backup = sealed.on("writer").words("backup --json").run();
     let id = backup.success().id();
     let daily = report("daily", "json").success().json();
     let backups = daily["backups"].as_array().unwrap();

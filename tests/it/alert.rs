@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use crate::common::{Cluster, Program, Sandbox, pitr};
+use crate::common::{Cluster, Program, Sandbox, pitr, str_of};
 
 /// A server that answers with a status, and keeps what it was sent.
 pub struct Web {
@@ -166,7 +166,7 @@ impl Host {
             config,
             _cluster: cluster,
         };
-        host.pitr().args(["init", "--quiet"]).run().success();
+        host.pitr().words("init --quiet").succeed();
         host.sandbox.dir("state");
         host
     }
@@ -176,18 +176,11 @@ impl Host {
     }
 
     fn observe(&self) -> String {
-        self.pitr()
-            .args(["agent", "observe"])
-            .run()
-            .success()
-            .stderr
+        self.pitr().words("agent observe").succeed().stderr
     }
 
     fn backup(&self) {
-        self.pitr()
-            .args(["files", "backup", "up", "--quiet"])
-            .run()
-            .success();
+        self.pitr().words("files backup up --quiet").succeed();
     }
 }
 
@@ -209,9 +202,8 @@ fn every_shape_of_webhook_is_taken_and_a_failing_one_is_named_without_its_secret
     crate::common::edit(&host.config, "/nowhere/key", key.to_str().unwrap());
 
     host.pitr()
-        .args(["alert", "test"])
-        .run()
-        .success()
+        .words("alert test")
+        .succeed()
         .expect_stdout("slack: took the test");
     let heard = web.take();
     assert_eq!(heard.len(), 6);
@@ -239,7 +231,7 @@ fn every_shape_of_webhook_is_taken_and_a_failing_one_is_named_without_its_secret
 
     for status in [500, 301, 0] {
         web.answer_with(status);
-        let run = host.pitr().args(["alert", "test"]).run();
+        let run = host.pitr().words("alert test").run();
         assert_ne!(run.code(), 0, "{run}");
         for sink in ["webhook", "slack", "teams", "discord", "pagerduty", "sms"] {
             assert!(run.stdout.contains(&format!("{sink}: FAILED")), "{run}");
@@ -248,10 +240,7 @@ fn every_shape_of_webhook_is_taken_and_a_failing_one_is_named_without_its_secret
         assert!(!all.contains("s3cret") && !all.contains("r0uting"), "{run}");
     }
     assert!(web.take().is_empty());
-    host.pitr()
-        .args(["alert", "test", "--sink", "none"])
-        .run()
-        .expect_code(2);
+    host.pitr().words("alert test --sink none").exits(2);
 }
 
 #[test]
@@ -278,12 +267,9 @@ fn j08_an_alert_is_told_once_then_that_it_ended_and_none_is_lost_by_a_sink_that_
     );
     assert!(said.contains("alert sink \"other\""), "{said}");
     assert!(told().is_empty());
-    let status = host.pitr().args(["agent", "status", "--json"]).run().json();
+    let status = host.pitr().words("agent status --json").run().json();
     assert!(
-        status["failing_sinks"]["hook"]["error"]
-            .as_str()
-            .unwrap()
-            .contains("503"),
+        str_of(&status["failing_sinks"]["hook"]["error"]).contains("503"),
         "{status}"
     );
 
@@ -326,7 +312,7 @@ fn j08_a_sink_that_fails_is_seen_everywhere_until_it_takes_something() {
     host.observe();
     assert!(!web.take().is_empty(), "of the cluster without a backup");
     let seen = || {
-        let doctor = host.pitr().args(["doctor", "--json"]).run().json();
+        let doctor = host.pitr().words("doctor --json").run().json();
         let findings = doctor["findings"].as_array().unwrap();
         let of_it = findings.iter().find(|f| f["group"] == "alerts");
         let of_it = of_it.unwrap_or_else(|| panic!("{doctor:#}"));
@@ -334,7 +320,7 @@ fn j08_a_sink_that_fails_is_seen_everywhere_until_it_takes_something() {
         let metrics = host.pitr().arg("metrics").run().stdout;
         let series = "pitr_alert_sink_failing{sink=\"hook\"}";
         let failing = crate::metrics::value(&metrics, series);
-        let status = host.pitr().args(["agent", "status"]).run();
+        let status = host.pitr().words("agent status").run();
         let mut lines = status.stdout.lines();
         let told = lines.any(|line| line.starts_with("alert sink \"hook\" takes nothing"));
         let level = of_it["level"].as_str().unwrap().to_owned();
@@ -386,7 +372,7 @@ fn files_that_cannot_be_written_silence_no_alert_and_are_one() {
             "objectives" => std::fs::write(host.sandbox.join("state/objectives"), "").unwrap(),
             file => drop(host.sandbox.dir(format!("state/{file}/in"))),
         }
-        let run = host.pitr().args(["agent", "observe"]).run();
+        let run = host.pitr().words("agent observe").run();
         assert_ne!(run.code(), 0, "{file}: {run}");
         let heard = web.take();
         let severity = |id: &str| {
@@ -407,7 +393,7 @@ fn a_job_that_failed_is_an_alert_with_what_it_said() {
         web.url()
     ));
     host.backup();
-    assert_ne!(host.pitr().args(["agent", "run", "bad"]).run().code(), 0);
+    assert_ne!(host.pitr().words("agent run bad").run().code(), 0);
     host.observe();
     let heard = web.take();
     let job = heard
@@ -441,7 +427,7 @@ fn letters_reach_a_mail_server_and_a_refused_one_is_an_error() {
     assert_eq!(told.count(), 1, "{letters:?}");
 
     let refused = Host::new(&sink("refused@example.org"));
-    let run = refused.pitr().args(["alert", "test"]).run();
+    let run = refused.pitr().words("alert test").run();
     assert_ne!(run.code(), 0);
     assert!(run.stdout.contains("no such reader"), "{run}");
     // Nobody listens there.
@@ -452,7 +438,7 @@ fn letters_reach_a_mail_server_and_a_refused_one_is_an_error() {
         .port();
     let away =
         Host::new(&sink("dba@example.org").replace(&mail.port.to_string(), &port.to_string()));
-    assert_ne!(away.pitr().args(["alert", "test"]).run().code(), 0);
+    assert_ne!(away.pitr().words("alert test").run().code(), 0);
 }
 
 #[test]
@@ -460,7 +446,7 @@ fn a_password_of_a_mail_server_never_goes_in_the_clear() {
     let host = Host::new(
         "[alerts.mail]\nkind = \"email\"\nsmtp = \"smtp://mail.example.org\"\nfrom = \"a@example.org\"\nto = \"b@example.org\"\nuser = \"a\"\npassword_file = \"/nowhere/password\"\n",
     );
-    let run = host.pitr().args(["alert", "test"]).run();
+    let run = host.pitr().words("alert test").run();
     assert!(
         run.code() != 0 && run.stdout.contains("over TLS alone"),
         "{run}"
@@ -479,7 +465,7 @@ fn a_command_and_the_systems_log_hear_of_it() {
         socket.display(),
         out = out.display()
     ));
-    host.pitr().args(["alert", "test"]).run().success();
+    host.pitr().words("alert test").succeed();
     let mut buffer = [0; 2000];
     let length = log.recv(&mut buffer).unwrap();
     let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
@@ -495,21 +481,20 @@ fn a_command_and_the_systems_log_hear_of_it() {
     // Nobody reads the log, and the program fails.
     std::fs::remove_file(&socket).unwrap();
     std::fs::remove_dir_all(out.parent().unwrap()).unwrap();
-    let run = host.pitr().args(["alert", "test"]).run();
+    let run = host.pitr().words("alert test").run();
     assert_ne!(run.code(), 0, "{run}");
     run.expect_stdout("log: FAILED")
         .expect_stdout("run: FAILED");
     // A program that hangs is given up.
     let slow = Host::new("[alerts.run]\nkind = \"command\"\ncommand = [\"sleep\", \"600\"]\n");
-    let run = slow
-        .pitr()
-        .env("PITR_FAULT_SECONDS", "1")
-        .args(["alert", "test"])
-        .run();
-    assert!(
-        run.code() != 0 && run.stdout.contains("has not ended for 1 s"),
-        "{run}"
-    );
+    given_up(&slow, "1", "has not ended for 1 s");
+}
+
+/// Fails unless a test of the sinks, given so many seconds, ends with an error and says this.
+fn given_up(host: &Host, seconds: &str, words: &str) {
+    let test = host.pitr().env("PITR_FAULT_SECONDS", seconds);
+    let run = test.words("alert test").run();
+    assert!(run.code() != 0 && run.stdout.contains(words), "{run}");
 }
 
 #[test]
@@ -519,15 +504,7 @@ fn j08_a_server_that_never_answers_is_given_up() {
     let host = Host::new(&format!(
         "[alerts.hook]\nkind = \"slack\"\nurl = \"http://127.0.0.1:{port}/\"\n"
     ));
-    let run = host
-        .pitr()
-        .env("PITR_FAULT_SECONDS", "1")
-        .args(["alert", "test"])
-        .run();
-    assert!(
-        run.code() != 0 && run.stdout.contains("has not answered for 1 s"),
-        "{run}"
-    );
+    given_up(&host, "1", "has not answered for 1 s");
     drop(listener);
 }
 
@@ -548,15 +525,7 @@ fn j08_a_mail_server_that_never_comes_to_an_end_is_given_up() {
     let host = Host::new(&format!(
         "[alerts.mail]\nkind = \"email\"\nsmtp = \"smtp://127.0.0.1:{port}\"\nfrom = \"pitr@example.org\"\nto = [\"dba@example.org\"]\n"
     ));
-    let run = host
-        .pitr()
-        .env("PITR_FAULT_SECONDS", "2")
-        .args(["alert", "test"])
-        .run();
-    assert!(
-        run.code() != 0 && run.stdout.contains("has not taken the alert for 2 s"),
-        "{run}"
-    );
+    given_up(&host, "2", "has not taken the alert for 2 s");
     assert!(server.join().unwrap() > 10);
 }
 
@@ -577,7 +546,7 @@ fn j12_a_slow_sink_gets_the_rest_in_the_next_look() {
     // No delivery begins later than two seconds after the first.
     let observe = || {
         let run = host.pitr().env("PITR_FAULT_SECONDS", "2");
-        run.args(["agent", "observe"]).run().success();
+        run.words("agent observe").succeed();
         count()
     };
     let first = observe();
@@ -611,8 +580,8 @@ fn j12_two_looks_do_not_deliver_at_once() {
         begun.display(),
         out.display()
     ));
-    let mut first = host.pitr().args(["agent", "observe"]).spawn();
-    crate::common::wait_until(crate::common::PATIENCE, "it delivers", || begun.exists());
+    let mut first = host.pitr().words("agent observe").spawn();
+    crate::common::wait_until("it delivers", || begun.exists());
     let since = std::time::Instant::now();
     host.observe();
     assert!(!first.is_done(), "it ended in {:?}", since.elapsed());
@@ -637,9 +606,8 @@ fn j12_a_sink_that_hangs_is_asked_once_in_a_look_and_the_others_hear_of_everythi
     let run = host
         .pitr()
         .env("PITR_FAULT_SECONDS", "1")
-        .args(["agent", "observe"])
-        .run()
-        .success();
+        .words("agent observe")
+        .succeed();
     assert!(run.stderr.contains("has not answered for 1 s"), "{run}");
     let heard = web.take();
     assert!(heard.len() >= 2, "{heard:?}");
@@ -653,8 +621,7 @@ fn no_sink_is_an_error_of_the_test_alone() {
     let host = Host::new("");
     host.observe();
     host.pitr()
-        .args(["alert", "test"])
-        .run()
-        .expect_code(3)
+        .words("alert test")
+        .exits(3)
         .expect_stderr("[alerts.NAME]");
 }

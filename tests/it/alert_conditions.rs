@@ -12,9 +12,7 @@ use crate::agent::{Host, SPRING};
 use crate::common::authority::Authority;
 use crate::common::mount::SmallDisk;
 use crate::common::s3::tls::{Says, Tls};
-use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Site, paths_below, reception, user, wait_until,
-};
+use crate::common::{Cluster, Program, Sandbox, Site, paths_below, reception, user, wait_until};
 use crate::require_mounts;
 use crate::s3_cycle::Offline;
 use crate::sealed::Sealed;
@@ -147,7 +145,7 @@ impl Sink {
         });
         let posted: Vec<&str> = posted.collect();
         // An agent may deliver the one before the other.
-        wait_until(PATIENCE, "the letters have come as well", || {
+        wait_until("the letters have come as well", || {
             let letters = self.lines("letters");
             let of_it = letters.iter().filter(|letter| letter[0] == id);
             let words: Vec<&str> = of_it.map(|letter| letter[1].as_str().unwrap()).collect();
@@ -182,12 +180,12 @@ pub fn later(pitr: &Program, seconds: u64) -> Program {
 
 pub fn observe(pitr: &Program) {
     // Its status is that of what it could not look at.
-    pitr.clone().args(["agent", "observe"]).run();
+    pitr.clone().words("agent observe").run();
 }
 
 pub fn examine(pitr: &Program) {
     // Its status is that of what it finds.
-    pitr.clone().args(["agent", "examine"]).run();
+    pitr.clone().words("agent examine").run();
 }
 
 /// Lets the commands of a configuration keep state, and tell a sink.
@@ -211,7 +209,7 @@ fn j16_a_cluster_without_a_backup_and_one_whose_backup_is_old_are_critical() {
     let id = "main/recovery/newest backup";
     observe(&site.pitr());
     sink.expect(id, &[("new", "critical")]);
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     observe(&site.pitr());
     sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
@@ -225,7 +223,7 @@ fn j16_a_cluster_without_a_backup_and_one_whose_backup_is_old_are_critical() {
 #[test]
 fn j16_a_gap_a_damaged_backup_and_waiting_wal_reach_the_sink() {
     let (site, mut cluster, sink) = site("");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("create table t (a int)");
     let gone = cluster.archive_now();
     cluster.sql("insert into t values (1)");
@@ -253,7 +251,7 @@ fn j16_a_gap_a_damaged_backup_and_waiting_wal_reach_the_sink() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&pack[0], bytes).unwrap();
-    assert_ne!(site.pitr().args(["verify", "--quiet"]).run().code(), 0);
+    assert_ne!(site.pitr().words("verify --quiet").run().code(), 0);
     observe(&site.pitr());
     sink.expect("main/recovery/damaged backup", &[("new", "critical")]);
 
@@ -261,7 +259,7 @@ fn j16_a_gap_a_damaged_backup_and_waiting_wal_reach_the_sink() {
     cluster.alter_system("archive_command", "false");
     cluster.restart();
     cluster.switch_wal();
-    wait_until(PATIENCE, "a file waits", || {
+    wait_until("a file waits", || {
         let status = cluster.pgdata().join("pg_wal/archive_status");
         paths_below(&status)
             .iter()
@@ -275,8 +273,7 @@ fn j16_a_gap_a_damaged_backup_and_waiting_wal_reach_the_sink() {
 fn j16_a_full_backup_that_grows_or_shrinks_by_half_is_medium() {
     let (site, cluster, sink) = site("");
     let backup = || {
-        let run = site.pitr().args(["backup", "--full", "--quiet"]);
-        run.run().success();
+        site.pitr().words("backup --full --quiet").succeed();
     };
     let id = "main/backup/size";
     for _ in 0..5 {
@@ -320,10 +317,8 @@ fn j16_a_backup_that_takes_more_than_twice_as_long_is_high() {
         ),
     );
     let backup = || {
-        let run = host
-            .pitr()
-            .args(["files", "backup", "up", "--full", "--quiet"]);
-        run.run().success();
+        let run = host.pitr().words("files backup up --full --quiet");
+        run.succeed();
         observe(&host.pitr());
     };
     let id = "up/files/full/slow";
@@ -350,7 +345,7 @@ fn j16_a_disk_of_a_repository_that_fills_is_medium_and_then_critical() {
         &format!("file://{}", host.sandbox.join("repo").display()),
         &format!("file://{}", repository.display()),
     );
-    host.pitr().args(["init", "--quiet"]).run().success();
+    host.pitr().words("init --quiet").succeed();
     let id = "repository/local/room";
     let fill = |megabytes: usize| {
         std::fs::write(disk.path().join("filler"), vec![1_u8; megabytes << 20]).unwrap();
@@ -399,7 +394,7 @@ fn j16_a_second_repository_that_does_not_answer_a_host_without_clusters_is_criti
         offsite.display()
     );
     host.reconfigure("[agent]\n", &format!("{section}[agent]\n"));
-    host.pitr().args(["init", "--quiet"]).run().success();
+    host.pitr().words("init --quiet").succeed();
     let cluster = format!(
         "[clusters.main]\npgdata = \"{}\"\n",
         host.pgdata().display()
@@ -421,7 +416,7 @@ fn j16_a_second_repository_that_does_not_answer_a_host_without_clusters_is_criti
 fn j16_one_of_two_repositories_that_does_not_answer_and_a_broken_audit_log_are_critical() {
     let (site, cluster, sink) = site("");
     let offsite = site.add_repository("offsite", "[audit]\nrecords = \"on\"\n");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     observe(&site.pitr());
     let id = "repository/offsite/away";
@@ -442,12 +437,7 @@ fn j16_one_of_two_repositories_that_does_not_answer_and_a_broken_audit_log_are_c
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(record, bytes).unwrap();
-    let verify = || {
-        site.pitr()
-            .args(["audit", "verify", "--quiet"])
-            .run()
-            .code()
-    };
+    let verify = || site.pitr().words("audit verify --quiet").run().code();
     assert_ne!(verify(), 0);
     observe(&site.pitr());
     sink.expect("audit/broken", &[("new", "critical")]);
@@ -465,12 +455,12 @@ fn j16_a_job_that_was_not_begun_or_goes_on_for_hours_is_high() {
     let host = Host::new(&format!("{jobs}{}", sink.section())).hastened(SPRING, 1800);
     host.reconfigure("[agent]\n", "[agent]\ninterval = \"1d\"\n");
     let agent = host.agent();
-    wait_until(PATIENCE, "one ran, and the other runs", || {
+    wait_until("one ran, and the other runs", || {
         host.job("look")["last_success"] == true && host.job("slow")["running"] == true
     });
     // Killed, it begins nothing more, and its job goes on.
     drop(agent);
-    wait_until(PATIENCE, "six hours pass", || {
+    wait_until("six hours pass", || {
         observe(&host.pitr());
         sink.have_heard("jobs/slow/long")
     });
@@ -483,7 +473,7 @@ fn j16_a_job_that_was_not_begun_or_goes_on_for_hours_is_high() {
     assert!(missed[0].2.contains("has not begun"), "{missed:?}");
     // The next agent makes it up.
     let _agent = host.agent();
-    wait_until(PATIENCE, "the end is told", || {
+    wait_until("the end is told", || {
         observe(&host.pitr());
         let told = sink.heard("jobs/look/missed");
         told.iter().any(|(event, ..)| event == "resolved")
@@ -498,7 +488,7 @@ fn j16_records_of_a_clock_that_was_ahead_are_high() {
         sink.section()
     ));
     let ahead = later(&host.pitr(), 2 * 86_400);
-    ahead.args(["agent", "run", "look"]).run().success();
+    ahead.words("agent run look").succeed();
     observe(&host.pitr());
     sink.expect("jobs/look/clock", &[("new", "high")]);
 }
@@ -510,7 +500,7 @@ fn j16_a_record_that_cannot_be_read_is_critical() {
         "[jobs.look]\nrun = \"repo show\"\nschedule = \"0 2 * * *\"\n{}",
         sink.section()
     ));
-    host.pitr().args(["agent", "run", "look"]).run().success();
+    host.pitr().words("agent run look").succeed();
     let folder = host.sandbox.join("state/jobs/look");
     let ended = paths_below(&folder);
     let ended = ended
@@ -550,7 +540,7 @@ fn j16_a_slot_that_is_missing_is_found_by_an_examination_and_clocks_by_each_look
     let id = "main/doctor/receiver/slot";
     {
         let _agent = site.pitr().arg("agent").spawn();
-        wait_until(PATIENCE, "the agent examines, and a look tells", || {
+        wait_until("the agent examines, and a look tells", || {
             sink.have_heard(id)
         });
     }
@@ -618,7 +608,7 @@ fn j16_an_examination_that_comes_to_no_end_is_high() {
             .env("PITR_FAULT_SECONDS", "2")
             .env("PITR_FAULT_PAUSE", format!("examine={}", paused.display()))
             .spawn();
-        wait_until(PATIENCE, "the agent gives it up, and a look tells", || {
+        wait_until("the agent gives it up, and a look tells", || {
             sink.have_heard("doctor")
         });
     }
@@ -633,7 +623,7 @@ fn j16_an_examination_that_comes_to_no_end_is_high() {
 fn j16_promises_that_are_broken_reach_the_sink_until_they_are_kept() {
     let promises = "rpo = \"1s\"\nrto = \"1s\"\ncopies = \"3-2-1\"\n";
     let (site, cluster, sink) = site(promises);
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     // So much to replay takes longer than a second, and the last of it is in no repository.
     cluster.sql("create table t as select g, repeat('x', 100) from generate_series(1, 400000) g");
     cluster.archive_now();
@@ -655,10 +645,10 @@ fn j16_promises_that_are_broken_reach_the_sink_until_they_are_kept() {
 #[test]
 fn j16_a_drill_that_fails_or_is_old_reaches_the_sink() {
     let (site, cluster, sink) = site("max_drill_age = \"1d\"\n");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     let drill = || {
-        let run = site.pitr().args(["drill", "--quiet", "--bin"]);
+        let run = site.pitr().words("drill --quiet --bin");
         let initdb = crate::common::bin(17, "initdb").unwrap();
         run.arg(initdb.parent().unwrap()).run()
     };
@@ -702,7 +692,7 @@ fn j16_a_backup_that_failed_without_the_agent_is_high_until_one_succeeds() {
         ),
     );
     let id = "up/files/failed";
-    let backup = || host.pitr().args(["files", "backup", "up", "--quiet"]).run();
+    let backup = || host.pitr().words("files backup up --quiet").run();
     backup().success();
     std::fs::write(&fails, "").unwrap();
     assert_ne!(backup().code(), 0);
@@ -714,7 +704,7 @@ fn j16_a_backup_that_failed_without_the_agent_is_high_until_one_succeeds() {
     sink.expect(id, &[("new", "high"), ("resolved", "high")]);
     // A job tells it itself.
     std::fs::write(&fails, "").unwrap();
-    let run = host.pitr().args(["agent", "run", "nightly"]).run();
+    let run = host.pitr().words("agent run nightly").run();
     assert_ne!(run.code(), 0);
     observe(&host.pitr());
     sink.expect(id, &[("new", "high"), ("resolved", "high")]);
@@ -729,7 +719,7 @@ fn j58_a_backup_that_failed_is_no_condition_once_its_content_is_gone_from_the_co
         "before = [\"sh\", \"-c\", \"",
         "before = [\"sh\", \"-c\", \"exit 3; ",
     );
-    let run = host.pitr().args(["files", "backup", "up", "--quiet"]).run();
+    let run = host.pitr().words("files backup up --quiet").run();
     assert_ne!(run.code(), 0);
     observe(&host.pitr());
     let id = "up/files/failed";
@@ -747,16 +737,14 @@ fn j16_a_receiver_that_ended_reaches_the_sink() {
         "[clusters.main.receive]\njournal = \"{}\"\n",
         journal.display()
     ));
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let id = "main/receiver/state";
-    let state =
-        || site.pitr().args(["info", "--json"]).run().json()["clusters"][0]["receiver"].clone();
+    let state = || site.pitr().words("info --json").run().json()["clusters"][0]["receiver"].clone();
     let received = |done: &dyn Fn()| {
-        let receiver = site.pitr().args(["receive", "--create-slot"]).spawn();
-        wait_until(PATIENCE, "it receives", || state()["running"] == true);
+        let receiver = site.pitr().words("receive --create-slot").spawn();
+        wait_until("it receives", || state()["running"] == true);
         done();
-        receiver.signal(rustix::process::Signal::TERM);
-        receiver.wait();
+        receiver.ended_by(rustix::process::Signal::TERM);
     };
     received(&|| {
         observe(&site.pitr());
@@ -815,7 +803,7 @@ fn j16_a_disk_that_will_be_full_within_a_week_is_medium() {
         &format!("file://{}", host.sandbox.join("repo").display()),
         &format!("file://{}", disk.path().join("repo").display()),
     );
-    host.pitr().args(["init", "--quiet"]).run().success();
+    host.pitr().words("init --quiet").succeed();
     let id = "repository/local/room";
     let after = |hours: u64, megabytes: usize| {
         std::fs::write(disk.path().join("filler"), vec![1_u8; megabytes << 20]).unwrap();
@@ -925,9 +913,7 @@ fn j16_the_certificate_of_the_agent_itself_is_a_condition_too() {
 /// A cluster whose slots keep 10 MB, a receiver that is configured for it, and servers that hear of alerts.
 pub fn with_a_slot_limit() -> (Site, Cluster, Sink) {
     let sink = Sink::new();
-    let cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
+    let cluster = Cluster::small(17)
         .config("max_slot_wal_keep_size", "10MB")
         .start();
     let site = Site::new(&cluster);
@@ -962,9 +948,7 @@ fn j16_wal_that_a_slot_keeps_is_medium_high_and_critical_until_it_is_received() 
         .arg(site.sandbox().dir("received"))
         .spawn();
     let kept = "select pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) < 3000000 from pg_replication_slots";
-    wait_until(PATIENCE, "the slot has moved", || {
-        cluster.query_one_string(kept) == "t"
-    });
+    wait_until("the slot has moved", || cluster.value(kept) == "t");
     keep(1);
     let all = [
         ("new", "medium"),
@@ -974,12 +958,11 @@ fn j16_wal_that_a_slot_keeps_is_medium_high_and_critical_until_it_is_received() 
     ];
     sink.expect(id, &all);
     drop(receiving);
-    cluster.alter_system("max_slot_wal_keep_size", "2MB");
-    cluster.reload();
-    wait_until(PATIENCE, "the slot has lost WAL", || {
+    cluster.set("max_slot_wal_keep_size", "2MB");
+    wait_until("the slot has lost WAL", || {
         cluster.sql("select pg_switch_wal(); checkpoint");
         keep(1024);
-        cluster.query_one_string("select wal_status from pg_replication_slots") == "lost"
+        cluster.value("select wal_status from pg_replication_slots") == "lost"
     });
     observe(&site.pitr());
     sink.last(id, "new", "critical", "has lost WAL");

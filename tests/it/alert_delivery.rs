@@ -7,7 +7,7 @@ use crate::alert_conditions::{Sink, examine, later, observe, site, watched};
 use crate::backup_faults::damage;
 use crate::common::mount::SmallDisk;
 use crate::common::s3::peer::Peer;
-use crate::common::{Cluster, PATIENCE, Program, Site, Stop, copy_tree, keep_one, wait_until};
+use crate::common::{Cluster, Program, Site, Stop, copy_tree, keep_one, wait_until};
 use crate::require_mounts;
 use crate::rotation::Rotated;
 use crate::s3_cycle::{Bucketed, Offline};
@@ -19,15 +19,12 @@ const DAY: u64 = 86_400;
 fn j16_commands_that_nobody_runs_any_more_are_medium() {
     let (site, cluster, sink) = site("");
     let ids = ["main/verify/stale", "main/expire/stale"];
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     let work = |days: u64| {
         let pitr = later(&site.pitr(), days * DAY);
-        let verify = pitr.clone().args(["verify", "--quiet"]);
-        verify.run().success();
-        pitr.args(keep_one(&["--confirm", "--quiet"]))
-            .run()
-            .success();
+        pitr.clone().words("verify --quiet").succeed();
+        pitr.args(keep_one(&["--confirm", "--quiet"])).succeed();
     };
     work(0);
     observe(&later(&site.pitr(), 2 * DAY));
@@ -52,8 +49,7 @@ fn j16_a_key_that_was_not_tried_for_40_days_is_medium() {
     );
     let reader = sealed.on("reader");
     let run = |days: u64, args: &[&str]| {
-        let run = later(&reader, days * DAY).args(args).run();
-        run.success();
+        later(&reader, days * DAY).args(args).succeed();
     };
     run(0, &["backup", "--quiet"]);
     cluster.archive_now();
@@ -71,15 +67,15 @@ fn j16_a_key_that_was_not_tried_for_40_days_is_medium() {
 #[test]
 fn j16_damaged_pages_are_critical_and_three_backups_without_an_end_are_medium() {
     let (site, mut cluster, sink) = site("");
-    let backup = || site.pitr().args(["backup", "--quiet"]);
+    let backup = || site.pitr().words("backup --quiet");
     let (pages, incomplete) = ("main/backup/pages", "main/backup/incomplete");
     damage(&mut cluster, &[3, 900]);
-    backup().run().expect_code(10);
+    backup().exits(10);
     observe(&site.pitr());
     sink.expect(pages, &[("new", "critical")]);
     cluster.sql("drop table d");
     cluster.sql("checkpoint");
-    backup().run().success();
+    backup().succeed();
     let claims = || {
         let is_claim = |file: &&String| file.contains("-full/") && file.contains("-claim-");
         site.files().iter().filter(is_claim).count()
@@ -88,21 +84,19 @@ fn j16_damaged_pages_are_critical_and_three_backups_without_an_end_are_medium() 
         observe(&site.pitr());
         sink.expect(incomplete, &[]);
         let before = claims();
-        let running = backup().args(["--max-rate", "100KB"]).spawn();
-        wait_until(PATIENCE, "the backup has claimed its id", || {
-            claims() > before
-        });
+        let running = backup().words("--max-rate 100KB").spawn();
+        wait_until("the backup has claimed its id", || claims() > before);
         drop(running);
     }
     sink.expect(pages, &[("new", "critical"), ("resolved", "critical")]);
-    wait_until(PATIENCE, "the kill is seen", || {
+    wait_until("the kill is seen", || {
         observe(&site.pitr());
         sink.have_heard(incomplete)
     });
     sink.expect(incomplete, &[("new", "medium")]);
     let tidy = later(&site.pitr(), 2 * DAY);
     let expire = keep_one(&["--confirm", "--quiet"]);
-    tidy.clone().args(expire).run().success();
+    tidy.clone().args(expire).succeed();
     observe(&tidy);
     sink.expect(incomplete, &[("new", "medium"), ("resolved", "medium")]);
 }
@@ -112,14 +106,14 @@ fn j16_without_limits_backups_and_drills_that_come_no_more_reach_the_sinks() {
     let (site, cluster, sink) = site("");
     let (overdue, stale) = ("main/backup/overdue", "main/drill/stale");
     let backup = || {
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         cluster.archive_now();
     };
     let look = |hours: u64| observe(&later(&site.pitr(), hours * 3600));
     backup();
     let initdb = crate::common::bin(17, "initdb").unwrap();
-    let drill = site.pitr().args(["drill", "--quiet", "--bin"]);
-    drill.arg(initdb.parent().unwrap()).run().success();
+    let drill = site.pitr().words("drill --quiet --bin");
+    drill.arg(initdb.parent().unwrap()).succeed();
     look(25);
     sink.expect(overdue, &[]);
     look(27);
@@ -146,8 +140,7 @@ fn j16_content_that_was_backed_up_each_week_is_overdue_after_a_week() {
     let id = "aux/files/up/backup/overdue";
     let at = |hours: u64| later(&host.pitr(), hours * 3600);
     for week in 0..2 {
-        let backup = at(week * 7 * 24).args(["files", "backup", "up", "--quiet"]);
-        backup.run().success();
+        at(week * 7 * 24).words("files backup up --quiet").succeed();
     }
     observe(&at(14 * 24 + 1));
     sink.expect(id, &[]);
@@ -163,10 +156,9 @@ fn j16_a_refused_copy_and_a_file_that_blocks_archiving_are_critical() {
     // pitr-archive notes there why it fails.
     let spool = site.sandbox().dir("spool");
     site.add_to_cluster(&format!("spool_dir = \"{}\"\n", spool.display()));
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     // A file waits in the copy, so that the one behind it is met by the worker that archives ahead.
-    cluster.alter_system("archive_command", "false");
-    cluster.reload();
+    cluster.set("archive_command", "false");
     cluster.switch_wal();
     cluster.stop(Stop::Immediate);
     let copy = site.sandbox().join("copy");
@@ -190,7 +182,7 @@ fn j16_a_refused_copy_and_a_file_that_blocks_archiving_are_critical() {
     cluster.sql("create table t as select 'second' a");
     cluster.switch_wal();
     archives(&cluster);
-    wait_until(PATIENCE, "a copy is refused", || {
+    wait_until("a copy is refused", || {
         observe(&site.pitr());
         sink.have_heard(conflict)
     });
@@ -211,10 +203,9 @@ fn j16_an_archiver_that_keeps_ending_and_a_setting_that_stops_archiving_are_crit
         "main/doctor/server/archive_command",
     );
     observe(&site.pitr());
-    cluster.alter_system("archive_command", "exit 126");
-    cluster.reload();
+    cluster.set("archive_command", "exit 126");
     cluster.sql("create table t (a int)");
-    wait_until(PATIENCE, "three of its ends are seen", || {
+    wait_until("three of its ends are seen", || {
         cluster.sql("insert into t values (1)");
         cluster.switch_wal();
         observe(&site.pitr());
@@ -241,9 +232,7 @@ fn j16_an_archiver_that_keeps_ending_and_a_setting_that_stops_archiving_are_crit
 fn j16_a_disk_of_pg_wal_that_fills_is_medium_and_then_critical() {
     require_mounts!("j16_a_disk_of_pg_wal_that_fills_is_medium_and_then_critical");
     let disk = SmallDisk::new(160, 4000);
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
+    let mut cluster = Cluster::small(17)
         .config("max_wal_size", "4MB")
         .config("min_wal_size", "2MB")
         .create();
@@ -256,8 +245,7 @@ fn j16_a_disk_of_pg_wal_that_fills_is_medium_and_then_critical() {
     watched(site.config(), &site.sandbox().dir("state"), &sink);
     cluster.start();
     let (full, space) = ("main/pg_wal/full", "main/doctor/pg_wal/space");
-    cluster.alter_system("archive_command", "false");
-    cluster.reload();
+    cluster.set("archive_command", "false");
     let write = |megabytes: u32| {
         cluster.sql(&format!(
             "select pg_logical_emit_message(true, 'fill', repeat('x', 1 << 20)) from generate_series(1, {megabytes})"
@@ -329,7 +317,7 @@ fn j16_a_host_that_seals_in_a_former_epoch_is_medium() {
     };
     look();
     sink.expect(id, &[]);
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
     look();
     sink.expect(id, &[("new", "medium")]);
     // The host gets the file.
@@ -380,10 +368,7 @@ fn j16_rules_of_a_bucket_that_delete_and_a_stores_clock_reach_the_sinks() {
 
 #[test]
 fn j16_locked_bytes_that_grow_in_a_week_are_medium() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let lock = "object_lock = { mode = \"compliance\", period = \"1d\" }\n";
     let (site, sink) = (Bucketed::new(&cluster, Peer::locking(), lock), Sink::new());
     watched(&site.config, &site.sandbox.dir("state"), &sink);
@@ -398,7 +383,7 @@ fn j16_locked_bytes_that_grow_in_a_week_are_medium() {
         cluster.archive_now();
         for _ in 0..2 {
             let expire = keep_one(&["--grace", "0s", "--confirm", "--quiet"]);
-            site.pitr().args(expire).run().success();
+            site.pitr().args(expire).succeed();
         }
     };
     cluster.sql("create table t (a int)");

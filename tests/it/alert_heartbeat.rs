@@ -58,7 +58,7 @@ fn beats_come_each_hour_and_with_each_success_and_never_while_something_is_criti
     service.expect(0);
     sink.expect("main/recovery/newest backup", &[("new", "critical")]);
     let backup = || {
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         cluster.archive_now();
         observe(&site.pitr());
     };
@@ -96,6 +96,6 @@ fn beats_come_each_hour_and_with_each_success_and_never_while_something_is_criti
     observe(&at(20_000));
     service.expect(0);
     let test = ["alert", "test", "--sink", "beat"];
-    site.pitr().args(test).run().success();
+    site.pitr().args(test).succeed();
     service.expect(1);
 }

@@ -93,7 +93,7 @@ impl Server {
             url.1,
             file.display()
         ));
-        let test = host.pitr().args(["alert", "test"]);
+        let test = host.pitr().words("alert test");
         let run = match root {
             Some(root) => test.env("SSL_CERT_FILE", root.to_str().unwrap()).run(),
             None => test.run(),

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::agent::{EVERY_HOUR, Host};
 use crate::alert_conditions::{Sink, observe, site};
 use crate::alert_unseen::lose_a_segment;
-use crate::common::{PATIENCE, Running, user, wait_until};
+use crate::common::{Running, user, wait_until};
 
 const START: &str = "agent/start";
 const RELOAD: &str = "agent/configuration";
@@ -22,23 +22,19 @@ fn host(sink: &Sink) -> Host {
 }
 
 fn does_not_start(host: &Host, why: &str) {
-    let run = host.pitr().arg("agent").run().expect_code(3);
-    run.expect_stderr(why);
+    host.pitr().arg("agent").exits(3).expect_stderr(why);
 }
 
 /// Starts the agent until the sink has heard so many notices of a condition, and ends it.
 fn starts(host: &Host, sink: &Sink, (id, count): (&str, usize)) {
     let agent = host.agent();
-    wait_until(PATIENCE, "the sink hears of it", || {
-        sink.heard(id).len() == count
-    });
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    wait_until("the sink hears of it", || sink.heard(id).len() == count);
+    agent.ended_by(Signal::TERM).success();
 }
 
 /// The findings of doctor about the agent.
 fn of_agent(host: &Host) -> Vec<Value> {
-    let json = host.pitr().args(["doctor", "--json"]).run().json();
+    let json = host.pitr().words("doctor --json").run().json();
     let all = json["findings"].as_array().unwrap().iter();
     all.filter(|f| f["group"] == "agent").cloned().collect()
 }
@@ -97,15 +93,15 @@ fn u90_a_start_beside_an_agent_that_runs_and_a_place_without_sinks_tell_nobody()
     let sink = Sink::new();
     let host = host(&sink);
     let agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    wait_until("it serves", || host.get("/healthz").is_some());
     host.reconfigure("[agent]\n", WRONG_JOB);
     does_not_start(&host, "bakcup");
     // The one that runs finds the file wrong by itself.
-    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(RELOAD));
+    wait_until("the sink hears of it", || sink.have_heard(RELOAD));
     sink.expect(START, &[]);
     assert_eq!(of_agent(&host).len(), 1);
     host.reconfigure(WRONG_JOB, "[agent]\n");
-    wait_until(PATIENCE, "the sink hears of its end", || {
+    wait_until("the sink hears of its end", || {
         sink.heard(RELOAD).len() == 2
     });
     drop(agent);
@@ -117,7 +113,7 @@ fn u90_a_start_beside_an_agent_that_runs_and_a_place_without_sinks_tell_nobody()
 /// Reloads a configuration that is well by now, and requires that this ends the condition.
 fn a_reload_ends_it(host: &Host, agent: &Running, sink: &Sink) {
     agent.signal(Signal::HUP);
-    wait_until(PATIENCE, "the sink hears of its end", || {
+    wait_until("the sink hears of its end", || {
         sink.heard(RELOAD).len() == 2
     });
     sink.last(RELOAD, "resolved", "critical", "");
@@ -129,7 +125,7 @@ fn u91_what_a_reload_refuses_is_told_until_a_reload_takes_it() {
     let sink = Sink::new();
     let host = host(&sink);
     let agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    wait_until("it serves", || host.get("/healthz").is_some());
     // Jobs and repositories are well: the token alone is open to others.
     let token = host
         .sandbox
@@ -138,7 +134,7 @@ fn u91_what_a_reload_refuses_is_told_until_a_reload_takes_it() {
     let page = format!("[page]\ntoken_file = \"{}\"\n[agent]\n", token.display());
     host.reconfigure("[agent]\n", &page);
     agent.signal(Signal::HUP);
-    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(RELOAD));
+    wait_until("the sink hears of it", || sink.have_heard(RELOAD));
     sink.last(RELOAD, "new", "critical", "is open to other users");
     assert_eq!(of_agent(&host).len(), 1);
     let info = host.pitr().arg("info").run();
@@ -152,10 +148,10 @@ fn j62_a_reload_that_took_nothing_is_told_until_one_takes_the_file() {
     let sink = Sink::new();
     let host = host(&sink);
     let agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    wait_until("it serves", || host.get("/healthz").is_some());
     host.reconfigure("[agent]\n", WRONG_JOB);
     agent.signal(Signal::HUP);
-    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(RELOAD));
+    wait_until("the sink hears of it", || sink.have_heard(RELOAD));
     // The file is well now, and nobody has read it.
     let right = WRONG_JOB.replace("bakcup", "files ls up");
     host.reconfigure(WRONG_JOB, &right);
@@ -165,7 +161,7 @@ fn j62_a_reload_that_took_nothing_is_told_until_one_takes_the_file() {
     };
     for _ in 0..2 {
         let before = looked();
-        wait_until(PATIENCE, "it looks", || looked() > before);
+        wait_until("it looks", || looked() > before);
     }
     sink.expect(RELOAD, &[("new", "critical")]);
     assert_eq!(of_agent(&host).len(), 1);
@@ -195,7 +191,7 @@ fn j63_notices_have_one_name_of_the_agent_also_where_nothing_can_be_written() {
     user::own(&state);
     for mode in [0o755, 0o555] {
         modes(&state, mode);
-        host.pitr().args(["alert", "test"]).run().success();
+        host.pitr().words("alert test").succeed();
     }
     let heard = std::fs::read_to_string(trace.join("agents")).unwrap();
     let agents: Vec<&str> = heard.lines().collect();
@@ -210,9 +206,8 @@ fn j64_a_sink_whose_section_is_wrong_hears_of_it_by_the_copy_and_of_the_end() {
     let host = host(&sink);
     let agent = host.agent();
     let copy = host.sandbox.join("state/configuration.toml");
-    wait_until(PATIENCE, "the copy is there", || copy.exists());
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    wait_until("the copy is there", || copy.exists());
+    agent.ended_by(Signal::TERM).success();
     host.reconfigure("smtp = ", "smpt = ");
     does_not_start(&host, "smpt");
     sink.expect(START, &[("new", "critical")]);
@@ -247,8 +242,8 @@ fn v34_what_was_wrong_in_a_repository_that_goes_away_does_not_end_by_a_look_at_a
     );
     sink.expect(gap, &[("new", "critical")]);
     std::fs::rename(&hidden, here).unwrap();
-    site.pitr().args(["repo", "sync", "--quiet"]).run();
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("repo sync --quiet").run();
+    site.pitr().words("backup --quiet").succeed();
     observe(&site.pitr());
     sink.last(gap, "resolved", "critical", "");
 }

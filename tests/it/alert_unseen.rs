@@ -2,7 +2,7 @@
 
 use crate::agent::Host;
 use crate::alert_conditions::{Sink, examine, later, observe, served, site, with_a_slot_limit};
-use crate::common::{Cluster, PATIENCE, Program, Running, Site, Stop, paths_below, wait_until};
+use crate::common::{Cluster, Program, Running, Site, Stop, paths_below, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The value of `pitr_server_up`.
@@ -13,7 +13,7 @@ fn up(pitr: &Program) -> Option<f64> {
 
 /// Loses a segment behind a backup, of which the sink hears; returns the condition.
 pub fn lose_a_segment(site: &Site, cluster: &Cluster, sink: &Sink) -> &'static str {
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("create table t (a int)");
     let gone = cluster.archive_now();
     cluster.sql("insert into t values (1)");
@@ -85,7 +85,7 @@ fn j40_a_repository_that_goes_ends_neither_a_gap_nor_what_else_it_told() {
     expect_no_end(&sink, &[gap]);
     // Both conditions are judged again once it is back.
     std::fs::rename(&away, here).unwrap();
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     observe(&site.pitr());
     sink.last("look", "resolved", "critical", "");
 }
@@ -101,8 +101,7 @@ fn j49_a_gap_of_a_repository_that_went_away_is_not_over_because_another_one_has_
     sink.expect("repository/local/away", &[("new", "critical")]);
     expect_no_end(&sink, &[gap]);
     std::fs::rename(&away, here).unwrap();
-    let heal = site.pitr().args(["wal", "gaps", "--heal", "--quiet"]);
-    heal.run();
+    site.pitr().words("wal gaps --heal --quiet").run();
     observe(&site.pitr());
     sink.expect(gap, &[("new", "critical"), ("resolved", "critical")]);
 }
@@ -110,7 +109,7 @@ fn j49_a_gap_of_a_repository_that_went_away_is_not_over_because_another_one_has_
 /// Kills each child of the agent that does this, until the sink hears of a condition.
 fn kill_until_heard(agent: &Running, word: &str, heard: impl Fn() -> bool) {
     let children = format!("/proc/{0}/task/{0}/children", agent.pid());
-    wait_until(PATIENCE, "the agent tells of it", || {
+    wait_until("the agent tells of it", || {
         for child in std::fs::read_to_string(&children).unwrap().split(' ') {
             let line = std::fs::read_to_string(format!("/proc/{child}/cmdline"));
             let line = line.unwrap_or_default();
@@ -142,8 +141,7 @@ fn j41_a_look_that_dies_is_given_up_and_ends_no_condition() {
         .env("PITR_FAULT_PAUSE", format!("look={}", paused.display()))
         .spawn();
     kill_until_heard(&agent, "observe", || sink.have_heard("look"));
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    agent.ended_by(Signal::TERM).success();
     sink.last("look", "new", "critical", "failed, and was given up");
     expect_no_end(&sink, &open);
     observe(&host.pitr());
@@ -158,24 +156,21 @@ fn j45_a_configuration_that_becomes_wrong_is_told_and_jobs_go_on() {
     host.reconfigure("[agent]\n", "[agent]\ninterval = \"1s\"\n");
     let agent = host.agent();
     let runs = || std::fs::read_to_string(host.sandbox.join("out/trace")).map_or(0, |t| t.len());
-    wait_until(PATIENCE, "the job runs", || runs() > 0);
+    wait_until("the job runs", || runs() > 0);
     host.reconfigure("[agent]\n", "[agent]\nintervall = \"1s\"\n");
     let id = "agent/configuration";
-    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(id));
+    wait_until("the sink hears of it", || sink.have_heard(id));
     sink.last(id, "new", "critical", "intervall");
     let known = runs();
-    wait_until(PATIENCE, "the job runs again", || runs() > known);
+    wait_until("the job runs again", || runs() > known);
     // A command that reads the file is refused.
     let run = host.pitr().arg("info").run();
     run.expect_code(3).expect_stderr("intervall");
     host.reconfigure("[agent]\nintervall = \"1s\"\n", "[agent]\n");
-    wait_until(PATIENCE, "the sink hears of its end", || {
-        sink.heard(id).len() == 2
-    });
+    wait_until("the sink hears of its end", || sink.heard(id).len() == 2);
     sink.last(id, "resolved", "critical", "");
-    agent.signal(Signal::TERM);
     agent
-        .wait()
+        .ended_by(Signal::TERM)
         .success()
         .expect_stderr("the agent goes on with the one before");
 }
@@ -192,8 +187,7 @@ fn j41_an_examination_that_dies_or_came_long_ago_is_high() {
         .env("PITR_FAULT_PAUSE", format!("examine={}", paused.display()))
         .spawn();
     kill_until_heard(&agent, "examine", || sink.have_heard("doctor"));
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    agent.ended_by(Signal::TERM).success();
     sink.expect("doctor", &[("new", "high")]);
     std::fs::write(site.config(), plain).unwrap();
     examine(&site.pitr());

@@ -7,8 +7,8 @@ use pitr::pg::segment::{SegmentName, SegmentSize};
 
 use crate::common::reception::lsn;
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, copy_tree, keep_one,
-    pitr_archive, user, wait_until,
+    Cluster, Program, Run, Sandbox, Site, Still, Stop, bin, copy_tree, keep_one, pitr_archive,
+    user, wait_until,
 };
 use crate::ship::spool_of;
 use crate::{per_major, skip};
@@ -42,8 +42,7 @@ fn a_server_archives_and_gets_the_same_bytes_back(major: u32) {
         let target = sandbox.join(name);
         site.restore()
             .args([name.as_ref(), target.as_os_str()])
-            .run()
-            .success();
+            .succeed();
         assert!(std::fs::read(&target).unwrap() == *raw, "{name}");
         assert_eq!(
             std::fs::metadata(&target).unwrap().permissions().mode() & 0o777,
@@ -67,7 +66,7 @@ fn a_server_archives_and_gets_the_same_bytes_back(major: u32) {
         );
     }
     assert_eq!(
-        cluster.query_one_string("select failed_count from pg_stat_archiver"),
+        cluster.value("select failed_count from pg_stat_archiver"),
         "0"
     );
     assert!(
@@ -89,32 +88,29 @@ fn w66_no_backup_label_stops_archiving() {
     };
     client.sql("select pg_backup_start(E'a\\nSTART TIMELINE: 9\\nSTOP TIME: b', true)");
     client.sql("select pg_backup_stop(true)");
-    wait_until(PATIENCE, "the label is archived", || labels().len() == 1);
+    wait_until("the label is archived", || labels().len() == 1);
     cluster.archive_now();
     let failed = "select failed_count from pg_stat_archiver";
-    assert_eq!(cluster.query_one_string(failed), "0", "{}", cluster.log());
+    assert_eq!(cluster.value(failed), "0", "{}", cluster.log());
     // A file that a power cut left without content.
     let torn = "000000010000000000000001.00000028.backup";
     let path = cluster.pgdata().join("pg_wal").join(torn);
     std::fs::write(&path, "START WAL\n").unwrap();
     crate::common::user::own(&path);
-    let run = site.archive().arg(&path).run().success();
+    let run = site.archive().arg(&path).succeed();
     run.expect_stderr("cannot be read, and is archived as it is");
     assert_eq!(labels().len(), 2);
     let fetched = site.sandbox().join("fetched");
-    site.restore().arg(torn).arg(&fetched).run().success();
+    site.restore().arg(torn).arg(&fetched).succeed();
     assert_eq!(std::fs::read_to_string(fetched).unwrap(), "START WAL\n");
-    site.pitr().args(["backup", "--quiet"]).run().success();
-    site.pitr().arg("verify").run().success();
+    site.pitr().words("backup --quiet").succeed();
+    site.pitr().arg("verify").succeed();
 }
 
 fn p15_promotion_and_backup_leave_partial_history_and_label_files(major: u32) {
     let (site, primary) = Site::with_cluster(major);
     primary.sql("create table t (a int); insert into t values (1)");
-    let mut standby = Cluster::builder(major)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let mut standby = primary.standby().start();
     primary.archive_now();
     // The server writes a label when a backup ends.
     let client = primary.client();
@@ -136,28 +132,28 @@ fn p15_promotion_and_backup_leave_partial_history_and_label_files(major: u32) {
         files.retain(|f| f.contains("/labels/"));
         files
     };
-    wait_until(PATIENCE, "both labels are archived", || labels().len() == 2);
+    wait_until("both labels are archived", || labels().len() == 2);
     let label = labels().pop().unwrap();
     let label = label.rsplit('/').next().unwrap();
 
     primary.sql("insert into t values (2)");
-    let last = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
-    wait_until(PATIENCE, "the standby has it", || {
-        standby.query_one_string("select count(*) from t") == "2"
+    let last = primary.value("select pg_walfile_name(pg_current_wal_lsn())");
+    wait_until("the standby has it", || {
+        standby.value("select count(*) from t") == "2"
     });
     drop(client);
     drop(primary);
     standby.promote();
     let partial = format!("{last}.partial");
-    wait_until(PATIENCE, "the partial segment is archived", || {
+    wait_until("the partial segment is archived", || {
         site.object(&partial).exists()
     });
-    wait_until(PATIENCE, "the history is archived", || {
+    wait_until("the history is archived", || {
         site.object("00000002.history").exists()
     });
     standby.archive_now();
     assert_eq!(
-        standby.query_one_string("select failed_count from pg_stat_archiver"),
+        standby.value("select failed_count from pg_stat_archiver"),
         "0",
         "{}",
         standby.log()
@@ -168,8 +164,7 @@ fn p15_promotion_and_backup_leave_partial_history_and_label_files(major: u32) {
         let target = sandbox.join(name);
         site.restore()
             .args([name.as_ref(), target.as_os_str()])
-            .run()
-            .success();
+            .succeed();
         assert!(std::fs::metadata(&target).unwrap().len() > 0, "{name}");
     }
     let history = std::fs::read_to_string(sandbox.join("00000002.history")).unwrap();
@@ -187,14 +182,11 @@ per_major!(p15_promotion_and_backup_leave_partial_history_and_label_files, v13 v
 fn h02_an_old_primary_that_comes_back_archives_its_own_timeline() {
     let (site, mut old) = Site::with_cluster(16);
     old.sql("create table t (a int)");
-    let new = Cluster::builder(16)
-        .standby_of(&old)
-        .without_fsync()
-        .start();
+    let new = old.standby().start();
     old.archive_now();
     old.sql("insert into t values (1)");
-    wait_until(PATIENCE, "the standby has it", || {
-        new.query_one_string("select count(*) from t") == "1"
+    wait_until("the standby has it", || {
+        new.value("select count(*) from t") == "1"
     });
     old.stop(Stop::Immediate);
     new.promote();
@@ -207,7 +199,7 @@ fn h02_an_old_primary_that_comes_back_archives_its_own_timeline() {
     assert!(site.object(&segment).exists());
     assert!(site.object(&format!("{segment}.partial")).exists());
     assert_eq!(
-        old.query_one_string("select failed_count from pg_stat_archiver"),
+        old.value("select failed_count from pg_stat_archiver"),
         "0",
         "{}",
         old.log()
@@ -245,22 +237,18 @@ fn h03_a_split_brain_is_a_conflict_and_both_copies_are_kept() {
 #[test]
 fn h04_two_nodes_that_archive_the_same_segments_agree() {
     let (site, primary) = Site::with_cluster(17);
-    let standby = Cluster::builder(17)
-        .standby_of(&primary)
-        .without_fsync()
-        .option("archive_mode", "always")
-        .start();
+    let standby = primary.standby().option("archive_mode", "always").start();
     for n in 0..3 {
         primary.sql(&format!("create table t{n} (a int)"));
         let name = primary.archive_now();
-        wait_until(PATIENCE, "the standby archives it, too", || {
+        wait_until("the standby archives it, too", || {
             let done = format!("pg_wal/archive_status/{name}.done");
             standby.pgdata().join(done).exists()
         });
     }
     for node in [&primary, &standby] {
         assert_eq!(
-            node.query_one_string("select failed_count from pg_stat_archiver"),
+            node.value("select failed_count from pg_stat_archiver"),
             "0",
             "{}",
             node.log()
@@ -272,10 +260,7 @@ fn h04_two_nodes_that_archive_the_same_segments_agree() {
 #[test]
 fn h05_twenty_promotions_leave_one_tree() {
     let (site, mut cluster) = Site::with_cluster(14);
-    cluster.append_config(
-        "restore_command",
-        &site.restore().args(["%f", "%p"]).shell(),
-    );
+    cluster.append_config("restore_command", &site.restore().words("%f %p").shell());
     cluster.sql("create table t (a int)");
     cluster.archive_now();
     for round in 2..=21 {
@@ -285,32 +270,29 @@ fn h05_twenty_promotions_leave_one_tree() {
         cluster.start();
         cluster.promote();
         // Not pg_control: its timeline is that of the checkpoint that is only asked for when recovery ends.
-        let writing = cluster.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+        let writing = cluster.value("select pg_walfile_name(pg_current_wal_lsn())");
         assert_eq!(writing[..8], format!("{round:08X}"));
     }
     let last = cluster.archive_now();
     assert_eq!(&last[..8], "00000015");
     assert_eq!(
-        cluster.query_one_string("select failed_count from pg_stat_archiver"),
+        cluster.value("select failed_count from pg_stat_archiver"),
         "0",
         "{}",
         cluster.log()
     );
     for timeline in 2..=21 {
         let name = format!("{timeline:08X}.history");
-        wait_until(PATIENCE, "the history is archived", || {
-            site.object(&name).exists()
-        });
+        wait_until("the history is archived", || site.object(&name).exists());
         let target = site.sandbox().join(&name);
         site.restore()
             .args([name.as_ref(), target.as_os_str()])
-            .run()
-            .success();
+            .succeed();
         let lines = std::fs::read_to_string(target).unwrap();
         let ancestors = lines.lines().filter(|l| !l.is_empty()).count();
         assert_eq!(ancestors, timeline - 1, "{name}");
     }
-    assert_eq!(cluster.query_one_string("select count(*) from t"), "20");
+    assert_eq!(cluster.value("select count(*) from t"), "20");
     assert_eq!(conflicts(&site), [""; 0]);
 }
 
@@ -318,10 +300,10 @@ fn h05_twenty_promotions_leave_one_tree() {
 fn p08_the_same_segment_again_succeeds_and_changes_nothing() {
     let still = Still::new(17, 1, 2);
     let name = &still.segments[0];
-    still.push(name).run().success();
+    still.push(name).succeed();
     let files = still.site.files();
     let object = std::fs::read(still.site.object(name)).unwrap();
-    let run = still.push(name).run().success();
+    let run = still.push(name).succeed();
     assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
     // Eight at once: of a segment that is there, and of one that is not.
     for name in &still.segments {
@@ -339,14 +321,14 @@ fn p08_the_same_segment_again_succeeds_and_changes_nothing() {
 fn p09_other_bytes_are_a_conflict() {
     let still = Still::new(16, 1, 1);
     let name = &still.segments[0];
-    still.push(name).run().success();
+    still.push(name).succeed();
     let stored = std::fs::read(still.site.object(name)).unwrap();
     let original = std::fs::read(still.wal(name)).unwrap();
     let mut other = original.clone();
     *other.last_mut().unwrap() ^= 1;
     std::fs::write(still.wal(name), &other).unwrap();
     for _ in 0..2 {
-        let run = still.push(name).run().expect_code(20);
+        let run = still.push(name).exits(20);
         assert!(
             complaint(&run).starts_with(&format!("pitr-archive: error A120: could not archive \"{name}\": already archived with other content: stored blake3 ")),
             "{run}"
@@ -409,8 +391,7 @@ fn p11_a_segment_of_another_cluster_is_refused() {
         .archive()
         .arg(format!("pg_wal/{name}"))
         .dir(other.pgdata())
-        .run()
-        .expect_code(21);
+        .exits(21);
     let ours = still.site.cluster_folder();
     let ours = ours.file_name().unwrap().to_str().unwrap();
     assert!(
@@ -425,7 +406,7 @@ fn p11_a_segment_of_another_cluster_is_refused() {
     still.site.add_repository("second", "");
     still.site.add_repository("third", "required = false\n");
     let push = still.site.archive().arg(format!("pg_wal/{name}"));
-    let run = push.dir(other.pgdata()).run().expect_code(21);
+    let run = push.dir(other.pgdata()).exits(21);
     assert_eq!(run.stderr.matches("is not registered").count(), 1, "{run}");
     run.expect_stderr("Nothing was stored.");
 }
@@ -447,21 +428,18 @@ fn h07_a_node_that_was_initialised_anew_archives_after_a_confirmation() {
         .archive()
         .arg(format!("pg_wal/{name}"))
         .dir(anew.pgdata());
-    push.run()
-        .expect_code(21)
-        .expect_stderr("pitr init --confirm");
+    push.exits(21).expect_stderr("pitr init --confirm");
     // The configuration names the old data directory; the new one has taken its place.
     let place = |c: &Cluster| c.pgdata().display().to_string();
     still.site.edit(&place(&still.cluster), &place(&anew));
-    still.site.pitr().arg("init").run().expect_code(1);
+    still.site.pitr().arg("init").exits(1);
     still
         .site
         .pitr()
-        .args(["init", "--confirm"])
-        .run()
-        .success()
+        .words("init --confirm")
+        .succeed()
         .expect_stdout("registered");
-    push.run().success();
+    push.succeed();
     // Each gets back its own, although the names are equal.
     let fetch = |name: &str, dir: &std::path::Path| {
         still
@@ -469,8 +447,7 @@ fn h07_a_node_that_was_initialised_anew_archives_after_a_confirmation() {
             .restore()
             .args([name, "pg_wal/RECOVERYXLOG"])
             .dir(dir)
-            .run()
-            .success();
+            .succeed();
         std::fs::read(dir.join("pg_wal/RECOVERYXLOG")).unwrap()
     };
     assert!(
@@ -532,7 +509,7 @@ fn p12_a_recycled_segment_under_an_old_name_is_refused() {
     let (old, new) = (&still.segments[0], &still.segments[2]);
     std::fs::remove_file(still.wal(old)).unwrap();
     std::fs::hard_link(still.wal(new), still.wal(old)).unwrap();
-    let run = still.push(old).run().expect_code(13);
+    let run = still.push(old).exits(13);
     assert!(complaint(&run).contains("error A113"), "{run}");
     assert!(!still.site.object(old).exists());
 }
@@ -590,7 +567,7 @@ fn p13_a_file_that_is_no_whole_segment_is_refused() {
         (&vec![0; whole.len()][..], 13),
     ] {
         std::fs::write(still.wal(name), bytes).unwrap();
-        let run = still.push(name).run().expect_code(code);
+        let run = still.push(name).exits(code);
         assert!(
             run.stderr
                 .starts_with(&format!("pitr-archive: error A1{code}: ")),
@@ -613,17 +590,13 @@ fn add_repository(still: &Still, name: &str, first: bool) -> std::path::PathBuf 
         false => format!("{config}\n{section}"),
     };
     std::fs::write(still.site.config(), text).unwrap();
-    still.site.pitr().arg("init").run().success();
+    still.site.pitr().arg("init").succeed();
     folder
 }
 
 /// Files below a folder that belong to this WAL file.
 fn objects(folder: &std::path::Path, name: &str) -> Vec<String> {
-    let run = Program::new("find")
-        .arg(folder)
-        .args(["-type", "f"])
-        .run()
-        .success();
+    let run = Program::new("find").arg(folder).words("-type f").succeed();
     let of_name = |l: &&str| l.rsplit('/').next().is_some_and(|n| n.starts_with(name));
     run.stdout
         .lines()
@@ -646,17 +619,13 @@ fn p09_a_conflict_in_one_repository_stores_nothing_in_another() {
             .pitr()
             .args(["--repository", &format!("other{round}"), "wal", "push"])
             .arg(still.wal(name))
-            .run()
-            .success();
+            .succeed();
         assert_eq!(objects(&other, name).len(), 1);
         let mut changed = whole.clone();
         *changed.last_mut().unwrap() ^= 1;
         std::fs::write(still.wal(name), &changed).unwrap();
-        let run = still.push(name).run().expect_code(20);
-        assert!(
-            run.stderr.contains("already archived with other content"),
-            "{run}"
-        );
+        let run = still.push(name).exits(20);
+        let run = run.expect_stderr("already archived with other content");
         assert_eq!(objects(still.site.repository(), name), [""; 0], "{run}");
         let kept = objects(&other, name);
         assert!(
@@ -665,7 +634,7 @@ fn p09_a_conflict_in_one_repository_stores_nothing_in_another() {
         );
         // The same bytes are stored where they are missing.
         std::fs::write(still.wal(name), &whole).unwrap();
-        still.push(name).run().success();
+        still.push(name).succeed();
         assert_eq!(objects(still.site.repository(), name).len(), 1);
         std::fs::write(still.site.config(), &config).unwrap();
     }
@@ -676,13 +645,10 @@ fn p09_a_conflict_in_one_repository_stores_nothing_in_another() {
         user::own(&still.wal("00000002.history"));
     };
     history("1\t0/3000000\tno recovery target specified\n\n");
-    let push = still
-        .site
-        .pitr()
-        .args(["--repository", "third", "wal", "push"]);
-    push.arg(still.wal("00000002.history")).run().success();
+    let push = still.site.pitr().words("--repository third wal push");
+    push.arg(still.wal("00000002.history")).succeed();
     history("1\t0/4000000\tno recovery target specified\n\n");
-    still.push("00000002.history").run().expect_code(23);
+    still.push("00000002.history").exits(23);
     assert!(!still.site.object("00000002.history").exists());
     assert_eq!(objects(&other, "00000002.history").len(), 1);
 }
@@ -697,7 +663,7 @@ fn every_repository_that_failed_is_named_and_the_first_decides() {
         "[repositories.away]\nurl = \"file://{absent}/away\"\n[repositories.gone]\nurl = \"file://{absent}/gone\"\n"
     );
     std::fs::write(still.site.config(), format!("{config}\n{more}")).unwrap();
-    let run = still.push(name).run().expect_code(50);
+    let run = still.push(name).exits(50);
     assert!(run.stderr.contains("error A150"), "{run}");
     assert!(
         run.stderr.contains("/away\"") && run.stderr.contains("/gone\""),
@@ -709,8 +675,7 @@ fn every_repository_that_failed_is_named_and_the_first_decides() {
     std::fs::write(still.site.config(), format!("{clusters}\n{optional}")).unwrap();
     still
         .push(name)
-        .run()
-        .expect_code(2)
+        .exits(2)
         .expect_stderr("error A102")
         .expect_stderr("no repository is required");
 }
@@ -719,8 +684,8 @@ fn every_repository_that_failed_is_named_and_the_first_decides() {
 fn pitr_archive_cannot_be_narrowed_to_one_repository() {
     let still = Still::new(17, 1, 1);
     let name = still.segments[0].as_str();
-    let narrowed = still.site.archive().args(["--repository", "local"]);
-    let run = narrowed.arg(still.wal(name)).run().expect_code(1);
+    let narrowed = still.site.archive().words("--repository local");
+    let run = narrowed.arg(still.wal(name)).exits(1);
     assert!(
         run.stderr
             .contains("error A101: pitr-archive takes no --repository"),
@@ -737,16 +702,16 @@ fn p16_a_second_history_of_a_timeline_is_refused() {
         user::own(&still.wal("00000002.history"));
     };
     write("1\t0/3000000\tno recovery target specified\n\n");
-    still.push("00000002.history").run().success();
-    still.push("00000002.history").run().success();
+    still.push("00000002.history").succeed();
+    still.push("00000002.history").succeed();
     write("1\t0/4000000\tno recovery target specified\n\n");
-    let run = still.push("00000002.history").run().expect_code(23);
+    let run = still.push("00000002.history").exits(23);
     assert!(complaint(&run).contains("error A123"), "{run}");
     assert_eq!(conflicts(&still.site).len(), 1);
     write("nonsense");
-    still.push("00000002.history").run().expect_code(13);
+    still.push("00000002.history").exits(13);
     write("");
-    still.push("00000003.history").run().expect_code(11);
+    still.push("00000003.history").exits(11);
 }
 
 #[test]
@@ -764,8 +729,7 @@ fn wrong_calls_are_told_apart() {
     std::fs::create_dir(still.wal("000000010000000000000099")).unwrap();
     Program::new("mkfifo")
         .arg(still.wal("000000010000000000000098"))
-        .run()
-        .success();
+        .succeed();
     let absent = format!("pg_wal/{name}");
     for (args, code, part) in [
         (&[][..], 1, "A101: no file given"),
@@ -807,24 +771,18 @@ fn wrong_calls_are_told_apart() {
     pitr_archive()
         .arg(&absent)
         .dir(still.cluster.pgdata())
-        .run()
-        .expect_code(2);
+        .exits(2);
     pitr_archive()
-        .args(["--config", "/nonexistent"])
+        .words("--config /nonexistent")
         .arg(&absent)
-        .run()
-        .expect_code(2);
+        .exits(2);
     // A repository that is not there, is empty, or may not be entered.
     let away = still.site.sandbox().join("away");
     std::fs::rename(still.site.repository(), &away).unwrap();
-    still.push(name).run().expect_code(36).expect_stderr("A136");
+    still.push(name).exits(36).expect_stderr("A136");
     std::fs::create_dir(still.site.repository()).unwrap();
     user::own(still.site.repository());
-    still
-        .push(name)
-        .run()
-        .expect_code(36)
-        .expect_stderr("has no pitr.json");
+    still.push(name).exits(36).expect_stderr("has no pitr.json");
     assert_eq!(
         std::fs::read_dir(still.site.repository()).unwrap().count(),
         0
@@ -832,17 +790,13 @@ fn wrong_calls_are_told_apart() {
     std::fs::remove_dir(still.site.repository()).unwrap();
     std::fs::rename(&away, still.site.repository()).unwrap();
     std::fs::set_permissions(still.site.repository(), PermissionsExt::from_mode(0o000)).unwrap();
-    still.push(name).run().expect_code(31).expect_stderr("A131");
+    still.push(name).exits(31).expect_stderr("A131");
     std::fs::set_permissions(still.site.repository(), PermissionsExt::from_mode(0o700)).unwrap();
     // The guard of a restored copy.
     std::fs::write(still.wal("pitr.guard"), "").unwrap();
-    still
-        .push(name)
-        .run()
-        .expect_code(22)
-        .expect_stderr("pitr adopt");
+    still.push(name).exits(22).expect_stderr("pitr adopt");
     std::fs::remove_file(still.wal("pitr.guard")).unwrap();
-    still.push(name).run().success();
+    still.push(name).succeed();
 }
 
 #[test]
@@ -864,45 +818,33 @@ fn g06_paths_of_every_kind_work() {
         .site
         .archive()
         .arg(data.join("pg_wal").join(name))
-        .run()
-        .success();
+        .succeed();
     still
         .site
         .restore()
         .arg(name)
         .arg(data.join("pg_wal/RECOVERYXLOG"))
-        .run()
-        .success();
+        .succeed();
     assert!(
         std::fs::read(still.wal("RECOVERYXLOG")).unwrap()
             == std::fs::read(still.wal(name)).unwrap()
     );
-    still
-        .site
-        .archive()
-        .arg(name)
-        .dir(still.wal(""))
-        .run()
-        .success();
+    still.site.archive().arg(name).dir(still.wal("")).succeed();
 }
 
 #[test]
 fn g04_a_command_with_quotes_spaces_and_percent_signs_reaches_the_program() {
-    let cluster = Cluster::builder(16)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let cluster = Cluster::small(16).create();
     let sandbox = Sandbox::new("g04");
     let folder = sandbox.dir("it's 100% \"here\" \\o/");
     let run = crate::common::pitr()
-        .args(["init", "--json", "--pgdata"])
+        .words("init --json --pgdata")
         .arg(cluster.pgdata())
         .arg("--config")
         .arg(folder.join("pitr.toml"))
         .arg("--repository")
         .arg(folder.join("repo"))
-        .run()
-        .success();
+        .succeed();
     let json = run.json();
     let mut cluster = cluster;
     // Printed for postgresql.conf it has quotes around it; append_config brings its own, for the backslashes it does not.
@@ -924,15 +866,15 @@ fn g07_an_empty_environment_is_enough() {
     // Else it would lie below the home of who runs the tests.
     spool_of(&still.site);
     let name = &still.segments[0];
-    still.push(name).under(["env", "-i"]).run().success();
-    still.fetch(name).under(["env", "-i"]).run().success();
+    still.push(name).under(["env", "-i"]).succeed();
+    still.fetch(name).under(["env", "-i"]).succeed();
 }
 
 #[test]
 fn every_segment_size_is_archived() {
     for megabytes in [4, 64] {
         let still = Still::new(17, megabytes, 1);
-        still.push(&still.segments[0]).run().success();
+        still.push(&still.segments[0]).succeed();
         still.check(&still.segments[0]);
     }
 }
@@ -977,7 +919,7 @@ fn a_segment_of_zstd_is_readable_without_us() {
     );
     still.check(name);
     // The same content in another codec is the same content.
-    still.push(name).run().success();
+    still.push(name).succeed();
 }
 
 const MIB: u64 = 1 << 20;
@@ -1020,12 +962,12 @@ fn a2_l16_what_looks_like_a_marker_at_the_end_of_a_whole_segment_is_archived_lik
         |f: &String| f.contains("/wal/") && f.rsplit('/').next().is_some_and(|n| n.len() == 24);
     for file in site.files().iter().filter(|f| is_segment(f)) {
         let name = file.rsplit('/').next().unwrap();
-        site.restore().arg(name).arg(&copy).run().success();
+        site.restore().arg(name).arg(&copy).succeed();
         let bytes = std::fs::read(&copy).unwrap();
         is_hit |= bytes.ends_with(&marker);
     }
     assert!(is_hit, "no segment ended with the marker");
-    site.pitr().args(["verify"]).run().success();
+    site.pitr().words("verify").succeed();
 }
 
 /// A segment whose WAL ends inside with nothing but padding behind it is a partial, however it is padded.
@@ -1049,11 +991,11 @@ fn a2_a_padded_tail_is_archived_as_the_partial_that_it_is() {
     let partial = still.site.object(&format!("{name}.partial"));
     for bytes in [&padded, &marked] {
         std::fs::write(still.wal(name), bytes).unwrap();
-        let run = still.push(name).run().success();
+        let run = still.push(name).succeed();
         assert!(run.stderr.contains("archived as a partial"), "{run}");
         assert!(partial.exists() && !still.site.object(name).exists());
         // Once more: nothing new.
-        still.push(name).run().success();
+        still.push(name).succeed();
     }
     let shown = format!("{name}.partial");
     let shown = still
@@ -1066,9 +1008,9 @@ fn a2_a_padded_tail_is_archived_as_the_partial_that_it_is() {
     assert!(flags.iter().any(|f| f == "padded"), "{shown:#}");
     // The whole one comes later, and then the tail again.
     std::fs::write(still.wal(name), &whole).unwrap();
-    still.push(name).run().success();
+    still.push(name).succeed();
     std::fs::write(still.wal(name), &padded).unwrap();
-    still.push(name).run().success();
+    still.push(name).succeed();
     assert!(still.fetched(name) == whole);
     // The server has the whole one when it offers the next.
     std::fs::write(still.wal(name), &whole).unwrap();
@@ -1077,7 +1019,7 @@ fn a2_a_padded_tail_is_archived_as_the_partial_that_it_is() {
     let place = bytes.len() - marker.len();
     bytes[place..].copy_from_slice(&marker);
     std::fs::write(still.wal(second), &bytes).unwrap();
-    still.push(second).run().success();
+    still.push(second).succeed();
     assert!(still.fetched(second) == bytes);
 }
 
@@ -1124,7 +1066,7 @@ fn a8_l07_another_partial_of_a_segment_is_kept_beside_the_first_and_nobody_waits
     let conflicts = still.site.cluster_folder().join("conflicts");
     let offer = |bytes: &[u8]| {
         std::fs::write(still.wal(&partial), bytes).unwrap();
-        still.push(&partial).run().success()
+        still.push(&partial).succeed()
     };
     offer(&cut(400_000, 0));
     // Less of the same, and as much with other stale bytes behind: nothing is missing.
@@ -1159,10 +1101,10 @@ fn pg_waldump_reads_what_comes_back() {
     let still = Still::new(15, 1, 2);
     still.push_all();
     let sandbox = Sandbox::new("waldump");
-    let dump = |path: &std::path::Path| Program::new(&waldump).arg(path).run().success().stdout;
+    let dump = |path: &std::path::Path| Program::new(&waldump).arg(path).succeed().stdout;
     for name in &still.segments {
         let path = sandbox.join(name);
-        still.site.restore().arg(name).arg(&path).run().success();
+        still.site.restore().arg(name).arg(&path).succeed();
         assert_eq!(dump(&path), dump(&still.wal(name)));
     }
 }

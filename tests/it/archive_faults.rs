@@ -57,7 +57,7 @@ fn p01_a_push_killed_at_any_call_leaves_nothing_half_and_succeeds_again() {
         let (run, fired) = fault::inject(&push, &call.kill());
         assert!(run.code() == 137 && fired >= 1, "{}: {run}", call.text);
         nothing_is_half(&still, name, &call.text);
-        push.run().success();
+        push.succeed();
         still.check(name);
     }
     // The other way: what is there is made durable again, killed at each call of that.
@@ -73,7 +73,7 @@ fn p01_a_push_killed_at_any_call_leaves_nothing_half_and_succeeds_again() {
     for call in &again {
         let (run, fired) = fault::inject(&push, &call.kill());
         assert!(run.code() == 137 && fired >= 1, "{}: {run}", call.text);
-        push.run().success();
+        push.succeed();
         still.check(name);
     }
 }
@@ -143,7 +143,7 @@ fn p04_p06_an_error_at_any_write_or_sync_is_told_and_nothing_is_acknowledged() {
                 .filter(|f| f.contains(".tmp."))
                 .count();
             assert_eq!(leftovers, 0, "{errno} at {}", call.text);
-            push.run().success();
+            push.succeed();
             still.check(name);
         }
     }
@@ -151,7 +151,7 @@ fn p04_p06_an_error_at_any_write_or_sync_is_told_and_nothing_is_acknowledged() {
     let (run, fired) = fault::inject(&push, &Fault::error("fsync", "EIO").at(1));
     assert_eq!(fired, 1);
     run.expect_code(33);
-    push.run().success();
+    push.succeed();
 }
 
 #[test]
@@ -181,14 +181,14 @@ fn p02_a_segment_survives_a_power_cut_right_after_it_was_acknowledged() {
     let mut still = Still::new(17, 1, 3);
     still.site = Site::on(&still.cluster, &disk.path().join("repo"));
     for name in &still.segments {
-        still.push(name).run().success();
+        still.push(name).succeed();
         disk.cut_power();
         still.check(name);
     }
     // The same for a history file, and for what was refused.
     std::fs::write(still.wal("00000002.history"), "1\t0/3000000\twhy\n\n").unwrap();
     user::own(&still.wal("00000002.history"));
-    still.push("00000002.history").run().success();
+    still.push("00000002.history").succeed();
     disk.cut_power();
     still.check("00000002.history");
 }
@@ -202,7 +202,7 @@ fn p03_a_segment_whose_name_was_not_synced_is_synced_by_the_next_push() {
     still.site = Site::on(&still.cluster, &disk.path().join("repo"));
     let (first, name) = (&still.segments[0], still.segments[1].as_str());
     // The directories are there, so that link and directory are all that is left to sync.
-    still.push(first).run().success();
+    still.push(first).succeed();
     let (run, calls) = fault::trace(&still.push(name), MUTATING);
     run.success();
     let at = calls
@@ -215,11 +215,7 @@ fn p03_a_segment_whose_name_was_not_synced_is_synced_by_the_next_push() {
         .expect("its directory is synced");
     let start_over = || {
         std::fs::remove_file(still.site.object(name)).unwrap();
-        Program::new("sync")
-            .arg("-f")
-            .arg(disk.path())
-            .run()
-            .success();
+        Program::new("sync").arg("-f").arg(disk.path()).succeed();
         let (run, fired) = fault::inject(&still.push(name), &sync.kill());
         assert!(run.code() == 137 && fired >= 1, "{run}");
         assert!(still.site.object(name).exists(), "it was linked");
@@ -231,9 +227,9 @@ fn p03_a_segment_whose_name_was_not_synced_is_synced_by_the_next_push() {
         !still.site.object(name).exists(),
         "the name outlived the power cut without a sync"
     );
-    still.push(name).run().success();
+    still.push(name).succeed();
     start_over();
-    still.push(name).run().success();
+    still.push(name).succeed();
     disk.cut_power();
     still.check(name);
 }
@@ -276,7 +272,7 @@ fn p01_without_unnamed_files_a_killed_push_leaves_only_what_says_so_by_its_name(
     let name = still.segments[0].as_str();
     let push = without_unnamed_files(&still.push(name));
     still.forget();
-    push.run().success();
+    push.succeed();
     still.check(name);
     assert!(still.site.files().iter().all(|f| !f.contains(".tmp.")));
     // strace does not trace strace: each fault is one more of the same command.
@@ -301,7 +297,7 @@ fn p01_without_unnamed_files_a_killed_push_leaves_only_what_says_so_by_its_name(
                 .filter(|f| f.contains(".tmp."))
                 .count();
             // With its directories there the call to fail would be another one.
-            still.push(name).run().success();
+            still.push(name).succeed();
             still.check(name);
             // SIGTERM cleans up.
             still.forget();
@@ -336,16 +332,12 @@ fn p01_p02_the_power_may_fail_at_any_call_of_a_push() {
     );
     for call in &calls {
         still.forget();
-        Program::new("sync")
-            .arg("-f")
-            .arg(disk.path())
-            .run()
-            .success();
+        Program::new("sync").arg("-f").arg(disk.path()).succeed();
         let (run, fired) = fault::inject(&push, &call.kill());
         assert!(run.code() == 137 && fired >= 1, "{}: {run}", call.text);
         disk.cut_power();
         nothing_is_half(&still, name, &call.text);
-        push.run().success();
+        push.succeed();
         disk.cut_power();
         still.check(name);
     }
@@ -354,10 +346,7 @@ fn p01_p02_the_power_may_fail_at_any_call_of_a_push() {
 #[test]
 fn p17_a_server_whose_repository_hangs_can_be_shut_down() {
     require_root!("p17_a_server_whose_repository_hangs_can_be_shut_down");
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let site = Site::new(&cluster);
     cluster.append_config("archive_mode", "on");
     let command = site
@@ -388,17 +377,17 @@ fn p06_a_full_repository_is_told_and_archiving_goes_on_once_there_is_room() {
     let name = still.segments[0].as_str();
     let filler = disk.path().join("filler");
     Program::new("dd")
-        .args(["if=/dev/zero", "bs=4k", "status=none"])
+        .words("if=/dev/zero bs=4k status=none")
         .arg(format!("of={}", filler.display()))
         .run();
-    let run = still.push(name).run().expect_code(32);
+    let run = still.push(name).exits(32);
     assert!(
         run.stderr.contains("error A132") && run.stderr.contains("bytes are free"),
         "{run}"
     );
     assert!(still.site.files().iter().all(|f| !f.contains("/wal/")));
     std::fs::remove_file(filler).unwrap();
-    still.push(name).run().success();
+    still.push(name).succeed();
     still.check(name);
 }
 
@@ -415,13 +404,9 @@ fn p07_a_repository_without_a_free_inode_says_so() {
         .take_while(|n| std::fs::write(folder.join(n.to_string()), "").is_ok())
         .count();
     assert!(taken < 100, "the filesystem has more inodes than it should");
-    still
-        .push(name)
-        .run()
-        .expect_code(32)
-        .expect_stderr("no inode is free");
+    still.push(name).exits(32).expect_stderr("no inode is free");
     std::fs::remove_dir_all(folder).unwrap();
-    still.push(name).run().success();
+    still.push(name).succeed();
 }
 
 #[test]
@@ -431,22 +416,18 @@ fn m04_a_repository_that_turned_read_only_is_told_and_recovers_by_itself() {
     let mut still = Still::new(17, 1, 2);
     still.site = Site::on(&still.cluster, &disk.path().join("repo"));
     let (one, two) = (&still.segments[0], &still.segments[1]);
-    still.push(one).run().success();
+    still.push(one).succeed();
     disk.read_only(true);
-    still
-        .push(two)
-        .run()
-        .expect_code(34)
-        .expect_stderr("error A134");
+    still.push(two).exits(34).expect_stderr("error A134");
     still.check(one);
     disk.read_only(false);
-    still.push(two).run().success();
+    still.push(two).succeed();
     // A medium that is gone altogether: every access is an I/O error.
     disk.shut_down();
     let run = still.push(two).run();
     assert!(matches!(run.code(), 30 | 33 | 35), "{run}");
     disk.restore_power();
-    still.push(two).run().success();
+    still.push(two).succeed();
 }
 
 /// Whether some process has the file open and has read a part of it.
@@ -475,7 +456,7 @@ fn p14_a_source_that_changes_while_it_is_read_is_not_archived() {
     let writer = std::thread::spawn({
         let wal = wal.clone();
         move || {
-            wait_until(PATIENCE, "some of it is read", || is_being_read(&wal));
+            wait_until("some of it is read", || is_being_read(&wal));
             let bytes = std::fs::read(&wal).unwrap();
             let file = std::fs::File::options().write(true).open(&wal).unwrap();
             std::os::unix::fs::FileExt::write_at(&file, &bytes[..1], 0).unwrap();
@@ -487,7 +468,7 @@ fn p14_a_source_that_changes_while_it_is_read_is_not_archived() {
     run.expect_code(14).expect_stderr("error A114");
     nothing_is_half(&still, name, "change");
     assert!(!still.site.object(name).exists());
-    still.push(name).run().success();
+    still.push(name).succeed();
 }
 
 #[test]
@@ -500,8 +481,7 @@ fn p17_a_hanging_repository_ends_at_the_deadline() {
     let hanging = HangingDisk::over(still.site.repository());
     let started = Instant::now();
     let run = push
-        .run()
-        .expect_code(40)
+        .exits(40)
         .expect_stderr("error A140: not stored within 2 s");
     let took = started.elapsed();
     assert!(
@@ -509,7 +489,7 @@ fn p17_a_hanging_repository_ends_at_the_deadline() {
         "{took:?}: {run}"
     );
     drop(hanging);
-    push.run().success();
+    push.succeed();
 }
 
 #[test]
@@ -528,8 +508,7 @@ fn p17_a_repository_that_is_not_required_holds_up_nothing() {
     let started = Instant::now();
     still
         .push(&still.segments[0])
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("one that is not required does not answer");
     assert!(
         (4..PATIENCE.as_secs()).contains(&started.elapsed().as_secs()),
@@ -559,7 +538,7 @@ fn p17_what_is_acknowledged_is_no_failure_at_the_deadline() {
     // The deadline comes before the patience with repositories that are not required has ended.
     configure(format!("{config}{}", other(false)));
     // On a busy disk the required one may take as long.
-    wait_until(PATIENCE, "what is acknowledged is no failure", || {
+    wait_until("what is acknowledged is no failure", || {
         still.forget();
         let run = still.push(name).env("PITR_FAULT_SECONDS", "4").run();
         assert!(matches!(run.code(), 0 | 40), "{run}");
@@ -574,11 +553,10 @@ fn p17_what_is_acknowledged_is_no_failure_at_the_deadline() {
         configure(text);
         still.forget();
         let running = still.push(name).spawn();
-        wait_until(PATIENCE, "the repository that answers has it", || {
+        wait_until("the repository that answers has it", || {
             still.site.object(name).exists()
         });
-        running.signal(Signal::TERM);
-        let run = running.wait();
+        let run = running.ended_by(Signal::TERM);
         assert_eq!(run.status.signal(), Some(15), "{run}");
     }
     drop(hanging);
@@ -637,12 +615,11 @@ fn p18_sigterm_ends_it_at_once_and_a_closed_standard_error_changes_nothing() {
     {
         let _hanging = HangingDisk::over(still.site.repository());
         let running = push.spawn();
-        wait_until(PATIENCE, "it handles SIGTERM", || {
+        wait_until("it handles SIGTERM", || {
             crate::ship::handles_term(running.pid())
         });
         let sent = Instant::now();
-        running.signal(Signal::TERM);
-        let run = running.wait();
+        let run = running.ended_by(Signal::TERM);
         assert_eq!(run.status.signal(), Some(15), "{run}");
         assert!(sent.elapsed() < PATIENCE, "{:?}", sent.elapsed());
         assert_eq!(run.stderr, "", "{run}");
@@ -685,11 +662,7 @@ fn p18_sigterm_ends_it_at_once_and_a_closed_standard_error_changes_nothing() {
 fn p19_a_panic_is_status_70_and_memory_has_a_ceiling() {
     let still = Still::new(17, 64, 1);
     let name = still.segments[0].as_str();
-    let run = still
-        .push(name)
-        .env("PITR_FAULT", "archive")
-        .run()
-        .expect_code(70);
+    let run = still.push(name).env("PITR_FAULT", "archive").exits(70);
     assert!(
         run.stderr
             .starts_with("pitr-archive: error A170: internal error"),

@@ -15,7 +15,7 @@ use crate::common::{Cluster, Program, Sandbox, Site, keep_one, newest_bin, user}
 use crate::{per_major, require_root};
 
 pub fn backup(site: &Site) -> Program {
-    site.pitr().args(["backup", "--json"])
+    site.pitr().words("backup --json")
 }
 
 pub fn store(site: &Site) -> FileStore {
@@ -123,18 +123,14 @@ pub fn extract(site: &Site, root: &BackupRoot, to: &Path) {
 /// Checks the files with the server's own tool.
 pub fn verify_with_server_tool(major: u32, folder: &Path) {
     Program::new(newest_bin(major, "pg_verifybackup"))
-        .args(["-n", "--ignore=tablespaces"])
+        .words("-n --ignore=tablespaces")
         .arg(folder)
-        .run()
-        .success();
+        .succeed();
 }
 
 fn populate(cluster: &Cluster, sandbox: &Sandbox) {
     let space = sandbox.dir("space");
-    cluster.sql(&format!(
-        "create tablespace ts location '{}'",
-        space.display()
-    ));
+    cluster.make_tablespace("ts", &space);
     cluster.sql("create database other");
     cluster.sql(
         "create table t as select g as a, repeat('x', 300) as b from generate_series(1, 20000) g;
@@ -151,10 +147,7 @@ fn populate(cluster: &Cluster, sandbox: &Sandbox) {
 fn a_backup_holds_what_the_server_sent_and_recovers(major: u32) {
     let (site, cluster) = Site::with_cluster(major);
     populate(&cluster, site.sandbox());
-    let run = backup(&site)
-        .args(["--label", "it's the first"])
-        .run()
-        .success();
+    let run = backup(&site).args(["--label", "it's the first"]).succeed();
     let shown = run.json();
     let id = shown["id"].as_str().unwrap();
     assert_eq!(committed(&site), [id]);
@@ -169,7 +162,7 @@ fn a_backup_holds_what_the_server_sent_and_recovers(major: u32) {
     assert!(root.head.stored_bytes < root.head.size_bytes);
     assert_eq!(
         root.content.timezone.as_deref(),
-        Some(cluster.query_one_string("show timezone").as_str())
+        Some(cluster.value("show timezone").as_str())
     );
     assert!(root.head.start_time <= root.head.stop_time);
 
@@ -181,15 +174,14 @@ fn a_backup_holds_what_the_server_sent_and_recovers(major: u32) {
     let folder = copy.dir("data");
     extract(&site, &root, &folder);
     verify_with_server_tool(major, &folder);
-    let restore = site.restore().args(["%f", "%p"]).shell();
+    let restore = site.restore().words("%f %p").shell();
     std::fs::write(folder.join("recovery.signal"), "").unwrap();
     user::own(&folder.join("recovery.signal"));
     let restored = Cluster::open(major, &folder)
         .option("restore_command", restore)
         .option("archive_mode", "off")
         .option("recovery_target_timeline", "current")
-        .start();
-    restored.wait_promoted();
+        .promoted();
     assert_eq!(fingerprint(&restored), expected);
 }
 per_major!(a_backup_holds_what_the_server_sent_and_recovers);
@@ -205,7 +197,7 @@ fn fingerprint(cluster: &Cluster) -> BTreeMap<&'static str, String> {
         ),
     ]
     .into_iter()
-    .map(|(name, sql)| (name, cluster.query_one_string(&sql)))
+    .map(|(name, sql)| (name, cluster.value(&sql)))
     .collect()
 }
 
@@ -214,18 +206,18 @@ fn fingerprint(cluster: &Cluster) -> BTreeMap<&'static str, String> {
 fn a_backup_taken_by_root_does_not_lock_the_servers_user_out() {
     require_root!("a_backup_taken_by_root_does_not_lock_the_servers_user_out");
     let (site, _cluster) = Site::with_cluster(17);
-    let backup = site.pitr().args(["backup", "--quiet"]).privileged();
-    backup.run().success();
+    let backup = site.pitr().words("backup --quiet").privileged();
+    backup.succeed();
     for verb in ["info", "verify", "plan"] {
-        site.pitr().arg(verb).run().success();
+        site.pitr().arg(verb).succeed();
     }
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
 }
 
 #[test]
 fn the_human_answer_is_one_line_and_what_comes_next() {
     let (site, _cluster) = Site::with_cluster(15);
-    let run = site.pitr().arg("backup").run().success();
+    let run = site.pitr().arg("backup").succeed();
     let line = run.stdout.trim_end();
     assert_eq!(line.lines().count(), 1, "{run}");
     for part in [
@@ -241,17 +233,8 @@ fn the_human_answer_is_one_line_and_what_comes_next() {
     assert!(run.stderr.contains("next: "), "{run}");
     let run = site
         .pitr()
-        .args([
-            "backup",
-            "--compression",
-            "zstd",
-            "--jobs",
-            "1",
-            "--checkpoint",
-            "spread",
-        ])
-        .run()
-        .success();
+        .words("backup --compression zstd --jobs 1 --checkpoint spread")
+        .succeed();
     assert!(run.stdout.contains("-full: "), "{run}");
     assert_eq!(committed(&site).len(), 2);
 }
@@ -294,14 +277,11 @@ fn quiet_commands_are_silent_when_all_goes_well() {
 fn of_two_repositories_the_backup_goes_into_the_one_that_is_named() {
     let (site, _cluster) = Site::with_cluster(17);
     site.add_repository("second", "");
-    let run = backup(&site).run().success();
+    let run = backup(&site).succeed();
     assert_eq!(run.json()["repository"], "local", "{run}");
     assert!(run.stderr.contains("--repository NAME"), "{run}");
     let first = run.json()["id"].clone();
-    let run = backup(&site)
-        .args(["--repository", "second"])
-        .run()
-        .success();
+    let run = backup(&site).words("--repository second").succeed();
     assert_eq!(run.json()["repository"], "second", "{run}");
     let other = run.json()["id"].clone();
     // Each has its own, and the WAL that leads on from it.
@@ -330,7 +310,7 @@ fn labels_and_rates_that_the_server_would_refuse_are_refused_before_anything_is_
         ["--max-rate", "1KiB"],
         ["--max-rate", "2GiB"],
     ] {
-        site.pitr().arg("backup").args(args).run().expect_code(2);
+        site.pitr().arg("backup").args(args).exits(2);
     }
     assert_eq!(site.files(), before);
 }
@@ -340,18 +320,14 @@ fn labels_and_rates_that_the_server_would_refuse_are_refused_before_anything_is_
 fn a_backup_behind_a_promotion_has_its_history() {
     let (site, primary) = Site::with_cluster(16);
     primary.sql("create table t as select 1 as a");
-    let mut standby = Cluster::builder(16)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let mut standby = primary.standby().start();
     drop(primary);
     standby.promote();
     let conninfo = standby.conninfo("postgres");
     let take = || {
         let run = backup(&site)
             .env("PITR_CLUSTERS_MAIN_CONNINFO", &conninfo)
-            .run()
-            .success();
+            .succeed();
         root(&site, &run.id())
     };
     let first = take();
@@ -368,11 +344,7 @@ fn a_backup_behind_a_promotion_has_its_history() {
     std::fs::remove_file(site.object("00000002.history")).unwrap();
     assert_eq!(take().content.history.unwrap(), history);
     let out = site.sandbox().dir("out").join("fetched");
-    site.restore()
-        .arg("00000002.history")
-        .arg(&out)
-        .run()
-        .success();
+    site.restore().arg("00000002.history").arg(&out).succeed();
     assert_eq!(std::fs::read_to_string(out).unwrap(), history);
     standby.stop(crate::common::Stop::Immediate);
 }
@@ -386,30 +358,24 @@ fn t65_a_timeline_that_pg_resetwal_began_is_backed_up_once_a_comment_says_so() {
     reset.args(["-l", "000000030000000000000020"]);
     assert!(reset.arg(cluster.pgdata()).status().unwrap().success());
     cluster.start();
-    let refused = backup(&site).run().expect_code(8);
+    let refused = backup(&site).exits(8);
     refused.expect_stdout("pitr wal push pg_wal/00000003.history");
     let history = cluster.pgdata().join("pg_wal/00000003.history");
     std::fs::write(&history, "# no parent\n").unwrap();
     user::own(&history);
-    let push = site.pitr().args(["wal", "push"]).arg(&history);
-    push.run().success();
-    backup(&site).run().success();
+    site.pitr().words("wal push").arg(&history).succeed();
+    backup(&site).succeed();
     cluster.sql("insert into t values (2)");
     cluster.archive_now();
     let copy = site.sandbox().dir("copies").join("copy");
-    let restore = site.pitr().args(["restore", "--to"]).arg(&copy);
-    restore.run().success();
-    let mut own = Cluster::open(17, &copy).create();
-    own.start();
-    own.wait_promoted();
-    assert_eq!(own.query_one_string("select sum(a) from t"), "3");
+    site.pitr().restore_to(&copy).succeed();
+    let own = Cluster::open(17, &copy).promoted();
+    assert_eq!(own.value("select sum(a) from t"), "3");
 }
 
 #[test]
 fn a_tablespace_in_place_and_a_linked_pg_wal_are_plain_directories() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
+    let mut cluster = Cluster::small(17)
         .config("allow_in_place_tablespaces", "on")
         .create();
     let site = Site::new(&cluster);
@@ -433,7 +399,7 @@ fn a_tablespace_in_place_and_a_linked_pg_wal_are_plain_directories() {
     cluster.start();
     cluster.sql("create tablespace here location ''");
     cluster.sql("create table t tablespace here as select g as a from generate_series(1, 5000) g");
-    let run = backup(&site).run().success();
+    let run = backup(&site).succeed();
     let root = root(&site, &run.id());
     assert!(root.content.tablespaces.is_empty());
     let copy = Sandbox::new("copy");
@@ -450,9 +416,7 @@ fn a_tablespace_in_place_and_a_linked_pg_wal_are_plain_directories() {
 #[test]
 fn a_role_that_may_only_replicate_is_enough_and_one_that_may_not_is_told_so() {
     let (site, cluster) = Site::with_cluster_of(
-        Cluster::builder(15)
-            .segment_size_mb(1)
-            .without_fsync()
+        Cluster::small(15)
             .hba("local all postgres trust\nlocal all all reject\nlocal replication all trust\n"),
     );
     cluster.sql("create role copies login replication");
@@ -478,7 +442,7 @@ fn h07_an_aborted_backup_of_a_new_identifier_hides_no_good_one() {
     use pitr::repo::repository::Registration;
     let (site, cluster) = Site::with_cluster(17);
     cluster.archive_now();
-    let id = backup(&site).run().success().id();
+    let id = backup(&site).succeed().id();
     drop(cluster);
     let repository = pitr::repo::open(
         &pitr::config::Repository::at(pitr::config::Location::File(site.repository().to_owned())),
@@ -499,10 +463,10 @@ fn h07_an_aborted_backup_of_a_new_identifier_hides_no_good_one() {
     std::fs::create_dir_all(&left).unwrap();
     std::fs::write(left.join("server-manifest"), "x").unwrap();
     user::own_all(site.repository());
-    let shown = || site.pitr().args(["info", "--json"]).run().json()["clusters"][0].clone();
+    let shown = || site.pitr().words("info --json").run().json()["clusters"][0].clone();
     let info = shown();
     assert_eq!(info["backups"][0]["id"], id.as_str(), "{info}");
-    site.pitr().args(["plan", "--json"]).run().success();
+    site.pitr().words("plan --json").succeed();
     // Once it is committed it is the newest.
     let from = folder(old.system_identifier)
         .join("backups")
@@ -510,7 +474,7 @@ fn h07_an_aborted_backup_of_a_new_identifier_hides_no_good_one() {
         .join("manifest");
     std::fs::copy(from, left.join("manifest")).unwrap();
     user::own_all(site.repository());
-    let list = site.pitr().args(["wal", "list", "--json"]).run().success();
+    let list = site.pitr().words("wal list --json").succeed();
     assert_eq!(
         list.json()["system_identifier"],
         new.system_identifier.to_string(),
@@ -522,7 +486,7 @@ fn h07_an_aborted_backup_of_a_new_identifier_hides_no_good_one() {
 fn a_server_that_is_down_cannot_be_reached() {
     let cluster = Cluster::builder(17).segment_size_mb(1).create();
     let site = Site::new(&cluster);
-    let run = backup(&site).run().expect_code(9);
+    let run = backup(&site).exits(9);
     assert_eq!(run.json()["code"], "unreachable", "{run}");
     assert!(committed(&site).is_empty());
 }

@@ -31,7 +31,8 @@ use crate::common::mount::SmallDisk;
 use crate::common::reception::Reception;
 use crate::common::replay::Recording;
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Running, Sandbox, Site, Stop, user, wait_until,
+    Cluster, PATIENCE, Program, Run, Running, Sandbox, Site, Stop, list_of, str_of, user,
+    wait_until,
 };
 use crate::{require_mounts, require_strace};
 
@@ -97,16 +98,16 @@ fn start_at(site: &Site, cluster: &Cluster, rate: &str) -> Running {
 
 fn wait_copying(cluster: &Cluster, backups: usize) {
     let client = cluster.client();
-    wait_until(PATIENCE, "the backup copies", || {
+    wait_until("the backup copies", || {
         let phase = "select count(*) from pg_stat_progress_basebackup where phase like 'streaming%' and backup_streamed > 500000";
-        client.query_one_string(phase) == backups.to_string()
+        client.value(phase) == backups.to_string()
     });
 }
 
 fn no_backup_runs(cluster: &Cluster) {
     let client = cluster.client();
-    wait_until(PATIENCE, "the server ends the backup", || {
-        client.query_one_string("select count(*) from pg_stat_progress_basebackup") == "0"
+    wait_until("the server ends the backup", || {
+        client.value("select count(*) from pg_stat_progress_basebackup") == "0"
     });
 }
 
@@ -114,12 +115,11 @@ fn no_backup_runs(cluster: &Cluster) {
 fn b01_a_killed_backup_is_never_visible_and_the_server_ends_its_backup() {
     let (site, cluster) = slow();
     let running = start_slowest(&site, &cluster);
-    running.signal(Signal::KILL);
-    let run = running.wait();
+    let run = running.ended_by(Signal::KILL);
     assert!(committed(&site).is_empty(), "{run}");
     no_backup_runs(&cluster);
     // Run again, it succeeds beside what is left of the first.
-    let run = backup(&site).run().success();
+    let run = backup(&site).succeed();
     assert_eq!(committed(&site), [run.id()]);
 }
 
@@ -130,12 +130,11 @@ fn a_backup_that_listens_to_wal_is_no_synchronous_standby() {
     let (site, cluster) = slow();
     // The server asks for a sign of life after two seconds, and cuts off a client that gives none in two more.
     cluster.alter_system("wal_sender_timeout", "4s");
-    cluster.alter_system("synchronous_standby_names", "*");
-    cluster.reload();
+    cluster.set("synchronous_standby_names", "*");
     let running = start_slowest(&site, &cluster);
-    let count = |query: &str| cluster.query_one_string(&format!("select count(*) from {query}"));
+    let count = |query: &str| cluster.value(&format!("select count(*) from {query}"));
     let listens = "pg_stat_replication where state = 'streaming'";
-    wait_until(PATIENCE, "the backup listens", || count(listens) == "1");
+    wait_until("the backup listens", || count(listens) == "1");
     assert_eq!(
         count("pg_replication_slots where active and slot_name like 'pitr_backup%'"),
         "1"
@@ -143,14 +142,12 @@ fn a_backup_that_listens_to_wal_is_no_synchronous_standby() {
     let client = cluster.client();
     let waiting = std::thread::spawn(move || drop(client.sql("insert into t values (0, 'x')")));
     let waits = "pg_stat_activity where wait_event = 'SyncRep'";
-    wait_until(PATIENCE, "the commit waits", || count(waits) == "1");
+    wait_until("the commit waits", || count(waits) == "1");
     std::thread::sleep(Duration::from_secs(6));
     assert_eq!((count(listens).as_str(), count(waits).as_str()), ("1", "1"));
-    cluster.alter_system("synchronous_standby_names", "");
-    cluster.reload();
+    cluster.set("synchronous_standby_names", "");
     waiting.join().unwrap();
-    running.signal(Signal::TERM);
-    running.wait();
+    running.ended_by(Signal::TERM);
 }
 
 #[test]
@@ -166,11 +163,11 @@ fn b01_ctrl_c_leaves_nothing() {
         no_backup_runs(&cluster);
     }
     // The next one is a backup like any other.
-    let info = site.pitr().args(["info", "--json"]).run().expect_code(1);
+    let info = site.pitr().words("info --json").exits(1);
     let shown = &info.json()["clusters"][0];
     assert_eq!(shown["backups"], serde_json::json!([]), "{info}");
     assert_eq!(shown["unreadable_backups"], serde_json::json!([]), "{info}");
-    backup(&site).run().success();
+    backup(&site).succeed();
     assert_eq!(committed(&site).len(), 1);
 }
 
@@ -203,12 +200,12 @@ fn b02_a_stream_that_breaks_off_anywhere_aborts_the_backup() {
         .chain([size - 3000, size - 2000, size - 1000])
     {
         player.cut_backup_after(cut);
-        let run = backup_of(&site, &player.conninfo()).run().expect_code(1);
+        let run = backup_of(&site, &player.conninfo()).exits(1);
         assert_eq!(committed(&site), complete, "cut at {cut}: {run}");
         assert_eq!(parts(&site), kept, "cut at {cut}: {run}");
     }
     player.cut_backup_after(usize::MAX);
-    backup_of(&site, &player.conninfo()).run().success();
+    backup_of(&site, &player.conninfo()).succeed();
     assert_eq!(committed(&site).len(), 2);
 }
 
@@ -382,7 +379,7 @@ fn move_attempts(from: &Path, to: &Path) {
 fn b01_killed_at_every_store_operation() {
     let (site, cluster) = Site::with_cluster(15);
     let recording = Recording::of(&cluster, |conninfo| {
-        backup_of(&site, conninfo).run().success();
+        backup_of(&site, conninfo).succeed();
     });
     let player = recording.play();
     let mut known = committed(&site);
@@ -403,7 +400,7 @@ fn b01_killed_at_every_store_operation() {
     }
     let commit = *became_visible.first().expect("the commit point was passed");
     assert!(became_visible.into_iter().eq(commit..operations));
-    backup_of(&site, &player.conninfo()).run().success();
+    backup_of(&site, &player.conninfo()).succeed();
 }
 
 /// The same of a local backup. How often it looks for its WAL differs from run to run: it goes on until one was not killed.
@@ -433,7 +430,7 @@ fn b01_a_local_backup_killed_at_every_store_operation() {
     );
     let events = site.cluster_folder().join("events");
     move_attempts(&site.sandbox().join("forgotten"), &events);
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 
 /// A cluster of which a backup is small.
@@ -470,7 +467,7 @@ fn b01_killed_and_failing_at_every_sync_and_name() {
     require_strace!("b01_killed_and_failing_at_every_sync_and_name");
     let (site, cluster) = Site::with_cluster(15);
     let recording = Recording::of(&cluster, |conninfo| {
-        backup_of(&site, conninfo).run().success();
+        backup_of(&site, conninfo).succeed();
     });
     let player = recording.play();
     let short = [
@@ -487,7 +484,7 @@ fn b01_killed_and_failing_at_every_name_of_a_local_backup() {
     require_strace!("b01_killed_and_failing_at_every_name_of_a_local_backup");
     let (site, cluster) = small(15);
     let program = backup_of(&site, &cluster.conninfo("postgres"));
-    let program = program.args(["--method", "local", "--no-resume"]);
+    let program = program.words("--method local --no-resume");
     sweep(&site, &program, &[("linkat", ["SIGKILL", "EIO"])]);
 }
 
@@ -497,7 +494,7 @@ fn b18_killed_and_failing_at_every_name_of_a_resumed_backup() {
     require_strace!("b18_killed_and_failing_at_every_name_of_a_resumed_backup");
     let (site, _cluster) = small(15);
     let program = backup(&site)
-        .args(["--method", "local", "--jobs", "1"])
+        .words("--method local --jobs 1")
         .env("PITR_FAULT_PACK_BYTES", "200000");
     let mut known = committed(&site);
     let mut went_on = 0;
@@ -523,9 +520,9 @@ fn b18_killed_and_failing_at_every_name_of_a_resumed_backup() {
     // The first namings come before anything is read.
     assert!(went_on >= fault::share(4), "{went_on}");
     fault::inject(&program, &Fault::kill("linkat").at(4));
-    let run = program.run().success();
+    let run = program.succeed();
     assert_ne!(run.json()["resumed"], serde_json::json!([]), "{run}");
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 
 /// Hits calls on the repository, one in each run: the `short` ones, or in a long sweep all.
@@ -587,24 +584,20 @@ fn sweep(site: &Site, program: &Program, short: &[(&str, [&str; 2])]) {
         faults > fault::share(10) && missed * 5 < faults,
         "{missed} of {faults}"
     );
-    program.run().success();
+    program.succeed();
 }
 
 #[test]
 fn b03_without_its_wal_a_backup_is_not_committed_and_the_segment_is_named() {
-    let mut cluster = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(15).create();
     let site = Site::new(&cluster);
     cluster.append_config("archive_mode", "on");
     cluster.append_config("archive_command", "/bin/true");
     cluster.start();
     let run = site
         .pitr()
-        .args(["backup", "--wal-wait", "1s"])
-        .run()
-        .expect_code(1)
+        .words("backup --wal-wait 1s")
+        .exits(1)
         .expect_stderr("is not in the repository after 1 seconds")
         .expect_stderr("archive_command must lead to this repository");
     assert!(run.stderr.contains("segment \"0000000100000000"), "{run}");
@@ -613,24 +606,20 @@ fn b03_without_its_wal_a_backup_is_not_committed_and_the_segment_is_named() {
 
 #[test]
 fn b04_a_broken_archive_command_is_said_at_once_and_does_not_wait_for_ever() {
-    let mut cluster = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(15).create();
     let site = Site::new(&cluster);
     cluster.append_config("archive_mode", "on");
     cluster.append_config("archive_command", "/bin/false");
     cluster.start();
     let failed = cluster.switch_wal();
-    wait_until(PATIENCE, "archiving fails", || {
-        cluster.query_one_string("select failed_count > 0 from pg_stat_archiver") == "t"
+    wait_until("archiving fails", || {
+        cluster.value("select failed_count > 0 from pg_stat_archiver") == "t"
     });
     let started = Instant::now();
     let run = site
         .pitr()
-        .args(["backup", "--wal-wait", "10s"])
-        .run()
-        .expect_code(1)
+        .words("backup --wal-wait 10s")
+        .exits(1)
         .expect_stderr("warning: archiving fails on the server")
         .expect_stderr("waiting for segment")
         .expect_stderr(&format!("last for \"{failed}\""));
@@ -647,8 +636,7 @@ fn b04_without_any_way_for_its_wal_a_backup_is_refused_at_once() {
     let run = site
         .pitr()
         .arg("backup")
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("error refused: archive_mode is off on")
         .expect_stderr("impact: Nothing was copied")
         .expect_stderr("next:   Set archive_mode = on")
@@ -662,11 +650,10 @@ fn b04_without_any_way_for_its_wal_a_backup_is_refused_at_once() {
     assert!(run.stderr.contains("once a receiver"), "{run}");
 
     // One that is away may come back: its slot keeps the WAL.
-    receiver.signal(Signal::TERM);
-    receiver.wait().success();
+    receiver.ended_by(Signal::TERM).success();
     let client = reception.cluster.client();
-    wait_until(PATIENCE, "the server has noticed", || {
-        client.query_one_string("select count(*) from pg_stat_replication") == "0"
+    wait_until("the server has noticed", || {
+        client.value("select count(*) from pg_stat_replication") == "0"
     });
     let run = take("1s").expect_code(1);
     assert!(run.stderr.contains("no receiver is connected"), "{run}");
@@ -680,8 +667,7 @@ fn b04_without_any_way_for_its_wal_a_backup_is_refused_at_once() {
     cluster.start();
     site.pitr()
         .arg("backup")
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("archive_command is empty")
         .expect_stderr("select pg_reload_conf()");
 }
@@ -689,10 +675,7 @@ fn b04_without_any_way_for_its_wal_a_backup_is_refused_at_once() {
 #[test]
 fn b05_a_standby_promoted_during_its_backup_is_noticed() {
     let (primary_site, primary) = slow();
-    let standby = Cluster::builder(15)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let standby = primary.standby().start();
     let site = Site::new(&standby);
     let running = start_slowest(&site, &standby);
     standby.promote();
@@ -718,10 +701,7 @@ fn quiet_standby(primary: &Cluster) -> Cluster {
         .start();
     primary.sql("create table w as select 1 as a");
     primary.sql("checkpoint");
-    let lsn = primary.insert_lsn();
-    wait_until(PATIENCE, "the standby has caught up", || {
-        standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
+    standby.wait_replayed(&primary.insert_lsn());
     standby
 }
 
@@ -736,11 +716,10 @@ fn open_segments(site: &Site) -> Vec<String> {
 #[test]
 fn b05_a_backup_of_a_standby_completes_by_streaming_its_own_tail() {
     let (site, primary, standby) = quiet();
-    let stop = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    let stop = primary.value("select pg_walfile_name(pg_current_wal_lsn())");
     let run = backup_of(&site, &standby.conninfo("postgres"))
-        .args(["--wal-wait", "10m"])
-        .run()
-        .success();
+        .words("--wal-wait 10m")
+        .succeed();
     let ids = committed(&site);
     let root = root(&site, &ids[0]);
     assert!(root.content.from_standby, "{run}");
@@ -748,14 +727,14 @@ fn b05_a_backup_of_a_standby_completes_by_streaming_its_own_tail() {
     // Nobody ended the segment: what the backup needs of it is there in increments.
     assert!(!site.object(&stop).exists());
     assert_eq!(open_segments(&site), [stop.as_str()]);
-    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    let plan = site.pitr().words("plan --json").succeed().json();
     assert_eq!(plan["reachable"], true, "{plan:#}");
     // Once the primary ends it the whole one counts, and it is no conflict.
     primary.sql("insert into w values (2)");
     assert_eq!(primary.archive_now(), stop);
-    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    let plan = site.pitr().words("plan --json").succeed().json();
     assert_eq!(plan["last_commit"]["kind"], "commit", "{plan:#}");
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 
 /// The standby has other bytes of the segment that the backup ends in, and then cannot read it: it ends the stream, and the connection with
@@ -770,7 +749,7 @@ fn h10_a_standby_that_does_not_stream_its_tail_is_no_obstacle_once_the_primary_a
     primary.start();
     primary.promote();
     let standby = quiet_standby(&primary);
-    let stop = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    let stop = primary.value("select pg_walfile_name(pg_current_wal_lsn())");
     // Who writes and replays the segment has it open: that file stays as it is.
     let path = standby.pgdata().join("pg_wal").join(&stop);
     let (aside, planted) = (path.with_file_name("aside"), path.with_file_name("planted"));
@@ -783,17 +762,16 @@ fn h10_a_standby_that_does_not_stream_its_tail_is_no_obstacle_once_the_primary_a
     std::fs::rename(&planted, &path).unwrap();
     let conninfo = standby.conninfo("postgres");
     let backing_up = || {
-        let program = backup_of(&site, &conninfo).args(["--wal-wait", "300s"]);
+        let program = backup_of(&site, &conninfo).words("--wal-wait 300s");
         program.timeout(Duration::from_secs(400)).spawn()
     };
     let refusal = format!("it sends other WAL as segment \"{stop}\"");
     let mut running = backing_up();
-    wait_until(PATIENCE, "the WAL is refused", || {
+    wait_until("the WAL is refused", || {
         running.stderr().contains(&refusal) || running.is_done()
     });
     assert!(!running.is_done(), "{}", running.wait());
-    running.signal(Signal::INT);
-    let run = running.wait().expect_code(130);
+    let run = running.ended_by(Signal::INT).expect_code(130);
     nothing_is_visible(&site, &run);
     assert_eq!(open_segments(&site), Vec::<String>::new());
     std::fs::rename(&aside, &path).unwrap();
@@ -805,7 +783,7 @@ fn h10_a_standby_that_does_not_stream_its_tail_is_no_obstacle_once_the_primary_a
     readable(0);
     let mut running = backing_up();
     let waiting = format!("waiting for segment \"{stop}\"");
-    wait_until(PATIENCE, "the backup waits", || {
+    wait_until("the backup waits", || {
         running.stderr().contains(&waiting) || running.is_done()
     });
     let said = running.stderr();
@@ -827,10 +805,10 @@ fn h10_a_standby_that_does_not_stream_its_tail_is_no_obstacle_once_the_primary_a
     assert_eq!(ids.len(), 1, "{run}");
     assert!(root(&site, &ids[0]).content.from_standby, "{run}");
     assert_eq!(open_segments(&site), Vec::<String>::new());
-    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    let plan = site.pitr().words("plan --json").succeed().json();
     assert_eq!(plan["target_timeline"], 2, "{plan:#}");
     assert_eq!(plan["last_commit"]["kind"], "commit", "{plan:#}");
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 
 #[test]
@@ -845,15 +823,11 @@ fn b13_a_backup_of_a_standby_whose_replay_is_paused_completes_or_says_what_is_mi
 
     // WAL that is in the archive only comes from there or not at all, and the wait has a limit.
     standby.sql("select pg_wal_replay_resume()");
-    primary.alter_system("archive_command", "false");
-    primary.reload();
+    primary.set("archive_command", "false");
     primary.sql("checkpoint");
     let first = primary.switch_wal();
     primary.sql("insert into w values (3)");
-    let lsn = primary.insert_lsn();
-    wait_until(PATIENCE, "the standby has caught up", || {
-        standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
+    standby.wait_replayed(&primary.insert_lsn());
     standby.sql("select pg_wal_replay_pause()");
     let run = take("3s").expect_code(1);
     assert!(
@@ -891,12 +865,12 @@ fn b06_files_that_grow_shrink_vanish_and_appear() {
     assert!(rounds > 3, "{rounds}");
     cluster.archive_now();
     let sums = "select count(*)::text || ' ' || sum(n)::text from ledger";
-    let expected = cluster.query_one_string(sums);
+    let expected = cluster.value(sums);
     let id = run.id();
     let restored = recovered(&site, &root(&site, &id));
-    assert_eq!(restored.query_one_string(sums), expected);
+    assert_eq!(restored.value(sums), expected);
     let last = format!("select count(*) from storm_{rounds}");
-    assert_eq!(restored.query_one_string(&last), "1");
+    assert_eq!(restored.value(&last), "1");
 }
 
 /// A cluster recovered from a backup to the end of the archive.
@@ -908,11 +882,10 @@ fn recovered(site: &Site, root: &BackupRoot) -> Cluster {
     std::fs::write(folder.join("recovery.signal"), "").unwrap();
     user::own(&folder.join("recovery.signal"));
     let restored = Cluster::open(root.content.major, &folder)
-        .option("restore_command", site.restore().args(["%f", "%p"]).shell())
+        .option("restore_command", site.restore().words("%f %p").shell())
         .option("archive_mode", "off")
         .option("recovery_target_timeline", "current")
-        .start();
-    restored.wait_promoted();
+        .promoted();
     std::mem::forget(copy);
     restored
 }
@@ -920,9 +893,10 @@ fn recovered(site: &Site, root: &BackupRoot) -> Cluster {
 #[test]
 fn b07_ten_thousand_files_fit_in_memory() {
     let (site, cluster) = Site::with_cluster(15);
-    let folder = cluster.pgdata().join("base").join(
-        cluster.query_one_string("select oid::text from pg_database where datname = 'postgres'"),
-    );
+    let folder = cluster
+        .pgdata()
+        .join("base")
+        .join(cluster.value("select oid::text from pg_database where datname = 'postgres'"));
     // The image of an unoptimised program is more than half of what it takes.
     let (run, few) = backup(&site).measure();
     run.success();
@@ -954,7 +928,7 @@ fn b08_an_unreadable_file_aborts_the_backup_with_its_path() {
     std::fs::write(&file, "x").unwrap();
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
     user::own(&file);
-    let run = site.pitr().arg("backup").run().expect_code(1);
+    let run = site.pitr().arg("backup").exits(1);
     assert!(run.stderr.contains("base/secret"), "{run}");
     nothing_is_left(&site, &run);
 }
@@ -965,14 +939,11 @@ fn b09_two_backups_at_once_both_complete() {
     let (site, cluster) = slow();
     let first = start_slow(&site, &cluster);
     let claims = ["repo", "claims", "--json"];
-    let claimed = site.pitr().args(claims).run().success().json();
+    let claimed = site.pitr().args(claims).succeed().json();
     let id = claimed["claims"][0]["backup"].as_str().unwrap().to_owned();
     let release = ["repo", "claims", "--release", &id, "--confirm"];
-    site.pitr().args(release).run().success();
-    let second = site
-        .pitr()
-        .args(["backup", "--json", "--max-rate", "2MiB"])
-        .spawn();
+    site.pitr().args(release).succeed();
+    let second = site.pitr().words("backup --json --max-rate 2MiB").spawn();
     wait_copying(&cluster, 2);
     let (first, second) = (
         first.wait().success().json(),
@@ -994,7 +965,7 @@ pub fn damage(cluster: &mut Cluster, blocks: &[u64]) -> String {
         "create table d as select g as a, repeat('y', 500) as b from generate_series(1, 20000) g",
     );
     cluster.sql("checkpoint");
-    let path = cluster.query_one_string("select pg_relation_filepath('d')");
+    let path = cluster.value("select pg_relation_filepath('d')");
     cluster.stop(Stop::Fast);
     let file = cluster.pgdata().join(&path);
     let mut content = std::fs::read(&file).unwrap();
@@ -1012,16 +983,14 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
     // The server itself names no more than five of a file.
     let blocks = [3, 4, 100, 101, 102, 500, 501, 900];
     let path = damage(&mut cluster, &blocks);
-    let run = backup(&site).run().expect_code(10);
+    let run = backup(&site).exits(10);
     let shown = run.json();
     assert_eq!(
         (&shown["damaged"], &shown["damage_count"]),
         (&true.into(), &8.into()),
         "{run}"
     );
-    let found: Vec<u64> = shown["damage"]
-        .as_array()
-        .unwrap()
+    let found: Vec<u64> = list_of(&shown["damage"])
         .iter()
         .map(|page| {
             assert_eq!(page["path"], path);
@@ -1029,15 +998,10 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
         })
         .collect();
     assert_eq!(found, blocks);
-    assert!(
-        shown["damage"][0]["lsn"]
-            .as_str()
-            .unwrap()
-            .starts_with("0/")
-    );
+    assert!(str_of(&shown["damage"][0]["lsn"]).starts_with("0/"));
     let root = root(&site, shown["id"].as_str().unwrap());
     assert!(root.content.is_damaged() && root.content.damage.len() == 8);
-    let human = site.pitr().arg("backup").run().expect_code(10);
+    let human = site.pitr().arg("backup").exits(10);
     assert!(
         human
             .stdout
@@ -1052,7 +1016,7 @@ crate::per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_ma
 fn c04_verify_finds_damaged_pages_that_the_root_does_not_know() {
     let (site, mut cluster) = Site::with_cluster(18);
     let path = damage(&mut cluster, &[3, 900]);
-    let run = backup(&site).run().expect_code(10);
+    let run = backup(&site).exits(10);
     let known = root(&site, &run.id());
     let mut forged = known;
     forged.head.id = "20300101T000000Z-full".parse().unwrap();
@@ -1061,8 +1025,8 @@ fn c04_verify_finds_damaged_pages_that_the_root_does_not_know() {
     forged.content.damage_count = 0;
     forged.commit(&store(&site), &layout(&site)).unwrap();
     user::own_all(site.repository());
-    let verify = site.pitr().args(["verify", "--json", "--backup"]);
-    let run = verify.arg(forged.head.id.to_string()).run().expect_code(4);
+    let verify = site.pitr().words("verify --json --backup");
+    let run = verify.arg(forged.head.id.to_string()).exits(4);
     for block in [3, 900] {
         let wanted = format!("file \\\"{path}\\\", block {block}, page LSN");
         assert!(run.stdout.contains(&wanted), "{run}");
@@ -1073,10 +1037,7 @@ fn c04_verify_finds_damaged_pages_that_the_root_does_not_know() {
 fn m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again() {
     require_mounts!("m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again");
     let disk = SmallDisk::new(24, 500);
-    let mut cluster = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(15).create();
     let site = Site::on(&cluster, &disk.path().join("repo"));
     site.attach(&cluster);
     cluster.start();
@@ -1092,7 +1053,7 @@ fn m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again() {
     .collect();
     std::fs::write(cluster.pgdata().join("base/noise"), noise).unwrap();
     user::own(&cluster.pgdata().join("base/noise"));
-    let run = site.pitr().arg("backup").run().expect_code(1);
+    let run = site.pitr().arg("backup").exits(1);
     assert!(run.stderr.contains("No space left on device"), "{run}");
     nothing_is_left(&site, &run);
     cluster.archive_now();
@@ -1103,10 +1064,7 @@ fn m08_a_full_disk_aborts_the_backup_and_wal_finds_room_again() {
 fn b07_two_thousand_tablespaces_and_a_linked_pg_wal() {
     let count: usize = std::env::var("PITR_TABLESPACES")
         .map_or(2000, |n| n.parse().expect("PITR_TABLESPACES is a number"));
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let elsewhere = cluster.sandbox().join("wal");
     let wal = cluster.pgdata().join("pg_wal");
     std::fs::rename(&wal, &elsewhere).unwrap();
@@ -1132,7 +1090,7 @@ fn b07_two_thousand_tablespaces_and_a_linked_pg_wal() {
     let copy = Sandbox::new("copy");
     let to = copy.dir("copy").join("data");
     copy.dir("moved");
-    let mut restore = site.pitr().args(["restore", "--to"]).arg(&to);
+    let mut restore = site.pitr().restore_to(&to);
     for n in 0..count {
         restore = restore.args([
             "--tablespace-mapping".to_owned(),
@@ -1153,19 +1111,16 @@ fn b07_two_thousand_tablespaces_and_a_linked_pg_wal() {
             .unwrap()
             .is_dir()
     );
-    let mut restored = Cluster::open(17, &to).option("fsync", "off").create();
-    restored.start();
-    restored.wait_promoted();
-    assert_eq!(restored.query_one_string("select count(*) from t"), "1000");
+    let restored = Cluster::open(17, &to).without_fsync().promoted();
+    assert_eq!(restored.value("select count(*) from t"), "1000");
     assert_eq!(
-        restored.query_one_string("select count(*) from pg_tablespace where spcname like 'ts%'"),
+        restored.value("select count(*) from pg_tablespace where spcname like 'ts%'"),
         count.to_string()
     );
     let moved = copy.join("moved/7").display().to_string();
     assert_eq!(
-        restored.query_one_string(
-            "select pg_tablespace_location(oid) from pg_tablespace where spcname = 'ts7'"
-        ),
+        restored
+            .value("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'ts7'"),
         moved
     );
 }
@@ -1193,20 +1148,17 @@ fn b27_the_claim_is_renewed_while_the_server_makes_its_checkpoint() {
         let backup = ["backup", "--checkpoint", "spread", "--method", method];
         let backup = site.pitr().args(backup).env("PITR_FAULT_SECONDS", "1");
         let mut backup = backup.spawn();
-        wait_until(PATIENCE, "the server makes its checkpoint", || {
-            cluster.query_one_string(waits) == "1"
+        wait_until("the server makes its checkpoint", || {
+            cluster.value(waits) == "1"
         });
         let first = claims();
         assert_ne!(first, before);
-        wait_until(PATIENCE, "the claim is renewed", || {
+        wait_until("the claim is renewed", || {
             backup.is_done() || claims() != first
         });
-        assert_eq!(cluster.query_one_string(waits), "1", "{}", backup.stderr());
-        backup.signal(Signal::INT);
-        backup.wait();
+        assert_eq!(cluster.value(waits), "1", "{}", backup.stderr());
+        backup.ended_by(Signal::INT);
         // The server goes on until it looks for its client.
-        wait_until(PATIENCE, "the checkpoint is complete", || {
-            cluster.query_one_string(waits) == "0"
-        });
+        wait_until("the checkpoint is complete", || cluster.value(waits) == "0");
     }
 }

@@ -27,7 +27,7 @@ fn a_local_backup_goes_the_whole_way(major: u32) {
     assert_eq!(root.content.method, Method::Local);
     assert_eq!(root.content.server_manifest, None);
     assert_eq!(root.content.tablespaces.len(), 1);
-    scene.site.pitr().arg("verify").run().success();
+    scene.site.pitr().arg("verify").succeed();
     let restored = go_the_whole_way(&scene);
     // There is no word of the server's to compare with.
     assert!(restored["restored"]["compared_file_count"].is_null());
@@ -38,10 +38,7 @@ per_major!(a_local_backup_goes_the_whole_way);
 fn both_methods_hold_the_same_files(major: u32) {
     let (site, cluster) = Site::with_cluster(major);
     let (pgdata, space) = (cluster.pgdata(), cluster.sandbox().dir("space"));
-    cluster.sql(&format!(
-        "create tablespace ts location '{}'",
-        space.display()
-    ));
+    cluster.make_tablespace("ts", &space);
     cluster.sql(
         "create table t tablespace ts as select g as a from generate_series(1, 1000) g;
          create unlogged table u as select g as a from generate_series(1, 1000) g;
@@ -110,7 +107,7 @@ fn check_same(streamed: Held, local: Held) {
 
 /// Takes a backup with these options, and returns the names in it, with their kinds, and its tablespaces.
 fn held(site: &Site, args: &[&str]) -> Held {
-    let run = backup(site).args(args).run().success();
+    let run = backup(site).args(args).succeed();
     let (store, root) = (crate::backup::store(site), root(site, &run.id()));
     let layout = crate::backup::layout(site);
     let snapshot = pitr::snapshot::reader::Snapshot::open(&store, &layout, &root).unwrap();
@@ -143,7 +140,7 @@ fn start_at(site: &Site, rate: &str) -> Running {
         .args(["--max-rate", rate, "--wal-wait", "10m", "--jobs", "2"])
         .timeout(20 * PATIENCE)
         .spawn();
-    wait_until(PATIENCE, "the backup copies", || {
+    wait_until("the backup copies", || {
         // The claim is taken when it is reserved, and again when the server has said where it starts.
         let files = site.files();
         let count = |part: &str| files.iter().filter(|f| f.contains(part)).count();
@@ -187,11 +184,11 @@ fn b06_files_that_grow_shrink_vanish_and_appear(major: u32) {
     assert!(rounds > 3, "{rounds}");
     cluster.archive_now();
     let sums = "select (select count(*)::text || ' ' || sum(n)::text from ledger) || md5(string_agg(t::text, ',' order by a)) from t";
-    let expected = cluster.query_one_string(sums);
+    let expected = cluster.value(sums);
     let restored = restored(&site, &cluster, &run.id());
-    assert_eq!(restored.query_one_string(sums), expected);
+    assert_eq!(restored.value(sums), expected);
     let last = format!("select count(*) from storm_{rounds}");
-    assert_eq!(restored.query_one_string(&last), "1");
+    assert_eq!(restored.value(&last), "1");
 }
 per_major!(b06_files_that_grow_shrink_vanish_and_appear, v13 v15 v19);
 
@@ -200,11 +197,10 @@ fn restored(site: &Site, cluster: &Cluster, id: &str) -> Cluster {
     let to = site.sandbox().join("copy/data");
     site.sandbox().dir("copy");
     let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
-    restore.arg(&to).run().success();
+    restore.arg(&to).succeed();
     verify_backup(cluster.major(), &to);
-    let copy = Cluster::open(cluster.major(), &to).option("fsync", "off");
-    let copy = copy.start();
-    copy.wait_promoted();
+    let copy = Cluster::open(cluster.major(), &to).without_fsync();
+    let copy = copy.promoted();
     copy
 }
 
@@ -213,8 +209,7 @@ fn b01_killed_stopped_or_cut_off_it_is_never_visible_and_the_next_one_completes(
     let (site, cluster) = slow();
     let session = "from pg_stat_activity where query ~ 'from pg_control_checkpoint'";
     let running = start_at(&site, "256KiB");
-    running.signal(Signal::TERM);
-    let run = running.wait().expect_code(130);
+    let run = running.ended_by(Signal::TERM).expect_code(130);
     nothing_is_left(&site, &run);
     let running = start_at(&site, "256KiB");
     cluster.sql(&format!(
@@ -223,27 +218,23 @@ fn b01_killed_stopped_or_cut_off_it_is_never_visible_and_the_next_one_completes(
     let run = running.wait().expect_code(1);
     nothing_is_left(&site, &run);
     let running = start_at(&site, "256KiB");
-    running.signal(Signal::KILL);
-    let run = running.wait();
+    let run = running.ended_by(Signal::KILL);
     assert!(committed(&site).is_empty(), "{run}");
     let client = cluster.client();
-    wait_until(PATIENCE, "the server ends the backup", || {
-        client.query_one_string(&format!("select count(*) - 1 {session}")) == "0"
+    wait_until("the server ends the backup", || {
+        client.value(&format!("select count(*) - 1 {session}")) == "0"
     });
-    let run = local(&site).run().success();
+    let run = local(&site).succeed();
     assert_eq!(committed(&site), [run.id()]);
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 
 #[test]
 fn the_rate_is_kept() {
     let (site, cluster) = slow();
-    let size = cluster.query_one_string("select sum(pg_database_size(oid)) from pg_database");
+    let size = cluster.value("select sum(pg_database_size(oid)) from pg_database");
     let started = Instant::now();
-    local(&site)
-        .args(["--max-rate", "8MiB", "--jobs", "4"])
-        .run()
-        .success();
+    local(&site).words("--max-rate 8MiB --jobs 4").succeed();
     let least = size.parse::<u64>().unwrap() / (8 << 20);
     assert!(started.elapsed().as_secs() >= least, "{size} bytes");
 }
@@ -252,39 +243,28 @@ fn the_rate_is_kept() {
 #[test]
 fn b05_a_local_backup_of_a_standby_completes() {
     let (site, primary) = slow();
-    let standby = Cluster::builder(15)
-        .standby_of(&primary)
-        .option("archive_mode", "off")
-        .without_fsync()
-        .start();
+    let standby = primary.standby().option("archive_mode", "off").start();
     primary.sql("create table w as select 1 as a");
     primary.sql("checkpoint");
-    let lsn = primary.insert_lsn();
-    wait_until(PATIENCE, "the standby has caught up", || {
-        standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
+    standby.wait_replayed(&primary.insert_lsn());
     let run = local_of(&site, &standby, standby.pgdata())
-        .args(["--jobs", "4"])
-        .run()
-        .success();
+        .words("--jobs 4")
+        .succeed();
     let taken = root(&site, &run.id());
     assert!(taken.content.from_standby, "{run}");
     assert!(taken.content.consistent_lsn <= taken.content.stop_lsn);
     primary.sql("insert into w values (2)");
     primary.archive_now();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let copy = restored(&site, &primary, &run.id());
-    assert_eq!(copy.query_one_string("select count(*) from w"), "2");
-    assert_eq!(copy.query_one_string("select count(*) from t"), "50000");
+    assert_eq!(copy.value("select count(*) from w"), "2");
+    assert_eq!(copy.value("select count(*) from t"), "50000");
 }
 
 #[test]
 fn b05_a_standby_promoted_during_its_backup_is_noticed() {
     let (_primary_site, primary) = slow();
-    let standby = Cluster::builder(15)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let standby = primary.standby().start();
     let site = Site::new(&standby);
     let running = start_at(&site, "2MiB");
     standby.promote();
@@ -304,23 +284,13 @@ fn local_of(site: &Site, server: &Cluster, pgdata: &Path) -> Program {
 #[test]
 fn l03_the_files_of_a_clone_are_not_taken_for_the_servers() {
     let (site, cluster) = slow();
-    let standby = Cluster::builder(15)
-        .standby_of(&cluster)
-        .without_fsync()
-        .start();
-    let mut clone = Cluster::builder(15)
-        .standby_of(&cluster)
-        .option("archive_mode", "off")
-        .without_fsync()
-        .start();
+    let standby = cluster.standby().start();
+    let mut clone = cluster.standby().option("archive_mode", "off").start();
     clone.promote();
     clone.wait_promoted();
     let refused = |server: &Cluster, pgdata: &Path, why: &str| {
-        let run = local_of(&site, server, pgdata).run().expect_code(8);
-        assert!(
-            run.stdout.contains("is not that of the connected server"),
-            "{run}"
-        );
+        let run = local_of(&site, server, pgdata).exits(8);
+        let run = run.expect_stdout("is not that of the connected server");
         assert!(run.stdout.contains(why), "{run}");
         assert!(!site.files().iter().any(|f| f.ends_with("/begin")), "{run}");
     };
@@ -345,14 +315,9 @@ fn l03_the_files_of_a_clone_are_not_taken_for_the_servers() {
     std::fs::write(&pid_file, own).unwrap();
     clone.stop(crate::common::Stop::Immediate);
     std::fs::remove_file(&pid_file).ok();
-    let run = local_of(&site, &cluster, clone.pgdata())
-        .run()
-        .expect_code(8);
-    assert!(
-        run.stdout.contains("no server runs in data directory"),
-        "{run}"
-    );
-    local(&site).run().success();
+    let run = local_of(&site, &cluster, clone.pgdata()).exits(8);
+    run.expect_stdout("no server runs in data directory");
+    local(&site).succeed();
 }
 
 /// A server that is started anew during its backup has ended it.
@@ -369,9 +334,7 @@ fn b02_a_server_that_restarts_ends_the_backup() {
 #[test]
 fn what_cannot_work_is_refused_before_anything_is_stored() {
     let (site, cluster) = Site::with_cluster_of(
-        Cluster::builder(17)
-            .segment_size_mb(1)
-            .without_fsync()
+        Cluster::small(17)
             .hba("local all postgres trust\nlocal postgres all trust\nlocal all all reject\nlocal replication all trust\n"),
     );
     cluster.sql("create role copies login replication");
@@ -425,7 +388,7 @@ fn b08_b11_special_files_are_left_out_and_an_unreadable_one_aborts_the_backup_wi
         0,
     )
     .unwrap();
-    let run = local(&site).run().success();
+    let run = local(&site).succeed();
     for name in ["link", "folder", "pipe"] {
         assert!(
             run.stderr
@@ -433,7 +396,7 @@ fn b08_b11_special_files_are_left_out_and_an_unreadable_one_aborts_the_backup_wi
             "{run}"
         );
     }
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     // A link on the way is not followed out of the tablespace.
     let outside = site.sandbox().dir("outside");
     std::fs::write(outside.join("secret"), "x").unwrap();
@@ -442,14 +405,14 @@ fn b08_b11_special_files_are_left_out_and_an_unreadable_one_aborts_the_backup_wi
     std::os::unix::fs::symlink(&outside, folder.join("PG_15_202209061")).unwrap();
     user::own_all(&folder);
     user::own_all(&outside);
-    let run = local(&site).run().expect_code(8);
+    let run = local(&site).exits(8);
     assert!(run.stdout.contains("tablespace 77 cannot be read"), "{run}");
     std::fs::remove_dir_all(&folder).unwrap();
     let file = pgdata.join("base/secret");
     std::fs::write(&file, "x").unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o000)).unwrap();
     user::own(&file);
-    let run = local(&site).run().expect_code(1);
+    let run = local(&site).exits(1);
     assert!(run.stdout.contains("base/secret"), "{run}");
     assert_eq!(committed(&site).len(), 1);
 }
@@ -465,12 +428,12 @@ fn b12_a_label_that_was_left_in_the_data_directory_is_in_no_backup() {
         user::own(&path);
     }
     for method in ["local", "stream"] {
-        let taken = backup(&site).args(["--method", method]).run().success();
+        let taken = backup(&site).args(["--method", method]).succeed();
         cluster.archive_now();
         let id = taken.id();
         let to = site.sandbox().dir(method).join("data");
         let restore = site.pitr().args(["restore", "--backup", &id, "--to"]);
-        restore.arg(&to).run().success();
+        restore.arg(&to).succeed();
         let label = std::fs::read_to_string(to.join("backup_label")).unwrap();
         let start = root(&site, &id).content.start_lsn;
         assert!(
@@ -478,9 +441,8 @@ fn b12_a_label_that_was_left_in_the_data_directory_is_in_no_backup() {
             "{label}"
         );
         assert!(!label.contains("left") && !to.join("tablespace_map").exists());
-        let copy = Cluster::open(17, &to).option("fsync", "off").start();
-        copy.wait_promoted();
-        assert_eq!(copy.query_one_string("select count(*) from t"), "1000");
+        let copy = Cluster::open(17, &to).without_fsync().promoted();
+        assert_eq!(copy.value("select count(*) from t"), "1000");
     }
 }
 
@@ -488,7 +450,7 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
     let (site, mut cluster) = Site::with_cluster(major);
     let blocks = [3, 4, 100, 101, 102, 500, 501, 900];
     let path = damage(&mut cluster, &blocks);
-    let run = local(&site).args(["--jobs", "4"]).run().expect_code(10);
+    let run = local(&site).words("--jobs 4").exits(10);
     let shown = run.json();
     assert_eq!(shown["damage_count"], 8, "{run}");
     let found = shown["damage"].as_array().unwrap().iter().map(|page| {
@@ -498,7 +460,7 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
     assert_eq!(found.collect::<Vec<_>>(), blocks);
     let taken = root(&site, &run.id());
     assert!(taken.content.is_damaged() && !taken.content.damage_reported_by_server);
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     assert_eq!(info["clusters"][0]["backups"][0]["damaged"], true, "{info}");
 }
 per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked, v13 v16 v19);
@@ -509,7 +471,7 @@ fn c04_a_page_with_an_lsn_of_the_future_is_damaged() {
     let (site, mut cluster) = Site::with_cluster(17);
     cluster.sql("create table d as select g as a from generate_series(1, 20000) g");
     cluster.sql("checkpoint");
-    let path = cluster.query_one_string("select pg_relation_filepath('d')");
+    let path = cluster.value("select pg_relation_filepath('d')");
     cluster.stop(crate::common::Stop::Fast);
     let file = cluster.pgdata().join(&path);
     let mut content = std::fs::read(&file).unwrap();
@@ -517,16 +479,17 @@ fn c04_a_page_with_an_lsn_of_the_future_is_damaged() {
     std::fs::write(&file, content).unwrap();
     user::own(&file);
     cluster.start();
-    let run = local(&site).run().expect_code(10);
+    let run = local(&site).exits(10);
     assert_eq!(run.json()["damage"][0]["block"], 7, "{run}");
 }
 
 #[test]
 fn b07_ten_thousand_files_fit_in_memory() {
     let (site, cluster) = Site::with_cluster(15);
-    let folder = cluster.pgdata().join("base").join(
-        cluster.query_one_string("select oid::text from pg_database where datname = 'postgres'"),
-    );
+    let folder = cluster
+        .pgdata()
+        .join("base")
+        .join(cluster.value("select oid::text from pg_database where datname = 'postgres'"));
     for i in 0..10_000 {
         // Some of them relations.
         let name = match i % 2 {
@@ -536,7 +499,7 @@ fn b07_ten_thousand_files_fit_in_memory() {
         std::fs::write(folder.join(name), vec![b'x'; i % 100]).unwrap();
     }
     user::own_all(&folder);
-    let (run, usage) = local(&site).args(["--jobs", "8"]).measure();
+    let (run, usage) = local(&site).words("--jobs 8").measure();
     let run = run.success();
     assert!(run.json()["file_count"].as_u64().unwrap() > 10_000);
     assert!(
@@ -544,28 +507,23 @@ fn b07_ten_thousand_files_fit_in_memory() {
         "{} bytes",
         usage.peak_memory_bytes
     );
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 
 #[test]
 fn a_local_backup_into_a_sealed_repository_comes_back() {
     let (sealed, cluster) = Sealed::archived(19);
     cluster.sql("create table ledger as select g as id, 'confidential note ' || g as note from generate_series(1, 20000) g");
-    let run = sealed.on("writer").args(["backup", "--json"]).args(LOCAL);
-    run.run().success();
+    let run = sealed.on("writer").words("backup --json").args(LOCAL);
+    run.succeed();
     cluster.archive_now();
     check_nothing_is_plain(&sealed, "confidential");
-    sealed.on("reader").arg("verify").run().success();
+    sealed.on("reader").arg("verify").succeed();
     let to = sealed.sandbox.dir("out").join("copy");
-    let restore = sealed.on("reader").args(["restore", "--to"]).arg(&to);
-    restore.run().success();
+    sealed.on("reader").restore_to(&to).succeed();
     verify_backup(19, &to);
-    let copy = Cluster::open(19, &to).option("fsync", "off").start();
-    copy.wait_promoted();
-    assert_eq!(
-        copy.query_one_string("select count(*) from ledger"),
-        "20000"
-    );
+    let copy = Cluster::open(19, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from ledger"), "20000");
 }
 
 /// A container that has PGDATA alone, say: its backup would come back with an empty tablespace.
@@ -573,17 +531,14 @@ fn a_local_backup_into_a_sealed_repository_comes_back() {
 fn b08_a_tablespace_that_cannot_be_seen_ends_the_backup_before_it_begins() {
     let (site, cluster) = Site::with_cluster(17);
     let place = site.sandbox().dir("ts");
-    cluster.sql(&format!(
-        "create tablespace ts location '{}'",
-        place.display()
-    ));
+    cluster.make_tablespace("ts", &place);
     cluster.sql("create table t tablespace ts as select 1 as a");
     let version = std::fs::read_dir(&place).unwrap().next().unwrap().unwrap();
     let aside = place.join("aside");
     std::fs::rename(version.path(), &aside).unwrap();
-    let run = local(&site).run().expect_code(8);
+    let run = local(&site).exits(8);
     assert!(run.stdout.contains("cannot be read"), "{run}");
     std::fs::rename(&aside, version.path()).unwrap();
-    local(&site).run().success();
+    local(&site).succeed();
     assert_eq!(committed(&site).len(), 1);
 }

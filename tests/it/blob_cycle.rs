@@ -7,9 +7,7 @@ use pitr::store::Store as _;
 
 use crate::common::blob::{ACCOUNT_KEY, Peer, Service, TOKEN};
 use crate::common::reception::{archived, lsn};
-use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, expire_at_once, pitr, pitr_archive, wait_until,
-};
+use crate::common::{Cluster, Program, Sandbox, expire_at_once, pitr, pitr_archive};
 
 struct Site {
     peer: Peer,
@@ -40,7 +38,7 @@ impl Site {
             sandbox,
             config,
         };
-        site.pitr().args(["init", "--quiet"]).run().success();
+        site.pitr().words("init --quiet").succeed();
         site
     }
 
@@ -49,7 +47,7 @@ impl Site {
     }
 
     fn backup(&self, kind: &str) -> String {
-        let run = self.pitr().args(["backup", "--json", kind]).run().success();
+        let run = self.pitr().args(["backup", "--json", kind]).succeed();
         run.id()
     }
 
@@ -62,25 +60,22 @@ impl Site {
 
     /// The receiver ships what was committed, and ends well.
     fn receive_once(&self, cluster: &Cluster) {
-        let mut running = self.pitr().args(["receive", "--create-slot"]).spawn();
+        let mut running = self.pitr().words("receive --create-slot").spawn();
         let client = cluster.client();
-        wait_until(PATIENCE, "the receiver streams", || {
-            assert!(!running.is_done(), "it ended: {}", running.stderr());
+        running.until("the receiver streams", || {
             let sql = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
-            client.query_one_string(sql) == "1"
+            client.value(sql) == "1"
         });
         client.sql(
             "insert into ledger select g, 'received' from generate_series(1000001, 1000100) g",
         );
-        let end = lsn(&client.query_one_string("select pg_current_wal_flush_lsn()"));
+        let end = lsn(&client.value("select pg_current_wal_flush_lsn()"));
         let journal = self.sandbox.join("journal");
-        wait_until(PATIENCE, "the repository holds everything", || {
-            assert!(!running.is_done(), "it ended: {}", running.stderr());
+        running.until("the repository holds everything", || {
             archived(&journal).is_some_and(|at| at >= end)
         });
-        running.signal(rustix::process::Signal::TERM);
-        running.wait().success();
-        self.pitr().args(["receive", "--drop-slot"]).run().success();
+        running.ended_by(rustix::process::Signal::TERM).success();
+        self.pitr().words("receive --drop-slot").succeed();
     }
 }
 
@@ -89,10 +84,7 @@ fn a_whole_cycle(service: Service) {
         println!("not run: {} names no server", service.variable());
         return;
     };
-    let mut cluster = Cluster::builder(18)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(18).create();
     let site = Site::new(&cluster, peer);
     cluster.append_config("archive_mode", "on");
     let command = pitr_archive().arg("--config").arg(&site.config).arg("%p");
@@ -108,26 +100,24 @@ fn a_whole_cycle(service: Service) {
     client.sql("select pg_create_restore_point('before')");
     client.sql("delete from ledger");
     cluster.archive_now();
-    site.pitr().args(["doctor"]).run().expect_stdout("archiver");
+    site.pitr().words("doctor").run().expect_stdout("archiver");
     // The credentials of the tests may delete, which is a warning.
-    let checked = site.pitr().args(["repo", "check", "--json"]).run();
+    let checked = site.pitr().words("repo check --json").run();
     assert_eq!(checked.json()["repositories"][0]["usable"], true);
     let target = ["--target-name", "before"];
-    let plan = site.pitr().args(["plan", "--json"]).args(target).run();
+    let plan = site.pitr().words("plan --json").args(target).run();
     assert_eq!(plan.success().json()["backup"]["id"], second.as_str());
     let to = site.sandbox.join("copy");
-    let restore = site.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
-    restore.args(target).run().success();
-    let mut copy = Cluster::open(18, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
+    let restore = site.pitr().restore_to(&to).arg("--quiet");
+    restore.args(target).succeed();
+    let copy = Cluster::open(18, &to).without_fsync().promoted();
     let count = "select count(*) || ' ' || count(*) filter (where note = 'changed') from ledger";
-    assert_eq!(copy.query_one_string(count), "400100 1000");
+    assert_eq!(copy.value(count), "400100 1000");
     drop(copy);
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
     site.backup("--full");
-    site.pitr().args(["verify", "--quiet"]).run().success();
-    site.pitr().args(expire_at_once()).run().success();
+    site.pitr().words("verify --quiet").succeed();
+    site.pitr().args(expire_at_once()).succeed();
     let holds = |id: &str| {
         site.keys()
             .iter()
@@ -137,8 +127,8 @@ fn a_whole_cycle(service: Service) {
         !holds(&first) && !holds(&second),
         "what is not kept is deleted"
     );
-    site.pitr().args(["verify", "--quiet"]).run().success();
-    let refused = site.pitr().args(["repo", "tier", "--dry-run"]).run();
+    site.pitr().words("verify --quiet").succeed();
+    let refused = site.pitr().words("repo tier --dry-run").run();
     assert_ne!(refused.code(), 0, "no tiers there");
     let left = site.peer.store(&site.sandbox, "pg", |_| {}).irregular();
     assert!(left.unwrap().is_empty());

@@ -46,7 +46,7 @@ impl World {
         let sandbox = Sandbox::new("calendar");
         if is_sealed {
             let keys = keygen(&sandbox.join("keys"), &["ops", "escrow"]);
-            keys.run().success();
+            keys.succeed();
         }
         let cluster = Cluster::builder(17).without_fsync().start();
         cluster.sql("create database app");
@@ -64,7 +64,7 @@ impl World {
             let text = world.configuration(host == "reader" && is_sealed);
             world.sandbox.file(format!("{host}.toml"), text);
         }
-        world.at(0, "reader", &["init", "--quiet"]).run().success();
+        world.at(0, "reader", &["init", "--quiet"]).succeed();
         world
     }
 
@@ -196,7 +196,7 @@ impl World {
             let of = format!("{}:{}", words[0], words[2]);
             let verb = if more.is_empty() { "unpin" } else { "pin" };
             let pin = [verb, &self.ids[content][nth], "--of", &of, "--json"];
-            let run = self.last("reader", &pin).args(more).run().expect_code(8);
+            let run = self.last("reader", &pin).args(more).exits(8);
             assert_eq!(run.json()["confirmed"], false, "{run}");
             let run = self.last("reader", &pin).args(more).arg("--confirm").run();
             let json = run.success().json();
@@ -223,7 +223,7 @@ impl World {
         let to: PathBuf = self.sandbox.join(format!("back-{content}-{nth}"));
         let (words, id) = (CONTENTS[content].0, &self.ids[content][nth]);
         let restore = [words[0], "restore", words[2], "--backup", id, "--to"];
-        self.last("reader", &restore).arg(&to).run().success();
+        self.last("reader", &restore).arg(&to).succeed();
         match content {
             0 => std::fs::read_to_string(to.join("day")).unwrap(),
             1 => {
@@ -232,10 +232,8 @@ impl World {
                 self.cluster.sql(&format!("create database {name}"));
                 let into = self.cluster.conninfo(&name);
                 let restore = ["logical", "restore", "app", "--backup", id, "--into", &into];
-                self.last("reader", &restore).run().success();
-                self.cluster
-                    .client_of(&name)
-                    .query_one_string("select n from day")
+                self.last("reader", &restore).succeed();
+                self.cluster.client_of(&name).value("select n from day")
             }
             _ => {
                 let copy = Server::on("redis-7", &to, &[]);
@@ -289,8 +287,7 @@ fn x10_the_calendar_decides_about_other_content(in_bucket: bool, is_sealed: bool
     assert!(dropped.len() > 1, "{wanted:?}");
     world
         .last("reader", &["verify", "--repository", "store"])
-        .run()
-        .success();
+        .succeed();
 
     // No other repository has a copy.
     let plan = world.expire(&["--dry-run", "--json"]).success().json();
@@ -305,7 +302,7 @@ fn x10_the_calendar_decides_about_other_content(in_bucket: bool, is_sealed: bool
     let sync = [
         "repo", "sync", "--from", "store", "--to", "copy", "--all", "--quiet",
     ];
-    world.last("reader", &sync).run().success();
+    world.last("reader", &sync).succeed();
     let plan = world.expire(&["--dry-run", "--json"]).success().json();
     for (content, (_, scope)) in CONTENTS.iter().enumerate() {
         let (kept, plan) = world.kept(&plan, content);
@@ -365,7 +362,7 @@ fn x10_the_calendar_decides_about_other_content(in_bucket: bool, is_sealed: bool
             assert_eq!(world.restored(content, nth), nth.to_string());
         }
     }
-    world.last("reader", &["verify"]).run().success();
+    world.last("reader", &["verify"]).succeed();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::common::{Program, Run, Sandbox, pitr};
 /// `pitr repo show` in a folder of its own, which is also its home.
 fn repo_show(sandbox: &Sandbox) -> Program {
     pitr()
-        .args(["repo", "show"])
+        .words("repo show")
         .dir(sandbox.path())
         .env("HOME", sandbox.path())
 }
@@ -78,7 +78,7 @@ fn g01_a_wrong_configuration_is_named_by_file_line_and_column() {
         ),
     ] {
         sandbox.file("pitr.toml", text);
-        let run = repo_show(&sandbox).run().expect_code(3);
+        let run = repo_show(&sandbox).exits(3);
         assert_eq!(complaint(&run, &sandbox), expected);
         assert_eq!(listing(sandbox.path()), ["pitr.toml"]);
     }
@@ -114,21 +114,15 @@ fn a_configuration_that_cannot_be_read_says_why() {
             "error config: could not read configuration file \"secret\": Permission denied (os error 13)\n  next:   Correct the permissions of \"secret\": it belongs to the user who runs this.\n",
         ),
     ] {
-        let run = repo_show(&sandbox)
-            .args(["--config", name])
-            .run()
-            .expect_code(3);
+        let run = repo_show(&sandbox).args(["--config", name]).exits(3);
         assert_eq!(complaint(&run, &sandbox), expected);
-        let run = repo_show(&sandbox)
-            .env("PITR_CONFIG", name)
-            .run()
-            .expect_code(3);
+        let run = repo_show(&sandbox).env("PITR_CONFIG", name).exits(3);
         assert_eq!(
             complaint(&run, &sandbox),
             expected.replace("\" does not", "\", named by $PITR_CONFIG, does not")
         );
     }
-    let run = repo_show(&sandbox).run().expect_code(3);
+    let run = repo_show(&sandbox).exits(3);
     assert_eq!(
         complaint(&run, &sandbox),
         "error config: no configuration file was found\n  next:   Looked for pitr.toml, .config/pitr/pitr.toml, /etc/pitr/pitr.toml. Name one with --config, write one with pitr init, or name the place with --repository.\n"
@@ -142,17 +136,14 @@ fn a_repository_by_path_needs_no_file_that_this_user_may_not_read() {
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
     let place = sandbox.join("none").display().to_string();
     let show = || repo_show(&sandbox).args(["--repository", &place]);
-    show().run().expect_code(9).expect_stderr("none");
+    show().exits(9).expect_stderr("none");
     for program in [
         repo_show(&sandbox),
-        repo_show(&sandbox).args(["--repository", "r"]),
-        show().args(["--config", "pitr.toml"]),
+        repo_show(&sandbox).words("--repository r"),
+        show().words("--config pitr.toml"),
         show().env("PITR_CONFIG", "pitr.toml"),
     ] {
-        program
-            .run()
-            .expect_code(3)
-            .expect_stderr("Permission denied");
+        program.exits(3).expect_stderr("Permission denied");
     }
 }
 
@@ -164,13 +155,13 @@ fn g02_a_password_that_everybody_may_read_is_refused() {
         "[clusters.main]\nconninfo = 'host=h password=geheim'\n",
     );
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-    let run = repo_show(&sandbox).run().expect_code(3);
+    let run = repo_show(&sandbox).exits(3);
     assert_eq!(
         complaint(&run, &sandbox),
         "error config: pitr.toml:2:12: the file holds a password, and every user of this machine may read it\n  next:   Take the right away with chmod o-r, or leave the password to ~/.pgpass.\n"
     );
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
-    repo_show(&sandbox).run().success();
+    repo_show(&sandbox).succeed();
 }
 
 #[test]
@@ -204,8 +195,7 @@ fn a_repository_is_named_or_placed_correctly() {
     ] {
         let run = repo_show(&sandbox)
             .args(["--repository", repository])
-            .run()
-            .expect_code(code);
+            .exits(code);
         assert_eq!(complaint(&run, &sandbox), expected);
     }
 }
@@ -215,18 +205,13 @@ fn a_repository_that_is_not_there_is_never_made() {
     let sandbox = Sandbox::new("norepo");
     let empty = sandbox.dir("mountpoint");
     for path in [sandbox.join("none"), empty.clone()] {
-        let run = repo_show(&sandbox)
-            .arg("--repository")
-            .arg(&path)
-            .run()
-            .expect_code(9);
+        let run = repo_show(&sandbox).arg("--repository").arg(&path).exits(9);
         assert!(run.stderr.starts_with("error no_repository: "), "{run}");
         let run = repo_show(&sandbox)
             .arg("--json")
             .arg("--repository")
             .arg(&path)
-            .run()
-            .expect_code(9);
+            .exits(9);
         let error = run.json();
         assert_eq!(error["code"], "no_repository");
         assert_eq!(error["exit"], 9);
@@ -246,13 +231,12 @@ fn g07_help_and_version_need_neither_configuration_nor_environment() {
         (&["repo", "show", "--help"], "Usage: pitr repo show"),
         (&["--config", "/nonexistent", "--version"], "pitr 0."),
     ] {
-        let run = pitr().args(arguments).run().success().expect_stdout(part);
+        let run = pitr().args(arguments).succeed().expect_stdout(part);
         assert_eq!(run.stderr, "", "{run}");
         pitr()
             .args(arguments)
             .under(["env", "-i"])
-            .run()
-            .success()
+            .succeed()
             .expect_stdout(part);
     }
 }
@@ -265,17 +249,15 @@ fn a_wrong_command_line_is_a_usage_error() {
         &["repo"],
         &["repo", "show", "--colour"],
     ] {
-        let run = pitr().args(arguments).run().expect_code(2);
+        let run = pitr().args(arguments).exits(2);
         assert_eq!(run.stdout, "", "{run}");
         assert!(!run.stderr.contains('\u{1b}'), "no colour in a file: {run}");
     }
     pitr()
         .arg("bakup")
-        .run()
-        .expect_code(2)
+        .exits(2)
         .expect_stderr("a similar subcommand exists: 'backup'");
-    let run = pitr().args(["bakup", "--json"]).run().expect_code(2);
-    let error = run.json();
+    let error = pitr().words("bakup --json").exits(2).json();
     assert_eq!(error["code"], "usage");
     assert_eq!(error["exit"], 2);
     assert_eq!(error["message"], "unrecognized subcommand 'bakup'");
@@ -286,6 +268,6 @@ fn a_wrong_command_line_is_a_usage_error() {
 fn a_reader_who_has_seen_enough_is_no_error() {
     let program = pitr().arg("--help").shell();
     let line = format!("{program} | true; echo ${{PIPESTATUS[0]}}");
-    let run = Program::new("bash").args(["-c", &line]).run().success();
+    let run = Program::new("bash").args(["-c", &line]).succeed();
     assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("0\n", ""));
 }

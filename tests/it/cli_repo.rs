@@ -41,13 +41,13 @@ fn repo_show_tells_what_each_repository_is() {
     );
     let show = || {
         pitr()
-            .args(["repo", "show", "--config"])
+            .words("repo show --config")
             .arg(sandbox.join("pitr.toml"))
             .dir(sandbox.path())
             .privileged()
     };
 
-    let run = show().args(["--repository", "local"]).run().success();
+    let run = show().words("--repository local").succeed();
     assert_eq!(run.stderr, "");
     let url = format!("file://{}", path.display());
     let width = url.len();
@@ -60,12 +60,12 @@ fn repo_show_tells_what_each_repository_is() {
     );
 
     // One of two is not there: what is known is shown, and the status says that it is not all.
-    let run = show().run().expect_code(10).expect_stdout("main");
+    let run = show().exits(10).expect_stdout("main");
     assert_eq!(
         run.stderr.lines().next(),
         Some("error no_repository: repository directory \"/nonexistent/r\" does not exist")
     );
-    let json = show().arg("--json").run().expect_code(10).json();
+    let json = show().arg("--json").exits(10).json();
     let shown = json["repositories"].as_array().unwrap();
     assert_eq!(shown.len(), 2);
     assert_eq!(shown[0]["name"], "local");
@@ -120,18 +120,18 @@ fn a_repository_of_another_user_is_told_with_a_next_step() {
         );
     }
     pitr()
-        .args(["doctor", "--config"])
+        .words("doctor --config")
         .arg(&config)
         .run()
         .expect_stdout("sudo -u root pitr");
     // Likewise a configuration that cannot be read, and a data directory.
     chown(&config, Some(0), Some(0)).unwrap();
-    let run = pitr().args(["info", "--config"]).arg(&config).run();
+    let run = pitr().words("info --config").arg(&config).run();
     assert!(run.stderr.contains("next:"), "{run}");
     let run = pitr()
-        .args(["adopt", "--repository"])
+        .words("adopt --repository")
         .arg(&path)
-        .args(["--cluster", "main", "--pgdata"])
+        .words("--cluster main --pgdata")
         .arg(&path)
         .run();
     assert!(run.stderr.contains("next:"), "{run}");

@@ -128,19 +128,19 @@ fn k01_archiving_asks_no_clock_that_can_be_set() {
     let clock = Clock::new();
     let still = Still::new(17, 1, 1);
     let name = still.segments[0].as_str();
-    still.push(name).run().success();
+    still.push(name).succeed();
     let object = std::fs::read(still.site.object(name)).unwrap();
     for jump in JUMPS {
         still.forget();
         for _ in 0..2 {
-            clock.off(&still.push(name), jump).run().success();
+            clock.off(&still.push(name), jump).succeed();
             clock.seen();
         }
         assert!(
             std::fs::read(still.site.object(name)).unwrap() == object,
             "a segment's object is made of its bytes alone ({jump})"
         );
-        clock.off(&still.fetch(name), jump).run().success();
+        clock.off(&still.fetch(name), jump).succeed();
         clock.seen();
         let fetched = std::fs::read(still.wal("RECOVERYXLOG")).unwrap();
         assert!(fetched == std::fs::read(still.wal(name)).unwrap(), "{jump}");
@@ -168,7 +168,7 @@ fn k01_timeouts_run_by_a_clock_that_nobody_sets() {
     let clock = Clock::new();
     let still = Still::new(17, 1, 1);
     let name = still.segments[0].as_str();
-    still.push(name).run().success();
+    still.push(name).succeed();
     let hanging = HangingDisk::over(still.site.repository());
     mode(&still, "recovery.signal", false);
     for (program, code) in [(still.push(name), 40), (still.fetch(name), 200)] {
@@ -178,7 +178,7 @@ fn k01_timeouts_run_by_a_clock_that_nobody_sets() {
                 .env("CLOCK_SWINGS", "1")
                 .env("PITR_FAULT_SECONDS", "2");
             let started = Instant::now();
-            let run = program.run().expect_code(code);
+            let run = program.exits(code);
             let took = started.elapsed();
             assert!(
                 took >= Duration::from_secs(2) && took < PATIENCE,
@@ -193,11 +193,11 @@ fn k01_timeouts_run_by_a_clock_that_nobody_sets() {
 fn k01_backups_under_a_jumping_clock_have_ids_of_their_own_and_the_order_of_their_positions() {
     let clock = Clock::new();
     let (site, cluster) = Site::with_cluster(17);
-    let backup = site.pitr().args(["backup", "--json"]);
+    let backup = site.pitr().words("backup --json");
     let mut taken = Vec::new();
     let mut take = |program: &Program| {
         cluster.sql("create table if not exists t (a int); insert into t values (1)");
-        let run = program.run().success();
+        let run = program.succeed();
         let seen = clock.seen();
         assert!(seen.changed > 0, "{run}");
         taken.push(run.id());
@@ -215,7 +215,7 @@ fn k01_backups_under_a_jumping_clock_have_ids_of_their_own_and_the_order_of_thei
     take(&still);
     let distinct: BTreeSet<&String> = taken.iter().collect();
     assert_eq!(distinct.len(), taken.len(), "{taken:?}");
-    let shown = |args: &[&str]| site.pitr().args(args).run().success().json();
+    let shown = |args: &[&str]| site.pitr().args(args).succeed().json();
     let expire = shown(&[
         "expire",
         "--min-age",
@@ -232,9 +232,9 @@ fn k01_backups_under_a_jumping_clock_have_ids_of_their_own_and_the_order_of_thei
             .collect()
     };
     assert_eq!(ids(&expire["clusters"][0]["backups"]), taken);
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     assert_eq!(ids(&info["clusters"][0]["backups"]), taken);
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 
 #[test]
@@ -251,10 +251,10 @@ fn k01_expire_refuses_when_the_clocks_differ() {
         .collect();
     drop(cluster);
     let expire = site.pitr().args(keep_one(&[]));
-    let confirmed = expire.clone().args(["--confirm", "--json"]);
+    let confirmed = expire.clone().words("--confirm --json");
     let refused = |program: &Program| {
         let before = site.files();
-        let run = program.run().expect_code(8);
+        let run = program.exits(8);
         // As JSON an error is on standard output, unless something else is.
         let said = format!("{}{}", run.stdout, run.stderr);
         assert!(said.contains("this host's clock says"), "{run}");
@@ -263,14 +263,13 @@ fn k01_expire_refuses_when_the_clocks_differ() {
     };
     for jump in JUMPS {
         refused(&clock.off(&expire.clone().arg("--dry-run"), jump));
-        refused(&clock.off(&confirmed.clone().args(["--grace", "0"]), jump));
+        refused(&clock.off(&confirmed.clone().words("--grace 0"), jump));
     }
     // A few minutes are no reason.
-    let near = clock.off(&expire.clone().arg("--dry-run"), 300);
-    near.run().success();
+    clock.off(&expire.clone().arg("--dry-run"), 300).succeed();
 
     // Marked by the right clock: no jump makes the grace period be over.
-    confirmed.run().success();
+    confirmed.succeed();
     for jump in JUMPS {
         refused(&clock.off(&confirmed, jump));
     }
@@ -284,7 +283,7 @@ fn k01_expire_refuses_when_the_clocks_differ() {
     let file = std::fs::File::options().write(true).open(path).unwrap();
     let was = file.metadata().unwrap().modified().unwrap();
     file.set_modified(was + Duration::from_secs(1200)).unwrap();
-    let run = confirmed.run().expect_code(8);
+    let run = confirmed.exits(8);
     assert!(
         format!("{}{}", run.stdout, run.stderr).contains(&last),
         "{run}"
@@ -292,20 +291,20 @@ fn k01_expire_refuses_when_the_clocks_differ() {
     file.set_modified(was).unwrap();
 
     // It jumps in the middle of a run, at whatever moment.
-    let now = confirmed.clone().args(["--grace", "0"]);
+    let now = confirmed.clone().words("--grace 0");
     let sandbox = Sandbox::new("jumps");
     let copied = |name: &str| {
         let to = sandbox.join(name);
         let cp = Program::new("cp").arg("-a").arg(site.repository()).arg(&to);
-        cp.privileged().run().success();
+        cp.privileged().succeed();
         let program = crate::common::pitr()
             .args(keep_one(&["--confirm", "--json", "--grace", "0"]))
-            .args(["--cluster", "main", "--repository"])
+            .words("--cluster main --repository")
             .arg(&to);
         (program, to)
     };
     let (undisturbed, _) = copied("undisturbed");
-    clock.off(&undisturbed, 0).run().success();
+    clock.off(&undisturbed, 0).succeed();
     let calls = clock.seen().calls;
     assert!(calls >= 3, "{calls}");
     for from in 1..=calls {
@@ -318,7 +317,7 @@ fn k01_expire_refuses_when_the_clocks_differ() {
             assert!(matches!(run.code(), 0 | 8), "{from}: {run}");
             assert!(clock.seen().changed > 0, "{from}: {run}");
             // Which of the two stays is no question of the clock.
-            program.run().success();
+            program.succeed();
             let left = std::fs::read_dir(at.join("clusters/main")).unwrap();
             let cluster = left.map(|e| e.unwrap().path()).next().unwrap();
             assert!(!cluster.join("backups").join(&backups[0]).exists());
@@ -331,7 +330,7 @@ fn k01_expire_refuses_when_the_clocks_differ() {
             );
         }
     }
-    now.run().success();
+    now.succeed();
     drop(clock.sandbox);
 }
 
@@ -421,7 +420,7 @@ fn c13_backups_of_one_second_in_two_repositories_have_ids_of_their_own_and_are_c
     let take = |repository: &str| {
         let backup = ["backup", "--json", "--quiet", "--repository", repository];
         let program = clock.off(&two.site.pitr().args(backup), 0);
-        let run = program.env("CLOCK_AT", &second).run().success();
+        let run = program.env("CLOCK_AT", &second).succeed();
         assert!(clock.seen().changed > 0, "{run}");
         run.id()
     };
@@ -429,7 +428,7 @@ fn c13_backups_of_one_second_in_two_repositories_have_ids_of_their_own_and_are_c
     assert_eq!(first[..16], other[..16], "of one second");
     assert_ne!(first, other);
     // The older one counts as expired where the newer one is.
-    let run = two.sync().arg("--all").run().success();
+    let run = two.sync().arg("--all").succeed();
     let copied = |to: &str| transfer(&run, to)["copied"]["backups"].clone();
     assert_eq!(copied("second"), serde_json::json!([first]), "{run}");
     assert_eq!(copied(&two.first()), serde_json::json!([other]), "{run}");
@@ -440,8 +439,8 @@ fn k05_info_warns_of_times_that_the_servers_clock_has_had_twice() {
     let clock = Clock::new();
     let (site, mut cluster) = Site::with_cluster(18);
     cluster.sql("create table t (a int)");
-    site.pitr().arg("backup").run().success();
-    let info = || site.pitr().args(["info", "--json"]).run();
+    site.pitr().arg("backup").succeed();
+    let info = || site.pitr().words("info --json").run();
     assert!(!info().stdout.contains("the clock was set back"));
     let seconds = OsStr::new("3600");
     let ahead = [

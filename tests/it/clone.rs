@@ -7,8 +7,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::common::s3::peer::Peer;
 use crate::common::{
-    Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, bin, files_below, pitr, user,
-    wait_until,
+    Client, Cluster, Program, Run, Sandbox, Site, bin, files_below, pitr, user, wait_until,
 };
 use crate::s3_cycle::Bucketed;
 use crate::sealed::Sealed;
@@ -62,13 +61,20 @@ impl Cloned {
         Cloned::of(site, cluster)
     }
 
+    /// As [`Cloned::new`], after some statements.
+    pub fn with(major: u32, statements: &str) -> Cloned {
+        let (site, cluster) = Site::with_cluster(major);
+        cluster.sql(statements);
+        Cloned::of(site, cluster)
+    }
+
     pub fn of(site: Site, cluster: Cluster) -> Cloned {
         cluster.sql(
             "create table t as select g as id, repeat(md5(g::text), 20) as b from generate_series(1, 30000) g; alter table t add primary key (id); create table big as select g as id, repeat('x', 500) as b from generate_series(1, 40000) g",
         );
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         cluster.sql("insert into t select g, 'later' from generate_series(30001, 31000) g; update t set b = 'changed' where id % 100 = 0");
-        let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+        let before = cluster.value("select pg_current_wal_insert_lsn()");
         cluster.sql("drop table t");
         cluster.archive_now();
         Cloned {
@@ -104,7 +110,7 @@ impl Cloned {
     }
 
     pub fn clone(&self) -> Program {
-        self.at_moment(self.site.pitr().args(["clone", "--json"]))
+        self.at_moment(self.site.pitr().words("clone --json"))
     }
 
     pub fn below(&self, arguments: &[&str]) -> Program {
@@ -130,35 +136,30 @@ fn k41_a_clone_has_the_rows_of_its_moment_and_takes_writes(major: u32) {
         return;
     }
     let cloned = Cloned::new(major);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let clone = client(&run);
-    assert_eq!(clone.query_one_string("select count(*) from t"), "31000");
+    assert_eq!(clone.value("select count(*) from t"), "31000");
     assert_eq!(
-        clone.query_one_string("select count(*) from t where b = 'changed'"),
+        clone.value("select count(*) from t where b = 'changed'"),
         "310"
     );
-    assert_eq!(clone.query_one_string("select count(*) from big"), "40000");
+    assert_eq!(clone.value("select count(*) from big"), "40000");
     clone.sql("update t set b = 'mine' where id <= 500; create table own as select * from t; truncate big");
     clone.sql("vacuum t");
     clone.sql("checkpoint");
     assert_eq!(
-        clone.query_one_string("select count(*) from own where b = 'mine'"),
+        clone.value("select count(*) from own where b = 'mine'"),
         "500"
     );
-    assert_eq!(clone.query_one_string("select count(*) from big"), "0");
-    let listed = cloned.below(&["list", "--json"]).run().success().json();
+    assert_eq!(clone.value("select count(*) from big"), "0");
+    let listed = cloned.below(&["list", "--json"]).succeed().json();
     assert_eq!(listed[0]["id"].as_str().unwrap(), run.id());
     assert_eq!(listed[0]["stage"], "ready");
     drop(clone);
     let id = run.id();
-    cloned.below(&["stop", &id]).run().success();
+    cloned.below(&["stop", &id]).succeed();
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
-    cloned
-        .site
-        .pitr()
-        .args(["verify", "--quiet"])
-        .run()
-        .success();
+    cloned.site.pitr().words("verify --quiet").succeed();
 }
 per_major!(k41_a_clone_has_the_rows_of_its_moment_and_takes_writes);
 
@@ -166,35 +167,32 @@ per_major!(k41_a_clone_has_the_rows_of_its_moment_and_takes_writes);
 fn assert_sound(clone: &Client, major: u32) {
     clone.sql("create extension amcheck");
     let indexes = "select count(*) from (select bt_index_check(c.oid, true) from pg_class c join pg_am a on a.oid = c.relam where a.amname = 'btree' and c.relkind = 'i' and c.relpersistence = 'p') checked";
-    let count: u32 = clone.query_one_string(indexes).parse().unwrap();
+    let count: u32 = clone.value(indexes).parse().unwrap();
     assert!(count > 100, "{count} indexes");
     if major >= 14 {
         let heaps = "select count(*) from pg_class c, lateral verify_heapam(c.oid, check_toast := true) where c.relkind in ('r', 't', 'm') and c.relpersistence = 'p'";
-        assert_eq!(clone.query_one_string(heaps), "0");
+        assert_eq!(clone.value(heaps), "0");
     }
 }
 
 fn k41_a_clone_has_the_same_rows_and_amcheck_finds_nothing_wrong(major: u32) {
     require_fuse!("k41_a_clone_has_the_same_rows_and_amcheck_finds_nothing_wrong");
     let cloned = Cloned::new(major);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let clone = client(&run);
     let live = &cloned.cluster;
-    assert_eq!(
-        clone.query_one_string(SUM),
-        live.query_one_string(OF_THE_MOMENT)
-    );
+    assert_eq!(clone.value(SUM), live.value(OF_THE_MOMENT));
     let big = "select count(*) || ' ' || sum(hashtext(big::text)::bigint) from big";
-    assert_eq!(clone.query_one_string(big), live.query_one_string(big));
+    assert_eq!(clone.value(big), live.value(big));
     assert_sound(&clone, major);
     drop(clone);
-    cloned.below(&["stop", &run.id()]).run().success();
+    cloned.below(&["stop", &run.id()]).succeed();
 }
 per_major!(k41_a_clone_has_the_same_rows_and_amcheck_finds_nothing_wrong);
 
 fn refused(major: u32) {
     let cloned = Cloned::new(major);
-    let run = cloned.clone().run().expect_code(8);
+    let run = cloned.clone().exits(8);
     run.expect_stderr("/dev/fuse").expect_stderr("pitr restore");
     assert!(cloned.left().is_empty());
 }
@@ -202,25 +200,21 @@ fn refused(major: u32) {
 fn k42_a_kept_clone_becomes_a_plain_data_directory(major: u32) {
     require_fuse!("k42_a_kept_clone_becomes_a_plain_data_directory");
     let cloned = Cloned::new(major);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let id = run.id();
     let clone = client(&run);
     clone.sql("insert into t values (99999, 'kept')");
-    cloned.below(&["keep", &id]).run().success();
+    cloned.below(&["keep", &id]).succeed();
     cloned.wait_stage("whole");
-    let sum = clone.query_one_string(SUM);
+    let sum = clone.value(SUM);
     drop(clone);
-    let stopped = cloned.below(&["stop", &id, "--json"]).run().success();
+    let stopped = cloned.below(&["stop", &id, "--json"]).succeed();
     let data = stopped.json()["data"].as_str().unwrap().to_owned();
-    let mut own = Cluster::open(major, &data).create();
-    own.start();
-    assert_eq!(own.query_one_string(SUM), sum);
-    assert_eq!(
-        own.query_one_string("select b from t where id = 99999"),
-        "kept"
-    );
-    assert_eq!(own.query_one_string("select count(*) from big"), "40000");
-    assert_eq!(own.query_one_string("show archive_mode"), "off");
+    let own = Cluster::open(major, &data).start();
+    assert_eq!(own.value(SUM), sum);
+    assert_eq!(own.value("select b from t where id = 99999"), "kept");
+    assert_eq!(own.value("select count(*) from big"), "40000");
+    assert_eq!(own.value("show archive_mode"), "off");
 }
 per_major!(k42_a_kept_clone_becomes_a_plain_data_directory, v13 v17 v19);
 
@@ -234,27 +228,21 @@ fn k43_a_clone_that_was_killed_is_gone_and_the_next_list_cleans_up() {
     require_fuse!("k43_a_clone_that_was_killed_is_gone_and_the_next_list_cleans_up");
     let cloned = Cloned::new(17);
     let before = cloned.site.files();
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let pid = i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap();
     let clone = client(&run);
-    let server: i32 = clone
-        .query_one_string("select pg_backend_pid()")
-        .parse()
-        .unwrap();
+    let server: i32 = clone.value("select pg_backend_pid()").parse().unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    wait_until(PATIENCE, "the server has ended", || !is_alive(server));
-    wait_until(PATIENCE, "nothing is left", || {
-        let listed = cloned.below(&["list", "--json"]).run().success().json();
+    wait_until("the server has ended", || !is_alive(server));
+    wait_until("nothing is left", || {
+        let listed = cloned.below(&["list", "--json"]).succeed().json();
         listed.as_array().unwrap().is_empty() && cloned.left().is_empty()
     });
     // Nothing of the original was touched but for claims.
     let mut after = cloned.site.files();
     after.retain(|name| before.contains(name));
     assert_eq!(after, before);
-    assert_eq!(
-        cloned.cluster.query_one_string("select count(*) from big"),
-        "40000"
-    );
+    assert_eq!(cloned.cluster.value("select count(*) from big"), "40000");
 }
 
 fn k44_a_question_is_asked_of_a_moment(major: u32) {
@@ -292,7 +280,7 @@ fn k56_a_question_finds_the_tables_and_the_days_of_its_database(major: u32) {
     let query = |more: &[&str]| {
         let sql = "select count(*), date_trunc('day', timestamptz '2026-03-01 02:00+00') as day, upper('x') from orders";
         let program = cloned.site.pitr().args(["query", sql]);
-        cloned.at_moment(program).args(more).run().success()
+        cloned.at_moment(program).args(more).succeed()
     };
     let json = query(&["--json"]).json();
     let row = serde_json::json!(["1", "28/02/2026 00:00:00 EST", "X"]);
@@ -320,9 +308,9 @@ pub fn dropped(major: u32) -> Cloned {
         create table shop.parts_2 partition of shop.parts for values from (100) to (200);
         insert into shop.parts select g, 'v' || g from generate_series(0, 199) g;
         create index on shop.parts (v)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("insert into shop.orders (kind) select 1 from generate_series(1, 10)");
-    let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    let before = cluster.value("select pg_current_wal_insert_lsn()");
     cluster.sql("drop table shop.orders cascade; drop table shop.parts");
     cluster.archive_now();
     Cloned {
@@ -339,13 +327,7 @@ pub fn rescue(cloned: &Cloned, more: &[&str]) -> Run {
 
 pub fn rescuing(cloned: &Cloned, more: &[&str]) -> Program {
     let into = cloned.cluster.conninfo("postgres");
-    let program = cloned.at_moment(
-        cloned
-            .site
-            .pitr()
-            .args(["rescue", "--json", "--into"])
-            .arg(into),
-    );
+    let program = cloned.at_moment(cloned.site.pitr().words("rescue --json --into").arg(into));
     program.args(more)
 }
 
@@ -365,7 +347,7 @@ fn k45_a_dropped_table_comes_back_with_all_that_belongs_to_it(major: u32) {
         "{run}"
     );
     let live = &cloned.cluster;
-    let one = |sql: &str| live.query_one_string(sql);
+    let one = |sql: &str| live.value(sql);
     assert_eq!(one("select count(*) from shop.orders"), "5010");
     assert_eq!(one("select count(*) from shop.parts"), "200");
     assert_eq!(one("select count(*) from shop.parts_2"), "100");
@@ -397,20 +379,18 @@ fn k15_a_locked_table_holds_a_dropped_one_up_for_ten_seconds() {
     let live = &cloned.cluster;
     let holder = live.client();
     holder.sql("begin; lock table shop.kinds in share row exclusive mode");
-    let own = holder.query_one_string("select pg_backend_pid()");
+    let own = holder.value("select pg_backend_pid()");
     let orders = ["--table", "shop.orders"];
     let run = rescue(&cloned, &orders).expect_code(7);
     assert_eq!(run.json()["code"], "locked", "{run}");
     run.expect_stdout(&format!("(process {own})"));
     let there = "select count(*) from pg_class where relname = 'orders'";
-    assert_eq!(live.query_one_string(there), "0");
+    assert_eq!(live.value(there), "0");
     let left = "select count(*) from pg_stat_activity where application_name like 'pitr_rescue%'";
-    wait_until(PATIENCE, "no session is left", || {
-        live.query_one_string(left) == "0"
-    });
+    wait_until("no session is left", || live.value(left) == "0");
     holder.sql("rollback");
     rescue(&cloned, &orders).success();
-    let rows = live.query_one_string("select count(*) from shop.orders");
+    let rows = live.value("select count(*) from shop.orders");
     assert_eq!(rows, "5010");
 }
 
@@ -424,47 +404,41 @@ fn k06_a_table_that_is_there_is_touched_only_as_the_operator_says() {
         .expect_code(8)
         .expect_stdout("--rows-missing-only");
     rescue(&cloned, &["--table", "t", "--replace"]).expect_code(8);
-    assert_eq!(live.query_one_string(SUM), live.query_one_string(SUM));
+    assert_eq!(live.value(SUM), live.value(SUM));
     let beside = rescue(&cloned, &["--table", "t", "--as", "t_before"]).success();
     assert_eq!(beside.json()["tables"][0]["rows"], 31000);
-    assert_eq!(
-        live.query_one_string("select count(*) from t_before"),
-        "31000"
-    );
-    assert_eq!(live.query_one_string("select count(*) from t"), "100");
+    assert_eq!(live.value("select count(*) from t_before"), "31000");
+    assert_eq!(live.value("select count(*) from t"), "100");
     let missing = rescue(&cloned, &["--table", "t", "--rows-missing-only"]).success();
     assert_eq!(missing.json()["tables"][0]["added_rows"], 30900);
-    assert_eq!(
-        live.query_one_string("select count(*) from t where b = 'new'"),
-        "100"
-    );
+    assert_eq!(live.value("select count(*) from t where b = 'new'"), "100");
     rescue(&cloned, &["--table", "t", "--replace", "--confirm"]).success();
     let differs = "select count(*) from (select * from t except select * from t_before) d";
-    assert_eq!(live.query_one_string(differs), "0");
-    assert_eq!(live.query_one_string("select count(*) from t"), "31000");
+    assert_eq!(live.value(differs), "0");
+    assert_eq!(live.value("select count(*) from t"), "31000");
     // A table that has fewer columns takes nothing.
     live.sql("alter table t drop column b");
     rescue(&cloned, &["--table", "t", "--replace", "--confirm"])
         .expect_code(8)
         .expect_stdout("no column b");
-    assert_eq!(live.query_one_string("select count(*) from t"), "31000");
+    assert_eq!(live.value("select count(*) from t"), "31000");
     let file = cloned.folder.join("t.dump");
     let to = cloned.at_moment(
         cloned
             .site
             .pitr()
-            .args(["rescue", "--database", "postgres", "--to"])
+            .words("rescue --database postgres --to")
             .arg(&file),
     );
     let to = to.arg("--table").arg("t");
-    to.run().success();
-    to.run().expect_code(8);
+    to.succeed();
+    to.exits(8);
     live.sql("drop table t");
     let restore = live
         .tool("pg_restore")
         .args(["-d", &live.conninfo("postgres")]);
-    restore.arg(&file).run().success();
-    assert_eq!(live.query_one_string("select count(*) from t"), "31000");
+    restore.arg(&file).succeed();
+    assert_eq!(live.value("select count(*) from t"), "31000");
 }
 
 #[test]
@@ -483,10 +457,10 @@ fn k07_damaged_content_is_an_error_and_never_wrong_rows() {
     });
     let pack = cloned.site.repository().join(pack.unwrap());
     let mut bytes = std::fs::read(&pack).unwrap();
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let clone = client(&run);
     // Catalogs may lie in the damaged part, too: this server has what the last question needs.
-    assert_eq!(clone.query_one_string("select 1"), "1");
+    assert_eq!(clone.value("select 1"), "1");
     for at in (bytes.len() / 4..bytes.len() * 3 / 4).step_by(4096) {
         bytes[at] ^= 1;
     }
@@ -501,9 +475,9 @@ fn k07_damaged_content_is_an_error_and_never_wrong_rows() {
         crate::common::text_of(&failed).contains("Input/output error"),
         "{failed:?}"
     );
-    assert_eq!(clone.query_one_string("select 1"), "1");
+    assert_eq!(clone.value("select 1"), "1");
     drop(clone);
-    cloned.below(&["stop", &run.id()]).run().success();
+    cloned.below(&["stop", &run.id()]).succeed();
 }
 
 #[test]
@@ -517,47 +491,40 @@ fn k08_tablespaces_are_mounted_too() {
     ));
     cluster.sql("create table s (id int primary key using index tablespace fast, b text) tablespace fast; insert into s select g, repeat('s', 300) from generate_series(1, 20000) g");
     let cloned = Cloned::of(site, cluster);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let clone = client(&run);
     assert_eq!(
-        clone.query_one_string("select count(*) || ' ' || sum(length(b)) from s"),
+        clone.value("select count(*) || ' ' || sum(length(b)) from s"),
         "20000 6000000"
     );
     clone.sql("insert into s select g from generate_series(30000, 31000) g");
     clone.sql("vacuum full s");
     drop(clone);
-    cloned.below(&["stop", &run.id()]).run().success();
-    assert_eq!(
-        cloned.cluster.query_one_string("select count(*) from s"),
-        "20000"
-    );
+    cloned.below(&["stop", &run.id()]).succeed();
+    assert_eq!(cloned.cluster.value("select count(*) from s"), "20000");
 }
 
 fn k08_an_encrypted_repository_gives_a_clone(major: u32) {
     require_fuse!("k08_an_encrypted_repository_gives_a_clone");
     let (sealed, cluster) = Sealed::archived(major);
     cluster.sql("create table t as select g as id, repeat(md5(g::text), 20) as b from generate_series(1, 20000) g");
-    sealed
-        .on("writer")
-        .args(["backup", "--quiet"])
-        .run()
-        .success();
+    sealed.on("writer").words("backup --quiet").succeed();
     cluster.sql("insert into t select g, 'later' from generate_series(20001, 20100) g");
     cluster.archive_now();
     let folder = Sandbox::new("c");
     let programs = bin(major, "initdb").unwrap();
-    let clone = sealed.on("reader").args(["clone", "--json", "--dir"]);
+    let clone = sealed.on("reader").words("clone --json --dir");
     let clone = clone.arg(folder.path()).arg("--bin");
-    let run = clone.arg(programs.parent().unwrap()).run().success();
+    let run = clone.arg(programs.parent().unwrap()).succeed();
     let clone = client(&run);
-    let sum = cluster.query_one_string(SUM);
-    assert_eq!(clone.query_one_string(SUM), sum);
+    let sum = cluster.value(SUM);
+    assert_eq!(clone.value(SUM), sum);
     assert_sound(&clone, major);
     drop(clone);
     let stop = sealed
         .on("reader")
         .args(["clone", "stop", &run.id(), "--dir"]);
-    stop.arg(folder.path()).run().success();
+    stop.arg(folder.path()).succeed();
     assert!(files_below(folder.path()).is_empty());
 }
 per_major!(k08_an_encrypted_repository_gives_a_clone, v13 v17 v19);
@@ -569,13 +536,12 @@ fn k57_what_only_root_may_change_is_trusted_in_a_clone_too() {
     require_fuse!("k57_what_only_root_may_change_is_trusted_in_a_clone_too");
     let (sealed, cluster) = Sealed::archived(17);
     cluster.sql("create table t as select 1 as id");
-    let writer = sealed.on("writer");
-    writer.args(["backup", "--quiet"]).run().success();
+    sealed.on("writer").words("backup --quiet").succeed();
     let folder = Sandbox::new("c");
     let others = sealed.sandbox.file("others", "");
     let give = |path: &Path, user: &str| {
         let chown = Program::new("chown").args(["-R", user]).arg(path);
-        chown.privileged().run().success();
+        chown.privileged().succeed();
     };
     let question = |key: &str| {
         let command = format!("key_command = [\"/bin/cat\", \"{key}\"]");
@@ -599,24 +565,21 @@ fn k57_what_only_root_may_change_is_trusted_in_a_clone_too() {
 #[test]
 fn k08_a_bucket_gives_a_clone() {
     require_fuse!("k08_a_bucket_gives_a_clone");
-    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
-    let mut cluster = builder.create();
-    let site = Bucketed::new(&cluster, Peer::start(), "");
-    site.attach(&cluster);
-    cluster.start();
+    let builder = Cluster::small(18);
+    let (site, cluster) = Bucketed::with_cluster(builder, Peer::start(), "");
     cluster.sql("create table t as select g as id, repeat(md5(g::text), 20) as b from generate_series(1, 20000) g");
     site.backup();
     cluster.sql("insert into t select g, 'later' from generate_series(20001, 20100) g");
     cluster.archive_now();
     let folder = Sandbox::new("c");
     let programs = bin(18, "initdb").unwrap();
-    let clone = site.pitr().args(["clone", "--json", "--dir"]);
+    let clone = site.pitr().words("clone --json --dir");
     let clone = clone.arg(folder.path()).arg("--bin");
-    let run = clone.arg(programs.parent().unwrap()).run().success();
-    let sum = cluster.query_one_string(SUM);
-    assert_eq!(client(&run).query_one_string(SUM), sum);
+    let run = clone.arg(programs.parent().unwrap()).succeed();
+    let sum = cluster.value(SUM);
+    assert_eq!(client(&run).value(SUM), sum);
     let stop = site.pitr().args(["clone", "stop", &run.id(), "--dir"]);
-    stop.arg(folder.path()).run().success();
+    stop.arg(folder.path()).succeed();
     assert!(files_below(folder.path()).is_empty());
 }
 
@@ -654,7 +617,7 @@ fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
     let mount = cloned.site.pitr().privileged().arg("mount").arg(&at);
     let mount = mount.args(["--json", "--target-lsn", &cloned.before]);
     let running = mount.spawn();
-    wait_until(PATIENCE, "it is mounted", || running.stdout().contains("}"));
+    wait_until("it is mounted", || running.stdout().contains("}"));
     let shown: serde_json::Value = serde_json::from_str(&running.stdout()).unwrap();
     let data = PathBuf::from(shown["data"].as_str().unwrap());
     let control = cloned.cluster.tool("pg_controldata").arg(&data).run();
@@ -663,19 +626,16 @@ fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
     // WAL is written into a plain directory, and not through FUSE.
     let is_fuse = |of: &Path| rustix::fs::statfs(of).unwrap().f_type == FUSE_SUPER_MAGIC;
     assert!(is_fuse(&data) && !is_fuse(&data.join("pg_wal")));
-    let mut own = Cluster::open(17, &data).create();
-    own.start();
-    own.wait_promoted();
-    assert_eq!(own.query_one_string("select count(*) from t"), "31000");
-    assert_eq!(own.query_one_string("select count(*) from s"), "5000");
+    let mut own = Cluster::open(17, &data).promoted();
+    assert_eq!(own.value("select count(*) from t"), "31000");
+    assert_eq!(own.value("select count(*) from s"), "5000");
     own.stop(crate::common::Stop::Fast);
     drop(own);
-    running.signal(Signal::INT);
-    running.wait().success();
+    running.ended_by(Signal::INT).success();
     assert_eq!(std::fs::read_dir(&at).unwrap().count(), 0);
     // A directory that holds something is left alone.
     std::fs::write(at.join("x"), "").unwrap();
-    mount.run().expect_code(8);
+    mount.exits(8);
     assert!(at.join("x").exists());
 }
 
@@ -696,14 +656,14 @@ fn k10_without_mounts_the_database_is_copied_first(major: u32) {
     let cloned = dropped(major);
     let live = &cloned.cluster;
     let bare = |words: &[&str]| {
-        let program = cloned.site.pitr().args(["rescue", "--json", "--into"]);
+        let program = cloned.site.pitr().words("rescue --json --into");
         let program = cloned.at_moment(program.arg(live.conninfo("postgres")));
         without_fuse(&cloned, program.args(words))
     };
     let run = bare(&["--table", "shop.orders", "--table", "shop.parts"]).run();
     let run = run.success().expect_stderr("copied first");
     assert_eq!(run.json()["tables"][0]["rows"], 5010, "{run}");
-    let one = |sql: &str| live.query_one_string(sql);
+    let one = |sql: &str| live.value(sql);
     assert_eq!(one("select count(*) from shop.orders"), "5010");
     assert_eq!(one("select count(*) from shop.parts_2"), "100");
     let query = cloned
@@ -713,7 +673,7 @@ fn k10_without_mounts_the_database_is_copied_first(major: u32) {
     let query = without_fuse(&cloned, cloned.at_moment(query)).run();
     query.success().expect_stdout("5010");
     // A clone and a mount have to be mounted.
-    let clone = without_fuse(&cloned, cloned.clone()).run().expect_code(8);
+    let clone = without_fuse(&cloned, cloned.clone()).exits(8);
     clone.expect_stdout("pitr restore");
     let left: Vec<String> = cloned
         .left()
@@ -733,11 +693,11 @@ fn k10_a_database_that_may_be_hollow_is_refused() {
     drop(pattern);
     cluster.sql("create database shop");
     cluster.sql("create database own");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     // The files of the new one are copies of files that a restore of "shop" alone has not.
     cluster.sql("drop database shop");
     cluster.sql("create database shop template pattern strategy file_copy");
-    let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    let before = cluster.value("select pg_current_wal_insert_lsn()");
     cluster.archive_now();
     let cloned = Cloned {
         site,
@@ -759,9 +719,7 @@ fn k10_a_database_that_may_be_hollow_is_refused() {
     ask("pattern").success().expect_stdout("1");
     // The backup does not know it: everything is copied.
     cloned.cluster.sql("alter database own rename to renamed");
-    let before = cloned
-        .cluster
-        .query_one_string("select pg_current_wal_insert_lsn()");
+    let before = cloned.cluster.value("select pg_current_wal_insert_lsn()");
     cloned.cluster.archive_now();
     let cloned = Cloned { before, ..cloned };
     let query = cloned.site.pitr().args([
@@ -771,8 +729,7 @@ fn k10_a_database_that_may_be_hollow_is_refused() {
         "renamed",
     ]);
     without_fuse(&cloned, cloned.at_moment(query))
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("0");
 }
 
@@ -780,12 +737,11 @@ fn k10_a_database_that_may_be_hollow_is_refused() {
 fn k11_a_kept_clone_is_nobodys_leftover_and_one_that_is_wanted_is_not_thrown_away() {
     require_fuse!("k11_a_kept_clone_is_nobodys_leftover_and_one_that_is_wanted_is_not_thrown_away");
     let cloned = Cloned::new(17);
-    let run = cloned.clone().run().success();
-    let id = run.id();
-    cloned.below(&["keep", &id]).run().success();
+    let id = cloned.clone().succeed().id();
+    cloned.below(&["keep", &id]).succeed();
     let stop = cloned.below(&["stop", &id]);
     // Either it is whole already, or it is not lost without a word.
-    wait_until(PATIENCE, "it is stopped as whole", || {
+    wait_until("it is stopped as whole", || {
         let run = stop.run();
         assert!(matches!(run.code(), 0 | 8), "{run}");
         run.is_success()
@@ -796,19 +752,20 @@ fn k11_a_kept_clone_is_nobodys_leftover_and_one_that_is_wanted_is_not_thrown_awa
     let lock = folder.join("clone.lock");
     std::fs::write(&lock, "").unwrap();
     user::own(&lock);
-    cloned.below(&["list"]).run().success();
+    cloned.below(&["list"]).succeed();
     assert!(folder.join("tree/data/PG_VERSION").exists() && !lock.exists());
-    cloned.below(&["stop", &id]).run().expect_code(8);
+    cloned.below(&["stop", &id]).exits(8);
 }
 
 #[test]
 fn k11_a_live_table_that_does_not_take_all_rows_keeps_its_own() {
     require_fuse!("k11_a_live_table_that_does_not_take_all_rows_keeps_its_own");
-    let (site, cluster) = Site::with_cluster(17);
-    cluster.sql("create table g (id int primary key, a int, double int generated always as (a * 2) stored); insert into g select n, n from generate_series(1, 100) n");
-    let cloned = Cloned::of(site, cluster);
+    let cloned = Cloned::with(
+        17,
+        "create table g (id int primary key, a int, double int generated always as (a * 2) stored); insert into g select n, n from generate_series(1, 100) n",
+    );
     let live = &cloned.cluster;
-    let one = |sql: &str| live.query_one_string(sql);
+    let one = |sql: &str| live.value(sql);
     live.sql("alter table g alter double drop expression");
     live.sql("update g set double = 7");
     rescue(&cloned, &["--table", "g", "--replace", "--confirm"]).success();
@@ -835,11 +792,12 @@ fn k11_a_live_table_that_does_not_take_all_rows_keeps_its_own() {
 
 fn k47_rows_that_a_live_table_does_not_take_as_they_are_are_not_missing_any_more(major: u32) {
     require_fuse!("k47_rows_that_a_live_table_does_not_take_as_they_are_are_not_missing_any_more");
-    let (site, cluster) = Site::with_cluster(major);
-    cluster.sql("create table g (id int primary key, a real, at timestamptz, j json); insert into g select n, n / 3.0, 'epoch', json_build_object('n', n) from generate_series(1, 100) n");
-    let cloned = Cloned::of(site, cluster);
+    let cloned = Cloned::with(
+        major,
+        "create table g (id int primary key, a real, at timestamptz, j json); insert into g select n, n / 3.0, 'epoch', json_build_object('n', n) from generate_series(1, 100) n",
+    );
     let live = &cloned.cluster;
-    let one = |sql: &str| live.query_one_string(sql);
+    let one = |sql: &str| live.value(sql);
     live.sql("delete from g where id % 2 = 0; update g set a = -1; alter table g alter a type double precision; alter table g add noted text default 'new'");
     let missing = ["--table", "g", "--rows-missing-only"];
     live.sql("create function drops() returns trigger language plpgsql as 'begin return null; end'; create trigger drops before insert on g for each row execute function drops()");

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use crate::clone::{Cloned, Place, client, rescue, rescuing};
 use crate::clone_keep::Spoilt;
-use crate::common::{Client, PATIENCE, Sandbox, Site, files_below, user, wait_until};
+use crate::common::{Client, Sandbox, Site, files_below, user, wait_until};
 use crate::{require_fuse, require_root};
 
 /// The status of a command that was interrupted.
@@ -40,7 +40,7 @@ fn k12_root_mounts_for_an_owner_whom_it_does_not_trust() {
     let running = mount
         .args(["--json", "--target-lsn", &cloned.before])
         .spawn();
-    wait_until(PATIENCE, "it is mounted", || running.stdout().contains('}'));
+    wait_until("it is mounted", || running.stdout().contains('}'));
     let base = place.at.join("data/base");
     let mine = |program: &str, path: PathBuf| {
         let mut command = user::command(program);
@@ -58,8 +58,7 @@ fn k12_root_mounts_for_an_owner_whom_it_does_not_trust() {
     assert_eq!(files_below(&secret), Vec::<String>::new(), "{said}");
     assert_ne!(said.trim(), "0");
     assert!(base.join("own").exists());
-    running.signal(Signal::INT);
-    running.wait().success();
+    running.ended_by(Signal::INT).success();
     // The owner has it back as it was.
     let meta = std::fs::metadata(&place.at).unwrap();
     assert_eq!((meta.uid(), meta.gid()), user::ids());
@@ -81,33 +80,33 @@ fn k13_a_clone_that_is_kept_before_it_is_ready_answers_all_the_same() {
     let cloned = Cloned::new(17);
     let running = cloned.clone().spawn();
     let mut begun = serde_json::Value::Null;
-    wait_until(PATIENCE, "the clone has begun", || {
-        let listed = cloned.below(&["list", "--json"]).run().success().json();
+    wait_until("the clone has begun", || {
+        let listed = cloned.below(&["list", "--json"]).succeed().json();
         begun = listed[0].clone();
         begun["id"].is_string()
     });
     assert!(begun["connection"].is_null(), "too late: {begun}");
     let id = begun["id"].as_str().unwrap();
-    cloned.below(&["keep", id]).run().success();
+    cloned.below(&["keep", id]).succeed();
     let run = running.wait().success();
     let clone = client(&run);
-    assert_eq!(clone.query_one_string("select count(*) from t"), "31000");
+    assert_eq!(clone.value("select count(*) from t"), "31000");
     drop(clone);
     cloned.wait_stage("whole");
-    cloned.below(&["stop", id]).run().success();
+    cloned.below(&["stop", id]).succeed();
 }
 
 #[test]
 fn k14_damage_leaves_a_clone_that_is_to_be_kept_in_use() {
     require_fuse!("k14_damage_leaves_a_clone_that_is_to_be_kept_in_use");
     let cloned = Cloned::new(17);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let id = run.id();
     let clone = client(&run);
     clone.sql("create table mine as select 1");
     let spoilt = Spoilt::now(&cloned);
-    cloned.below(&["keep", &id]).run().success();
-    wait_until(PATIENCE, "the copy has failed", || {
+    cloned.below(&["keep", &id]).succeed();
+    wait_until("the copy has failed", || {
         cloned.listed()["not_kept"].is_string()
     });
     let listed = cloned.listed();
@@ -116,14 +115,14 @@ fn k14_damage_leaves_a_clone_that_is_to_be_kept_in_use() {
         .below(&["list"])
         .run()
         .expect_stdout("it is not kept: copy the rest");
-    assert_eq!(clone.query_one_string("select count(*) from mine"), "1");
+    assert_eq!(clone.value("select count(*) from mine"), "1");
     spoilt.mend();
-    cloned.below(&["keep", &id]).run().success();
+    cloned.below(&["keep", &id]).succeed();
     cloned.wait_stage("whole");
     let listed = cloned.listed();
     assert!(listed["not_kept"].is_null(), "{listed}");
     drop(clone);
-    cloned.below(&["stop", &id]).run().success();
+    cloned.below(&["stop", &id]).succeed();
 }
 
 #[test]
@@ -131,9 +130,9 @@ fn k14_a_whole_clone_whose_last_step_fails_is_not_thrown_away() {
     require_root!("k14_a_whole_clone_whose_last_step_fails_is_not_thrown_away");
     require_fuse!("k14_a_whole_clone_whose_last_step_fails_is_not_thrown_away");
     let cloned = Cloned::new(17);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let id = run.id();
-    cloned.below(&["keep", &id]).run().success();
+    cloned.below(&["keep", &id]).succeed();
     cloned.wait_stage("whole");
     // Beneath the mount, which is not seen from here.
     let folder = cloned.folder.join(format!("pitr-clone-{id}"));
@@ -143,14 +142,14 @@ fn k14_a_whole_clone_whose_last_step_fails_is_not_thrown_away() {
     let stopped = cloned.below(&["stop", &id]).run();
     assert_ne!(stopped.code(), 0, "{stopped}");
     stopped.expect_stderr("could not be made a data directory");
-    let listed = cloned.below(&["list"]).run().success();
+    let listed = cloned.below(&["list"]).succeed();
     listed.expect_stdout("postgresql.auto.conf");
     assert!(folder.join("tree/data/PG_VERSION").exists());
     for again in ["keep", "stop"] {
         let run = cloned.below(&[again, &id]).run();
         assert_ne!(run.code(), 0, "{run}");
     }
-    cloned.below(&["stop", &id, "--confirm"]).run().success();
+    cloned.below(&["stop", &id, "--confirm"]).succeed();
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
 }
 
@@ -163,7 +162,7 @@ fn k15_a_signal_ends_a_query_and_a_rescue_at_once() {
     let query = cloned.site.pitr().args(["query", "select pg_sleep(600)"]);
     let query = cloned.at_moment(query).spawn();
     let at_work = |sleeps: &str| {
-        wait_until(PATIENCE, "it is at work", || {
+        wait_until("it is at work", || {
             files_below(cloned.folder.path())
                 .iter()
                 .any(|name| name.ends_with(sleeps))
@@ -172,8 +171,7 @@ fn k15_a_signal_ends_a_query_and_a_rescue_at_once() {
     };
     at_work("server.log");
     let began = Instant::now();
-    query.signal(Signal::INT);
-    query.wait().expect_code(INTERRUPTED);
+    query.ended_by(Signal::INT).expect_code(INTERRUPTED);
     assert!(began.elapsed() < Duration::from_secs(15), "{began:?}");
 
     let holder = Client::connect(&live.conninfo("postgres")).unwrap();
@@ -181,19 +179,16 @@ fn k15_a_signal_ends_a_query_and_a_rescue_at_once() {
     holder.sql("lock table t in share mode");
     let rescue = rescuing(&cloned, &["--table", "t", "--rows-missing-only"]).spawn();
     let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%insert into%'";
-    wait_until(PATIENCE, "it waits for the table", || {
-        live.query_one_string(waits) == "1"
-    });
+    wait_until("it waits for the table", || live.value(waits) == "1");
     let began = Instant::now();
-    rescue.signal(Signal::INT);
-    rescue.wait().expect_code(INTERRUPTED);
+    rescue.ended_by(Signal::INT).expect_code(INTERRUPTED);
     assert!(began.elapsed() < Duration::from_secs(8), "{began:?}");
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
     // Nobody waits for the lock without a limit.
     let waited = rescuing(&cloned, &["--table", "t", "--rows-missing-only"]).run();
     waited.expect_code(1).expect_stdout("lock timeout");
     holder.sql("rollback");
-    assert_eq!(live.query_one_string("select count(*) from t"), "0");
+    assert_eq!(live.value("select count(*) from t"), "0");
 }
 
 #[test]
@@ -216,15 +211,12 @@ fn k16_rows_arrive_as_they_were_whatever_the_databases_set() {
     live.sql("alter database postgres set intervalstyle = 'iso_8601'; alter database postgres set datestyle = 'SQL, MDY'");
     rescue(&cloned, &["--table", "v", "--as", "v_then"]).success();
     let differs = "select count(*) from (select * from v except select * from v_then) d";
-    assert_eq!(live.query_one_string(differs), "0");
+    assert_eq!(live.value(differs), "0");
     // A column that the key only carries along is none of it.
     live.sql("update k set note = 'new'; delete from k where id > 8");
     let run = rescue(&cloned, &["--table", "k", "--rows-missing-only"]).success();
     assert_eq!(run.json()["tables"][0]["added_rows"], 2, "{run}");
-    assert_eq!(
-        live.query_one_string("select count(*) from k where note = 'new'"),
-        "8"
-    );
+    assert_eq!(live.value("select count(*) from k where note = 'new'"), "8");
 }
 
 #[test]
@@ -233,12 +225,12 @@ fn k17_a_schema_comes_back_with_its_owner_and_what_stays_behind_is_named() {
     let (site, cluster) = Site::with_cluster(17);
     cluster.sql("create role keeper; create role reader; create schema s authorization keeper; grant usage on schema s to reader; grant create on schema s to reader with grant option; grant usage on schema s to public");
     cluster.sql("create table s.p (id int primary key); insert into s.p values (1), (2); create table s.child () inherits (s.p); create view s.v as select id from s.p; create materialized view s.m as select count(*) from s.p; create publication pub for table s.p");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("select pg_switch_wal()");
-    let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    let before = cluster.value("select pg_current_wal_insert_lsn()");
     let acl =
         "select nspowner::regrole || ' ' || nspacl::text from pg_namespace where nspname = 's'";
-    let was = cluster.query_one_string(acl);
+    let was = cluster.value(acl);
     cluster.sql("drop schema s cascade");
     cluster.archive_now();
     let folder = Sandbox::new("c");
@@ -258,13 +250,11 @@ fn k17_a_schema_comes_back_with_its_owner_and_what_stays_behind_is_named() {
     ] {
         assert!(notes.contains(part), "{part}: {notes}");
     }
-    assert_eq!(cloned.cluster.query_one_string(acl), was);
+    assert_eq!(cloned.cluster.value(acl), was);
     let file = cloned.folder.join("s.dump");
-    let to = cloned.site.pitr().args(["rescue", "--schema", "s", "--to"]);
-    let to = cloned
-        .at_moment(to.arg(&file))
-        .args(["--database", "postgres"]);
-    to.run().success();
+    let to = cloned.site.pitr().words("rescue --schema s --to");
+    let to = cloned.at_moment(to.arg(&file)).words("--database postgres");
+    to.succeed();
     // The rows of a database are not for everybody.
     let mode = std::fs::metadata(&file).unwrap().mode();
     assert_eq!(mode & 0o777, 0o600);

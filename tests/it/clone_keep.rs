@@ -8,9 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::clone::{Cloned, SUM, client};
 use crate::common::mount::{PowerDisk, SmallDisk};
-use crate::common::{
-    Client, Cluster, PATIENCE, Program, Run, Stop, files_below, free_port, wait_until,
-};
+use crate::common::{Client, Cluster, Program, Run, Stop, files_below, free_port, wait_until};
 use crate::{per_major, require_fuse, require_mounts, require_root};
 
 /// A byte in the middle of the largest pack.
@@ -54,12 +52,12 @@ impl Spoilt {
 impl Cloned {
     /// The first clone of the list.
     pub fn listed(&self) -> serde_json::Value {
-        let listed = self.below(&["list", "--json"]).run().success().json();
+        let listed = self.below(&["list", "--json"]).succeed().json();
         listed[0].clone()
     }
 
     pub fn wait_stage(&self, stage: &str) {
-        wait_until(PATIENCE, &format!("the clone is {stage}"), || {
+        wait_until(&format!("the clone is {stage}"), || {
             self.listed()["stage"] == stage
         });
     }
@@ -70,42 +68,39 @@ fn k31_a_wish_to_keep_a_clone_outlasts_its_time_also_where_the_copy_fails() {
     require_fuse!("k31_a_wish_to_keep_a_clone_outlasts_its_time_also_where_the_copy_fails");
     const LASTS: Duration = Duration::from_secs(5);
     let cloned = Cloned::new(17);
-    let run = cloned.clone().args(["--for", "5s"]).run().success();
+    let run = cloned.clone().words("--for 5s").succeed();
     let ready = Instant::now();
     assert!(run.json()["ends"].is_string(), "{run}");
     let id = run.id();
     let clone = client(&run);
     clone.sql("create table mine as select 1");
     let spoilt = Spoilt::now(&cloned);
-    cloned.below(&["keep", &id]).run().success();
-    wait_until(PATIENCE, "the copy has failed", || {
+    cloned.below(&["keep", &id]).succeed();
+    wait_until("the copy has failed", || {
         cloned.listed()["not_kept"].is_string()
     });
     std::thread::sleep((LASTS + Duration::from_secs(2)).saturating_sub(ready.elapsed()));
     let listed = cloned.listed();
     assert_eq!(listed["stage"], "ready", "{listed}");
     assert!(listed["ends"].is_null() && listed["not_kept"].is_string());
-    assert_eq!(clone.query_one_string("select count(*) from mine"), "1");
+    assert_eq!(clone.value("select count(*) from mine"), "1");
     // It was to be kept, so it is not thrown away without a word.
-    let stop = cloned.below(&["stop", &id]).run().expect_code(8);
+    let stop = cloned.below(&["stop", &id]).exits(8);
     stop.expect_stderr("--confirm");
     spoilt.mend();
-    cloned.below(&["keep", &id]).run().success();
+    cloned.below(&["keep", &id]).succeed();
     cloned.wait_stage("whole");
     drop(clone);
-    cloned.below(&["stop", &id]).run().success();
+    cloned.below(&["stop", &id]).succeed();
 }
 
 #[test]
 fn k31_a_clone_whose_time_is_over_is_thrown_away() {
     require_fuse!("k31_a_clone_whose_time_is_over_is_thrown_away");
     let cloned = Cloned::new(17);
-    let run = cloned.clone().args(["--for", "2s"]).run().success();
-    assert_eq!(
-        client(&run).query_one_string("select count(*) from t"),
-        "31000"
-    );
-    wait_until(PATIENCE, "nothing is left", || cloned.left().is_empty());
+    let run = cloned.clone().words("--for 2s").succeed();
+    assert_eq!(client(&run).value("select count(*) from t"), "31000");
+    wait_until("nothing is left", || cloned.left().is_empty());
     let keep = cloned.below(&["keep", &run.id()]).run();
     keep.expect_code(2).expect_stderr("no clone");
 }
@@ -113,34 +108,26 @@ fn k31_a_clone_whose_time_is_over_is_thrown_away() {
 #[test]
 fn k32_a_clone_with_a_port_asks_for_the_clusters_passwords_there() {
     require_fuse!("k32_a_clone_with_a_port_asks_for_the_clusters_passwords_there");
-    let (site, cluster) = crate::common::Site::with_cluster(17);
-    cluster.sql("create role looker login superuser password 'geheim'");
-    let cloned = Cloned::of(site, cluster);
+    let cloned = Cloned::with(17, "create role looker login superuser password 'geheim'");
     let (port, _lock) = free_port();
     let number = port.to_string();
-    let run = cloned.clone().args(["--port", &number]).run().success();
+    let run = cloned.clone().args(["--port", &number]).succeed();
     let connect = |password: &str| {
         let info = format!("host=127.0.0.1 port={port} user=looker dbname=postgres {password}");
         Client::connect(&info)
     };
     let by_network = connect("password=geheim").unwrap();
-    assert_eq!(
-        by_network.query_one_string("select count(*) from t"),
-        "31000"
-    );
-    assert_eq!(
-        by_network.query_one_string("show listen_addresses"),
-        "127.0.0.1"
-    );
+    assert_eq!(by_network.value("select count(*) from t"), "31000");
+    assert_eq!(by_network.value("show listen_addresses"), "127.0.0.1");
     for wrong in ["", "password=falsch"] {
         assert!(connect(wrong).is_err(), "{wrong}");
     }
     // The folder's own socket has the same number.
     let connection = run.json()["connection"].as_str().unwrap().to_owned();
     assert!(connection.contains(&format!("port={port}")), "{connection}");
-    client(&run).query_one_string("select 1");
+    client(&run).value("select 1");
     drop(by_network);
-    cloned.below(&["stop", &run.id()]).run().success();
+    cloned.below(&["stop", &run.id()]).succeed();
     assert!(cloned.left().is_empty());
 }
 
@@ -159,15 +146,13 @@ impl LongStatement {
             let _ = sleeper.try_sql("select pg_sleep(3600)");
         });
         let begun = LongStatement { connection, thread };
-        wait_until(PATIENCE, "the statement has begun", || {
-            begun.watch("count(*)") == "1"
-        });
+        wait_until("the statement has begun", || begun.watch("count(*)") == "1");
         begun
     }
 
     fn watch(&self, what: &str) -> String {
         let watcher = Client::connect(&self.connection).unwrap();
-        watcher.query_one_string(&format!(
+        watcher.value(&format!(
             "select {what} from pg_stat_activity where state = 'active' and query = 'select pg_sleep(3600)'"
         ))
     }
@@ -182,34 +167,32 @@ impl LongStatement {
 fn k33_a_clone_is_whole_once_no_statement_works_without_fsync_any_more() {
     require_fuse!("k33_a_clone_is_whole_once_no_statement_works_without_fsync_any_more");
     let cloned = Cloned::new(13);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let id = run.id();
     let settings = || {
-        client(&run).query_one_string("select string_agg(name || ' ' || setting, ', ' order by name) from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit', 'autovacuum')")
+        client(&run).value("select string_agg(name || ' ' || setting, ', ' order by name) from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit', 'autovacuum')")
     };
     let off = "autovacuum off, fsync off, full_page_writes off, synchronous_commit off";
     assert_eq!(settings(), off);
     let old = LongStatement::begin(&run);
-    cloned.below(&["keep", &id]).run().success();
+    cloned.below(&["keep", &id]).succeed();
     cloned.wait_stage("settling");
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(cloned.listed()["stage"], "settling");
     old.cancel();
     cloned.wait_stage("whole");
-    wait_until(PATIENCE, "it is tidied up", || {
-        settings() == off.replace("off", "on")
-    });
+    wait_until("it is tidied up", || settings() == off.replace("off", "on"));
     let images = "select full_page_writes from pg_control_checkpoint()";
-    assert_eq!(client(&run).query_one_string(images), "t");
-    cloned.below(&["stop", &id]).run().success();
+    assert_eq!(client(&run).value(images), "t");
+    cloned.below(&["stop", &id]).succeed();
     std::fs::remove_dir_all(cloned.folder.join(format!("pitr-clone-{id}"))).unwrap();
     // One that is stopped while it settles is kept, too.
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let id = run.id();
     let old = LongStatement::begin(&run);
-    cloned.below(&["keep", &id]).run().success();
+    cloned.below(&["keep", &id]).succeed();
     cloned.wait_stage("settling");
-    let stopped = cloned.below(&["stop", &id, "--json"]).run().success();
+    let stopped = cloned.below(&["stop", &id, "--json"]).succeed();
     assert_eq!(stopped.json()["stage"], "kept", "{stopped}");
     drop(old);
 }
@@ -218,24 +201,23 @@ fn k33_a_clone_is_whole_once_no_statement_works_without_fsync_any_more() {
 fn k33_a_clone_that_cannot_be_durable_says_so_and_stays_in_use() {
     require_fuse!("k33_a_clone_that_cannot_be_durable_says_so_and_stays_in_use");
     let cloned = Cloned::new(17);
-    let clone = cloned.clone().env("PITR_FAULT_SECONDS", "5");
-    let run = clone.run().success();
+    let run = cloned.clone().env("PITR_FAULT_SECONDS", "5").succeed();
     let id = run.id();
     let clone = client(&run);
     clone.sql("alter system set full_page_writes = off");
     let keep = cloned.below(&["keep", &id]);
-    keep.run().success();
-    wait_until(PATIENCE, "it says so", || {
+    keep.succeed();
+    wait_until("it says so", || {
         let why = cloned.listed()["not_kept"].to_string();
         why.contains("make the clone durable") && why.contains("ALTER SYSTEM")
     });
     assert_eq!(cloned.listed()["stage"], "settling");
     clone.sql("alter system reset full_page_writes");
-    keep.run().success();
+    keep.succeed();
     cloned.wait_stage("whole");
     assert!(cloned.listed()["not_kept"].is_null());
     drop(clone);
-    cloned.below(&["stop", &id]).run().success();
+    cloned.below(&["stop", &id]).succeed();
 }
 
 /// Clones on a disk whose power can be cut.
@@ -246,10 +228,10 @@ struct OnPower {
 
 impl OnPower {
     fn clone(&self) -> Run {
-        let clone = self.cloned.site.pitr().args(["clone", "--json"]);
+        let clone = self.cloned.site.pitr().words("clone --json");
         let clone = clone.args(["--target-lsn", &self.cloned.before, "--dir"]);
         let clone = clone.arg(self.disk.path()).arg("--bin");
-        clone.arg(self.cloned.bin()).run().success()
+        clone.arg(self.cloned.bin()).succeed()
     }
 
     fn below(&self, arguments: &[&str]) -> Run {
@@ -262,7 +244,7 @@ impl OnPower {
     }
 
     fn wait_stage(&self, stage: &str) {
-        wait_until(PATIENCE, &format!("the clone is {stage}"), || {
+        wait_until(&format!("the clone is {stage}"), || {
             self.list()[0]["stage"] == stage
         });
     }
@@ -304,15 +286,14 @@ fn k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_that_is(ma
     // Committed, and on no page of a file yet.
     let clone = client(&run);
     clone.sql("update t set b = 'late' where id % 3 = 0; insert into mine values (0)");
-    let sum = clone.query_one_string(SUM);
+    let sum = clone.value(SUM);
     on.cut_power(&run);
     drop(clone);
     let kept = on.list()[0].clone();
     assert_eq!(kept["stage"], "kept", "{kept}");
     assert!(kept["not_kept"].is_null() && kept["connection"].is_null());
-    let mut own = Cluster::open(major, kept["data"].as_str().unwrap()).create();
-    own.start();
-    let one = |sql: &str| own.query_one_string(sql);
+    let mut own = Cluster::open(major, kept["data"].as_str().unwrap()).start();
+    let one = |sql: &str| own.value(sql);
     assert_eq!(
         (one(SUM), one("select count(*) from mine")),
         (sum, "1001".into())
@@ -331,9 +312,9 @@ fn k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use() {
     require_fuse!("k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use");
     let cloned = Cloned::new(17);
     let disk = PowerDisk::new(200);
-    let clone = cloned.site.pitr().args(["clone", "--json", "--dir"]);
+    let clone = cloned.site.pitr().words("clone --json --dir");
     let clone = clone.arg(disk.path()).arg("--bin").arg(cloned.bin());
-    let run = clone.args(["--target-lsn", &cloned.before]).run().success();
+    let run = clone.args(["--target-lsn", &cloned.before]).succeed();
     let id = run.id();
     let below = |arguments: &[&str]| {
         let program = cloned.site.pitr().arg("clone").args(arguments);
@@ -349,25 +330,23 @@ fn k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use() {
     std::fs::write(&ballast, vec![1; usize::try_from(room).unwrap()]).unwrap();
     below(&["keep", &id]).success();
     let free = || rustix::fs::statvfs(disk.path()).unwrap().f_bavail;
-    wait_until(PATIENCE, "the disk is full", || free() == 0);
+    wait_until("the disk is full", || free() == 0);
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(clone.query_one_string("select count(*) from mine"), "1");
+    assert_eq!(clone.value("select count(*) from mine"), "1");
     // There is no room for the reason either: the record has it as soon as there is some.
     std::fs::File::options()
         .write(true)
         .open(&ballast)
         .and_then(|file| file.set_len(ballast.metadata()?.len() - (64 << 10)))
         .unwrap();
-    wait_until(PATIENCE, "the clone says why", || {
+    wait_until("the clone says why", || {
         listed()["not_kept"].to_string().contains("No space left")
     });
     assert_eq!(listed()["stage"], "ready");
     std::fs::remove_file(&ballast).unwrap();
     below(&["keep", &id]).success();
-    wait_until(PATIENCE, "the clone is whole", || {
-        listed()["stage"] == "whole"
-    });
-    assert_eq!(clone.query_one_string("select count(*) from big"), "40000");
+    wait_until("the clone is whole", || listed()["stage"] == "whole");
+    assert_eq!(clone.value("select count(*) from big"), "40000");
     drop(clone);
     below(&["stop", &id]).success();
 }
@@ -399,33 +378,30 @@ fn k51_a_clone_is_kept_only_where_files_last() {
     refused
         .expect_stderr("is in memory")
         .expect_stderr("clone_dir");
-    assert_eq!(
-        client(&run).query_one_string(SUM),
-        client(&run).query_one_string(SUM)
-    );
+    assert_eq!(client(&run).value(SUM), client(&run).value(SUM));
     below("stop").success();
     assert!(files_below(disk.path()).is_empty());
     // A place for temporary files lasts where the operator says so.
     let scratch = cloned.folder.path();
     let plain = |verb: &str| {
-        let program = cloned.site.pitr().args(["clone"]).args(verb.split(' '));
+        let program = cloned.site.pitr().words("clone").args(verb.split(' '));
         program.env("TMPDIR", scratch)
     };
     let run = at(cloned.site.pitr().arg("clone").env("TMPDIR", scratch)).run();
     let run = run.success().expect_stderr("where temporary files go");
     let id = run.id();
-    let refused = plain(&format!("keep {id}")).run().expect_code(8);
+    let refused = plain(&format!("keep {id}")).exits(8);
     refused.expect_stderr("where temporary files go");
-    cloned.below(&["keep", &id]).run().success();
+    cloned.below(&["keep", &id]).succeed();
     cloned.wait_stage("whole");
-    cloned.below(&["stop", &id]).run().success();
+    cloned.below(&["stop", &id]).succeed();
 }
 
 #[test]
 fn k50_a_number_in_a_file_ends_no_process() {
     require_fuse!("k50_a_number_in_a_file_ends_no_process");
     let cloned = Cloned::new(17);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let id = run.id();
     let pid = i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
@@ -440,7 +416,7 @@ fn k50_a_number_in_a_file_ends_no_process() {
         serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
     state["pid"] = other.id().into();
     std::fs::write(&record, serde_json::to_vec(&state).unwrap()).unwrap();
-    wait_until(PATIENCE, "nobody holds it", || {
+    wait_until("nobody holds it", || {
         let lock = std::fs::File::open(folder.join("clone.lock")).unwrap();
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
     });
@@ -456,6 +432,6 @@ fn k50_a_number_in_a_file_ends_no_process() {
     other.wait().unwrap();
     assert!(!stop.stdout.contains("nothing of it is left"), "{stop}");
     stop.expect_code(1).expect_stderr("could not be removed");
-    cloned.below(&["list"]).run().success();
+    cloned.below(&["list"]).succeed();
     assert!(!folder.exists());
 }

@@ -11,7 +11,7 @@ use crate::common::fault::{Fault, Faulty};
 use crate::common::proxy::Proxy;
 use crate::common::s3::peer::Peer;
 use crate::common::{
-    Client, Cluster, PATIENCE, Program, Run, Sandbox, bin, files_below, text_of, wait_until,
+    Client, Cluster, Program, Run, Sandbox, bin, files_below, text_of, wait_until,
 };
 use crate::s3_cycle::Bucketed;
 use crate::s3_slow::port_of;
@@ -30,14 +30,14 @@ fn server(cloned: &Cloned, id: &str) -> Option<i32> {
 
 fn wait_gone(pid: Option<i32>) {
     let pid = pid.and_then(Pid::from_raw);
-    wait_until(PATIENCE, "the server has ended", || {
+    wait_until("the server has ended", || {
         pid.is_none_or(|pid| test_kill_process(pid).is_err())
     });
 }
 
 fn wait_nothing_left(cloned: &Cloned, pause: &Path) {
     let _ = std::fs::remove_file(pause);
-    wait_until(PATIENCE, "nothing is left", || {
+    wait_until("nothing is left", || {
         cloned.listed().is_null() && cloned.left().is_empty()
     });
 }
@@ -61,7 +61,7 @@ fn k34_a_clone_that_is_killed_at_any_stage_is_gone_or_whole() {
         let pause = pauses.join(point);
         let value = format!("{point}={}", pause.display());
         let running = cloned.clone().env("PITR_FAULT_PAUSE", value).spawn();
-        wait_until(PATIENCE, point, || pause.exists());
+        wait_until(point, || pause.exists());
         let begun = cloned.listed();
         let pid = i32::try_from(begun["pid"].as_i64().unwrap()).unwrap();
         let server = server(&cloned, begun["id"].as_str().unwrap());
@@ -80,21 +80,17 @@ fn k34_a_clone_that_is_killed_at_any_stage_is_gone_or_whole() {
     ] {
         let pause = pauses.join(point);
         let value = format!("{point}={}", pause.display());
-        let run = cloned
-            .clone()
-            .env("PITR_FAULT_PAUSE", value)
-            .run()
-            .success();
+        let run = cloned.clone().env("PITR_FAULT_PAUSE", value).succeed();
         let id = run.id();
         client(&run).sql("create table mine as select 1");
         if point == "clone_copying" || is_whole {
-            cloned.below(&["keep", &id]).run().success();
+            cloned.below(&["keep", &id]).succeed();
         }
         if is_whole {
             cloned.wait_stage("whole");
         }
         let stop = (point == "clone_stop").then(|| cloned.below(&["stop", &id]).spawn());
-        wait_until(PATIENCE, point, || pause.exists());
+        wait_until(point, || pause.exists());
         let server = server(&cloned, &id);
         kill(i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap());
         wait_gone(server);
@@ -121,14 +117,14 @@ fn k58_a_clone_outside_of_namespaces_that_is_killed_leaves_nothing() {
         let at = found(tool).into_iter().find(|at| at.exists());
         let at = at.unwrap_or_else(|| panic!("scripts/get-tools installs {tool}"));
         std::os::unix::fs::symlink(at, path.join(tool)).unwrap();
-        let run = cloned.clone().env("PATH", path.path()).run().success();
+        let run = cloned.clone().env("PATH", path.path()).succeed();
         client(&run).sql("create table mine as select 1");
         let server = server_by_words(&cloned);
         assert!(mounts(&cloned).contains("pitr-clone-"));
         kill(i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap());
         let lock = format!("pitr-clone-{}/clone.lock", run.id());
         let lock = std::fs::File::open(cloned.folder.join(lock)).unwrap();
-        wait_until(PATIENCE, "the last thread of the clone has ended", || {
+        wait_until("the last thread of the clone has ended", || {
             flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
         });
         drop(lock);
@@ -168,16 +164,13 @@ fn mounts(cloned: &Cloned) -> String {
 /// Kills a command that works on a clone, once it is at work. The next list cleans up.
 fn kill_at_work(cloned: &Cloned, program: &Program, is_at_work: &dyn Fn() -> bool) {
     let mut running = program.spawn();
-    wait_until(PATIENCE, "the command is at work", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
-        is_at_work()
-    });
+    running.until("the command is at work", || is_at_work());
     let begun = cloned.listed();
     let server = server(cloned, begun["id"].as_str().unwrap());
     assert!(server.is_some(), "{begun}");
     kill(i32::try_from(begun["pid"].as_i64().unwrap()).unwrap());
     assert_ne!(running.wait().code(), 0);
-    wait_until(PATIENCE, "nothing is left", || {
+    wait_until("nothing is left", || {
         let left = cloned.left();
         cloned.listed().is_null() && left.iter().all(|name| name.starts_with("dev/"))
     });
@@ -207,42 +200,39 @@ fn k43_a_query_or_a_rescue_that_is_killed_changes_nothing_and_the_next_list_clea
         let holder = live.client();
         holder.sql("begin; lock table shop.kinds in share row exclusive mode");
         let rescue = alone(rescuing(&cloned, &["--table", "shop.orders"]));
-        kill_at_work(&cloned, &rescue, &|| live.query_one_string(waits) == "1");
+        kill_at_work(&cloned, &rescue, &|| live.value(waits) == "1");
         // Its pg_restore waits for the lock no longer.
-        wait_until(PATIENCE, "no session is left", || {
-            live.query_one_string(sessions) == "0"
-        });
+        wait_until("no session is left", || live.value(sessions) == "0");
         holder.sql("rollback");
         let there = "select count(*) from pg_class where relname = 'orders'";
-        assert_eq!(live.query_one_string(there), "0");
+        assert_eq!(live.value(there), "0");
     }
     assert_eq!(objects(&cloned), before);
     // The same command brings the table back when nobody kills it.
     let rescue = rescuing(&cloned, &["--table", "shop.orders"]);
-    rescue.run().success();
-    let rows = live.query_one_string("select count(*) from shop.orders");
+    rescue.succeed();
+    let rows = live.value("select count(*) from shop.orders");
     assert_eq!(rows, "5010");
 }
 
 /// The clone was kept, and is a data directory.
 fn opens(cloned: &Cloned, kept: &serde_json::Value) {
     assert_eq!(kept["stage"], "kept", "{kept}");
-    let mut own = Cluster::open(cloned.cluster.major(), kept["data"].as_str().unwrap()).create();
-    own.start();
+    let own = Cluster::open(cloned.cluster.major(), kept["data"].as_str().unwrap()).start();
     let all = "select (select count(*) from t) || ' ' || (select count(*) from big) || ' ' || (select count(*) from mine)";
-    assert_eq!(own.query_one_string(all), "31000 40000 1");
+    assert_eq!(own.value(all), "31000 40000 1");
 }
 
 #[test]
 fn k35_a_server_that_is_killed_takes_its_clone_along_unless_that_has_all_content() {
     require_fuse!("k35_a_server_that_is_killed_takes_its_clone_along_unless_that_has_all_content");
     let cloned = Cloned::new(17);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     kill(server(&cloned, &run.id()).unwrap());
     wait_nothing_left(&cloned, Path::new("/nowhere"));
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     client(&run).sql("create table mine as select 1");
-    cloned.below(&["keep", &run.id()]).run().success();
+    cloned.below(&["keep", &run.id()]).succeed();
     cloned.wait_stage("whole");
     kill(server(&cloned, &run.id()).unwrap());
     cloned.wait_stage("kept");
@@ -261,7 +251,7 @@ fn ask(clone: Client, sql: &'static str) -> std::thread::JoinHandle<Result<Strin
 /// A session that has what it needs to answer.
 fn warm(run: &Run) -> Client {
     let clone = client(run);
-    assert_eq!(clone.query_one_string("select 1"), "1");
+    assert_eq!(clone.value("select 1"), "1");
     clone
 }
 
@@ -292,20 +282,19 @@ fn k36_a_disk_that_fails_for_a_moment_is_waited_for_and_no_longer_than_the_deadl
     require_strace!(NAME);
     require_fuse!(NAME);
     let cloned = Cloned::new(17);
-    let run = cloned.clone().run().success();
+    let run = cloned.clone().succeed();
     let clone = warm(&run);
     let disk = broken(&cloned, &run);
     let asked = ask(clone, BIG);
-    wait_until(PATIENCE, "a read has failed", || disk.fired() > 0);
+    wait_until("a read has failed", || disk.fired() > 0);
     std::thread::sleep(Duration::from_secs(3));
     assert!(!asked.is_finished(), "it did not wait");
     disk.detach();
     let answer = asked.join().unwrap().unwrap();
     assert!(answer.contains(ANSWER), "{answer}");
-    cloned.below(&["stop", &run.id()]).run().success();
+    cloned.below(&["stop", &run.id()]).succeed();
 
-    let short = cloned.clone().env("PITR_FAULT_SECONDS", "3");
-    let run = short.run().success();
+    let run = cloned.clone().env("PITR_FAULT_SECONDS", "3").succeed();
     let clone = warm(&run);
     let disk = broken(&cloned, &run);
     let began = Instant::now();
@@ -315,17 +304,14 @@ fn k36_a_disk_that_fails_for_a_moment_is_waited_for_and_no_longer_than_the_deadl
     disk.detach();
     let answer = ask(client(&run), BIG).join().unwrap().unwrap();
     assert!(answer.contains(ANSWER), "{answer}");
-    cloned.below(&["stop", &run.id()]).run().success();
+    cloned.below(&["stop", &run.id()]).succeed();
 }
 
 #[test]
 fn k36_a_bucket_that_is_away_for_a_moment_is_waited_for() {
     require_fuse!("k36_a_bucket_that_is_away_for_a_moment_is_waited_for");
-    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
-    let mut cluster = builder.create();
-    let site = Bucketed::new(&cluster, Peer::own(), "");
-    site.attach(&cluster);
-    cluster.start();
+    let builder = Cluster::small(17);
+    let (site, cluster) = Bucketed::with_cluster(builder, Peer::own(), "");
     cluster.sql("create table t as select g as id, 'x' as b from generate_series(1, 10) g; create table big as select g as id, repeat('x', 500) as b from generate_series(1, 40000) g");
     site.backup();
     cluster.archive_now();
@@ -335,27 +321,22 @@ fn k36_a_bucket_that_is_away_for_a_moment_is_waited_for() {
     crate::common::edit(&site.config, &endpoint, &own);
     let folder = Sandbox::new("c");
     let programs = bin(17, "initdb").unwrap();
-    let clone = site.pitr().args(["clone", "--json", "--dir"]);
+    let clone = site.pitr().words("clone --json --dir");
     let clone = clone.arg(folder.path()).arg("--bin");
-    let run = clone.arg(programs.parent().unwrap()).run().success();
+    let run = clone.arg(programs.parent().unwrap()).succeed();
     let (clone, other) = (warm(&run), warm(&run));
     proxy.refuse(true);
     proxy.reset();
     let asked = ask(clone, BIG);
-    wait_until(PATIENCE, "it is asked in vain", || {
-        proxy.counts().refused > 0
-    });
+    wait_until("it is asked in vain", || proxy.counts().refused > 0);
     std::thread::sleep(Duration::from_secs(5));
     assert!(!asked.is_finished(), "it did not wait");
     // The server answers from what is there meanwhile.
-    assert_eq!(other.query_one_string("select 1"), "1");
+    assert_eq!(other.value("select 1"), "1");
     proxy.refuse(false);
     let answer = asked.join().unwrap().unwrap();
     assert!(answer.contains(ANSWER), "{answer}");
-    assert_eq!(
-        client(&run).query_one_string(SUM),
-        cluster.query_one_string(SUM)
-    );
+    assert_eq!(client(&run).value(SUM), cluster.value(SUM));
     let stop = site.pitr().args(["clone", "stop", &run.id(), "--dir"]);
-    stop.arg(folder.path()).run().success();
+    stop.arg(folder.path()).succeed();
 }

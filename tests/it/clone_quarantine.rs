@@ -19,7 +19,7 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
     let (site, cluster) = (&hostile.site, &hostile.cluster);
     hostile.outside.is_called_by(cluster);
     cluster.sql("create table t as select g as id from generate_series(1, 100) g");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     // It fires in replicas, too.
     cluster.sql("create function fires() returns event_trigger language plpgsql as 'begin perform public.reach(); end'; create event trigger e on ddl_command_end execute function fires(); alter event trigger e enable always");
     cluster.archive_now();
@@ -30,7 +30,7 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
         let program = program.arg("--dir").arg(below).arg("--bin");
         program.arg(programs.parent().unwrap())
     };
-    let run = at(site.pitr().args(["clone", "--json"])).run().success();
+    let run = at(site.pitr().words("clone --json")).succeed();
     let run = run
         .expect_stderr("without pg_cron")
         .expect_stderr("pg_tde of shared_preload_libraries is not installed");
@@ -39,10 +39,10 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
         let refused = text_of(&clone.try_sql(sql).unwrap_err());
         assert!(refused.contains(why), "{sql}: {refused}");
     }
-    assert_eq!(clone.query_one_string("select networks()"), "0");
-    assert_eq!(clone.query_one_string("select count(*) from t"), "100");
+    assert_eq!(clone.value("select networks()"), "0");
+    assert_eq!(clone.value("select count(*) from t"), "100");
     assert_eq!(
-        clone.query_one_string("select count(*) from pg_stat_subscription where pid is not null"),
+        clone.value("select count(*) from pg_stat_subscription where pid is not null"),
         "0"
     );
     for fixed in [
@@ -50,12 +50,12 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
         "archive_cleanup_command",
         "primary_conninfo",
     ] {
-        let set = clone.query_one_string(&format!("show {fixed}"));
+        let set = clone.value(&format!("show {fixed}"));
         assert!(matches!(set.as_str(), "" | "off"), "{fixed} = {set}");
     }
     drop(clone);
     let stop = site.pitr().args(["clone", "stop", &run.id(), "--dir"]);
-    stop.arg(below).run().success();
+    stop.arg(below).succeed();
 
     let query = |sql: &str| at(site.pitr().args(["query", sql])).run();
     for (sql, why) in REACHING {
@@ -67,7 +67,7 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
         .expect_stdout("100");
     let file = site.sandbox().join("t.dump");
     let rescue = ["rescue", "--table", "t", "--database", "postgres", "--to"];
-    at(site.pitr().args(rescue).arg(&file)).run().success();
+    at(site.pitr().args(rescue).arg(&file)).succeed();
     hostile.outside.was_not_reached();
     assert!(files_below(below).is_empty(), "{:?}", files_below(below));
 }
@@ -77,11 +77,8 @@ per_major!(k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue, v13 v15 v17 v19
 #[test]
 fn k38_a_server_whose_wal_is_across_a_network_has_none() {
     require_fuse!("k38_a_server_whose_wal_is_across_a_network_has_none");
-    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
-    let mut cluster = builder.create();
-    let site = Bucketed::new(&cluster, Peer::start(), "");
-    site.attach(&cluster);
-    cluster.start();
+    let builder = Cluster::small(18);
+    let (site, cluster) = Bucketed::with_cluster(builder, Peer::start(), "");
     let outside = Outside::new();
     outside.is_called_by(&cluster);
     cluster.sql("create table env (line text)");
@@ -103,7 +100,7 @@ fn k38_a_server_whose_wal_is_across_a_network_has_none() {
         let program = program.arg(programs.parent().unwrap());
         program.env("AWS_PROBE", "secret")
     };
-    let query = |sql: &str| at(site.pitr().args(["query", sql])).run().success();
+    let query = |sql: &str| at(site.pitr().args(["query", sql])).succeed();
     query("select networks()").expect_stdout("0");
     query("select variables()").expect_stdout("0");
     query("select count(*) from t").expect_stdout("30000");
@@ -114,7 +111,7 @@ fn k38_a_server_whose_wal_is_across_a_network_has_none() {
     let checks = folder.path().join("checks.sql");
     std::fs::write(&checks, "select reach();\nselect reach_by_dblink();\n").unwrap();
     for kind in [&[][..], &["--fast"]] {
-        let drill = site.pitr().args(["drill", "--checks"]).arg(&checks);
+        let drill = site.pitr().words("drill --checks").arg(&checks);
         let drill = drill.args(kind).env("TMPDIR", folder.path());
         let run = drill.arg("--bin").arg(programs.parent().unwrap()).run();
         let mut run = run.expect_code(4);

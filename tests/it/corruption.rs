@@ -42,7 +42,7 @@ use rustix::process::Signal;
 
 use crate::common::random::Random;
 use crate::common::reception::{configure, lsn, status};
-use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, files_below, only, pin, wait_until};
+use crate::common::{Cluster, Sandbox, Site, Stop, files_below, only, pin};
 use crate::content::blobs::Blobs;
 use crate::content::world::take_into;
 use crate::verify_damage::other_kinds;
@@ -132,13 +132,11 @@ fn receive(site: &Site, cluster: &Cluster) {
         &cluster.conninfo("postgres"),
         &site.sandbox().join("journal"),
     );
-    let receive = site.pitr().args(["receive", "--create-slot"]);
-    let mut running = receive.spawn();
+    let mut running = site.pitr().words("receive --create-slot").spawn();
     for _ in 0..2 {
         cluster.sql("INSERT INTO t SELECT n, repeat('y', 90) FROM generate_series(1, 100) n");
-        let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
-        wait_until(PATIENCE, "both repositories hold it", || {
-            assert!(!running.is_done(), "it ended: {}", running.stderr());
+        let end = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
+        running.until("both repositories hold it", || {
             let status = status(&site.sandbox().join("journal"));
             let all = status.and_then(|s| Some(s["repositories"].as_array()?.clone()));
             let is_there =
@@ -146,8 +144,7 @@ fn receive(site: &Site, cluster: &Cluster) {
             all.is_some_and(|all| all.len() == 2 && all.iter().all(is_there))
         });
     }
-    running.signal(Signal::TERM);
-    running.wait().success();
+    running.ended_by(Signal::TERM).success();
 }
 
 /// Two backups of one aux scope, and one of another, so that their objects can be taken for one another.
@@ -202,7 +199,7 @@ impl World {
             cluster.sql("INSERT INTO t SELECT n, repeat('x', 90) FROM generate_series(1, 100) n");
             for (into, name) in backups.iter_mut().zip(["local", "sealed"]) {
                 let run = site.pitr().args(["backup", "--json", "--method", method]);
-                let run = run.args(["--repository", name]).run().success();
+                let run = run.args(["--repository", name]).succeed();
                 into.push(run.id().parse().unwrap());
             }
             cluster.archive_now();

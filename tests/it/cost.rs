@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::common::s3::peer::Peer;
-use crate::common::{Cluster, Site};
+use crate::common::{Cluster, Site, list_of};
 use crate::s3_cycle::Bucketed;
 
 fn number(value: &Value, name: &str) -> u64 {
@@ -25,9 +25,9 @@ fn kind(cost: &Value, kind: &str) -> (u64, u64) {
 fn a_directory_is_counted_file_by_file() {
     let (site, cluster) = Site::with_cluster(17);
     cluster.sql("create table t as select g as a from generate_series(1, 10000) g");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
-    let cost = || site.pitr().args(["repo", "cost", "--json"]).run();
+    let cost = || site.pitr().words("repo cost --json").run();
     let shown = cost().success().json()["repositories"][0].clone();
     let files = site.files();
     let length = |file: &String| site.repository().join(file).metadata().unwrap().len();
@@ -67,7 +67,7 @@ fn a_directory_is_counted_file_by_file() {
         "{month}"
     );
     assert_eq!(shown["put_price"], format!("{}.00", files.len()));
-    let run = site.pitr().args(["repo", "cost"]).run().success();
+    let run = site.pitr().words("repo cost").succeed();
     run.expect_stdout("a month in EUR")
         .expect_stdout("if as much is stored again");
 
@@ -80,10 +80,7 @@ fn a_directory_is_counted_file_by_file() {
 
 #[test]
 fn a_bucket_is_counted_by_storage_class() {
-    let mut cluster = Cluster::builder(16)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(16).create();
     let more = "storage_class = { wal = \"STANDARD_IA\" }\nprice = { standard = \"1000\" }\n";
     let site = Bucketed::new(&cluster, Peer::own(), more);
     site.attach(&cluster);
@@ -91,16 +88,14 @@ fn a_bucket_is_counted_by_storage_class() {
     site.backup();
     // The label of the backup is archived before this.
     cluster.archive_now();
-    let run = site.pitr().args(["repo", "cost", "--json"]).run().success();
+    let run = site.pitr().words("repo cost --json").succeed();
     let shown = run.json()["repositories"][0].clone();
     let keys = site.peer.server().keys();
     let ours = keys.iter().filter(|key| !key.contains(".tmp."));
     let count = ours.count() as u64;
     assert_eq!(number(&shown, "object_count"), count, "{keys:#?}");
     // As many requests as stored objects, where none takes parts.
-    let puts: u64 = shown["parts"]
-        .as_array()
-        .unwrap()
+    let puts: u64 = list_of(&shown["parts"])
         .iter()
         .map(|p| number(p, "put_requests"))
         .sum();
@@ -128,7 +123,7 @@ fn a_price_is_a_decimal_number() {
         ("price = { gold = \"1\" }", "does not exist"),
     ] {
         std::fs::write(site.config(), format!("{config}{wrong}\n")).unwrap();
-        let run = site.pitr().args(["repo", "cost"]).run().expect_code(3);
+        let run = site.pitr().words("repo cost").exits(3);
         assert!(run.stderr.contains(why), "{run}");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::common::terminal::Terminal;
-use crate::common::{PATIENCE, Program, Sandbox, bin, newest_bin, path_of, pitr, wait_until};
+use crate::common::{Program, Sandbox, bin, newest_bin, path_of, pitr, wait_until};
 use crate::per_major;
 
 /// `pitr demo` with the server of a major, which puts its folder into `scratch`.
@@ -30,7 +30,7 @@ fn left(scratch: &Path) -> Vec<std::path::PathBuf> {
 
 fn the_demonstration_brings_every_row_back_and_leaves_nothing(major: u32) {
     let scratch = Sandbox::new("d");
-    let run = demo(major, &scratch).run().success();
+    let run = demo(major, &scratch).succeed();
     let back = run.stdout.split("== 7.").nth(1).unwrap_or_default();
     assert!(
         back.contains("20003 | 100005066.60") && back.contains("20002 | orders of"),
@@ -53,7 +53,7 @@ per_major!(the_demonstration_brings_every_row_back_and_leaves_nothing);
 #[test]
 fn what_is_kept_of_the_demonstration_can_be_looked_at() {
     let scratch = Sandbox::new("d");
-    let run = demo(17, &scratch).arg("--keep").run().success();
+    let run = demo(17, &scratch).arg("--keep").succeed();
     // Every user who reaches their socket is a superuser of its servers.
     let folders = std::fs::read_dir(scratch.path())
         .unwrap()
@@ -68,7 +68,7 @@ fn what_is_kept_of_the_demonstration_can_be_looked_at() {
     run.expect_stdout(&format!("rm -r {}", folder.display()));
     assert!(!folder.join("data/postmaster.pid").exists());
     pitr()
-        .args(["info", "--config"])
+        .words("info --config")
         .arg(folder.join("pitr.toml"))
         .run()
         .expect_stdout("PostgreSQL 17");
@@ -79,8 +79,7 @@ fn an_interrupted_demonstration_leaves_nothing() {
     for signal in [Signal::INT, Signal::TERM] {
         let scratch = Sandbox::new("d");
         let mut running = demo(17, &scratch).spawn();
-        wait_until(PATIENCE, "its server runs", || {
-            assert!(!running.is_done(), "{}", running.stderr());
+        running.until("its server runs", || {
             let folders = left(scratch.path());
             folders
                 .iter()
@@ -116,7 +115,7 @@ fn ctrl_c_on_a_terminal_leaves_nothing_however_often_it_comes() {
         assert_eq!(left(scratch.path()).len(), 0, "{moment}: {shown}");
         let own = folder.to_str().unwrap();
         // An archive_command that ran meanwhile outlives its server by a moment.
-        wait_until(PATIENCE, "every process has ended", || {
+        wait_until("every process has ended", || {
             let processes = std::fs::read_dir("/proc").unwrap().flatten();
             let lines = processes.filter_map(|p| std::fs::read(p.path().join("cmdline")).ok());
             lines
@@ -132,10 +131,9 @@ fn ctrl_c_on_a_terminal_leaves_nothing_however_often_it_comes() {
 fn a_host_without_a_server_hears_how_to_get_one() {
     let scratch = Sandbox::new("d");
     pitr()
-        .args(["demo", "--bin"])
+        .words("demo --bin")
         .arg(scratch.path())
-        .run()
-        .expect_code(2)
+        .exits(2)
         .expect_stderr("has no initdb, pg_ctl and postgres")
         .expect_stderr("--bin DIR");
 }

@@ -12,7 +12,8 @@ use serde_json::Value;
 use crate::backup::{layout, store};
 use crate::common::mount::SmallDisk;
 use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Site, Stop, paths_below, pitr, reception, user, wait_until,
+    Cluster, PATIENCE, Program, Sandbox, Site, Stop, copy_all, list_of, paths_below, pitr,
+    reception, str_of, user, wait_until, wait_within,
 };
 use crate::sealed::Sealed;
 use crate::ship::{has_worker, noted, spool_of};
@@ -26,32 +27,28 @@ fn healthy(major: u32) -> (Site, Cluster) {
     let (site, cluster) = Site::with_cluster_of(builder);
     cluster.sql("create table t (a int)");
     cluster.archive_now();
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     // With it the backup's label, which comes later than the backup ends.
     cluster.archive_now();
     let last = "select last_archived_wal from pg_stat_archiver";
-    wait_until(PATIENCE, "it is counted", || {
-        !cluster.query_one_string(last).is_empty()
-    });
+    wait_until("it is counted", || !cluster.value(last).is_empty());
     (site, cluster)
 }
 
 fn doctor(site: &Site) -> Program {
-    site.pitr().args(["doctor", "--json"])
+    site.pitr().words("doctor --json")
 }
 
 /// The finding of this group and name.
 fn finding<'a>(json: &'a Value, group: &str, name: &str) -> &'a Value {
-    json["findings"]
-        .as_array()
-        .unwrap()
+    list_of(&json["findings"])
         .iter()
         .find(|f| f["group"] == group && f["name"] == name)
         .unwrap_or_else(|| panic!("no finding {group}/{name} in {json:#}"))
 }
 
 /// Fails unless this finding is bad, says why and what to do.
-fn bad(json: &Value, level: &str, group: &str, name: &str, cause: &str, fix: &str) {
+fn bad(json: &Value, (level, group, name): (&str, &str, &str), cause: &str, fix: &str) {
     let f = finding(json, group, name);
     assert_eq!(f["level"], level, "{f:#}");
     assert!(f["cause"].as_str().unwrap().contains(cause), "{f:#}");
@@ -61,11 +58,8 @@ fn bad(json: &Value, level: &str, group: &str, name: &str, cause: &str, fix: &st
 fn a_healthy_chain_is_well(major: u32) {
     let (site, cluster) = healthy(major);
     crate::ship::spool_of(&site);
-    let run = doctor(&site).run();
-    let json = run.json();
-    let not_well: Vec<&Value> = json["findings"]
-        .as_array()
-        .unwrap()
+    let json = doctor(&site).run().json();
+    let not_well: Vec<&Value> = list_of(&json["findings"])
         .iter()
         // The machine of the tests may have a full disk, or an overlay; and data directory and repository lie in memory.
         .filter(|f| {
@@ -92,9 +86,7 @@ fn a_healthy_chain_is_well(major: u32) {
     ] {
         assert_eq!(finding(&json, group, name)["level"], "ok");
     }
-    let version = finding(&json, "server", "connection")["value"]
-        .as_str()
-        .unwrap();
+    let version = str_of(&finding(&json, "server", "connection")["value"]);
     assert!(
         version.contains(&format!("PostgreSQL {}", cluster.major())),
         "{version}"
@@ -115,12 +107,12 @@ fn counters_that_lag_behind_are_asked_again() {
     let client = cluster.client();
     let last = "select last_archived_wal from pg_stat_archiver";
     // The collector answers for a while with the value that is read here.
-    assert_eq!(client.query_one_string(last), "");
+    assert_eq!(client.value(last), "");
     let name = cluster.switch_wal();
     let done = cluster
         .pgdata()
         .join(format!("pg_wal/archive_status/{name}.done"));
-    wait_until(3 * PATIENCE, "it is archived", || done.exists());
+    wait_within(3 * PATIENCE, "it is archived", || done.exists());
     let json = doctor(&site).run().json();
     let archiver = finding(&json, "server", "archiver");
     assert_eq!(archiver["level"], "ok", "{archiver:#}");
@@ -137,75 +129,59 @@ fn b10_g05_settings_that_keep_wal_from_the_archive_or_lose_pages_are_named() {
         .config("archive_mode", "off")
         .config("wal_level", "minimal")
         .config("max_wal_senders", "0")
-        .option("fsync", "off")
+        .without_fsync()
         .option("full_page_writes", "off")
         .checksums(false)
         .start();
     let site = Site::new(&cluster);
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     assert_eq!(json["state"], "fail");
     bad(
         &json,
-        "fail",
-        "server",
-        "wal_level",
+        ("fail", "server", "wal_level"),
         "cannot be archived",
         "alter system set wal_level = 'replica', then restart",
     );
     bad(
         &json,
-        "fail",
-        "server",
-        "archive_mode",
+        ("fail", "server", "archive_mode"),
         "nothing is archived",
         "restart",
     );
     bad(
         &json,
-        "fail",
-        "server",
-        "fsync",
+        ("fail", "server", "fsync"),
         "crash",
         "alter system set fsync = 'on'",
     );
     bad(
         &json,
-        "warn",
-        "server",
-        "full_page_writes",
+        ("warn", "server", "full_page_writes"),
         "torn",
         "alter system",
     );
     bad(
         &json,
-        "warn",
-        "server",
-        "data_checksums",
+        ("warn", "server", "data_checksums"),
         "unseen",
         "pg_checksums --enable",
     );
     bad(
         &json,
-        "warn",
-        "server",
-        "archive_timeout",
+        ("warn", "server", "archive_timeout"),
         "quiet server",
         "archive_timeout = '60s'",
     );
     bad(
         &json,
-        "fail",
-        "rights",
-        "max_wal_senders",
+        ("fail", "rights", "max_wal_senders"),
         "connection of its own",
         "restart",
     );
-    bad(&json, "fail", "rights", "replication connection", "", "");
+    bad(&json, ("fail", "rights", "replication connection"), "", "");
     bad(
         &json,
-        "fail",
-        "repository",
-        "newest backup",
+        ("fail", "repository", "newest backup"),
         "nothing can be recovered",
         "pitr backup",
     );
@@ -215,9 +191,7 @@ fn b10_g05_settings_that_keep_wal_from_the_archive_or_lose_pages_are_named() {
     let json = doctor(&site).run().json();
     bad(
         &json,
-        "fail",
-        "server",
-        "archive_mode",
+        ("fail", "server", "archive_mode"),
         "postgresql.auto.conf:",
         "restart the server",
     );
@@ -225,14 +199,12 @@ fn b10_g05_settings_that_keep_wal_from_the_archive_or_lose_pages_are_named() {
     let json = doctor(&site).run().json();
     bad(
         &json,
-        "fail",
-        "server",
-        "archive_mode",
+        ("fail", "server", "archive_mode"),
         "takes effect with a restart",
         "restart the server",
     );
     cluster.stop(Stop::Fast);
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     assert_eq!(
         finding(&json, "server", "connection")["value"],
         "unreachable"
@@ -262,11 +234,9 @@ fn what_is_archived_later_than_rpo_and_a_server_without_free_connections_are_tol
         cluster.tool("pg_receivewal").arg("-D").arg(to).spawn()
     });
     let in_use = "select count(*) from pg_stat_replication";
-    wait_until(PATIENCE, "both are connected", || {
-        cluster.query_one_string(in_use) == "2"
-    });
+    wait_until("both are connected", || cluster.value(in_use) == "2");
     let json = within("15m").run().json();
-    let warns = |group, name, cause, fix| bad(&json, "warn", group, name, cause, fix);
+    let warns = |group, name, cause, fix| bad(&json, ("warn", group, name), cause, fix);
     warns("server", "archive_timeout", "more than rpo", "= '450s'");
     warns("rights", "max_wal_senders", "finds no connection", "= '7'");
 }
@@ -275,17 +245,14 @@ fn what_is_archived_later_than_rpo_and_a_server_without_free_connections_are_tol
 fn g05_a_library_that_archives_in_our_place_is_critical() {
     let (site, cluster) = healthy(16);
     cluster.alter_system("archive_command", "");
-    cluster.alter_system("archive_library", "basic_archive");
-    cluster.reload();
-    wait_until(PATIENCE, "it is loaded", || {
-        cluster.query_one_string("show archive_library") == "basic_archive"
+    cluster.set("archive_library", "basic_archive");
+    wait_until("it is loaded", || {
+        cluster.value("show archive_library") == "basic_archive"
     });
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     bad(
         &json,
-        "fail",
-        "server",
-        "archive_library",
+        ("fail", "server", "archive_library"),
         "archive_command is not run",
         "alter system set archive_library = ''",
     );
@@ -306,18 +273,15 @@ fn g04_a_command_that_hides_its_status_is_critical() {
             "",
         ),
     ] {
-        cluster.alter_system("archive_command", &command);
-        cluster.reload();
-        wait_until(PATIENCE, "it is in force", || {
-            cluster.query_one_string("show archive_command") == command
+        cluster.set("archive_command", &command);
+        wait_until("it is in force", || {
+            cluster.value("show archive_command") == command
         });
-        let json = doctor(&site).run().expect_code(1).json();
+        let json = doctor(&site).exits(1).json();
         if cause.is_empty() {
             bad(
                 &json,
-                "fail",
-                "server",
-                "program",
+                ("fail", "server", "program"),
                 "cannot be run",
                 "install pitr-archive",
             );
@@ -325,22 +289,17 @@ fn g04_a_command_that_hides_its_status_is_critical() {
         }
         bad(
             &json,
-            "fail",
-            "server",
-            "archive_command",
+            ("fail", "server", "archive_command"),
             cause,
             "alter system set archive_command = '/",
         );
         // The fix that it prints helps.
-        let fix = finding(&json, "server", "archive_command")["fix"]
-            .as_str()
-            .unwrap()
-            .to_owned();
+        let fix = str_of(&finding(&json, "server", "archive_command")["fix"]).to_owned();
         for statement in fix.split("; ") {
             cluster.sql(statement);
         }
-        wait_until(PATIENCE, "it is in force", || {
-            cluster.query_one_string("show archive_command") != command
+        wait_until("it is in force", || {
+            cluster.value("show archive_command") != command
         });
         let json = doctor(&site).run().json();
         assert_eq!(finding(&json, "server", "archive_command")["level"], "ok");
@@ -352,20 +311,16 @@ fn a_role_without_rights_is_told_which_it_needs() {
     let (site, cluster) = healthy(14);
     cluster.sql("create role \"Weak\" login");
     site.edit("user=postgres", "user=Weak");
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     bad(
         &json,
-        "fail",
-        "rights",
-        "replication",
+        ("fail", "rights", "replication"),
         "right to replicate",
         "alter role \"Weak\" replication",
     );
     bad(
         &json,
-        "warn",
-        "rights",
-        "settings",
+        ("warn", "rights", "settings"),
         "may not read",
         "grant pg_read_all_settings to \"Weak\"",
     );
@@ -412,7 +367,7 @@ fn s36_a_policy_for_another_store_has_no_condition_of_amazons() {
         ("AWS_ENDPOINT_URL_S3", false),
     ] {
         let program = pitr().arg("--config").arg(&config);
-        let program = program.args(["init", "--role", "writer", "--json"]);
+        let program = program.words("init --role writer --json");
         let run = program.env(variable, "https://store.example").run();
         let has_it = run.success().stdout.contains("NeverReplace");
         assert_eq!(has_it, is_amazons, "{variable}");
@@ -424,8 +379,8 @@ fn r93_the_role_at_the_server_is_compared_with_what_init_prints(major: u32) {
     let superuser = ["warn: role \"postgres\" is a superuser"];
     assert_eq!(at_server(&site, "writer"), superuser);
     assert_eq!(at_server(&site, "reader"), superuser);
-    let printed = site.pitr().args(["init", "--role", "writer", "--json"]);
-    let printed = printed.run().success().json();
+    let printed = site.pitr().words("init --role writer --json");
+    let printed = printed.succeed().json();
     for statement in printed["sql"].as_array().unwrap() {
         cluster.sql(statement.as_str().unwrap());
     }
@@ -530,27 +485,25 @@ fn m11_what_somebody_removed_by_hand_is_missed() {
     let (site, cluster) = healthy(17);
     let names: Vec<String> = (0..3).map(|_| cluster.archive_now()).collect();
     std::fs::remove_file(site.object(&names[1])).unwrap();
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     bad(
         &json,
-        "fail",
-        "repository",
-        "gaps",
+        ("fail", "repository", "gaps"),
         "1 segment of timeline 1 missing",
         "pitr wal backfill",
     );
-    let run = site.pitr().args(["info", "--json"]).run().expect_code(1);
+    let run = site.pitr().words("info --json").exits(1);
     assert_eq!(run.json()["clusters"][0]["gaps"][0]["segments"], 1, "{run}");
     // The server may still have it.
     let wal = cluster.pgdata().join("pg_wal").join(&names[1]);
     if wal.exists() {
-        site.archive().arg(wal).run().success();
+        site.archive().arg(wal).succeed();
         doctor(&site).run();
-        site.pitr().args(["info"]).run().success();
+        site.pitr().words("info").succeed();
     }
     // All of it moved away: not an empty archive, but none.
     std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     assert_eq!(
         finding(&json, "repository", "local")["value"],
         "no_repository"
@@ -563,28 +516,23 @@ fn the_loss_of_a_server_leads_to_its_backups() {
     cluster.stop(Stop::Fast);
     let way = |json: &Value| {
         let lost = "if the server is lost";
-        bad(json, "warn", lost, "backups to restore", "", "pitr plan");
+        bad(json, ("warn", lost, "backups to restore"), "", "pitr plan");
         let f = finding(json, lost, "backups to restore");
-        assert!(
-            f["value"]
-                .as_str()
-                .unwrap()
-                .starts_with("1 undamaged backup")
-        );
+        assert!(str_of(&f["value"]).starts_with("1 undamaged backup"));
         let fix = f["fix"].as_str().unwrap();
         assert!(fix.contains("pitr info --config"), "{fix}");
         assert!(fix.contains("--to DIR"), "{fix}");
     };
     // Stopped, and then gone with its disk.
-    let run = doctor(&site).run().expect_code(1);
+    let run = doctor(&site).exits(1);
     way(&run.json());
     assert!(!run.stdout.contains("\"there is no data directory\""));
     std::fs::remove_dir_all(cluster.pgdata()).unwrap();
-    let run = doctor(&site).run().expect_code(1);
+    let run = doctor(&site).exits(1);
     way(&run.json());
     let (cause, fix) = ("there is no data directory", "pitr restore --to");
-    bad(&run.json(), "fail", "configuration", "pgdata", cause, fix);
-    bad(&run.json(), "warn", "repository", "cluster", "", fix);
+    bad(&run.json(), ("fail", "configuration", "pgdata"), cause, fix);
+    bad(&run.json(), ("warn", "repository", "cluster"), "", fix);
     assert!(!run.stdout.contains("as the server's user"), "{run}");
 }
 
@@ -593,8 +541,8 @@ fn archiving_that_is_stuck_is_critical() {
     let (site, cluster) = healthy(13);
     std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
     let name = cluster.switch_wal();
-    wait_until(PATIENCE, "the archiver has failed", || {
-        cluster.query_one_string("select failed_count > 0 from pg_stat_archiver") == "t"
+    wait_until("the archiver has failed", || {
+        cluster.value("select failed_count > 0 from pg_stat_archiver") == "t"
     });
     let ready = cluster
         .pgdata()
@@ -607,29 +555,20 @@ fn archiving_that_is_stuck_is_critical() {
         .set_modified(long_ago)
         .unwrap();
     // The repository stays away: the archiver tries again each second, and must not succeed before doctor has looked.
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     bad(
         &json,
-        "fail",
-        "server",
-        "archiver",
+        ("fail", "server", "archiver"),
         "stuck at this file",
         &name,
     );
     bad(
         &json,
-        "fail",
-        "pg_wal",
-        "waiting",
+        ("fail", "pg_wal", "waiting"),
         "archiving is stuck",
         "pitr-archive",
     );
-    assert!(
-        finding(&json, "pg_wal", "waiting")["value"]
-            .as_str()
-            .unwrap()
-            .contains(&name)
-    );
+    assert!(str_of(&finding(&json, "pg_wal", "waiting")["value"]).contains(&name));
 }
 
 #[test]
@@ -638,18 +577,16 @@ fn a_restored_copy_and_a_foreign_server_are_told() {
     let guard = cluster.pgdata().join("pg_wal/pitr.guard");
     std::fs::write(&guard, "").unwrap();
     user::own(&guard);
-    let json = doctor(&site).run().expect_code(1).json();
-    bad(&json, "fail", "configuration", "pgdata", "", "pitr adopt");
+    let json = doctor(&site).exits(1).json();
+    bad(&json, ("fail", "configuration", "pgdata"), "", "pitr adopt");
     assert_eq!(finding(&json, "configuration", "pgdata")["value"], "clone");
     // As pitr restore leaves it.
     cluster.alter_system("archive_mode", "off");
     cluster.restart();
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     bad(
         &json,
-        "fail",
-        "server",
-        "archive_mode",
+        ("fail", "server", "archive_mode"),
         "restored copy",
         "pitr adopt, then restart",
     );
@@ -662,7 +599,7 @@ fn a_restored_copy_and_a_foreign_server_are_told() {
     let host = |cluster: &Cluster| cluster.socket_dir().display().to_string();
     site.edit(&port(&cluster), &port(&other));
     site.edit(&host(&cluster), &host(&other));
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     assert_eq!(
         finding(&json, "repository", "cluster")["value"],
         "wrong_cluster"
@@ -674,12 +611,10 @@ fn a_repository_that_hangs_is_told_and_hangs_nobody_else() {
     crate::require_root!("a_repository_that_hangs_is_told_and_hangs_nobody_else");
     let (site, _cluster) = healthy(17);
     let hanging = crate::common::mount::HangingDisk::over(site.repository());
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     bad(
         &json,
-        "fail",
-        "repository",
-        "local",
+        ("fail", "repository", "local"),
         "has not answered for 10 s",
         "look at the mount",
     );
@@ -690,9 +625,7 @@ fn a_repository_that_hangs_is_told_and_hangs_nobody_else() {
 
 /// The receiver's slot in all its states, up to the loss of its WAL.
 fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
-    let cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
+    let cluster = Cluster::small(major)
         .config("max_slot_wal_keep_size", "10MB")
         .start();
     let site = Site::new(&cluster);
@@ -708,9 +641,7 @@ fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
     let json = look();
     bad(
         &json,
-        "fail",
-        "receiver",
-        "slot",
+        ("fail", "receiver", "slot"),
         "removes WAL before",
         "--create-slot",
     );
@@ -720,9 +651,7 @@ fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
     let json = look();
     bad(
         &json,
-        "fail",
-        "receiver",
-        "slot",
+        ("fail", "receiver", "slot"),
         "nothing is received",
         "start pitr receive",
     );
@@ -734,33 +663,26 @@ fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
     write(6 << 10);
     bad(
         &look(),
-        "warn",
-        "receiver",
-        "kept WAL",
+        ("warn", "receiver", "kept WAL"),
         "does not keep up",
         "pitr info",
     );
     write(3500);
     bad(
         &look(),
-        "fail",
-        "receiver",
-        "kept WAL",
+        ("fail", "receiver", "kept WAL"),
         "loses WAL",
         "start pitr receive",
     );
 
-    cluster.alter_system("max_slot_wal_keep_size", "-1");
-    cluster.reload();
-    wait_until(PATIENCE, "there is no limit", || {
+    cluster.set("max_slot_wal_keep_size", "-1");
+    wait_until("there is no limit", || {
         finding(&look(), "receiver", "max_slot_wal_keep_size")["value"] == "no limit"
     });
     let name = "max_slot_wal_keep_size";
     bad(
         &look(),
-        "warn",
-        "receiver",
-        name,
+        ("warn", "receiver", name),
         "until its disk is full",
         "alter system set",
     );
@@ -768,25 +690,21 @@ fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
         .args(["--slot", "pitr", "-d", &cluster.conninfo("postgres"), "-D"])
         .arg(site.sandbox().dir("received"))
         .spawn();
-    wait_until(PATIENCE, "it is received", || {
+    wait_until("it is received", || {
         finding(&look(), "receiver", "slot")["level"] == "ok"
     });
-    streaming.signal(rustix::process::Signal::INT);
-    streaming.wait();
+    streaming.ended_by(rustix::process::Signal::INT);
 
-    cluster.alter_system("max_slot_wal_keep_size", "2MB");
-    cluster.reload();
-    wait_until(PATIENCE, "the slot has lost WAL", || {
+    cluster.set("max_slot_wal_keep_size", "2MB");
+    wait_until("the slot has lost WAL", || {
         write(1 << 10);
         cluster.sql("select pg_switch_wal(); checkpoint");
         let sql = "select wal_status from pg_replication_slots";
-        cluster.query_one_string(sql) == "lost"
+        cluster.value(sql) == "lost"
     });
     bad(
         &look(),
-        "fail",
-        "receiver",
-        "lost WAL",
+        ("fail", "receiver", "lost WAL"),
         "nobody received",
         "--drop-slot",
     );
@@ -797,9 +715,8 @@ per_major!(w12_doctor_says_how_much_wal_the_slot_keeps);
 fn a_standby_that_always_archives_is_watched_like_a_primary() {
     let (site, primary) = Site::with_cluster(17);
     primary.archive_now();
-    let standby = Cluster::builder(17)
-        .standby_of(&primary)
-        .without_fsync()
+    let standby = primary
+        .standby()
         .option("archive_mode", "always")
         .option("archive_command", "/bin/false")
         .start();
@@ -808,15 +725,11 @@ fn a_standby_that_always_archives_is_watched_like_a_primary() {
     let doctor = doctor(&site).env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"));
     primary.archive_now();
     let failures = "select failed_count > 0 from pg_stat_archiver";
-    wait_until(PATIENCE, "its archiver fails", || {
-        standby.query_one_string(failures) == "t"
-    });
+    wait_until("its archiver fails", || standby.value(failures) == "t");
     let json = doctor.clone().run().json();
     bad(
         &json,
-        "fail",
-        "server",
-        "archiver",
+        ("fail", "server", "archiver"),
         "archiving is stuck",
         "by hand",
     );
@@ -834,7 +747,12 @@ fn a_standby_that_always_archives_is_watched_like_a_primary() {
         .unwrap();
     file.set_modified(old).unwrap();
     let json = doctor.run().json();
-    bad(&json, "fail", "pg_wal", "waiting", "archiving is stuck", "");
+    bad(
+        &json,
+        ("fail", "pg_wal", "waiting"),
+        "archiving is stuck",
+        "",
+    );
 }
 
 #[test]
@@ -879,7 +797,7 @@ fn a_question_that_is_refused_takes_nothing_from_the_other_answers() {
 fn p22_j79_what_blocks_archiving_for_15_minutes_is_critical() {
     let (site, cluster) = healthy(17);
     let spool = spool_of(&site);
-    site.pitr().arg("info").run().success();
+    site.pitr().arg("info").succeed();
     cluster.append_config("archive_command", "false");
     cluster.reload();
     let names: Vec<String> = (0..3).map(|_| cluster.switch_wal()).collect();
@@ -887,10 +805,10 @@ fn p22_j79_what_blocks_archiving_for_15_minutes_is_critical() {
     let mut other = std::fs::read(cluster.pgdata().join("pg_wal").join(bad)).unwrap();
     *other.last_mut().unwrap() ^= 1;
     let other = site.sandbox().file(bad, other);
-    site.archive().arg(other).run().success();
+    site.archive().arg(other).succeed();
     let push = site.archive().arg(format!("pg_wal/{bad}"));
-    push.dir(cluster.pgdata()).run().expect_code(20);
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    push.dir(cluster.pgdata()).exits(20);
+    wait_until("the worker has ended", || !has_worker(&spool));
     assert_eq!(noted(&spool, ".failed"), [bad.as_str()]);
     let mut files = paths_below(&spool).into_iter();
     let is_record = |path: &std::path::PathBuf| path.extension().is_some_and(|e| e == "failed");
@@ -900,14 +818,14 @@ fn p22_j79_what_blocks_archiving_for_15_minutes_is_critical() {
         let since = std::time::SystemTime::now() - Duration::from_secs(60 * minutes);
         let file = std::fs::File::options().append(true).open(&record).unwrap();
         file.set_modified(since).unwrap();
-        let run = site.pitr().args(["info", "--json"]).run();
+        let run = site.pitr().words("info --json").run();
         let json = run.expect_code(status).json();
         let cluster = &json["clusters"][0];
         let mut problems = cluster["problems"].as_array().unwrap().iter();
         let is_it = |p: &&Value| p["message"].as_str().unwrap().contains(bad);
         assert_eq!(problems.find(is_it).unwrap()["state"], state, "{json:#}");
         // That archive_command archives nothing is worse, and no matter of time.
-        let json = doctor(&site).run().expect_code(1).json();
+        let json = doctor(&site).exits(1).json();
         let findings = json["findings"].as_array().unwrap();
         let blocked = findings.iter().find(|f| f["name"] == "blocked");
         assert_eq!(blocked.unwrap()["level"], level, "{json:#}");
@@ -920,20 +838,16 @@ fn d_a_zone_that_is_none_and_a_server_elsewhere_are_told_as_what_they_are() {
     let pgdata = cluster.pgdata().display().to_string();
     let elsewhere = format!("{pgdata}-gone\"\ntimezone = \"Europe/Berlinn");
     site.edit(&pgdata, &elsewhere);
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     bad(
         &json,
-        "fail",
-        "configuration",
-        "timezone",
+        ("fail", "configuration", "timezone"),
         "Europe/Berlinn",
         "Europe/Berlin",
     );
     bad(
         &json,
-        "fail",
-        "configuration",
-        "pgdata",
+        ("fail", "configuration", "pgdata"),
         &pgdata,
         "set pgdata",
     );
@@ -945,9 +859,8 @@ fn d_a_zone_that_is_none_and_a_server_elsewhere_are_told_as_what_they_are() {
 fn a_standby_that_cannot_catch_up_or_follow_is_told_what_to_set() {
     let (site, primary) = Site::with_cluster(17);
     primary.archive_now();
-    let standby = Cluster::builder(17)
-        .standby_of(&primary)
-        .without_fsync()
+    let standby = primary
+        .standby()
         .option("recovery_target_timeline", "current")
         .start();
     let json = || {
@@ -959,9 +872,7 @@ fn a_standby_that_cannot_catch_up_or_follow_is_told_what_to_set() {
     let name = "restore_command";
     bad(
         &said,
-        "warn",
-        "server",
-        name,
+        ("warn", "server", name),
         "falls behind",
         "pitr-restore",
     );
@@ -969,36 +880,30 @@ fn a_standby_that_cannot_catch_up_or_follow_is_told_what_to_set() {
     let (fix, _) = fix.split_once(';').unwrap();
     let fix = fix.to_owned();
     let name = "recovery_target_timeline";
-    bad(&said, "warn", "server", name, "new primary", "latest");
+    bad(&said, ("warn", "server", name), "new primary", "latest");
     standby.sql("alter system set restore_command = 'cp /nowhere/%f %p'");
     standby.reload();
-    wait_until(PATIENCE, "another command is told", || {
+    wait_until("another command is told", || {
         finding(&json(), "server", "restore_command")["value"] == "cp /nowhere/%f %p"
     });
     let cause = "does not ask the repositories";
     bad(
         &json(),
-        "warn",
-        "server",
-        "restore_command",
+        ("warn", "server", "restore_command"),
         cause,
         "pitr-restore",
     );
     // The standby takes the command that doctor prints.
     standby.sql(&fix);
     standby.reload();
-    wait_until(PATIENCE, "it is well", || {
+    wait_until("it is well", || {
         finding(&json(), "server", "restore_command")["level"] == "ok"
     });
 }
 
 #[test]
 fn slots_of_others_without_a_limit_are_told_when_nobody_reads_them() {
-    let cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .config("max_wal_size", "2MB")
-        .start();
+    let cluster = Cluster::small(17).config("max_wal_size", "2MB").start();
     let site = Site::new(&cluster);
     reception::configure(
         &site,
@@ -1035,7 +940,7 @@ fn slots_of_others_without_a_limit_are_told_when_nobody_reads_them() {
         ])
         .arg(site.sandbox().dir("received"))
         .spawn();
-    wait_until(PATIENCE, "it is in use and near", || slots().is_none());
+    wait_until("it is in use and near", || slots().is_none());
     reading.signal(rustix::process::Signal::STOP);
     let write = "select pg_logical_emit_message(true, 'fill', repeat('x', 4000000))";
     cluster.sql(write);
@@ -1043,11 +948,10 @@ fn slots_of_others_without_a_limit_are_told_when_nobody_reads_them() {
     let value = told["value"].as_str().unwrap();
     assert!(value.starts_with("\"debezium\" (in use) keeps "), "{told}");
     reading.signal(rustix::process::Signal::CONT);
-    cluster.alter_system("max_slot_wal_keep_size", "1GB");
-    cluster.reload();
-    wait_until(PATIENCE, "there is a limit", || {
+    cluster.set("max_slot_wal_keep_size", "1GB");
+    wait_until("there is a limit", || {
         let sql = "show max_slot_wal_keep_size";
-        cluster.query_one_string(sql) == "1GB"
+        cluster.value(sql) == "1GB"
     });
     assert_eq!(slots(), None);
 }
@@ -1056,32 +960,24 @@ fn slots_of_others_without_a_limit_are_told_when_nobody_reads_them() {
 fn a_disk_of_pg_wal_without_room_for_four_busy_hours_is_told() {
     require_mounts!("a_disk_of_pg_wal_without_room_for_four_busy_hours_is_told");
     let disk = SmallDisk::new(120, 1000);
-    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(17);
     let (site, mut cluster) = Site::with_cluster_of(builder);
     for _ in 0..12 {
         cluster.sql("select pg_logical_emit_message(true, 'fill', repeat('x', 100000))");
         cluster.archive_now();
     }
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let room = || finding(&doctor(&site).run().json(), "repository", "room of pg_wal").clone();
     let told = room();
     assert_eq!(told["level"], "ok", "{told}");
     assert!(
-        told["value"]
-            .as_str()
-            .unwrap()
-            .contains("in the busiest hour"),
+        str_of(&told["value"]).contains("in the busiest hour"),
         "{told}"
     );
     // It lies on a small disk from now on.
     cluster.stop(Stop::Fast);
     let (wal, there) = (cluster.pgdata().join("pg_wal"), disk.path().join("wal"));
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .arg(&wal)
-        .arg(&there)
-        .status();
-    assert!(copied.unwrap().success());
+    copy_all(&wal, &there);
     std::fs::remove_dir_all(&wal).unwrap();
     std::os::unix::fs::symlink(&there, &wal).unwrap();
     cluster.start();
@@ -1089,9 +985,7 @@ fn a_disk_of_pg_wal_without_room_for_four_busy_hours_is_told() {
     let json = doctor(&site).run().json();
     bad(
         &json,
-        "warn",
-        "repository",
-        "room of pg_wal",
+        ("warn", "repository", "room of pg_wal"),
         "the server stops",
         "four hours",
     );
@@ -1140,13 +1034,11 @@ fn t82_of_a_recorded_gap_only_what_is_not_stored_and_backups_need_is_told() {
 #[test]
 fn n11_a_host_that_archives_without_the_keys_of_its_repository_is_critical() {
     let (sealed, _cluster) = Sealed::archived(17);
-    let look = |host: &str| sealed.on(host).args(["doctor", "--json"]).run();
+    let look = |host: &str| sealed.on(host).words("doctor --json").run();
     let json = look("janitor").expect_code(1).json();
     bad(
         &json,
-        "fail",
-        "repository",
-        "encryption",
+        ("fail", "repository", "encryption"),
         "nothing can be archived",
         "[repositories.local.encryption]",
     );
@@ -1166,12 +1058,10 @@ fn n12_a_data_directory_of_another_cluster_is_told_and_not_looked_into() {
         .start();
     let own = cluster.pgdata().display().to_string();
     site.edit(&own, &other.pgdata().display().to_string());
-    let json = doctor(&site).run().expect_code(1).json();
+    let json = doctor(&site).exits(1).json();
     bad(
         &json,
-        "fail",
-        "configuration",
-        "pgdata",
+        ("fail", "configuration", "pgdata"),
         "they are two clusters",
         &own,
     );
@@ -1195,9 +1085,7 @@ fn archiving_that_waits_for_a_restart_is_told_beside_a_receiver() {
     let json = doctor(&site).run().json();
     bad(
         &json,
-        "fail",
-        "server",
-        "archive_mode",
+        ("fail", "server", "archive_mode"),
         "postgresql.auto.conf:",
         "restart the server",
     );
@@ -1207,10 +1095,7 @@ fn archiving_that_waits_for_a_restart_is_told_beside_a_receiver() {
 fn a_full_repository_is_told_with_the_command_that_makes_room() {
     require_mounts!("a_full_repository_is_told_with_the_command_that_makes_room");
     let disk = SmallDisk::new(40, 4000);
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let site = Site::on(&cluster, &disk.path().join("repo"));
     site.attach(&cluster);
     cluster.start();
@@ -1218,13 +1103,13 @@ fn a_full_repository_is_told_with_the_command_that_makes_room() {
     cluster.archive_now();
     let filler = disk.path().join("filler");
     Program::new("dd")
-        .args(["if=/dev/zero", "bs=4k", "status=none"])
+        .words("if=/dev/zero bs=4k status=none")
         .arg(format!("of={}", filler.display()))
         .run();
     cluster.sql("create table noise as select md5(g::text) from generate_series(1, 20000) g");
     cluster.switch_wal();
     let look = || doctor(&site).run().json();
-    wait_until(PATIENCE, "it is known that archiving is stuck", || {
+    wait_until("it is known that archiving is stuck", || {
         let json = look();
         let mut all = json["findings"].as_array().unwrap().iter();
         let is_blocked = all.any(|f| f["name"] == "blocked");
@@ -1232,6 +1117,6 @@ fn a_full_repository_is_told_with_the_command_that_makes_room() {
     });
     let json = look();
     let (stuck, fix) = ("archiving is stuck", "pitr expire --confirm");
-    bad(&json, "fail", "server", "archiver", stuck, fix);
-    bad(&json, "warn", "pg_wal", "blocked", "offers no later", fix);
+    bad(&json, ("fail", "server", "archiver"), stuck, fix);
+    bad(&json, ("warn", "pg_wal", "blocked"), "offers no later", fix);
 }

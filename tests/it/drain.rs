@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::common::random::Random;
 use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Site, Stop, pitr, pitr_restore, wait_until,
+    Cluster, PATIENCE, Program, Sandbox, Site, Stop, pitr, pitr_restore, wait_until, wait_within,
 };
 use crate::ship::{Process, has_worker, noted, process_of, send, spool_of, stop_process};
 
@@ -30,7 +30,7 @@ struct Drain {
 impl Drain {
     /// Nothing is archived before [`open`](Self::open).
     fn new(major: u32) -> Drain {
-        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let builder = Cluster::small(major);
         let builder = builder.config("max_wal_size", "1GB");
         // A checkpoint removes what is archived, and that it was: the server would be done with what nobody sees any more.
         let builder = builder.config("wal_keep_size", "1GB");
@@ -57,7 +57,7 @@ impl Drain {
         let client = self.cluster.client();
         for n in 0..count {
             client.sql(&format!("insert into t select generate_series(0, {n})"));
-            let name = client.query_one_string("select pg_walfile_name(pg_switch_wal())");
+            let name = client.value("select pg_walfile_name(pg_switch_wal())");
             std::fs::copy(self.wal(&name), self.kept.join(&name)).unwrap();
             self.segments.push(name);
         }
@@ -110,7 +110,7 @@ impl Drain {
     /// A worker of this cluster that was stopped at its work, with more of it to do: `write` brings some when little is left.
     fn stopped_worker(&mut self, mut write: impl FnMut(&mut Drain)) -> u32 {
         let mut stopped = None;
-        wait_until(PATIENCE, "a worker is stopped at its work", || {
+        wait_until("a worker is stopped at its work", || {
             self.check();
             if self.stored() + 8 > self.segments.len() {
                 write(self);
@@ -129,18 +129,18 @@ impl Drain {
 
     /// Everything is archived, and comes back from both repositories.
     fn finish(&self) {
-        wait_until(3 * PATIENCE, "all is archived", || {
+        wait_within(3 * PATIENCE, "all is archived", || {
             self.check();
             self.done().len() == self.segments.len()
         });
-        wait_until(PATIENCE, "no worker is left", || !has_worker(&self.spool));
+        wait_until("no worker is left", || !has_worker(&self.spool));
         assert_eq!(noted(&self.spool, ".failed"), [""; 0]);
         let target = self.wal("fetched");
         for repository in [self.site.repository(), &self.second] {
             for name in &self.segments {
                 let fetch = self.site.restore().arg("--repository").arg(repository);
                 let fetch = fetch.args([name, "pg_wal/fetched"]);
-                fetch.dir(self.cluster.pgdata()).run().success();
+                fetch.dir(self.cluster.pgdata()).succeed();
                 same(&target, &self.kept.join(name));
             }
         }
@@ -190,7 +190,7 @@ fn p20_killed_at_any_moment_nothing_is_acknowledged_that_is_not_stored() {
         };
         // Somewhere between two segments, or at the first.
         let (stored, goal) = (drain.stored(), random.below(3));
-        wait_until(PATIENCE, "it has stored that many, or ended", || {
+        wait_until("it has stored that many, or ended", || {
             drain.stored() >= stored + goal || process_of(drain.site.config(), what) != Some(pid)
         });
         std::thread::sleep(Duration::from_micros(random.next() % 5000));
@@ -214,9 +214,7 @@ fn p20_a_server_that_stops_like_in_a_crash_takes_its_worker_along_and_goes_on() 
     let worker = drain.stopped_worker(|drain| drain.write(8));
     drain.cluster.stop(Stop::Immediate);
     send(worker, Signal::CONT);
-    wait_until(PATIENCE, "the worker has ended", || {
-        !has_worker(&drain.spool)
-    });
+    wait_until("the worker has ended", || !has_worker(&drain.spool));
     assert!(drain.stored() < drain.segments.len(), "it had more to do");
     drain.check();
     drain.cluster.start();
@@ -245,7 +243,7 @@ fn p20_a_spool_that_is_deleted_at_any_moment_loses_nothing() {
         send(worker, Signal::CONT);
         drain.check();
         let (stored, all) = (drain.stored(), drain.segments.len());
-        wait_until(PATIENCE, "archiving goes on", || {
+        wait_until("archiving goes on", || {
             drain.check();
             drain.stored() > stored || stored == all
         });
@@ -255,7 +253,7 @@ fn p20_a_spool_that_is_deleted_at_any_moment_loses_nothing() {
 
 /// Removes a folder. Whoever waits for the worker may remove a file at the same moment.
 fn delete(folder: &Path) {
-    wait_until(PATIENCE, "it is removed", || {
+    wait_until("it is removed", || {
         std::fs::remove_dir_all(folder).is_ok() || !folder.exists()
     });
 }
@@ -269,7 +267,7 @@ fn empty(folder: &Path) {
 #[test]
 fn two_servers_whose_settings_differ_in_the_data_directory_alone_archive_side_by_side() {
     let one = Drain::new(16);
-    let mut two = Cluster::builder(16).segment_size_mb(1).without_fsync();
+    let mut two = Cluster::small(16);
     two = two
         .own_identifier()
         .config("max_wal_size", "1GB")
@@ -285,12 +283,12 @@ fn two_servers_whose_settings_differ_in_the_data_directory_alone_archive_side_by
     assert_ne!(config, other);
     let other = one.site.sandbox().file("other.toml", other);
     let init = pitr().arg("--config").arg(&other);
-    init.args(["init", "--confirm"]).run().success();
+    init.words("init --confirm").succeed();
     let client = two.client();
     client.sql("create table other (a text)");
     let names = one.segments.iter().map(|_| {
         client.sql("insert into other select 'other' from generate_series(1, 100)");
-        client.query_one_string("select pg_walfile_name(pg_switch_wal())")
+        client.value("select pg_walfile_name(pg_switch_wal())")
     });
     let names: Vec<String> = names.collect();
     let common = names.iter().filter(|name| one.segments.contains(name));
@@ -311,7 +309,7 @@ fn two_servers_whose_settings_differ_in_the_data_directory_alone_archive_side_by
     for name in &names {
         let fetch = pitr_restore().arg("--config").arg(&other);
         let fetch = fetch.args([name, "pg_wal/fetched"]).dir(two.pgdata());
-        fetch.run().success();
+        fetch.succeed();
         same(&fetched, &two.pgdata().join("pg_wal").join(name));
     }
     let spools = std::fs::read_dir(&one.spool).unwrap().count();
@@ -320,7 +318,7 @@ fn two_servers_whose_settings_differ_in_the_data_directory_alone_archive_side_by
 
 #[test]
 fn the_history_of_a_timeline_is_archived_before_its_segments_also_by_a_worker_at_its_work() {
-    let mut primary = Cluster::builder(15).segment_size_mb(1).without_fsync();
+    let mut primary = Cluster::small(15);
     primary = primary.config("max_wal_size", "1GB");
     let primary = primary.config("wal_keep_size", "1GB").start();
     let standby = Cluster::builder(15).without_fsync().standby_of(&primary);
@@ -334,7 +332,7 @@ fn the_history_of_a_timeline_is_archived_before_its_segments_also_by_a_worker_at
     let last = segments.last().unwrap();
     let offered = standby.pgdata().join("pg_wal/archive_status");
     let wait_for = |last: &str| {
-        wait_until(PATIENCE, "the standby offers what it received", || {
+        wait_until("the standby offers what it received", || {
             ["ready", "done"]
                 .iter()
                 .any(|state| offered.join(format!("{last}.{state}")).exists())

@@ -11,7 +11,7 @@ use crate::common::random::Random;
 use crate::common::s3::Fault;
 use crate::common::s3::peer::Peer;
 use crate::common::{
-    Cluster, PATIENCE, Stop, peak_bytes, pitr_archive, pitr_restore, user, wait_until,
+    Cluster, PATIENCE, Stop, peak_bytes, pitr_archive, pitr_restore, user, wait_until, wait_within,
 };
 use crate::drain::{command, same};
 use crate::prefetch::{recover, worker_of};
@@ -36,7 +36,7 @@ struct Drain {
 
 impl Drain {
     fn new(major: u32) -> Drain {
-        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let builder = Cluster::small(major);
         let builder = builder.config("max_wal_size", "1GB");
         // A checkpoint removes what is archived, and that it was.
         let builder = builder.config("wal_keep_size", "1GB");
@@ -60,7 +60,7 @@ impl Drain {
         let client = self.cluster.client();
         for _ in 0..count {
             client.sql("insert into t select md5(random()::text) from generate_series(1, 3000)");
-            let name = client.query_one_string("select pg_walfile_name(pg_switch_wal())");
+            let name = client.value("select pg_walfile_name(pg_switch_wal())");
             std::fs::copy(self.wal(&name), self.kept.join(&name)).unwrap();
             self.segments.push(name);
         }
@@ -105,7 +105,7 @@ impl Drain {
             return false;
         };
         let stored = self.stored();
-        wait_until(PATIENCE, "it has stored that many, or ended", || {
+        wait_until("it has stored that many, or ended", || {
             self.stored() >= stored + goal || of(&self.site) != Some(pid)
         });
         std::thread::sleep(Duration::from_micros(random.next() % 40_000));
@@ -119,11 +119,11 @@ impl Drain {
 
     /// Everything is archived, and comes back; what was there when it was acknowledged is there still.
     fn finish(&mut self) {
-        wait_until(3 * PATIENCE, "all is archived", || {
+        wait_within(3 * PATIENCE, "all is archived", || {
             self.check();
             self.acknowledged.len() == self.segments.len()
         });
-        wait_until(PATIENCE, "no worker is left", || !has_worker(&self.spool));
+        wait_until("no worker is left", || !has_worker(&self.spool));
         assert_eq!(noted(&self.spool, ".failed"), [""; 0]);
         let server = self.site.peer.server();
         let keys = server.keys();
@@ -134,7 +134,7 @@ impl Drain {
             assert_eq!(blake3::hash(&object), self.acknowledged[name], "{name}");
             let fetch = pitr_restore().arg("--config").arg(&self.site.config);
             let fetch = fetch.args([name, "pg_wal/fetched"]);
-            fetch.dir(self.cluster.pgdata()).run().success();
+            fetch.dir(self.cluster.pgdata()).succeed();
             same(&target, &self.kept.join(name));
         }
     }
@@ -204,7 +204,7 @@ fn workers_for_an_object_store_hold_few_segments_at_a_time() {
     let segments: Vec<String> = (0..SEGMENTS)
         .map(|_| {
             client.sql("insert into more select b from noise");
-            client.query_one_string("select pg_walfile_name(pg_switch_wal())")
+            client.value("select pg_walfile_name(pg_switch_wal())")
         })
         .collect();
     drop(client);
@@ -234,7 +234,7 @@ fn workers_for_an_object_store_hold_few_segments_at_a_time() {
         running.wait().success();
         std::fs::rename(status(name, "ready"), status(name, "done")).unwrap();
     }
-    wait_until(PATIENCE, "the worker has ended", || {
+    wait_until("the worker has ended", || {
         look();
         !has_worker(&spool)
     });
@@ -279,7 +279,7 @@ fn check_fetching(site: &Bucketed, cluster: &Cluster, segments: &[String]) {
         std::fs::rename(fetched, standby.join("pg_wal").join(name)).unwrap();
     }
     std::fs::remove_file(standby.join("recovery.signal")).unwrap();
-    wait_until(PATIENCE, "the worker has ended", || {
+    wait_until("the worker has ended", || {
         look();
         !ahead.exists()
     });

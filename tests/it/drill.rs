@@ -13,7 +13,7 @@ use pitr::store::file::FileStore;
 use rustix::process::{Pid, Signal};
 
 use crate::common::mount::SmallDisk;
-use crate::common::{Cluster, PATIENCE, Program, Run, Sandbox, Site, bin, files_below, wait_until};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, bin, files_below, list_of, wait_until};
 use crate::sealed::Sealed;
 use crate::several::Two;
 use crate::{per_major, require_fuse};
@@ -35,7 +35,7 @@ impl Drilled {
         cluster.sql(
             "create table t as select g as id, md5(g::text) as b from generate_series(1, 2000) g; alter table t add primary key (id)",
         );
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         cluster.sql("insert into t select g, 'later' from generate_series(2001, 3000) g");
         cluster.archive_now();
         let folder = Sandbox::new("drills");
@@ -56,7 +56,7 @@ impl Drilled {
     }
 
     fn drill_with(&self, bin: &Path) -> Program {
-        let program = self.site.pitr().args(["drill", "--json", "--dir"]);
+        let program = self.site.pitr().words("drill --json --dir");
         program.arg(self.folder.path()).arg("--bin").arg(bin)
     }
 
@@ -66,7 +66,7 @@ impl Drilled {
     }
 
     fn info(&self) -> Run {
-        self.site.pitr().args(["info", "--json"]).run()
+        self.site.pitr().words("info --json").run()
     }
 
     /// Configures these rules of retention, and no others.
@@ -100,13 +100,20 @@ fn broken(run: &Run) -> (String, String) {
     (text("phase"), text("cause"))
 }
 
+/// Fails unless the drill found recovery broken in this phase, for this reason.
+fn breaks(run: &Run, phase: &str, reason: &str) {
+    let (found, cause) = broken(run);
+    assert_eq!(found, phase, "{run}");
+    assert!(cause.contains(reason), "{run}");
+}
+
 #[test]
 fn y40_a_database_whose_drop_was_interrupted_breaks_no_recovery() {
     let (site, cluster) = Site::with_cluster(17);
     cluster.sql("create database doomed");
     cluster.sql("update pg_database set datconnlimit = -2 where datname = 'doomed'");
     let drilled = Drilled::of(site, cluster);
-    let run = drilled.drill().run().success();
+    let run = drilled.drill().succeed();
     let json = run.json();
     assert_eq!(json["passed"], true, "{run}");
     assert_eq!(json["not_checked"], serde_json::json!(["amcheck"]), "{run}");
@@ -116,8 +123,8 @@ fn y40_a_database_whose_drop_was_interrupted_breaks_no_recovery() {
 #[test]
 fn y41_a_backup_that_was_found_broken_is_not_forgotten_by_drills_of_others() {
     let drilled = Drilled::new(17);
-    let passed = drilled.drill().run().success().json();
-    drilled.site.pitr().args(["info"]).run().success();
+    let passed = drilled.drill().succeed().json();
+    drilled.site.pitr().words("info").succeed();
     let store = FileStore::open(drilled.site.repository(), 7).unwrap();
     let repository = Repository::open_with(Box::new(store), None).unwrap();
     let registration = repository.registrations("main").unwrap().remove(0);
@@ -149,7 +156,7 @@ fn y41_a_backup_that_was_found_broken_is_not_forgotten_by_drills_of_others() {
     let doctor = drilled.site.pitr().arg("doctor").run();
     doctor.expect_stdout("was found broken");
     // A drill of that very backup shows that it works.
-    drilled.drill().args(["--backup", own]).run().success();
+    drilled.drill().args(["--backup", own]).succeed();
     drilled.info().success();
 }
 
@@ -170,7 +177,7 @@ fn y42_a_repository_that_goes_away_breaks_no_recovery() {
         format!("mount_laid_out={}", pause.display()),
     );
     let running = drill.env("PITR_FAULT_SECONDS", "3").spawn();
-    wait_until(PATIENCE, "it is laid out", || pause.exists());
+    wait_until("it is laid out", || pause.exists());
     let repository = drilled.site.repository();
     let away = repository.with_extension("away");
     std::fs::rename(repository, &away).unwrap();
@@ -193,12 +200,9 @@ fn y42_a_full_disk_breaks_no_recovery() {
         "-- expect: 120000000\nselect sum(length(b)) from big;\n",
     );
     let disk = SmallDisk::new(100, 10_000);
-    let drill = drilled
-        .site
-        .pitr()
-        .args(["drill", "--json", "--fast", "--dir"]);
+    let drill = drilled.site.pitr().words("drill --json --fast --dir");
     let drill = drill.arg(disk.path()).arg("--bin").arg(drilled.bin());
-    let run = drill.arg("--checks").arg(&checks).run().expect_code(1);
+    let run = drill.arg("--checks").arg(&checks).exits(1);
     assert_eq!(run.json()["code"], "full", "{run}");
     said_nothing(&drilled, &run);
     assert!(files_below(disk.path()).is_empty());
@@ -217,16 +221,14 @@ fn y01_a_drill_proves_recovery_and_info_shows_it(major: u32) {
     );
     let html = drilled.folder.join("page.html");
     let drill = drilled.drill().arg("--checks").arg(&checks);
-    let run = drill.arg("--html").arg(&html).run().success();
+    let run = drill.arg("--html").arg(&html).succeed();
     let json = run.json();
     assert_eq!(json["passed"], true, "{run}");
     assert_eq!(
         json["reached_lsn"], json["plan"]["stop"]["recovery_end_lsn"],
         "{run}"
     );
-    let phases: Vec<&str> = json["phases"]
-        .as_array()
-        .unwrap()
+    let phases: Vec<&str> = list_of(&json["phases"])
         .iter()
         .map(|p| p["phase"].as_str().unwrap())
         .collect();
@@ -245,10 +247,10 @@ fn y01_a_drill_proves_recovery_and_info_shows_it(major: u32) {
     let proven = &drills(&info)[0]["proven"];
     assert_eq!(proven["backup"], json["backup"], "{info}");
     assert_eq!(proven["reached_time"], json["reached_time"], "{info}");
-    let text = drilled.site.pitr().arg("info").run().success();
+    let text = drilled.site.pitr().arg("info").succeed();
     text.expect_stdout("recovery proven: ")
         .expect_stdout(", by a drill of local in ");
-    drilled.site.pitr().args(["verify"]).run().success();
+    drilled.site.pitr().words("verify").succeed();
 }
 per_major!(y01_a_drill_proves_recovery_and_info_shows_it);
 
@@ -290,13 +292,13 @@ fn two_alike() -> Two {
     two.work(500);
     two.backup();
     two.work(500);
-    two.sync().run().success();
+    two.sync().succeed();
     two
 }
 
 fn drill_of(two: &Two, folder: &Sandbox) -> Program {
     let programs = bin(17, "initdb").unwrap();
-    let drill = two.site.pitr().args(["drill", "--json", "--dir"]);
+    let drill = two.site.pitr().words("drill --json --dir");
     let drill = drill.arg(folder.path()).arg("--bin");
     drill.arg(programs.parent().unwrap())
 }
@@ -322,11 +324,11 @@ fn y03_several_repositories_are_drilled_in_turn_each_one_alone() {
     assert_eq!(name(named).0, first);
     // One that is away is passed over, and said.
     std::fs::rename(two.site.repository(), folder.join("away")).unwrap();
-    let run = drill().run().success();
+    let run = drill().succeed();
     assert_eq!(run.json()["repository"], "second", "{run}");
     run.expect_stderr("cannot be drilled");
     std::fs::rename(folder.join("away"), two.site.repository()).unwrap();
-    let info = two.site.pitr().args(["info", "--json"]).run();
+    let info = two.site.pitr().words("info --json").run();
     assert_eq!(drills(&info).as_array().unwrap().len(), 2, "{info}");
 }
 
@@ -339,10 +341,8 @@ fn y04_a_damaged_pack_makes_a_drill_fail_while_it_copies() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 4;
     std::fs::write(&pack, bytes).unwrap();
-    let run = drilled.drill().run().expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "copy", "{run}");
-    assert!(cause.contains("pack"), "{run}");
+    let run = drilled.drill().exits(4);
+    breaks(&run, "copy", "pack");
     assert!(drilled.left().is_empty());
     let info = drilled.info().expect_code(1);
     assert_eq!(drills(&info)[0]["newest"]["failed"], "copy", "{info}");
@@ -359,13 +359,11 @@ fn y05_a_missing_segment_fails_the_plan_and_a_wrong_target_proves_nothing() {
     drilled.cluster.sql("insert into t values (4000, 'behind')");
     drilled.cluster.archive_now();
     let early = ["--target-time", "2001-01-01T00:00:00Z"];
-    drilled.drill().args(early).run().expect_code(5);
+    drilled.drill().args(early).exits(5);
     assert!(drills(&drilled.info()).is_null());
     std::fs::remove_file(drilled.site.object(&missing)).unwrap();
-    let run = drilled.drill().run().expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "plan", "{run}");
-    assert!(cause.contains(&missing), "{run}");
+    let run = drilled.drill().exits(4);
+    breaks(&run, "plan", &missing);
     assert_eq!(drills(&drilled.info())[0]["newest"]["failed"], "plan");
 }
 
@@ -376,9 +374,7 @@ fn y06_a_check_that_fails_makes_the_drill_fail_and_others_still_run() {
     let checks = drilled.site.sandbox().file("checks.sql", text);
     let run = drilled.drill().arg("--checks").arg(&checks).run();
     let run = run.expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "checks", "{run}");
-    assert!(cause.contains("it returned 3000, 7 was expected"), "{run}");
+    breaks(&run, "checks", "it returned 3000, 7 was expected");
     let json = run.json();
     let all = json["checks"].as_array().unwrap();
     let own = all.iter().filter(|c| c["phase"] == "checks");
@@ -413,13 +409,10 @@ fn y08_without_room_nothing_is_written() {
     crate::require_mounts!("y08_without_room_nothing_is_written");
     let drilled = Drilled::new(17);
     let disk = SmallDisk::new(8, 1000);
-    let drill = drilled.site.pitr().args(["drill", "--json", "--dir"]);
+    let drill = drilled.site.pitr().words("drill --json --dir");
     let drill = drill.arg(disk.path()).arg("--bin").arg(drilled.bin());
-    let run = drill.run().expect_code(8);
-    assert!(
-        run.stdout.contains("bytes are needed, 8388608 are free"),
-        "{run}"
-    );
+    let run = drill.exits(8);
+    run.expect_stdout("bytes are needed, 8388608 are free");
     assert!(drills(&drilled.info()).is_null());
     assert!(files_below(disk.path()).is_empty());
 }
@@ -430,10 +423,8 @@ fn y09_a_server_that_does_not_start_or_ends_makes_the_drill_fail_with_its_words(
     let scripts = Sandbox::new("scripts");
     let script = "echo 'FATAL:  could not load the moon' >&2; exit 1";
     let own = with_script(&scripts, &drilled.bin(), "postgres", script);
-    let run = drilled.drill_with(&own).run().expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "start", "{run}");
-    assert!(cause.contains("could not load the moon"), "{run}");
+    let run = drilled.drill_with(&own).exits(4);
+    breaks(&run, "start", "could not load the moon");
     assert!(drilled.left().is_empty());
 }
 
@@ -447,18 +438,16 @@ fn y10_a_server_that_stops_elsewhere_than_planned_makes_the_drill_fail() {
     let script = "sed -i '/^recovery_target/d' \"$2/postgresql.auto.conf\"";
     let own = with_script(&scripts, &drilled.bin(), "postgres", script);
     let drill = drilled.drill_with(&own).args(["--target-lsn", &lsn]);
-    let run = drill.run().expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "compare", "{run}");
-    assert!(cause.contains("the server ended recovery at"), "{run}");
+    let run = drill.exits(4);
+    breaks(&run, "compare", "the server ended recovery at");
     assert!(run.stdout.contains("first excluded commit"), "{run}");
-    drilled.drill().args(["--target-lsn", &lsn]).run().success();
+    drilled.drill().args(["--target-lsn", &lsn]).succeed();
 }
 
 #[test]
 fn y11_wal_that_is_damaged_inside_makes_the_drill_fail_in_the_replay() {
     let drilled = Drilled::new(17);
-    let damaged = drilled.cluster.switch_wal();
+    drilled.cluster.switch_wal();
     drilled
         .cluster
         .sql("insert into t select g, repeat('x', 200) from generate_series(5000, 9000) g");
@@ -472,10 +461,8 @@ fn y11_wal_that_is_damaged_inside_makes_the_drill_fail_in_the_replay() {
     let at = bytes.len() / 4;
     bytes[at] ^= 4;
     std::fs::write(&path, bytes).unwrap();
-    let run = drilled.drill().run().expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "replay", "{damaged}: {run}");
-    assert!(cause.contains("R201"), "{run}");
+    let run = drilled.drill().exits(4);
+    breaks(&run, "replay", "R201");
     assert!(drilled.left().is_empty());
 }
 
@@ -483,15 +470,11 @@ fn y11_wal_that_is_damaged_inside_makes_the_drill_fail_in_the_replay() {
 fn y12_an_encrypted_repository_is_drilled_and_a_forged_drill_proves_nothing() {
     let (sealed, cluster) = Sealed::archived(17);
     cluster.sql("create table t as select 1 as a");
-    sealed
-        .on("reader")
-        .args(["backup", "--quiet"])
-        .run()
-        .success();
+    sealed.on("reader").words("backup --quiet").succeed();
     cluster.archive_now();
     let folder = Sandbox::new("drills");
     let programs = bin(17, "initdb").unwrap();
-    let info = || sealed.on("reader").args(["info", "--json"]).run();
+    let info = || sealed.on("reader").words("info --json").run();
     // By somebody who may create objects and holds no key.
     let store = FileStore::open(&sealed.repository, 7).unwrap();
     let repository = Repository::open_with(Box::new(store), None).unwrap();
@@ -510,11 +493,11 @@ fn y12_an_encrypted_repository_is_drilled_and_a_forged_drill_proves_nothing() {
     let bare = FileStore::open(&sealed.repository, 7).unwrap();
     event::record(&bare, &layout, &forged, 7).unwrap();
     assert!(drills(&info()).is_null());
-    let verify = sealed.on("reader").args(["verify", "--json"]).run();
+    let verify = sealed.on("reader").words("verify --json").run();
     assert!(verify.stdout.contains("\"forged\""), "{verify}");
-    let drill = sealed.on("reader").args(["drill", "--json", "--dir"]);
+    let drill = sealed.on("reader").words("drill --json --dir");
     let drill = drill.arg(folder.path()).arg("--bin");
-    let run = drill.arg(programs.parent().unwrap()).run().success();
+    let run = drill.arg(programs.parent().unwrap()).succeed();
     let told = info();
     assert_eq!(drills(&told)[0]["proven"]["backup"], run.json()["backup"]);
 }
@@ -535,7 +518,7 @@ fn y13_a_drill_that_was_killed_leaves_nothing_that_the_next_one_does_not_remove(
     };
     let begin = |but: Option<Pid>| {
         let running = drilled.drill().arg("--checks").arg(&checks).spawn();
-        wait_until(PATIENCE, "the server runs", || server(but).is_some());
+        wait_until("the server runs", || server(but).is_some());
         (running, server(but).unwrap())
     };
     // A process that has ended and that nobody has waited for has no program.
@@ -544,21 +527,20 @@ fn y13_a_drill_that_was_killed_leaves_nothing_that_the_next_one_does_not_remove(
         std::fs::read_link(program).is_ok()
     };
     let (running, left) = begin(None);
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     assert!(runs(left));
     // A second one beside a drill that runs removes what is left over, and not the other's.
     let (running, other) = begin(Some(left));
     assert!(!runs(left), "the server still runs");
-    drilled.drill().run().success();
+    drilled.drill().succeed();
     assert!(runs(other));
     running.signal(Signal::INT);
     assert_eq!(running.wait().code(), 130);
     assert!(!runs(other), "the server still runs");
     assert!(drilled.left().is_empty(), "{:?}", drilled.left());
     // A folder that somebody wants to look at stays.
-    let kept = drilled.drill().arg("--keep").run().success();
-    drilled.drill().run().success();
+    let kept = drilled.drill().arg("--keep").succeed();
+    drilled.drill().succeed();
     let folder = PathBuf::from(kept.json()["kept"].as_str().unwrap());
     assert!(folder.join("data/PG_VERSION").exists());
 }
@@ -596,9 +578,7 @@ impl Outside {
         assert!(self.listener.accept().is_ok());
         let client = cluster.client();
         let asked = std::thread::spawn(move || client.try_sql("select reach_by_dblink()").is_err());
-        wait_until(PATIENCE, "dblink has arrived", || {
-            self.listener.accept().is_ok()
-        });
+        wait_until("dblink has arrived", || self.listener.accept().is_ok());
         assert!(asked.join().unwrap());
     }
 
@@ -623,15 +603,12 @@ pub struct Hostile {
 impl Hostile {
     pub fn new(major: u32) -> Hostile {
         let outside = Outside::new();
-        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let builder = Cluster::small(major);
         let (site, cluster) =
             Site::with_cluster_of(builder.config("max_logical_replication_workers", 0));
         let port = outside.port;
         let space = cluster.sandbox().dir("space");
-        cluster.sql(&format!(
-            "create tablespace ts location '{}'",
-            space.display()
-        ));
+        cluster.make_tablespace("ts", &space);
         cluster.sql("create table in_space tablespace ts as select 1 as a");
         cluster.sql(&format!(
             "create subscription s connection 'host=127.0.0.1 port={port} dbname=x' publication p with (connect = false, slot_name = 's')"
@@ -660,15 +637,15 @@ fn y14_nothing_gets_out_of_a_drill(major: u32) {
     let (site, cluster, folder) = (&hostile.site, &hostile.cluster, &hostile.folder);
     hostile.outside.is_called_by(cluster);
     cluster.sql("create table t (a int)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("insert into t values (1)");
     cluster.archive_now();
     let before_drill = lasting(site);
     let initdb = bin(major, "initdb").unwrap();
-    let drill = site.pitr().args(["drill", "--json", "--dir"]);
+    let drill = site.pitr().words("drill --json --dir");
     let drill = drill.arg(folder.path()).arg("--bin");
     let drill = drill.arg(initdb.parent().unwrap());
-    let run = drill.run().success();
+    let run = drill.succeed();
     let json = run.json();
     let notes = json["notes"].to_string();
     assert!(notes.contains("without pg_cron"), "{run}");
@@ -681,7 +658,7 @@ fn y14_nothing_gets_out_of_a_drill(major: u32) {
     // Nor does a check that connects: the server has no network.
     let reaches = "-- expect: 1\nselect reach();\n-- expect: 1\nselect reach_by_dblink();\n";
     let checks = site.sandbox().file("checks.sql", reaches);
-    let run = drill.arg("--checks").arg(&checks).run().expect_code(4);
+    let run = drill.arg("--checks").arg(&checks).exits(4);
     for refused in ["program", "could not establish connection"] {
         assert!(run.stdout.contains(refused), "{refused}: {run}");
     }
@@ -704,10 +681,8 @@ fn y15_an_index_that_lies_makes_the_drill_fail_and_is_named() {
          create or replace function fickle(int, int) returns int language sql immutable as 'select $2 - $1'",
     );
     let drilled = Drilled::of(site, cluster);
-    let run = drilled.drill().run().expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "amcheck", "{run}");
-    assert!(cause.contains("lying"), "{run}");
+    let run = drilled.drill().exits(4);
+    breaks(&run, "amcheck", "lying");
 }
 
 #[test]
@@ -716,13 +691,11 @@ fn y16_a_page_with_a_wrong_checksum_makes_the_drill_fail() {
     let scripts = Sandbox::new("scripts");
     let script = "f=$(find \"$3/base/1\" -size +16k -name '[0-9]*' ! -name '*_*' | sort | head -1)\nprintf x | dd of=\"$f\" bs=1 seek=9000 conv=notrunc 2>/dev/null";
     let own = with_script(&scripts, &drilled.bin(), "pg_checksums", script);
-    let run = drilled.drill_with(&own).run().expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "pages", "{run}");
-    assert!(cause.contains("checksum verification failed"), "{run}");
+    let run = drilled.drill_with(&own).exits(4);
+    breaks(&run, "pages", "checksum verification failed");
     // A host without the program says so.
     std::fs::remove_file(own.join("pg_checksums")).unwrap();
-    let run = drilled.drill_with(&own).run().success();
+    let run = drilled.drill_with(&own).succeed();
     run.expect_stdout("pg_checksums is not on this host");
 }
 
@@ -742,7 +715,7 @@ fn y17_recovery_that_was_not_proven_for_too_long_is_a_warning() {
     let info = drilled.info().expect_code(6);
     info.expect_stdout("was never proven, max_drill_age is 1 h");
     let drill = drilled.site.pitr().arg("drill").arg("--bin");
-    let run = drill.arg(drilled.bin()).run().success();
+    let run = drill.arg(drilled.bin()).succeed();
     run.expect_stdout("recovery works");
     drilled.info().success();
     with("1s");
@@ -759,7 +732,7 @@ fn y18_a_result_that_cannot_be_recorded_is_said() {
     let events = drilled.site.cluster_folder().join("events");
     // Something else lies where the subject should be.
     std::fs::write(events.join("drills"), "").unwrap();
-    let run = drilled.drill().run().expect_code(10);
+    let run = drilled.drill().exits(10);
     assert_eq!(run.json()["passed"], true, "{run}");
     run.expect_stderr("could not be recorded");
 }
@@ -772,10 +745,10 @@ fn y19_a_superuser_who_may_not_log_in_any_more_keeps_no_drill_out() {
     let client = drilled.cluster.client();
     // In the backup the superuser may still log in; the WAL takes that away.
     client.sql("alter role postgres nologin");
-    let name = client.query_one_string("select pg_walfile_name(pg_switch_wal())");
+    let name = client.value("select pg_walfile_name(pg_switch_wal())");
     let object = drilled.site.object(&name);
-    wait_until(PATIENCE, "the segment is archived", || object.exists());
-    drilled.drill().run().success();
+    wait_until("the segment is archived", || object.exists());
+    drilled.drill().succeed();
 }
 
 #[test]
@@ -797,7 +770,7 @@ fn y20_the_environment_of_the_caller_leads_no_session_elsewhere() {
         .fold(drilled.drill(), |drill, (name, value)| {
             drill.env(name, value)
         });
-    let run = drill.run().success();
+    let run = drill.succeed();
     assert_eq!(run.json()["not_checked"], serde_json::json!([]), "{run}");
     let accepted = listener.accept().map(|_| ()).unwrap_err().kind();
     assert_eq!(accepted, std::io::ErrorKind::WouldBlock);
@@ -818,7 +791,7 @@ fn y21_event_triggers_and_an_old_amcheck_keep_no_check_out(major: u32) {
         .cluster
         .sql("alter event trigger \"Loud one\" enable always");
     drilled.cluster.archive_now();
-    let run = drilled.drill().run().success();
+    let run = drilled.drill().succeed();
     let json = run.json();
     // Not every build of PostgreSQL has pg_checksums: the pages may stay unchecked.
     let not_checked = json["not_checked"].to_string();
@@ -843,7 +816,7 @@ fn y22_what_could_not_be_checked_is_named_and_breaks_nothing() {
     drilled.cluster.archive_now();
     let text = "select absent();\n-- expect: 3000\nselect count(*) from t;\n";
     let checks = drilled.site.sandbox().file("checks.sql", text);
-    let run = drilled.drill().arg("--checks").arg(&checks).run().success();
+    let run = drilled.drill().arg("--checks").arg(&checks).succeed();
     let json = run.json();
     assert_eq!(
         json["not_checked"],
@@ -856,7 +829,7 @@ fn y22_what_could_not_be_checked_is_named_and_breaks_nothing() {
     assert!(notes.contains("select absent()"), "{run}");
     let proven = drills(&drilled.info())[0]["proven"].clone();
     assert_eq!(proven["not_checked"], json["not_checked"]);
-    let text = drilled.site.pitr().arg("info").run().success();
+    let text = drilled.site.pitr().arg("info").succeed();
     text.expect_stdout("(not wholly checked: amcheck, checks)");
 }
 
@@ -871,7 +844,7 @@ fn y23_a_page_that_cannot_be_written_hides_no_verdict() {
     let text = "-- expect: 7\nselect 1;\n";
     let checks = drilled.site.sandbox().file("checks.sql", text);
     let drill = drilled.drill().arg("--checks").arg(checks);
-    let run = drill.arg("--html").arg(&page).run().expect_code(4);
+    let run = drill.arg("--html").arg(&page).exits(4);
     assert_eq!(broken(&run).0, "checks");
 }
 
@@ -897,7 +870,7 @@ fn y24_a_repository_that_cannot_be_tried_keeps_no_other_one_out() {
 #[test]
 fn y25_expire_keeps_the_newest_backup_that_a_drill_proved() {
     let drilled = Drilled::new(17);
-    let proven = drilled.drill().run().success().json()["backup"].clone();
+    let proven = drilled.drill().succeed().json()["backup"].clone();
     let backup = || {
         drilled
             .cluster
@@ -952,7 +925,7 @@ fn y25_expire_keeps_the_newest_backup_that_a_drill_proved() {
         .collect();
     assert_eq!(left, [proven, third.clone().into()]);
     // Once a newer one is proven, the old one may go.
-    drilled.drill().run().success();
+    drilled.drill().succeed();
     assert_eq!(
         judged(),
         [(first, "delete".to_owned()), (third, "keep".to_owned())]
@@ -969,7 +942,7 @@ fn y26_a_count_is_held_against_the_rows_of_the_catalog(major: u32) {
     let text =
         format!("{text}-- expect: reltuples of unknown ~ 1 %\nselect count(*) from unknown;\n");
     let checks = drilled.site.sandbox().file("checks.sql", text);
-    let run = drilled.drill().arg("--checks").arg(&checks).run().success();
+    let run = drilled.drill().arg("--checks").arg(&checks).succeed();
     let json = run.json();
     let all = json["checks"].as_array().unwrap();
     let own = all.iter().filter(|c| c["phase"] == "checks").count();
@@ -985,17 +958,11 @@ fn y26_a_count_is_held_against_the_rows_of_the_catalog(major: u32) {
         .cluster
         .sql("alter table t set (autovacuum_enabled = off); delete from t where id > 1500");
     drilled.cluster.archive_now();
-    let run = drilled
-        .drill()
-        .arg("--checks")
-        .arg(&checks)
-        .run()
-        .expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "checks", "{run}");
-    assert!(
-        cause.contains("it returned 1500, 3000 was expected, within 1 % (reltuples of public.t)"),
-        "{run}"
+    let run = drilled.drill().arg("--checks").arg(&checks).exits(4);
+    breaks(
+        &run,
+        "checks",
+        "it returned 1500, 3000 was expected, within 1 % (reltuples of public.t)",
     );
     let wrong = drilled
         .site
@@ -1009,16 +976,8 @@ per_major!(y26_a_count_is_held_against_the_rows_of_the_catalog, v13 v17);
 #[test]
 fn y27_plan_and_info_tell_how_long_it_takes_and_by_what() {
     let drilled = Drilled::new(17);
-    let plan = || {
-        drilled
-            .site
-            .pitr()
-            .args(["plan", "--json"])
-            .run()
-            .success()
-            .json()
-    };
-    let text = |args: &str| drilled.site.pitr().arg(args).run().success();
+    let plan = || drilled.site.pitr().words("plan --json").succeed().json();
+    let text = |args: &str| drilled.site.pitr().arg(args).succeed();
     let before = plan()["estimate"].clone();
     let basis = |estimate: &serde_json::Value| -> Vec<String> {
         let parts = estimate["parts"].as_array().unwrap().iter();
@@ -1029,7 +988,7 @@ fn y27_plan_and_info_tell_how_long_it_takes_and_by_what() {
     assert_eq!(basis(&before), ["default"; 5]);
     text("plan").expect_stdout("these are defaults");
     text("info").expect_stdout("time to recovery: about ");
-    let drill = drilled.drill().run().success().json();
+    let drill = drilled.drill().succeed().json();
     let after = plan()["estimate"].clone();
     assert_eq!(basis(&after), ["measured"; 5]);
     assert_eq!(after["drills"], 1);
@@ -1054,12 +1013,11 @@ fn y29_a_catalog_that_is_wrong_makes_the_drill_fail() {
     let drilled = Drilled::new(17);
     drilled.cluster.sql("set allow_system_table_mods = on; delete from pg_attribute where attrelid = 't'::regclass and attname = 'b'");
     drilled.cluster.archive_now();
-    let run = drilled.drill().run().expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "amcheck", "{run}");
-    assert!(
-        cause.contains("pg_attribute catalog is missing 1 attribute"),
-        "{run}"
+    let run = drilled.drill().exits(4);
+    breaks(
+        &run,
+        "amcheck",
+        "pg_attribute catalog is missing 1 attribute",
     );
     assert!(drilled.left().is_empty());
 }
@@ -1077,10 +1035,8 @@ fn y30_a_damaged_map_of_pieces_makes_the_drill_fail_while_it_copies() {
         bytes[middle] ^= 4;
         std::fs::write(folder.join(layer), bytes).unwrap();
     }
-    let run = drilled.drill().run().expect_code(4);
-    let (phase, cause) = broken(&run);
-    assert_eq!(phase, "copy", "{run}");
-    assert!(cause.contains("layer"), "{run}");
+    let run = drilled.drill().exits(4);
+    breaks(&run, "copy", "layer");
     assert!(drilled.left().is_empty());
 }
 
@@ -1105,7 +1061,7 @@ fn y31_a_fast_drill_brings_what_is_read_and_proves_no_whole_backup(major: u32) {
         "-- expect: 3000\nselect count(*) from t;\n-- expect: later\nselect b from t where id = 3000;\n",
     );
     let fast = || drilled.drill().arg("--fast").arg("--checks").arg(&checks);
-    let run = fast().run().success();
+    let run = fast().succeed();
     let json = run.json();
     assert_eq!(json["passed"], true, "{run}");
     assert_eq!(
@@ -1117,13 +1073,13 @@ fn y31_a_fast_drill_brings_what_is_read_and_proves_no_whole_backup(major: u32) {
     let phases = json["phases"].as_array().unwrap();
     assert!(phases.iter().all(|p| p["phase"] != "copy"), "{run}");
     assert_eq!(drilled.left(), ["checks.sql"]);
-    let text = drilled.site.pitr().arg("info").run().success();
+    let text = drilled.site.pitr().arg("info").succeed();
     let text = text.expect_stdout("not wholly checked: copy, amcheck, pages");
     // Its durations tell nothing of a restore.
     text.expect_stdout("no drill on this host has measured it");
     // Rows of the backup are damaged: replay and queries come to them.
     damage_packs(&drilled);
-    let run = fast().run().expect_code(4);
+    let run = fast().exits(4);
     broken(&run);
     assert_eq!(drilled.left(), ["checks.sql"]);
 }
@@ -1133,10 +1089,9 @@ per_major!(y31_a_fast_drill_brings_what_is_read_and_proves_no_whole_backup);
 fn y31_a_fast_drill_keeps_no_backup() {
     require_fuse!("y31_a_fast_drill_keeps_no_backup");
     let drilled = Drilled::new(17);
-    let first = drilled.drill().arg("--fast").run().success().json()["backup"].clone();
+    let first = drilled.drill().arg("--fast").succeed().json()["backup"].clone();
     drilled.cluster.archive_now();
-    let backup = drilled.site.pitr().args(["backup", "--quiet"]);
-    backup.run().success();
+    drilled.site.pitr().words("backup --quiet").succeed();
     drilled.rules("keep_last = 1\nkeep_proven = true\n");
     let at_once = ["expire", "--min-age", "0s", "--grace", "0s", "--json"];
     let run = drilled.site.pitr().args(at_once).arg("--dry-run").run();
@@ -1150,16 +1105,15 @@ fn y31_a_fast_drill_that_was_killed_leaves_nothing() {
     require_fuse!("y31_a_fast_drill_that_was_killed_leaves_nothing");
     let drilled = Drilled::new(17);
     let running = drilled.drill().arg("--fast").spawn();
-    wait_until(PATIENCE, "the tree is there", || {
+    wait_until("the tree is there", || {
         drilled
             .left()
             .iter()
             .any(|name| name.contains("/tree/data/"))
     });
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     // The next drill takes away whatever the other one left.
-    let run = drilled.drill().arg("--fast").run().success();
+    let run = drilled.drill().arg("--fast").succeed();
     assert_eq!(run.json()["passed"], true, "{run}");
     assert!(drilled.left().is_empty(), "{:?}", drilled.left());
 }

@@ -101,10 +101,7 @@ fn drills(number: u64, seed: u64, count: u64) -> Vec<String> {
         }
     };
     let space = cluster.sandbox().dir("space");
-    cluster.sql(&format!(
-        "create tablespace ts location '{}'",
-        space.display()
-    ));
+    cluster.make_tablespace("ts", &space);
     cluster.sql("create database other");
     let clients = [cluster.client(), cluster.client_of("other")];
     clients[0].sql(&format!(
@@ -125,12 +122,7 @@ fn drills(number: u64, seed: u64, count: u64) -> Vec<String> {
     ] {
         let method = *random.pick(&["local", "stream"]);
         let backup = ["backup", "--json", "--method", method, kind];
-        let run = place
-            .pitr()
-            .args(backup)
-            .timeout(3 * PATIENCE)
-            .run()
-            .success();
+        let run = place.pitr().args(backup).timeout(3 * PATIENCE).succeed();
         assert_eq!(run.json()["kind"], kind.trim_start_matches('-'), "{run}");
         work(&clients, &mut random);
     }
@@ -154,7 +146,7 @@ fn drills(number: u64, seed: u64, count: u64) -> Vec<String> {
         let program = program
             .args(is_fast.then_some("--fast"))
             .timeout(3 * PATIENCE);
-        let run = program.run().success();
+        let run = program.succeed();
         let json = run.json();
         assert_eq!(json["passed"], true, "{run}");
         assert_eq!(

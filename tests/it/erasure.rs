@@ -11,9 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::common::s3::peer::Peer;
-use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Site, Stop, bin, keep_one, user, wait_until,
-};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, Stop, bin, keep_one, user, wait_until};
 use crate::drill::Outside;
 use crate::per_major;
 use crate::s3_cycle::Bucketed;
@@ -39,7 +37,7 @@ struct Shop {
 
 impl Shop {
     fn plain(major: u32) -> Shop {
-        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let builder = Cluster::small(major);
         let builder = builder.config("max_prepared_transactions", 3);
         let builder = builder.config("track_commit_timestamp", "on");
         let (site, cluster) = Site::with_cluster_of(builder);
@@ -60,7 +58,7 @@ impl Shop {
             reader,
             _site: site,
         };
-        shop.pitr(&["backup", "--quiet"]).run().success();
+        shop.pitr(&["backup", "--quiet"]).succeed();
         shop.cluster.sql("insert into person values (10)");
         shop.point("before");
         shop
@@ -85,8 +83,8 @@ impl Shop {
     /// Records a script; its name.
     fn add(&self, sql: &str) -> String {
         let args = ["erasure", "add", "--json", "--database", "postgres"];
-        let add = self.pitr(&args).args(["--sql", "-"]).stdin(sql);
-        let run = add.args(["--reason", "request 4711"]).run().success();
+        let add = self.pitr(&args).words("--sql -").stdin(sql);
+        let run = add.args(["--reason", "request 4711"]).succeed();
         run.id()
     }
 
@@ -96,7 +94,7 @@ impl Shop {
 
     fn restore(&self, point: &str) -> Run {
         let restore = self.read(&["restore", "--target-name", point, "--to"]);
-        restore.arg(self.to(point)).run().success()
+        restore.arg(self.to(point)).succeed()
     }
 
     fn apply(&self, point: &str, more: &[&str]) -> Program {
@@ -112,13 +110,13 @@ impl Shop {
     }
 
     fn erasures(&self) -> Vec<Value> {
-        let list = self.read(&["erasure", "list", "--json"]).run().success();
+        let list = self.read(&["erasure", "list", "--json"]).succeed();
         list.json()["erasures"].as_array().unwrap().clone()
     }
 }
 
 fn count(cluster: &Cluster, of: &str) -> String {
-    cluster.query_one_string(&format!("select count(*) from {of}"))
+    cluster.value(&format!("select count(*) from {of}"))
 }
 
 /// The outcome of each erasure, by its name.
@@ -140,7 +138,7 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
     assert!(!before.stdout.contains("erasure"), "{before}");
     shop.cluster.sql(ERASE_ONE);
     let args = ["erasure", "add", "--database", "postgres", "--sql", "-"];
-    let add = shop.pitr(&args).stdin(ERASE_ONE).run().success();
+    let add = shop.pitr(&args).stdin(ERASE_ONE).succeed();
     add.expect_stderr("is not encrypted");
     let id = shop.erasures()[0]["id"].as_str().unwrap().to_owned();
     let recorded = &shop.erasures()[0]["erasure"];
@@ -158,11 +156,11 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
     let signal = shop.to("before").join("recovery.signal");
 
     // Without --confirm nothing is started.
-    let plan = shop.apply("before", &[]).run().expect_code(8);
+    let plan = shop.apply("before", &[]).exits(8);
     plan.expect_stdout(&id)
         .expect_stderr("--confirm is not given")
         .expect_stderr("nothing proves who recorded");
-    shop.apply("before", &["--dry-run"]).run().success();
+    shop.apply("before", &["--dry-run"]).succeed();
     assert!(signal.exists());
 
     let applied = shop.apply("before", &["--confirm", "--json"]).run();
@@ -195,15 +193,12 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
     // A copy that was recovered beyond it does not need it.
     let after = shop.restore("after");
     assert!(!after.stdout.contains("This copy lacks"), "{after}");
-    let run = shop
-        .apply("after", &["--confirm", "--json"])
-        .run()
-        .success();
+    let run = shop.apply("after", &["--confirm", "--json"]).succeed();
     assert_eq!(outcomes(&run), [(id, "contained".into())]);
 
     shop.restore("prepared");
     for more in [&["--confirm"][..], &["--confirm", "--for-adoption"]] {
-        shop.apply("prepared", more).run().success();
+        shop.apply("prepared", more).succeed();
     }
     let status = shop.to("prepared").join("pg_wal/archive_status");
     let waits = std::fs::read_dir(status).unwrap().count();
@@ -211,7 +206,7 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
 
     // The history of the timeline that began in private reaches the archive.
     let adopt = shop.pitr(&["adopt", "--confirm", "--pgdata"]).arg(&data);
-    adopt.run().success();
+    adopt.succeed();
     let refused = shop.apply("before", &["--confirm"]).run();
     refused
         .expect_code(8)
@@ -220,7 +215,7 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
     copy.archive_now();
     assert_eq!(count(&copy, "person"), "9");
     drop(copy);
-    shop.pitr(&["verify", "--quiet"]).run().success();
+    shop.pitr(&["verify", "--quiet"]).succeed();
 }
 per_major!(a_copy_repeats_what_was_erased_after_its_moment, v13 v15 v17 v19);
 
@@ -232,7 +227,7 @@ fn a_script_that_fails_is_named_and_keeps_no_other_from_being_run() {
     let second = shop.add("delete from person where id = 3; commit");
     let third = shop.add(ERASE_ONE);
     shop.restore("before");
-    let run = shop.apply("before", &["--confirm"]).run().expect_code(1);
+    let run = shop.apply("before", &["--confirm"]).exits(1);
     let run = run
         .expect_stdout(&format!("{first} in database postgres: failed"))
         .expect_stdout("ends its transaction itself")
@@ -250,13 +245,13 @@ fn a_script_that_fails_is_named_and_keeps_no_other_from_being_run() {
     assert_eq!(shop.erasures().len(), 3);
     for id in [&first, &second] {
         let remove = ["erasure", "remove", id, "--confirm"];
-        shop.pitr(&remove).run().success();
+        shop.pitr(&remove).succeed();
     }
     let none = shop.pitr(&["erasure", "show", &first]).run();
     none.expect_code(2).expect_stderr("does not exist");
-    let shown = shop.pitr(&["erasure", "show", &third]).run().success();
+    let shown = shop.pitr(&["erasure", "show", &third]).succeed();
     assert_eq!(shown.stdout.trim(), ERASE_ONE);
-    shop.apply("before", &["--confirm"]).run().success();
+    shop.apply("before", &["--confirm"]).succeed();
 
     // Nothing of this is a script.
     for (sql, why) in [
@@ -277,7 +272,7 @@ fn a_script_that_fails_is_named_and_keeps_no_other_from_being_run() {
     let pause = ["--target-action", "pause", "--to"];
     let restore = shop.read(&["restore", "--target-name", "before"]);
     let paused = restore.args(pause).arg(shop.to("paused"));
-    paused.run().success();
+    paused.succeed();
     let refused = shop.apply("paused", &["--confirm"]).run();
     refused.expect_code(8).expect_stderr("promotion");
     assert!(shop.to("paused").join("recovery.signal").exists());
@@ -299,8 +294,7 @@ fn a_script_finds_its_own_database_and_runs_on_no_other_cluster() {
     shop.cluster.touch("recovery.signal");
     shop.cluster.start();
     let args = ["erasure", "add", "--database", "sales", "--sql", "-"];
-    let add = shop.pitr(&args).stdin("delete from person");
-    add.run().success();
+    shop.pitr(&args).stdin("delete from person").succeed();
     let erased = shop.erasures()[0].clone();
     let id = erased["id"].as_str().unwrap().to_owned();
     assert_eq!(erased["erasure"]["timeline"], 2, "{erased}");
@@ -314,7 +308,7 @@ fn a_script_finds_its_own_database_and_runs_on_no_other_cluster() {
     let mut copy = shop.open("both");
     copy.start();
     let left = copy.client_of("crm");
-    assert_eq!(left.query_one_string("select count(*) from person"), "0");
+    assert_eq!(left.value("select count(*) from person"), "0");
     drop(left);
     copy.stop(Stop::Fast);
 
@@ -324,7 +318,7 @@ fn a_script_finds_its_own_database_and_runs_on_no_other_cluster() {
     let run = run.expect_code(10).expect_stderr("lacks a database");
     assert_eq!(outcomes(&run), [(id.clone(), "no_database".into())]);
     let skip = ["--confirm", "--json", "--skip", &id];
-    let run = shop.apply("before", &skip).run().success();
+    let run = shop.apply("before", &skip).succeed();
     assert_eq!(outcomes(&run), [(id, "skipped".into())]);
 
     let guard = shop.to("before").join("pg_wal/pitr.guard");
@@ -351,7 +345,7 @@ fn an_encrypted_repository_hides_scripts_and_refuses_what_others_put_there() {
         .expect_stdout("This copy lacks 1 of 1");
     let signal = shop.to("before").join("recovery.signal");
     let refuses = |why: &str| {
-        let run = shop.apply("before", &["--confirm"]).run().expect_code(1);
+        let run = shop.apply("before", &["--confirm"]).exits(1);
         run.expect_stderr("cannot be read").expect_stderr(why);
         assert!(signal.exists(), "nothing was started");
     };
@@ -372,7 +366,7 @@ fn an_encrypted_repository_hides_scripts_and_refuses_what_others_put_there() {
     put(&forged, &bytes);
     refuses(&forged_id);
     let remove = ["erasure", "remove", &forged_id, "--confirm"];
-    shop.read(&remove).run().success();
+    shop.read(&remove).succeed();
 
     let mut damaged = bytes.clone();
     damaged[200] ^= 1;
@@ -381,7 +375,7 @@ fn an_encrypted_repository_hides_scripts_and_refuses_what_others_put_there() {
     let verify = shop.read(&["verify", "--quiet"]).run();
     verify.expect_code(4).expect_stdout(&id);
     put(&object, &bytes);
-    let run = shop.apply("before", &["--confirm"]).run().success();
+    let run = shop.apply("before", &["--confirm"]).succeed();
     assert!(!run.stderr.contains("nothing proves"), "{run}");
     let mut copy = shop.open("before");
     copy.start();
@@ -391,12 +385,12 @@ fn an_encrypted_repository_hides_scripts_and_refuses_what_others_put_there() {
     let old = SystemTime::now() - Duration::from_secs(7200);
     let file = std::fs::File::options().write(true).open(&object).unwrap();
     file.set_modified(old).unwrap();
-    shop.pitr(&["backup", "--quiet"]).run().success();
-    shop.read(&["verify", "--quiet"]).run().success();
+    shop.pitr(&["backup", "--quiet"]).succeed();
+    shop.read(&["verify", "--quiet"]).succeed();
     let expire = keep_one(&["--grace", "0s", "--confirm", "--quiet"]);
-    shop.pitr(&expire).run().success();
+    shop.pitr(&expire).succeed();
     assert!(object.exists(), "nobody knows which backups have it");
-    shop.read(&expire).run().success();
+    shop.read(&expire).succeed();
     assert!(!object.exists(), "every backup has it");
 }
 
@@ -407,21 +401,17 @@ fn sync_copies_erasures_and_expire_lets_those_go_that_no_backup_needs() {
     site.add_repository("second", "");
     shop.cluster.sql(ERASE_ONE);
     let args = ["erasure", "add", "--database", "postgres", "--sql", "-"];
-    let add = shop.pitr(&args).args(["--repository", "local"]);
-    add.stdin(ERASE_ONE).run().success();
+    let add = shop.pitr(&args).words("--repository local");
+    add.stdin(ERASE_ONE).succeed();
     let id = shop.erasures()[0]["id"].as_str().unwrap().to_owned();
     let held_by = || shop.erasures()[0]["repositories"].clone();
     assert_eq!(held_by(), serde_json::json!(["local"]));
-    shop.pitr(&["repo", "sync", "--all", "--quiet"])
-        .run()
-        .success();
+    shop.pitr(&["repo", "sync", "--all", "--quiet"]).succeed();
     assert_eq!(held_by(), serde_json::json!(["local", "second"]));
     let only = ["erasure", "remove", &id, "--confirm", "--repository"];
-    shop.pitr(&only).arg("local").run().success();
+    shop.pitr(&only).arg("local").succeed();
     assert_eq!(held_by(), serde_json::json!(["second"]), "one is enough");
-    shop.pitr(&["repo", "sync", "--all", "--quiet"])
-        .run()
-        .success();
+    shop.pitr(&["repo", "sync", "--all", "--quiet"]).succeed();
 
     // An erasure from before the first backup is needed by none.
     let store = FileStore::open(site.repository(), 1).unwrap();
@@ -448,10 +438,7 @@ fn sync_copies_erasures_and_expire_lets_those_go_that_no_backup_needs() {
     };
     let expire = || {
         let args = keep_one(&["--grace", "0s", "--confirm", "--quiet"]);
-        shop.pitr(&args)
-            .args(["--repository", "local"])
-            .run()
-            .success();
+        shop.pitr(&args).words("--repository local").succeed();
     };
     // The store says that it came later than it says itself.
     expire();
@@ -462,13 +449,13 @@ fn sync_copies_erasures_and_expire_lets_those_go_that_no_backup_needs() {
     assert_eq!(left.len(), 1);
     assert_eq!(left[0]["id"], id.as_str(), "a backup is older");
     // Its position lies within every backup that is left: no clock is asked.
-    shop.pitr(&["backup", "--quiet"]).run().success();
-    shop.pitr(&["verify", "--quiet"]).run().success();
+    shop.pitr(&["backup", "--quiet"]).succeed();
+    shop.pitr(&["verify", "--quiet"]).succeed();
     expire();
     let in_first = shop.pitr(&["erasure", "list", "--json", "--repository", "local"]);
-    let in_first = in_first.run().success().json();
+    let in_first = in_first.succeed().json();
     assert_eq!(in_first["erasures"], serde_json::json!([]), "{in_first}");
-    shop.pitr(&["verify", "--quiet"]).run().success();
+    shop.pitr(&["verify", "--quiet"]).succeed();
 }
 
 #[test]
@@ -480,7 +467,7 @@ fn a_run_that_is_killed_is_repeated_and_two_do_not_run_at_once() {
     shop.restore("before");
     let pid_file = shop.to("before").join("postmaster.pid");
     let running = shop.apply("before", &["--confirm"]).spawn();
-    wait_until(PATIENCE, "the script runs in private", || begun.exists());
+    wait_until("the script runs in private", || begun.exists());
     let second = shop.apply("before", &["--confirm"]).run();
     second.expect_code(7).expect_stderr("another process");
     // Nobody else gets in: no TCP, and a socket in a folder of its own.
@@ -490,19 +477,14 @@ fn a_run_that_is_killed_is_repeated_and_two_do_not_run_at_once() {
         lines[4].contains("/pitr-drill-") && lines[5].is_empty(),
         "{text}"
     );
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     let server = format!("/proc/{}", lines[0]);
     assert!(Path::new(&server).exists(), "the server was left behind");
 
     shop.pitr(&["erasure", "remove", &slow, "--confirm"])
-        .run()
-        .success();
+        .succeed();
     let quick = shop.add(ERASE_ONE);
-    let run = shop
-        .apply("before", &["--confirm", "--json"])
-        .run()
-        .success();
+    let run = shop.apply("before", &["--confirm", "--json"]).succeed();
     assert_eq!(outcomes(&run), [(quick, "applied".into())]);
     assert!(!Path::new(lines[4]).exists(), "{}", lines[4]);
     // Nobody may have taken note of its end, but it has no directory any more.
@@ -533,7 +515,7 @@ fn finds_no_network(shop: &Shop) {
     let works = shop.add(&format!("{quiet}; {ERASE_ONE}; {loud}; {alone}"));
 
     shop.restore("hooked");
-    let run = shop.apply("hooked", &["--confirm"]).run().expect_code(1);
+    let run = shop.apply("hooked", &["--confirm"]).exits(1);
     outside.was_not_reached();
     let run = run
         .expect_stdout(&format!("{works} in database postgres: applied"))
@@ -557,11 +539,8 @@ per_major!(a_script_finds_no_network, v13 v17);
 
 #[test]
 fn a_script_finds_no_network_though_recovery_reads_from_a_bucket() {
-    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
-    let mut cluster = builder.create();
-    let site = Bucketed::new(&cluster, Peer::start(), "");
-    site.attach(&cluster);
-    cluster.start();
+    let builder = Cluster::small(18);
+    let (site, cluster) = Bucketed::with_cluster(builder, Peer::start(), "");
     let config = || site.config.clone();
     finds_no_network(&Shop::of(cluster, config(), config(), None));
 }
@@ -622,15 +601,15 @@ fn r92_a_clone_repeats_what_was_erased_before_somebody_connects(major: u32) {
     let below = shop.folder.dir("clones");
     let clone = shop.at("before", &["clone", "--json", "--port", &port]);
     let clone = clone.args(allowed).arg("--dir").arg(&below);
-    let state = clone.run().success().json();
+    let state = clone.succeed().json();
     let connection = state["connection"].as_str().unwrap();
     let client = crate::common::Client::connect(connection).unwrap();
-    assert_eq!(client.query_one_string(PERSONS), "9");
+    assert_eq!(client.value(PERSONS), "9");
     assert!(connection.contains(&port), "{connection}");
     std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
     drop(client);
     let stop = ["clone", "stop", state["id"].as_str().unwrap(), "--dir"];
-    shop.read(&stop).arg(&below).run().success();
+    shop.read(&stop).arg(&below).succeed();
 
     // Tables that are carried away have no row of it.
     let file = shop.to("rescued.dump");
@@ -642,7 +621,7 @@ fn r92_a_clone_repeats_what_was_erased_before_somebody_connects(major: u32) {
         "postgres",
     ];
     let rescue = shop.at("before", &rescue).args(allowed).arg("--dir");
-    rescue.arg(&below).arg("--to").arg(&file).run().success();
+    rescue.arg(&below).arg("--to").arg(&file).succeed();
     let restore = bin(major, "pg_restore").unwrap();
     let mut told = user::command(restore);
     let told = told.arg("--data-only").arg("-f-").arg(&file);
@@ -670,11 +649,8 @@ fn a_script_of_a_clone_finds_no_network_though_recovery_reads_from_a_bucket() {
     crate::require_fuse!(
         "a_script_of_a_clone_finds_no_network_though_recovery_reads_from_a_bucket"
     );
-    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
-    let mut cluster = builder.create();
-    let site = Bucketed::new(&cluster, Peer::start(), "");
-    site.attach(&cluster);
-    cluster.start();
+    let builder = Cluster::small(18);
+    let (site, cluster) = Bucketed::with_cluster(builder, Peer::start(), "");
     let config = || site.config.clone();
     let shop = Shop::of(cluster, config(), config(), None);
     let outside = Outside::new();
@@ -710,7 +686,7 @@ fn r92_restore_erases_before_the_copy_is_ready(major: u32) {
         restore.arg("--to").arg(shop.to(point))
     };
     // Without a lacking erasure it is a restore as any other.
-    restore("before", &[]).run().success();
+    restore("before", &[]).succeed();
     assert!(shop.to("before").join("recovery.signal").exists());
     std::fs::remove_dir_all(shop.to("before")).unwrap();
     shop.cluster.sql(ERASE_ONE);
@@ -725,10 +701,7 @@ fn r92_restore_erases_before_the_copy_is_ready(major: u32) {
         ),
         (&[], 8, "nothing proves who recorded it"),
     ] {
-        restore("before", more)
-            .run()
-            .expect_code(code)
-            .expect_stderr(told);
+        restore("before", more).exits(code).expect_stderr(told);
         assert!(!shop.to("before").exists(), "nothing was written: {more:?}");
     }
     let plain = ["restore", "--unproven-erasures"];
@@ -745,18 +718,16 @@ fn r92_restore_erases_before_the_copy_is_ready(major: u32) {
     copy.stop(Stop::Fast);
     drop(copy);
     std::fs::remove_dir_all(shop.to("before")).unwrap();
-    let run = restore("before", &["--skip-erasure", &id]).run().success();
+    let run = restore("before", &["--skip-erasure", &id]).succeed();
     run.expect_stdout("left out");
     std::fs::remove_dir_all(shop.to("before")).unwrap();
     // A script that fails leaves a copy of which everybody is warned, and apply goes on there.
     let bad = shop.add("delete from public.nothing");
-    let run = restore("before", &["--unproven-erasures"])
-        .run()
-        .expect_code(1);
+    let run = restore("before", &["--unproven-erasures"]).exits(1);
     run.expect_stdout(&format!("{id} in database postgres: applied"))
         .expect_stderr(&format!("{bad}: "))
         .expect_stderr("let nobody connect");
     let go_on = ["--confirm", "--skip", &bad];
-    shop.apply("before", &go_on).run().success();
+    shop.apply("before", &go_on).succeed();
 }
 per_major!(r92_restore_erases_before_the_copy_is_ready, v13 v17 v19);

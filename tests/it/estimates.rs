@@ -57,19 +57,19 @@ fn y28_after_three_drills_the_plan_tells_how_long_the_next_takes() {
         cluster.sql(&format!(
             "drop table if exists t; create table t (a int, b text); {filled}"
         ));
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         // WAL of another size than the files.
         let later = sizes[(n + 2) % sizes.len()] / 2;
         cluster.sql(&format!(
             "insert into t select g, repeat('x', 300) from generate_series(1, {later}) g"
         ));
         cluster.archive_now();
-        let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+        let plan = site.pitr().words("plan --json").succeed().json();
         let told = plan["estimate"]["ms"].as_f64().unwrap();
         let before = control(&copies);
-        let drill = site.pitr().args(["drill", "--json", "--dir"]);
+        let drill = site.pitr().words("drill --json --dir");
         let drill = drill.arg(folder.path()).arg("--bin");
-        let run = drill.arg(programs.parent().unwrap()).run().success();
+        let run = drill.arg(programs.parent().unwrap()).succeed();
         let beside = before.midpoint(control(&copies));
         let recovery = ["plan", "copy", "start", "replay", "checkpoint"];
         let json = run.json();

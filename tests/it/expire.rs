@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pitr::repo::id::BackupId;
@@ -12,8 +11,8 @@ use pitr::store::Store;
 use pitr::store::file::FileStore;
 
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, expire_at_once, fault, files_below,
-    keep_one, pitr, wait_until,
+    Cluster, Program, Run, Sandbox, Site, Still, copy_all, expire_at_once, fault, files_below,
+    keep_one, list_of, pitr, str_of, wait_until,
 };
 use crate::{per_major, require_strace};
 
@@ -35,26 +34,13 @@ fn with_backups(major: u32, count: usize) -> (Site, Cluster, Vec<String>) {
 /// `pitr expire` on a copy of the repository.
 fn expire_in(repository: &Path) -> Program {
     pitr()
-        .args([
-            "expire",
-            "--min-age",
-            "0s",
-            "--json",
-            "--cluster",
-            "main",
-            "--repository",
-        ])
+        .words("expire --min-age 0s --json --cluster main --repository")
         .arg(repository)
 }
 
 fn copy(site: &Site, sandbox: &Sandbox, name: &str) -> PathBuf {
     let to = sandbox.join(name);
-    let status = Command::new("cp")
-        .arg("-a")
-        .arg(site.repository())
-        .arg(&to)
-        .status();
-    assert!(status.unwrap().success());
+    copy_all(site.repository(), &to);
     to
 }
 
@@ -169,48 +155,38 @@ fn predicted(run: &Run, prefix: &str) -> BTreeSet<String> {
 
 fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
     let (site, cluster, ids) = with_backups(major, 3);
-    let expire = || site.pitr().args(["expire", "--min-age", "0s"]);
+    let expire = || site.pitr().words("expire --min-age 0s");
     let before = files(site.repository());
 
     // Without a word nothing happens.
+    expire().exits(3).expect_stderr("how many backups to keep");
     expire()
-        .run()
-        .expect_code(3)
-        .expect_stderr("how many backups to keep");
-    expire()
-        .args(["--keep", "0"])
-        .run()
-        .expect_code(3)
+        .words("--keep 0")
+        .exits(3)
         .expect_stderr("at least 1 backup");
     expire()
-        .args(["--keep", "1"])
-        .run()
-        .expect_code(8)
+        .words("--keep 1")
+        .exits(8)
         .expect_stderr("--confirm");
-    expire().args(["--keep", "1", "--dry-run"]).run().success();
+    expire().words("--keep 1 --dry-run").succeed();
     assert_eq!(files(site.repository()), before);
 
     // The grace period: marked only, and whatever the marked ones need stays.
-    let json = || expire().args(["--json", "--keep", "1"]);
-    let run = json().arg("--confirm").run().success();
+    let json = || expire().words("--json --keep 1");
+    let run = json().arg("--confirm").succeed();
     assert_eq!(fates(&run), ["mark", "mark", "keep"]);
     let mut sorted = ids.clone();
     sorted.sort();
     assert_eq!(whole_backups(site.repository()), sorted);
-    let run = json().arg("--dry-run").run().success();
+    let run = json().arg("--dry-run").succeed();
     assert_eq!(fates(&run), ["waiting", "waiting", "keep"]);
-    assert!(
-        run.json()["clusters"][0]["deletions"]
-            .as_array()
-            .unwrap()
-            .is_empty()
-    );
+    assert!(list_of(&run.json()["clusters"][0]["deletions"]).is_empty());
 
     // Without grace the dry run shows exactly what goes.
     let before = files(site.repository());
-    let shown = json().args(["--grace", "0", "--dry-run"]).run().success();
+    let shown = json().words("--grace 0 --dry-run").succeed();
     assert_eq!(fates(&shown), ["delete", "delete", "keep"]);
-    let run = json().args(["--grace", "0", "--confirm"]).run().success();
+    let run = json().words("--grace 0 --confirm").succeed();
     let after = files(site.repository());
     let gone: BTreeSet<String> = before.difference(&after).cloned().collect();
     let prefix = layout(site.repository()).prefix();
@@ -220,7 +196,7 @@ fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
     assert!(outcome["deleted_segments"].as_u64().unwrap() >= 4);
     assert_eq!(outcome["deleted_backups"].as_array().unwrap().len(), 2);
     assert_eq!(whole_backups(site.repository()), ids[2..]);
-    let again = json().args(["--grace", "0", "--confirm"]).run().success();
+    let again = json().words("--grace 0 --confirm").succeed();
     assert_eq!(again.json()["clusters"][0]["outcome"]["deleted_objects"], 0);
 
     // The backup that is kept is whole: from its start on every segment comes back, and archiving goes on.
@@ -236,14 +212,9 @@ fn x08_expire_deletes_what_the_dry_run_showed(major: u32) {
     let number = |name: &str| u64::from_str_radix(&name[16..], 16).unwrap();
     for n in root.content.start_lsn.0 >> 20..=number(&last) {
         let name = format!("0000000100000000{n:08X}");
-        site.restore()
-            .arg(&name)
-            .arg(&to)
-            .privileged()
-            .run()
-            .success();
+        site.restore().arg(&name).arg(&to).privileged().succeed();
     }
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
 }
 per_major!(x08_expire_deletes_what_the_dry_run_showed, v13 v14 v19);
 
@@ -307,7 +278,7 @@ fn x37_many_rounds_delete_what_one_deletes_and_leave_no_tombstone() {
         let repository = copy(&site, &sandbox, name);
         let program = expire_in(&repository).args(arguments);
         let program = program.env("PITR_FAULT_SECONDS", seconds).privileged();
-        let run = program.run().success();
+        let run = program.succeed();
         assert_eq!(whole_backups(&repository), ids[2..]);
         let (events, others): (BTreeSet<String>, BTreeSet<String>) = files(&repository)
             .into_iter()
@@ -355,7 +326,7 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
     run.expect_code(10);
     // The root was refused first: all that it needs stays.
     assert_eq!(whole_backups(&repository).len(), 2);
-    program.run().success();
+    program.succeed();
     assert_eq!(whole_backups(&repository), ids[1..]);
 
     // A refusal for a root alone, too: nothing that it names goes before it.
@@ -384,7 +355,7 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
     assert_eq!(outcome["deleted_backups"][0], ids[0].as_str(), "{run}");
     assert!(outcome["deleted_objects"].as_u64().unwrap() > 0, "{run}");
     assert_eq!(whole_backups(&repository), ids[1..]);
-    program(&repository).run().success();
+    program(&repository).succeed();
     assert_eq!(content(&repository), content(&traced));
 }
 
@@ -392,9 +363,9 @@ fn x06_refused_deletions_are_counted_and_not_called_success() {
 fn what_a_killed_check_left_is_taken_back_after_a_day() {
     require_strace!("what_a_killed_check_left_is_taken_back_after_a_day");
     let still = Still::new(17, 1, 1);
-    still.push(&still.segments[0]).run().success();
+    still.push(&still.segments[0]).succeed();
     let before = files(still.site.repository());
-    let check = || still.site.pitr().args(["repo", "check"]);
+    let check = || still.site.pitr().words("repo check");
     // Leftovers of root must be the user's to take back.
     for (program, part) in [
         (check(), ".tmp.probe."),
@@ -417,9 +388,9 @@ fn what_a_killed_check_left_is_taken_back_after_a_day() {
     let expire = || {
         let confirmed = keep_one(&["--confirm", "--quiet"]);
         // Without a backup no WAL goes, which is no success.
-        still.site.pitr().args(confirmed).run().expect_code(6);
+        still.site.pitr().args(confirmed).exits(6);
     };
-    let verify = || still.site.pitr().args(["verify"]).run();
+    let verify = || still.site.pitr().words("verify").run();
     expire();
     assert_eq!(left().len(), 2, "it may still be running");
     assert!(!verify().stderr.contains(".tmp."));
@@ -456,11 +427,11 @@ fn x01_leftovers_go_and_a_damaged_backup_does_not_count() {
     }
     let expire = |args: &[&str]| {
         site.pitr()
-            .args(["expire", "--min-age", "0s", "--json"])
+            .words("expire --min-age 0s --json")
             .args(args)
             .privileged()
     };
-    expire(&["--keep", "5", "--confirm"]).run().success();
+    expire(&["--keep", "5", "--confirm"]).succeed();
     assert!(!folder.join("packs/.tmp.old").exists());
     assert!(folder.join("packs/.tmp.new").exists());
 
@@ -473,9 +444,7 @@ fn x01_leftovers_go_and_a_damaged_backup_does_not_count() {
         ..Default::default()
     };
     pitr::repo::event::record(&store, &layout(site.repository()), &event, 7).unwrap();
-    let run = expire(&["--keep", "1", "--grace", "0", "--confirm"])
-        .run()
-        .expect_code(8);
+    let run = expire(&["--keep", "1", "--grace", "0", "--confirm"]).exits(8);
     assert_eq!(fates(&run), ["keep", "keep"]);
     run.expect_stderr("the last good one, is kept");
     assert_eq!(whole_backups(site.repository()).len(), 2);
@@ -486,15 +455,8 @@ fn x01_leftovers_go_and_a_damaged_backup_does_not_count() {
     bytes[100] ^= 1;
     std::fs::write(&manifest, bytes).unwrap();
     let before = files(site.repository());
-    let run = expire(&["--keep", "1", "--grace", "0", "--confirm"])
-        .run()
-        .expect_code(6);
-    assert!(
-        run.json()["clusters"][0]["withheld"][0]
-            .as_str()
-            .unwrap()
-            .contains("manifest")
-    );
+    let run = expire(&["--keep", "1", "--grace", "0", "--confirm"]).exits(6);
+    assert!(str_of(&run.json()["clusters"][0]["withheld"][0]).contains("manifest"));
     assert_eq!(files(site.repository()), before);
 }
 
@@ -541,12 +503,7 @@ fn x02_an_aborted_backup_goes_behind_a_tombstone_and_can_never_commit() {
     // By the store's clock all this is of now: it may be a backup that runs, and says that it is old.
     let done = expire();
     assert!(done["tombstones"].as_array().unwrap().is_empty());
-    assert!(
-        done["withheld"][0]
-            .as_str()
-            .unwrap()
-            .contains(&id.to_string())
-    );
+    assert!(str_of(&done["withheld"][0]).contains(&id.to_string()));
     assert!(pack.exists());
     age(&begin, 25);
     age(&claim, 25);
@@ -570,7 +527,7 @@ fn x02_an_aborted_backup_goes_behind_a_tombstone_and_can_never_commit() {
     expire();
     assert!(!tombstone.exists() && !begin.exists());
     assert_eq!(whole_backups(root), ids);
-    site.pitr().arg("verify").privileged().run().success();
+    site.pitr().arg("verify").privileged().succeed();
 }
 
 /// Every timeline and point of a repository that a plan reaches, one point in each segment.
@@ -580,7 +537,7 @@ fn reachable(repository: &Path, last: u64) -> BTreeSet<(u32, u64)> {
         for number in 1..=last {
             let lsn = (number << 20) + 0x40100;
             let run = pitr()
-                .args(["plan", "--json", "--cluster", "main", "--repository"])
+                .words("plan --json --cluster main --repository")
                 .arg(repository)
                 .args(["--target-timeline", &timeline.to_string()])
                 .args([
@@ -607,10 +564,9 @@ fn i5_x04_what_a_plan_reached_inside_the_promise_it_reaches_afterwards() {
     };
     let backup = |cluster: &Cluster| {
         site.pitr()
-            .args(["backup", "--json"])
+            .words("backup --json")
             .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"))
-            .run()
-            .success();
+            .succeed();
         round(cluster);
     };
     let standby_of = |cluster: &Cluster| {
@@ -657,8 +613,7 @@ fn i5_x04_what_a_plan_reached_inside_the_promise_it_reaches_afterwards() {
         let run = expire_in(&repository)
             .args(["--grace", "0", "--confirm", "--keep", &keep.to_string()])
             .privileged()
-            .run()
-            .success();
+            .succeed();
         let json = run.json();
         let kept = json["clusters"][0]["backups"].as_array().unwrap();
         let promise = kept
@@ -680,7 +635,7 @@ fn i5_x04_what_a_plan_reached_inside_the_promise_it_reaches_afterwards() {
         }
         less += before.len() - after.len();
         let run = pitr()
-            .args(["verify", "--cluster", "main", "--repository"])
+            .words("verify --cluster main --repository")
             .arg(&repository)
             .privileged()
             .run();
@@ -696,24 +651,24 @@ fn x01_a_backup_that_becomes_old_while_expire_runs_is_not_deleted_by_that_run() 
     let (site, _cluster, ids) = with_backups(18, 2);
     let expire = site.pitr().args(expire_at_once());
     let run = fault::pause(&expire, "linkat", || {
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
     });
     run.success();
     let left = whole_backups(site.repository());
     // Ids of one second have no order.
     assert!(left.len() == 2 && left.contains(&ids[1]), "{left:?}");
-    expire.run().success();
+    expire.succeed();
     assert_eq!(whole_backups(site.repository()).len(), 1);
 }
 
 fn t10_expire_beside_a_restore_leaves_its_backup_and_the_wal_behind_it(major: u32) {
     require_strace!("t10_expire_beside_a_restore_leaves_its_backup_and_the_wal_behind_it");
     let (site, cluster, ids) = with_backups(major, 2);
-    let rows = cluster.query_one_string("select count(*) from t");
+    let rows = cluster.value("select count(*) from t");
     let expire = |keep: &str| {
         let expire = ["expire", "--min-age", "0s", "--grace", "0s", "--confirm"];
         let expire = site.pitr().args(expire);
-        expire.args(["--json", "--keep", keep]).run().success()
+        expire.args(["--json", "--keep", keep]).succeed()
     };
     // The WAL before the first backup is nobody's.
     expire("2");
@@ -731,9 +686,8 @@ fn t10_expire_beside_a_restore_leaves_its_backup_and_the_wal_behind_it(major: u3
         assert_eq!(content(site.repository()), before);
     });
     run.success();
-    let copy = Cluster::open(major, &to).option("fsync", "off").start();
-    copy.wait_promoted();
-    assert_eq!(copy.query_one_string("select count(*) from t"), rows);
+    let copy = Cluster::open(major, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from t"), rows);
     drop(copy);
     // It has ended, and claims nothing.
     assert_eq!(fates(&expire("1")), ["delete", "keep"]);
@@ -758,7 +712,7 @@ fn a_restore_whose_backup_expires_while_it_is_planned_says_so() {
         let to = sandbox.join(format!("{name}-copy"));
         let restore = pitr()
             .args(["restore", "--cluster", "main", "--backup", &ids[0]])
-            .args(["--target-immediate", "--repository"])
+            .words("--target-immediate --repository")
             .arg(&repository)
             .arg("--to")
             .arg(&to);
@@ -767,8 +721,8 @@ fn a_restore_whose_backup_expires_while_it_is_planned_says_so() {
             None => stop("fsync,fdatasync", 1),
         };
         let run = fault::pause_at(&restore, &fault, || {
-            let expire = expire_in(&repository).args(["--keep", "1", "--grace", "0", "--confirm"]);
-            let run = expire.run().success();
+            let expire = expire_in(&repository).words("--keep 1 --grace 0 --confirm");
+            let run = expire.succeed();
             assert_eq!(fates(&run), ["delete", "keep"]);
         });
         run.expect_code(2)
@@ -784,7 +738,7 @@ fn t62_a_restore_waits_for_a_run_of_expire_that_decided_before_its_claim() {
         let expire = ["expire", "--min-age", "0s", "--keep", "1", "--confirm"];
         site.pitr().args(expire).args(args)
     };
-    expire(&["--grace", "1h"]).run().success();
+    expire(&["--grace", "1h"]).succeed();
     let to = site.sandbox().join("first");
     let first = site.pitr().args(["restore", "--backup", &ids[0], "--to"]);
     let paused = |name: &str| {
@@ -798,7 +752,7 @@ fn t62_a_restore_waits_for_a_run_of_expire_that_decided_before_its_claim() {
         .arg(&to)
         .env("PITR_FAULT_PAUSE", restore_pause)
         .spawn();
-    wait_until(PATIENCE, "the restore has planned", || planned.exists());
+    wait_until("the restore has planned", || planned.exists());
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap()
@@ -808,9 +762,9 @@ fn t62_a_restore_waits_for_a_run_of_expire_that_decided_before_its_claim() {
         .env("PITR_FAULT_PAUSE", expire_pause)
         .env("PITR_FAULT_CLOCK", clock)
         .spawn();
-    wait_until(PATIENCE, "expire has decided", || decided.exists());
+    wait_until("expire has decided", || decided.exists());
     std::fs::remove_file(&planned).unwrap();
-    wait_until(PATIENCE, "the restore waits", || {
+    wait_until("the restore waits", || {
         first.is_done() || first.stderr().contains("waiting until it has ended")
     });
     assert!(!first.is_done(), "{}", first.stderr());
@@ -864,7 +818,7 @@ fn c07_a_restore_claims_nothing_when_it_is_complete_and_what_others_left_is_rele
     use pitr::repo::event::{self, Event};
     let (site, cluster, ids) = with_backups(15, 2);
     let claims = |args: &[&str]| {
-        let program = site.pitr().args(["repo", "claims", "--json"]).args(args);
+        let program = site.pitr().words("repo claims --json").args(args);
         program.privileged().run()
     };
     let held = |run: &Run| {
@@ -887,7 +841,7 @@ fn c07_a_restore_claims_nothing_when_it_is_complete_and_what_others_left_is_rele
         &ids[0],
         "--to",
     ];
-    site.pitr().args(restore).arg(&to).run().success();
+    site.pitr().args(restore).arg(&to).succeed();
     assert_eq!(held(&claims(&[]).success()), []);
 
     // A restore that was killed and its copy deleted, and a backup that was killed before its first claim.
@@ -895,9 +849,8 @@ fn c07_a_restore_claims_nothing_when_it_is_complete_and_what_others_left_is_rele
         FileStore::open(site.repository(), 1).unwrap(),
         layout(site.repository()),
     );
-    let now = cluster.query_one_string(
-        "select to_char(now() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')",
-    );
+    let now =
+        cluster.value("select to_char(now() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')");
     let killed = "20261120T064049Z-000007-full";
     let event = |kind: &str, subject: &str| Event {
         event: kind.into(),

@@ -121,7 +121,7 @@ fn f02_the_end_of_the_archive_is_told_at_once_and_without_a_word() {
         "00000002.history",
         "000000020000000000000001",
     ] {
-        let run = still.fetch(name).run().expect_code(1);
+        let run = still.fetch(name).exits(1);
         assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
     }
     assert!(started.elapsed() < PATIENCE);
@@ -166,8 +166,7 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
     // Debian keeps the configuration elsewhere.
     let next_name = next.as_str();
     mode(&still, "standby.signal", false);
-    let etc = still.site.sandbox().dir("etc");
-    let conf = etc.join("postgresql.conf");
+    let conf = still.site.sandbox().dir("etc").join("postgresql.conf");
     std::fs::write(&conf, "primary_conninfo = 'host=primary'\n").unwrap();
     user::own(&conf);
     let opts = format!(
@@ -184,9 +183,9 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
     assert!(fired >= 1);
     run.expect_code(200);
     let away = Away::new(&still.site);
-    still.fetch(&next).run().expect_code(208);
+    still.fetch(&next).exits(208);
     drop(away);
-    still.fetch(&next).run().expect_code(1);
+    still.fetch(&next).exits(1);
 }
 
 /// An answer that should take a second takes less than half of what `pg_ctl promote` waits for, also on a machine that
@@ -222,15 +221,12 @@ fn f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever(
         started.elapsed()
     );
     mode(&still, "recovery.signal", false);
-    fetch
-        .run()
-        .expect_code(200)
-        .expect_stderr("has not answered for");
+    fetch.exits(200).expect_stderr("has not answered for");
     // A promotion is answered within a second, and shutdown at once.
     let promoted = || {
         mode(&still, "standby.signal", false);
         let mut running = fetch.spawn();
-        wait_until(PATIENCE, "it says for whom it waits", || {
+        wait_until("it says for whom it waits", || {
             let said = running.stderr();
             said.contains("has not answered for") && said.contains("waiting for it")
         });
@@ -244,14 +240,14 @@ fn f01_a_repository_that_hangs_holds_up_neither_a_standby_nor_recovery_for_ever(
     answer_promotions(&[promoted(), promoted(), promoted()]);
     mode(&still, "standby.signal", false);
     let mut running = fetch.spawn();
-    wait_until(PATIENCE, "it says for whom it waits", || {
+    wait_until("it says for whom it waits", || {
         assert!(!running.is_done(), "{}", running.stderr());
         running.stderr().contains("waiting for it")
     });
     running.signal(Signal::TERM);
     assert_eq!(running.wait().status.signal(), Some(15));
     drop(hanging);
-    fetch.run().success();
+    fetch.succeed();
 }
 
 #[test]
@@ -272,7 +268,7 @@ fn f01_f03_one_that_hangs_keeps_no_other_from_being_asked() {
     ] {
         // A promotion waits for a second only, which a busy machine may need for less.
         let mut run = None;
-        wait_until(PATIENCE, "the second is asked in time", || {
+        wait_until("the second is asked in time", || {
             mode(&still, signal, streams);
             if promoted {
                 still.cluster.touch("promote");
@@ -292,7 +288,7 @@ fn f01_f03_one_that_hangs_keeps_no_other_from_being_asked() {
     // By hand, too.
     let target = still.site.sandbox().join("by-hand");
     let by_hand = still.site.pitr().args(["wal", "fetch", name]).arg(&target);
-    by_hand.run().success();
+    by_hand.succeed();
     assert!(std::fs::read(&target).unwrap() == whole);
 
     // The first may have the segment that the second does not have: only a standby that streams is sent on, and the
@@ -327,7 +323,7 @@ fn f01_f03_one_that_hangs_keeps_no_other_from_being_asked() {
     still
         .site
         .edit(&first, &format!("{first}required = false\n"));
-    still.fetch(&next).run().expect_code(1);
+    still.fetch(&next).exits(1);
     drop(hanging);
     // Whoever hung had nothing at hand that would stay.
     let names = std::fs::read_dir(still.cluster.pgdata().join("pg_wal")).unwrap();
@@ -380,7 +376,7 @@ fn f01_f03_what_reaches_one_repository_is_had_while_another_hangs() {
         mode(&still, signal, false);
         let gone = aside.iter().map(|path| Aside::put(path)).collect();
         let mut running = still.fetch(name).spawn();
-        wait_until(PATIENCE, "it says who is silent, and asks again", || {
+        wait_until("it says who is silent, and asks again", || {
             let said = running.stderr();
             says.iter().all(|part| said.contains(part)) && said.contains("trying again")
         });
@@ -399,7 +395,7 @@ fn f01_f03_what_reaches_one_repository_is_had_while_another_hangs() {
     let gone = [&object, &later].map(|path| Aside::put(path));
     mode(&still, "standby.signal", false);
     let mut running = still.fetch(name).spawn();
-    wait_until(PATIENCE, "it asks again", || {
+    wait_until("it asks again", || {
         running.stderr().contains("trying again")
     });
     assert!(!running.is_done());
@@ -492,7 +488,7 @@ fn f01_who_hangs_is_asked_once_and_who_answers_is_asked_again() {
     );
     // Its answer is one of the next round, and the one after asks it again.
     wake.send(()).unwrap();
-    wait_until(PATIENCE, "the first has answered", || {
+    wait_until("the first has answered", || {
         !ask(None).contains("has not answered")
     });
     asked.lock().unwrap().clear();
@@ -507,7 +503,7 @@ fn f01_a_standby_that_has_only_the_archive_waits_for_it() {
     mode(&still, "standby.signal", false);
     let away = Away::new(&still.site);
     let mut running = still.fetch(&still.segments[0]).spawn();
-    wait_until(PATIENCE, "it says that it waits", || {
+    wait_until("it says that it waits", || {
         running.stderr().contains("trying again")
     });
     std::thread::sleep(Duration::from_secs(1));
@@ -523,7 +519,7 @@ fn f06_a_history_file_is_never_absent_because_of_an_outage() {
     let probe = still.fetch("00000002.history");
     let away = Away::new(&still.site);
     mode(&still, "recovery.signal", false);
-    probe.run().expect_code(208);
+    probe.exits(208);
     mode(&still, "standby.signal", true);
     not_here_with_warning(&still, probe.run());
     drop(away);
@@ -535,8 +531,7 @@ fn f06_a_history_file_is_never_absent_because_of_an_outage() {
     user::own_all(still.site.repository());
     mode(&still, "recovery.signal", false);
     probe
-        .run()
-        .expect_code(205)
+        .exits(205)
         .expect_stderr("the history file of timeline 2 is missing");
 }
 
@@ -552,7 +547,7 @@ fn f06_f18_a_promotion_without_the_archive_depends_on_what_was_streamed() {
     mode(&still, "standby.signal", true);
     still.cluster.touch("promote");
     let stopped = |name: &str| {
-        let run = still.fetch(name).run().expect_code(208);
+        let run = still.fetch(name).exits(208);
         // The hint for its own cause is printed, too.
         run.expect_stderr("Mount the disk")
             .expect_stderr("set promote_unreachable in the cluster's section");
@@ -563,7 +558,7 @@ fn f06_f18_a_promotion_without_the_archive_depends_on_what_was_streamed() {
     std::fs::remove_file(still.cluster.pgdata().join("standby.signal")).unwrap();
     stopped("00000002.history");
     // The first timeline has none: an error, now that nothing tells of the promotion, would open it again.
-    still.fetch("00000001.history").run().expect_code(1);
+    still.fetch("00000001.history").exits(1);
 
     // It is in pg_wal: an outage does not hold up the failover.
     mode(&still, "standby.signal", true);
@@ -579,17 +574,15 @@ fn f06_f18_a_promotion_without_the_archive_depends_on_what_was_streamed() {
     let running = std::fs::read_to_string(&pid).unwrap();
     let started = running.lines().nth(2).unwrap();
     std::fs::write(&pid, running.replace(started, "9999999999")).unwrap();
-    still.fetch("00000002.history").run().expect_code(208);
+    still.fetch("00000002.history").exits(208);
     std::fs::write(&pid, &running).unwrap();
     still.cluster.touch("recovery.signal");
-    still.fetch("00000002.history").run().expect_code(208);
+    still.fetch("00000002.history").exits(208);
 
     // A standby that waits for its archive hears of a promotion within a second.
     mode(&still, "standby.signal", false);
     let running = still.fetch(&lacking).spawn();
-    wait_until(PATIENCE, "it waits", || {
-        running.stderr().contains("trying again")
-    });
+    wait_until("it waits", || running.stderr().contains("trying again"));
     still.cluster.touch("promote");
     let asked = Instant::now();
     running.wait().expect_code(208);
@@ -606,8 +599,7 @@ fn f09_an_empty_mount_point_is_not_an_empty_archive() {
         for name in [still.segments[0].as_str(), &next, "00000002.history"] {
             still
                 .fetch(name)
-                .run()
-                .expect_code(208)
+                .exits(208)
                 .expect_stderr("error R208")
                 .expect_stderr("pitr.json");
         }
@@ -640,9 +632,9 @@ fn f06_f18_a_promotion_by_a_trigger_file_is_one_like_any_other() {
         let file = still.cluster.pgdata().join(named);
         std::fs::write(&file, "").unwrap();
         user::own(&file);
-        still.fetch(&lacking).run().expect_code(208);
+        still.fetch(&lacking).exits(208);
         std::fs::remove_file(&file).unwrap();
-        still.fetch("00000002.history").run().expect_code(208);
+        still.fetch("00000002.history").exits(208);
     }
 }
 
@@ -656,25 +648,23 @@ fn f03_absence_is_not_proven_while_a_required_repository_is_away() {
         second.display()
     ));
     mode(&still, "recovery.signal", false);
-    still.fetch(&next).run().expect_code(208);
+    still.fetch(&next).exits(208);
     // A segment that the first has is delivered all the same, and both are asked once the second is there.
     still.check(&still.segments[0]);
     still
         .push(&still.segments[0])
-        .run()
-        .expect_code(50)
+        .exits(50)
         .expect_stderr("error A150");
-    still.site.pitr().arg("init").run().success();
-    still.push(&still.segments[0]).run().success();
-    still.fetch(&next).run().expect_code(1);
+    still.site.pitr().arg("init").succeed();
+    still.push(&still.segments[0]).succeed();
+    still.fetch(&next).exits(1);
     // Not required, it holds up nothing.
     std::fs::remove_dir_all(&second).unwrap();
     still.site.add("required = false\n");
-    still.fetch(&next).run().expect_code(1);
+    still.fetch(&next).exits(1);
     still
         .push(&still.segments[0])
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("warning: not stored in every repository");
 }
 
@@ -702,17 +692,17 @@ fn f03_damage_and_gaps_in_a_repository_that_is_not_required_are_no_absence() {
     let copy = object_in(&second, &still, last);
     let whole = std::fs::read(&copy).unwrap();
     flip(&copy, 1000);
-    still.fetch(last).run().expect_code(201);
+    still.fetch(last).exits(201);
     std::fs::write(&copy, whole).unwrap();
     still.check(last);
     // The first is nowhere, and the second has what follows it.
     for repository in [still.site.repository(), second.as_path()] {
         std::fs::remove_file(object_in(repository, &still, first)).unwrap();
     }
-    still.fetch(first).run().expect_code(205);
+    still.fetch(first).exits(205);
     assert!(!still.wal("RECOVERYXLOG").exists());
     std::fs::remove_file(&copy).unwrap();
-    still.fetch(first).run().expect_code(1);
+    still.fetch(first).exits(1);
 }
 
 /// Returns the events of a segment in a repository.
@@ -799,11 +789,11 @@ fn f10_a_damaged_copy_is_passed_over_for_a_whole_one() {
     said(fetch());
     assert_eq!(recorded(first, &still, name), events);
     // People see it; and when it is whole again, verify takes it back.
-    let info = still.site.pitr().args(["info", "--json"]).run();
+    let info = still.site.pitr().words("info --json").run();
     let troubles = &info.json()["clusters"][0]["repositories"][0]["troubles"];
     assert!(troubles.to_string().contains(name), "{info}");
     flip(&still.site.object(name), 1000);
-    let verify = still.site.pitr().args(["verify", "--repository"]);
+    let verify = still.site.pitr().words("verify --repository");
     verify.arg(first).run();
     let events = recorded(first, &still, name);
     assert!(events.iter().any(|e| e.contains("-healed-")), "{events:?}");
@@ -869,7 +859,7 @@ fn f04_a_missing_segment_with_later_ones_is_a_gap() {
     let lsn = Lsn(number * MIB).to_string();
     for signal in ["recovery.signal", ""] {
         mode(&still, signal, false);
-        let run = still.fetch(lost).run().expect_code(205);
+        let run = still.fetch(lost).exits(205);
         assert!(
             run.stderr.contains("error R205")
                 && run.stderr.contains(&lsn)
@@ -880,7 +870,7 @@ fn f04_a_missing_segment_with_later_ones_is_a_gap() {
     // A standby asks again, and streaming can fill the hole, whatever is to be done about an outage.
     mode(&still, "standby.signal", true);
     not_here_with_warning(&still, still.fetch(lost).run());
-    still.push(lost).run().success();
+    still.push(lost).succeed();
     still.check(lost);
 }
 
@@ -890,24 +880,24 @@ fn f06_a_timeline_that_a_later_one_descends_from_is_not_absent() {
     let path = still.wal("00000003.history");
     std::fs::write(&path, "1\t0/3000000\tx\n\n2\t0/5000000\tx\n").unwrap();
     user::own(&path);
-    still.push("00000003.history").run().success();
+    still.push("00000003.history").succeed();
     mode(&still, "recovery.signal", false);
-    let run = still.fetch("00000002.history").run().expect_code(205);
+    let run = still.fetch("00000002.history").exits(205);
     assert!(run.stderr.contains("timeline 3 descends from it"), "{run}");
-    still.fetch("00000004.history").run().expect_code(1);
+    still.fetch("00000004.history").exits(1);
 
     // Nor is one that was passed over, unless the configuration has recovery follow a later one: then it is asked for
     // only to be copied.
     let path = still.wal("00000005.history");
     std::fs::write(&path, "1\t0/3000000\tx\n").unwrap();
     user::own(&path);
-    still.push("00000005.history").run().success();
-    let run = still.fetch("00000004.history").run().expect_code(205);
+    still.push("00000005.history").succeed();
+    let run = still.fetch("00000004.history").exits(205);
     assert!(run.stderr.contains("although timeline 5 exists"), "{run}");
     let conf = still.cluster.pgdata().join("postgresql.auto.conf");
     std::fs::write(conf, "recovery_target_timeline = '5'\n").unwrap();
-    still.fetch("00000004.history").run().expect_code(1);
-    still.fetch("00000002.history").run().expect_code(205);
+    still.fetch("00000004.history").exits(1);
+    still.fetch("00000002.history").exits(205);
 }
 
 /// Two servers were promoted to one number. PostgreSQL would put the archive's history in the place of its own.
@@ -920,13 +910,13 @@ fn l17_a_server_keeps_its_own_history_of_a_number_that_another_one_took() {
         user::own(&still.wal(name));
     };
     write("1\t0/3000000\tx\n");
-    still.push(name).run().success();
+    still.push(name).succeed();
     for signal in ["recovery.signal", "standby.signal"] {
         mode(&still, signal, false);
         write("1\t0/3000000\tx\n");
         still.check(name);
         write("1\t0/4000000\tx\n");
-        let run = still.fetch(name).run().expect_code(1);
+        let run = still.fetch(name).exits(1);
         run.expect_stderr("this server has another history of timeline 2");
         assert!(!still.wal("RECOVERYXLOG").exists());
     }
@@ -943,44 +933,41 @@ fn f06_f18_what_a_promotion_needs_is_decided_while_the_archive_is_there() {
     // A standby that has only the archive has everything that was in it; when that goes away, no timeline is taken.
     mode(&still, "standby.signal", false);
     still.cluster.touch("promote");
-    still.fetch(&lacking).run().expect_code(1);
+    still.fetch(&lacking).exits(1);
     std::fs::remove_file(&promote).unwrap();
     let away = Away::new(&still.site);
-    still.fetch("00000002.history").run().expect_code(208);
+    still.fetch("00000002.history").exits(208);
     drop(away);
 
     // A standby asks again for a history that is missing, but when it is promoted it would take that timeline.
     let path = still.wal("00000003.history");
     std::fs::write(&path, "1\t0/3000000\tx\n").unwrap();
     user::own(&path);
-    still.push("00000003.history").run().success();
+    still.push("00000003.history").succeed();
     mode(&still, "standby.signal", true);
     let probe = still.fetch("00000002.history");
     not_here_with_warning(&still, probe.run());
     still.cluster.touch("promote");
     not_here_with_warning(&still, probe.run());
     std::fs::remove_file(still.wal("pitr.promotion")).unwrap();
-    still.fetch(&streamed).run().expect_code(1);
+    still.fetch(&streamed).exits(1);
     std::fs::remove_file(&promote).unwrap();
-    probe.run().expect_code(205);
+    probe.exits(205);
 }
 
 fn f05_the_tail_of_a_parent_is_needed_up_to_the_switch(major: u32) {
     let (site, primary) = Site::with_cluster(major);
     primary.sql("create table t (a int)");
-    let standby = Cluster::builder(major)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let standby = primary.standby().start();
     let mut parent = Vec::new();
     for n in 0..3 {
         primary.sql(&format!("insert into t values ({n})"));
         parent.push(primary.archive_now());
     }
     primary.sql("insert into t values (9)");
-    let switch = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
-    wait_until(PATIENCE, "the standby has it", || {
-        standby.query_one_string("select max(a) from t") == "9"
+    let switch = primary.value("select pg_walfile_name(pg_current_wal_lsn())");
+    wait_until("the standby has it", || {
+        standby.value("select max(a) from t") == "9"
     });
     drop(primary);
     standby.promote();
@@ -1009,16 +996,13 @@ per_major!(f05_the_tail_of_a_parent_is_needed_up_to_the_switch);
 fn f05_a_stray_descendant_shows_no_gap() {
     let (site, primary) = Site::with_cluster(17);
     primary.sql("create table t (a int)");
-    let standby = Cluster::builder(17)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let standby = primary.standby().start();
     primary.archive_now();
     primary.sql("insert into t values (1)");
     let lost = primary.archive_now();
     primary.sql("insert into t values (9)");
-    wait_until(PATIENCE, "the standby has it", || {
-        standby.query_one_string("select max(a) from t") == "9"
+    wait_until("the standby has it", || {
+        standby.value("select max(a) from t") == "9"
     });
     drop(primary);
     standby.promote();
@@ -1043,8 +1027,7 @@ fn f05_a_stray_descendant_shows_no_gap() {
     follow("latest");
     fetch().expect_code(205);
     let abandon = ["timeline", "abandon", "2", "--reason", "a drill"];
-    let abandon = site.pitr().args(abandon).arg("--confirm");
-    abandon.run().success();
+    site.pitr().args(abandon).arg("--confirm").succeed();
     fetch().expect_code(1);
     // Who follows it all the same needs what is before it.
     follow("2");
@@ -1126,10 +1109,30 @@ fn f11_an_object_that_is_not_what_it_should_be_is_never_delivered() {
     still.check(name);
 }
 
+/// What a container claims of a segment of 1 MiB, whatever is in it.
+pub fn identity_of(
+    name: &str,
+    hash: [u8; 32],
+    (system_identifier, major): (u64, u32),
+) -> pitr::repo::container::Identity {
+    let start = u64::from_str_radix(&name[16..], 16).unwrap() * MIB;
+    pitr::repo::container::Identity {
+        hash,
+        raw_bytes: MIB,
+        system_identifier,
+        timeline: 1,
+        major,
+        segment_size_bytes: MIB,
+        name: name.to_owned(),
+        from_lsn: start,
+        to_lsn: start + MIB,
+    }
+}
+
 /// Nobody has damaged it: its writer was wrong, or hostile. PostgreSQL would take such a page for the end of the WAL.
 #[test]
 fn f11_content_that_belongs_to_another_name_is_never_delivered() {
-    use pitr::repo::container::{Codec, ContainerWriter, Identity, Kind};
+    use pitr::repo::container::{Codec, ContainerWriter, Kind};
     let still = archived(2);
     mode(&still, "recovery.signal", false);
     let [name, other] = [0, 1].map(|n| still.segments[n].as_str());
@@ -1143,25 +1146,14 @@ fn f11_content_that_belongs_to_another_name_is_never_delivered() {
     ] {
         let mut writer = ContainerWriter::new(Vec::new(), Kind::Segment, Codec::Lz4).unwrap();
         writer.write(&raw).unwrap();
-        let start = u64::from_str_radix(&name[16..], 16).unwrap() * MIB;
-        let identity = Identity {
-            hash: blake3::hash(&raw).into(),
-            raw_bytes: MIB,
-            system_identifier: still.site.system_identifier(),
-            timeline: 1,
-            major: 17,
-            segment_size_bytes: MIB,
-            name: name.to_owned(),
-            from_lsn: start,
-            to_lsn: start + MIB,
-        };
+        let identity = identity_of(
+            name,
+            blake3::hash(&raw).into(),
+            (still.site.system_identifier(), 17),
+        );
         let object = writer.finish(&identity, Vec::new()).unwrap();
         std::fs::write(still.site.object(name), object).unwrap();
-        still
-            .fetch(name)
-            .run()
-            .expect_code(201)
-            .expect_stderr("its first page");
+        still.fetch(name).exits(201).expect_stderr("its first page");
         assert!(!still.wal("RECOVERYXLOG").exists());
     }
 }
@@ -1174,35 +1166,26 @@ fn f12_a_target_that_cannot_be_written_is_told_and_left_clean() {
     let disk = SmallDisk::new(1, 100);
     let target = disk.path().join("RECOVERYXLOG");
     Program::new("dd")
-        .args(["if=/dev/zero", "bs=64k", "count=8", "status=none"])
+        .words("if=/dev/zero bs=64k count=8 status=none")
         .arg(format!("of={}/filler", disk.path().display()))
-        .run()
-        .success();
+        .succeed();
     let fetch = still.site.restore().arg(name).arg(&target);
     fetch
-        .run()
-        .expect_code(206)
+        .exits(206)
         .expect_stderr("error R206")
         .expect_stderr("No space left");
     assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 1);
     std::fs::remove_file(disk.path().join("filler")).unwrap();
     disk.read_only(true);
-    fetch
-        .run()
-        .expect_code(206)
-        .expect_stderr("Read-only file system");
+    fetch.exits(206).expect_stderr("Read-only file system");
     disk.read_only(false);
     std::fs::set_permissions(disk.path(), std::fs::Permissions::from_mode(0o555)).unwrap();
-    fetch
-        .run()
-        .expect_code(206)
-        .expect_stderr("Permission denied");
+    fetch.exits(206).expect_stderr("Permission denied");
     still
         .site
         .restore()
         .args([name, "/nonexistent/RECOVERYXLOG"])
-        .run()
-        .expect_code(206);
+        .exits(206);
 }
 
 #[test]
@@ -1254,18 +1237,18 @@ fn f14_what_stands_in_the_targets_place_is_replaced_and_not_followed() {
     let target = still.wal("RECOVERYXLOG");
     std::fs::write(&target, "old").unwrap();
     user::own(&target);
-    still.fetch(name).run().success();
+    still.fetch(name).succeed();
     assert!(std::fs::read(&target).unwrap() == raw);
     std::fs::remove_file(&target).unwrap();
     let victim = still.site.sandbox().file("victim", "keep");
     symlink(&victim, &target).unwrap();
-    still.fetch(name).run().success();
+    still.fetch(name).succeed();
     assert_eq!(std::fs::read(&victim).unwrap(), b"keep");
     assert!(std::fs::symlink_metadata(&target).unwrap().is_file());
     std::fs::remove_file(&target).unwrap();
     std::fs::create_dir(&target).unwrap();
     user::own(&target);
-    still.fetch(name).run().expect_code(206);
+    still.fetch(name).exits(206);
     let temporary = |e: std::io::Result<std::fs::DirEntry>| {
         e.unwrap()
             .file_name()
@@ -1281,13 +1264,10 @@ fn f19_sigterm_ends_a_waiting_fetch_at_once_and_quietly() {
     mode(&still, "standby.signal", false);
     let _away = Away::new(&still.site);
     let running = still.fetch(&still.segments[0]).spawn();
-    wait_until(PATIENCE, "it waits", || {
-        running.stderr().contains("trying again")
-    });
+    wait_until("it waits", || running.stderr().contains("trying again"));
     let said = running.stderr();
     let sent = Instant::now();
-    running.signal(Signal::TERM);
-    let run = running.wait();
+    let run = running.ended_by(Signal::TERM);
     assert_eq!(run.status.signal(), Some(15), "{run}");
     assert!(sent.elapsed() < PATIENCE, "{:?}", sent.elapsed());
     assert_eq!(run.stderr, said);
@@ -1315,7 +1295,7 @@ fn m01_a_medium_that_cannot_be_read_is_no_end_of_wal() {
 
 #[test]
 fn z04_a_body_that_unpacks_to_more_than_it_may_is_refused_in_little_memory() {
-    use pitr::repo::container::{Codec, ContainerWriter, Identity, Kind};
+    use pitr::repo::container::{Codec, ContainerWriter, Kind};
     let still = archived(1);
     let name = still.segments[0].as_str();
     let object = still.site.object(name);
@@ -1328,18 +1308,7 @@ fn z04_a_body_that_unpacks_to_more_than_it_may_is_refused_in_little_memory() {
         for _ in 0..1024 {
             writer.write(&zeros).unwrap();
         }
-        let start = u64::from_str_radix(&name[16..], 16).unwrap() * MIB;
-        let identity = Identity {
-            hash: [7; 32],
-            raw_bytes: MIB,
-            system_identifier: identifier.parse().unwrap(),
-            timeline: 1,
-            major: 17,
-            segment_size_bytes: MIB,
-            name: name.to_owned(),
-            from_lsn: start,
-            to_lsn: start + MIB,
-        };
+        let identity = identity_of(name, [7; 32], (identifier.parse().unwrap(), 17));
         let bomb = writer.finish(&identity, Vec::new()).unwrap();
         eprintln!("{codec:?}: {} bytes for 1 GiB", bomb.len());
         std::fs::write(&object, bomb).unwrap();
@@ -1394,15 +1363,13 @@ fn wrong_calls_are_never_the_end_of_wal() {
     for config in ["/nonexistent", "/"] {
         let run = crate::common::pitr_restore()
             .args(["--config", config, name, "pg_wal/x"])
-            .run()
-            .expect_code(202);
+            .exits(202);
         assert!(run.stderr.contains("R202"), "{run}");
     }
     still
         .fetch(name)
         .env("PITR_FAULT", "restore")
-        .run()
-        .expect_code(209)
+        .exits(209)
         .expect_stderr("R209: internal error");
     // Another cluster's data directory.
     let other = Cluster::builder(17)
@@ -1414,18 +1381,13 @@ fn wrong_calls_are_never_the_end_of_wal() {
         .restore()
         .args([name, "pg_wal/RECOVERYXLOG"])
         .dir(other.pgdata())
-        .run()
-        .expect_code(203);
+        .exits(203);
     std::fs::set_permissions(
         still.site.cluster_folder(),
         std::fs::Permissions::from_mode(0o000),
     )
     .unwrap();
-    still
-        .fetch(name)
-        .run()
-        .expect_code(207)
-        .expect_stderr("R207");
+    still.fetch(name).exits(207).expect_stderr("R207");
     std::fs::set_permissions(
         still.site.cluster_folder(),
         std::fs::Permissions::from_mode(0o700),
@@ -1438,8 +1400,7 @@ fn wrong_calls_are_never_the_end_of_wal() {
         .arg(still.site.repository())
         .arg(name)
         .arg(&target)
-        .run()
-        .success();
+        .succeed();
     assert!(std::fs::read(target).unwrap() == std::fs::read(still.wal(name)).unwrap());
 }
 
@@ -1450,34 +1411,28 @@ fn f01_a_streaming_standby_catches_up_from_the_second_archive() {
     let (site, primary) = Site::with_cluster(17);
     site.add_repository("second", "");
     primary.sql("create table t (a int)");
-    let mut standby = Cluster::builder(17)
-        .standby_of(&primary)
-        .without_fsync()
-        .create();
-    standby.append_config(
-        "restore_command",
-        &site.restore().args(["%f", "%p"]).shell(),
-    );
-    let lacking = primary.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    let mut standby = primary.standby().create();
+    standby.append_config("restore_command", &site.restore().words("%f %p").shell());
+    let lacking = primary.value("select pg_walfile_name(pg_current_wal_lsn())");
     for _ in 0..3 {
         primary.sql("insert into t values (1)");
         primary.archive_now();
     }
-    wait_until(PATIENCE, "the primary recycles its WAL", || {
+    wait_until("the primary recycles its WAL", || {
         primary.sql("checkpoint");
         !primary.pgdata().join("pg_wal").join(&lacking).exists()
     });
     let hanging = HangingDisk::over(site.repository());
     standby.start();
-    let has_rows = |n: &str| standby.query_one_string("select count(*) from t") == n;
-    wait_until(PATIENCE, "the standby has caught up", || has_rows("3"));
+    let has_rows = |n: &str| standby.value("select count(*) from t") == n;
+    wait_until("the standby has caught up", || has_rows("3"));
     let log = standby.log();
     let restored = format!("restored log file \"{lacking}\" from archive");
     assert!(log.contains(&restored), "{log}");
     let silent = format!("{}\" has not answered for", site.repository().display());
     assert!(log.contains(&silent), "{log}");
     primary.sql("insert into t values (1)");
-    wait_until(PATIENCE, "the standby streams", || has_rows("4"));
+    wait_until("the standby streams", || has_rows("4"));
     drop(hanging);
     standby.stop(Stop::Fast);
 }
@@ -1485,20 +1440,14 @@ fn f01_a_streaming_standby_catches_up_from_the_second_archive() {
 fn f01_a_streaming_standby_starts_and_streams_without_its_archive(major: u32) {
     let (site, primary) = Site::with_cluster(major);
     primary.sql("create table t (a int)");
-    let mut standby = Cluster::builder(major)
-        .standby_of(&primary)
-        .without_fsync()
-        .create();
-    standby.append_config(
-        "restore_command",
-        &site.restore().args(["%f", "%p"]).shell(),
-    );
+    let mut standby = primary.standby().create();
+    standby.append_config("restore_command", &site.restore().words("%f %p").shell());
     primary.archive_now();
     let away = Away::new(&site);
     primary.sql("insert into t values (1)");
     standby.start();
-    wait_until(PATIENCE, "the standby streams", || {
-        standby.query_one_string("select count(*) from t") == "1"
+    wait_until("the standby streams", || {
+        standby.value("select count(*) from t") == "1"
     });
     assert!(
         standby.log().contains("answering \"not here\""),
@@ -1514,7 +1463,7 @@ fn f01_a_streaming_standby_starts_and_streams_without_its_archive(major: u32) {
     drop(primary);
     standby.promote();
     assert_eq!(
-        standby.query_one_string("select pg_walfile_name(pg_current_wal_lsn())")[..8],
+        standby.value("select pg_walfile_name(pg_current_wal_lsn())")[..8],
         *"00000002"
     );
     drop(away);

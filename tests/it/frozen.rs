@@ -59,11 +59,10 @@ impl Frozen {
         let source = root.join(format!("pg{major}-{form}"));
         let tar = std::fs::read(source.join("repository.tar")).unwrap();
         Program::new("tar")
-            .args(["-x", "-C"])
+            .words("-x -C")
             .arg(sandbox.path())
             .stdin(tar)
-            .run()
-            .success();
+            .succeed();
         let mut config = format!(
             "[clusters.main]\n\n[repositories.frozen]\nurl = \"file://{}\"\n",
             sandbox.join("repository").display()
@@ -109,12 +108,12 @@ impl Frozen {
     }
 
     fn verifies_as_expected(&self) {
-        let run = self.pitr().arg("verify").run().success();
+        let run = self.pitr().arg("verify").succeed();
         assert_eq!(
             without_size(&run.stdout),
             without_size(&self.expected("verify.txt"))
         );
-        let run = self.pitr().args(["verify", "--json"]).run().success();
+        let run = self.pitr().words("verify --json").succeed();
         let expected = serde_json::from_str(&self.expected("verify.json")).unwrap();
         let least = (1 << 20, 30);
         let (found, expected) = (
@@ -126,7 +125,7 @@ impl Frozen {
 
     /// Lists content, copies it, and deletes none of a kind that it does not know. The backups of the known kind come back.
     fn keeps_content(&self, scopes: &[&str]) {
-        let info = self.pitr().args(["info", "--json"]).run().json();
+        let info = self.pitr().words("info --json").run().json();
         let shown = info["scopes"].as_array().cloned().unwrap_or_default();
         let names: Vec<_> = shown.iter().map(|s| s["scope"].as_str().unwrap()).collect();
         assert_eq!(names, scopes);
@@ -148,7 +147,7 @@ impl Frozen {
         let config = self.with_copy();
         let with_copy = |args: &[&str]| pitr().arg("--config").arg(&config).args(args).privileged();
         let sync = ["repo", "sync", "--from", "frozen", "--to", "copy"];
-        with_copy(&sync).run().success();
+        with_copy(&sync).succeed();
         assert_eq!(objects_of_unknown(&self.sandbox.join("copy")), unknown);
         let expire = [
             "--grace",
@@ -167,7 +166,7 @@ impl Frozen {
                 "{scopes:#}"
             );
         }
-        let left = self.pitr().args(["info", "--json"]).run().json();
+        let left = self.pitr().words("info --json").run().json();
         assert_eq!(left["scopes"][1]["backups"].as_array().unwrap().len(), 1);
         assert_eq!(
             objects_of_unknown(&self.sandbox.join("repository")),
@@ -203,7 +202,7 @@ impl Frozen {
         let (from, to) = (self.sandbox.join("repository"), self.sandbox.dir("copy"));
         if self.is_encrypted {
             let copy = Program::new("cp").arg("-r").arg(from.join("keys"));
-            copy.arg(&to).privileged().run().success();
+            copy.arg(&to).privileged().succeed();
         }
         let store = Box::new(FileStore::open(&to, 7).unwrap());
         let key_set = self.open().marker().key_set.clone();
@@ -226,17 +225,13 @@ impl Frozen {
     /// Restores to a moment, starts the server and compares what the tables hold.
     fn restores(&self, number: usize, moment: &Value) {
         let to = self.sandbox.join(format!("moment-{number}"));
-        let restore = self.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
-        restore.args(arguments(moment)).run().success();
-        let mut copy = Cluster::open(self.major, &to)
-            .option("fsync", "off")
-            .create();
-        copy.start();
-        copy.wait_promoted();
+        let restore = self.pitr().restore_to(&to).arg("--quiet");
+        restore.args(arguments(moment)).succeed();
+        let copy = Cluster::open(self.major, &to).without_fsync().promoted();
         for line in moment["tables"].as_array().unwrap() {
             let line = line.as_str().unwrap();
             let (table, _) = line.split_once(':').unwrap();
-            let found = copy.query_one_string(&fingerprint(table));
+            let found = copy.value(&fingerprint(table));
             assert_eq!(found, line, "{moment:#}");
         }
     }
@@ -301,14 +296,14 @@ fn read_planned_and_restored(major: u32, generation: &Generation) {
     for form in generation.forms {
         let frozen = Frozen::new(major, form);
         frozen.verifies_as_expected();
-        let info = frozen.pitr().args(["info", "--json"]).run();
+        let info = frozen.pitr().words("info --json").run();
         let backups = info.json()["clusters"][0]["backups"].clone();
         let count = backups.as_array().map(Vec::len);
         assert_eq!(count, Some(generation.backups), "{info}");
         let moments = frozen.moments();
         for moment in &moments {
-            let plan = frozen.pitr().args(["plan", "--json"]);
-            let plan = plan.args(arguments(moment)).run().success().json();
+            let plan = frozen.pitr().words("plan --json");
+            let plan = plan.args(arguments(moment)).succeed().json();
             assert_eq!(plan["reachable"], true, "{moment:#} {plan:#}");
         }
         // The last moment of each timeline, and of the life that lost its fork.
@@ -413,6 +408,6 @@ fn content_is_frozen() {
     let scopes: Vec<String> = scopes.iter().map(Scope::prefix).collect();
     assert_eq!(scopes, SECOND.scopes);
     if let Some(older) = older {
-        older.pitr().arg("verify").run().success();
+        older.pitr().arg("verify").succeed();
     }
 }

@@ -23,8 +23,8 @@ impl Frozen {
         let sandbox = Sandbox::new("frozen");
         let source = root.join(format!("content-{form}"));
         let tar = std::fs::read(source.join("repository.tar")).unwrap();
-        let unpack = Program::new("tar").args(["-x", "-C"]).arg(sandbox.path());
-        unpack.stdin(tar).run().success();
+        let unpack = Program::new("tar").words("-x -C").arg(sandbox.path());
+        unpack.stdin(tar).succeed();
         let repository = sandbox.join("repository");
         let mut config = format!(
             "[clusters.main]\n\n[repositories.frozen]\nurl = \"file://{}\"\n",
@@ -68,10 +68,10 @@ impl Frozen {
 
     fn verifies_as_expected(&self) {
         let text = |name: &str| std::fs::read_to_string(self.source.join(name)).unwrap();
-        let run = self.pitr(&["verify"]).run().success();
+        let run = self.pitr(&["verify"]).succeed();
         assert_eq!(without_size(&run.stdout), without_size(&text("verify.txt")));
         let expected: Value = serde_json::from_str(&text("verify.json")).unwrap();
-        let mut found = self.pitr(&["verify", "--json"]).run().success().json();
+        let mut found = self.pitr(&["verify", "--json"]).succeed().json();
         let mut expected = expected;
         for report in [&mut found, &mut expected] {
             // The cluster has neither a backup nor WAL.
@@ -87,7 +87,7 @@ impl Frozen {
         for (id, expected) in backups {
             compare(&self.restored("files", "uploads", id, &[]), expected);
             let sums = ["files", "sums", "uploads", "--backup", id, "--json"];
-            let sums = self.pitr(&sums).run().success().json();
+            let sums = self.pitr(&sums).succeed().json();
             let files = expected.as_object().unwrap().values();
             let files = files.filter(|entry| entry["sha256"].is_string()).count();
             assert_eq!(sums["sums"].as_array().unwrap().len(), files);
@@ -135,12 +135,12 @@ impl Frozen {
                 "logical", "restore", "main", "--backup", id, "--create", "--bin",
             ];
             let restore = self.pitr(&restore).arg(bin).args(["--into", &conninfo]);
-            restore.run().success();
+            restore.succeed();
             let client = server.client_of("app");
             for line in expected.as_array().unwrap() {
                 let line = line.as_str().unwrap();
                 let (table, _) = line.split_once(':').unwrap();
-                assert_eq!(client.query_one_string(&fingerprint(table)), line);
+                assert_eq!(client.value(&fingerprint(table)), line);
             }
         }
     }

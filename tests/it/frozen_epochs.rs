@@ -13,8 +13,8 @@ fn a_frozen_repository_with_two_epochs_is_read() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/repositories/epochs");
     let sandbox = Sandbox::new("frozen");
     let tar = std::fs::read(source.join("repository.tar")).unwrap();
-    let unpack = Program::new("tar").args(["-x", "-C"]).arg(sandbox.path());
-    unpack.stdin(tar).run().success();
+    let unpack = Program::new("tar").words("-x -C").arg(sandbox.path());
+    unpack.stdin(tar).succeed();
     let repository = sandbox.join("repository");
     let [first, second] = epochs(&repository);
     assert!(first > 2 && second > 2, "{first} {second}");
@@ -50,7 +50,7 @@ fn a_frozen_repository_with_two_epochs_is_read() {
             }
         }
     }
-    let verify = on(&[("key_file", "ops.key")]).arg("verify").run().success();
+    let verify = on(&[("key_file", "ops.key")]).arg("verify").succeed();
     let text = std::fs::read_to_string(source.join("verify.txt")).unwrap();
     assert_eq!(without_size(&verify.stdout), without_size(&text));
     // Both files for hosts are those of the key set.

@@ -12,8 +12,8 @@ fn erasures_are_read(form: &str) {
     let source = root.join(format!("erasures-{form}"));
     let sandbox = Sandbox::new("frozen");
     let tar = std::fs::read(source.join("repository.tar")).unwrap();
-    let unpack = Program::new("tar").args(["-x", "-C"]).arg(sandbox.path());
-    unpack.stdin(tar).run().success();
+    let unpack = Program::new("tar").words("-x -C").arg(sandbox.path());
+    unpack.stdin(tar).succeed();
     let mut config = format!(
         "[clusters.main]\n[repositories.frozen]\nurl = \"file://{}\"\n",
         sandbox.join("repository").display(),
@@ -29,7 +29,7 @@ fn erasures_are_read(form: &str) {
     let config = sandbox.file("pitr.toml", config);
     let read = |args: &[&str]| {
         let program = pitr().arg("--config").arg(&config).args(args);
-        program.run().success()
+        program.succeed()
     };
     let expected = std::fs::read(source.join("expected.json")).unwrap();
     let expected: Value = serde_json::from_slice(&expected).unwrap();

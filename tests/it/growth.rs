@@ -106,17 +106,15 @@ fn many_files(files: u64) {
     };
     restore("restore", &[]);
     cluster.stop(Stop::Fast);
-    let mut restored = Cluster::open(17, &copy).option("fsync", "off").start();
-    restored.wait_promoted();
+    let mut restored = Cluster::open(17, &copy).without_fsync().promoted();
     let sum = "select sum(n) from (select n from t0 union all select n from t1) as both_of";
-    let found = restored.client_of("many").query_one_string(sum);
+    let found = restored.client_of("many").value(sum);
     assert_eq!(found, "4");
     restored.client_of("many").sql("update t1 set n = 7");
     restored.stop(Stop::Fast);
     restore("delta restore", &["--delta", "--confirm"]);
-    let mut restored = Cluster::open(17, &copy).option("fsync", "off").start();
-    restored.wait_promoted();
-    let found = restored.client_of("many").query_one_string(sum);
+    let mut restored = Cluster::open(17, &copy).without_fsync().promoted();
+    let found = restored.client_of("many").value(sum);
     assert_eq!(found, "4");
     restored.stop(Stop::Fast);
 }
@@ -143,13 +141,13 @@ fn r175_a_chain_of_very_many_incrementals() {
         let every = (count / 10).max(1);
         let run = match n % every {
             0 => measured(&format!("incremental {n}"), backup("--incremental")),
-            _ => backup("--incremental").run().success(),
+            _ => backup("--incremental").succeed(),
         };
         assert_eq!(run.json()["kind"], "incremental", "{run}");
         last = run.id();
     }
     let sum = "select md5(string_agg(b, '' order by a)) from t";
-    let wanted = cluster.query_one_string(sum);
+    let wanted = cluster.value(sum);
     let verify = ["verify", "--backup", &last];
     measured("verify", site.pitr().args(verify));
     let copy = site.sandbox().join("copy");
@@ -158,14 +156,12 @@ fn r175_a_chain_of_very_many_incrementals() {
     let few = ["prlimit", "--nofile=512:512"];
     measured("restore, with 512 descriptors", restore.clone().under(few));
     cluster.stop(Stop::Fast);
-    let mut restored = Cluster::open(17, &copy).option("fsync", "off").start();
-    restored.wait_promoted();
-    assert_eq!(restored.query_one_string(sum), wanted);
+    let mut restored = Cluster::open(17, &copy).without_fsync().promoted();
+    assert_eq!(restored.value(sum), wanted);
     restored.sql("update t set b = 'x' where a % 100 = 0");
     restored.stop(Stop::Fast);
-    let delta = restore.args(["--delta", "--confirm"]);
+    let delta = restore.words("--delta --confirm");
     measured("delta restore, with 512 descriptors", delta.under(few));
-    let restored = Cluster::open(17, &copy).option("fsync", "off").start();
-    restored.wait_promoted();
-    assert_eq!(restored.query_one_string(sum), wanted);
+    let restored = Cluster::open(17, &copy).without_fsync().promoted();
+    assert_eq!(restored.value(sum), wanted);
 }

@@ -9,14 +9,11 @@ use crate::{per_major, require_mounts, require_root, require_strace, skip};
 
 fn a_server_starts_answers_and_stops(major: u32) {
     let mut cluster = Cluster::builder(major).segment_size_mb(1).start();
-    assert_eq!(cluster.query_one_string("select 1"), "1");
-    let version: u32 = cluster
-        .query_one_string("show server_version_num")
-        .parse()
-        .unwrap();
+    assert_eq!(cluster.value("select 1"), "1");
+    let version: u32 = cluster.value("show server_version_num").parse().unwrap();
     assert_eq!(version / 10_000, major);
-    assert_eq!(cluster.query_one_string("show wal_segment_size"), "1MB");
-    assert_eq!(cluster.query_one_string("show data_checksums"), "on");
+    assert_eq!(cluster.value("show wal_segment_size"), "1MB");
+    assert_eq!(cluster.value("show data_checksums"), "on");
     let pid = cluster.pid().unwrap();
     cluster.stop(Stop::Fast);
     assert!(cluster.log().contains("database system is shut down"));
@@ -38,17 +35,14 @@ fn a_server_archives_and_a_standby_follows_and_is_promoted(major: u32) {
     let segment = primary.archive_now();
     assert!(dir.join(&segment).exists());
 
-    let standby = Cluster::builder(major)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
-    assert_eq!(standby.query_one_string("select pg_is_in_recovery()"), "t");
+    let standby = primary.standby().start();
+    assert_eq!(standby.value("select pg_is_in_recovery()"), "t");
     primary.stop(Stop::Immediate);
     standby.promote();
-    assert_eq!(standby.query_one_string("select count(*) from t"), "1000");
+    assert_eq!(standby.value("select count(*) from t"), "1000");
     assert_eq!(
         standby
-            .query_one_string("select timeline_id from pg_control_checkpoint()")
+            .value("select timeline_id from pg_control_checkpoint()")
             .len(),
         1
     );
@@ -102,7 +96,7 @@ fn every_tool_of_a_major_is_where_it_is_said_to_be() {
                     "scripts/get-postgres says what it needs"
                 );
             };
-            let run = Program::new(bin).arg("--version").run().success();
+            let run = Program::new(bin).arg("--version").succeed();
             assert!(run.stdout.contains(&format!(" {major}.")), "{run}");
         }
     }
@@ -110,10 +104,7 @@ fn every_tool_of_a_major_is_where_it_is_said_to_be() {
 
 #[test]
 fn programs_run_as_a_user_who_is_not_root_with_an_empty_environment() {
-    let run = Program::new("sh")
-        .args(["-c", "id -u; env"])
-        .run()
-        .success();
+    let run = Program::new("sh").args(["-c", "id -u; env"]).succeed();
     assert!(!run.stdout.starts_with("0\n"), "{run}");
     assert!(!run.stdout.contains("CARGO"), "{run}");
     // The small programs are built and can be executed by that user.
@@ -166,7 +157,7 @@ fn a_small_disk_gets_full() {
     require_mounts!("a_small_disk_gets_full");
     let disk = SmallDisk::new(1, 10);
     let run = Program::new("dd")
-        .args(["if=/dev/zero", "bs=64k", "count=32"])
+        .words("if=/dev/zero bs=64k count=32")
         .arg(format!("of={}/file", disk.path().display()))
         .run();
     assert!(run.stderr.contains("No space left"), "{run}");
@@ -180,8 +171,7 @@ fn a_power_cut_loses_what_was_not_synced_and_only_that() {
     Program::new("sh")
         .args(["-c", "echo one > $0; sync $0; sync -f $0; echo two > $1"])
         .args([&synced, &lost])
-        .run()
-        .success();
+        .succeed();
     disk.cut_power();
     assert_eq!(std::fs::read_to_string(&synced).unwrap(), "one\n");
     assert!(
@@ -319,12 +309,9 @@ fn the_scripted_server_is_one_to_a_client_of_postgresql() {
             .args(["--no-loop", "--slot=pitr", "-d", &server.conninfo(), "-D"])
             .arg(folder.dir("wal"))
     };
-    receive().run().expect_code(1).expect_stderr("not yet");
+    receive().exits(1).expect_stderr("not yet");
     let mut running = receive().spawn();
-    crate::common::wait_until(PATIENCE, "it streams", || {
-        assert!(!running.is_done(), "{}", running.stderr());
-        server.asked("START_REPLICATION") == 1
-    });
+    running.until("it streams", || server.asked("START_REPLICATION") == 1);
     let commands = server.commands();
     assert!(
         commands
@@ -336,8 +323,7 @@ fn the_scripted_server_is_one_to_a_client_of_postgresql() {
         commands.last().unwrap().contains("1/23000000"),
         "{commands:?}"
     );
-    running.signal(rustix::process::Signal::INT);
-    running.wait();
+    running.ended_by(rustix::process::Signal::INT);
     assert_eq!(walsender::lsn(0x1_2300_0000), "1/23000000");
 }
 

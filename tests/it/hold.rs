@@ -21,10 +21,7 @@ struct Court {
 
 impl Court {
     fn new(major: u32, object_lock: Option<bool>) -> Court {
-        let mut cluster = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
-            .create();
+        let mut cluster = Cluster::small(major).create();
         let site = Bucketed::new(&cluster, Peer::own(), "");
         site.peer.server().behave(|m| m.object_lock = object_lock);
         site.attach(&cluster);
@@ -32,7 +29,7 @@ impl Court {
         cluster.sql("create table t (n int)");
         let backup = || {
             cluster.sql("insert into t values (1)");
-            let run = site.pitr().args(["backup", "--full", "--json"]).run();
+            let run = site.pitr().words("backup --full --json").run();
             run.success().id()
         };
         let ids = [backup(), backup()];
@@ -59,6 +56,25 @@ impl Court {
                 .is_some_and(|v| v == "ON")
         });
         keys
+    }
+
+    /// Fails unless the store holds what this backup needs, `more` among it, and nothing of the other one.
+    fn holds_alone(&self, backup: &str, more: &[&str], other: &str) {
+        let held = self.held();
+        let own = [
+            "backups/{}/manifest",
+            "packs/{}/",
+            "layers/{}/",
+            "events/{}/",
+        ];
+        let own = own.map(|part| part.replace("{}", backup));
+        for needed in own.iter().map(String::as_str).chain(more.iter().copied()) {
+            assert!(
+                held.iter().any(|key| key.contains(needed)),
+                "{needed}: {held:#?}"
+            );
+        }
+        assert!(!held.iter().any(|key| key.contains(other)), "{held:#?}");
     }
 
     fn has(&self, part: &str) -> bool {
@@ -106,22 +122,7 @@ fn a_hold_is_the_stores_own_where_it_has_one(major: u32) {
     assert_eq!(shown["hold"], "store");
     assert_eq!(shown["pinned_reason"], "case 17");
     court.pitr(&["info"]).expect_stdout("on hold");
-    let held = court.held();
-    for needed in [
-        format!("backups/{first}/manifest"),
-        format!("packs/{first}/"),
-        format!("layers/{first}/"),
-        "/wal/".to_owned(),
-        "pitr.json".to_owned(),
-        "cluster.json".to_owned(),
-        format!("events/{first}/"),
-    ] {
-        assert!(
-            held.iter().any(|key| key.contains(&needed)),
-            "{needed}: {held:#?}"
-        );
-    }
-    assert!(!held.iter().any(|key| key.contains(&second)), "{held:#?}");
+    court.holds_alone(&first, &["/wal/", "pitr.json", "cluster.json"], &second);
     // Repeated, it says nothing new.
     let keys = court.site.peer.server().keys();
     court.hold(&first).success();
@@ -204,7 +205,7 @@ fn a_hold_is_advisory_where_the_store_has_none(major: u32) {
     let kept = Kept::new(major, 2);
     let first = kept.ids[0].clone();
     let hold = ["hold", &first, "--reason", "case 18", "--confirm"];
-    let held = kept.pitr(&hold).run().success();
+    let held = kept.pitr(&hold).succeed();
     held.expect_stdout("advisory: the store has no legal holds")
         .expect_stdout("(advisory)");
     assert_eq!(kept.shown(0)["hold"], "advisory");
@@ -214,8 +215,8 @@ fn a_hold_is_advisory_where_the_store_has_none(major: u32) {
     assert_eq!(kept.fates(&[]), ["keep", "keep"]);
     // A pin beside it comes and goes, and the hold stays.
     let pin = ["pin", &first, "--reason", "mine", "--confirm"];
-    kept.pitr(&pin).run().success();
-    kept.pitr(&["unpin", &first, "--confirm"]).run().success();
+    kept.pitr(&pin).succeed();
+    kept.pitr(&["unpin", &first, "--confirm"]).succeed();
     let again = kept.pitr(&["unpin", &first, "--confirm"]).run();
     again.expect_code(8).expect_stderr("on legal hold");
     // Another repository learns of the hold and of its end.
@@ -231,11 +232,11 @@ fn a_hold_is_advisory_where_the_store_has_none(major: u32) {
     let plan = kept.pitr(&["unhold", &first]).run();
     plan.expect_code(8).expect_stdout("legal hold of");
     let only = ["unhold", &first, "--confirm", "--repository", "local"];
-    kept.pitr(&only).run().success();
+    kept.pitr(&only).succeed();
     assert!(kept.shown(0)["hold"].is_null());
     assert_eq!(hold_in_second(), "advisory");
     let sync = ["repo", "sync", "--all", "--quiet"];
-    kept.pitr(&sync).run().success();
+    kept.pitr(&sync).succeed();
     assert!(hold_in_second().is_null());
     assert_eq!(kept.fates(&[]), ["mark", "keep"]);
 }
@@ -302,21 +303,7 @@ fn a_hold_of_other_content_is_the_stores_own() {
     shown
         .expect_stdout("legal hold of")
         .expect_stdout("own hold");
-    let held = court.held();
-    for needed in [
-        format!("backups/{first}/manifest"),
-        format!("packs/{first}/"),
-        format!("layers/{first}/"),
-        "aux/files/up/scope.json".to_owned(),
-        "pitr.json".to_owned(),
-        format!("events/{first}/"),
-    ] {
-        assert!(
-            held.iter().any(|key| key.contains(&needed)),
-            "{needed}: {held:#?}"
-        );
-    }
-    assert!(!held.iter().any(|key| key.contains(&second)), "{held:#?}");
+    court.holds_alone(&first, &["aux/files/up/scope.json", "pitr.json"], &second);
 
     // Neither retention nor the end of pins lets it go, and a cluster's hold shares the marker with it.
     court

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use crate::common::{Cluster, Program, Run, Sandbox, Site, Stop, pitr, user};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, Stop, list_of, pitr, user};
 use crate::sealed::keygen;
 use crate::{per_major, require_root};
 
@@ -38,21 +38,18 @@ fn settings(run: &Run) -> String {
 
 fn the_lines_that_init_prints_make_archiving_work(major: u32) {
     let sandbox = Sandbox::new("init dir");
-    let mut cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
-    let run = init(&cluster, &sandbox).run().success();
+    let mut cluster = Cluster::small(major).start();
+    let run = init(&cluster, &sandbox).succeed();
     let conf = cluster.pgdata().join("postgresql.conf");
     let old = std::fs::read_to_string(&conf).unwrap();
     std::fs::write(&conf, old + &settings(&run)).unwrap();
     cluster.restart();
     cluster.archive_now();
     assert_eq!(
-        cluster.query_one_string("select failed_count from pg_stat_archiver"),
+        cluster.value("select failed_count from pg_stat_archiver"),
         "0"
     );
-    assert_eq!(cluster.query_one_string("show archive_timeout"), "1min");
+    assert_eq!(cluster.value("show archive_timeout"), "1min");
 
     // The server's address was taken from postmaster.pid, so that the next commands find it.
     let config = std::fs::read_to_string(sandbox.join("pitr.toml")).unwrap();
@@ -68,28 +65,22 @@ per_major!(the_lines_that_init_prints_make_archiving_work);
 fn init_a_second_time_changes_nothing_and_says_so() {
     let sandbox = Sandbox::new("init");
     let cluster = Cluster::builder(17).segment_size_mb(1).create();
-    let first = init(&cluster, &sandbox).run().success();
+    let first = init(&cluster, &sandbox).succeed();
     assert!(first.stdout.contains("created") && first.stdout.contains("registered"));
     let config = std::fs::read(sandbox.join("pitr.toml")).unwrap();
     let marker = std::fs::read(sandbox.join("repo/pitr.json")).unwrap();
 
     let again = init(&cluster, &sandbox)
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("Nothing had to be done");
     assert_eq!(settings(&first), settings(&again));
     // The file says it all by now.
     pitr()
         .dir(sandbox.path())
         .arg("init")
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("Nothing had to be done");
-    let json = init(&cluster, &sandbox)
-        .arg("--json")
-        .run()
-        .success()
-        .json();
+    let json = init(&cluster, &sandbox).arg("--json").succeed().json();
     assert_eq!(json["config_written"], false);
     assert_eq!(json["repositories"][0]["created"], false);
     assert_eq!(json["repositories"][0]["registered"], false);
@@ -110,9 +101,9 @@ fn another_system_identifier_needs_a_confirmation() {
         .segment_size_mb(1)
         .own_identifier()
         .create();
-    init(&one, &sandbox).run().success();
+    init(&one, &sandbox).succeed();
     std::fs::remove_file(sandbox.join("pitr.toml")).unwrap();
-    let run = init(&other, &sandbox).run().expect_code(1);
+    let run = init(&other, &sandbox).exits(1);
     assert!(
         run.stderr.starts_with(
             "error wrong_cluster: cluster \"main\" is registered with system identifier "
@@ -122,12 +113,11 @@ fn another_system_identifier_needs_a_confirmation() {
     assert_eq!(names(sandbox.path()), ["repo"]);
     init(&other, &sandbox)
         .arg("--confirm")
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("registered");
     assert_eq!(names(&sandbox.join("repo/clusters/main")).len(), 2);
     // Once more, as where the configuration still leads to the old cluster.
-    let run = init(&other, &sandbox).arg("--confirm").run().success();
+    let run = init(&other, &sandbox).arg("--confirm").succeed();
     run.expect_stderr("--confirm registered nothing")
         .expect_stderr(", which was registered")
         .expect_stderr("set pgdata and conninfo in [clusters.main]");
@@ -139,7 +129,7 @@ fn a_directory_that_belongs_to_somebody_else_is_left_alone() {
     let cluster = Cluster::builder(15).segment_size_mb(1).create();
     let repo = sandbox.dir("repo");
     sandbox.file("repo/letters", "dear");
-    let run = init(&cluster, &sandbox).run().expect_code(8);
+    let run = init(&cluster, &sandbox).exits(8);
     assert_eq!(
         run.stderr.lines().next().unwrap(),
         format!(
@@ -153,7 +143,7 @@ fn a_directory_that_belongs_to_somebody_else_is_left_alone() {
     // The folder that mkfs leaves counts as nothing.
     std::fs::remove_file(repo.join("letters")).unwrap();
     std::fs::create_dir(repo.join("lost+found")).unwrap();
-    init(&cluster, &sandbox).run().success();
+    init(&cluster, &sandbox).succeed();
     assert_eq!(names(&repo), ["clusters", "lost+found", "pitr.json"]);
 }
 
@@ -211,8 +201,7 @@ fn init_refuses_what_cannot_work_before_it_writes() {
             .dir(sandbox.path())
             .arg("init")
             .args(arguments)
-            .run()
-            .expect_code(code);
+            .exits(code);
         assert!(run.stderr.starts_with(message), "{run}");
         assert!(names(sandbox.path()).is_empty(), "{run}");
     }
@@ -221,7 +210,7 @@ fn init_refuses_what_cannot_work_before_it_writes() {
     // A restored copy that nobody adopted.
     let guard = cluster.pgdata().join("pg_wal/pitr.guard");
     std::fs::write(&guard, "").unwrap();
-    init(&cluster, &sandbox).run().expect_code(8);
+    init(&cluster, &sandbox).exits(8);
     std::fs::remove_file(guard).unwrap();
     assert!(names(sandbox.path()).is_empty());
 
@@ -232,7 +221,7 @@ fn init_refuses_what_cannot_work_before_it_writes() {
     let crc = crc32c::crc32c(&bytes[..288]);
     bytes[288..292].copy_from_slice(&crc.to_le_bytes());
     std::fs::write(&control, bytes).unwrap();
-    let run = init(&cluster, &sandbox).run().expect_code(1);
+    let run = init(&cluster, &sandbox).exits(1);
     assert!(
         run.stderr.starts_with(
             "error unsupported: the cluster's data pages have 32768 bytes, only 8192 are supported"
@@ -254,7 +243,7 @@ fn an_existing_configuration_is_used_and_never_changed() {
     );
     sandbox.file("pitr.toml", &text);
     let run = init(&cluster, &sandbox)
-        .args(["--cluster", "two", "--pgdata", "/nowhere"])
+        .words("--cluster two --pgdata /nowhere")
         .run();
     assert_eq!(run.code(), 2, "--pgdata twice: {run}");
     let init = |args: &[&str]| pitr().dir(sandbox.path()).arg("init").args(args).run();
@@ -282,7 +271,7 @@ fn an_existing_configuration_is_used_and_never_changed() {
     let info = |args: &[&str]| {
         pitr()
             .dir(sandbox.path())
-            .args(["info", "--json"])
+            .words("info --json")
             .args(args)
             .run()
     };
@@ -299,9 +288,7 @@ fn an_existing_configuration_is_used_and_never_changed() {
     let bare = format!("{}/repo", bare[1]);
     register_two(&sandbox);
     let shown = info(&["--repository", &bare]).json();
-    let names_of: Vec<_> = shown["clusters"]
-        .as_array()
-        .unwrap()
+    let names_of: Vec<_> = list_of(&shown["clusters"])
         .iter()
         .map(|c| c["name"].clone())
         .collect();
@@ -322,16 +309,16 @@ fn a_second_section_does_not_stop_the_first_clusters_archiving() {
     let segment = cluster.archive_now();
     let target = cluster.pgdata().join("pg_wal/RECOVERYXLOG");
     let fetch = site.restore().args([&segment, "pg_wal/RECOVERYXLOG"]);
-    fetch.dir(cluster.pgdata()).run().success();
+    fetch.dir(cluster.pgdata()).succeed();
     assert!(target.exists());
-    let doctor = || site.pitr().args(["doctor", "--cluster", "main"]).run();
+    let doctor = || site.pitr().words("doctor --cluster main").run();
     let run = doctor();
     assert!(!run.stdout.contains("it names none"), "{run}");
     // New lines name it, so that they do not depend on the directory.
-    let init = site.pitr().args(["init", "--cluster", "main"]).run();
+    let init = site.pitr().words("init --cluster main").run();
     let run = init.success();
     assert!(settings(&run).contains("--cluster main %p"), "{run}");
-    let run = site.pitr().args(["init", "--cluster", "third"]).run();
+    let run = site.pitr().words("init --cluster third").run();
     run.expect_code(8)
         .expect_stderr("has no cluster \"third\"")
         .expect_stderr("[clusters.third]");
@@ -340,7 +327,7 @@ fn a_second_section_does_not_stop_the_first_clusters_archiving() {
     let pgdata = format!("pgdata   = \"{}\"\n", cluster.pgdata().display());
     site.edit(&pgdata, "");
     let push = site.archive().arg(format!("pg_wal/{segment}"));
-    let run = push.dir(cluster.pgdata()).run().expect_code(1);
+    let run = push.dir(cluster.pgdata()).exits(1);
     assert!(run.stderr.contains("none is named: main, inter"), "{run}");
     doctor().expect_code(1).expect_stdout("it names none");
 }
@@ -363,16 +350,12 @@ fn register_two(sandbox: &Sandbox) {
 fn an_adoption_that_is_recorded_nowhere_says_so() {
     let sandbox = Sandbox::new("init");
     let cluster = Cluster::builder(17).segment_size_mb(1).create();
-    init(&cluster, &sandbox).run().success();
+    init(&cluster, &sandbox).succeed();
     let adopt = || {
         let guard = cluster.pgdata().join("pg_wal/pitr.guard");
         std::fs::write(&guard, "").unwrap();
         user::own(&guard);
-        pitr()
-            .dir(sandbox.path())
-            .args(["adopt", "--json"])
-            .run()
-            .success()
+        pitr().dir(sandbox.path()).words("adopt --json").succeed()
     };
     let run = adopt();
     assert_eq!(
@@ -390,7 +373,7 @@ fn an_adoption_that_is_recorded_nowhere_says_so() {
 fn the_same_identifier_with_another_major_is_refused() {
     let sandbox = Sandbox::new("init");
     let cluster = Cluster::builder(17).segment_size_mb(1).create();
-    init(&cluster, &sandbox).run().success();
+    init(&cluster, &sandbox).succeed();
     let place = pitr::config::Repository::at(pitr::config::Location::File(sandbox.join("repo")));
     let repository = pitr::repo::open(&place, 1).unwrap();
     let registration = repository.registrations("main").unwrap().remove(0);
@@ -405,7 +388,7 @@ fn the_same_identifier_with_another_major_is_refused() {
     };
     repository.register(&other).unwrap();
     user::own_all(&sandbox.join("repo"));
-    let run = init(&cluster, &sandbox).run().expect_code(8);
+    let run = init(&cluster, &sandbox).exits(8);
     assert!(
         run.stderr
             .contains("registered as PostgreSQL 16, and is 17"),
@@ -438,8 +421,7 @@ fn a_server_can_be_asked_instead_of_its_files() {
     let sandbox = Sandbox::new("init");
     let run = init(&cluster, &sandbox)
         .args(["--conninfo", &other.conninfo("postgres")])
-        .run()
-        .expect_code(1);
+        .exits(1);
     assert!(
         run.stderr
             .contains("the data directory has system identifier"),
@@ -455,8 +437,7 @@ fn a_server_can_be_asked_instead_of_its_files() {
         .dir(sandbox.path())
         .args(["init", "--json", "--conninfo", &conninfo, "--repository"])
         .arg(sandbox.join("repo"))
-        .run()
-        .success()
+        .succeed()
         .json();
     assert_eq!(
         json["system_identifier"],
@@ -476,11 +457,10 @@ fn what_root_makes_belongs_to_the_servers_user() {
     let sandbox = Sandbox::new("init");
     let cluster = Cluster::builder(17).segment_size_mb(1).create();
     let run = init(&cluster, &sandbox)
-        .args(["--config"])
+        .words("--config")
         .arg(sandbox.join("etc/pitr/pitr.toml"))
         .privileged()
-        .run()
-        .success();
+        .succeed();
     let (uid, _) = user::ids();
     let identifier = names(&sandbox.join("repo/clusters/main")).remove(0);
     for path in [
@@ -497,20 +477,19 @@ fn what_root_makes_belongs_to_the_servers_user() {
     assert!(!run.stderr.contains("cannot use"), "{run}");
     // The server's user can work with it.
     pitr()
-        .args(["repo", "show", "--config"])
+        .words("repo show --config")
         .arg(sandbox.join("etc/pitr/pitr.toml"))
-        .run()
-        .success();
+        .succeed();
 
     run.expect_stdout("  sudo -u ");
 
     // A file that the configuration names, and this user cannot read, is named.
     let keys = sandbox.join("keys");
-    keygen(&keys, &["ops", "escrow"]).run().success();
+    keygen(&keys, &["ops", "escrow"]).succeed();
     let writer = keys.join("writer.key");
     std::os::unix::fs::chown(&writer, Some(0), Some(0)).unwrap();
     pitr()
-        .args(["init", "--pgdata"])
+        .words("init --pgdata")
         .arg(cluster.pgdata())
         .arg("--config")
         .arg(sandbox.join("sealed.toml"))
@@ -519,8 +498,7 @@ fn what_root_makes_belongs_to_the_servers_user() {
         .arg("--key-set")
         .arg(&writer)
         .privileged()
-        .run()
-        .success()
+        .succeed()
         .expect_stderr(&format!("cannot use \"{}\": chown ", writer.display()));
 
     // The server lets its own user in, and root not: that is no warning.
@@ -535,8 +513,7 @@ fn what_root_makes_belongs_to_the_servers_user() {
         .arg("--repository")
         .arg(sandbox.join("peer"))
         .privileged()
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("pitr doctor asks it");
     assert!(!again.stderr.contains("could not be asked"), "{again}");
     // A place of root's, where the server's user can make no repository.
@@ -544,14 +521,13 @@ fn what_root_makes_belongs_to_the_servers_user() {
     std::os::unix::fs::chown(&roots, Some(0), Some(0)).unwrap();
     let wanted = roots.join("inter");
     let refused = pitr()
-        .args(["init", "--pgdata"])
+        .words("init --pgdata")
         .arg(cluster.pgdata())
         .arg("--config")
         .arg(sandbox.join("roots.toml"))
         .arg("--repository")
         .arg(&wanted)
-        .run()
-        .expect_code(1);
+        .exits(1);
     let install = format!("-m 700 {}", wanted.display());
     refused
         .expect_stderr("sudo install -d -o ")
@@ -564,8 +540,7 @@ fn what_root_makes_belongs_to_the_servers_user() {
         .arg("--config")
         .arg(closed.join("pitr.toml"))
         .privileged()
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("cannot use")
         .expect_stderr("or chmod a+x");
     // So is a repository of root's.
@@ -577,8 +552,7 @@ fn what_root_makes_belongs_to_the_servers_user() {
         .arg("--config")
         .arg(&config)
         .privileged()
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("chown -R ");
 }
 
@@ -599,7 +573,7 @@ fn init_that_is_killed_at_any_write_can_be_run_again() {
         let sandbox = Sandbox::new("init");
         let (run, fired) = fault::inject(&init(&cluster, &sandbox), &call.kill());
         assert_eq!((run.code(), fired), (137, 1), "{}: {run}", call.text);
-        init(&cluster, &sandbox).run().success();
+        init(&cluster, &sandbox).succeed();
         let site_files = names(&sandbox.join("repo"));
         let ours = |n: &&String| !n.starts_with(".tmp.");
         assert_eq!(
@@ -658,21 +632,17 @@ fn what_init_has_made_survives_a_power_cut() {
     let disk = crate::common::mount::PowerDisk::new(16);
     let config = disk.path().join("etc/pitr.toml");
     let init = pitr()
-        .args(["init", "--pgdata"])
+        .words("init --pgdata")
         .arg(cluster.pgdata())
         .arg("--config")
         .arg(&config)
         .arg("--repository")
         .arg(disk.path().join("backups/of/mine"));
-    init.run().success();
+    init.succeed();
     disk.cut_power();
-    let run = pitr()
-        .args(["repo", "show", "--config"])
-        .arg(&config)
-        .run()
-        .success();
+    let run = pitr().words("repo show --config").arg(&config).succeed();
     assert!(run.stdout.contains("main"), "{run}");
-    init.run().success().expect_stdout("Nothing had to be done");
+    init.succeed().expect_stdout("Nothing had to be done");
 }
 
 #[test]
@@ -685,17 +655,13 @@ fn a_site_of_the_harness_is_what_init_makes() {
 #[test]
 fn c05_clusters_of_several_system_identifiers_under_one_name_are_named() {
     let (site, mut cluster) = Site::with_cluster(15);
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("select pg_create_restore_point('then')");
     cluster.archive_now();
     let old = cluster.system_identifier().to_string();
     cluster.stop(Stop::Fast);
     // Another cluster takes its place, as after pg_upgrade.
-    let mut new = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
-        .own_identifier()
-        .create();
+    let mut new = Cluster::small(15).own_identifier().create();
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     site.edit(&text(cluster.pgdata()), &text(new.pgdata()));
     site.edit(&cluster.conninfo("postgres"), &new.conninfo("postgres"));
@@ -704,30 +670,27 @@ fn c05_clusters_of_several_system_identifiers_under_one_name_are_named() {
         .expect_code(1)
         .expect_stdout("not registered")
         .expect_stdout("pitr init --confirm");
-    site.pitr()
-        .args(["init", "--quiet", "--confirm"])
-        .run()
-        .success();
+    site.pitr().words("init --quiet --confirm").succeed();
     info()
         .expect_code(1)
         .expect_stdout("take a backup: pitr backup");
     site.attach(&new);
     new.start();
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     // The old backups are named with what leads to them, and a target that only they lead to, too.
     let leads = format!("--system-identifier {old}");
     info()
         .success()
         .expect_stdout("1 backup, 20")
         .expect_stdout(&leads);
-    let json = site.pitr().args(["info", "--json"]).run().success().json();
+    let json = site.pitr().words("info --json").succeed().json();
     assert_eq!(
         json["clusters"][0]["others"][0]["system_identifier"],
         old.as_str()
     );
-    let plan = site.pitr().args(["plan", "--target-name", "then"]);
-    plan.run().expect_code(5).expect_stderr(&leads);
-    plan.args(["--system-identifier", &old]).run().success();
+    let plan = site.pitr().words("plan --target-name then");
+    plan.exits(5).expect_stderr(&leads);
+    plan.args(["--system-identifier", &old]).succeed();
     // After a roll-back the old one writes on: the other one is not taken in silence.
     new.stop(Stop::Fast);
     site.edit(&text(new.pgdata()), &text(cluster.pgdata()));
@@ -736,10 +699,9 @@ fn c05_clusters_of_several_system_identifiers_under_one_name_are_named() {
     cluster.sql("create table written_later (n int)");
     cluster.archive_now();
     let to = site.sandbox().join("elsewhere");
-    let restore = site.pitr().args(["restore", "--dry-run", "--to"]).arg(to);
+    let restore = site.pitr().restore_to(to).arg("--dry-run");
     for run in [site.pitr().arg("plan"), restore] {
-        run.run()
-            .success()
+        run.succeed()
             .expect_stderr(&format!("add --system-identifier {old}"));
     }
     info()
@@ -749,7 +711,6 @@ fn c05_clusters_of_several_system_identifiers_under_one_name_are_named() {
     site.edit(&text(cluster.pgdata()), "/nonexistent/pgdata");
     site.pitr()
         .arg("plan")
-        .run()
-        .success()
+        .succeed()
         .expect_stderr(&format!("{old} leads to a later time"));
 }

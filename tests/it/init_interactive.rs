@@ -1,7 +1,7 @@
 //! `pitr init --interactive`, whose answers come by lines.
 
 use crate::common::terminal::Terminal;
-use crate::common::{Cluster, PATIENCE, Program, Sandbox, pitr, user, wait_until};
+use crate::common::{Cluster, Program, Sandbox, pitr, user, wait_until};
 use crate::require_root;
 
 /// The command beside a cluster, with these answers.
@@ -11,7 +11,7 @@ fn interactive(cluster: &Cluster, sandbox: &Sandbox, answers: &[&str]) -> Progra
     let mut lines = vec![pgdata.as_str(), repository.as_str()];
     lines.extend(answers);
     pitr()
-        .args(["init", "--interactive", "--conninfo"])
+        .words("init --interactive --conninfo")
         .arg(cluster.conninfo("postgres"))
         .env("HOME", sandbox.path())
         .stdin(lines.join("\n") + "\n")
@@ -23,7 +23,7 @@ fn four_answers_end_with_a_recoverable_database() {
     cluster.sql("create table t (a int); insert into t values (1)");
     let sandbox = Sandbox::new("interactive");
     let mut running = interactive(&cluster, &sandbox, &["yes", ""]).spawn();
-    wait_until(PATIENCE, "it waits for the restart", || {
+    wait_until("it waits for the restart", || {
         assert!(!running.is_done(), "{}", running.stderr());
         running.stdout().contains("This command waits for it")
     });
@@ -44,26 +44,17 @@ fn four_answers_end_with_a_recoverable_database() {
         assert!(run.stdout.contains(part), "{part}: {run}");
     }
     let config = sandbox.join(".config/pitr/pitr.toml");
-    pitr()
-        .arg("--config")
-        .arg(&config)
-        .arg("plan")
-        .run()
-        .success();
+    pitr().arg("--config").arg(&config).arg("plan").succeed();
     // Asked again, nothing has to change but the time of the backup.
     let again = pitr()
-        .args(["init", "--interactive", "--config"])
+        .words("init --interactive --config")
         .arg(&config)
         .arg("--pgdata")
         .arg(cluster.pgdata())
         .stdin("no\n")
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("nothing can be recovered before the first backup");
-    assert!(
-        again.stdout.contains("The server's settings are right."),
-        "{again}"
-    );
+    again.expect_stdout("The server's settings are right.");
 }
 
 #[test]
@@ -71,7 +62,7 @@ fn on_a_terminal_each_question_waits_for_its_answer() {
     let mut cluster = Cluster::builder(17).segment_size_mb(1).start();
     let sandbox = Sandbox::new("interactive");
     let command = |home: &Sandbox| {
-        let command = pitr().args(["init", "--interactive", "--conninfo"]);
+        let command = pitr().words("init --interactive --conninfo");
         command
             .arg(cluster.conninfo("postgres"))
             .env("HOME", home.path())
@@ -93,8 +84,7 @@ fn on_a_terminal_each_question_waits_for_its_answer() {
     let (status, shown) = terminal.end();
     assert_eq!(status, Some(0), "{shown}");
     let config = sandbox.join(".config/pitr/pitr.toml");
-    let plan = pitr().arg("--config").arg(&config).arg("plan");
-    plan.run().success();
+    pitr().arg("--config").arg(&config).arg("plan").succeed();
 }
 
 #[test]
@@ -102,7 +92,7 @@ fn ctrl_c_at_a_question_ends_it_and_nothing_is_written() {
     let cluster = Cluster::builder(17).segment_size_mb(1).start();
     for answered in [0, 1] {
         let sandbox = Sandbox::new("interactive");
-        let command = pitr().args(["init", "--interactive", "--conninfo"]);
+        let command = pitr().words("init --interactive --conninfo");
         let command = command.arg(cluster.conninfo("postgres"));
         let mut terminal = Terminal::start(&command.env("HOME", sandbox.path()));
         terminal.expect("1. Which cluster?");
@@ -127,22 +117,15 @@ fn without_consent_no_setting_is_changed_and_the_reason_is_said() {
     let sandbox = Sandbox::new("interactive");
     // The proposal is no, because something archives already.
     let run = interactive(&cluster, &sandbox, &[""])
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("the server archives as before, and not into the repository: its settings");
     assert!(run.stdout.contains("would be replaced"), "{run}");
-    assert_eq!(
-        cluster.query_one_string("show archive_command"),
-        "/bin/true"
-    );
+    assert_eq!(cluster.value("show archive_command"), "/bin/true");
     // Answers that end too early leave what was made; the command goes on from there.
     interactive(&cluster, &sandbox, &[])
         .run()
         .expect_stderr("there is no answer");
-    assert_eq!(
-        cluster.query_one_string("show archive_command"),
-        "/bin/true"
-    );
+    assert_eq!(cluster.value("show archive_command"), "/bin/true");
 }
 
 #[test]
@@ -151,21 +134,19 @@ fn a_standby_and_a_server_that_does_not_run_are_reasons() {
     let standby = Cluster::builder(17).standby_of(&primary).start();
     let sandbox = Sandbox::new("interactive");
     interactive(&standby, &sandbox, &["yes"])
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("the server is a standby");
     drop(standby);
     let still = Cluster::builder(17).create();
     let sandbox = Sandbox::new("interactive");
     let repository = sandbox.join("repo");
     pitr()
-        .args(["init", "--interactive", "--pgdata"])
+        .words("init --interactive --pgdata")
         .arg(still.pgdata())
         .arg("--repository")
         .arg(&repository)
         .env("HOME", sandbox.path())
-        .run()
-        .expect_code(9)
+        .exits(9)
         .expect_stderr("the server does not run")
         .expect_stderr("Start the server");
     assert!(repository.join("pitr.json").exists());
@@ -176,9 +157,8 @@ fn root_hears_whose_command_it_is() {
     require_root!("root_hears_whose_command_it_is");
     assert!(user::is_root());
     pitr()
-        .args(["init", "--interactive"])
+        .words("init --interactive")
         .privileged()
-        .run()
-        .expect_code(2)
+        .exits(2)
         .expect_stderr("sudo -u postgres pitr init --interactive");
 }

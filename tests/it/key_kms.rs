@@ -45,10 +45,7 @@ impl Stored {
         let run = with(self.sealed.fetch(&self.still, host, 0), env).run();
         assert!(!format!("{run}").contains(SECRET), "{run}");
         if run.is_success() {
-            let target = self.still.wal("RECOVERYXLOG");
-            let wal = self.still.wal(&self.still.segments[0]);
-            assert!(std::fs::read(&target).unwrap() == std::fs::read(wal).unwrap());
-            std::fs::remove_file(target).unwrap();
+            self.still.check_first();
         }
         run
     }
@@ -57,10 +54,10 @@ impl Stored {
     fn wrapped_by_kms(&self, key: &str, env: &[(&'static str, String)]) -> PathBuf {
         let keys = self.sealed.sandbox.join("kms-keys");
         let made = keygen(&keys, &[]).args(["--pair-only", "--wrapped", "cloud", "--kms", key]);
-        let made = with(made, env).run().success();
+        let made = with(made, env).succeed();
         made.expect_stdout(&format!("kms.key_id = \"{key}\""));
-        let add = self.sealed.on("reader").args(["repo", "rewrap", "--add"]);
-        add.arg(keys.join("cloud.pub")).run().success();
+        let add = self.sealed.on("reader").words("repo rewrap --add");
+        add.arg(keys.join("cloud.pub")).succeed();
         assert!(!keys.join("cloud.key").exists());
         keys.join("cloud.wrapped")
     }
@@ -77,7 +74,7 @@ fn u86_a_key_that_the_kms_wrapped_opens_the_repository_and_one_of_another_purpos
     let kms = |arguments: &[&str]| {
         let way = ["--region", "eu-central-1", "--endpoint-url", &moto.endpoint];
         let run = with(Program::new(&aws).args(way).arg("kms"), &env);
-        run.args(arguments).run().success().stdout.trim().to_owned()
+        run.args(arguments).succeed().stdout.trim().to_owned()
     };
     let query = ["--query", "KeyMetadata.Arn", "--output", "text"];
     let arn = kms(&[&["create-key"], &query[..]].concat());
@@ -91,7 +88,7 @@ fn u86_a_key_that_the_kms_wrapped_opens_the_repository_and_one_of_another_purpos
     let mut without_region = env.clone();
     without_region.retain(|(name, _)| *name != "AWS_REGION");
     stored.fetched_by_kms("arn", &without_region).success();
-    let doctor = with(stored.sealed.on("cloud").args(["doctor", "--json"]), &env).run();
+    let doctor = with(stored.sealed.on("cloud").words("doctor --json"), &env).run();
     let findings = doctor.json()["findings"].to_string();
     assert!(
         findings.contains("kms.key_id") && findings.contains("\"cloud\""),
@@ -108,7 +105,7 @@ fn u86_a_key_that_the_kms_wrapped_opens_the_repository_and_one_of_another_purpos
         .configure(&stored.still.cluster, "both", &both);
     let push = stored.sealed.push(&stored.still, "both", 1);
     let away = environment(sandbox, "http://127.0.0.1:9");
-    with(push, &away).run().success();
+    with(push, &away).succeed();
     // The same key file, encrypted without the purpose, or changed, or under a key that is not there.
     let plain = sandbox.file("plain", std::fs::read(stored.sealed.key("ops")).unwrap());
     let source = format!("fileb://{}", plain.display());
@@ -268,14 +265,11 @@ fn a_wrapping_by_the_kms_that_fails_leaves_no_key() {
     let keys = sandbox.join("keys");
     let kms = Answers::give(vec![failure("NotFoundException", "Alias is not found")]);
     let env = environment(&sandbox, &kms.endpoint);
-    let made = keygen(&keys, &["ops"]).args(["--wrapped", "cloud", "--kms", "alias/none"]);
-    let run = with(made, &env).run().expect_code(1);
+    let made = keygen(&keys, &["ops"]).words("--wrapped cloud --kms alias/none");
+    let run = with(made, &env).exits(1);
     run.expect_stderr("NotFoundException");
     assert!(!keys.exists());
-    let both = keygen(&keys, &["ops"]).args(["--wrapped", "cloud", "--kms", "a", "--", "/bin/cat"]);
-    both.run().expect_code(2);
-    keygen(&keys, &["ops"])
-        .args(["--wrapped", "cloud"])
-        .run()
-        .expect_code(2);
+    let both = keygen(&keys, &["ops"]).words("--wrapped cloud --kms a -- /bin/cat");
+    both.exits(2);
+    keygen(&keys, &["ops"]).words("--wrapped cloud").exits(2);
 }

@@ -22,10 +22,10 @@ impl Stored {
     /// Makes the recipient `helper`, whose key `wrap` has wrapped, gives it access, and returns the wrapped key.
     fn wrapped_by(&self, wrap: &[&str], env: &[(&str, String)]) -> PathBuf {
         let keys = self.sealed.sandbox.join("helper-keys");
-        let made = keygen(&keys, &[]).args(["--pair-only", "--wrapped", "helper", "--"]);
-        with(made.args(wrap), env).run().success();
-        let add = self.sealed.on("reader").args(["repo", "rewrap", "--add"]);
-        add.arg(keys.join("helper.pub")).run().success();
+        let made = keygen(&keys, &[]).words("--pair-only --wrapped helper --");
+        with(made.args(wrap), env).succeed();
+        let add = self.sealed.on("reader").words("repo rewrap --add");
+        add.arg(keys.join("helper.pub")).succeed();
         assert!(!keys.join("helper.key").exists());
         keys.join("helper.wrapped")
     }
@@ -40,10 +40,7 @@ impl Stored {
     fn fetched(&self, host: &str, env: &[(&str, String)]) -> Run {
         let run = with(self.sealed.fetch(&self.still, host, 0), env).run();
         if run.is_success() {
-            let target = self.still.wal("RECOVERYXLOG");
-            let wal = self.still.wal(&self.still.segments[0]);
-            assert!(std::fs::read(&target).unwrap() == std::fs::read(wal).unwrap());
-            std::fs::remove_file(target).unwrap();
+            self.still.check_first();
         }
         run
     }
@@ -71,9 +68,7 @@ fn a_key_that_is_wrapped_to_a_token_opens_the_repository() {
     let settings = sandbox.file("softhsm2.conf", settings);
     let env = [("SOFTHSM2_CONF", settings.display().to_string())];
     let run = |program: &str, arguments: &[&str]| {
-        with(Program::new(program).args(arguments), &env)
-            .run()
-            .success()
+        with(Program::new(program).args(arguments), &env).succeed()
     };
     let init = ["--init-token", "--free", "--label", "pitr", "--pin", "1234"];
     run(

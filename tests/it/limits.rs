@@ -39,7 +39,7 @@ fn filled(major: u32) -> (Site, Cluster) {
 
 fn timed(program: &Program) -> (crate::common::Run, Duration) {
     let begun = Instant::now();
-    let run = program.run().success();
+    let run = program.succeed();
     (run, begun.elapsed())
 }
 
@@ -51,7 +51,7 @@ fn packs(repository: &Path) -> u64 {
 }
 
 fn restore(site: &Site, to: &Path, more: &[&str]) -> Program {
-    let program = site.pitr().args(["restore", "--json", "--to"]).arg(to);
+    let program = site.pitr().restore_to(to).arg("--json");
     program.args(more).timeout(20 * PATIENCE)
 }
 
@@ -59,7 +59,7 @@ fn restore(site: &Site, to: &Path, more: &[&str]) -> Program {
 fn b16_processes_share_the_limit_of_a_repository_and_wal_has_none() {
     let (site, cluster) = filled(17);
     let (caches, line) = caches(&site);
-    let (run, _) = timed(&site.pitr().args(["backup", "--json"]));
+    let (run, _) = timed(&site.pitr().words("backup --json"));
     let id = run.id();
     cluster.archive_now();
     let bytes = packs(site.repository());
@@ -87,7 +87,7 @@ fn b16_processes_share_the_limit_of_a_repository_and_wal_has_none() {
     cluster.sql("create table more as select md5(g::text) from generate_series(1, 20000) g");
     let name = cluster.archive_now();
     let target = site.sandbox().join("fetched");
-    site.restore().arg(&name).arg(&target).run().success();
+    site.restore().arg(&name).arg(&target).succeed();
     let wal_took = begun.elapsed();
     assert!(
         !both.iter_mut().all(|running| running.is_done()),
@@ -114,7 +114,7 @@ fn b16_processes_share_the_limit_of_a_repository_and_wal_has_none() {
 #[test]
 fn b16_a_limit_for_some_hours_leaves_the_others_free() {
     let (site, _cluster) = filled(15);
-    timed(&site.pitr().args(["backup"]));
+    timed(&site.pitr().words("backup"));
     let (_, line) = caches(&site);
     let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let hour = seconds.unwrap().as_secs() / 3600 % 24;
@@ -137,7 +137,7 @@ fn b16_a_limit_for_some_hours_leaves_the_others_free() {
 #[test]
 fn max_rate_of_the_command_line_holds_where_nothing_is_configured() {
     let (site, _cluster) = filled(16);
-    timed(&site.pitr().args(["backup"]));
+    timed(&site.pitr().words("backup"));
     let bytes = packs(site.repository());
     let rate = format!("{}B", bytes / 3);
     let least = Duration::from_millis(2600);
@@ -147,7 +147,7 @@ fn max_rate_of_the_command_line_holds_where_nothing_is_configured() {
     let (_, took) = timed(&site.pitr().args(["verify", "--max-rate", &rate]));
     assert!(took >= least, "{took:?}");
     let second = site.add_repository("second", "");
-    let sync = site.pitr().args(["repo", "sync", "--to", "second"]);
+    let sync = site.pitr().words("repo sync --to second");
     let (_, took) = timed(&sync.args(["--max-rate", &rate]));
     assert!(took >= least, "{took:?}");
     assert_eq!(packs(&second), bytes);
@@ -160,7 +160,7 @@ fn max_rate_of_the_command_line_holds_where_nothing_is_configured() {
 #[test]
 fn a_backup_keeps_the_limit_of_its_repository() {
     let (site, cluster) = filled(15);
-    let (run, _) = timed(&site.pitr().args(["backup", "--json"]));
+    let (run, _) = timed(&site.pitr().words("backup --json"));
     let stored = run.json()["stored_bytes"].as_u64().unwrap();
     let (_, line) = caches(&site);
     configure(&site, &line, &format!("max_rate = {}\n", stored / 4));
@@ -179,14 +179,14 @@ fn a_backup_keeps_the_limit_of_its_repository() {
 #[test]
 fn b16_where_no_file_can_be_shared_the_limit_holds_and_that_is_said() {
     let (site, _cluster) = filled(14);
-    timed(&site.pitr().args(["backup"]));
+    timed(&site.pitr().words("backup"));
     let rate = packs(site.repository()) / 2;
     let (caches, line) = caches(&site);
     configure(&site, &line, &format!("max_rate = {rate}\n"));
     let victim = site.sandbox().dir("victim");
     let place = caches.join("rate");
     let check = |cause: &str| {
-        let (run, took) = timed(&site.pitr().args(["verify"]));
+        let (run, took) = timed(&site.pitr().words("verify"));
         assert!(took >= Duration::from_millis(1600), "{took:?} {run}");
         run.expect_stderr("holds for this process alone")
             .expect_stderr(cause);
@@ -209,11 +209,10 @@ fn b16_where_no_file_can_be_shared_the_limit_holds_and_that_is_said() {
 fn b17_a_backup_slows_down_while_wal_waits(major: u32) {
     let (site, cluster) = filled(major);
     configure(&site, "backoff = { wal_lag = \"4MiB\" }\n", "");
-    let quick = site.pitr().args(["backup", "--json"]).run().success();
+    let quick = site.pitr().words("backup --json").succeed();
     assert_eq!(quick.json()["held_back"]["slowed_ms"], 0, "{quick}");
-    let command = cluster.query_one_string("show archive_command");
-    cluster.alter_system("archive_command", "false");
-    cluster.reload();
+    let command = cluster.value("show archive_command");
+    cluster.set("archive_command", "false");
     for _ in 0..8 {
         cluster.sql("create table if not exists x (a int); insert into x values (1)");
         cluster.switch_wal();
@@ -225,14 +224,13 @@ fn b17_a_backup_slows_down_while_wal_waits(major: u32) {
     };
     let backup = site.pitr().args(["backup", "--json", "--method", method]);
     let backup = backup
-        .args(["--wal-wait", "10m", "--max-rate", "4MiB"])
+        .words("--wal-wait 10m --max-rate 4MiB")
         .timeout(20 * PATIENCE);
     let running = backup.spawn();
-    wait_until(PATIENCE, "the backup slows down", || {
+    wait_until("the backup slows down", || {
         running.stderr().contains("the backup slows down")
     });
-    cluster.alter_system("archive_command", &command);
-    cluster.reload();
+    cluster.set("archive_command", &command);
     let run = running.wait().success();
     let held_back = &run.json()["held_back"];
     assert!(held_back["slowed_ms"].as_u64().unwrap() > 0, "{run}");
@@ -249,8 +247,7 @@ fn b17_a_backup_slows_down_while_answers_take_long() {
     let (site, cluster) = filled(17);
     configure(&site, "backoff = { latency = \"100ms\" }\n", "");
     // The connection that compares WAL is slow, too.
-    cluster.alter_system("wal_keep_size", "512MB");
-    cluster.reload();
+    cluster.set("wal_keep_size", "512MB");
     let proxy = Proxy::to(cluster.port());
     proxy.delay(Way::ToClient, Duration::from_millis(150));
     let config = std::fs::read_to_string(site.config()).unwrap();
@@ -258,17 +255,10 @@ fn b17_a_backup_slows_down_while_answers_take_long() {
     let far = format!("conninfo = \"{}\"", proxy.conninfo());
     let far = site.sandbox().file("far.toml", config.replace(near, &far));
     let backup = pitr().arg("--config").arg(&far);
-    let backup = backup.args([
-        "backup",
-        "--json",
-        "--method",
-        "local",
-        "--max-rate",
-        "8MiB",
-    ]);
+    let backup = backup.words("backup --json --method local --max-rate 8MiB");
     let running = backup.timeout(20 * PATIENCE).spawn();
     // The WAL that the backup compares goes the same way, and would take minutes.
-    wait_until(PATIENCE, "the backup slows down", || {
+    wait_until("the backup slows down", || {
         running.stderr().contains("slows down")
     });
     proxy.delay(Way::ToClient, Duration::ZERO);

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::clock::Clock;
 use crate::common::{
-    Cluster, PATIENCE, Run, Sandbox, Site, Stop, copy_tree, expire_at_once, paths_below, pitr,
-    pitr_archive, user, wait_until,
+    Cluster, Run, Sandbox, Site, Stop, copy_tree, expire_at_once, list_of, paths_below, pitr,
+    pitr_archive, str_of, user, wait_until,
 };
 use crate::per_major;
 use crate::resolve::{backups, conflicts, restored};
@@ -108,12 +108,10 @@ fn a3_l01_a_clone_is_stopped_at_its_first_conflict_and_production_goes_on(major:
             two.production.archive_now();
         }
         let failed = "select failed_count > 0 from pg_stat_archiver";
-        wait_until(PATIENCE, "the clone waits", || {
-            two.clone.query_one_string(failed) == "t"
-        });
-        assert_eq!(two.production.query_one_string(failed), "f");
+        wait_until("the clone waits", || two.clone.value(failed) == "t");
+        assert_eq!(two.production.value(failed), "f");
         two.clone.stop(Stop::Immediate);
-        two.site.pitr().args(["verify"]).run().success();
+        two.site.pitr().words("verify").succeed();
     }
 }
 per_major!(a3_l01_a_clone_is_stopped_at_its_first_conflict_and_production_goes_on, v15 v19);
@@ -131,8 +129,7 @@ fn a1_l02_what_does_not_continue_the_archived_segment_is_refused(major: u32) {
     two.production.start();
     write(&two.production, "prod");
     assert_eq!(two.production.archive_now(), first);
-    two.production.alter_system("archive_command", &archive);
-    two.production.reload();
+    two.production.set("archive_command", &archive);
     write(&two.production, "prod");
     let second = two.production.switch_wal();
     two.production.wait_log("another server wrote it");
@@ -161,8 +158,7 @@ fn l02_a_segment_that_one_required_repository_refuses_is_stored_in_none() {
     two.production.start();
     write(&two.production, "prod");
     assert_eq!(two.production.archive_now(), first);
-    two.production.alter_system("archive_command", &archive);
-    two.production.reload();
+    two.production.set("archive_command", &archive);
     write(&two.production, "prod");
     let next = two.production.switch_wal();
     two.production.wait_log("another server wrote it");
@@ -191,12 +187,12 @@ fn l10_a_standby_that_archives_always_is_no_other_life(major: u32) {
         last = primary.archive_now();
     }
     let status = standby.pgdata().join("pg_wal/archive_status");
-    wait_until(PATIENCE, "the standby has archived it, too", || {
+    wait_until("the standby has archived it, too", || {
         status.join(format!("{last}.done")).exists()
     });
-    let count = primary.query_one_string("select count(*) from t");
-    wait_until(PATIENCE, "the standby has it", || {
-        standby.query_one_string("select count(*) from t") == count
+    let count = primary.value("select count(*) from t");
+    wait_until("the standby has it", || {
+        standby.value("select count(*) from t") == count
     });
     primary.stop(Stop::Immediate);
     standby.promote();
@@ -206,9 +202,9 @@ fn l10_a_standby_that_archives_always_is_no_other_life(major: u32) {
     }
     assert_eq!(failures(&standby), "0");
     assert!(!site.cluster_folder().join("conflicts").exists());
-    let run = site.pitr().args(["verify"]).run().success();
+    let run = site.pitr().words("verify").succeed();
     assert!(!run.stdout.contains("another server"), "{run}");
-    let plan = site.pitr().args(["wal", "gaps", "--json"]).run().success();
+    let plan = site.pitr().words("wal gaps --json").succeed();
     assert!(!plan.stdout.contains("another server"), "{plan}");
 }
 per_major!(l10_a_standby_that_archives_always_is_no_other_life, v13 v19);
@@ -237,13 +233,13 @@ fn l21_a_server_is_not_handed_a_segment_that_it_has_otherwise(major: u32) {
     let (mut standby, mut recovering) = (copy(), copy());
     standby.start();
     write(&two.clone, "fake");
-    wait_until(PATIENCE, "the standby has what its primary has", || {
-        standby.query_one_string("select count(*) from t") == "300"
+    wait_until("the standby has what its primary has", || {
+        standby.value("select count(*) from t") == "300"
     });
     two.clone.stop(Stop::Immediate);
     standby.promote();
     let lives = "select string_agg(distinct life, ' ' order by life) || count(*) from t";
-    assert_eq!(standby.query_one_string(lives), "before fake300");
+    assert_eq!(standby.value(lives), "before fake300");
     let said = standby.log();
     assert!(
         said.contains("This server goes on with its own WAL"),
@@ -260,30 +256,30 @@ fn l21_a_server_is_not_handed_a_segment_that_it_has_otherwise(major: u32) {
 per_major!(l21_a_server_is_not_handed_a_segment_that_it_has_otherwise, v13 v15 v19);
 
 fn failures(cluster: &Cluster) -> String {
-    cluster.query_one_string("select failed_count from pg_stat_archiver")
+    cluster.value("select failed_count from pg_stat_archiver")
 }
 
 /// Row L11: pg_resetwal begins WAL that nothing joins to what was before. It is archived, and no plan goes across.
 fn l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before(major: u32) {
     let (site, mut cluster) = Site::with_cluster(major);
     cluster.sql("create table t (id int, life text)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     write(&cluster, "prod");
     let before = cluster.archive_now();
     cluster.stop(Stop::Immediate);
     let reset = cluster.tool("pg_resetwal").arg("-f").arg(cluster.pgdata());
-    reset.run().success();
+    reset.succeed();
     cluster.start();
     write(&cluster, "next");
     let after = cluster.archive_now();
     assert!(after > before);
     assert_eq!(failures(&cluster), "0");
-    let plan = site.pitr().args(["plan", "--json"]).run();
+    let plan = site.pitr().words("plan --json").run();
     let last = plan.json()["segments_needed"]["last"].clone();
     assert!(last.as_str().is_none_or(|last| *last < *after), "{plan}");
     // A backup of now stands on its own.
-    site.pitr().args(["backup", "--quiet"]).run().success();
-    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    site.pitr().words("backup --quiet").succeed();
+    let plan = site.pitr().words("plan --json").succeed().json();
     assert_eq!(plan["reachable"], true);
 }
 per_major!(l11_what_pg_resetwal_begins_is_archived_and_joined_to_nothing_before, v13 v19);
@@ -314,7 +310,7 @@ fn l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived(major
     write(&two.production, "prod");
     receive_of(&two.site, &two.production).success();
     two.production.archive_now();
-    two.site.pitr().args(["verify"]).run().success();
+    two.site.pitr().words("verify").succeed();
 }
 per_major!(l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived, v13 v19);
 
@@ -339,8 +335,7 @@ fn l50_an_empty_repository_lets_no_clone_in_and_leaves_no_hole_in_the_others(maj
         .expect_stderr("server has other WAL than is archived");
     // The next segments are archived nowhere, and the slot is made behind it.
     two.production.alter_system("archive_command", "true");
-    two.production.alter_system("wal_keep_size", "1GB");
-    two.production.reload();
+    two.production.set("wal_keep_size", "1GB");
     let next: Vec<String> = (0..3)
         .map(|_| {
             write(&two.production, "prod");
@@ -356,9 +351,8 @@ fn l50_an_empty_repository_lets_no_clone_in_and_leaves_no_hole_in_the_others(maj
     }
     two.site
         .pitr()
-        .args(["wal", "gaps", "--repository", "local"])
-        .run()
-        .success();
+        .words("wal gaps --repository local")
+        .succeed();
 }
 per_major!(l50_an_empty_repository_lets_no_clone_in_and_leaves_no_hole_in_the_others, v13 v19);
 
@@ -372,7 +366,7 @@ fn l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded(maj
             spool_of(&two.site);
         }
         two.production.start();
-        two.site.pitr().args(["backup", "--quiet"]).run().success();
+        two.site.pitr().words("backup --quiet").succeed();
         two.production.stop(Stop::Fast);
         two.copy_again();
         two.production.start();
@@ -395,7 +389,7 @@ fn l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded(maj
         let (name, copy) = (refused["name"].as_str(), refused["copy"].as_str());
         assert_eq!(name, Some(segment.as_str()));
         let resolve = two.site.pitr().args(["wal", "resolve", &segment, "--keep"]);
-        resolve.arg(copy.unwrap()).arg("--confirm").run().success();
+        resolve.arg(copy.unwrap()).arg("--confirm").succeed();
         two.clone.wait_archived(&segment);
         assert_eq!(
             restored(&two.site, major, "reverted", &[]),
@@ -403,7 +397,7 @@ fn l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded(maj
         );
         let as_stored = restored(&two.site, major, "as-stored", &["--as-stored"]);
         assert_eq!(as_stored, "before 100, prod 100");
-        two.site.pitr().args(["verify"]).run().success();
+        two.site.pitr().words("verify").succeed();
     }
 }
 per_major!(l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded, v13 v19);
@@ -433,7 +427,7 @@ fn l19_a_receiver_passes_over_no_segment_of_another_server(major: u32) {
         .expect_code(8)
         .expect_stderr("server has other WAL than is archived");
     assert_eq!(two.site.files(), files);
-    two.site.pitr().args(["verify"]).run().success();
+    two.site.pitr().words("verify").succeed();
 }
 per_major!(l19_a_receiver_passes_over_no_segment_of_another_server, v13 v19);
 
@@ -442,7 +436,7 @@ fn l19_a_receiver_beside_the_archiver_is_no_other_life(major: u32) {
     let mut two = lives(major);
     with_journal(&two.site);
     two.production.start();
-    two.site.pitr().args(["backup", "--quiet"]).run().success();
+    two.site.pitr().words("backup --quiet").succeed();
     for round in 0..4 {
         write(&two.production, "prod");
         receive_of(&two.site, &two.production).success();
@@ -459,7 +453,7 @@ fn l19_a_receiver_beside_the_archiver_is_no_other_life(major: u32) {
     assert_eq!(failures(&two.production), "0");
     receive_of(&two.site, &two.production).success();
     assert!(!two.site.cluster_folder().join("conflicts").exists());
-    two.site.pitr().args(["verify"]).run().success();
+    two.site.pitr().words("verify").succeed();
     assert_eq!(
         restored(&two.site, major, "end", &[]),
         "before 100, prod 1200"
@@ -469,15 +463,13 @@ per_major!(l19_a_receiver_beside_the_archiver_is_no_other_life, v13 v19);
 
 /// The segment into which a server writes.
 fn open_segment(cluster: &Cluster) -> String {
-    cluster.query_one_string("select pg_walfile_name(pg_current_wal_lsn())")
+    cluster.value("select pg_walfile_name(pg_current_wal_lsn())")
 }
 
 /// A receiver gets all that a server has written.
 pub fn receive_of(site: &Site, cluster: &Cluster) -> Run {
-    let end = cluster.query_one_string("select pg_current_wal_flush_lsn()");
-    let receive = site
-        .pitr()
-        .args(["receive", "--create-slot", "--until-lsn"]);
+    let end = cluster.value("select pg_current_wal_flush_lsn()");
+    let receive = site.pitr().words("receive --create-slot --until-lsn");
     let receive = receive
         .arg(&end)
         .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"));
@@ -495,10 +487,10 @@ impl Split {
         let mut two = lives(major);
         let second = two.site.add_repository("second", "");
         two.production.start();
-        two.site.pitr().args(["backup", "--quiet"]).run().success();
+        two.site.pitr().words("backup --quiet").succeed();
         two.production.archive_now();
         two.production.stop(Stop::Fast);
-        two.site.pitr().args(["repo", "sync"]).run().success();
+        two.site.pitr().words("repo sync").succeed();
         // The clone is made anew, now that both repositories have what it comes from.
         std::fs::remove_dir_all(two.clone.pgdata()).unwrap();
         copy_tree(two.production.pgdata(), two.clone.pgdata());
@@ -537,7 +529,7 @@ impl Split {
 
     fn backup(&self, cluster: &Cluster, repository: &str) -> String {
         let backup = pitr().arg("--config").arg(self.side(repository));
-        let backup = backup.args(["backup", "--json", "--quiet"]);
+        let backup = backup.words("backup --json --quiet");
         let conninfo = cluster.conninfo("postgres");
         let run = backup.env("PITR_CLUSTERS_MAIN_CONNINFO", conninfo).run();
         run.success().id()
@@ -554,8 +546,7 @@ impl Split {
     /// Sync refuses, and names the first segment at which the two part; nothing was copied.
     fn is_not_joined(&self, first: &str, why: &str) {
         let before = self.objects();
-        let sync = self.two.site.pitr().args(["repo", "sync", "--all"]);
-        let run = sync.run().expect_code(10);
+        let run = self.two.site.pitr().words("repo sync --all").exits(10);
         for line in [first, why] {
             assert!(run.stderr.contains(line), "{line}: {run}");
         }
@@ -566,14 +557,11 @@ impl Split {
     fn restored(&self, args: &[&str]) -> (String, Run) {
         let folder = Sandbox::new("restored");
         let to = folder.join("data");
-        let restore = self.two.site.pitr().args(["restore", "--to"]).arg(&to);
-        let run = restore.args(args).run().success();
+        let run = self.two.site.pitr().restore_to(&to).args(args).succeed();
         let major = self.two.production.major();
-        let mut copy = Cluster::open(major, &to).without_fsync().create();
-        copy.start();
-        copy.wait_promoted();
+        let copy = Cluster::open(major, &to).without_fsync().promoted();
         let rows = "select string_agg(life || ' ' || n, ', ' order by life) from (select life, count(*) as n from t group by life) as x";
-        (copy.query_one_string(rows), run)
+        (copy.value(rows), run)
     }
 }
 
@@ -624,7 +612,7 @@ fn l13_two_repositories_that_hold_two_lives_are_not_joined(major: u32) {
         assert_eq!(found, rows, "{run}");
     }
     // No option chose one; the command prints whose life it is.
-    let plan = split.two.site.pitr().arg("plan").run().success();
+    let plan = split.two.site.pitr().arg("plan").succeed();
     plan.expect_stderr(&follows("second", "local"));
 }
 per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v19);
@@ -640,8 +628,7 @@ fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
     let (production, clone) = (&split.two.production, &split.two.clone);
     let archive = split.two.site.archive().arg("%p").shell();
     for cluster in [production, clone] {
-        cluster.alter_system("archive_command", &archive);
-        cluster.reload();
+        cluster.set("archive_command", &archive);
         write(
             cluster,
             if std::ptr::eq(cluster, production) {
@@ -655,48 +642,33 @@ fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
     }
     let site = &split.two.site;
     // The first segment was archived in the own repository alone: the other one has to refuse it before it can be named there.
-    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
+    let backfill = site.pitr().words("wal backfill --from");
     let wal = production.pgdata().join("pg_wal");
-    backfill.arg(&wal).run().expect_code(1);
+    backfill.arg(&wal).exits(1);
     let own = blake3::hash(&std::fs::read(wal.join(&first)).unwrap()).to_hex();
     let shown = ["wal", "conflicts", "--json", "--repository", "second"];
     let shown = site.pitr().args(shown).run().json();
     let copies = shown["conflicts"].as_array().unwrap();
     let copy = copies.iter().find(|c| c["hash"] == own.as_str());
     // Row T80: without a name, every repository is looked at.
-    let all = site
-        .pitr()
-        .args(["wal", "conflicts", "--json"])
-        .run()
-        .json();
+    let all = site.pitr().words("wal conflicts --json").run().json();
     let is_own = |c: &&Value| c["hash"] == own.as_str() && c["repository"] == "second";
-    assert!(
-        all["conflicts"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|c| is_own(&c))
-    );
-    let text = site.pitr().args(["wal", "conflicts"]).run();
+    assert!(list_of(&all["conflicts"]).iter().any(|c| is_own(&c)));
+    let text = site.pitr().words("wal conflicts").run();
     text.success()
         .expect_stdout("repository")
         .expect_stdout("second");
-    let copy = copy.expect("production's is kept")["copy"]
-        .as_str()
-        .unwrap();
+    let copy = str_of(&copy.expect("production's is kept")["copy"]);
     let resolve = ["wal", "resolve", &first, "--keep", copy, "--confirm"];
-    site.pitr().args(resolve).run().success();
-    let next = production.query_one_string("select last_archived_wal from pg_stat_archiver");
+    site.pitr().args(resolve).succeed();
+    let next = production.value("select last_archived_wal from pg_stat_archiver");
     write(production, "prod");
     production.switch_wal();
     // The repository that got the fork lacks what production archived in the other one alone.
-    site.pitr()
-        .args(["wal", "backfill", "--from"])
-        .arg(&wal)
-        .run();
+    site.pitr().words("wal backfill --from").arg(&wal).run();
     let archived = "select last_archived_wal from pg_stat_archiver";
-    wait_until(PATIENCE, "production archives again", || {
-        production.query_one_string(archived) > next
+    wait_until("production archives again", || {
+        production.value(archived) > next
     });
     let (found, run) = split.restored(&[]);
     assert_eq!(found, "before 100, prod 400", "{run}");
@@ -721,8 +693,7 @@ fn l13_wal_that_does_not_continue_what_is_stored_is_not_copied(major: u32) {
     split.go_on();
     let last = split.go_on();
     let clone = &split.two.clone;
-    clone.alter_system("archive_command", &archive.arg("%p").shell());
-    clone.reload();
+    clone.set("archive_command", &archive.arg("%p").shell());
     write(clone, "fake");
     let first = clone.archive_now();
     assert!(first > last);
@@ -775,7 +746,7 @@ fn l15_a_life_whose_clock_is_ahead_is_not_taken_for_the_newer_one(major: u32) {
     two.production.archive_now();
 
     let site = &two.site;
-    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    let plan = site.pitr().words("plan --json").succeed().json();
     assert_eq!(plan["backup"]["id"], *own, "{plan}");
     assert_eq!(restored(site, major, "end", &[]), "before 100, prod 200");
     let stored = ["--as-stored", "--backup", &clones];
@@ -799,8 +770,8 @@ fn l15_a_life_whose_clock_is_ahead_is_not_taken_for_the_newer_one(major: u32) {
     assert_eq!(standing, 1, "the last decision counts");
     assert_eq!(restored(site, major, "again", &[]), "before 100, prod 200");
     // The newest that is kept is production's.
-    site.pitr().args(expire_at_once()).run().success();
-    site.pitr().args(["verify"]).run().success();
+    site.pitr().args(expire_at_once()).succeed();
+    site.pitr().words("verify").succeed();
     assert!(backups(site).contains(&own));
     assert_eq!(restored(site, major, "kept", &[]), "before 100, prod 200");
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::clone::client;
 use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Site, Stop, bin, files_below, paths_below, wait_until,
+    Cluster, Program, Sandbox, Site, Stop, bin, files_below, paths_below, wait_until,
 };
 use crate::{per_major, require_fuse};
 
@@ -21,7 +21,7 @@ impl Made {
     fn new(major: u32) -> Made {
         let (site, cluster) = Site::with_cluster(major);
         cluster.sql("create table t as select g as a from generate_series(1, 1000) g");
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         let space = cluster.sandbox().dir("space");
         let location = space.display();
         cluster.sql(&format!("create tablespace late location '{location}'"));
@@ -56,18 +56,18 @@ impl Made {
     }
 
     fn to(&self, program: Program) -> Program {
-        program.args(["--target-name", "here"])
+        program.words("--target-name here")
     }
 
     fn drill(&self) -> Program {
         let initdb = bin(self.cluster.major(), "initdb").unwrap();
-        let drill = self.site.pitr().args(["drill", "--dir"]);
+        let drill = self.site.pitr().words("drill --dir");
         let drill = drill.arg(self.folder.path()).arg("--bin");
         drill.arg(initdb.parent().unwrap())
     }
 
     fn restore(&self, to: &Path) -> Program {
-        self.to(self.site.pitr().args(["restore", "--to"]).arg(to))
+        self.to(self.site.pitr().restore_to(to))
     }
 }
 
@@ -78,10 +78,9 @@ fn t60_recovery_writes_into_no_files_of_a_tablespace_that_it_makes(major: u32) {
     // A host without namespaces starts nothing. Elsewhere a directory of the drill lies over the cluster's.
     for drill in [made.drill(), made.to(made.drill())] {
         without_namespaces(drill.clone())
-            .run()
-            .expect_code(8)
+            .exits(8)
             .expect_stderr("outside of the copy");
-        drill.run().success();
+        drill.succeed();
     }
     assert!(
         made.content() == before,
@@ -90,8 +89,7 @@ fn t60_recovery_writes_into_no_files_of_a_tablespace_that_it_makes(major: u32) {
     assert!(files_below(made.folder.path()).is_empty());
     let copy = made.site.sandbox().dir("copies").join("copy");
     made.restore(&copy)
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("would write into the files of");
     assert!(!copy.exists());
     assert!(
@@ -102,11 +100,11 @@ fn t60_recovery_writes_into_no_files_of_a_tablespace_that_it_makes(major: u32) {
     // Its own server has what it had, and the next backup leads the tablespace elsewhere.
     made.cluster.start();
     let sum = "select count(*) || ' ' || sum(b) from m";
-    assert_eq!(made.cluster.query_one_string(sum), "10000 25000");
-    made.site.pitr().args(["backup", "--quiet"]).run().success();
+    assert_eq!(made.cluster.value(sum), "10000 25000");
+    made.site.pitr().words("backup --quiet").succeed();
     made.cluster.sql("insert into m values (0, 0)");
     made.cluster.archive_now();
-    made.drill().run().success();
+    made.drill().succeed();
 
     // Once the files are moved away, recovery makes the tablespace in the empty directory.
     made.cluster.stop(Stop::Fast);
@@ -115,11 +113,9 @@ fn t60_recovery_writes_into_no_files_of_a_tablespace_that_it_makes(major: u32) {
         let entry = entry.unwrap();
         std::fs::rename(entry.path(), aside.join(entry.file_name())).unwrap();
     }
-    made.restore(&copy).run().success();
-    let mut own = Cluster::open(major, &copy).create();
-    own.start();
-    own.wait_promoted();
-    assert_eq!(own.query_one_string(sum), "5000 5000");
+    made.restore(&copy).succeed();
+    let own = Cluster::open(major, &copy).promoted();
+    assert_eq!(own.value(sum), "5000 5000");
 }
 per_major!(t60_recovery_writes_into_no_files_of_a_tablespace_that_it_makes, v13 v18);
 
@@ -141,16 +137,15 @@ fn t70_a_clone_makes_tablespaces_in_directories_of_its_own(major: u32) {
     };
     let sum = "select count(*) || ' ' || sum(b) from m";
     let query = placed(made.site.pitr().arg("query")).arg(sum);
-    query.run().success().expect_stdout("5000 5000");
+    query.succeed().expect_stdout("5000 5000");
     without_namespaces(query)
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("outside of the copy");
 
-    let run = placed(made.site.pitr().args(["clone", "--json"]));
-    let run = run.run().success();
+    let run = placed(made.site.pitr().words("clone --json"));
+    let run = run.succeed();
     let clone = client(&run);
-    assert_eq!(clone.query_one_string(sum), "5000 5000");
+    assert_eq!(clone.value(sum), "5000 5000");
     clone.sql("insert into m values (0, 7); create table n tablespace late as select 1");
     drop(clone);
     assert!(
@@ -160,19 +155,18 @@ fn t70_a_clone_makes_tablespaces_in_directories_of_its_own(major: u32) {
     // Kept, it has its files where its own server finds them.
     let below = |words: &[&str]| {
         let program = made.site.pitr().arg("clone").args(words);
-        program.arg("--dir").arg(folder).run().success()
+        program.arg("--dir").arg(folder).succeed()
     };
     below(&["keep", &run.id()]);
-    wait_until(PATIENCE, "all of the clone is there", || {
+    wait_until("all of the clone is there", || {
         let list = below(&["list", "--json"]).json();
         list.to_string().contains("\"whole\"")
     });
     let stopped = below(&["stop", &run.id(), "--json"]).json();
     let data = stopped["data"].as_str().unwrap();
-    let mut own = Cluster::open(major, data).create();
-    own.start();
-    assert_eq!(own.query_one_string(sum), "5001 5007");
-    assert_eq!(own.query_one_string("select count(*) from n"), "1");
+    let own = Cluster::open(major, data).start();
+    assert_eq!(own.value(sum), "5001 5007");
+    assert_eq!(own.value("select count(*) from n"), "1");
     drop(own);
     assert!(
         made.content() == before,
@@ -189,16 +183,13 @@ fn t70_a_mount_and_a_host_without_the_directory_are_refused() {
     let at = ["--target-name", "here"];
     let mount = made.site.pitr().arg("mount");
     let mount = mount.arg(made.folder.dir("at")).args(at);
-    mount
-        .run()
-        .expect_code(8)
-        .expect_stderr("outside of the copy");
+    mount.exits(8).expect_stderr("outside of the copy");
     std::fs::rename(&made.space, made.space.with_extension("away")).unwrap();
     let initdb = bin(17, "initdb").unwrap();
     for command in ["clone", "drill"] {
         let program = made.site.pitr().arg(command).arg("--bin");
         let program = program.arg(initdb.parent().unwrap()).arg("--dir");
-        let run = program.arg(folder).args(at).run().expect_code(8);
+        let run = program.arg(folder).args(at).exits(8);
         run.expect_stderr("which is no directory that this user can see");
     }
 }

@@ -18,8 +18,7 @@ fn still_on(disk: &PowerDisk, segments: usize) -> Still {
 }
 
 fn settle(disk: &PowerDisk) {
-    let sync = Program::new("sync").arg("-f").arg(disk.path());
-    sync.run().success();
+    Program::new("sync").arg("-f").arg(disk.path()).succeed();
 }
 
 /// Whether the repository has the segment: whole, or else it is absent, and no error.
@@ -47,7 +46,7 @@ fn m03_what_was_acknowledged_outlives_reordered_and_torn_writes() {
     let still = still_on(&disk, 4);
     let begun = disk.position();
     let push = |name: &String| {
-        still.push(name).run().success();
+        still.push(name).succeed();
         disk.position()
     };
     let acknowledged: Vec<usize> = still.segments.iter().map(push).collect();
@@ -71,7 +70,7 @@ fn m03_what_was_acknowledged_outlives_reordered_and_torn_writes() {
                 "\"{name}\", acknowledged at {acknowledged}, is lost at {at}; PITR_TEST_SEED={seed}"
             );
             // Whatever was left of it does not stand in its way.
-            still.push(name).run().success();
+            still.push(name).succeed();
             still.check(name);
             again += 1;
             break;
@@ -99,7 +98,7 @@ impl Lied {
     }
 
     fn verify(&self) -> Run {
-        self.still.site.pitr().args(["verify", "--json"]).run()
+        self.still.site.pitr().words("verify --json").run()
     }
 
     /// The segments that verify finds something about.
@@ -124,8 +123,8 @@ impl Lied {
     }
 
     fn copied(&self, segments: u64, status: i32) -> Run {
-        let sync = self.still.site.pitr().args(["repo", "sync", "--json"]);
-        let run = sync.run().expect_code(status);
+        let sync = self.still.site.pitr().words("repo sync --json");
+        let run = sync.exits(status);
         let transfers = run.json()["transfers"].as_array().unwrap().clone();
         let name = first_name(self.still.site.config());
         let to_drive = transfers.iter().find(|t| t["to"] == name).unwrap();
@@ -145,8 +144,7 @@ impl Lied {
             let first = self.still.fetch(name);
             first
                 .args(["--repository", &first_name(self.still.site.config())])
-                .run()
-                .success();
+                .succeed();
             self.still.check(name);
         }
     }
@@ -166,12 +164,12 @@ fn m02_what_a_lying_drive_lost_is_found_and_brought_back_from_the_second_reposit
     );
     let mut lied = Lied::new(PowerDisk::recorded(32));
     let still = &lied.still;
-    still.push(&still.segments[0]).run().success();
+    still.push(&still.segments[0]).succeed();
     settle(&lied.disk);
     let lies_from = lied.disk.position();
     // From here on no flush is obeyed, and nobody can tell: acknowledged is acknowledged, and what is read comes from the drive's cache.
     for name in &still.segments[1..] {
-        still.push(name).run().success();
+        still.push(name).succeed();
     }
     lied.verify().success();
     let contents: Vec<Vec<u8>> = lied
@@ -188,7 +186,7 @@ fn m02_what_a_lying_drive_lost_is_found_and_brought_back_from_the_second_reposit
     lied.disk.boot(&cut);
     let there: Vec<bool> = lied.objects().iter().map(|o| o.exists()).collect();
     assert_eq!(there, [true, false, false, false, false]);
-    let info = lied.still.site.pitr().args(["info"]).run();
+    let info = lied.still.site.pitr().words("info").run();
     info.expect_stdout("behind by 4 segments");
     lied.is_copied(4);
     lied.is_whole();
@@ -226,8 +224,8 @@ fn m02_verify_reads_what_the_drive_holds_and_not_what_the_system_remembers() {
     let folder = disk.path().join("sealed");
     let sealed = Sealed::at(&still.cluster, folder, Sandbox::new("sealed"));
     for n in 0..2 {
-        still.push(&still.segments[n]).run().success();
-        sealed.push(&still, "writer", n).run().success();
+        still.push(&still.segments[n]).succeed();
+        sealed.push(&still, "writer", n).succeed();
     }
     settle(&disk);
     let name = &still.segments[1];
@@ -235,16 +233,16 @@ fn m02_verify_reads_what_the_drive_holds_and_not_what_the_system_remembers() {
         (still.site.object(name), still.site.pitr()),
         (sealed.object(name), sealed.on("reader")),
     ] {
-        let verify = pitr.args(["verify", "--json"]);
-        verify.run().success();
+        let verify = pitr.words("verify --json");
+        verify.succeed();
         let whole = std::fs::read(&object).unwrap();
         disk.spoil(&whole);
         // Nobody who just reads it sees that.
         assert!(std::fs::read(&object).unwrap() == whole);
-        let run = verify.run().expect_code(4);
+        let run = verify.exits(4);
         assert_eq!(Lied::found(&run), still.segments[1..]);
         assert!(std::fs::read(&object).unwrap() != whole);
     }
-    still.fetch(name).run().expect_code(201);
+    still.fetch(name).exits(201);
     still.check(&still.segments[0]);
 }

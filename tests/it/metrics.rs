@@ -5,9 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::common::{
-    Cluster, PATIENCE, Program, Site, Stop, path_of, paths_below, pitr, wait_until,
-};
+use crate::common::{Cluster, Program, Site, Stop, path_of, paths_below, pitr, wait_until};
 use crate::per_major;
 
 /// The value of a series; none where there is none.
@@ -18,7 +16,7 @@ pub fn value(text: &str, series: &str) -> Option<f64> {
 
 /// The metrics that `pitr metrics` prints, which promtool accepts.
 pub fn metrics(program: &Program) -> String {
-    let text = program.clone().arg("metrics").run().success().stdout;
+    let text = program.clone().arg("metrics").succeed().stdout;
     promtool(&["check", "metrics"], &text);
     text
 }
@@ -102,7 +100,7 @@ fn backups_and_their_failures_are_counted_across_commands(major: u32) {
         );
     }
 
-    pitr.clone().args(["backup", "--quiet"]).run().success();
+    pitr.clone().words("backup --quiet").succeed();
     let text = metrics(&pitr);
     assert_eq!(
         value(&text, &series("backup_attempts_total")),
@@ -140,7 +138,7 @@ fn backups_and_their_failures_are_counted_across_commands(major: u32) {
     );
     assert_eq!(value(&text, "pitr_repo_up{repo=\"local\"}"), Some(1.0));
 
-    pitr.clone().args(["verify", "--quiet"]).run().success();
+    pitr.clone().words("verify --quiet").succeed();
     let text = metrics(&pitr);
     assert!(
         value(
@@ -161,7 +159,7 @@ fn backups_and_their_failures_are_counted_across_commands(major: u32) {
 
     // A server that is away is a failure with its reason; the counts go on from the file.
     cluster.stop(crate::common::Stop::Fast);
-    assert_ne!(pitr.clone().args(["backup", "--quiet"]).run().code(), 0);
+    assert_ne!(pitr.clone().words("backup --quiet").run().code(), 0);
     let text = metrics(&pitr);
     assert_eq!(
         value(&text, &series("backup_attempts_total")),
@@ -192,10 +190,10 @@ fn j06_a_backup_that_is_killed_is_an_attempt_that_failed(major: u32) {
     // It waits for WAL that nobody archives.
     let running = pitr
         .clone()
-        .args(["backup", "--quiet", "--max-rate", "100KB"])
+        .words("backup --quiet --max-rate 100KB")
         .spawn();
     let mut text = String::new();
-    wait_until(PATIENCE, "the backup runs", || {
+    wait_until("the backup runs", || {
         text = metrics(&pitr);
         value(&text, &series("pitr_backup_running")) == Some(1.0)
     });
@@ -205,7 +203,7 @@ fn j06_a_backup_that_is_killed_is_an_attempt_that_failed(major: u32) {
         "{text}"
     );
     drop(running);
-    wait_until(PATIENCE, "the kill is seen", || {
+    wait_until("the kill is seen", || {
         text = metrics(&pitr);
         value(&text, &failures("killed")) == Some(1.0)
     });
@@ -234,10 +232,10 @@ fn what_would_be_lost_is_told_as_the_server_goes_on(major: u32) {
     let (site, cluster) = site(major);
     let pitr = site.pitr();
     cluster.sql("create table t (a int)");
-    pitr.clone().args(["backup", "--quiet"]).run().success();
+    pitr.clone().words("backup --quiet").succeed();
     cluster.sql("select pg_switch_wal()");
     let rpo = "pitr_rpo_bytes{cluster=\"main\"}";
-    wait_until(PATIENCE, "everything is archived", || {
+    wait_until("everything is archived", || {
         value(&metrics(&pitr), rpo) == Some(0.0)
     });
     cluster.sql("insert into t select generate_series(1, 1000)");
@@ -251,7 +249,7 @@ fn what_would_be_lost_is_told_as_the_server_goes_on(major: u32) {
     // Promises are judged by the same numbers.
     site.add_to_cluster("rpo = \"1s\"\nrto = \"1s\"\ncopies = \"3-2-1\"\n");
     let mut shown = String::new();
-    wait_until(PATIENCE, "the promise is broken", || {
+    wait_until("the promise is broken", || {
         shown = pitr.clone().arg("info").run().stdout;
         shown.contains("rpo is 1 s")
     });
@@ -271,7 +269,7 @@ per_major!(what_would_be_lost_is_told_as_the_server_goes_on, v17);
 fn a_report_tells_how_promises_were_kept_and_what_nobody_knows(major: u32) {
     let (site, mut cluster) = site(major);
     cluster.sql("create table t (a int)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     site.add_to_cluster("rpo = \"1d\"\nrto = \"1s\"\n");
     // A minute passes between two looks, whatever the machine needs for them.
@@ -337,11 +335,7 @@ fn the_textfile_is_replaced_as_a_whole_and_tells_of_a_repository_that_is_gone(ma
     let pitr = site.pitr();
     let file = site.sandbox().join("pitr.prom");
     let run = |code: i32| {
-        let run = pitr
-            .clone()
-            .args(["metrics", "--textfile"])
-            .arg(&file)
-            .run();
+        let run = pitr.clone().words("metrics --textfile").arg(&file).run();
         let run = run.expect_code(code);
         assert_eq!(run.stdout, "");
         std::fs::read_to_string(&file).unwrap()
@@ -364,11 +358,7 @@ fn the_textfile_is_replaced_as_a_whole_and_tells_of_a_repository_that_is_gone(ma
     );
 
     std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
-    let failed = pitr
-        .clone()
-        .args(["metrics", "--textfile"])
-        .arg(&file)
-        .run();
+    let failed = pitr.clone().words("metrics --textfile").arg(&file).run();
     assert_ne!(failed.code(), 0, "{failed}");
     let text = std::fs::read_to_string(&file).unwrap();
     assert!(text.contains("pitr_repo_up{repo=\"local\"} 0"), "{text}");
@@ -383,7 +373,7 @@ fn the_textfile_is_replaced_as_a_whole_and_tells_of_a_repository_that_is_gone(ma
     // A folder that is not there is an error that names the file.
     let nowhere = pitr
         .clone()
-        .args(["metrics", "--textfile", "/nowhere/pitr.prom"])
+        .words("metrics --textfile /nowhere/pitr.prom")
         .run();
     nowhere.expect_code(1).expect_stderr("/nowhere/pitr.prom");
 }
@@ -398,7 +388,7 @@ fn j07_a_damaged_or_unwritable_file_of_counters_fails_no_backup() {
     let state = site.sandbox().join("state");
     let pitr = site.pitr();
     site.sandbox().file("state/counters.json", "{\"series\": [");
-    let run = pitr.clone().args(["backup", "--quiet"]).run().success();
+    let run = pitr.clone().words("backup --quiet").succeed();
     run.expect_stderr("counting begins anew");
     assert_eq!(
         value(&metrics(&pitr), &series("backup_success_total")),
@@ -407,7 +397,7 @@ fn j07_a_damaged_or_unwritable_file_of_counters_fails_no_backup() {
     // A directory in the place of the lock.
     std::fs::remove_file(state.join("counters.lock")).unwrap();
     std::fs::create_dir(state.join("counters.lock")).unwrap();
-    let run = pitr.clone().args(["backup", "--quiet"]).run().success();
+    let run = pitr.clone().words("backup --quiet").succeed();
     run.expect_stderr("missing from the metrics");
 }
 
@@ -447,12 +437,12 @@ fn the_names_of_other_exporters_are_there_on_request(major: u32) {
         );
     }
     cluster.sql("create table t (a int)");
-    pitr.clone().args(["backup", "--quiet"]).run().success();
+    pitr.clone().words("backup --quiet").succeed();
     cluster.sql("insert into t values (1)");
-    let second = pitr.clone().args(["backup", "--incremental", "--json"]);
-    let second = second.run().success().id();
+    let second = pitr.clone().words("backup --incremental --json");
+    let second = second.succeed().id();
     let pin = ["pin", &second, "--reason", "audit", "--confirm"];
-    pitr.clone().args(pin).run().success();
+    pitr.clone().args(pin).succeed();
     cluster.archive_now();
 
     // Off unless asked for, and only what is asked for.
@@ -480,7 +470,7 @@ fn the_names_of_other_exporters_are_there_on_request(major: u32) {
         "none failed"
     );
 
-    let info = pitr.clone().args(["info", "--json"]).run().success().json();
+    let info = pitr.clone().words("info --json").succeed().json();
     let backups = info["clusters"][0]["backups"].as_array().unwrap().clone();
     assert_eq!(backups.len(), 2);
     let bytes = |backup: usize, name: &str| backups[backup][name].as_f64();
@@ -573,7 +563,7 @@ fn the_names_of_other_exporters_are_there_on_request(major: u32) {
     );
     assert_eq!(value(&text, "walg_storage_up{repo=\"local\"}"), Some(0.0));
     assert!(!has(&text, "pgbackrest_stanza_status") && !has(&text, "barman_backups_total"));
-    let unknown = pitr.clone().args(["metrics", "--compat", "zabbix"]).run();
+    let unknown = pitr.clone().words("metrics --compat zabbix").run();
     unknown.expect_code(2).expect_stderr("pgbackrest");
     site.edit("\"cnpg\"", "\"nagios\"");
     let unknown = pitr.clone().arg("metrics").run();
@@ -671,8 +661,8 @@ fn rules_and_dashboard_name_metrics_that_exist() {
 fn where_nothing_can_be_counted_no_count_is_shown() {
     // The harness has no room for caches.
     let (site, _cluster) = Site::with_cluster(17);
-    site.pitr().args(["backup", "--quiet"]).run().success();
-    let run = site.pitr().arg("metrics").run().success();
+    site.pitr().words("backup --quiet").succeed();
+    let run = site.pitr().arg("metrics").succeed();
     let run = run.expect_stderr("set state_dir in [agent]");
     assert!(!run.stdout.contains("backup_attempts_total"), "{run}");
     assert!(run.stdout.contains("backup_timestamp_seconds"), "{run}");
@@ -689,7 +679,7 @@ fn the_check_of_nagios_tells_unknown_from_well() {
     check()
         .expect_code(2)
         .expect_stdout("PITR CRITICAL: critical: there is no backup");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     check()
         .expect_code(0)
         .expect_stdout("PITR OK: recovery: any moment");
@@ -699,5 +689,5 @@ fn the_check_of_nagios_tells_unknown_from_well() {
 
 #[test]
 fn metrics_without_a_configuration_are_refused() {
-    pitr().arg("metrics").run().expect_code(3);
+    pitr().arg("metrics").exits(3);
 }

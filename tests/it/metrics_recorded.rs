@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::agent::answer;
-use crate::common::{Cluster, PATIENCE, Sandbox, Site, wait_until};
+use crate::common::{Cluster, Sandbox, Site, wait_until};
 
 const HOUR: u64 = 3600;
 
@@ -71,7 +71,7 @@ impl Prometheus {
             port,
             _sandbox: sandbox,
         };
-        wait_until(PATIENCE, "Prometheus answers", || {
+        wait_until("Prometheus answers", || {
             answer(port, "GET /-/ready HTTP/1.0\r\n", "")
                 .is_some_and(|(head, _)| head.contains("200"))
         });
@@ -138,8 +138,8 @@ fn formulas_and_the_dashboard_work_on_recorded_scrapes() {
         .duration_since(UNIX_EPOCH)
         .unwrap()
         .as_secs();
-    let scrape = || site.pitr().arg("metrics").run().success().stdout;
-    let backup = || site.pitr().args(["backup", "--full", "--quiet"]).run();
+    let scrape = || site.pitr().arg("metrics").succeed().stdout;
+    let backup = || site.pitr().words("backup --full --quiet").run();
     let fails = || {
         let away = site.sandbox().join("away");
         std::fs::rename(site.repository(), &away).unwrap();

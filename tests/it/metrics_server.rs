@@ -1,6 +1,6 @@
 //! `pitr metrics` tells of a cluster's server: its slots and its archiver.
 
-use crate::common::{Cluster, PATIENCE, Site, wait_until};
+use crate::common::{Cluster, Site, wait_until};
 use crate::metrics::{metrics, site, value};
 use crate::per_major;
 
@@ -11,7 +11,7 @@ fn slot(text: &str, family: &str, name: &str) -> Option<f64> {
 
 fn slots_tell_what_is_kept_for_them_and_what_was_lost(major: u32) {
     const SEGMENT: f64 = 1_048_576.0;
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let builder = builder.config("max_slot_wal_keep_size", "4MB");
     let (site, cluster) = Site::with_cluster_of(builder);
     let pitr = site.pitr();
@@ -45,11 +45,11 @@ fn slots_tell_what_is_kept_for_them_and_what_was_lost(major: u32) {
     assert!(slot(&text, "safe_bytes", "kept").unwrap() <= safe - SEGMENT);
 
     let lost = "select wal_status from pg_replication_slots where slot_name = 'kept'";
-    wait_until(PATIENCE, "the slot is lost", || {
+    wait_until("the slot is lost", || {
         cluster.sql("insert into t values (1)");
         cluster.switch_wal();
         cluster.sql("checkpoint");
-        cluster.query_one_string(lost) == "lost"
+        cluster.value(lost) == "lost"
     });
     let text = metrics(&pitr);
     assert_eq!(slot(&text, "lost", "kept"), Some(1.0), "{text}");
@@ -70,7 +70,7 @@ fn the_server_counts_its_archiver_and_looks_count_its_ends(major: u32) {
     };
     cluster.sql("create table t (a int)");
     cluster.archive_now();
-    wait_until(PATIENCE, "the server counts the file", || {
+    wait_until("the server counts the file", || {
         of(&metrics(&pitr), "pushed") > Some(0.0)
     });
     let text = metrics(&pitr);
@@ -80,11 +80,10 @@ fn the_server_counts_its_archiver_and_looks_count_its_ends(major: u32) {
     let none = is_seen.then_some(0.0);
     assert_eq!(value(&text, RESTARTS), none, "{text}");
 
-    cluster.alter_system("archive_command", "false");
-    cluster.reload();
+    cluster.set("archive_command", "false");
     cluster.sql("insert into t values (1)");
     cluster.switch_wal();
-    wait_until(PATIENCE, "the server counts failures", || {
+    wait_until("the server counts failures", || {
         of(&metrics(&pitr), "push_failures") > Some(0.0)
     });
     assert_eq!(value(&metrics(&pitr), RESTARTS), none);
@@ -92,9 +91,8 @@ fn the_server_counts_its_archiver_and_looks_count_its_ends(major: u32) {
         return;
     }
     // A status above 125 ends the archiver, and no failure is counted.
-    cluster.alter_system("archive_command", "exit 126");
-    cluster.reload();
-    wait_until(PATIENCE, "the end of the archiver is seen", || {
+    cluster.set("archive_command", "exit 126");
+    wait_until("the end of the archiver is seen", || {
         cluster.switch_wal();
         value(&metrics(&pitr), RESTARTS) > Some(0.0)
     });

@@ -15,11 +15,7 @@ fn recipients_are_counted_and_a_key_is_proven_by_reading_everything() {
     }
     let recipients = "pitr_key_recipients{repo=\"local\"}";
     let verified = "pitr_key_last_verified_timestamp_seconds{repo=\"local\"}";
-    sealed
-        .on("writer")
-        .args(["backup", "--quiet"])
-        .run()
-        .success();
+    sealed.on("writer").words("backup --quiet").succeed();
     // A host that only writes counts them, too.
     let on_writer = || sealed.on("writer").arg("metrics").run().stdout;
     let text = on_writer();
@@ -27,15 +23,11 @@ fn recipients_are_counted_and_a_key_is_proven_by_reading_everything() {
     let text = metrics(&sealed.on("reader"));
     assert_eq!(value(&text, recipients), Some(2.0), "{text}");
     assert_eq!(value(&text, verified), None, "{text}");
-    sealed
-        .on("reader")
-        .args(["verify", "--quiet"])
-        .run()
-        .success();
+    sealed.on("reader").words("verify --quiet").succeed();
     let text = metrics(&sealed.on("reader"));
     assert!(value(&text, verified).unwrap() > 1e9, "{text}");
     // A host that only writes proves no key.
-    sealed.on("writer").args(["verify", "--quiet"]).run();
+    sealed.on("writer").words("verify --quiet").run();
     assert_eq!(value(&on_writer(), verified), None);
     // A recipient whose object is damaged can read nothing.
     let kept = sealed.repository.join("keys/1");
@@ -80,7 +72,7 @@ fn changed_records_and_the_last_anchor_are_told() {
     world.backup().success();
     world.backup().success();
     assert_eq!(broken(), (None, None), "nobody looked");
-    world.pitr("host", &["audit", "anchor"]).run().success();
+    world.pitr("host", &["audit", "anchor"]).succeed();
     assert_eq!(world.problems(&[]).0, 0);
     let (found, anchor) = broken();
     assert_eq!(found, Some(0.0));

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::alert_conditions::{later, observe};
-use crate::common::{Cluster, PATIENCE, Sandbox, Site, paths_below, user, wait_until};
+use crate::common::{Cluster, Sandbox, Site, list_of, paths_below, user, wait_until};
 use crate::metrics::{metrics, site, value};
 use crate::per_major;
 use crate::sealed::Sealed;
@@ -37,7 +37,7 @@ fn is_now(time: Option<f64>) -> bool {
 
 /// The cluster of `pitr info`.
 fn info(site: &Site) -> Value {
-    site.pitr().args(["info", "--json"]).run().json()["clusters"][0].clone()
+    site.pitr().words("info --json").run().json()["clusters"][0].clone()
 }
 
 const LOCAL: &str = ",repo=\"local\"";
@@ -56,7 +56,7 @@ fn proven() -> (Site, Cluster) {
         source.display()
     );
     site.add(&sections);
-    let run = |arguments: &[&str]| site.pitr().args(arguments).run().success();
+    let run = |arguments: &[&str]| site.pitr().args(arguments).succeed();
     cluster.sql("create table t (a int)");
     run(&["agent", "run", "nightly"]);
     run(&["backup", "--incremental", "--quiet"]);
@@ -80,9 +80,9 @@ fn proven() -> (Site, Cluster) {
     run(&[&pin[..], &[id.as_str().unwrap()]].concat());
     let folder = Sandbox::new("drills");
     let programs = cluster.bin("initdb").unwrap();
-    let drill = site.pitr().args(["drill", "--quiet", "--dir"]);
+    let drill = site.pitr().words("drill --quiet --dir");
     let drill = drill.arg(folder.path()).arg("--bin");
-    drill.arg(programs.parent().unwrap()).run().success();
+    drill.arg(programs.parent().unwrap()).succeed();
     (site, cluster)
 }
 
@@ -171,7 +171,7 @@ fn what_is_proven_of_backups_has_the_values_that_info_tells() {
     bytes[middle] ^= 1;
     std::fs::write(pack, bytes).unwrap();
     user::own(pack);
-    assert_ne!(site.pitr().args(["verify", "--quiet"]).run().code(), 0);
+    assert_ne!(site.pitr().words("verify --quiet").run().code(), 0);
     let text = metrics(&site.pitr());
     assert_eq!(of_main(&text, "pitr_gap_bytes", LOCAL), Some(SEGMENT));
     assert_eq!(of_main(&text, "pitr_gap_inside_window", LOCAL), Some(1.0));
@@ -202,11 +202,7 @@ fn buckets(text: &str, labels: &str) {
 }
 
 fn window(text: &str, shown: &Value) {
-    let window = shown["recovery_windows"]
-        .as_array()
-        .unwrap()
-        .last()
-        .unwrap();
+    let window = list_of(&shown["recovery_windows"]).last().unwrap();
     let of = |name: &str| of_main(text, name, ",repo=\"local\",timeline=\"1\"");
     let (from, to) = (seconds(&window["from"]), seconds(&window["to"]));
     assert_eq!(
@@ -242,7 +238,7 @@ fn archiving_and_the_server_have_the_values_that_the_server_tells() {
     let (site, cluster) = site(17);
     let pitr = site.pitr();
     cluster.sql("create table t (a int)");
-    pitr.clone().args(["backup", "--quiet"]).run().success();
+    pitr.clone().words("backup --quiet").succeed();
     cluster.archive_now();
     cluster.sql("insert into t select generate_series(1, 1000)");
     let before = lsn(&cluster.insert_lsn());
@@ -258,7 +254,7 @@ fn archiving_and_the_server_have_the_values_that_the_server_tells() {
     );
     let offset = of("pitr_server_clock_offset_seconds").unwrap();
     assert!(offset.abs() < 2.0, "{offset}");
-    let wal = cluster.query_one_string("select sum(size) from pg_ls_waldir()");
+    let wal = cluster.value("select sum(size) from pg_ls_waldir()");
     assert_eq!(of("pitr_pg_wal_bytes"), wal.parse().ok());
     let free = of("pitr_pg_wal_fs_free_bytes").unwrap();
     assert!(free > 0.0);
@@ -267,13 +263,12 @@ fn archiving_and_the_server_have_the_values_that_the_server_tells() {
     assert_eq!(value(&text, "pitr_metrics_errors"), Some(0.0));
 
     // A file that waits, and a disk that filled by as much as is left within a quarter of an hour.
-    cluster.alter_system("archive_command", "false");
-    cluster.reload();
+    cluster.set("archive_command", "false");
     let name = cluster.switch_wal();
     let ready = cluster
         .pgdata()
         .join(format!("pg_wal/archive_status/{name}.ready"));
-    wait_until(PATIENCE, "the file waits", || ready.exists());
+    wait_until("the file waits", || ready.exists());
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(1200);
     std::fs::File::open(&ready)
         .unwrap()
@@ -323,9 +318,9 @@ fn a_host_that_only_writes_tells_when_its_backups_ended() {
     );
     crate::common::append(sealed.config("writer"), &sections);
     let host = || sealed.on("writer");
-    host().args(["backup", "--quiet"]).run().success();
-    let files = host().args(["files", "backup", "up", "--quiet"]);
-    files.run().success();
+    host().words("backup --quiet").succeed();
+    let files = host().words("files backup up --quiet");
+    files.succeed();
     // Nothing of them is counted here, as where another host took them.
     std::fs::remove_file(state.join("counters.json")).unwrap();
     let text = metrics(&host());
@@ -362,23 +357,22 @@ fn j76_a_synchronous_receiver_that_is_away_is_critical_before_one_that_delays_no
         journal.display()
     ));
     cluster.sql("create table t (a int)");
-    pitr.clone().args(["backup", "--quiet"]).run().success();
+    pitr.clone().words("backup --quiet").succeed();
     let of =
         |text: &str, name: &str| of_main(text, &format!("pitr_receiver_{name}"), ",slot=\"pitr\"");
-    let receiver = pitr.clone().args(["receive", "--create-slot"]).spawn();
+    let receiver = pitr.clone().words("receive --create-slot").spawn();
     let mut text = String::new();
-    wait_until(PATIENCE, "no commit waits for it", || {
+    wait_until("no commit waits for it", || {
         text = metrics(&pitr);
         of(&text, "sync_state") == Some(0.0) && of(&text, "connected") == Some(1.0)
     });
-    cluster.alter_system("synchronous_standby_names", "pitr");
-    cluster.reload();
-    wait_until(PATIENCE, "commits wait for it", || {
+    cluster.set("synchronous_standby_names", "pitr");
+    wait_until("commits wait for it", || {
         of(&metrics(&pitr), "sync_state") == Some(3.0)
     });
     cluster.sql("insert into t select generate_series(1, 1000)");
-    let position = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
-    wait_until(PATIENCE, "it is safe", || {
+    let position = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
+    wait_until("it is safe", || {
         text = metrics(&pitr);
         of(&text, "flushed_lsn") >= Some(position)
     });
@@ -393,8 +387,7 @@ fn j76_a_synchronous_receiver_that_is_away_is_critical_before_one_that_delays_no
     let rpo = of_main(&text, "pitr_rpo_seconds", "");
     assert!(rpo < Some(5.0), "{rpo:?}");
 
-    receiver.signal(Signal::TERM);
-    receiver.wait();
+    receiver.ended_by(Signal::TERM);
     text = metrics(&pitr);
     assert_eq!(of(&text, "connected"), Some(0.0), "{text}");
     assert_eq!(of(&text, "sync_state"), None, "nobody receives: {text}");
@@ -405,7 +398,7 @@ fn j76_a_synchronous_receiver_that_is_away_is_critical_before_one_that_delays_no
     // Nobody waits for it any more.
     cluster.sql("alter system reset synchronous_standby_names");
     cluster.reload();
-    wait_until(PATIENCE, "no commit waits", || {
+    wait_until("no commit waits", || {
         of(&metrics(&pitr), "sync_state") == Some(0.0)
     });
     observe(&later(&pitr, 60));
@@ -418,26 +411,24 @@ fn j77_a_standby_tells_how_far_it_lags_and_not_how_idle_its_primary_is(major: u3
     let (site, mut primary) = site(major);
     let standby = Cluster::builder(major).standby_of(&primary).start();
     primary.sql("create table t (a int)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     primary.archive_now();
     let lag = |text: &str| of_main(text, "pitr_replication_lag_seconds", "");
     assert_eq!(lag(&metrics(&site.pitr())), None, "a primary has none");
     site.edit(&primary.conninfo("postgres"), &standby.conninfo("postgres"));
     let mut text = String::new();
-    wait_until(PATIENCE, "it has everything", || {
+    wait_until("it has everything", || {
         text = metrics(&site.pitr());
         lag(&text) == Some(0.0)
     });
     standby.sql("select pg_wal_replay_pause()");
     primary.sql("insert into t values (1)");
     primary.archive_now();
-    wait_until(PATIENCE, "it lags", || {
-        lag(&metrics(&site.pitr())) > Some(1.0)
-    });
+    wait_until("it lags", || lag(&metrics(&site.pitr())) > Some(1.0));
     // Nothing streams in any more: what is archived is all that there is.
     standby.sql("select pg_wal_replay_resume()");
     primary.stop(crate::common::Stop::Fast);
-    wait_until(PATIENCE, "it has what is archived", || {
+    wait_until("it has what is archived", || {
         lag(&metrics(&site.pitr())) == Some(0.0)
     });
 }

@@ -6,7 +6,7 @@ use crate::per_major;
 fn t63_no_plan_leads_through_wal_of_wal_level_minimal(major: u32) {
     let (site, mut cluster) = Site::with_cluster(major);
     cluster.sql("create table t as select 1 as a");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("select pg_create_restore_point('before')");
     let mut at_level = |level: &str, senders: &str, archive_mode: &str| {
         cluster.append_config("wal_level", level);
@@ -20,7 +20,7 @@ fn t63_no_plan_leads_through_wal_of_wal_level_minimal(major: u32) {
     cluster.sql("select pg_create_restore_point('behind')");
     cluster.archive_now();
     let plan = |target: &str| {
-        let plan = site.pitr().args(["plan", "--json", "--target-name"]);
+        let plan = site.pitr().words("plan --json --target-name");
         plan.arg(target).run()
     };
     plan("before").success();
@@ -33,7 +33,7 @@ fn t63_no_plan_leads_through_wal_of_wal_level_minimal(major: u32) {
         _ => "WAL was generated with wal_level=minimal, cannot continue recovering",
     };
     assert!(fatal.contains(words), "{run}");
-    let run = site.pitr().arg("verify").run().expect_code(4);
+    let run = site.pitr().arg("verify").exits(4);
     run.expect_stdout("it has WAL of wal_level minimal");
 }
 per_major!(t63_no_plan_leads_through_wal_of_wal_level_minimal, v13 v14);

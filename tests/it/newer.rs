@@ -16,7 +16,7 @@ use crate::common::reception;
 use crate::common::s3::KEY;
 use crate::common::s3::peer::Peer;
 use crate::common::walsender::{Act, Answer, Identity, Walsender};
-use crate::common::{PATIENCE, Still, paths_below, pitr, pitr_archive, pitr_restore, wait_until};
+use crate::common::{Still, paths_below, pitr, pitr_archive, pitr_restore};
 use crate::sealed::keygen;
 
 const NEWEST: u32 = 19;
@@ -92,9 +92,9 @@ fn p23_a_newer_major_is_archived_undecoded_and_comes_back() {
     };
     // One warning, however many segments follow.
     let told = "written by a PostgreSQL newer than 19 (page magic D123), which this pitr cannot read: its WAL is archived undecoded";
-    still.push(first).run().success().expect_stderr(told);
+    still.push(first).succeed().expect_stderr(told);
     for name in [second, third, second] {
-        let run = still.push(name).run().success();
+        let run = still.push(name).succeed();
         assert!(run.stderr.is_empty(), "{run}");
     }
     for name in &still.segments {
@@ -105,7 +105,7 @@ fn p23_a_newer_major_is_archived_undecoded_and_comes_back() {
     }
     // History files are archived beside an unknown pg_control.
     std::fs::write(still.wal("00000002.history"), "1\t0/5000000\tno reason\n").unwrap();
-    still.push("00000002.history").run().success();
+    still.push("00000002.history").succeed();
     assert!(still.site.object("00000002.history").exists());
     // Other content under a name is a conflict there, too.
     let raw = std::fs::read(still.wal(second)).unwrap();
@@ -128,22 +128,17 @@ fn p23_what_cannot_be_proven_of_a_newer_major_is_said() {
     let name = &still.segments[0];
     let means = "PostgreSQL 20 is newer than 19, the newest that this pitr knows: its WAL is archived undecoded";
     pitr().arg("info").run().expect_stdout(means);
-    pitr().arg("plan").run().expect_code(5).expect_stdout(means);
+    pitr().arg("plan").exits(5).expect_stdout(means);
     pitr()
         .args(["wal", "show", name])
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("flags           undecoded")
         .expect_stdout("records         not decoded");
-    pitr()
-        .args(["wal", "list"])
-        .run()
-        .success()
-        .expect_stdout(name);
-    pitr().args(["wal", "gaps"]).run().success();
-    pitr().args(["expire", "--keep", "1", "--confirm"]).run();
+    pitr().words("wal list").succeed().expect_stdout(name);
+    pitr().words("wal gaps").succeed();
+    pitr().words("expire --keep 1 --confirm").run();
     still.check(name);
-    pitr().arg("verify").run().success().expect_stderr(
+    pitr().arg("verify").succeed().expect_stderr(
         "3 segments were written by a PostgreSQL newer than 19: every byte was checked",
     );
     // Damage is found without a word of what the WAL says.
@@ -152,7 +147,7 @@ fn p23_what_cannot_be_proven_of_a_newer_major_is_said() {
         .open(still.site.object(name))
         .unwrap();
     object.write_all_at(&[0x55; 16], 2000).unwrap();
-    pitr().arg("verify").run().expect_code(4);
+    pitr().arg("verify").exits(4);
     still.fetch(name).run().expect_stderr("damaged");
 }
 
@@ -161,8 +156,8 @@ fn w65_a_backfill_leaves_out_the_last_segment_of_a_newer_major() {
     let still = newer();
     let last = u32::from_str_radix(&still.segments[2][16..], 16).unwrap() + 1;
     let last = format!("{}{last:08X}", &still.segments[2][..16]);
-    let backfill = still.site.pitr().args(["wal", "backfill", "--from"]);
-    let run = backfill.arg(still.wal("")).run().success();
+    let backfill = still.site.pitr().words("wal backfill --from");
+    let run = backfill.arg(still.wal("")).succeed();
     for name in &still.segments {
         still.check(name);
     }
@@ -170,7 +165,7 @@ fn w65_a_backfill_leaves_out_the_last_segment_of_a_newer_major() {
         .expect_stdout("whether it is whole is unknown");
     assert!(!still.site.object(&last).exists());
     // The server itself offers whole segments alone.
-    still.push(&last).run().success();
+    still.push(&last).succeed();
     still.check(&last);
 }
 
@@ -179,7 +174,7 @@ fn p23_undecoded_wal_is_sealed_in_a_bucket_and_copied_by_sync() {
     let still = Still::new(NEWEST, 1, 3);
     let sandbox = still.site.sandbox();
     let keys = sandbox.join("keys");
-    keygen(&keys, &["ops", "escrow"]).run().success();
+    keygen(&keys, &["ops", "escrow"]).succeed();
     let key = |name: &str| keys.join(name);
     let peer = Peer::own();
     let copy = sandbox.join("copy");
@@ -213,7 +208,7 @@ fn p23_undecoded_wal_is_sealed_in_a_bucket_and_copied_by_sync() {
     let both = both.map(|(place, writes)| format!("{place}{writes}{reads}"));
     let all = sandbox.file("all.toml", format!("{cluster}{}", both.concat()));
     let on_all = || pitr().arg("--config").arg(&all);
-    on_all().args(["init", "--quiet"]).run().success();
+    on_all().words("init --quiet").succeed();
     age(&still);
     let registered = peer.server().key("cluster.json");
     peer.server().lose(&registered);
@@ -241,7 +236,7 @@ fn p23_undecoded_wal_is_sealed_in_a_bucket_and_copied_by_sync() {
         let config = if n < 2 { &into_vault } else { &into_copy };
         let push = pitr_archive().arg("--config").arg(config);
         let push = push.arg(format!("pg_wal/{name}"));
-        push.dir(still.cluster.pgdata()).run().success();
+        push.dir(still.cluster.pgdata()).succeed();
     }
     let fetch = |config: &Path, repository: &str, name: &str| {
         let program = pitr_restore().arg("--config").arg(config);
@@ -263,27 +258,21 @@ fn p23_undecoded_wal_is_sealed_in_a_bucket_and_copied_by_sync() {
     };
     comes_back("vault", &still.segments[0]);
 
-    on_all().args(["repo", "sync"]).run().success();
+    on_all().words("repo sync").succeed();
     for repository in ["vault", "copy"] {
         for name in &still.segments {
             comes_back(repository, name);
         }
         let verify = on_all().args(["verify", "--repository", repository]);
-        verify
-            .run()
-            .success()
-            .expect_stderr("every byte was checked");
+        verify.succeed().expect_stderr("every byte was checked");
     }
-    on_all().args(["repo", "sync"]).run().success();
+    on_all().words("repo sync").succeed();
 
     let victim = peer.server().key(&still.segments[2]);
     let mut bytes = peer.server().object(&victim);
     bytes[2000] ^= 1;
     peer.server().plant(&victim, &bytes);
-    on_all()
-        .args(["verify", "--repository", "vault"])
-        .run()
-        .expect_code(4);
+    on_all().words("verify --repository vault").exits(4);
     assert!(!fetch(&all, "vault", &still.segments[2]).is_success());
     assert!(!still.wal("RECOVERYXLOG").exists());
 }
@@ -327,13 +316,9 @@ fn p23_the_receiver_stores_what_a_newer_server_streams_and_a_backup_is_refused()
     let journal = still.site.sandbox().join("journal");
     reception::configure(&still.site, &server.conninfo(), &journal);
     let mut running = still.site.pitr().arg("receive").spawn();
-    wait_until(PATIENCE, "the segment is stored", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
-        still.site.object(name).exists()
-    });
-    running.signal(Signal::TERM);
+    running.until("the segment is stored", || still.site.object(name).exists());
     running
-        .wait()
+        .ended_by(Signal::TERM)
         .success()
         .expect_stderr("its WAL is archived undecoded");
     still.check(name);
@@ -346,7 +331,7 @@ fn p23_the_receiver_stores_what_a_newer_server_streams_and_a_backup_is_refused()
         .expect_stderr("Install a newer pitr");
     // Without a server pg_control would have to be read.
     pitr()
-        .args(["init", "--pgdata"])
+        .words("init --pgdata")
         .arg(still.cluster.pgdata())
         .arg("--config")
         .arg(still.site.sandbox().join("other.toml"))

@@ -27,8 +27,8 @@ fn j67_each_finding_of_info_names_the_next_command() {
         source.display(),
     ));
     site.add_to_cluster("max_drill_age = \"1d\"\ncopies = \"3-2-1\"\n");
-    let info = || problems(&site.pitr().args(["info", "--json"]).run().json());
-    site.pitr().args(["init", "--quiet"]).run().success();
+    let info = || problems(&site.pitr().words("info --json").run().json());
+    site.pitr().words("init --quiet").succeed();
     let none = info();
     let of = |all: &[(String, String)], part: &str| -> String {
         let found = all.iter().find(|(message, _)| message.contains(part));
@@ -36,7 +36,7 @@ fn j67_each_finding_of_info_names_the_next_command() {
     };
     assert_eq!(of(&none, "there is no backup: nothing"), "pitr backup");
     assert_eq!(of(&none, "no undamaged backup"), "pitr files backup www");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let names: Vec<String> = (0..4).map(|_| cluster.archive_now()).collect();
     std::fs::remove_file(site.object(&names[1])).unwrap();
     std::fs::remove_dir_all(&offsite).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use crate::agent::{EVERY_HOUR, Host};
-use crate::common::{PATIENCE, wait_until};
+use crate::common::wait_until;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// A text that would be a script where somebody made markup of it.
@@ -21,7 +21,7 @@ fn state(host: &Host) -> Option<Value> {
 /// Waits until the first look is over.
 fn observed(host: &Host) -> Value {
     let known = || state(host).filter(|state| !state["observed"].is_null());
-    wait_until(PATIENCE, "something was found", || known().is_some());
+    wait_until("something was found", || known().is_some());
     known().unwrap()
 }
 
@@ -35,10 +35,9 @@ fn j09_the_page_tells_what_was_found_and_text_of_others_is_no_markup() {
     let host = Host::new(EVERY_HOUR);
     host.pitr()
         .args(["files", "backup", "up", "--label", HOSTILE])
-        .run()
-        .success();
+        .succeed();
     let _agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/").is_some());
+    wait_until("it serves", || host.get("/").is_some());
     let told = observed(&host);
     assert_eq!(told["jobs"][0]["name"], "files", "{told}");
     assert_eq!(
@@ -108,7 +107,7 @@ fn j09_the_page_tells_what_was_found_and_text_of_others_is_no_markup() {
 fn j09_a_plan_is_made_by_the_command_one_at_a_time_and_within_its_time() {
     let host = Host::new(EVERY_HOUR);
     let agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/").is_some());
+    wait_until("it serves", || host.get("/").is_some());
     let moment = "/api/plan?cluster=main&time=2026-11-20T06:40:49Z";
     let (status, body) = host.get(moment).unwrap();
     let told: Value = serde_json::from_str(&body).unwrap();
@@ -164,11 +163,11 @@ fn j09_a_plan_is_made_by_the_command_one_at_a_time_and_within_its_time() {
         .env("PITR_FAULT_SECONDS", "5")
         .arg("agent")
         .spawn();
-    wait_until(PATIENCE, "it serves", || host.get("/").is_some());
+    wait_until("it serves", || host.get("/").is_some());
     let port = host.port;
     let request = format!("GET {moment} HTTP/1.1\r\nHost: localhost\r\n");
     let first = std::thread::spawn(move || crate::agent::answer(port, &request, "").unwrap());
-    wait_until(PATIENCE, "the plan is being made", || paused.exists());
+    wait_until("the plan is being made", || paused.exists());
     let (status, body) = host.get(moment).unwrap();
     assert!(
         status.contains("409") && body.contains("another plan"),
@@ -188,7 +187,7 @@ fn j09_a_plan_is_made_by_the_command_one_at_a_time_and_within_its_time() {
 fn j09_without_a_token_the_page_is_for_this_host_and_starts_nothing() {
     let host = Host::new(EVERY_HOUR);
     let _agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/").is_some());
+    wait_until("it serves", || host.get("/").is_some());
     // A name of the internet that leads here is not this host.
     for path in [
         "/",
@@ -248,7 +247,7 @@ fn j09_with_a_token_who_has_it_sees_the_page_and_starts_jobs_from_it_alone() {
         .expect_code(3);
     mode(0o600);
     let _agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    wait_until("it serves", || host.get("/healthz").is_some());
     let here = "Host: pitr.example.org\r\n";
     assert!(ask(&host, "GET /", here, "").0.contains("303"));
     assert!(ask(&host, "GET /api/state", here, "").0.contains("401"));
@@ -306,9 +305,7 @@ fn j09_with_a_token_who_has_it_sees_the_page_and_starts_jobs_from_it_alone() {
     let own = format!("{inside}Origin: https://pitr.example.org\r\n");
     let (head, body) = ask(&host, "POST /api/run?job=files", &own, "");
     assert!(head.contains("202"), "{head} {body}");
-    wait_until(PATIENCE, "the job ran", || {
-        host.job("files")["last_success"] == true
-    });
+    wait_until("the job ran", || host.job("files")["last_success"] == true);
     // Not beside itself.
     let lock = host.sandbox.join("state/jobs/files/lock");
     let lock = std::fs::File::options()
@@ -339,7 +336,7 @@ fn j61_a_job_of_the_page_goes_on_as_the_agent_does_while_the_file_is_wrong() {
     host.reconfigure("/TOKEN", &token.display().to_string());
     let _agent = host.agent();
     let jobs = host.sandbox.join("state/jobs/files");
-    wait_until(PATIENCE, "it serves", || {
+    wait_until("it serves", || {
         host.get("/healthz").is_some() && jobs.join("since").exists()
     });
     let bearer = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n");
@@ -366,7 +363,7 @@ fn j61_a_job_of_the_page_goes_on_as_the_agent_does_while_the_file_is_wrong() {
         let (head, body) = run();
         assert!(head.contains("202"), "{head} {body}");
         assert_eq!(host.begun("files").len(), count, "it has its record");
-        wait_until(PATIENCE, "the job ran", || ended().len() == count);
+        wait_until("the job ran", || ended().len() == count);
         assert!(ended().iter().all(|text| text.contains("\"status\":0")));
         host.reconfigure(to, from);
     }
@@ -384,7 +381,7 @@ fn j61_a_job_of_the_page_goes_on_as_the_agent_does_while_the_file_is_wrong() {
 fn j44_clients_that_come_to_no_end_take_neither_descriptors_nor_the_page() {
     let host = Host::new(EVERY_HOUR);
     let agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    wait_until("it serves", || host.get("/healthz").is_some());
     let descriptors = || {
         let open = std::fs::read_dir(format!("/proc/{}/fd", agent.pid()));
         open.map_or(0, |open| open.flatten().count())
@@ -405,9 +402,7 @@ fn j44_clients_that_come_to_no_end_take_neither_descriptors_nor_the_page() {
         "{before} and then {now}"
     );
     // They have ten seconds each, and then it is somebody else's turn.
-    wait_until(PATIENCE, "it answers others", || {
-        host.get("/healthz").is_some()
-    });
+    wait_until("it answers others", || host.get("/healthz").is_some());
     drop(held);
 }
 
@@ -415,7 +410,7 @@ fn j44_clients_that_come_to_no_end_take_neither_descriptors_nor_the_page() {
 fn a_page_that_is_not_wanted_is_not_there() {
     let host = Host::new(&format!("[page]\nenabled = false\n{EVERY_HOUR}"));
     let _agent = host.agent();
-    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    wait_until("it serves", || host.get("/healthz").is_some());
     for path in ["/", "/api/state", "/page.js", "/login"] {
         assert!(host.get(path).unwrap().0.contains("404"), "{path}");
     }

@@ -85,13 +85,13 @@ fn r90_a_certificate_of_the_authority_comes_in_and_nothing_else_gets_an_answer()
     let get = |client: Option<&Signed>, path: &str| {
         ask(host.port, &servers, client, (&format!("GET {path}"), ""))
     };
-    wait_until(PATIENCE, "it serves", || get(Some(&own), "/").is_ok());
+    wait_until("it serves", || get(Some(&own), "/").is_ok());
     let (head, page) = get(Some(&own), "/").unwrap();
     assert!(
         head.starts_with("HTTP/1.1 200") && page.contains("page.js"),
         "{head}"
     );
-    wait_until(PATIENCE, "metrics are collected", || {
+    wait_until("metrics are collected", || {
         get(Some(&own), "/metrics").is_ok_and(|(head, _)| head.contains("200"))
     });
     let (_, metrics) = get(Some(&own), "/metrics").unwrap();
@@ -124,7 +124,7 @@ fn r90_a_certificate_of_the_authority_comes_in_and_nothing_else_gets_an_answer()
         head.contains("202") && body.contains("\"started\":\"files\""),
         "{head} {body}"
     );
-    wait_until(PATIENCE, "the job ran", || !host.begun("files").is_empty());
+    wait_until("the job ran", || !host.begun("files").is_empty());
     reload(&host, &agent, &own);
 }
 
@@ -136,13 +136,11 @@ fn reload(host: &Host, agent: &crate::common::Running, old: &Signed) {
     agent.signal(Signal::HUP);
     let new = clients.signs("dba", LATER);
     let healthy = |client: &Signed| ask(host.port, &servers, Some(client), ("GET /healthz", ""));
-    wait_until(PATIENCE, "the new certificate is shown", || {
-        healthy(&new).is_ok()
-    });
+    wait_until("the new certificate is shown", || healthy(&new).is_ok());
     assert!(healthy(old).is_err(), "its authority is gone");
     host.sandbox.file("page.pem", "no certificate");
     agent.signal(Signal::HUP);
-    wait_until(PATIENCE, "the trouble is told", || {
+    wait_until("the trouble is told", || {
         agent.stderr().contains("page.pem\" holds no certificate")
     });
     assert!(healthy(&new).is_ok(), "the one before is served still");
@@ -161,7 +159,7 @@ fn tls_without_an_authority_of_clients_keeps_the_token() {
     host.reconfigure("[agent]\n", &page);
     let _agent = host.agent();
     let asked = |head: &str, body: &str| ask(host.port, &servers, None, (head, body));
-    wait_until(PATIENCE, "it serves", || asked("GET /healthz", "").is_ok());
+    wait_until("it serves", || asked("GET /healthz", "").is_ok());
     let (head, _) = asked("GET /api/state", "").unwrap();
     assert!(head.contains("401"), "{head}");
     let bearer =
@@ -183,8 +181,7 @@ fn what_cannot_serve_tls_keeps_the_agent_from_its_start() {
     let lines = serve(&host, &own);
     host.reconfigure("[agent]\n", &format!("[agent]\n{lines}"));
     let refused = |what: &str| {
-        let run = host.pitr().arg("agent").run().expect_code(3);
-        run.expect_stderr(what);
+        host.pitr().arg("agent").exits(3).expect_stderr(what);
     };
     let key = host.sandbox.join("page.key");
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
@@ -209,7 +206,7 @@ fn a_certificate_that_ends_soon_is_found_by_doctor() {
     lines += &format!("tls.client_ca_file = \"{}\"\n", ca.display());
     host.reconfigure("[agent]\n", &format!("[agent]\n{lines}"));
     let level = || {
-        let json = host.pitr().args(["doctor", "--json"]).run().json();
+        let json = host.pitr().words("doctor --json").run().json();
         let all = json["findings"].as_array().unwrap().clone();
         let is_own = |f: &&serde_json::Value| f["group"] == "certificates";
         let own: Vec<_> = all.iter().filter(is_own).collect();

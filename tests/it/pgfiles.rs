@@ -18,9 +18,7 @@ fn control_file(cluster: &Cluster) -> ControlFile {
 }
 
 fn control_file_says_what_the_server_says(major: u32) {
-    let mut cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
+    let mut cluster = Cluster::small(major)
         .config("max_connections", 77)
         .config("max_prepared_transactions", 5)
         .config("track_commit_timestamp", "on")
@@ -28,7 +26,7 @@ fn control_file_says_what_the_server_says(major: u32) {
     cluster.sql("checkpoint");
     let control = control_file(&cluster);
     let row = |sql: &str| -> Vec<String> {
-        let rows = cluster.query_rows(sql);
+        let rows = cluster.sql(sql);
         rows[0]
             .iter()
             .map(|value| value.clone().unwrap_or_default())
@@ -85,15 +83,15 @@ fn control_file_says_what_the_server_says(major: u32) {
     );
     assert_eq!(
         settings.max_wal_senders.to_string(),
-        cluster.query_one_string("show max_wal_senders")
+        cluster.value("show max_wal_senders")
     );
     assert_eq!(
         settings.max_worker_processes.to_string(),
-        cluster.query_one_string("show max_worker_processes")
+        cluster.value("show max_worker_processes")
     );
     assert_eq!(
         settings.max_locks_per_transaction.to_string(),
-        cluster.query_one_string("show max_locks_per_transaction")
+        cluster.value("show max_locks_per_transaction")
     );
     assert_eq!(control.state, ClusterState::InProduction);
     cluster.stop(Stop::Fast);
@@ -103,14 +101,8 @@ per_major!(control_file_says_what_the_server_says);
 
 #[test]
 fn control_file_of_a_standby_has_its_recovery_point() {
-    let primary = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
-    let mut standby = Cluster::builder(15)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let primary = Cluster::small(15).start();
+    let mut standby = primary.standby().start();
     assert_eq!(
         control_file(&standby).state,
         ClusterState::InArchiveRecovery
@@ -144,10 +136,7 @@ fn check_pages(folder: &Path, counts: &mut [usize; 2]) {
 }
 
 fn every_page_of_a_stopped_cluster_has_a_good_checksum(major: u32) {
-    let mut cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let mut cluster = Cluster::small(major).start();
     cluster.sql(
         "create table t as select i, repeat('x', i % 300) as b from generate_series(1, 20000) i",
     );
@@ -162,9 +151,7 @@ fn every_page_of_a_stopped_cluster_has_a_good_checksum(major: u32) {
 per_major!(every_page_of_a_stopped_cluster_has_a_good_checksum);
 
 fn labels_and_maps_of_the_server_are_read(major: u32) {
-    let cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
+    let cluster = Cluster::small(major)
         .config("archive_mode", "on")
         .config("archive_command", "/bin/true")
         .start();
@@ -187,11 +174,8 @@ fn labels_and_maps_of_the_server_are_read(major: u32) {
             "pg_backup_stop(false)",
         ),
     };
-    let start: Lsn = sql
-        .query_one_string(&format!("select {start}"))
-        .parse()
-        .unwrap();
-    let rows = sql.query_rows(&format!("select * from {stop}"));
+    let start: Lsn = sql.value(&format!("select {start}")).parse().unwrap();
+    let rows = sql.sql(&format!("select * from {stop}"));
     let text = |column: usize| rows[0][column].clone().unwrap();
     let stop: Lsn = text(0).parse().unwrap();
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pitr::pg::time::TimestampTz;
 use serde_json::Value;
 
-use crate::common::{Cluster, PATIENCE, Program, Site, files_below, keep_one, wait_until};
+use crate::common::{Cluster, Program, Site, files_below, keep_one, wait_until};
 use crate::per_major;
 
 /// A cluster with backups, in one repository or in two.
@@ -39,7 +39,7 @@ impl Kept {
     pub fn second(&self) -> PathBuf {
         let folder = self.site.add_repository("second", "");
         let sync = ["repo", "sync", "--all", "--quiet"];
-        self.pitr(&sync).run().success();
+        self.pitr(&sync).succeed();
         folder
     }
 
@@ -50,7 +50,7 @@ impl Kept {
     /// Returns the fate that expire plans for each backup, in the first repository.
     pub fn fates(&self, more: &[&str]) -> Vec<String> {
         let run = self.pitr(&keep_one(&["--json", "--dry-run"])).args(more);
-        let plan = run.run().success().json();
+        let plan = run.succeed().json();
         let backups = plan["clusters"][0]["backups"].as_array().unwrap();
         let fate = |b: &Value| b["fate"].as_str().unwrap().to_owned();
         backups.iter().map(fate).collect()
@@ -66,7 +66,7 @@ impl Kept {
 
     pub fn expire(&self) {
         let args = keep_one(&["--grace", "0s", "--confirm", "--quiet"]);
-        self.pitr(&args).run().success();
+        self.pitr(&args).succeed();
     }
 }
 
@@ -94,13 +94,8 @@ fn a_pin_keeps_a_backup_until_it_ends(major: u32) {
         "{}",
         plan.stderr
     );
-    kept.pitr(&pin).arg("--dry-run").run().success();
-    let json = kept
-        .pitr(&pin)
-        .args(["--json", "--dry-run"])
-        .run()
-        .success()
-        .json();
+    kept.pitr(&pin).arg("--dry-run").succeed();
+    let json = kept.pitr(&pin).words("--json --dry-run").succeed().json();
     assert_eq!(json["confirmed"], false);
     assert_eq!(json["repositories"].as_array().unwrap().len(), 1);
     let start = kept.shown(0)["start_lsn"].clone();
@@ -108,7 +103,7 @@ fn a_pin_keeps_a_backup_until_it_ends(major: u32) {
     assert_eq!(files(), before);
     assert_eq!(kept.fates(&[]), ["mark", "mark", "keep"]);
 
-    kept.pitr(&pin).arg("--confirm").run().success();
+    kept.pitr(&pin).arg("--confirm").succeed();
     let shown = kept.shown(0);
     assert_eq!(shown["pinned"], true);
     assert_eq!(shown["pinned_reason"], "the year's end");
@@ -116,7 +111,7 @@ fn a_pin_keeps_a_backup_until_it_ends(major: u32) {
     assert_eq!(kept.fates(&[]), ["keep", "mark", "keep"]);
     // Again, it says nothing new.
     let pinned = files();
-    kept.pitr(&pin).arg("--confirm").run().success();
+    kept.pitr(&pin).arg("--confirm").succeed();
     assert_eq!(files(), pinned);
 
     // The second one goes; the pinned one can still be restored.
@@ -131,14 +126,14 @@ fn a_pin_keeps_a_backup_until_it_ends(major: u32) {
         "--dry-run",
         "--json",
     ];
-    assert_eq!(kept.pitr(&dry).run().success().json()["until"], until);
+    assert_eq!(kept.pitr(&dry).succeed().json()["until"], until);
     kept.expire();
     let pin = ["pin", &second, "--reason", "late", "--confirm"];
     let gone = kept.pitr(&pin).run();
     assert_eq!(gone.code(), 2, "{}", gone.stderr);
     assert!(gone.stderr.contains("not_found"), "{}", gone.stderr);
     let plan = ["plan", "--target-immediate", "--json", "--backup", &first];
-    assert_eq!(kept.pitr(&plan).run().success().json()["reachable"], true);
+    assert_eq!(kept.pitr(&plan).succeed().json()["reachable"], true);
 
     // Unpinned, it goes, too.
     let unpin = ["unpin", &first];
@@ -146,7 +141,7 @@ fn a_pin_keeps_a_backup_until_it_ends(major: u32) {
     assert_eq!(plan.code(), 8, "{}", plan.stderr);
     assert!(plan.stdout.contains("the year's end"), "{}", plan.stdout);
     assert_eq!(kept.shown(0)["pinned"], true);
-    kept.pitr(&unpin).arg("--confirm").run().success();
+    kept.pitr(&unpin).arg("--confirm").succeed();
     assert_eq!(kept.shown(0)["pinned"], false);
     let again = kept.pitr(&unpin).arg("--confirm").run();
     assert_eq!(again.code(), 2, "{}", again.stderr);
@@ -174,18 +169,16 @@ fn a_pin_with_an_end_is_over_then(major: u32) {
     );
 
     // A mark that is there already is reported, and taken back by the next run.
-    kept.pitr(&keep_one(&["--confirm", "--quiet"]))
-        .run()
-        .success();
+    kept.pitr(&keep_one(&["--confirm", "--quiet"])).succeed();
     let ends = now().saturating_add(Duration::from_secs(20));
     let text = ends.to_string();
-    let run = kept.pitr(&pin).arg(&text).run().success();
+    let run = kept.pitr(&pin).arg(&text).succeed();
     assert!(run.stdout.contains("marked for deletion"), "{}", run.stdout);
     assert_eq!(kept.shown(0)["pinned_until"], text.as_str());
     assert_eq!(kept.fates(&["--grace", "0s"]), ["keep", "keep"]);
     let info = kept.pitr(&["info"]).run();
     assert!(info.stdout.contains("pinned until"), "{}", info.stdout);
-    wait_until(PATIENCE, "the pin is over", || now() > ends);
+    wait_until("the pin is over", || now() > ends);
     assert_eq!(kept.shown(0)["pinned"], false);
     assert_eq!(kept.fates(&["--grace", "0s"]), ["delete", "keep"]);
     kept.expire();
@@ -198,20 +191,16 @@ fn two_repositories_are_pinned_alike(major: u32) {
     let first = kept.ids[0].clone();
     let second = kept.second();
     let pin = ["pin", &first, "--reason", "both", "--json", "--confirm"];
-    let json = kept.pitr(&pin).run().success().json();
+    let json = kept.pitr(&pin).succeed().json();
     assert_eq!(json["recorded_in"].as_array().unwrap().len(), 2);
     // Under one name, so that syncing finds nothing to copy.
-    let sync = kept
-        .pitr(&["repo", "sync", "--json"])
-        .run()
-        .success()
-        .json();
+    let sync = kept.pitr(&["repo", "sync", "--json"]).succeed().json();
     for transfer in sync["transfers"].as_array().unwrap() {
         assert_eq!(transfer["copied"]["objects"], 0, "{sync}");
     }
     let name = second.to_str().unwrap();
     let one = ["unpin", &first, "--confirm", "--repository", name];
-    kept.pitr(&one).run().success();
+    kept.pitr(&one).succeed();
     let left = kept.pitr(&["unpin", &first, "--dry-run", "--json"]).run();
     let left = left.success().json();
     assert_eq!(left["pins"].as_array().unwrap().len(), 1);
@@ -225,7 +214,7 @@ fn two_repositories_are_pinned_alike(major: u32) {
     assert_eq!(partial.code(), 10, "{}", partial.stderr);
     assert!(partial.stderr.contains("second"), "{}", partial.stderr);
     std::fs::rename(&away, &second).unwrap();
-    let again = kept.pitr(&pin).arg("--json").run().success().json();
+    let again = kept.pitr(&pin).arg("--json").succeed().json();
     assert_eq!(again["recorded_in"].as_array().unwrap().len(), 2);
 }
 per_major!(two_repositories_are_pinned_alike, v17);
@@ -239,32 +228,32 @@ fn a_backup_is_deleted_by_request(major: u32) {
     let delete = |id: &str| kept.pitr(&["backup", "delete", id]);
 
     // A backup on which recovery hangs stays, and so does a pinned one.
-    let newest = delete(&third).arg("--confirm").run().expect_code(8);
+    let newest = delete(&third).arg("--confirm").exits(8);
     assert!(newest.stderr.contains("newest good one"), "{newest}");
-    delete("20200101T000000Z-full").run().expect_code(2);
-    let plan = delete(&first).run().expect_code(8);
+    delete("20200101T000000Z-full").exits(2);
+    let plan = delete(&first).exits(8);
     assert!(plan.stdout.contains("recovery then:"), "{plan}");
     assert!(plan.stdout.contains("WAL that nothing needs"), "{plan}");
-    let dry = delete(&second).args(["--dry-run", "--json"]).run();
+    let dry = delete(&second).words("--dry-run --json").run();
     let dry = dry.success().json();
     assert_eq!(dry["repositories"].as_array().unwrap().len(), 2);
     assert_eq!(dry["repositories"][0]["fate"], "mark");
     assert_eq!(files(), before);
     let pin = ["pin", &second, "--reason", "x", "--confirm"];
-    kept.pitr(&pin).run().success();
-    let pinned = delete(&second).arg("--confirm").run().expect_code(8);
+    kept.pitr(&pin).succeed();
+    let pinned = delete(&second).arg("--confirm").exits(8);
     assert!(pinned.stderr.contains("pitr unpin"), "{pinned}");
-    kept.pitr(&["unpin", &second, "--confirm"]).run().success();
+    kept.pitr(&["unpin", &second, "--confirm"]).succeed();
 
     // Marked first; expire deletes nothing for it, and nothing instead of it.
-    let marked = delete(&second).arg("--confirm").run().success();
+    let marked = delete(&second).arg("--confirm").succeed();
     assert!(marked.stdout.contains("marked in"), "{marked}");
-    let again = delete(&second).arg("--confirm").run().success();
+    let again = delete(&second).arg("--confirm").succeed();
     assert!(again.stdout.contains("it is marked"), "{again}");
     assert!(kept.shown(1)["expire_not_before"].is_string());
     let keep_two = ["--keep", "2", "--grace", "0s"];
     let plan = kept.pitr(&["expire", "--min-age", "0s", "--json", "--dry-run"]);
-    let plan = plan.args(keep_two).run().success().json();
+    let plan = plan.args(keep_two).succeed().json();
     let backups = plan["clusters"][0]["backups"].as_array().unwrap();
     let fates: Vec<_> = backups.iter().map(|b| b["fate"].as_str()).collect();
     assert_eq!(fates, [Some("keep"); 3], "{plan}");
@@ -279,8 +268,8 @@ fn a_backup_is_deleted_by_request(major: u32) {
     assert_eq!(kept.shown(1), Value::Null);
     // The parts that the older one needs are all there.
     let plan = ["plan", "--json", "--backup", &first];
-    assert_eq!(kept.pitr(&plan).run().success().json()["reachable"], true);
-    let oldest = delete(&first).args(grace).run().success();
+    assert_eq!(kept.pitr(&plan).succeed().json()["reachable"], true);
+    let oldest = delete(&first).args(grace).succeed();
     assert!(oldest.stdout.contains("deleted in"), "{oldest}");
     for root in [kept.site.repository(), &folder] {
         let left = files_below(root);
@@ -291,7 +280,7 @@ fn a_backup_is_deleted_by_request(major: u32) {
         );
     }
     let plan = ["plan", "--json"];
-    assert_eq!(kept.pitr(&plan).run().success().json()["reachable"], true);
-    kept.pitr(&["verify", "--quiet"]).run().success();
+    assert_eq!(kept.pitr(&plan).succeed().json()["reachable"], true);
+    kept.pitr(&["verify", "--quiet"]).succeed();
 }
 per_major!(a_backup_is_deleted_by_request, v17);

@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::backup::{backup, extract, root};
-use crate::common::{Cluster, Program, Run, Sandbox, Site, Stop, bin, copy_tree, user};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, Stop, bin, copy_tree, list_of, user};
 use crate::per_major;
 
 fn plan(site: &Site, args: &[&str]) -> Value {
-    let run = site.pitr().args(["plan", "--json"]).args(args).run();
+    let run = site.pitr().words("plan --json").args(args).run();
     run.json()
 }
 
@@ -18,17 +18,17 @@ fn plan(site: &Site, args: &[&str]) -> Value {
 fn insert(cluster: &Cluster, value: i32) -> (String, String) {
     let client = cluster.client();
     let xid = client
-        .query_one_string(&format!(
+        .value(&format!(
             "with i as (insert into t values ({value}) returning 1) select pg_current_xact_id_if_assigned()::text from i",
         ))
         .clone();
     let xid = if xid.is_empty() {
-        client.query_one_string("select max(xmin::text::bigint)::text from t")
+        client.value("select max(xmin::text::bigint)::text from t")
     } else {
         xid
     };
-    let time = client
-        .query_one_string("select (extract(epoch from clock_timestamp()) * 1000000)::bigint::text");
+    let time =
+        client.value("select (extract(epoch from clock_timestamp()) * 1000000)::bigint::text");
     (xid, time)
 }
 
@@ -39,16 +39,16 @@ fn before_the_first_backup_and_before_wal_is_archived_the_next_step_is_named() {
         .without_fsync()
         .config("autovacuum", "off");
     let (site, cluster) = Site::with_cluster_of(wide);
-    let run = site.pitr().arg("plan").run().expect_code(5);
+    let run = site.pitr().arg("plan").exits(5);
     assert!(run.stdout.contains("take one: pitr backup"), "{run}");
-    let run = site.pitr().arg("info").run().expect_code(1);
+    let run = site.pitr().arg("info").exits(1);
     assert!(run.stdout.contains("take one: pitr backup"), "{run}");
 
     cluster.sql("create table t (a int)");
     let (early, _) = insert(&cluster, 0);
-    backup(&site).run().success();
+    backup(&site).succeed();
     let (late, _) = insert(&cluster, 1);
-    let lsn = cluster.query_one_string("select pg_create_restore_point('here')::text");
+    let lsn = cluster.value("select pg_create_restore_point('here')::text");
     let hint = "while the server lives, select pg_switch_wal() on it";
     let asked = |option: &str, value: &str| site.pitr().args(["plan", option, value]).run();
     for (option, value) in [
@@ -79,14 +79,13 @@ fn recover(site: &Site, major: u32, plan: &Value) -> (Cluster, Sandbox) {
     user::own(&folder.join("recovery.signal"));
     let mut builder = Cluster::open(major, &folder)
         .option("archive_mode", "off")
-        .option("restore_command", site.restore().args(["%f", "%p"]).shell());
+        .option("restore_command", site.restore().words("%f %p").shell());
     for (name, value) in plan["recovery_settings"].as_object().unwrap() {
         if name.starts_with("recovery_target") {
             builder = builder.option(name, value.as_str().unwrap());
         }
     }
-    let server = builder.start();
-    server.wait_promoted();
+    let server = builder.promoted();
     (server, copy)
 }
 
@@ -94,14 +93,14 @@ fn a_plan_says_where_the_server_stops(major: u32) {
     let (site, cluster) = Site::with_cluster(major);
     cluster.sql("create table t (a int)");
     insert(&cluster, 1);
-    backup(&site).run().success();
+    backup(&site).succeed();
     let (second, _) = insert(&cluster, 2);
     std::thread::sleep(Duration::from_millis(20));
     let (_, between) = insert(&cluster, 3);
     std::thread::sleep(Duration::from_millis(20));
     cluster.sql("begin; insert into t values (99); rollback");
     let (fourth, _) = insert(&cluster, 4);
-    let point = cluster.query_one_string("select pg_create_restore_point('before drop')");
+    let point = cluster.value("select pg_create_restore_point('before drop')");
     insert(&cluster, 5);
     cluster.archive_now();
 
@@ -139,7 +138,7 @@ fn a_plan_says_where_the_server_stops(major: u32) {
         assert_eq!(p["reachable"], true, "{args:?} {p:#}");
         let (server, _copy) = recover(&site, major, &p);
         assert_eq!(
-            server.query_one_string("select array_agg(a order by a)::text from t"),
+            server.value("select array_agg(a order by a)::text from t"),
             rows,
             "{args:?}"
         );
@@ -161,8 +160,7 @@ fn a_plan_says_where_the_server_stops(major: u32) {
         let side = stop["side"].as_str().unwrap();
         let untold = line.starts_with("at ") || line.ends_with("consistency");
         assert!(untold || line.starts_with(side), "{line} {p:#}");
-        let switch =
-            server.query_one_string("select timeline_id::text from pg_control_checkpoint()");
+        let switch = server.value("select timeline_id::text from pg_control_checkpoint()");
         assert!(switch == "1" || switch == "2", "{switch}");
     }
 }
@@ -172,7 +170,7 @@ per_major!(a_plan_says_where_the_server_stops);
 fn m11_one_deleted_segment_changes_the_answer_whatever_the_cache_says() {
     let (site, cluster) = Site::with_cluster(16);
     cluster.sql("create table t (a int)");
-    backup(&site).run().success();
+    backup(&site).succeed();
     insert(&cluster, 1);
     let first = cluster.archive_now();
     insert(&cluster, 2);
@@ -187,54 +185,51 @@ fn m11_one_deleted_segment_changes_the_answer_whatever_the_cache_says() {
             .env("XDG_CACHE_HOME", &cache)
     };
     for _ in 0..2 {
-        let p = run(&["plan"]).run().success().json();
+        let p = run(&["plan"]).succeed().json();
         assert_eq!(
             (&p["reachable"], &p["outcome"]),
             (&true.into(), &"end_of_wal".into())
         );
         assert_eq!(p["segments_needed"]["last"], third.as_str());
     }
-    run(&["info"]).run().success();
-    run(&["wal", "gaps"]).run().success();
+    run(&["info"]).succeed();
+    run(&["wal", "gaps"]).succeed();
     let object = site.object(&second);
     let aside = site.sandbox().join("aside");
     std::fs::rename(&object, &aside).unwrap();
-    let p = run(&["plan"]).run().expect_code(5).json();
+    let p = run(&["plan"]).exits(5).json();
     assert_eq!(p["reason"], "gap");
     assert_eq!(p["segments_missing"], serde_json::json!([second]));
     assert_eq!(p["segments_missing_count"], 1);
     assert_eq!(p["outcome"], "fatal");
-    let info = run(&["info"]).run().expect_code(1).json();
+    let info = run(&["info"]).exits(1).json();
     assert_eq!(info["clusters"][0]["gaps"][0]["segments"], 1);
-    let gaps = run(&["wal", "gaps"]).run().expect_code(4).json();
+    let gaps = run(&["wal", "gaps"]).exits(4).json();
     assert_eq!(gaps["gaps"][0]["names"][0], second.as_str());
     // A moment before the hole is reached all the same.
     let before = p["nearest_before"]["lsn"].as_str().unwrap().to_owned();
-    let p = run(&["plan", "--target-lsn", &before])
-        .run()
-        .success()
-        .json();
+    let p = run(&["plan", "--target-lsn", &before]).succeed().json();
     assert_eq!(p["segments_needed"]["last"], first.as_str());
     std::fs::rename(&aside, &object).unwrap();
-    run(&["plan"]).run().success();
+    run(&["plan"]).succeed();
     // A damaged body is found although its index is cached.
     let third_object = site.object(&third);
     let mut bytes = std::fs::read(&third_object).unwrap();
     bytes[50] ^= 0xFF;
     std::fs::write(&third_object, bytes).unwrap();
-    let damaged = run(&["plan"]).run().expect_code(5).json();
+    let damaged = run(&["plan"]).exits(5).json();
     assert_eq!(damaged["reason"], "damaged_wal", "{damaged:#}");
     assert!(damaged["nearest_before"]["lsn"].is_string());
-    run(&["info"]).run().expect_code(1);
+    run(&["info"]).exits(1);
 }
 
 /// The names that the cache knows from before have other WAL: of fewer segments, and of as many.
 #[test]
 fn m11_a_repository_that_was_put_back_is_planned_from_what_it_holds_now() {
-    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(17);
     let (site, mut cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
     cluster.sql("create table t (a int)");
-    backup(&site).run().success();
+    backup(&site).succeed();
     cluster.archive_now();
     cluster.stop(Stop::Fast);
     let places = [cluster.pgdata().to_owned(), site.repository().to_owned()];
@@ -302,12 +297,7 @@ fn the_verbs_show_what_is_archived() {
     cluster.sql("create table t (a int)");
     // Nothing can be recovered yet.
     let name = cluster.archive_now();
-    let info = site
-        .pitr()
-        .args(["info", "--json"])
-        .run()
-        .expect_code(1)
-        .json();
+    let info = site.pitr().words("info --json").exits(1).json();
     assert_eq!(info["clusters"][0]["state"], "critical");
     let p = plan(&site, &[]);
     assert_eq!(
@@ -316,12 +306,10 @@ fn the_verbs_show_what_is_archived() {
     );
     site.pitr()
         .arg("plan")
-        .run()
-        .expect_code(5)
+        .exits(5)
         .expect_stdout("out of reach");
     let to = site.sandbox().join("nowhere");
-    let restore = site.pitr().args(["restore", "--json", "--to"]).arg(&to);
-    let json = restore.run().expect_code(5).json();
+    let json = site.pitr().restore_to(&to).arg("--json").exits(5).json();
     assert_eq!(json["reason"], "no_backup", "{json}");
     assert_eq!(json["to"], to.to_str().unwrap());
     assert_eq!(
@@ -329,19 +317,12 @@ fn the_verbs_show_what_is_archived() {
         (&false.into(), &serde_json::Value::Null)
     );
     assert_eq!(json["tablespaces"], serde_json::json!([]));
-    backup(&site).run().success();
+    backup(&site).succeed();
     let (xid, _) = insert(&cluster, 1);
     cluster.sql("select pg_create_restore_point('here')");
     let last = cluster.archive_now();
-    let list = site
-        .pitr()
-        .args(["wal", "list", "--json"])
-        .run()
-        .success()
-        .json();
-    let names: Vec<_> = list["segments"]
-        .as_array()
-        .unwrap()
+    let list = site.pitr().words("wal list --json").succeed().json();
+    let names: Vec<_> = list_of(&list["segments"])
         .iter()
         .map(|s| s["name"].as_str().unwrap())
         .collect();
@@ -353,8 +334,7 @@ fn the_verbs_show_what_is_archived() {
     let show = site
         .pitr()
         .args(["wal", "show", &last, "--json"])
-        .run()
-        .success()
+        .succeed()
         .json();
     let commits = show["commits"].as_array().unwrap();
     assert!(
@@ -365,41 +345,30 @@ fn the_verbs_show_what_is_archived() {
     );
     assert!(show["records"].as_u64().unwrap() > 3);
     assert_eq!(show["restore_points"][0]["name"], "here");
-    site.pitr().args(["wal", "show", &last]).run().success();
-    site.pitr()
-        .args(["wal", "list"])
-        .run()
-        .success()
-        .expect_stdout(&last);
-    site.pitr().args(["wal", "conflicts"]).run().success();
-    let info = site.pitr().args(["info", "--json"]).run().success().json();
+    site.pitr().args(["wal", "show", &last]).succeed();
+    site.pitr().words("wal list").succeed().expect_stdout(&last);
+    site.pitr().words("wal conflicts").succeed();
+    let info = site.pitr().words("info --json").succeed().json();
     let cluster_info = &info["clusters"][0];
     assert_eq!(cluster_info["backups"][0]["damaged"], false);
     assert_eq!(cluster_info["recovery_windows"][0]["timeline"], 1);
     site.pitr()
         .arg("info")
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("recovery: any moment from");
     site.pitr()
         .arg("plan")
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("everything archived is replayed");
     // Fetched by hand, and pushed again.
     let to = site.sandbox().dir("fetched").join(&last);
-    site.pitr()
-        .args(["wal", "fetch", &last])
-        .arg(&to)
-        .run()
-        .success();
+    site.pitr().args(["wal", "fetch", &last]).arg(&to).succeed();
     assert_eq!(std::fs::metadata(&to).unwrap().len(), 1 << 20);
-    site.pitr().args(["wal", "push"]).arg(&to).run().success();
+    site.pitr().words("wal push").arg(&to).succeed();
     site.pitr()
-        .args(["wal", "fetch", "0000000100000099000000FF"])
+        .words("wal fetch 0000000100000099000000FF")
         .arg(&to)
-        .run()
-        .expect_code(2)
+        .exits(2)
         .expect_stderr("is not in the archive");
 }
 
@@ -407,7 +376,7 @@ fn the_verbs_show_what_is_archived() {
 fn t01_targets_out_of_reach_are_refused_with_one_message() {
     let (site, cluster) = Site::with_cluster(15);
     cluster.sql("create table t (a int)");
-    backup(&site).run().success();
+    backup(&site).succeed();
     insert(&cluster, 1);
     cluster.sql("select pg_create_restore_point('before drop')");
     cluster.archive_now();
@@ -445,15 +414,11 @@ fn t01_targets_out_of_reach_are_refused_with_one_message() {
             "lies before the earliest moment",
         ),
     ] {
-        let run = site.pitr().arg("plan").args(&args).run().expect_code(code);
+        let run = site.pitr().arg("plan").args(&args).exits(code);
         let said = format!("{}{}", run.stdout, run.stderr);
         assert!(said.contains(text), "{args:?}: {run}");
     }
-    let missing = site
-        .pitr()
-        .args(["plan", "--cluster", "prd"])
-        .run()
-        .expect_code(2);
+    let missing = site.pitr().words("plan --cluster prd").exits(2);
     assert!(missing.stderr.contains("no cluster \"prd\""), "{missing}");
 }
 
@@ -461,7 +426,7 @@ fn t01_targets_out_of_reach_are_refused_with_one_message() {
 fn h05_the_latest_timeline_after_promotions_is_followed() {
     let (site, primary) = Site::with_cluster(17);
     primary.sql("create table t (a int)");
-    backup(&site).run().success();
+    backup(&site).succeed();
     insert(&primary, 1);
     primary.archive_now();
     let mut current = primary;
@@ -470,10 +435,7 @@ fn h05_the_latest_timeline_after_promotions_is_followed() {
         site.attach(&standby);
         let mut standby = standby;
         standby.start();
-        let lsn = current.insert_lsn();
-        crate::common::wait_until(crate::common::PATIENCE, "the standby has replayed", || {
-            standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-        });
+        standby.wait_replayed(&current.insert_lsn());
         standby.promote();
         standby.wait_promoted();
         insert(&standby, n);
@@ -485,12 +447,12 @@ fn h05_the_latest_timeline_after_promotions_is_followed() {
     assert_eq!(p["target_timeline"], 4);
     let (server, _copy) = recover(&site, 17, &p);
     assert_eq!(
-        server.query_one_string("select array_agg(a order by a)::text from t"),
+        server.value("select array_agg(a order by a)::text from t"),
         "{1,2,3,4}"
     );
     let old = plan(&site, &["--target-timeline", "1"]);
     assert_eq!(old["reachable"], true, "{old:#}");
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     let windows = info["clusters"][0]["recovery_windows"].as_array().unwrap();
     assert_eq!(windows.last().unwrap()["timeline"], 4, "{info:#}");
 }
@@ -498,18 +460,15 @@ fn h05_the_latest_timeline_after_promotions_is_followed() {
 /// The last segment of a log number and the first of the next: "000000010000000000000FFF" and "000000010000000100000000" where segments have 1 MiB.
 #[test]
 fn f04_a_hole_where_the_log_number_changes_is_a_gap() {
-    let mut cluster = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(15).create();
     let resetwal = bin(15, "pg_resetwal").expect("15 has it");
     let begin = ["-l", "000000010000000000000FF8", "-D"];
     let reset = Program::new(resetwal).args(begin).arg(cluster.pgdata());
-    reset.run().success();
+    reset.succeed();
     let site = Site::new(&cluster);
     site.attach(&cluster);
     cluster.start();
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("create table t (a int)");
     let (last, first) = ("000000010000000000000FFF", "000000010000000100000000");
     while cluster.archive_now().as_str() < first {

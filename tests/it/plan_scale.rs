@@ -488,7 +488,7 @@ fn a_plan_over_many_segments_stays_small() {
     let cache = sandbox.dir("cache");
     let run = |args: &[&str]| -> Program {
         pitr()
-            .args(["--json", "--repository"])
+            .words("--json --repository")
             .arg(&folder)
             .args(args)
             .env("XDG_CACHE_HOME", &cache)
@@ -561,7 +561,7 @@ fn r198_backups_that_share_many_packs_take_little_memory() {
         }
         user::own_all(&folder);
         let info = pitr()
-            .args(["--json", "--repository"])
+            .words("--json --repository")
             .arg(&folder)
             .arg("info")
             .env("XDG_CACHE_HOME", &cache);

@@ -8,7 +8,7 @@ use crate::common::mount::HangingDisk;
 use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Site, Still, Stop, copy_tree, fault, user, wait_until,
+    Cluster, Program, Sandbox, Site, Still, Stop, copy_tree, fault, user, wait_until,
 };
 use crate::fetch::{Away, with_second};
 use crate::{per_major, require_root, require_strace};
@@ -27,7 +27,7 @@ impl Recovery {
     fn new(megabytes: u32, count: usize, archived: usize) -> Recovery {
         let still = Still::new(17, megabytes, count);
         for name in &still.segments[..archived] {
-            still.push(name).run().success();
+            still.push(name).succeed();
         }
         let pgdata = still.cluster.pgdata().to_owned();
         recover(&pgdata, 1_700_000_000);
@@ -64,12 +64,12 @@ impl Recovery {
 
     fn wait_for(&self, from: usize, to: usize) {
         let what = format!("segments {from} to {to} wait");
-        wait_until(PATIENCE, &what, || (from..=to).all(|n| self.waits(n)));
+        wait_until(&what, || (from..=to).all(|n| self.waits(n)));
     }
 
     /// Kills the worker, where there is one, and removes what it leaves.
     fn wait_gone_or_dead(&self) {
-        wait_until(PATIENCE, "no worker is left", || {
+        wait_until("no worker is left", || {
             if let Some(worker) = self.worker() {
                 let pid = rustix::process::Pid::from_raw(worker).unwrap();
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -100,7 +100,7 @@ impl Recovery {
     }
 
     fn wait_gone(&self) {
-        wait_until(PATIENCE, "nothing is left", || !self.ahead().exists());
+        wait_until("nothing is left", || !self.ahead().exists());
     }
 
     fn worker(&self) -> Option<i32> {
@@ -111,9 +111,7 @@ impl Recovery {
         let worker = self.worker().expect("a worker is at work");
         let pid = rustix::process::Pid::from_raw(worker).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        wait_until(PATIENCE, "the worker is dead", || {
-            self.worker() != Some(worker)
-        });
+        wait_until("the worker is dead", || self.worker() != Some(worker));
     }
 }
 
@@ -165,7 +163,7 @@ fn segments_that_wait_are_handed_over_without_the_archive() {
     by_hand(11).expect_code(208);
     drop(away);
     // A worker that is just ending hears nothing any more.
-    wait_until(PATIENCE, "the next ones wait", || {
+    wait_until("the next ones wait", || {
         recovery.get(10);
         (11..14).all(|n| recovery.waits(n))
     });
@@ -185,8 +183,8 @@ fn f15_what_reaches_the_archive_later_is_found_at_once() {
     recovery.wait_for(2, 3);
     for n in 4..9 {
         // The worker has looked for it in vain, too.
-        recovery.fetch(n).run().expect_code(1);
-        recovery.still.push(recovery.name(n)).run().success();
+        recovery.fetch(n).exits(1);
+        recovery.still.push(recovery.name(n)).succeed();
         recovery.get(n);
     }
 }
@@ -215,7 +213,7 @@ fn f17_what_another_recovery_left_is_not_used() {
     for (n, foreign) in [(3, of_server), (4, note(&elsewhere))] {
         // A worker that was about to begin may come first.
         let mut held = None;
-        wait_until(PATIENCE, "the lock is held", || {
+        wait_until("the lock is held", || {
             recovery.wait_gone_or_dead();
             copy_tree(&copy, &recovery.ahead());
             let lock = std::fs::OpenOptions::new()
@@ -243,11 +241,11 @@ fn f17_what_another_recovery_left_is_not_used() {
     let repository = recovery.still.site.repository().to_owned();
     let other = recovery.still.site.sandbox().join("other");
     std::fs::rename(&repository, &other).unwrap();
-    recovery.still.site.pitr().arg("init").run().success();
+    recovery.still.site.pitr().arg("init").succeed();
     for name in &recovery.still.segments {
-        recovery.still.push(name).run().success();
+        recovery.still.push(name).succeed();
     }
-    wait_until(PATIENCE, "the worker is one for the new repository", || {
+    wait_until("the worker is one for the new repository", || {
         recovery.get(7);
         recovery.get(8);
         recovery.worker().is_some_and(|other| other != worker)
@@ -295,20 +293,16 @@ fn f13_a_worker_that_is_killed_leaves_nothing_that_is_used() {
             let pid = rustix::process::Pid::from_raw(worker).unwrap();
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             // On a disk that is busy that takes a while.
-            wait_until(PATIENCE, "it is gone", || recovery.worker() != Some(worker));
+            wait_until("it is gone", || recovery.worker() != Some(worker));
         }
         recovery.get(n);
     }
-    recovery.fetch(28).run().success();
+    recovery.fetch(28).succeed();
     recovery.wait_for(29, 29);
     // Promoted after a kill: the server looks for the next timeline.
     recovery.kill();
     assert!(recovery.ahead().exists());
-    recovery
-        .still
-        .fetch("00000002.history")
-        .run()
-        .expect_code(1);
+    recovery.still.fetch("00000002.history").exits(1);
     assert!(!recovery.ahead().exists());
 }
 
@@ -338,7 +332,7 @@ fn nothing_is_left_when_recovery_ends_is_stopped_or_loses_its_server() {
     recovery.wait_for(2, 1 + COUNT);
     recovery.kill();
     let ended = recovery.still.site.restore().arg("--recovery-ended");
-    ended.dir(&recovery.pgdata).run().success();
+    ended.dir(&recovery.pgdata).succeed();
     assert!(!recovery.ahead().exists());
 }
 
@@ -414,11 +408,7 @@ fn prefetch_segments_is_how_many_and_0_is_none() {
     // The one that was at work belongs to another configuration.
     recovery.wait_gone();
     recovery.allow(65);
-    recovery
-        .fetch(4)
-        .run()
-        .expect_code(202)
-        .expect_stderr("0 to 64");
+    recovery.fetch(4).exits(202).expect_stderr("0 to 64");
 }
 
 #[test]
@@ -441,7 +431,7 @@ fn f20_what_a_slow_store_holds_is_fetched_ahead_by_pitr() {
         store.credentials(&sandbox, KEY).display()
     );
     std::fs::write(still.site.config(), config).unwrap();
-    still.site.pitr().args(["init", "--quiet"]).run().success();
+    still.site.pitr().words("init --quiet").succeed();
     still.push_all();
     proxy.throttle(Way::ToClient, Some(100_000));
     recovery.begin();
@@ -512,13 +502,13 @@ fn f20_a_repository_that_hangs_is_passed_over_while_another_has_the_wal() {
         assert_eq!(recovery.worker(), Some(worker), "it is the same one");
         // At most one for each of those that were on their way when it fell silent. A thread that
         // has its answer from the other repository may not have ended yet.
-        wait_until(PATIENCE, "who hangs is not asked again", || {
+        wait_until("who hangs is not asked again", || {
             (1..=2).contains(&threads_named(worker, "ask"))
         });
         // It ends in spite of them.
         std::fs::remove_file(recovery.pgdata.join("recovery.signal")).unwrap();
         recovery.wait_gone();
-        wait_until(PATIENCE, "the worker is gone", || {
+        wait_until("the worker is gone", || {
             !Path::new(&format!("/proc/{worker}/exe")).exists()
         });
         drop(hanging);
@@ -558,7 +548,7 @@ pub fn count(log: &Path, begin: &str) -> usize {
 fn a_server_recovers_from_what_was_fetched_ahead(major: u32) {
     let (site, mut origin) = Site::with_cluster(major);
     origin.sql("create table t (a int)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let fill = |cluster: &Cluster, segments: u32| {
         let client = cluster.client();
         for _ in 0..segments {
@@ -569,32 +559,26 @@ fn a_server_recovers_from_what_was_fetched_ahead(major: u32) {
     };
     fill(&origin, 9);
     // Promoted, it goes on with timeline 2.
-    let restore_command = site.restore().args(["%f", "%p"]).shell();
+    let restore_command = site.restore().words("%f %p").shell();
     origin.append_config("restore_command", &restore_command);
     origin.stop(Stop::Fast);
     origin.touch("standby.signal");
     origin.start();
     origin.promote();
     fill(&origin, 9);
-    wait_until(PATIENCE, "nothing is left of the standby", || {
+    wait_until("nothing is left of the standby", || {
         !origin.pgdata().join("pg_wal/pitr.ahead").exists()
     });
     origin.stop(Stop::Fast);
 
     let to = site.sandbox().dir("copy").join("data");
-    site.pitr()
-        .args(["restore", "--to"])
-        .arg(&to)
-        .run()
-        .success();
+    site.pitr().restore_to(&to).succeed();
     let (command, log) = noting(&site, site.sandbox());
-    let mut copy = Cluster::open(major, &to)
-        .option("fsync", "off")
+    let copy = Cluster::open(major, &to)
+        .without_fsync()
         .option("restore_command", command)
-        .create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(copy.query_one_string("select count(*) from t"), "1800");
+        .promoted();
+    assert_eq!(copy.value("select count(*) from t"), "1800");
     for timeline in [1, 2] {
         let waited = count(&log, &format!("waited {timeline:08X}"));
         assert!(
@@ -602,9 +586,7 @@ fn a_server_recovers_from_what_was_fetched_ahead(major: u32) {
             "{waited} of timeline {timeline} were fetched ahead"
         );
     }
-    wait_until(PATIENCE, "nothing is left", || {
-        !to.join("pg_wal/pitr.ahead").exists()
-    });
+    wait_until("nothing is left", || !to.join("pg_wal/pitr.ahead").exists());
 }
 
 per_major!(a_server_recovers_from_what_was_fetched_ahead);

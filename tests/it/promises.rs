@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Site, fault, majors, paths_below, wait_until,
+    Cluster, Program, Run, Site, copy_all, fault, list_of, majors, paths_below, wait_until,
 };
 use crate::several::Two;
 use crate::{per_major, require_strace};
@@ -22,7 +22,7 @@ fn a10_parameters_raised_after_the_backup_reach_the_copy(major: u32) {
     cluster.sql("insert into t select generate_series(1, 1000)");
     cluster.archive_now();
 
-    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    let plan = site.pitr().words("plan --json").succeed().json();
     let settings = &plan["recovery_settings"];
     let of_all = [
         ("max_connections", "150"),
@@ -35,23 +35,17 @@ fn a10_parameters_raised_after_the_backup_reach_the_copy(major: u32) {
     for (name, value) in of_all {
         assert_eq!(settings[name], value, "{plan}");
     }
-    let text = site.pitr().arg("plan").run().success();
+    let text = site.pitr().arg("plan").succeed();
     assert!(text.stdout.contains("max_connections = '150'"), "{text}");
 
     let to = site.sandbox().join("copy");
-    site.pitr()
-        .args(["restore", "--to"])
-        .arg(&to)
-        .run()
-        .success();
+    site.pitr().restore_to(&to).succeed();
     let auto = || std::fs::read_to_string(to.join("postgresql.auto.conf")).unwrap();
     assert!(auto().contains("max_connections = '150'"), "{}", auto());
     // A larger value of the operator's own stays.
-    let mut copy = Cluster::open(major, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(copy.query_one_string("select count(*) from t"), "1000");
-    assert_eq!(copy.query_one_string("show max_connections"), "150");
+    let copy = Cluster::open(major, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from t"), "1000");
+    assert_eq!(copy.value("show max_connections"), "150");
     assert!(!auto().contains("max_connections"), "{}", auto());
     assert!(!auto().contains("max_locks"), "{}", auto());
 }
@@ -59,22 +53,19 @@ fn a10_parameters_raised_after_the_backup_reach_the_copy(major: u32) {
 per_major!(a10_parameters_raised_after_the_backup_reach_the_copy, v13 v16 v19);
 
 fn a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less(major: u32) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     // On the command line, so that no backup has it.
     let (site, cluster) = Site::with_cluster_of(builder.option("max_connections", "160"));
     cluster.sql("create table t as select generate_series(1, 10) a");
     cluster.alter_system("max_wal_senders", "20");
     site.backup();
     let to = site.sandbox().join("copy");
-    let run = site.pitr().args(["restore", "--to"]).arg(&to).run();
-    run.success();
-    let mut copy = Cluster::open(major, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(copy.query_one_string("select count(*) from t"), "10");
-    assert_eq!(copy.query_one_string("show max_connections"), "160");
+    site.pitr().restore_to(&to).succeed();
+    let copy = Cluster::open(major, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from t"), "10");
+    assert_eq!(copy.value("show max_connections"), "160");
     // Not lowered to what the server had: the configuration that came along asks for more.
-    assert_eq!(copy.query_one_string("show max_wal_senders"), "20");
+    assert_eq!(copy.value("show max_wal_senders"), "20");
     let auto = std::fs::read_to_string(to.join("postgresql.auto.conf")).unwrap();
     assert!(!auto.contains("max_connections"), "{auto}");
     // The operator's own line outlives the recovery.
@@ -84,7 +75,7 @@ fn a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less(major:
 per_major!(a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less, v14 v17 v19);
 
 fn a10_a_standby_has_the_parameters_that_were_raised_after_its_backup(major: u32) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     // On the command line, so that no backup has it.
     let (site, mut cluster) = Site::with_cluster_of(builder.option("max_worker_processes", "12"));
     cluster.sql("create table t (a int)");
@@ -95,9 +86,9 @@ fn a10_a_standby_has_the_parameters_that_were_raised_after_its_backup(major: u32
     cluster.archive_now();
 
     let to = site.sandbox().join("standby");
-    let standby = site.pitr().args(["standby", "--to"]).arg(&to);
+    let standby = site.pitr().words("standby --to").arg(&to);
     let away = ["--primary-conninfo", "host=127.0.0.1 port=1"];
-    let run = standby.args(away).run().success();
+    let run = standby.args(away).succeed();
     run.expect_stderr("no server answers at primary_conninfo");
     let auto = std::fs::read_to_string(to.join("postgresql.auto.conf")).unwrap();
     assert!(auto.contains("max_connections = '150'"), "{auto}");
@@ -110,10 +101,9 @@ fn a10_a_standby_has_the_parameters_that_were_raised_after_its_backup(major: u32
         major >= 19,
         "{auto}"
     );
-    let mut copy = Cluster::open(major, &to).option("fsync", "off").create();
-    copy.start();
-    wait_until(PATIENCE, "the standby has replayed", || {
-        copy.query_one_string("select count(*) from t") == "1000"
+    let copy = Cluster::open(major, &to).without_fsync().start();
+    wait_until("the standby has replayed", || {
+        copy.value("select count(*) from t") == "1000"
     });
 }
 
@@ -142,9 +132,9 @@ fn a12_plan_and_restore_refuse_the_only_backup_where_verify_found_it_damaged() {
     let pack = pack_of(&site, &first);
     flip(&pack);
     // Nobody knows yet.
-    site.pitr().arg("plan").run().success();
-    site.pitr().arg("verify").run().expect_code(4);
-    let plan = || site.pitr().args(["plan", "--json"]).run();
+    site.pitr().arg("plan").succeed();
+    site.pitr().arg("verify").exits(4);
+    let plan = || site.pitr().words("plan --json").run();
     let refused = plan().expect_code(5).json();
     assert_eq!(refused["reachable"], false, "{refused}");
     assert_eq!(refused["reason"], "damaged_backup", "{refused}");
@@ -154,7 +144,7 @@ fn a12_plan_and_restore_refuse_the_only_backup_where_verify_found_it_damaged() {
         "{said}"
     );
     let to = site.sandbox().join("copy");
-    let restore = || site.pitr().args(["restore", "--to"]).arg(&to).run();
+    let restore = || site.pitr().restore_to(&to).run();
     restore().expect_code(5).expect_stderr(&first);
     assert!(!to.exists());
     // Another one that leads there is taken.
@@ -164,10 +154,7 @@ fn a12_plan_and_restore_refuse_the_only_backup_where_verify_found_it_damaged() {
     plan().expect_code(5);
     // A backup that is put right is found right.
     flip(&pack);
-    site.pitr()
-        .args(["verify", "--backup", &first])
-        .run()
-        .success();
+    site.pitr().args(["verify", "--backup", &first]).succeed();
     assert_eq!(plan().success().json()["backup"]["id"], first.as_str());
     restore().success();
 }
@@ -178,7 +165,7 @@ fn a12_a_target_behind_the_archived_wal_needs_allow_end() {
     cluster.sql("create table t as select generate_series(1, 100) a");
     site.backup();
     cluster.sql("insert into t values (101)");
-    let now = cluster.query_one_string(
+    let now = cluster.value(
         "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
     );
     cluster.archive_now();
@@ -188,32 +175,32 @@ fn a12_a_target_behind_the_archived_wal_needs_allow_end() {
         ["--target-time", "2999-01-01T00:00:00Z"],
         ["--target-lsn", "FF/0"],
     ] {
-        let plan = || site.pitr().args(["plan", "--json"]).args(target);
-        let run = plan().run().expect_code(5);
+        let plan = || site.pitr().words("plan --json").args(target);
+        let run = plan().exits(5);
         let said = run.json()["explanation"].to_string();
         assert!(said.contains("--allow-end"), "{said}");
-        let restore = || site.pitr().args(["restore", "--to"]).arg(&to).args(target);
-        restore().run().expect_code(5).expect_stderr("--allow-end");
+        let restore = || site.pitr().restore_to(&to).args(target);
+        restore().exits(5).expect_stderr("--allow-end");
         assert!(!to.exists());
-        let allowed = plan().arg("--allow-end").run().success().json();
+        let allowed = plan().arg("--allow-end").succeed().json();
         assert_eq!(allowed["outcome"], "end_of_wal", "{allowed}");
         assert!(
             allowed["warnings"]
                 .to_string()
                 .contains("lies beyond the archived WAL")
         );
-        let dry = restore().args(["--allow-end", "--dry-run", "--json"]);
-        assert_eq!(dry.run().success().json()["stop"], allowed["stop"]);
+        let dry = restore().words("--allow-end --dry-run --json");
+        assert_eq!(dry.succeed().json()["stop"], allowed["stop"]);
     }
     // The option means nothing where there is an end, and no other target has one.
     for wrong in [
         &["--allow-end"][..],
         &["--target-xid", "700", "--allow-end"],
     ] {
-        site.pitr().arg("plan").args(wrong).run().expect_code(2);
+        site.pitr().arg("plan").args(wrong).exits(2);
     }
     // Without a target the end is meant; a backup that was complete later shows that the WAL goes beyond a time.
-    site.pitr().arg("plan").run().success();
+    site.pitr().arg("plan").succeed();
     site.backup();
     let run = site
         .pitr()
@@ -222,14 +209,12 @@ fn a12_a_target_behind_the_archived_wal_needs_allow_end() {
     assert_eq!(run.success().json()["outcome"], "end_of_wal");
     let run = site
         .pitr()
-        .args(["restore", "--target-time", &now, "--to"])
-        .arg(&to)
+        .restore_to(&to)
+        .args(["--target-time", &now])
         .run();
     run.success();
-    let mut copy = Cluster::open(15, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(copy.query_one_string("select count(*) from t"), "101");
+    let copy = Cluster::open(15, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from t"), "101");
 }
 
 /// A cluster with three backups and WAL between them, and their ids.
@@ -248,10 +233,8 @@ fn three_backups() -> (Site, Cluster, Vec<String>) {
 
 /// `pitr expire` without a minimum age.
 fn expire(site: &Site, keep: u32) -> Program {
-    let program = site.pitr().args(["expire", "--json", "--min-age", "0s"]);
-    program
-        .args(["--grace", "0s", "--keep"])
-        .arg(keep.to_string())
+    let program = site.pitr().words("expire --json --min-age 0s");
+    program.words("--grace 0s --keep").arg(keep.to_string())
 }
 
 /// The objects below a part of the cluster's folder.
@@ -278,7 +261,7 @@ fn segments(run: &Run) -> u64 {
 fn a13_a_complete_backup_whose_root_is_gone_is_damage() {
     let (site, _cluster, ids) = three_backups();
     // WAL before the first backup belongs to no backup.
-    expire(&site, 3).arg("--confirm").run().success();
+    expire(&site, 3).arg("--confirm").succeed();
     let all = || {
         (
             objects(&site, "packs"),
@@ -287,11 +270,11 @@ fn a13_a_complete_backup_whose_root_is_gone_is_damage() {
         )
     };
     let before = all();
-    let would_go = segments(&expire(&site, 2).arg("--dry-run").run().success());
+    let would_go = segments(&expire(&site, 2).arg("--dry-run").succeed());
     assert!(would_go > 0, "the first backup has WAL of its own");
     let aside = lose_root(&site, &ids[0]);
 
-    let run = site.pitr().args(["verify", "--json"]).run().expect_code(4);
+    let run = site.pitr().words("verify --json").exits(4);
     let found = run.json()["clusters"][0].clone();
     assert_eq!(found["findings"][0]["kind"], "missing", "{run}");
     assert!(
@@ -304,10 +287,10 @@ fn a13_a_complete_backup_whose_root_is_gone_is_damage() {
     assert_eq!(restorable, [true, true, false], "{run}");
     let only = site.pitr().args(["verify", "--backup", &ids[0]]).run();
     only.expect_code(4).expect_stdout("its root is not there");
-    let info = site.pitr().args(["info", "--json"]).run().expect_code(6);
+    let info = site.pitr().words("info --json").exits(6);
     let lost = info.json()["clusters"][0]["lost_backups"].clone();
     assert_eq!(lost, serde_json::json!([ids[0]]), "{info}");
-    let doctor = site.pitr().arg("doctor").run().expect_code(1);
+    let doctor = site.pitr().arg("doctor").exits(1);
     doctor
         .expect_stdout("lost backups")
         .expect_stdout("--give-up");
@@ -315,7 +298,7 @@ fn a13_a_complete_backup_whose_root_is_gone_is_damage() {
     plan.expect_code(1).expect_stderr("its root is not there");
 
     // Expire keeps all that it would need, and says so.
-    let run = expire(&site, 2).arg("--confirm").run().success();
+    let run = expire(&site, 2).arg("--confirm").succeed();
     assert_eq!(segments(&run), 0, "{run}");
     assert!(
         run.json()["clusters"][0]["warnings"]
@@ -330,29 +313,23 @@ fn a13_a_complete_backup_whose_root_is_gone_is_damage() {
         .join(&ids[0])
         .join("manifest");
     std::fs::rename(&aside, &root).unwrap();
-    site.pitr().arg("verify").run().success();
-    site.pitr().arg("info").run().success();
+    site.pitr().arg("verify").succeed();
+    site.pitr().arg("info").succeed();
     lose_root(&site, &ids[0]);
 
     // Given up, it is marked, and goes with the next run.
     let give_up = expire(&site, 2).args(["--give-up", &ids[0], "--confirm"]);
-    let run = give_up.run().success();
+    let run = give_up.succeed();
     assert_eq!(
         run.json()["clusters"][0]["marks"][0],
         ids[0].as_str(),
         "{run}"
     );
-    expire(&site, 2).arg("--confirm").run().success();
-    let run = site.pitr().args(["verify", "--json"]).run().success();
-    assert_eq!(
-        run.json()["clusters"][0]["backups"]
-            .as_array()
-            .unwrap()
-            .len(),
-        2
-    );
+    expire(&site, 2).arg("--confirm").succeed();
+    let run = site.pitr().words("verify --json").succeed();
+    assert_eq!(list_of(&run.json()["clusters"][0]["backups"]).len(), 2);
     assert!(!site.cluster_folder().join("packs").join(&ids[0]).exists());
-    site.pitr().arg("info").run().success();
+    site.pitr().arg("info").succeed();
 }
 
 #[test]
@@ -365,14 +342,14 @@ fn a13_of_an_old_backup_without_a_root_a_warning_tells() {
         }
     }
     lose_root(&site, &ids[0]);
-    let run = site.pitr().args(["verify", "--json"]).run().success();
+    let run = site.pitr().words("verify --json").succeed();
     let warnings = run.json()["clusters"][0]["warnings"].to_string();
     assert!(
         warnings.contains("is incomplete, or its root is lost"),
         "{run}"
     );
     assert!(warnings.contains(&ids[0]), "{run}");
-    let run = expire(&site, 2).arg("--dry-run").run().success();
+    let run = expire(&site, 2).arg("--dry-run").succeed();
     let warnings = run.json()["clusters"][0]["warnings"].to_string();
     assert!(
         warnings.contains("is incomplete, or its root is lost"),
@@ -397,11 +374,11 @@ fn a13_a_deletion_that_was_cut_short_is_no_damage() {
         if !root.exists() {
             cut += fired;
         }
-        site.pitr().arg("verify").run().success();
-        site.pitr().arg("info").run().success();
+        site.pitr().arg("verify").succeed();
+        site.pitr().arg("info").succeed();
     }
     assert!(cut > 0, "no run was killed behind the deletion of the root");
-    expire(&site, 2).arg("--confirm").run().success();
+    expire(&site, 2).arg("--confirm").succeed();
     assert!(!site.cluster_folder().join("packs").join(&ids[0]).exists());
 }
 
@@ -423,23 +400,21 @@ fn a15_no_wal_is_deleted_that_a_sync_proves_meanwhile() {
         two.site
             .pitr()
             .args(["backup", "--repository", &first])
-            .run()
-            .success();
+            .succeed();
     }
     two.cluster.archive_now();
     two.work(6000);
     two.site
         .pitr()
-        .args(["backup", "--repository", "second"])
-        .run()
-        .success();
+        .words("backup --repository second")
+        .succeed();
     two.cluster.archive_now();
     // Expire stands still in the middle of its deletions.
     let expire = two
         .site
         .pitr()
-        .args(["expire", "--keep", "1", "--confirm", "--min-age", "0s"]);
-    let expire = expire.args(["--grace", "0s", "--repository", "second"]);
+        .words("expire --keep 1 --confirm --min-age 0s");
+    let expire = expire.words("--grace 0s --repository second");
     let calls = "unlink,unlinkat";
     let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "--trace", calls].map(str::to_owned);
     let mut strace = strace.to_vec();
@@ -447,17 +422,13 @@ fn a15_no_wal_is_deleted_that_a_sync_proves_meanwhile() {
     strace.push("--".into());
     let expire = expire.under(strace).spawn();
     let claims = || paths_below(&two.second.join("clusters"));
-    wait_until(PATIENCE, "expire deletes", || {
+    wait_until("expire deletes", || {
         claims()
             .iter()
             .any(|p| p.to_string_lossy().contains("events/cluster/"))
     });
-    let mut sync = two
-        .site
-        .pitr()
-        .args(["repo", "sync", "--all", "--to", "second"])
-        .spawn();
-    wait_until(PATIENCE, "sync waits for expire", || {
+    let mut sync = two.site.pitr().words("repo sync --all --to second").spawn();
+    wait_until("sync waits for expire", || {
         sync.is_done() || sync.stderr().contains("waiting until it has ended")
     });
     assert!(!sync.is_done(), "{}", sync.stderr());
@@ -468,7 +439,7 @@ fn a15_no_wal_is_deleted_that_a_sync_proves_meanwhile() {
         ));
         stat.is_ok_and(|s| s.contains(") t ") || s.contains(") T "))
     };
-    wait_until(PATIENCE, "expire stands still", stopped);
+    wait_until("expire stands still", stopped);
     rustix::process::kill_process(traced(expire.pid()), rustix::process::Signal::CONT).unwrap();
     let run = expire.wait().success();
     assert!(run.stdout.contains("segments, "), "{run}");
@@ -476,9 +447,8 @@ fn a15_no_wal_is_deleted_that_a_sync_proves_meanwhile() {
     let run = two
         .site
         .pitr()
-        .args(["verify", "--json", "--repository", "second"])
-        .run()
-        .success();
+        .words("verify --json --repository second")
+        .succeed();
     let backups = run.json()["clusters"][0]["backups"].clone();
     let restorable = |b: &Value| b["restorable"] == true;
     assert_eq!(backups.as_array().unwrap().len(), 3, "{run}");
@@ -502,12 +472,7 @@ fn a9_l12_doctor_misses_what_the_server_says_is_archived() {
     assert!(well.stdout.contains("as the server says"), "{well}");
     // Yesterday's copy of the repository.
     let older = site.sandbox().join("older");
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .arg(site.repository())
-        .arg(&older)
-        .status();
-    assert!(copied.unwrap().success());
+    copy_all(site.repository(), &older);
     let mut lost = Vec::new();
     for n in 10..12 {
         cluster.sql(&format!("insert into t values ({n})"));
@@ -517,10 +482,7 @@ fn a9_l12_doctor_misses_what_the_server_says_is_archived() {
     std::fs::rename(&older, site.repository()).unwrap();
     let doctor = || site.pitr().arg("doctor").run();
     let run = doctor().expect_code(1).expect_stdout("2 segments missing");
-    assert!(
-        run.stdout.contains(&format!("the first {}", lost[0])),
-        "{run}"
-    );
+    let run = run.expect_stdout(&format!("the first {}", lost[0]));
     let wal = cluster.pgdata().join("pg_wal");
     let command = format!("pitr wal backfill --from {}", wal.display());
     assert!(run.stdout.contains(&command), "{run}");
@@ -528,12 +490,11 @@ fn a9_l12_doctor_misses_what_the_server_says_is_archived() {
     cluster.sql("insert into t values (20)");
     cluster.archive_now();
     doctor().expect_code(1).expect_stdout("2 segments missing");
-    site.pitr().args(["wal", "gaps"]).run().expect_code(4);
-    let backfill = site.pitr().args(["wal", "backfill", "--from"]).arg(&wal);
-    backfill.run().success();
+    site.pitr().words("wal gaps").exits(4);
+    site.pitr().words("wal backfill --from").arg(&wal).succeed();
     let run = doctor();
     assert!(run.stdout.contains("as the server says"), "{run}");
-    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    let plan = site.pitr().words("plan --json").succeed().json();
     assert_eq!(plan["outcome"], "end_of_wal", "{plan}");
 }
 
@@ -541,20 +502,12 @@ fn a9_l12_doctor_misses_what_the_server_says_is_archived() {
 fn a11_expire_waits_for_a_newer_backup_that_was_verified() {
     let (site, _cluster, ids) = three_backups();
     let expire = |age: &str| {
-        let program = site
-            .pitr()
-            .args(["expire", "--json", "--keep", "1", "--grace", "0s"]);
-        program
-            .args(["--confirm", "--min-age", age])
-            .run()
-            .success()
+        let program = site.pitr().words("expire --json --keep 1 --grace 0s");
+        program.args(["--confirm", "--min-age", age]).succeed()
     };
     let waiting = |run: &Run| run.json()["clusters"][0]["waiting"].to_string();
     // By default a day.
-    let plain = site
-        .pitr()
-        .args(["expire", "--json", "--keep", "1", "--confirm"])
-        .run();
+    let plain = site.pitr().words("expire --json --keep 1 --confirm").run();
     assert!(waiting(&plain.success()).contains("24 hours old"));
     let run = expire("24h");
     assert!(waiting(&run).contains("pitr verify"), "{run}");
@@ -565,7 +518,7 @@ fn a11_expire_waits_for_a_newer_backup_that_was_verified() {
     );
     // Old enough, but not verified.
     assert!(waiting(&expire("1s")).contains("pitr verify"));
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let verified = || {
         let events = objects(&site, "events");
         events
@@ -574,7 +527,7 @@ fn a11_expire_waits_for_a_newer_backup_that_was_verified() {
             .count()
     };
     assert_eq!(verified(), 3);
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     assert_eq!(verified(), 3, "it is recorded once");
     let run = expire("24h");
     assert!(waiting(&run).contains("the next one is at"), "{run}");
@@ -585,7 +538,7 @@ fn a11_expire_waits_for_a_newer_backup_that_was_verified() {
             .join("manifest")
             .exists()
     );
-    wait_until(PATIENCE, "the newest is a second old", || {
+    wait_until("the newest is a second old", || {
         expire("1s").json()["clusters"][0]["waiting"].is_null()
     });
     for id in &ids[..2] {
@@ -598,11 +551,11 @@ fn a14_a_lost_registration_is_damage_and_everything_stays_readable() {
     let (site, cluster, ids) = three_backups();
     let registration = site.cluster_folder().join("cluster.json");
     std::fs::remove_file(&registration).unwrap();
-    let run = site.pitr().args(["verify", "--json"]).run().expect_code(4);
+    let run = site.pitr().words("verify --json").exits(4);
     let finding = run.json()["clusters"][0]["findings"][0].clone();
     assert_eq!(finding["kind"], "missing", "{run}");
     assert!(finding["detail"].to_string().contains("pitr init"), "{run}");
-    let info = site.pitr().args(["info", "--json"]).run().expect_code(1);
+    let info = site.pitr().words("info --json").exits(1);
     let shown = info.json()["clusters"][0].clone();
     assert_eq!(shown["backups"].as_array().unwrap().len(), 3, "{info}");
     assert!(
@@ -611,31 +564,24 @@ fn a14_a_lost_registration_is_damage_and_everything_stays_readable() {
     );
     site.pitr()
         .arg("doctor")
-        .run()
-        .expect_code(1)
+        .exits(1)
         .expect_stdout("pitr init");
     // Reading goes on, up to a server that runs.
-    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    let plan = site.pitr().words("plan --json").succeed().json();
     assert_eq!(plan["backup"]["id"], ids[2].as_str(), "{plan}");
     let to = site.sandbox().join("copy");
-    site.pitr()
-        .args(["restore", "--to"])
-        .arg(&to)
-        .run()
-        .success();
-    let mut copy = Cluster::open(15, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(copy.query_one_string("select count(*) from t"), "18000");
+    site.pitr().restore_to(&to).succeed();
+    let copy = Cluster::open(15, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from t"), "18000");
     // Nothing is written before it is registered again.
     site.pitr()
         .arg("backup")
         .run()
         .expect_stderr("is missing, although the repository holds the cluster");
-    site.pitr().args(["init", "--quiet"]).run().success();
+    site.pitr().words("init --quiet").succeed();
     assert!(registration.exists());
-    site.pitr().arg("verify").run().success();
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("verify").succeed();
+    site.pitr().arg("backup").succeed();
     drop(cluster);
 }
 
@@ -649,10 +595,9 @@ fn a_dry_run_shows_exactly_the_settings_that_are_written() {
     site.backup();
     cluster.sql("insert into t values (1)");
     cluster.sql("select pg_create_restore_point('it''s here')");
-    let xid = cluster.query_one_string(
-        "with i as (insert into t values (2) returning 1) select txid_current() from i",
-    );
-    let lsn = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    let xid = cluster
+        .value("with i as (insert into t values (2) returning 1) select txid_current() from i");
+    let lsn = cluster.value("select pg_current_wal_insert_lsn()");
     cluster.archive_now();
     let brought = std::fs::read_to_string(cluster.pgdata().join("postgresql.auto.conf")).unwrap();
     for (n, options) in [
@@ -667,10 +612,10 @@ fn a_dry_run_shows_exactly_the_settings_that_are_written() {
     .enumerate()
     {
         let to = site.sandbox().join(format!("copy-{n}"));
-        let restore = || site.pitr().args(["restore", "--to"]).arg(&to).args(options);
-        let dry = restore().arg("--dry-run").run().success();
-        let json = restore().args(["--dry-run", "--json"]).run().success();
-        restore().run().success();
+        let restore = || site.pitr().restore_to(&to).args(options);
+        let dry = restore().arg("--dry-run").succeed();
+        let json = restore().words("--dry-run --json").succeed();
+        restore().succeed();
         let text = std::fs::read_to_string(to.join("postgresql.auto.conf")).unwrap();
         let written = text.strip_prefix(brought.as_str()).unwrap();
         let lines = written.lines().filter(|line| !line.starts_with('#'));

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use crate::common::{Cluster, PATIENCE, Site, Stop, user, wait_until};
+use crate::common::{Cluster, Site, Stop, user, wait_until};
 use crate::fetch::Away;
 use crate::per_major;
 use crate::restore::Trap;
@@ -22,27 +22,23 @@ struct Copy {
 impl Copy {
     fn new(major: u32) -> Copy {
         let (site, mut origin) = Site::with_cluster(major);
-        origin.append_config(
-            "restore_command",
-            &site.restore().args(["%f", "%p"]).shell(),
-        );
+        origin.append_config("restore_command", &site.restore().words("%f %p").shell());
         origin.sql("create table t as select 1 as a");
         origin.stop(Stop::Fast);
         origin.touch("standby.signal");
         origin.start();
         origin.promote();
-        wait_until(PATIENCE, "the history is archived", || {
+        wait_until("the history is archived", || {
             site.object("00000002.history").exists()
         });
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         origin.sql("insert into t values (2)");
         origin.archive_now();
         let to = site.sandbox().dir("copy").join("data");
-        let restore = site.pitr().args(["restore", "--to"]).arg(&to);
-        restore.run().success();
+        site.pitr().restore_to(&to).succeed();
         let trap = Trap::new(&site);
         let server = Cluster::open(major, &to)
-            .option("fsync", "off")
+            .without_fsync()
             .option("restore_command", trap.command())
             .create();
         Copy {
@@ -60,7 +56,7 @@ impl Copy {
         let path = self.site.sandbox().join(&name);
         std::fs::write(&path, "1\t0/1000000\tanother server\n").unwrap();
         user::own(&path);
-        self.site.archive().arg(&path).run().success();
+        self.site.archive().arg(&path).succeed();
     }
 
     /// The server has stopped with this status of restore_command, and has taken no timeline.
@@ -110,7 +106,7 @@ fn f06_a_promotion_takes_no_timeline_that_may_be_taken(major: u32) {
     copy.server.wait_promoted();
     drop(away);
     let timeline = "select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
-    assert_eq!(copy.server.query_one_string(timeline), "00000005");
+    assert_eq!(copy.server.value(timeline), "00000005");
     let history = std::fs::read_to_string(copy.to.join("pg_wal/00000005.history")).unwrap();
     let parents: Vec<&str> = history
         .lines()
@@ -123,7 +119,7 @@ fn f06_a_promotion_takes_no_timeline_that_may_be_taken(major: u32) {
             .collect::<Vec<_>>(),
         ["1", "2"]
     );
-    assert_eq!(copy.server.query_one_string("select count(*) from t"), "2");
+    assert_eq!(copy.server.value("select count(*) from t"), "2");
 }
 
 per_major!(f06_a_promotion_takes_no_timeline_that_may_be_taken, v13 v19);

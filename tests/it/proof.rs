@@ -23,7 +23,7 @@ use crate::per_major;
 /// `pitr backup` of any server, which waits for WAL longer than a test may last.
 fn backup_of(site: &Site, cluster: &Cluster) -> Program {
     backup(site)
-        .args(["--wal-wait", "5h"])
+        .words("--wal-wait 5h")
         .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"))
 }
 
@@ -65,18 +65,17 @@ fn is_refused(site: &Site, run: Run, before: &[String]) {
 fn l03_a_clone_s_wal_completes_no_backup(major: u32) {
     let (site, mut cluster) = stopped(major);
     let copy = copy_of(&cluster, "clone");
-    let mut clone = Cluster::open(major, &copy).without_fsync().create();
-    clone.start();
+    let clone = Cluster::open(major, &copy).without_fsync().start();
     live(&clone, "clone", 4);
-    backup_of(&site, &clone).run().success();
+    backup_of(&site, &clone).succeed();
     live(&clone, "clone", 2);
     let before = committed(&site);
     cluster.start();
     cluster.sql("update t set life = 'production' where a % 7 = 0");
     is_refused(&site, backup_of(&site, &cluster).run(), &before);
     // The clone goes on as before: what is stored is its own.
-    backup_of(&site, &clone).run().success();
-    site.pitr().arg("verify").run().success();
+    backup_of(&site, &clone).succeed();
+    site.pitr().arg("verify").succeed();
 }
 per_major!(l03_a_clone_s_wal_completes_no_backup, v13 v17 v19);
 
@@ -85,7 +84,7 @@ fn l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before(majo
     let copy = copy_of(&cluster, "snapshot");
     cluster.start();
     live(&cluster, "before", 3);
-    backup_of(&site, &cluster).run().success();
+    backup_of(&site, &cluster).succeed();
     live(&cluster, "before", 3);
     cluster.stop(Stop::Fast);
     let before = committed(&site);
@@ -94,7 +93,7 @@ fn l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before(majo
     cluster.start();
     cluster.sql("update t set life = 'after' where a % 7 = 0");
     is_refused(&site, backup_of(&site, &cluster).run(), &before);
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 per_major!(l04_a_reverted_machine_does_not_complete_a_backup_with_the_wal_of_before, v14 v16 v19);
 
@@ -113,16 +112,13 @@ fn json_of(site: &Site, id: &str) -> serde_json::Value {
 }
 
 fn a1_a_root_says_what_was_proven(major: u32) {
-    let builder = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .config("wal_keep_size", "512MB");
+    let builder = Cluster::small(major).config("wal_keep_size", "512MB");
     let (site, cluster) = Site::with_cluster_of(builder);
     cluster.sql(
         "create table t as select g as a, repeat('x', 100) as b from generate_series(1, 5000) g",
     );
     // Nothing is written meanwhile: it starts and stops in one segment.
-    let run = backup_of(&site, &cluster).run().success();
+    let run = backup_of(&site, &cluster).succeed();
     let quiet = json_of(&site, &run.id());
     let name = quiet["last"]["name"].as_str().unwrap();
     let bytes = own(&cluster, name);
@@ -134,13 +130,9 @@ fn a1_a_root_says_what_was_proven(major: u32) {
     assert_eq!(quiet["checkpoint"]["crc"].as_str().unwrap().len(), 8);
 
     // Segments pass while it copies.
-    let running = backup_of(&site, &cluster)
-        .args(["--max-rate", "8MiB"])
-        .spawn();
+    let running = backup_of(&site, &cluster).words("--max-rate 8MiB").spawn();
     let copying = "select count(*) > 0 from pg_stat_progress_basebackup where phase = 'streaming database files'";
-    crate::common::wait_until(crate::common::PATIENCE, "the backup copies", || {
-        cluster.query_one_string(copying) == "t"
-    });
+    crate::common::wait_until("the backup copies", || cluster.value(copying) == "t");
     for _ in 0..3 {
         cluster.sql("update t set b = b || 'y'");
         cluster.switch_wal();
@@ -160,7 +152,7 @@ fn a1_a_root_says_what_was_proven(major: u32) {
     assert!(!run.stderr.contains("once more"), "{run}");
     // No slot is left.
     assert_eq!(
-        cluster.query_one_string("select count(*) from pg_replication_slots"),
+        cluster.value("select count(*) from pg_replication_slots"),
         "0"
     );
 }
@@ -173,15 +165,12 @@ fn a1_wal_that_is_exchanged_behind_a_backup_is_seen() {
     let copy = copy_of(&cluster, "clone");
     cluster.start();
     live(&cluster, "production", 1);
-    let run = backup_of(&site, &cluster).run().success();
+    let run = backup_of(&site, &cluster).succeed();
     let proof = json_of(&site, &run.id());
     let last = proof["last"]["name"].as_str().unwrap().to_owned();
     live(&cluster, "production", 2);
-    site.pitr().arg("verify").run().success();
-    let mut clone = Cluster::open(17, &copy).without_fsync().create();
-    let other = Site::new(&clone);
-    other.attach(&clone);
-    clone.start();
+    site.pitr().arg("verify").succeed();
+    let (other, clone) = Site::with_cluster_of(Cluster::open(17, &copy).without_fsync());
     while clone.archive_now() < last {
         live(&clone, "clone", 1);
     }
@@ -193,34 +182,28 @@ fn a1_wal_that_is_exchanged_behind_a_backup_is_seen() {
         let plain = run.stdout.replace('\\', "");
         assert!(plain.contains(&words), "{run}");
     };
-    told(site.pitr().args(["verify", "--json"]).run().expect_code(4));
-    told(site.pitr().args(["info", "--json"]).run());
+    told(site.pitr().words("verify --json").exits(4));
+    told(site.pitr().words("info --json").run());
     let expire = site.pitr().args(keep_one(&["--dry-run", "--json"]));
     told(expire.run());
-    let plan = site.pitr().args(["plan", "--json"]).run().expect_code(5);
+    let plan = site.pitr().words("plan --json").exits(5);
     assert_eq!(plan.json()["reason"], "backup_wal_foreign", "{plan}");
     std::fs::write(site.object(&last), own).unwrap();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 
 /// The server has no connection to spare: the backup asks for the segments that it still has once it has ended.
 #[test]
 fn a1_without_a_second_connection_the_first_segment_is_asked_for_in_the_end() {
-    let builder = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
+    let builder = Cluster::small(15)
         .config("max_wal_senders", 1)
         .config("wal_keep_size", "512MB");
     let (site, cluster) = Site::with_cluster_of(builder);
     cluster.sql("create table t as select g as a from generate_series(1, 5000) g");
     let take = || {
-        let running = backup_of(&site, &cluster)
-            .args(["--max-rate", "8MiB"])
-            .spawn();
+        let running = backup_of(&site, &cluster).words("--max-rate 8MiB").spawn();
         let copying = "select count(*) > 0 from pg_stat_progress_basebackup where phase = 'streaming database files'";
-        crate::common::wait_until(crate::common::PATIENCE, "the backup copies", || {
-            cluster.query_one_string(copying) == "t"
-        });
+        crate::common::wait_until("the backup copies", || cluster.value(copying) == "t");
         for _ in 0..3 {
             cluster.sql("update t set a = a + 1");
             // A checkpoint removes only what is archived.
@@ -239,8 +222,7 @@ fn a1_without_a_second_connection_the_first_segment_is_asked_for_in_the_end() {
     // Once the server has removed it there is nothing to compare with.
     cluster.alter_system("wal_keep_size", "0");
     cluster.alter_system("max_wal_size", "2MB");
-    cluster.alter_system("min_wal_size", "2MB");
-    cluster.reload();
+    cluster.set("min_wal_size", "2MB");
     let before = committed(&site);
     let run = take().expect_code(8);
     assert!(run.stdout.contains("max_wal_senders"), "{run}");
@@ -251,24 +233,19 @@ fn a1_without_a_second_connection_the_first_segment_is_asked_for_in_the_end() {
 /// Returns the position from which a slot keeps WAL, and the files of the repository and the journal.
 fn untouched(site: &Site, cluster: &Cluster) -> (String, Vec<String>) {
     let slot = "select restart_lsn::text from pg_replication_slots where slot_name = 'pitr'";
-    (cluster.query_one_string(slot), site.files())
+    (cluster.value(slot), site.files())
 }
 
 /// The receiver has WAL up to the middle of a segment; the server comes back from a snapshot, and is past that position.
 fn l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges(major: u32) {
-    let mut cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let mut cluster = Cluster::small(major).start();
     let site = Site::new(&cluster);
     let journal = site.sandbox().join("journal");
     let conninfo = cluster.conninfo("postgres");
     crate::common::reception::configure(&site, &conninfo, &journal);
     let receive_until = |cluster: &Cluster| {
-        let lsn = cluster.query_one_string("select pg_current_wal_flush_lsn()");
-        let program = site
-            .pitr()
-            .args(["receive", "--create-slot", "--until-lsn"]);
+        let lsn = cluster.value("select pg_current_wal_flush_lsn()");
+        let program = site.pitr().words("receive --create-slot --until-lsn");
         program.arg(&lsn).run()
     };
     cluster
@@ -287,7 +264,7 @@ fn l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges(major: u32) 
     cluster.start();
     cluster.sql("update t set life = 'after' where a > 100");
     let is_past = format!("select pg_current_wal_flush_lsn() > '{reached}'");
-    assert_eq!(cluster.query_one_string(&is_past), "t");
+    assert_eq!(cluster.value(&is_past), "t");
     let before = untouched(&site, &cluster);
     receive_until(&cluster)
         .expect_code(8)
@@ -320,7 +297,7 @@ fn a1_a_backup_asks_no_other_host_for_its_wal() {
     let facts = server.facts().unwrap();
     cluster.sql("create table t as select generate_series(1, 10000)");
     let end: Lsn = cluster
-        .query_one_string("select pg_current_wal_flush_lsn()")
+        .value("select pg_current_wal_flush_lsn()")
         .parse()
         .unwrap();
     let segment = SegmentNumber::of(end, facts.segment_size);
@@ -351,9 +328,7 @@ struct Rush {
 
 impl Rush {
     fn new(major: u32, slots: u32) -> Rush {
-        let builder = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
+        let builder = Cluster::small(major)
             .config("max_replication_slots", slots)
             .config("max_wal_size", "2MB")
             .config("min_wal_size", "2MB");
@@ -383,16 +358,14 @@ impl Rush {
             )
             .spawn();
         during();
-        crate::common::wait_until(crate::common::PATIENCE, "the backup stopped", || {
-            mark.exists()
-        });
+        crate::common::wait_until("the backup stopped", || mark.exists());
         self.pass(6);
         let slots = "select count(*) from pg_replication_slots where slot_name like 'pitr_last%'";
-        let slots = self.cluster.query_one_string(slots);
+        let slots = self.cluster.value(slots);
         std::fs::remove_file(&mark).unwrap();
         let run = running.wait();
         let all = "select count(*) from pg_replication_slots";
-        assert_eq!(self.cluster.query_one_string(all), "0", "{run}");
+        assert_eq!(self.cluster.value(all), "0", "{run}");
         (slots, run)
     }
 }
@@ -406,20 +379,20 @@ fn b24_the_server_keeps_the_last_segment_until_it_was_compared(major: u32) {
     // The slot of a stream follows it: less is kept than the stream takes.
     let (slots, run) = rush.take(&["--max-rate", "4MiB"], || {
         let kept = "select count(*) from pg_replication_slots where slot_name like 'pitr_last%' and active";
-        crate::common::wait_until(crate::common::PATIENCE, "a slot", || {
-            rush.cluster.query_one_string(kept) == "1"
+        crate::common::wait_until("a slot", || {
+            rush.cluster.value(kept) == "1"
         });
         let from = "select min(restart_lsn) from pg_replication_slots where slot_name like 'pitr_last%'";
-        let first = rush.cluster.query_one_string(from);
+        let first = rush.cluster.value(from);
         rush.pass(2);
         let is_later = format!("select ({from}) > '{first}'");
-        crate::common::wait_until(crate::common::PATIENCE, "a later slot", || {
-            rush.cluster.query_one_string(&is_later) == "t"
+        crate::common::wait_until("a later slot", || {
+            rush.cluster.value(&is_later) == "t"
         });
     });
     run.success();
     assert_eq!(slots, "1");
-    rush.site.pitr().arg("verify").run().success();
+    rush.site.pitr().arg("verify").succeed();
 }
 per_major!(b24_the_server_keeps_the_last_segment_until_it_was_compared);
 
@@ -444,29 +417,23 @@ fn b24_a_standby_keeps_the_last_segment_until_it_was_compared(major: u32) {
         .start();
     let mark = rush.site.sandbox().join("paused");
     let running = backup_of(&rush.site, &standby)
-        .args(["--max-rate", "4MiB"])
+        .words("--max-rate 4MiB")
         .env(
             "PITR_FAULT_PAUSE",
             format!("backup-stopped={}", mark.display()),
         )
         .spawn();
-    crate::common::wait_until(crate::common::PATIENCE, "the backup stopped", || {
-        mark.exists()
-    });
-    let kept = standby.query_one_string(
-        "select restart_lsn from pg_replication_slots where slot_name like 'pitr_last%'",
-    );
+    crate::common::wait_until("the backup stopped", || mark.exists());
+    let kept = standby
+        .value("select restart_lsn from pg_replication_slots where slot_name like 'pitr_last%'");
     let name = rush
         .cluster
-        .query_one_string(&format!("select pg_walfile_name('{kept}')"));
+        .value(&format!("select pg_walfile_name('{kept}')"));
     let pass = || {
         rush.pass(1);
         let end = "select pg_current_wal_flush_lsn()";
-        let end = rush.cluster.query_one_string(end);
-        let is_there = format!("select pg_last_wal_replay_lsn() >= '{end}'");
-        crate::common::wait_until(crate::common::PATIENCE, "the standby follows", || {
-            standby.query_one_string(&is_there) == "t"
-        });
+        let end = rush.cluster.value(end);
+        standby.wait_replayed(&end);
         standby.sql("checkpoint");
         standby.pgdata().join("pg_wal").join(&name).exists()
     };

@@ -17,7 +17,7 @@ use crate::per_major;
 const SEGMENT: u64 = 1 << 20;
 
 fn small(major: u32) -> Builder {
-    Cluster::builder(major).segment_size_mb(1).without_fsync()
+    Cluster::small(major)
 }
 
 /// WAL stays in pg_wal, to be compared with.
@@ -42,7 +42,7 @@ fn configure(site: &Site, settings: &str) {
 }
 
 fn program(site: &Site) -> Program {
-    site.pitr().args(["receive", "--create-slot"])
+    site.pitr().words("receive --create-slot")
 }
 
 fn lsn(text: &str) -> u64 {
@@ -52,7 +52,7 @@ fn lsn(text: &str) -> u64 {
 /// Writes something, and returns where WAL ends then.
 fn write_wal(cluster: &Cluster) -> String {
     cluster.sql("create table if not exists t (i int, x text); insert into t select i, repeat('x', 300) from generate_series(1, 500) i");
-    cluster.query_one_string("select pg_current_wal_flush_lsn()")
+    cluster.value("select pg_current_wal_flush_lsn()")
 }
 
 /// Waits until the server knows that WAL up to `position` is safe.
@@ -60,24 +60,17 @@ fn wait_safe(running: &mut Running, cluster: &Cluster, position: &str) {
     let query = format!(
         "select coalesce(bool_or(restart_lsn >= '{position}'), false) from pg_replication_slots where slot_name = 'pitr'"
     );
-    wait_until(PATIENCE, "WAL is acknowledged", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
-        cluster.query_one_string(&query) == "t"
-    });
+    running.until("WAL is acknowledged", || cluster.value(&query) == "t");
 }
 
 /// Waits until the receiver holds its slot.
 fn wait_streaming(running: &mut Running, cluster: &Cluster) {
     let query = "select count(*) from pg_stat_replication where state = 'streaming' and reply_time is not null and application_name = 'pitr'";
-    wait_until(PATIENCE, "it streams", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
-        cluster.query_one_string(query) == "1"
-    });
+    running.until("it streams", || cluster.value(query) == "1");
 }
 
 fn stop(running: Running) -> crate::common::Run {
-    running.signal(Signal::TERM);
-    running.wait()
+    running.ended_by(Signal::TERM)
 }
 
 /// Returns the receiver's last status.
@@ -100,9 +93,7 @@ fn check_repository(site: &Site, cluster: &Cluster, timeline: u32, from: u64, en
         let there = std::fs::read(cluster.pgdata().join("pg_wal").join(&name)).unwrap();
         let target = site.sandbox().join("fetched");
         let fetch = site.pitr().args(["wal", "fetch", &name]).arg(&target);
-        wait_until(PATIENCE, "the segment is stored", || {
-            fetch.run().is_success()
-        });
+        wait_until("the segment is stored", || fetch.run().is_success());
         assert!(std::fs::read(&target).unwrap() == there, "{name} differs");
     }
 }
@@ -112,13 +103,12 @@ fn w01_killed_it_goes_on_where_it_was(major: u32) {
         keeping(small(major)).config("synchronous_standby_names", "pitr"),
         "",
     );
-    let from = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+    let from = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
     let mut first = program(&site).spawn();
     // Commits return once they are safe: with nobody receiving, this one would wait for ever.
     let position = write_wal(&cluster);
     wait_safe(&mut first, &cluster, &position);
-    first.signal(Signal::KILL);
-    first.wait();
+    first.ended_by(Signal::KILL);
     let mut second = program(&site).spawn();
     let position = write_wal(&cluster);
     wait_safe(&mut second, &cluster, &position);
@@ -178,15 +168,11 @@ fn follow_primary(site: &Site, one: &Cluster, other: &Cluster) {
 fn rows_at(site: &Site, major: u32, timeline: &str, position: &str) -> String {
     let to = site.sandbox().join(format!("copy{timeline}"));
     site.pitr()
-        .args(["restore", "--to"])
-        .arg(&to)
+        .restore_to(&to)
         .args(["--target-timeline", timeline, "--target-lsn", position])
-        .run()
-        .success();
-    let mut copy = Cluster::open(major, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    let rows = copy.query_one_string("select count(*) from t");
+        .succeed();
+    let mut copy = Cluster::open(major, &to).without_fsync().promoted();
+    let rows = copy.value("select count(*) from t");
     copy.stop(Stop::Immediate);
     rows
 }
@@ -197,37 +183,31 @@ fn w07_a_promotion_is_followed_without_a_gap(major: u32) {
     let (site, mut primary) = receiving(keeping(small(major)), "");
     let standby = keeping(Cluster::builder(major).standby_of(&primary).without_fsync()).start();
     follow_primary(&site, &primary, &standby);
-    let from = lsn(&primary.query_one_string("select pg_current_wal_flush_lsn()"));
+    let from = lsn(&primary.value("select pg_current_wal_flush_lsn()"));
     let mut running = program(&site).spawn();
     wait_streaming(&mut running, &primary);
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let before = write_wal(&primary);
     primary.sql("create table behind ()");
-    let end = primary.query_one_string("select pg_current_wal_flush_lsn()");
+    let end = primary.value("select pg_current_wal_flush_lsn()");
     wait_safe(&mut running, &primary, &end);
-    let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'");
-    wait_until(PATIENCE, "the standby has it too", || {
-        standby.query_one_string(&replayed) == "t"
-    });
+    standby.wait_replayed(&end);
     primary.stop(Stop::Immediate);
     standby.promote();
     let after = write_wal(&standby);
     standby.sql("create table behind_too ()");
-    let last = standby.query_one_string("select pg_current_wal_flush_lsn()");
+    let last = standby.value("select pg_current_wal_flush_lsn()");
     wait_safe(&mut running, &standby, &last);
     // The segments of both end somewhere, and what was safe is stored up to there.
-    wait_until(PATIENCE, "both timelines are stored", || {
+    wait_until("both timelines are stored", || {
         stored_end(&site, 1) >= lsn(&end) && stored_end(&site, 2) >= lsn(&last)
     });
     let run = stop(running).success();
     assert!(!run.stderr.contains("lost"), "{}", run.stderr);
     let history = std::fs::read(standby.pgdata().join("pg_wal/00000002.history")).unwrap();
     let target = site.sandbox().join("history");
-    let fetch = site
-        .pitr()
-        .args(["wal", "fetch", "00000002.history"])
-        .arg(&target);
-    fetch.run().success();
+    let fetch = site.pitr().words("wal fetch 00000002.history").arg(&target);
+    fetch.succeed();
     assert_eq!(std::fs::read(&target).unwrap(), history);
     let switch = switch_of(&history);
     check_repository(&site, &primary, 1, from, switch);
@@ -249,11 +229,11 @@ fn w08_another_cluster_and_a_server_that_went_back_are_refused() {
     let other = small(15).own_identifier().start();
     let own = std::fs::read_to_string(site.config()).unwrap();
     site.connect_by(&other.conninfo("postgres"));
-    let run = program(&site).run().expect_code(8);
+    let run = program(&site).exits(8);
     let identifier = other.system_identifier().to_string();
     assert!(run.stderr.contains(&identifier), "{}", run.stderr);
     let slots = "select count(*) from pg_replication_slots";
-    assert_eq!(other.query_one_string(slots), "0", "nothing is made there");
+    assert_eq!(other.value(slots), "0", "nothing is made there");
 
     std::fs::write(site.config(), own).unwrap();
     cluster.stop(Stop::Fast);
@@ -268,7 +248,7 @@ fn w08_another_cluster_and_a_server_that_went_back_are_refused() {
     std::fs::remove_dir_all(cluster.pgdata()).unwrap();
     copy_tree(&older, cluster.pgdata());
     cluster.start();
-    let run = program(&site).run().expect_code(8);
+    let run = program(&site).exits(8);
     run.expect_stderr("the server went back");
 }
 
@@ -277,36 +257,29 @@ fn w10_a_second_receiver_is_refused() {
     let (site, cluster) = receiving(small(16), "");
     let mut running = program(&site).spawn();
     wait_streaming(&mut running, &cluster);
-    let run = program(&site).run().expect_code(7);
+    let run = program(&site).exits(7);
     assert!(run.stderr.contains("journal"), "{}", run.stderr);
     // On another host, with a journal of its own, the slot is what they share.
     let elsewhere = site.sandbox().join("elsewhere");
     let run = program(&site)
         .env("PITR_CLUSTERS_MAIN_RECEIVE_JOURNAL", &elsewhere)
         .env("PITR_FAULT_SECONDS", "1")
-        .run()
-        .expect_code(7);
+        .exits(7);
     assert!(run.stderr.contains("is active for PID"), "{}", run.stderr);
-    let drop = site.pitr().args(["receive", "--drop-slot"]);
-    drop.run()
-        .expect_code(7)
-        .expect_stderr("Stop the receiver or standby");
+    let drop = site.pitr().words("receive --drop-slot");
+    drop.exits(7).expect_stderr("Stop the receiver or standby");
     stop(running).success();
     // The server lets go of it once it has seen the connection's end.
     let active = "select count(*) from pg_replication_slots where active";
-    wait_until(PATIENCE, "the slot is free", || {
-        cluster.query_one_string(active) == "0"
-    });
-    drop.run()
-        .success()
+    wait_until("the slot is free", || cluster.value(active) == "0");
+    drop.succeed()
         .expect_stdout("dropped replication slot \"pitr\"");
     // A slot that is gone need not be dropped.
-    drop.run()
-        .success()
+    drop.succeed()
         .expect_stdout("there is no replication slot \"pitr\"");
-    let again = drop.arg("--json").run().success();
+    let again = drop.arg("--json").succeed();
     assert_eq!(again.json()["dropped"], false, "{again}");
-    let run = site.pitr().arg("receive").run().expect_code(2);
+    let run = site.pitr().arg("receive").exits(2);
     run.expect_stderr("--create-slot");
 }
 
@@ -314,10 +287,10 @@ fn w10_a_second_receiver_is_refused() {
 #[test]
 fn w01_killed_at_any_system_call_it_goes_on() {
     let (site, cluster) = receiving(keeping(small(17)), "");
-    let from = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+    let from = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
     let until = |position: &str| program(&site).args(["--until-lsn", position]);
     let mut position = write_wal(&cluster);
-    until(&position).run().success();
+    until(&position).succeed();
     let mut fired = BTreeSet::new();
     let faults = [
         ("fdatasync", 1),
@@ -340,7 +313,7 @@ fn w01_killed_at_any_system_call_it_goes_on() {
         if hits > 0 {
             fired.insert(call);
         }
-        let run = until(&position).arg("--json").run().success();
+        let run = until(&position).arg("--json").succeed();
         let safe = run.json()["acknowledged_lsn"].as_str().map(lsn);
         assert!(safe >= Some(lsn(&position)), "{call} {nth}: {run}");
     }
@@ -363,9 +336,8 @@ fn what_is_acknowledged_is_where_the_configuration_says() {
     for i in 0..20 {
         client.sql(&format!("insert into s values ({i})"));
         // The commit's record ends at or before what was flushed when it returned; the insert position may be ahead of it by another's.
-        let commit = client.query_one_string(
-            "select flush_lsn from pg_stat_replication where application_name = 'pitr'",
-        );
+        let commit = client
+            .value("select flush_lsn from pg_stat_replication where application_name = 'pitr'");
         assert!(
             stored_end(&site, 1) >= lsn(&commit),
             "{commit} is not stored"
@@ -382,18 +354,14 @@ fn what_is_acknowledged_is_where_the_configuration_says() {
             late.sql("insert into s values (-1)");
         }
     });
-    wait_until(
-        PATIENCE,
-        "commits wait while the repository is away",
-        || {
-            let status = status(&site);
-            let at = |field: &str| status[field].as_str().map(lsn);
-            let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-            status["repositories"][0]["last_error"].is_string()
-                && at("flushed_lsn") > at("acknowledged_lsn")
-                && cluster.query_one_string(waiting) == "1"
-        },
-    );
+    wait_until("commits wait while the repository is away", || {
+        let status = status(&site);
+        let at = |field: &str| status[field].as_str().map(lsn);
+        let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+        status["repositories"][0]["last_error"].is_string()
+            && at("flushed_lsn") > at("acknowledged_lsn")
+            && cluster.value(waiting) == "1"
+    });
     end.store(true, Ordering::Relaxed);
     assert!(
         !commits.is_finished(),
@@ -413,14 +381,14 @@ fn w06_a_lost_slot_is_refused_and_its_successor_names_the_gap() {
     wait_safe(&mut running, &cluster, &position);
     stop(running).success();
     let lost = "select wal_status from pg_replication_slots";
-    wait_until(PATIENCE, "the slot is lost", || {
+    wait_until("the slot is lost", || {
         cluster.switch_wal();
         cluster.sql("checkpoint");
-        cluster.query_one_string(lost) == "lost"
+        cluster.value(lost) == "lost"
     });
-    let run = program(&site).run().expect_code(1);
+    let run = program(&site).exits(1);
     run.expect_stderr("error slot_lost");
-    site.pitr().args(["receive", "--drop-slot"]).run().success();
+    site.pitr().words("receive --drop-slot").succeed();
     let mut running = program(&site).spawn();
     let position = write_wal(&cluster);
     wait_safe(&mut running, &cluster, &position);
@@ -457,20 +425,20 @@ fn w62_the_gap_behind_a_dropped_slot_ends_where_the_server_still_has_wal() {
         }
         cluster.sql("checkpoint; checkpoint");
         let kept = "select min(name) from pg_ls_waldir() where name ~ '^[0-9A-F]{24}$'";
-        let kept = cluster.query_one_string(kept);
+        let kept = cluster.value(kept);
         let mut running = program(&site).spawn();
         let position = write_wal(&cluster);
         wait_safe(&mut running, &cluster, &position);
         stop(running).success();
         let kept: pitr::pg::segment::SegmentName = kept.parse().unwrap();
         let kept = kept.start_lsn(SegmentSize::new(SEGMENT).unwrap()).unwrap();
-        let gaps = site.pitr().args(["wal", "gaps", "--json"]).run();
+        let gaps = site.pitr().words("wal gaps --json").run();
         let json = gaps.json().to_string();
         assert!(
             json.contains(&format!("\"{kept}\"")),
             "{role}: {kept} {gaps}"
         );
-        let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+        let end = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
         check_repository(&site, &cluster, 1, kept.0, end);
     }
 }
@@ -485,7 +453,7 @@ fn missing_rights_are_named_with_what_grants_them() {
         .replace("user=postgres", "user=weak");
     assert!(conninfo.contains("user=weak"), "{conninfo}");
     site.connect_by(&conninfo);
-    let run = program(&site).run().expect_code(1);
+    let run = program(&site).exits(1);
     assert!(run.stderr.starts_with("error denied: "), "{}", run.stderr);
     run.expect_stderr("ALTER ROLE weak REPLICATION;");
     // Without SQL the slot is looked up over the replication protocol: streaming does not depend on another connection.
@@ -496,14 +464,11 @@ fn missing_rights_are_named_with_what_grants_them() {
     std::fs::remove_dir_all(&journal).unwrap();
     site.sandbox().dir("journal");
     std::fs::set_permissions(&journal, PermissionsExt::from_mode(0o500)).unwrap();
-    let run = program(&site).run().expect_code(1);
+    let run = program(&site).exits(1);
     run.expect_stderr("sudo install -d -m 0700 -o ")
         .expect_stderr(&format!(" {}\n", journal.display()));
     std::fs::set_permissions(&journal, PermissionsExt::from_mode(0o700)).unwrap();
-    program(&site)
-        .args(["--until-lsn", &position])
-        .run()
-        .success();
+    program(&site).args(["--until-lsn", &position]).succeed();
 }
 
 /// A server that shuts down waits for what it sent to be safe: not for ever when it cannot be.
@@ -515,7 +480,7 @@ fn a_shutdown_does_not_wait_for_a_repository_that_is_away() {
     wait_safe(&mut running, &cluster, &position);
     let away = site.sandbox().join("away");
     std::fs::rename(site.repository(), &away).unwrap();
-    wait_until(PATIENCE, "the outage is noticed", || {
+    wait_until("the outage is noticed", || {
         write_wal(&cluster);
         status(&site)["repositories"][0]["last_error"].is_string()
     });
@@ -537,10 +502,7 @@ fn a_shutdown_does_not_wait_for_a_repository_that_is_away() {
 #[test]
 fn w09_an_old_primary_that_comes_back_is_left_out() {
     let (site, mut primary) = receiving(keeping(small(16)), "");
-    let mut standby = Cluster::builder(16)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let mut standby = primary.standby().start();
     follow_primary(&site, &primary, &standby);
     let mut running = program(&site).spawn();
     let position = write_wal(&primary);
@@ -555,7 +517,7 @@ fn w09_an_old_primary_that_comes_back_is_left_out() {
     standby.promote();
     let position = write_wal(&standby);
     wait_safe(&mut running, &standby, &position);
-    wait_until(PATIENCE, "both ends are stored", || {
+    wait_until("both ends are stored", || {
         stored_end(&site, 1) >= lsn(&lonely) && stored_end(&site, 2) >= lsn(&position)
     });
     let run = stop(running).success();
@@ -575,10 +537,7 @@ fn w09_an_old_primary_that_comes_back_is_left_out() {
     );
     // Alone, it is refused.
     site.connect_by(&primary.conninfo("postgres"));
-    program(&site)
-        .run()
-        .expect_code(8)
-        .expect_stderr("error diverged");
+    program(&site).exits(8).expect_stderr("error diverged");
 }
 
 /// The receiver notifies the service manager, an end can be asked for, and `pitr info` prints how far it is.
@@ -598,12 +557,12 @@ fn it_runs_as_a_service_and_to_a_position() {
     }
     let position = write_wal(&cluster);
     let shown = || -> Value {
-        let run = site.pitr().args(["info", "--json"]).run();
+        let run = site.pitr().words("info --json").run();
         run.json()["clusters"][0]["receiver"].clone()
     };
     let reached = |at: &Value| at.as_str().map(lsn) >= Some(lsn(&position));
     // The status is written once a second, and the repository may have it before the server gets the acknowledgement.
-    wait_until(PATIENCE, "info shows it", || {
+    wait_until("info shows it", || {
         let receiver = shown();
         reached(&receiver["archived_lsn"]) && reached(&receiver["acknowledged_lsn"])
     });
@@ -623,7 +582,7 @@ fn it_runs_as_a_service_and_to_a_position() {
 
     let position = write_wal(&cluster);
     let until = program(&site).args(["--until-lsn", &position, "--json"]);
-    let answer = until.run().success().json();
+    let answer = until.succeed().json();
     let archived = answer["archived_lsn"].as_str().map(lsn);
     assert!(archived >= Some(lsn(&position)), "{answer}");
     assert_eq!(

@@ -16,8 +16,7 @@ use crate::common::mount::{PowerDisk, SmallDisk};
 use crate::common::random::Random;
 use crate::common::reception::{configure, lsn, make_synchronous, status};
 use crate::common::{
-    Builder, Cluster, PATIENCE, Running, Site, Stop, copy_tree, number, paths_below, user,
-    wait_until,
+    Builder, Cluster, Running, Site, Stop, copy_tree, number, paths_below, user, wait_until,
 };
 use crate::{require_mounts, require_root, require_strace};
 
@@ -26,10 +25,7 @@ const SEGMENT: u64 = 1 << 20;
 
 /// A cluster of small segments that keeps its WAL, and a site whose journal lies in `folder`.
 fn receiving(folder: &Path, settings: &str) -> (Site, Cluster) {
-    let builder: Builder = Cluster::builder(MAJOR)
-        .segment_size_mb(1)
-        .without_fsync()
-        .config("wal_keep_size", "1GB");
+    let builder: Builder = Cluster::small(MAJOR).config("wal_keep_size", "1GB");
     let cluster = builder.start();
     let site = Site::new(&cluster);
     configure(
@@ -43,11 +39,10 @@ fn receiving(folder: &Path, settings: &str) -> (Site, Cluster) {
 
 /// Starts the receiver, and lets commits wait for it once it streams.
 fn start(site: &Site, cluster: &Cluster) -> Running {
-    let mut running = site.pitr().args(["receive", "--create-slot"]).spawn();
-    wait_until(PATIENCE, "the receiver streams", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
+    let mut running = site.pitr().words("receive --create-slot").spawn();
+    running.until("the receiver streams", || {
         let sql = "select count(*) from pg_stat_replication where state = 'streaming' and reply_time is not null";
-        cluster.query_one_string(sql) == "1"
+        cluster.value(sql) == "1"
     });
     make_synchronous(cluster);
     cluster.sql("set synchronous_commit = local; create table t (x text)");
@@ -58,8 +53,8 @@ fn start(site: &Site, cluster: &Cluster) -> Running {
 fn write_wal(cluster: &Cluster, bytes: u64) {
     let client = cluster.client();
     client.sql("set synchronous_commit = local");
-    let end = lsn(&cluster.query_one_string("select pg_current_wal_insert_lsn()")) + bytes;
-    while lsn(&cluster.query_one_string("select pg_current_wal_insert_lsn()")) < end {
+    let end = lsn(&cluster.value("select pg_current_wal_insert_lsn()")) + bytes;
+    while lsn(&cluster.value("select pg_current_wal_insert_lsn()")) < end {
         client.sql("insert into t select repeat('x', 1000) from generate_series(1, 100)");
     }
 }
@@ -98,13 +93,13 @@ impl Drop for Writing {
 
 /// Whether the server knows that everything it has flushed is safe.
 fn is_safe(cluster: &Cluster) -> bool {
-    cluster.query_one_string(
+    cluster.value(
         "select coalesce(bool_and(flush_lsn >= pg_current_wal_flush_lsn()), false) from pg_stat_replication",
     ) == "t"
 }
 
 fn wait_for_words(running: &mut Running, words: &str) {
-    wait_until(PATIENCE, words, || {
+    wait_until(words, || {
         let said = running.stderr();
         assert!(!running.is_done(), "it ended: {said}");
         said.contains(words)
@@ -145,7 +140,7 @@ fn check_journal(folder: &Path, cluster: &Cluster) -> u64 {
         .join("journal")
         .join(cluster.system_identifier().to_string())
         .join("lock");
-    wait_until(PATIENCE, "the journal is unlocked", || {
+    wait_until("the journal is unlocked", || {
         let file = std::fs::File::open(&lock).unwrap();
         let free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
         // Not by closing it: the same may happen to this descriptor.
@@ -170,7 +165,7 @@ fn w02_after_a_power_cut_all_that_was_acknowledged_is_in_the_journal() {
         write_wal(&cluster, round * SEGMENT * 3 / 4);
         cluster.sql("insert into t values ('synchronous')");
     }
-    let reported = lsn(&cluster.query_one_string("select flush_lsn from pg_stat_replication"));
+    let reported = lsn(&cluster.value("select flush_lsn from pg_stat_replication"));
     disk.shut_down();
     // The receiver notices at its next write, and ends.
     let run = {
@@ -188,14 +183,12 @@ fn w02_after_a_power_cut_all_that_was_acknowledged_is_in_the_journal() {
 
     let running = start_again(&site, &cluster);
     cluster.sql("insert into t values ('synchronous')");
-    running.signal(Signal::TERM);
-    running.wait().success();
+    running.ended_by(Signal::TERM).success();
 }
 
 /// Stops a receiver, and starts another whose syncs of files are held: what is acknowledged before its sync is not on the disk for seconds.
 fn restart_held(site: &Site, stopped: Running) -> Faulty {
-    stopped.signal(Signal::TERM);
-    stopped.wait().success();
+    stopped.ended_by(Signal::TERM).success();
     let hold = Fault::delay("fdatasync", std::time::Duration::from_secs(10));
     Faulty::held(&site.pitr().arg("receive"), &hold)
 }
@@ -210,13 +203,13 @@ fn check_once_acknowledged(
 ) {
     let told = "select coalesce(max(flush_lsn), '0/0') from pg_stat_replication";
     let mut reported = 0;
-    wait_until(PATIENCE, "it is acknowledged", || {
+    wait_until("it is acknowledged", || {
         assert!(
             !faulty.running.is_done(),
             "it ended: {}",
             faulty.running.stderr()
         );
-        reported = lsn(&cluster.query_one_string(told));
+        reported = lsn(&cluster.value(told));
         reported >= position
     });
     let (at, fired) = (disk.position(), faulty.fired());
@@ -242,7 +235,7 @@ fn w02_what_is_acknowledged_is_on_the_disk_by_then() {
     cluster.sql("insert into t values ('synchronous')");
     let faulty = restart_held(&site, running);
     write_wal(&cluster, 1);
-    let position = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+    let position = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
     check_once_acknowledged(disk, &cluster, faulty, position);
 }
 
@@ -255,8 +248,7 @@ fn w02_a_recovered_journal_is_on_the_disk_before_it_counts() {
     let (site, cluster) = receiving(disk.path(), "");
     let running = start(&site, &cluster);
     cluster.sql("insert into t values ('synchronous')");
-    running.signal(Signal::TERM);
-    running.wait().success();
+    running.ended_by(Signal::TERM).success();
     // Another disk takes what comes next; then it is written into the journal of this one, and nothing is synced.
     let (journal, beside) = (disk.path().join("journal"), site.sandbox().join("journal"));
     copy_tree(&journal, &beside);
@@ -264,9 +256,8 @@ fn w02_a_recovered_journal_is_on_the_disk_before_it_counts() {
     site.edit(journal.to_str().unwrap(), beside.to_str().unwrap());
     let running = start_again(&site, &cluster);
     cluster.sql("insert into t values ('synchronous')");
-    let position = lsn(&cluster.query_one_string("select flush_lsn from pg_stat_replication"));
-    running.signal(Signal::TERM);
-    running.wait().success();
+    let position = lsn(&cluster.value("select flush_lsn from pg_stat_replication"));
+    running.ended_by(Signal::TERM).success();
     std::fs::write(site.config(), config).unwrap();
     let mut written = Vec::new();
     for path in paths_below(&beside) {
@@ -301,12 +292,11 @@ fn m03_what_was_acknowledged_outlives_reordered_and_torn_writes_of_the_journal()
         write_wal(&cluster, round % 3 * SEGMENT / 4);
         cluster.sql("insert into t values ('synchronous')");
         let told = "select flush_lsn from pg_stat_replication";
-        let acknowledged = lsn(&cluster.query_one_string(told));
+        let acknowledged = lsn(&cluster.value(told));
         (disk.position(), acknowledged)
     };
     let acknowledged: Vec<(usize, u64)> = (0..12).map(acknowledge).collect();
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     let recording = disk.end_recording();
     let (begun, end) = (acknowledged[0].0, acknowledged[11].0);
     let mut moments: Vec<usize> = acknowledged.iter().map(|(at, _)| *at).collect();
@@ -334,11 +324,8 @@ fn m03_what_was_acknowledged_outlives_reordered_and_torn_writes_of_the_journal()
 }
 
 fn start_again(site: &Site, cluster: &Cluster) -> Running {
-    let mut running = site.pitr().args(["receive"]).spawn();
-    wait_until(PATIENCE, "everything is safe again", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
-        is_safe(cluster)
-    });
+    let mut running = site.pitr().words("receive").spawn();
+    running.until("everything is safe again", || is_safe(cluster));
     running
 }
 
@@ -351,13 +338,9 @@ fn w03_a_failed_sync_ends_the_receiver_and_nothing_later_is_acknowledged_from_th
     let folder = sandbox.dir("disk");
     let (site, cluster) = receiving(&folder, "");
     // It makes the slot, and ends.
-    let position = cluster.query_one_string("select pg_current_wal_flush_lsn()");
-    let receive = site.pitr().args(["receive", "--create-slot"]);
-    receive
-        .clone()
-        .args(["--until-lsn", &position])
-        .run()
-        .success();
+    let position = cluster.value("select pg_current_wal_flush_lsn()");
+    let receive = site.pitr().words("receive --create-slot");
+    receive.clone().args(["--until-lsn", &position]).succeed();
     cluster.sql("create table t (x text)");
     let number = lsn(&position) / SEGMENT;
     let name = format!("00000001{:08X}{:08X}.wal", number >> 12, number & 0xFFF);
@@ -375,13 +358,12 @@ fn w03_a_failed_sync_ends_the_receiver_and_nothing_later_is_acknowledged_from_th
     let run = run.expect_code(1).expect_stderr("sync the journal's file");
     assert!(run.stderr.contains("nothing is lost"), "{}", run.stderr);
     let told = "select restart_lsn from pg_replication_slots where slot_name = 'pitr'";
-    let acknowledged = lsn(&cluster.query_one_string(told));
+    let acknowledged = lsn(&cluster.value(told));
     let held = check_journal(&folder, &cluster);
     assert!(held >= acknowledged, "{held:X}, {acknowledged:X}");
     user::own_all(&folder.join("journal"));
     let running = start_again(&site, &cluster);
-    running.signal(Signal::TERM);
-    running.wait().success();
+    running.ended_by(Signal::TERM).success();
 }
 
 /// A commit that waits for the receiver, in a thread.
@@ -416,19 +398,16 @@ fn w04_a_full_journal_disk_stops_acknowledging_and_room_lets_it_go_on() {
     assert!(!is_safe(&cluster));
     let waiting = commit(&cluster);
     let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-    wait_until(PATIENCE, "the commit waits", || {
-        cluster.query_one_string(waits) == "1"
-    });
+    wait_until("the commit waits", || cluster.value(waits) == "1");
     std::fs::remove_file(&ballast).unwrap();
     wait_for_words(&mut running, "has room again");
     waiting.join().unwrap();
     exchange(&site, false);
-    wait_until(PATIENCE, "the repository has it", || {
-        let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+    wait_until("the repository has it", || {
+        let end = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
         archived(&disk.path().join("journal")) >= end
     });
-    running.signal(Signal::TERM);
-    running.wait().success();
+    running.ended_by(Signal::TERM).success();
     check_journal(disk.path(), &cluster);
 }
 
@@ -450,7 +429,7 @@ fn w11_a_repository_that_takes_nothing_lets_the_journal_grow_to_its_limit_and_no
     wait_for_words(&mut running, "% of the room");
     wait_for_words(&mut running, "no WAL is acknowledged");
     wait_for_words(&mut running, "does not take WAL");
-    wait_until(PATIENCE, "the status says it", || {
+    wait_until("the status says it", || {
         let status = status(&journal).unwrap();
         let number = |name: &str| status[name].as_u64().unwrap();
         assert!(number("journal_bytes") <= limit);
@@ -463,14 +442,11 @@ fn w11_a_repository_that_takes_nothing_lets_the_journal_grow_to_its_limit_and_no
     assert!(!is_safe(&cluster));
     exchange(&site, false);
     wait_for_words(&mut running, "has room again");
-    let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
-    wait_until(PATIENCE, "the repository has it", || {
-        archived(&journal) >= end
-    });
+    let end = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
+    wait_until("the repository has it", || archived(&journal) >= end);
     assert!(archived_before < end);
     commit(&cluster).join().unwrap();
-    running.signal(Signal::TERM);
-    running.wait().success();
+    running.ended_by(Signal::TERM).success();
     check_journal(&folder, &cluster);
 }
 
@@ -524,9 +500,8 @@ fn rotten(place: Rot, which: usize, is_lost: bool) {
     let running = start(&site, &cluster);
     exchange(&site, true);
     write_wal(&cluster, 4 << 20);
-    wait_until(PATIENCE, "all of it is acknowledged", || is_safe(&cluster));
-    running.signal(Signal::KILL);
-    running.wait();
+    wait_until("all of it is acknowledged", || is_safe(&cluster));
+    running.ended_by(Signal::KILL);
     let held = complete(&folder);
     let (name, path) = &held[which];
     assert!(held.len() > which + 2, "{held:?}");
@@ -540,26 +515,21 @@ fn rotten(place: Rot, which: usize, is_lost: bool) {
     if is_away {
         cluster.stop(Stop::Fast);
     }
-    let mut running = site.pitr().args(["receive"]).spawn();
+    let mut running = site.pitr().words("receive").spawn();
     if is_away {
         let behind = site.object(&held[which + 1].0.to_string());
-        wait_until(PATIENCE, "what lies behind is shipped", || behind.exists());
+        wait_until("what lies behind is shipped", || behind.exists());
         assert!(!site.object(&name.to_string()).exists());
         assert!(path.exists(), "the rest is not asked for after a restart");
         cluster.start();
     }
-    wait_until(PATIENCE, "everything is safe again", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
-        is_safe(&cluster)
-    });
+    running.until("everything is safe again", || is_safe(&cluster));
     cluster.sql("insert into t values ('synchronous')");
-    let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
-    wait_until(PATIENCE, "the repository has everything", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
+    let end = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
+    running.until("the repository has everything", || {
         archived(&folder.join("journal")) >= end
     });
-    running.signal(Signal::TERM);
-    let run = running.wait().success();
+    let run = running.ended_by(Signal::TERM).success();
     let kept = complete(&folder);
     assert!(kept.len() <= 1, "{kept:?}\n{run}");
     for (segment, _) in &held {
@@ -568,12 +538,12 @@ fn rotten(place: Rot, which: usize, is_lost: bool) {
         if is_there && !is_lost {
             let target = site.sandbox().join("RECOVERYXLOG");
             let fetch = site.restore().arg(segment.to_string()).arg(&target);
-            fetch.run().success();
+            fetch.succeed();
             let there = std::fs::read(wal_file(&cluster, *segment)).unwrap();
             assert!(std::fs::read(&target).unwrap() == there, "{segment}");
         }
     }
-    let gaps = site.pitr().args(["wal", "gaps"]).run();
+    let gaps = site.pitr().words("wal gaps").run();
     assert_eq!(gaps.is_success(), !is_lost, "{place:?}: {gaps}\n{run}");
     let told = match is_lost {
         true => "recorded as a gap. Take a base backup",
@@ -592,7 +562,7 @@ fn lose(cluster: &Cluster, name: SegmentName) {
         cluster.alter_system(setting, value);
     }
     cluster.reload();
-    wait_until(PATIENCE, "the server has removed it", || {
+    wait_until("the server has removed it", || {
         cluster.sql("select pg_logical_emit_message(false, 'x', 'x'); select pg_switch_wal()");
         cluster.sql("checkpoint");
         !wal_file(cluster, name).exists()
@@ -632,9 +602,8 @@ fn w67_the_receiver_lets_go_of_no_segment_for_another_object_of_its_name() {
         let running = start(&site, &cluster);
         exchange(&site, true);
         write_wal(&cluster, 4 << 20);
-        wait_until(PATIENCE, "all of it is acknowledged", || is_safe(&cluster));
-        running.signal(Signal::KILL);
-        running.wait();
+        wait_until("all of it is acknowledged", || is_safe(&cluster));
+        running.ended_by(Signal::KILL);
         exchange(&site, false);
         let held = complete(&folder);
         let (name, path) = &held[1];
@@ -646,18 +615,16 @@ fn w67_the_receiver_lets_go_of_no_segment_for_another_object_of_its_name() {
             file = site.sandbox().dir("other").join(name.to_string());
             std::fs::write(&file, other).unwrap();
         }
-        let push = site.pitr().args(["wal", "push"]);
-        push.arg(file).run().success();
+        site.pitr().words("wal push").arg(file).succeed();
         lose(&cluster, *name);
         rot(path, Rot::Payload);
-        let running = site.pitr().args(["receive"]).spawn();
+        let running = site.pitr().words("receive").spawn();
         let words = match is_own {
             true => "has the segment",
             false => "is archived with other content than was received of it",
         };
-        wait_until(PATIENCE, words, || running.stderr().contains(words));
-        running.signal(Signal::TERM);
-        let run = running.wait();
+        wait_until(words, || running.stderr().contains(words));
+        let run = running.ended_by(Signal::TERM);
         assert_eq!(run.stderr.contains("has the segment"), is_own, "{run}");
         assert!(is_own || path.exists(), "{run}");
     }

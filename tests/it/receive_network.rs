@@ -9,22 +9,18 @@ use crate::common::reception::{self, archived, lsn, status};
 use crate::common::walsender::{Act, Answer, Identity, Walsender, message, wal};
 use crate::common::{
     Cluster, PATIENCE, Program, Reception, Running, Sandbox, Site, Stop, peak_bytes, user,
-    wait_until,
+    wait_until, wait_within,
 };
 use crate::per_major;
 
 const SEGMENT: u64 = 1 << 20;
 
 fn small(major: u32) -> crate::common::Builder {
-    Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .config("wal_keep_size", "1GB")
+    Cluster::small(major).config("wal_keep_size", "1GB")
 }
 
 fn kill(running: Running) {
-    running.signal(Signal::KILL);
-    running.wait().expect_code(128 + 9);
+    running.ended_by(Signal::KILL).expect_code(128 + 9);
 }
 
 #[test]
@@ -43,8 +39,7 @@ fn w05_a_half_open_connection_is_given_up_and_made_anew() {
     assert!(reception.proxy.counts().connections > before.connections);
     assert!(!running.is_done());
     reception.wait_shipped(&mut running);
-    running.signal(Signal::TERM);
-    running.wait().success();
+    running.ended_by(Signal::TERM).success();
 }
 
 /// A scripted server that claims to be the cluster of a site.
@@ -107,12 +102,11 @@ fn w05_a_server_that_falls_silent_before_it_streams_is_tried_again() {
             .server()
             .on(command, [Answer::Silence, Answer::Healthy]);
         let mut running = scripted.receive(&server).spawn();
-        wait_until(2 * PATIENCE, "it streams at the second attempt", || {
+        wait_within(2 * PATIENCE, "it streams at the second attempt", || {
             assert!(!running.is_done(), "{command}: {}", running.stderr());
             server.asked(command) >= 2 && server.asked("START_REPLICATION") >= 1
         });
-        running.signal(Signal::TERM);
-        running.wait();
+        running.ended_by(Signal::TERM);
     }
 }
 
@@ -128,12 +122,11 @@ fn w05_a_question_without_an_answer_does_not_hold_up_the_end() {
         std::fs::create_dir_all(&journal).unwrap();
         user::own(&journal);
         let mut running = receive.spawn();
-        wait_until(PATIENCE, "it has asked", || {
+        wait_until("it has asked", || {
             assert!(!running.is_done(), "{command}: {}", running.stderr());
             server.asked(command) >= 1
         });
-        running.signal(Signal::TERM);
-        running.wait().success()
+        running.ended_by(Signal::TERM).success()
     };
     // A machine may stand still for so long that the question is given up before the signal is there, but not every time.
     let stopped_at = |command: &str| {
@@ -154,9 +147,7 @@ fn w05_a_question_without_an_answer_does_not_hold_up_the_end() {
 #[test]
 fn w12_the_receiver_warns_of_the_wal_that_the_slot_keeps() {
     let reception = Reception::of(
-        Cluster::builder(17)
-            .segment_size_mb(1)
-            .without_fsync()
+        Cluster::small(17)
             .config("wal_keep_size", "0")
             .config("max_slot_wal_keep_size", "64MB"),
     );
@@ -169,18 +160,17 @@ fn w12_the_receiver_warns_of_the_wal_that_the_slot_keeps() {
     std::fs::rename(&repository, &away).unwrap();
     let kept = "select pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) > 40 * 1048576 from pg_replication_slots";
     let client = cluster.client();
-    while client.query_one_string(kept) != "t" {
+    while client.value(kept) != "t" {
         client.sql("insert into t select repeat('x', 1000) from generate_series(1, 300)");
     }
-    wait_until(PATIENCE, "it warns", || {
+    wait_until("it warns", || {
         assert!(!running.is_done(), "{}", running.stderr());
         let said = running.stderr();
         said.contains("of what it may keep (max_slot_wal_keep_size)")
     });
     std::fs::rename(&away, &repository).unwrap();
     reception.wait_shipped(&mut running);
-    running.signal(Signal::TERM);
-    running.wait().success();
+    running.ended_by(Signal::TERM).success();
 }
 
 #[test]
@@ -205,13 +195,9 @@ fn w05_the_server_is_told_unasked_and_at_once_when_it_asks() {
     // Nothing is shortened: it is about one connection.
     let receive = scripted.receive(&server).env("PITR_FAULT_SECONDS", "3600");
     let mut running = receive.spawn();
-    wait_until(PATIENCE, "it has answered", || {
-        assert!(!running.is_done(), "{}", running.stderr());
-        server.statuses().len() >= 4
-    });
+    running.until("it has answered", || server.statuses().len() >= 4);
     assert_eq!(server.asked("START_REPLICATION"), 1, "on one connection");
-    running.signal(Signal::TERM);
-    running.wait();
+    running.ended_by(Signal::TERM);
 }
 
 /// A journal that is older than the slot: the server still has the WAL, and would move its slot back for whoever acknowledges less.
@@ -233,12 +219,10 @@ fn w05_nothing_below_the_position_of_the_slot_is_acknowledged() {
         ])],
     );
     let mut running = scripted.receive(&filled).spawn();
-    wait_until(PATIENCE, "it has acknowledged the first half", || {
-        assert!(!running.is_done(), "{}", running.stderr());
+    running.until("it has acknowledged the first half", || {
         filled.statuses().iter().any(|s| s.flushed >= middle)
     });
-    running.signal(Signal::TERM);
-    running.wait();
+    running.ended_by(Signal::TERM);
     let old = scripted.journal(&filled);
     // Another receiver has used the slot since.
     scripted.identity.restart = Some(end);
@@ -267,12 +251,10 @@ fn w05_nothing_below_the_position_of_the_slot_is_acknowledged() {
     let receive = scripted.receive(&later);
     std::fs::rename(old, scripted.journal(&later)).unwrap();
     let mut running = receive.spawn();
-    wait_until(PATIENCE, "it has acknowledged everything", || {
-        assert!(!running.is_done(), "{}", running.stderr());
+    running.until("it has acknowledged everything", || {
         later.statuses().iter().any(|s| s.flushed >= end)
     });
-    running.signal(Signal::TERM);
-    running.wait();
+    running.ended_by(Signal::TERM);
     let statuses = later.statuses();
     assert!(statuses.iter().any(|s| s.flushed == 0), "{statuses:?}");
     for status in statuses {
@@ -368,14 +350,13 @@ fn z10_a_hostile_server_neither_crashes_the_receiver_nor_gets_an_acknowledgement
             .history(2, "1\t0/400000\tno reason\n");
         let mut running = scripted.receive(&server).spawn();
         // It ends, or tries again; both more than once around the hostility.
-        wait_until(PATIENCE, what, || {
+        wait_until(what, || {
             running.is_done()
                 || server.asked("START_REPLICATION") >= 2
                 || is_flooded(&running, what)
         });
         let peak = peak_bytes(running.pid()).unwrap_or(0);
-        running.signal(Signal::TERM);
-        let run = running.wait();
+        let run = running.ended_by(Signal::TERM);
         assert!(
             matches!(run.code(), 0 | 1 | 8 | 9 | 130),
             "{what}: status {}\n{run}",
@@ -411,7 +392,7 @@ fn z10_wal_is_acknowledged_only_when_it_is_whole_and_in_order() {
     // Nothing is shortened: it is about one connection.
     let receive = scripted.receive(&server).env("PITR_FAULT_SECONDS", "3600");
     let mut running = receive.spawn();
-    wait_until(PATIENCE, "it asks for the byte behind the last one", || {
+    wait_until("it asks for the byte behind the last one", || {
         let commands = server.commands();
         let again = commands
             .iter()
@@ -427,15 +408,12 @@ fn z10_wal_is_acknowledged_only_when_it_is_whole_and_in_order() {
             .rfind(|c| c.starts_with("START_REPLICATION"));
         assert!(again.unwrap().contains("0/302710"), "{commands:?}");
     }
-    running.signal(Signal::TERM);
-    running.wait();
+    running.ended_by(Signal::TERM);
 }
 
 fn w06_a_slot_that_lost_its_wal_is_told_and_the_hole_is_recorded(major: u32) {
     let reception = Reception::of(
-        Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
+        Cluster::small(major)
             .config("max_slot_wal_keep_size", "2MB")
             .config("max_wal_size", "4MB")
             .config("min_wal_size", "2MB"),
@@ -444,23 +422,22 @@ fn w06_a_slot_that_lost_its_wal_is_told_and_the_hole_is_recorded(major: u32) {
     cluster.sql("create table t (a int)");
     let mut running = reception.start(&["--create-slot"]);
     reception.wait_shipped(&mut running);
-    running.signal(Signal::TERM);
-    running.wait().success();
+    running.ended_by(Signal::TERM).success();
     let last = archived(&reception.journal()).unwrap();
 
-    wait_until(PATIENCE, "the slot has lost WAL", || {
+    wait_until("the slot has lost WAL", || {
         cluster.sql("select pg_logical_emit_message(false, 'x', repeat('x', 1500000)); select pg_switch_wal(); checkpoint");
         let sql = "select wal_status from pg_replication_slots";
-        cluster.query_one_string(sql) == "lost"
+        cluster.value(sql) == "lost"
     });
-    let run = reception.receive().run().expect_code(1);
+    let run = reception.receive().exits(1);
     assert!(run.stderr.contains("error slot_lost"), "{run}");
     assert!(run.stderr.contains("--drop-slot"), "{run}");
     // Without dropping it first nothing gets better.
     let again = reception.receive().arg("--create-slot").run();
     again.expect_code(1).expect_stderr("error slot_lost");
 
-    reception.receive().arg("--drop-slot").run().success();
+    reception.receive().arg("--drop-slot").succeed();
     let mut running = reception.start(&["--create-slot"]);
     assert!(
         running.stderr().contains("recorded as a gap"),
@@ -470,17 +447,16 @@ fn w06_a_slot_that_lost_its_wal_is_told_and_the_hole_is_recorded(major: u32) {
     cluster.sql("insert into t values (1)");
     reception.wait_shipped(&mut running);
     let lost = format!("{:X}/{:X}", last >> 32, last & 0xffff_ffff);
-    let gaps = reception.site.pitr().args(["wal", "gaps"]).run();
+    let gaps = reception.site.pitr().words("wal gaps").run();
     assert!(!gaps.is_success(), "no gap is nothing to report: {gaps}");
     gaps.expect_stdout(&lost);
-    let info = reception.site.pitr().arg("info").run().expect_code(1);
+    let info = reception.site.pitr().arg("info").exits(1);
     info.expect_stdout(&format!("WAL of timeline 1 from {lost} to"))
         .expect_stdout("was lost before it was received");
     // A base backup behind the hole makes the present recoverable again.
-    reception.site.pitr().arg("backup").run().success();
-    reception.site.pitr().arg("plan").run().success();
-    running.signal(Signal::TERM);
-    running.wait().success();
+    reception.site.pitr().arg("backup").succeed();
+    reception.site.pitr().arg("plan").succeed();
+    running.ended_by(Signal::TERM).success();
 }
 per_major!(w06_a_slot_that_lost_its_wal_is_told_and_the_hole_is_recorded);
 
@@ -493,7 +469,7 @@ fn w06_a_slot_that_is_dropped_is_told_and_its_successor_used_without_a_hole() {
     let mut running = reception.start(&[]);
     reception.proxy.refuse(true);
     reception.proxy.reset();
-    wait_until(PATIENCE, "the slot can be dropped", || {
+    wait_until("the slot can be dropped", || {
         let client = cluster.client();
         client
             .try_sql("select pg_drop_replication_slot('pitr')")
@@ -501,7 +477,7 @@ fn w06_a_slot_that_is_dropped_is_told_and_its_successor_used_without_a_hole() {
     });
     cluster.sql("insert into t values (1)");
     reception.proxy.calm();
-    wait_until(PATIENCE, "the missing slot is told", || {
+    wait_until("the missing slot is told", || {
         assert!(!running.is_done(), "{}", running.stderr());
         running.stderr().contains("does not exist")
     });
@@ -510,9 +486,8 @@ fn w06_a_slot_that_is_dropped_is_told_and_its_successor_used_without_a_hole() {
     cluster.sql("insert into t values (2)");
     reception.wait_shipped(&mut running);
     assert!(!running.stderr().contains("gap"), "{}", running.stderr());
-    reception.site.pitr().args(["wal", "gaps"]).run().success();
-    running.signal(Signal::TERM);
-    running.wait().success();
+    reception.site.pitr().words("wal gaps").succeed();
+    running.ended_by(Signal::TERM).success();
 }
 
 fn w09_an_old_primary_that_went_on_is_refused(major: u32) {
@@ -527,13 +502,10 @@ fn w09_an_old_primary_that_went_on_is_refused(major: u32) {
     reception.proxy.reset();
     standby.sql("insert into t values (2)");
     let sql = "select count(*) from pg_stat_replication where application_name = 'pitr'";
-    wait_until(PATIENCE, "the new primary is followed", || {
-        assert!(!running.is_done(), "{}", running.stderr());
-        standby.query_one_string(sql) == "1"
-    });
+    running.until("the new primary is followed", || standby.value(sql) == "1");
     standby.sql("insert into t values (3); select pg_switch_wal()");
-    let end = lsn(&standby.query_one_string("select pg_current_wal_flush_lsn()"));
-    wait_until(PATIENCE, "timeline 2 is in the repository", || {
+    let end = lsn(&standby.value("select pg_current_wal_flush_lsn()"));
+    wait_until("timeline 2 is in the repository", || {
         let on_two = status(&reception.journal())
             .is_some_and(|s| s.pointer("/repositories/0/timeline") == Some(&2.into()));
         on_two && archived(&reception.journal()).is_some_and(|at| at >= end)
@@ -554,7 +526,7 @@ fn w09_an_old_primary_that_went_on_is_refused(major: u32) {
             .collect::<Vec<_>>()
     };
     assert_eq!(of_one(&stored), of_one(&reception.site.files()));
-    let again = reception.receive().run().expect_code(8);
+    let again = reception.receive().exits(8);
     assert!(again.stderr.contains("error diverged"), "{again}");
 }
 per_major!(w09_an_old_primary_that_went_on_is_refused, v14 v17 v19);
@@ -564,7 +536,7 @@ fn w13_the_last_commit_of_a_quiet_server_is_in_the_repository(major: u32) {
     let cluster = &reception.cluster;
     cluster.sql("create table t (a int)");
     let mut running = reception.start(&["--create-slot"]);
-    reception.site.pitr().arg("backup").run().success();
+    reception.site.pitr().arg("backup").succeed();
     cluster.sql("insert into t values (42)");
     reception.wait_shipped(&mut running);
     kill(running);
@@ -575,13 +547,8 @@ fn w13_the_last_commit_of_a_quiet_server_is_in_the_repository(major: u32) {
     std::fs::remove_dir_all(cluster.pgdata()).unwrap();
     let folder = Sandbox::new("quiet");
     let to = folder.join("data");
-    site.pitr()
-        .args(["restore", "--to"])
-        .arg(&to)
-        .run()
-        .success();
-    let restored = Cluster::open(major, &to).without_fsync().start();
-    restored.wait_promoted();
-    assert_eq!(restored.query_one_string("select a from t"), "42");
+    site.pitr().restore_to(&to).succeed();
+    let restored = Cluster::open(major, &to).without_fsync().promoted();
+    assert_eq!(restored.value("select a from t"), "42");
 }
 per_major!(w13_the_last_commit_of_a_quiet_server_is_in_the_repository, v13 v16 v19);

@@ -32,7 +32,7 @@ impl Stored {
             .sealed
             .on("reader")
             .args(["repo", "rewrap", "--add-passphrase", name]);
-        rewrap.env("PITR_PASSPHRASE", PASSPHRASE).run().success();
+        rewrap.env("PITR_PASSPHRASE", PASSPHRASE).succeed();
     }
 
     /// Configures a host that reads with the passphrase; `more` goes into its section of keys.
@@ -45,7 +45,7 @@ impl Stored {
 
     /// Whether the host gets the first segment back, byte for byte.
     fn reads(&self, host: &str) {
-        self.sealed.fetch(&self.still, host, 0).run().success();
+        self.sealed.fetch(&self.still, host, 0).succeed();
         let fetched = self.still.wal("RECOVERYXLOG");
         let wal = self.still.wal(&self.still.segments[0]);
         assert!(std::fs::read(&fetched).unwrap() == std::fs::read(wal).unwrap());
@@ -64,11 +64,10 @@ fn a_passphrase_comes_from_a_file_or_a_descriptor() {
             .args(["repo", "rewrap", "--add-passphrase", name])
     };
     let by_file = rewrap("filed").arg("--passphrase-file").arg(&file);
-    by_file.run().success().expect_stdout("escrow, filed, ops");
-    let by_descriptor = rewrap("described").args(["--passphrase-fd", "3"]);
+    by_file.succeed().expect_stdout("escrow, filed, ops");
+    let by_descriptor = rewrap("described").words("--passphrase-fd 3");
     with_descriptor(&by_descriptor, &file)
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("described, escrow, filed, ops");
     stored.passphrase_host("filed", &format!("{PASSPHRASE}\n"), "");
     stored.reads("filed");
@@ -78,13 +77,11 @@ fn a_passphrase_comes_from_a_file_or_a_descriptor() {
         .on("described")
         .args(["wal", "fetch", &still.segments[1]]);
     let fetch = fetch.arg(&to);
-    with_descriptor(&fetch, &file).run().success();
+    with_descriptor(&fetch, &file).succeed();
     assert!(std::fs::read(&to).unwrap() == std::fs::read(still.wal(&still.segments[1])).unwrap());
     std::fs::remove_file(&to).unwrap();
     // Each repository of the configuration asks; a descriptor can be read only once.
-    with_descriptor(&sealed.on("described").args(["verify", "--quiet"]), &file)
-        .run()
-        .success();
+    with_descriptor(&sealed.on("described").words("verify --quiet"), &file).succeed();
     refused(
         &fetch.run(),
         1,
@@ -99,11 +96,11 @@ fn a_passphrase_comes_from_a_file_or_a_descriptor() {
     assert!(!to.exists());
     // Both ways for the key set of another repository, too.
     let keys = sealed.sandbox.join("more");
-    let made = keygen(&keys, &["ops"]).args(["--passphrase", "safe", "--passphrase-file"]);
-    made.arg(&file).run().success();
+    let made = keygen(&keys, &["ops"]).words("--passphrase safe --passphrase-file");
+    made.arg(&file).succeed();
     let keys = sealed.sandbox.join("others");
-    let made = keygen(&keys, &["ops"]).args(["--passphrase", "safe", "--passphrase-fd", "3"]);
-    with_descriptor(&made, &file).run().success();
+    let made = keygen(&keys, &["ops"]).words("--passphrase safe --passphrase-fd 3");
+    with_descriptor(&made, &file).succeed();
 }
 
 /// Keygen notices bytes that a disk swallowed, not the restore that needs them.
@@ -128,10 +125,9 @@ fn keys_are_tried_before_they_are_handed_out() {
 fn add_junk(stored: &Stored, count: usize) {
     let keys = stored.sealed.repository.join("keys/1");
     let strangers = stored.sealed.sandbox.join(format!("strangers-{count}"));
-    let made = keygen(&strangers, &["ops"]).args(["--passphrase", "junk"]);
+    let made = keygen(&strangers, &["ops"]).words("--passphrase junk");
     made.env("PITR_PASSPHRASE", "a passphrase of theirs")
-        .run()
-        .success();
+        .succeed();
     let text = std::fs::read_to_string(strangers.join("writer.key")).unwrap();
     let file: serde_json::Value = serde_json::from_str(&text).unwrap();
     let recipients = file["recipients"].as_array().unwrap();
@@ -175,7 +171,7 @@ fn a_strangers_recipients_keep_no_passphrase_out() {
     run.expect_stderr("recipient = \"NAME\"");
     stored.reads("named");
     stored.reads("proving");
-    let doctor = stored.sealed.on("proving").args(["doctor", "--json"]).run();
+    let doctor = stored.sealed.on("proving").words("doctor --json").run();
     let findings = doctor.json()["findings"].to_string();
     assert!(
         findings.contains("0-0") && findings.contains("forged"),
@@ -227,8 +223,8 @@ fn x21_a_repository_that_lost_the_keys_of_all_recipients_gets_them_back() {
     let (still, sealed) = (&stored.still, &stored.sealed);
     let of = |name: &str| sealed.repository.join("keys/1").join(name);
     let init = |host: &str| {
-        let init = sealed.on(host).args(["init", "--key-set"]);
-        init.arg(sealed.key("writer")).run().success()
+        let init = sealed.on(host).words("init --key-set");
+        init.arg(sealed.key("writer")).succeed()
     };
     // Somebody withdrew one of two: that one does not come back.
     std::fs::remove_file(of("escrow")).unwrap();
@@ -248,7 +244,7 @@ fn x21_a_repository_that_lost_the_keys_of_all_recipients_gets_them_back() {
     );
     sealed.configure(&still.cluster, "backer", &files);
     user::own_all(sealed.sandbox.path());
-    let backup = sealed.on("backer").args(["files", "backup", "up"]).run();
+    let backup = sealed.on("backer").words("files backup up").run();
     backup
         .success()
         .expect_stderr("nobody can open what is stored in repository \"local\"");
@@ -273,11 +269,9 @@ fn x21_a_repository_that_lost_the_keys_of_all_recipients_gets_them_back() {
 fn s33_a_bucket_that_locks_lets_recipients_be_withdrawn() {
     let cluster = Cluster::builder(17).without_fsync().create();
     let keys = Sandbox::new("keys");
-    keygen(&keys.join("set"), &["ops", "escrow"])
-        .run()
-        .success();
+    keygen(&keys.join("set"), &["ops", "escrow"]).succeed();
     let guest = keygen(&keys.join("new"), &["guest"]).arg("--pair-only");
-    guest.run().success();
+    guest.succeed();
     let file = |name: &str| keys.join(name).display().to_string();
     let local = keys.dir("local");
     let encryption = |name: &str| {
@@ -302,7 +296,7 @@ fn s33_a_bucket_that_locks_lets_recipients_be_withdrawn() {
     let rewrap = || {
         let (public, proof) = (file("new/guest.pub"), file("new/guest.key"));
         let change = ["--add", &public, "--withdraw", "escrow", "--proof", &proof];
-        let rewrap = site.pitr().args(["repo", "rewrap", "--all", "--confirm"]);
+        let rewrap = site.pitr().words("repo rewrap --all --confirm");
         rewrap.args(change).run()
     };
     let is_local = || local.join("keys/1/escrow").exists();
@@ -324,6 +318,6 @@ fn s33_a_bucket_that_locks_lets_recipients_be_withdrawn() {
     run.expect_stderr("the store keeps a version of what recipient \"escrow\" opens")
         .expect_stderr("it stays until a rule for noncurrent versions")
         .expect_stderr("pitr repo rotate");
-    let readers = site.pitr().args(["doctor"]).run();
+    let readers = site.pitr().words("doctor").run();
     assert!(readers.stdout.contains("guest, ops"), "{readers}");
 }

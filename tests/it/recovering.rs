@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::common::mount::SmallDisk;
-use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, copy_tree, wait_until};
+use crate::common::{Cluster, PATIENCE, Sandbox, Site, Stop, copy_tree, wait_until, wait_within};
 use crate::prefetch::{count, noting};
 use crate::require_mounts;
 
@@ -24,7 +24,7 @@ fn fill(cluster: &Cluster, value: u32, segments: u32) {
 fn archived(major: u32, segments: u32) -> (Site, Cluster) {
     let (site, mut origin) = Site::with_cluster(major);
     origin.sql("create table t (a int)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     fill(&origin, 1, segments);
     origin.stop(Stop::Fast);
     (site, origin)
@@ -32,18 +32,14 @@ fn archived(major: u32, segments: u32) -> (Site, Cluster) {
 
 /// A copy that is to recover with `command`, not started.
 fn copy(site: &Site, major: u32, to: &Path, command: &str) -> Cluster {
-    site.pitr()
-        .args(["restore", "--to"])
-        .arg(to)
-        .run()
-        .success();
+    site.pitr().restore_to(to).succeed();
     let copy = Cluster::open(major, to).without_fsync();
     copy.option("restore_command", command).create()
 }
 
 fn rows(cluster: &Cluster) -> String {
     cluster.wait_promoted();
-    cluster.query_one_string("select string_agg(a || ': ' || n, ', ' order by a) from (select a, count(*) n from t group by a) t")
+    cluster.value("select string_agg(a || ': ' || n, ', ' order by a) from (select a, count(*) n from t group by a) t")
 }
 
 fn ahead(pgdata: &Path) -> PathBuf {
@@ -51,7 +47,7 @@ fn ahead(pgdata: &Path) -> PathBuf {
 }
 
 fn wait_gone(pgdata: &Path) {
-    wait_until(PATIENCE, "nothing is left", || !ahead(pgdata).exists());
+    wait_until("nothing is left", || !ahead(pgdata).exists());
 }
 
 /// The segments that wait.
@@ -74,7 +70,7 @@ fn f17_two_recoveries_on_one_host_do_not_meddle_with_each_other() {
         copy.spawn();
     }
     for (copy, log) in &copies {
-        wait_until(10 * PATIENCE, "it takes connections", || copy.is_ready());
+        wait_within(10 * PATIENCE, "it takes connections", || copy.is_ready());
         assert_eq!(rows(copy), "1: 1200");
         let waited = count(log, "waited 00000001");
         assert!(waited >= 8, "{waited} were fetched ahead");
@@ -107,7 +103,7 @@ fn f13_a_recovery_that_is_stopped_half_way_leaves_nothing_and_goes_on() {
         let to = site.sandbox().dir(format!("copy{n}")).join("data");
         let mut copy = copy(&site, 15, &to, &command);
         copy.spawn();
-        wait_until(PATIENCE, "segments wait", || waiting(&to).len() > 3);
+        wait_until("segments wait", || waiting(&to).len() > 3);
         copy.stop(how);
         wait_gone(&to);
         std::fs::write(&go, "").unwrap();
@@ -130,7 +126,7 @@ fn a_disk_that_gets_full_ends_fetching_ahead_and_not_the_recovery() {
     let (command, go) = halting(&site, 4);
     let mut copy = copy(&site, 17, &to, &command);
     copy.spawn();
-    wait_until(PATIENCE, "segments wait", || waiting(&to).len() > 3);
+    wait_until("segments wait", || waiting(&to).len() > 3);
     let free = || {
         let stat = rustix::fs::statvfs(disk.path()).unwrap();
         stat.f_bavail * stat.f_frsize
@@ -140,7 +136,7 @@ fn a_disk_that_gets_full_ends_fetching_ahead_and_not_the_recovery() {
     let length = usize::try_from(free() - 45 * MIB).unwrap();
     std::fs::write(&filler, vec![0; length]).unwrap();
     std::fs::write(&go, "").unwrap();
-    wait_until(10 * PATIENCE, "it takes connections", || copy.is_ready());
+    wait_within(10 * PATIENCE, "it takes connections", || copy.is_ready());
     assert_eq!(rows(&copy), "1: 1600");
     wait_gone(&to);
     assert!(free() < 61 * MIB, "the disk was too full to fetch ahead");
@@ -150,7 +146,7 @@ fn a_disk_that_gets_full_ends_fetching_ahead_and_not_the_recovery() {
 fn segments_of_a_timeline_that_recovery_leaves_are_not_replayed_and_not_left() {
     let (site, mut origin) = Site::with_cluster(19);
     origin.sql("create table t (a int)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     fill(&origin, 1, 6);
     origin.stop(Stop::Fast);
     // A copy is promoted, and the origin goes on where it was: there is WAL of both timelines for the same positions.
@@ -158,7 +154,7 @@ fn segments_of_a_timeline_that_recovery_leaves_are_not_replayed_and_not_left() {
     copy_tree(origin.pgdata(), &sandbox.join("data"));
     let mut promoted = Cluster::open(19, sandbox.join("data"))
         .without_fsync()
-        .option("restore_command", site.restore().args(["%f", "%p"]).shell())
+        .option("restore_command", site.restore().words("%f %p").shell())
         .create();
     promoted.touch("standby.signal");
     promoted.start();
@@ -176,7 +172,7 @@ fn segments_of_a_timeline_that_recovery_leaves_are_not_replayed_and_not_left() {
         "a test",
         "--confirm",
     ];
-    site.pitr().args(decide).run().success();
+    site.pitr().args(decide).succeed();
 
     let to = site.sandbox().dir("copy").join("data");
     let (noted, log) = noting(&site, site.sandbox());

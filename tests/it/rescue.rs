@@ -19,10 +19,10 @@ fn with_database(major: u32, then: impl Fn(&Cluster)) -> Cloned {
     // One of them is another role's, and a third one reads it.
     doomed.sql("do $$ declare object oid := (select picture from s.items where id = 20); begin execute format('alter large object %s owner to keeper; grant select on large object %s to reader', object, object); end $$");
     doomed.sql("insert into public.plain select g, g from generate_series(1, 10) g");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     more(21, 25);
     drop(doomed);
-    let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    let before = cluster.value("select pg_current_wal_insert_lsn()");
     then(&cluster);
     cluster.archive_now();
     Cloned {
@@ -65,25 +65,25 @@ fn k19_a_dropped_database_comes_back_by_the_commands_that_rescue_names(major: u3
     let cloned = with_database(major, |cluster| {
         let doomed = cluster.client_of("doomed");
         for (value, sql) in [(&items, ITEMS), (&rights, RIGHTS), (&settings, SETTINGS)] {
-            value.set(doomed.query_one_string(sql)).unwrap();
+            value.set(doomed.value(sql)).unwrap();
         }
         drop(doomed);
         cluster.sql("drop database doomed with (force)");
     });
     let live = &cloned.cluster;
-    let rescue = cloned.site.pitr().args(["rescue", "--into"]);
+    let rescue = cloned.site.pitr().words("rescue --into");
     let rescue = cloned.at_moment(rescue.arg(live.conninfo("doomed")));
-    let refused = rescue.run().expect_code(1);
+    let refused = rescue.exits(1);
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
     let pitr = path_of("pitr");
     let pitr = pitr.parent().unwrap().display();
     // As an operator pastes it.
     let pasted = Program::new("sh").args(["-ec", next_command(&refused)]);
     let pasted = pasted.env("PATH", format!("{pitr}:{}", cloned.search_path()));
-    let run = pasted.run().success();
+    let run = pasted.succeed();
     assert!(run.stdout.contains("s.items: 25 rows"), "{run}");
     let doomed = live.client_of("doomed");
-    let one = |sql: &str| doomed.query_one_string(sql);
+    let one = |sql: &str| doomed.value(sql);
     assert_eq!(&one(ITEMS), items.get().unwrap());
     assert_eq!(one("select count(*) from pg_largeobject_metadata"), "25");
     assert_eq!(one("select count(*) from s.seen"), "25");
@@ -114,16 +114,13 @@ fn k19_a_database_that_the_moment_did_not_have_is_named() {
     require_fuse!("k19_a_database_that_the_moment_did_not_have_is_named");
     let cloned = with_database(17, |_| ());
     let file = cloned.folder.join("x.dump");
-    let to = cloned
-        .site
-        .pitr()
-        .args(["rescue", "--database", "other", "--to"]);
-    let run = cloned.at_moment(to.arg(&file)).run().expect_code(2);
+    let to = cloned.site.pitr().words("rescue --database other --to");
+    let run = cloned.at_moment(to.arg(&file)).exits(2);
     run.expect_stderr("there is no database \"other\" at that moment");
     // A password of the connection string is not repeated.
     let into = format!("{} password=hush", cloned.cluster.conninfo("gone"));
     let rescue = cloned.site.pitr().args(["rescue", "--into", &into]);
-    let run = cloned.at_moment(rescue).run().expect_code(1);
+    let run = cloned.at_moment(rescue).exits(1);
     assert!(next_command(&run).starts_with("createdb "), "{run}");
     assert!(
         !format!("{}{}", run.stdout, run.stderr).contains("hush"),
@@ -140,15 +137,12 @@ fn k20_a_dropped_schema_comes_back_into_the_live_database(major: u32) {
         doomed.sql("drop schema s cascade");
     });
     let live = &cloned.cluster;
-    let rescue = cloned
-        .site
-        .pitr()
-        .args(["rescue", "--schema", "s", "--into"]);
+    let rescue = cloned.site.pitr().words("rescue --schema s --into");
     let rescue = cloned.at_moment(rescue.arg(live.conninfo("doomed")));
-    let run = rescue.run().success();
+    let run = rescue.succeed();
     assert!(run.stdout.contains("s.items: 25 rows"), "{run}");
     let doomed = live.client_of("doomed");
-    let one = |sql: &str| doomed.query_one_string(sql);
+    let one = |sql: &str| doomed.value(sql);
     // The live database keeps the object that is another one, which is named. All others are back, with their owners.
     let items = one(ITEMS);
     assert!(
@@ -178,10 +172,7 @@ fn k20_a_dropped_schema_comes_back_into_the_live_database(major: u32) {
     doomed.sql(key);
     // Rows that are there already stay as they are.
     doomed.sql("delete from public.plain; delete from s.items where id > 1");
-    rescue
-        .run()
-        .expect_code(1)
-        .expect_stderr("Nothing was changed");
+    rescue.exits(1).expect_stderr("Nothing was changed");
     assert_eq!(one("select count(*) from s.items"), "1");
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
 }
@@ -195,22 +186,17 @@ fn k46_rows_bring_the_large_objects_that_they_name() {
         doomed.sql("select lo_unlink(picture) from s.items where id <= 10; delete from public.plain; delete from s.items where id <= 5; update s.items set picture = null where id in (6, 7)");
     });
     let live = cloned.cluster.client_of("doomed");
-    let one = |sql: &str| live.query_one_string(sql);
-    let rescue = cloned.site.pitr().args(["rescue", "--json", "--into"]);
+    let one = |sql: &str| live.value(sql);
+    let rescue = cloned.site.pitr().words("rescue --json --into");
     let rescue = rescue.arg(cloned.cluster.conninfo("doomed"));
-    let rescue = cloned.at_moment(rescue.args(["--table", "s.items"]));
+    let rescue = cloned.at_moment(rescue.words("--table s.items"));
     let objects = |run: &Run| run.json()["large_objects"].clone();
     // Rows that stayed name none of two objects any more, and lack three.
-    let run = rescue.clone().arg("--rows-missing-only").run().success();
+    let run = rescue.clone().arg("--rows-missing-only").succeed();
     assert_eq!(objects(&run)["made"], 8, "{run}");
     assert_eq!(objects(&run)["same"], 15, "{run}");
     assert_eq!(one("select count(lo_get(picture)) from s.items"), "23");
-    let run = rescue
-        .clone()
-        .arg("--as")
-        .arg("public.earlier")
-        .run()
-        .success();
+    let run = rescue.clone().arg("--as").arg("public.earlier").succeed();
     assert_eq!(objects(&run)["made"], 2, "{run}");
     assert_eq!(
         one(&ITEMS.replace("s.items", "public.earlier"))
@@ -221,21 +207,18 @@ fn k46_rows_bring_the_large_objects_that_they_name() {
     // A server that cannot give an object its owner gets neither rows nor objects.
     live.sql("drop table public.earlier; select lo_unlink(picture) from s.items where id = 20; drop view s.seen; drop publication pub; alter table s.items rename to other; alter database doomed owner to postgres");
     live.sql("drop owned by keeper; drop owned by reader; drop role keeper; drop role reader");
-    let run = rescue
-        .run()
-        .expect_code(1)
-        .expect_stdout("\"keeper\\\" does not exist");
+    let run = rescue.exits(1).expect_stdout("\"keeper\\\" does not exist");
     assert_eq!(one("select to_regclass('s.items') is null"), "t", "{run}");
     assert_eq!(one("select count(*) from pg_largeobject_metadata"), "24");
     // Neither does one in which a name is taken.
     live.sql("create role keeper; create role reader");
-    rescue.run().expect_code(1).expect_stdout("already exists");
+    rescue.exits(1).expect_stdout("already exists");
     assert_eq!(one("select count(*) from pg_largeobject_metadata"), "24");
     // An archive has none, and says so.
     let file = cloned.folder.join("x.dump");
-    let to = cloned.site.pitr().args(["rescue", "--table", "s.items"]);
-    let to = to.args(["--database", "doomed", "--to"]).arg(&file);
-    let run = cloned.at_moment(to).run().success();
+    let to = cloned.site.pitr().words("rescue --table s.items");
+    let to = to.words("--database doomed --to").arg(&file);
+    let run = cloned.at_moment(to).succeed();
     run.expect_stdout("s.items.picture may name large objects");
 }
 
@@ -249,21 +232,17 @@ fn k21_without_pg_dump_of_the_major_that_is_said_and_rows_come_back_all_the_same
         .expect_stdout("--as NAME");
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
     rescue(&cloned, &["--table", "t", "--as", "t_then"]).success();
-    let rows = cloned
-        .cluster
-        .query_one_string("select count(*) from t_then");
+    let rows = cloned.cluster.value("select count(*) from t_then");
     assert_eq!(rows, "31000");
 }
 
 #[test]
 fn k06_sequences_go_on_and_a_table_that_a_foreign_key_leads_to_keeps_its_rows() {
     require_fuse!("k06_sequences_go_on_and_a_table_that_a_foreign_key_leads_to_keeps_its_rows");
-    let (site, cluster) = Site::with_cluster(17);
-    cluster.sql("create table numbered (id bigserial primary key, v text); insert into numbered (v) select 'old ' || g from generate_series(1, 50) g;
+    let cloned = Cloned::with(17, "create table numbered (id bigserial primary key, v text); insert into numbered (v) select 'old ' || g from generate_series(1, 50) g;
         create table down (id int generated always as identity (increment by -1 minvalue -1000 maxvalue -1 start -1) primary key, v text); insert into down (v) select 'old ' || g from generate_series(1, 50) g");
-    let cloned = Cloned::of(site, cluster);
     let live = &cloned.cluster;
-    let one = |sql: &str| live.query_one_string(sql);
+    let one = |sql: &str| live.value(sql);
     let replace = |table: &str| rescue(&cloned, &["--table", table, "--replace", "--confirm"]);
     live.sql("delete from numbered where id > 10; select setval('numbered_id_seq', 10); delete from down where id < -10; select setval('down_id_seq', -10)");
     for (table, next) in [("numbered", "51"), ("down", "-51")] {
@@ -287,10 +266,7 @@ fn k06_sequences_go_on_and_a_table_that_a_foreign_key_leads_to_keeps_its_rows() 
         .site
         .pitr()
         .args(["rescue", "--table", "numbered", "--into", &into]);
-    let clerk = cloned
-        .at_moment(clerk)
-        .args(["--replace", "--confirm"])
-        .run();
+    let clerk = cloned.at_moment(clerk).words("--replace --confirm").run();
     assert!(!clerk.is_success(), "{clerk}");
     clerk.expect_stderr("grant truncate on");
     let holder = live.client();
@@ -317,14 +293,12 @@ fn k06_sequences_go_on_and_a_table_that_a_foreign_key_leads_to_keeps_its_rows() 
 
 /// A moment with things that no rescue carries, of which the live server has lost some.
 fn hard_to_carry() -> Cloned {
-    let (site, cluster) = Site::with_cluster(17);
-    cluster.sql("create role gone; create type mood as enum ('glad'); create schema s;
+    let cloned = Cloned::with(17, "create role gone; create type mood as enum ('glad'); create schema s;
         create table bare (a int); insert into bare values (1), (2);
         create table s.base (a int); insert into s.base values (1); create view s.seen as select a from s.base;
         create table parts (a int primary key) partition by range (a);
         create table parts_1 partition of parts for values from (0) to (10); insert into parts values (1), (2);
         create table owned (a int); alter table owned owner to gone; create table moody (m mood)");
-    let cloned = Cloned::of(site, cluster);
     let live = &cloned.cluster;
     live.sql("drop view s.seen; drop table owned, moody; drop role gone; drop type mood");
     cloned
@@ -335,7 +309,7 @@ fn k06_what_cannot_be_carried_is_refused_and_the_way_that_works_is_named() {
     require_fuse!("k06_what_cannot_be_carried_is_refused_and_the_way_that_works_is_named");
     let cloned = hard_to_carry();
     let live = &cloned.cluster;
-    let one = |sql: &str| live.query_one_string(sql);
+    let one = |sql: &str| live.value(sql);
     let refuses = |words: &[&str], code: i32, reasons: [&str; 2]| {
         let run = rescue(&cloned, words).expect_code(code);
         let said = run.stdout.replace("\\\"", "\"");
@@ -384,11 +358,10 @@ fn k06_what_cannot_be_carried_is_refused_and_the_way_that_works_is_named() {
     let file = cloned.folder.join("s.dump");
     let to = ["rescue", "--schema", "s", "--database", "postgres", "--to"];
     let to = cloned.site.pitr().args(to).arg(&file);
-    cloned.at_moment(to).run().success();
+    cloned.at_moment(to).succeed();
     let into = live.conninfo("postgres");
     let take = ["-d", into.as_str(), "--table", "seen"];
-    let take = live.tool("pg_restore").args(take).arg(&file);
-    take.run().success();
+    live.tool("pg_restore").args(take).arg(&file).succeed();
     assert_eq!(one("select count(*) from s.seen"), "1");
 }
 
@@ -397,21 +370,18 @@ fn k06_an_older_live_server_takes_no_table_of_a_newer_one() {
     require_fuse!("k06_an_older_live_server_takes_no_table_of_a_newer_one");
     let cloned = Cloned::new(17);
     let older = Cluster::builder(16).without_fsync().start();
-    let into = cloned
-        .site
-        .pitr()
-        .args(["rescue", "--table", "t", "--into"]);
+    let into = cloned.site.pitr().words("rescue --table t --into");
     let into = cloned.at_moment(into.arg(older.conninfo("postgres")));
-    let run = into.run().expect_code(8);
+    let run = into.exits(8);
     run.expect_stderr("the live server is PostgreSQL 16, and the moment is one of 17")
         .expect_stderr("--to FILE");
     let there = "select count(*) from pg_class where relname = 't'";
-    assert_eq!(older.query_one_string(there), "0");
+    assert_eq!(older.value(there), "0");
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
     // Rows alone go there.
-    into.args(["--as", "t_then"]).run().success();
+    into.words("--as t_then").succeed();
     let rows = "select count(*) from t_then";
-    assert_eq!(older.query_one_string(rows), "31000");
+    assert_eq!(older.value(rows), "31000");
 }
 
 #[test]
@@ -423,7 +393,7 @@ fn k48_time_limits_of_the_live_server_end_no_rescue() {
     });
     let live = &cloned.cluster;
     // The moment is the one in which this was there.
-    let before = live.query_one_string("select pg_current_wal_insert_lsn()");
+    let before = live.value("select pg_current_wal_insert_lsn()");
     let cloned = Cloned { before, ..cloned };
     let live = &cloned.cluster;
     let doomed = live.client_of("doomed");
@@ -443,15 +413,15 @@ fn k48_time_limits_of_the_live_server_end_no_rescue() {
         .replace("user=postgres", "user=hasty");
     let rescue = cloned.site.pitr().args(["rescue", "--into", &into]);
     let rescue = cloned.at_moment(rescue);
-    let one = |sql: &str| doomed.query_one_string(sql);
+    let one = |sql: &str| doomed.value(sql);
     // pg_dump takes longer than any of them, while a session of the live server is idle.
-    let run = rescue.clone().args(["--schema", "s"]).run().success();
+    let run = rescue.clone().words("--schema s").succeed();
     run.expect_stdout("large objects that rows name: 25 made");
     assert_eq!(one("select count(*) from s.wide"), "60000");
     assert_eq!(one("select count(lo_get(picture)) from s.items"), "25");
     doomed.sql("create function waits() returns trigger language plpgsql as 'begin perform pg_sleep(1); return null; end'; create trigger waits after insert on s.wide execute function waits()");
     let replace = ["--table", "s.wide", "--replace", "--confirm"];
-    rescue.args(replace).run().success();
+    rescue.args(replace).succeed();
     assert_eq!(one("select count(*) from s.wide"), "60000");
 }
 
@@ -468,10 +438,7 @@ fn k49_rows_of_an_extension_are_in_no_archive_and_that_is_said() {
     let cloned = Cloned::of(site, cluster);
     let to = |more: &[&str], name: &str| {
         let file = cloned.folder.join(name);
-        let to = cloned
-            .site
-            .pitr()
-            .args(["rescue", "--database", "postgres"]);
+        let to = cloned.site.pitr().words("rescue --database postgres");
         cloned.at_moment(to.args(more).arg("--to").arg(file)).run()
     };
     for name in ["s.made", "s.some"] {
@@ -491,29 +458,30 @@ fn k49_rows_of_an_extension_are_in_no_archive_and_that_is_said() {
     }
     let live = &cloned.cluster;
     let list = live.tool("pg_restore").arg("--list");
-    let list = list.arg(cloned.folder.join("s.dump")).run().success();
+    let list = list.arg(cloned.folder.join("s.dump")).succeed();
     assert!(list.stdout.contains("TABLE DATA s config"), "{list}");
     assert!(!list.stdout.contains("TABLE DATA s made"), "{list}");
     // Rows alone come by COPY.
     let into = live.conninfo("postgres");
     let rows = cloned.site.pitr().args(["rescue", "--into", &into]);
-    let rows = rows.args(["--table", "s.made", "--as", "made_then"]);
-    cloned.at_moment(rows).run().success();
-    assert_eq!(live.query_one_string("select count(*) from made_then"), "3");
+    let rows = rows.words("--table s.made --as made_then");
+    cloned.at_moment(rows).succeed();
+    assert_eq!(live.value("select count(*) from made_then"), "3");
 }
 
 #[test]
 fn k53_the_rows_of_an_unlogged_table_are_in_no_backup_and_the_live_ones_stay() {
     require_fuse!("k53_the_rows_of_an_unlogged_table_are_in_no_backup_and_the_live_ones_stay");
-    let (site, cluster) = Site::with_cluster(17);
-    cluster.sql("create unlogged table cached (id int primary key); insert into cached values (1), (2), (3)");
-    let cloned = Cloned::of(site, cluster);
+    let cloned = Cloned::with(
+        17,
+        "create unlogged table cached (id int primary key); insert into cached values (1), (2), (3)",
+    );
     let live = &cloned.cluster;
     for mode in [&["--replace", "--confirm"][..], &["--rows-missing-only"]] {
         let run = rescue(&cloned, &[&["--table", "cached"][..], mode].concat());
         run.expect_code(8)
             .expect_stdout("public.cached is unlogged at that moment");
-        assert_eq!(live.query_one_string("select count(*) from cached"), "3");
+        assert_eq!(live.value("select count(*) from cached"), "3");
     }
     let note = "table public.cached is unlogged: its rows are in no backup";
     let run = rescue(&cloned, &["--table", "cached", "--as", "cached_then"]);
@@ -521,7 +489,7 @@ fn k53_the_rows_of_an_unlogged_table_are_in_no_backup_and_the_live_ones_stay() {
     let file = cloned.folder.join("x.dump");
     let to = ["rescue", "--database", "postgres", "--schema", "public"];
     let to = cloned.site.pitr().args(to).arg("--to").arg(file);
-    cloned.at_moment(to).run().success().expect_stdout(note);
+    cloned.at_moment(to).succeed().expect_stdout(note);
     live.sql("drop table cached");
     let run = rescue(&cloned, &["--table", "cached"]).success();
     run.expect_stdout(note);
@@ -530,9 +498,10 @@ fn k53_the_rows_of_an_unlogged_table_are_in_no_backup_and_the_live_ones_stay() {
 #[test]
 fn k54_rows_are_not_rounded_or_cut_off_by_a_live_column_of_another_type() {
     require_fuse!("k54_rows_are_not_rounded_or_cut_off_by_a_live_column_of_another_type");
-    let (site, cluster) = Site::with_cluster(17);
-    cluster.sql("create schema app; create type app.mood as enum ('glad'); create table typed (id int primary key, exact numeric(10,4), name varchar(20), at timestamptz, m app.mood); insert into typed select g, 1.2345, 'a long name', '2026-03-04 05:06:07+09', 'glad' from generate_series(1, 3) g");
-    let cloned = Cloned::of(site, cluster);
+    let cloned = Cloned::with(
+        17,
+        "create schema app; create type app.mood as enum ('glad'); create table typed (id int primary key, exact numeric(10,4), name varchar(20), at timestamptz, m app.mood); insert into typed select g, 1.2345, 'a long name', '2026-03-04 05:06:07+09', 'glad' from generate_series(1, 3) g",
+    );
     let live = &cloned.cluster;
     // The live server writes the names of its types otherwise.
     live.sql("alter role postgres set search_path = app, public");
@@ -562,13 +531,13 @@ fn k54_rows_are_not_rounded_or_cut_off_by_a_live_column_of_another_type() {
         live.sql(&format!(
             "alter table typed alter {change}; delete from typed where id = 2"
         ));
-        let was = live.query_one_string(rows);
+        let was = live.value(rows);
         for mode in [&["--replace", "--confirm"][..], &["--rows-missing-only"]] {
             let run = rescue(&cloned, &[&["--table", "typed"][..], mode].concat());
             run.expect_code(8)
                 .expect_stdout(said)
                 .expect_stdout("--as NAME");
-            assert_eq!(live.query_one_string(rows), was);
+            assert_eq!(live.value(rows), was);
         }
         live.sql(&format!("alter table typed alter {back}"));
     }
@@ -576,15 +545,16 @@ fn k54_rows_are_not_rounded_or_cut_off_by_a_live_column_of_another_type() {
     live.sql("alter table typed alter id type bigint, alter name type text, alter exact type numeric(12,4)");
     rescue(&cloned, &["--table", "typed", "--replace", "--confirm"]).success();
     let same = "select count(*) from typed where exact = 1.2345 and name = 'a long name' and at = '2026-03-04 05:06:07+09'";
-    assert_eq!(live.query_one_string(same), "3");
+    assert_eq!(live.value(same), "3");
 }
 
 #[test]
 fn k55_a_name_that_means_two_tables_replaces_neither() {
     require_fuse!("k55_a_name_that_means_two_tables_replaces_neither");
-    let (site, cluster) = Site::with_cluster(17);
-    cluster.sql("create schema shop; create table shop.orders (id int primary key); create table public.orders (id int primary key); insert into shop.orders values (1); insert into public.orders values (2)");
-    let cloned = Cloned::of(site, cluster);
+    let cloned = Cloned::with(
+        17,
+        "create schema shop; create table shop.orders (id int primary key); create table public.orders (id int primary key); insert into shop.orders values (1); insert into public.orders values (2)",
+    );
     let live = &cloned.cluster;
     live.sql("insert into shop.orders values (10); insert into public.orders values (20); alter role postgres set search_path = shop, public");
     let counts =
@@ -594,14 +564,14 @@ fn k55_a_name_that_means_two_tables_replaces_neither() {
         run.expect_code(8).expect_stdout(
             "orders is public.orders at that moment, and shop.orders in the live server",
         );
-        assert_eq!(live.query_one_string(counts), "2 2");
+        assert_eq!(live.value(counts), "2 2");
     }
     rescue(
         &cloned,
         &["--table", "shop.orders", "--replace", "--confirm"],
     )
     .success();
-    assert_eq!(live.query_one_string(counts), "1 2");
+    assert_eq!(live.value(counts), "1 2");
 }
 
 #[test]
@@ -610,12 +580,12 @@ fn k59_a_prepared_transaction_of_the_moment_holds_up_nobody() {
     let builder = Cluster::builder(17).config("max_prepared_transactions", 5);
     let (site, cluster) = Site::with_cluster_of(builder);
     cluster.sql("create table ord as select g as id from generate_series(1, 100) g");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let client = cluster.client();
     for statement in ["begin", "drop table ord", "prepare transaction 'gone'"] {
         client.sql(statement);
     }
-    let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    let before = cluster.value("select pg_current_wal_insert_lsn()");
     // Recovery takes the record behind the target, too.
     client.sql("select pg_logical_emit_message(true, 'test', '')");
     client.sql("commit prepared 'gone'");
@@ -627,22 +597,23 @@ fn k59_a_prepared_transaction_of_the_moment_holds_up_nobody() {
         before,
     };
     let note = "prepared transaction \"gone\" was open at that moment, and is rolled back";
-    let rows = cloned.site.pitr().args(["query", "--database", "postgres"]);
+    let rows = cloned.site.pitr().words("query --database postgres");
     let rows = cloned.at_moment(rows).arg("select count(*) from ord").run();
     rows.success().expect_stdout("100").expect_stderr(note);
     rescue(&cloned, &["--table", "ord", "--as", "ord_then"]).success();
     rescue(&cloned, &["--table", "ord"]).success();
     let live = &cloned.cluster;
     let counts = "select (select count(*) from ord) || ' ' || (select count(*) from ord_then)";
-    assert_eq!(live.query_one_string(counts), "100 100");
+    assert_eq!(live.value(counts), "100 100");
 }
 
 #[test]
 fn k60_the_tables_that_inherit_are_named_however_rows_are_carried() {
     require_fuse!("k60_the_tables_that_inherit_are_named_however_rows_are_carried");
-    let (site, cluster) = Site::with_cluster(17);
-    cluster.sql("create table par (id int primary key); create table kid (primary key (id)) inherits (par); insert into par values (1), (2); insert into kid select g from generate_series(3, 9) g");
-    let cloned = Cloned::of(site, cluster);
+    let cloned = Cloned::with(
+        17,
+        "create table par (id int primary key); create table kid (primary key (id)) inherits (par); insert into par values (1), (2); insert into kid select g from generate_series(3, 9) g",
+    );
     let live = &cloned.cluster;
     // A row of the child has the key of one that the parent lost.
     live.sql("delete from only par where id = 1; insert into kid values (1)");
@@ -655,22 +626,23 @@ fn k60_the_tables_that_inherit_are_named_however_rows_are_carried() {
         let run = rescue(&cloned, &[&["--table", "public.par"][..], mode].concat());
         run.success().expect_stdout(note);
         let ids = "select string_agg(id::text, ' ' order by id) from only par";
-        assert_eq!(live.query_one_string(ids), parent);
+        assert_eq!(live.value(ids), parent);
     }
-    assert_eq!(live.query_one_string("select count(*) from par_then"), "2");
-    assert_eq!(live.query_one_string("select count(*) from kid"), "8");
+    assert_eq!(live.value("select count(*) from par_then"), "2");
+    assert_eq!(live.value("select count(*) from kid"), "8");
 }
 
 #[test]
 fn k61_missing_rows_come_back_into_a_table_that_is_partitioned_by_now() {
     require_fuse!("k61_missing_rows_come_back_into_a_table_that_is_partitioned_by_now");
-    let (site, cluster) = Site::with_cluster(17);
-    cluster.sql("create table grown (id int primary key, v text); insert into grown select g, 'v' from generate_series(1, 20) g");
-    let cloned = Cloned::of(site, cluster);
+    let cloned = Cloned::with(
+        17,
+        "create table grown (id int primary key, v text); insert into grown select g, 'v' from generate_series(1, 20) g",
+    );
     let live = &cloned.cluster;
     live.sql("drop table grown; create table grown (id int primary key, v text) partition by range (id); create table low partition of grown for values from (0) to (11); create table high partition of grown for values from (11) to (100); insert into grown select g, 'v' from generate_series(1, 10) g");
     let missing = ["--table", "public.grown", "--rows-missing-only"];
     rescue(&cloned, &missing).success();
     let both = "select (select count(*) from low) || ' ' || (select count(*) from high)";
-    assert_eq!(live.query_one_string(both), "10 10");
+    assert_eq!(live.value(both), "10 10");
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Site, Stop, copy_tree, expire_at_once, paths_below,
-    pitr_archive, wait_until,
+    Cluster, Program, Run, Site, Stop, copy_tree, expire_at_once, paths_below, pitr_archive,
+    wait_until,
 };
 use crate::lives::{Lives, lives, write};
 use crate::per_major;
@@ -16,7 +16,7 @@ use crate::ship::spool_of;
 /// The clone archived these segments first, and production waits at the first of them. A backup was taken before.
 pub fn fork(two: &mut Lives, backup: &Program) -> Vec<String> {
     two.production.start();
-    backup.run().success();
+    backup.succeed();
     two.production.stop(Stop::Fast);
     two.copy_again();
     two.clone.start();
@@ -36,13 +36,13 @@ pub fn fork(two: &mut Lives, backup: &Program) -> Vec<String> {
 
 /// As [`fork`], of a new cluster.
 fn forked(mut two: Lives) -> (Lives, Vec<String>) {
-    let backup = two.site.pitr().args(["backup", "--quiet"]);
+    let backup = two.site.pitr().words("backup --quiet");
     let clones = fork(&mut two, &backup);
     (two, clones)
 }
 
 pub fn backups(site: &Site) -> Vec<String> {
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     let backups = info["clusters"][0]["backups"].as_array().unwrap().iter();
     backups
         .map(|b| b["id"].as_str().unwrap().to_owned())
@@ -54,13 +54,13 @@ pub fn conflicts(site: &Site) -> Value {
 }
 
 fn shown(pitr: Program) -> Value {
-    let shown = pitr.args(["wal", "conflicts", "--json"]).run();
+    let shown = pitr.words("wal conflicts --json").run();
     shown.success().json()
 }
 
 /// Segments of which no reading back counts.
 fn unread(site: &Site) -> u64 {
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     let share = &info["clusters"][0]["read_back"];
     let number = |key: &str| share[key].as_u64().unwrap();
     number("segments") - number("segments_read")
@@ -94,12 +94,9 @@ pub fn restored(site: &Site, major: u32, name: &str, args: &[&str]) -> String {
 
 fn restored_by(pitr: Program, below: &Path, (major, name): (u32, &str), args: &[&str]) -> String {
     let to = below.join(name);
-    let restore = pitr.args(["restore", "--to"]).arg(&to).args(args);
-    restore.run().success();
-    let mut copy = Cluster::open(major, to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    let rows = copy.query_one_string(
+    pitr.restore_to(&to).args(args).succeed();
+    let mut copy = Cluster::open(major, to).without_fsync().promoted();
+    let rows = copy.value(
         "select string_agg(life || ' ' || n, ', ' order by life) from (select life, count(*) n from t group by 1) x",
     );
     copy.stop(Stop::Immediate);
@@ -130,7 +127,7 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
             write(production, "prod");
             production.archive_now();
         }
-        site.pitr().args(["verify"]).run().success();
+        site.pitr().words("verify").succeed();
         let rows = restored(site, major, "end", &[]);
         assert_eq!(rows, "before 100, prod 600");
         let clone = ["--as-stored"];
@@ -139,14 +136,14 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
             "before 100, fake 400"
         );
         // A backup of production needs production's WAL.
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         write(production, "prod");
         production.archive_now();
         let newest = backups(site).pop().unwrap();
         assert_ne!(newest, before);
         let rows = restored(site, major, "newest", &["--backup", &newest]);
         assert_eq!(rows, "before 100, prod 700");
-        site.pitr().args(["verify"]).run().success();
+        site.pitr().words("verify").succeed();
         // The clone comes back, and is refused from its next segment on.
         two.clone.start();
         write(&two.clone, "fake");
@@ -155,8 +152,8 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
         assert!(!site.object(&refused).exists() || clones.contains(&refused));
         two.clone.stop(Stop::Immediate);
         // WAL that nothing needs goes, in both lives.
-        site.pitr().args(expire_at_once()).run().success();
-        site.pitr().args(["verify"]).run().success();
+        site.pitr().args(expire_at_once()).succeed();
+        site.pitr().words("verify").succeed();
         for name in &clones {
             assert!(!site.object(name).exists(), "{name} was expired");
         }
@@ -179,7 +176,7 @@ fn a_decision_is_taken_back_and_made_again(major: u32) {
     let (mut two, clones) = forked(lives(major));
     let (site, production) = (&two.site, &mut two.production);
     let read_back = ["verify", "--since", "last", "--quiet"];
-    site.pitr().args(read_back).run().success();
+    site.pitr().args(read_back).succeed();
     assert_eq!(unread(site), 0);
     resolve(site, &["--confirm"]).success();
     for _ in 0..6 {
@@ -188,12 +185,12 @@ fn a_decision_is_taken_back_and_made_again(major: u32) {
     }
     // Those of the clone that were read back are not production's of the same names.
     assert_eq!(unread(site), 7);
-    site.pitr().args(read_back).run().success();
+    site.pitr().args(read_back).succeed();
     assert_eq!(unread(site), 0);
     let event = conflicts(site)["resolutions"][0]["event"].clone();
     let undo = ["wal", "resolve", "--undo", event.as_str().unwrap()];
-    site.pitr().args(undo).run().expect_code(8);
-    site.pitr().args(undo).arg("--confirm").run().success();
+    site.pitr().args(undo).exits(8);
+    site.pitr().args(undo).arg("--confirm").succeed();
     assert_eq!(unread(site), clones.len() as u64);
     assert_eq!(restored(site, major, "clone", &[]), "before 100, fake 400");
     write(production, "prod");
@@ -202,7 +199,7 @@ fn a_decision_is_taken_back_and_made_again(major: u32) {
     resolve(site, &["--confirm"]).success();
     write(production, "prod");
     production.archive_now();
-    site.pitr().args(["verify"]).run().success();
+    site.pitr().words("verify").succeed();
     let rows = restored(site, major, "production", &[]);
     assert_eq!(rows, "before 100, prod 900");
     // A resolution that cannot be read stops what would follow the wrong life.
@@ -211,9 +208,8 @@ fn a_decision_is_taken_back_and_made_again(major: u32) {
         std::fs::write(event.unwrap().path(), "x").unwrap();
     }
     site.pitr()
-        .args(["plan"])
-        .run()
-        .expect_code(1)
+        .words("plan")
+        .exits(1)
         .expect_stderr("which life");
     write(production, "prod");
     production.switch_wal();
@@ -232,7 +228,7 @@ fn l04_a_machine_that_was_set_back_goes_on_by_a_decision(major: u32) {
         write(&old, "once");
         old.archive_now();
     }
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let once = backups(site).pop().unwrap();
     write(&old, "once");
     old.archive_now();
@@ -248,9 +244,8 @@ fn l04_a_machine_that_was_set_back_goes_on_by_a_decision(major: u32) {
     }
     // That is no damage, and nothing that verify records keeps it from being restored.
     site.pitr()
-        .args(["verify"])
-        .run()
-        .success()
+        .words("verify")
+        .succeed()
         .expect_stderr("a life of its timeline that is not followed any more");
     // The backup of what was belongs to what was.
     let run = site.pitr().args(["plan", "--backup", &once]).run();
@@ -258,10 +253,9 @@ fn l04_a_machine_that_was_set_back_goes_on_by_a_decision(major: u32) {
     let rows = restored(site, major, "once", &["--as-stored", "--backup", &once]);
     assert_eq!(rows, "before 100, once 400");
     site.pitr()
-        .args(["backup", "--quiet"])
+        .words("backup --quiet")
         .env("PITR_CLUSTERS_MAIN_CONNINFO", set_back.conninfo("postgres"))
-        .run()
-        .success();
+        .succeed();
     write(&set_back, "then");
     set_back.archive_now();
     assert_eq!(restored(site, major, "then", &[]), "before 100, then 800");
@@ -276,7 +270,7 @@ fn l13_sync_joins_no_two_lives_of_a_timeline() {
     let (site, production) = (&two.site, &mut two.production);
     site.add_repository("second", "required = false\n");
     // The second one gets what was archived first, and the copies that were refused.
-    site.pitr().args(["repo", "sync"]).run().success();
+    site.pitr().words("repo sync").succeed();
     let config = std::fs::read_to_string(site.config()).unwrap();
     let at = config.find("[repositories.").unwrap() + "[repositories.".len();
     let first = ["--repository", config[at..].split(']').next().unwrap()];
@@ -287,16 +281,16 @@ fn l13_sync_joins_no_two_lives_of_a_timeline() {
     }
     production.wait_log("already archived with other content");
     // Behind a gap, too, nothing is stored in the second one: what lies before the gap is the clone's.
-    wait_until(PATIENCE, "the last one was offered", || {
+    wait_until("the last one was offered", || {
         production.log().matches("another server wrote it").count() >= 2
     });
-    let sync = site.pitr().args(["repo", "sync"]).run();
+    let sync = site.pitr().words("repo sync").run();
     sync.expect_code(10)
         .expect_stderr("follow different lives of it");
     resolve(site, &["--confirm"]).success();
     production.archive_now();
-    site.pitr().args(["repo", "sync"]).run().success();
-    site.pitr().args(["verify"]).run().success();
+    site.pitr().words("repo sync").succeed();
+    site.pitr().words("verify").succeed();
     for (name, repository) in [("a", first[1]), ("b", "second")] {
         let rows = restored(site, 16, name, &["--repository", repository]);
         assert_eq!(rows, "before 100, prod 600", "{repository}");
@@ -305,8 +299,7 @@ fn l13_sync_joins_no_two_lives_of_a_timeline() {
     site.add_repository("third", "");
     site.pitr()
         .args(["repo", "sync", "--from", first[1], "--to", "third"])
-        .run()
-        .success();
+        .succeed();
     let args = ["--repository", "third"];
     assert_eq!(restored(site, 16, "c", &args), "before 100, prod 600");
     let args = ["--repository", "third", "--as-stored"];
@@ -322,7 +315,7 @@ fn l02_a_fork_in_an_encrypted_repository_is_resolved_by_who_can_read() {
     let archive = pitr_archive().arg("--config").arg(sealed.config("writer"));
     let archive = archive.arg("%p").shell();
     two.production.append_config("archive_command", &archive);
-    let backup = sealed.on("writer").args(["backup", "--quiet"]);
+    let backup = sealed.on("writer").words("backup --quiet");
     fork(&mut two, &backup);
     let production = &mut two.production;
     let by = |host: &'static str| {
@@ -338,7 +331,7 @@ fn l02_a_fork_in_an_encrypted_repository_is_resolved_by_who_can_read() {
         write(production, "prod");
         production.archive_now();
     }
-    sealed.on("reader").args(["verify"]).run().success();
+    sealed.on("reader").words("verify").succeed();
     let copies = sealed.sandbox.dir("copies");
     let rows = restored_by(sealed.on("reader"), &copies, (17, "end"), &[]);
     assert_eq!(rows, "before 100, prod 600");
@@ -346,13 +339,9 @@ fn l02_a_fork_in_an_encrypted_repository_is_resolved_by_who_can_read() {
     let rows = restored_by(sealed.on("reader"), &copies, (17, "clone"), &args);
     assert_eq!(rows, "before 100, fake 400");
     // A janitor without keys deletes in both lives, and nothing that is needed.
-    sealed
-        .on("writer")
-        .args(["backup", "--quiet"])
-        .run()
-        .success();
-    sealed.on("janitor").args(expire_at_once()).run().success();
-    sealed.on("reader").args(["verify"]).run().success();
+    sealed.on("writer").words("backup --quiet").succeed();
+    sealed.on("janitor").args(expire_at_once()).succeed();
+    sealed.on("reader").words("verify").succeed();
     let rows = restored_by(sealed.on("reader"), &copies, (17, "after"), &[]);
     assert_eq!(rows, "before 100, prod 600");
     production.stop(Stop::Immediate);
@@ -363,7 +352,7 @@ fn l02_a_fork_in_an_encrypted_repository_is_resolved_by_who_can_read() {
 fn l02_one_decision_is_enough_for_two_required_repositories() {
     let mut two = lives(14);
     two.site.add_repository("second", "");
-    let backup = two.site.pitr().args(["backup", "--quiet"]);
+    let backup = two.site.pitr().words("backup --quiet");
     fork(&mut two, &backup);
     let (site, production) = (&two.site, &mut two.production);
     let run = resolve(site, &["--confirm", "--json"]).success().json();
@@ -372,7 +361,7 @@ fn l02_one_decision_is_enough_for_two_required_repositories() {
         write(production, "prod");
         production.archive_now();
     }
-    site.pitr().args(["verify"]).run().success();
+    site.pitr().words("verify").succeed();
     production.stop(Stop::Immediate);
 }
 
@@ -400,7 +389,7 @@ fn l08_l18_what_a_timeline_descends_from_is_not_given_away() {
         "a clone",
         "--confirm",
     ];
-    site.pitr().args(abandon).run().success();
+    site.pitr().args(abandon).succeed();
     resolve(site, &["--confirm"]).success();
     write(&two.production, "prod");
     two.production.archive_now();
@@ -412,7 +401,7 @@ fn l08_l18_what_a_timeline_descends_from_is_not_given_away() {
     }
     assert_eq!(restored(site, 19, "end", &[]), "before 100, prod 700");
     // A timeline that descends from the life that lost is no damage.
-    site.pitr().args(["verify"]).run().success();
+    site.pitr().words("verify").succeed();
     let args = ["--as-stored", "--target-timeline", "2"];
     assert_eq!(restored(site, 19, "clone", &args), "before 100, fake 500");
     two.production.stop(Stop::Immediate);
@@ -424,7 +413,7 @@ fn t84_no_sync_brings_back_the_wal_that_a_machine_had_before_it_was_set_back(maj
     let two = lives(major);
     let (site, mut old, mut set_back) = (&two.site, two.production, two.clone);
     let remote = site.add_repository("remote", "required = false\n");
-    site.pitr().args(["repo", "sync"]).run().success();
+    site.pitr().words("repo sync").succeed();
     let snapshot = site.sandbox().join("snapshot");
     copy_tree(site.repository(), &snapshot);
     old.start();
@@ -444,10 +433,7 @@ fn t84_no_sync_brings_back_the_wal_that_a_machine_had_before_it_was_set_back(maj
     let backup = ["backup", "--quiet", "--full"];
     let backup = site.pitr().args(backup);
     let own = set_back.conninfo("postgres");
-    backup
-        .env("PITR_CLUSTERS_MAIN_CONNINFO", own)
-        .run()
-        .success();
+    backup.env("PITR_CLUSTERS_MAIN_CONNINFO", own).succeed();
     write(&set_back, "then");
     set_back.archive_now();
     let held = || {
@@ -458,7 +444,7 @@ fn t84_no_sync_brings_back_the_wal_that_a_machine_had_before_it_was_set_back(maj
     let own = || paths_below(&remote).len();
     let there = own();
     for _ in 0..2 {
-        let sync = site.pitr().args(["repo", "sync"]).run();
+        let sync = site.pitr().words("repo sync").run();
         sync.expect_code(10)
             .expect_stderr("copies go on with the next timeline");
     }

@@ -14,7 +14,7 @@ fn set_back(major: u32) -> Lives {
     let mut two = lives(major);
     with_journal(&two.site);
     two.production.start();
-    two.site.pitr().args(["backup", "--quiet"]).run().success();
+    two.site.pitr().words("backup --quiet").succeed();
     two.production.stop(Stop::Fast);
     two.copy_again();
     two.production.start();
@@ -41,8 +41,7 @@ fn set_back(major: u32) -> Lives {
 
 /// Ends archiving: the receiver passes over what is archived.
 fn leave_to_the_receiver(cluster: &Cluster) {
-    cluster.alter_system("archive_command", "false");
-    cluster.reload();
+    cluster.set("archive_command", "false");
 }
 
 /// Gives the timeline to the first refused copy.
@@ -51,7 +50,7 @@ fn resolve(site: &Site) {
     let text = |key: &str| shown["conflicts"][0][key].as_str().unwrap().to_owned();
     let (name, copy) = (text("name"), text("copy"));
     let resolve = site.pitr().args(["wal", "resolve", &name, "--keep", &copy]);
-    resolve.arg("--confirm").run().success();
+    resolve.arg("--confirm").succeed();
 }
 
 /// The increments in the life that was chosen.
@@ -130,7 +129,7 @@ fn t78_a_journal_of_the_life_that_lost_is_not_shipped_into_the_other(major: u32)
             receive_of(site, clone).success();
         }
         assert!(increments(site).len() > stored);
-        site.pitr().args(["verify"]).run().success();
+        site.pitr().words("verify").succeed();
         let rows = restored(site, major, "received", &[]);
         assert_eq!(rows, "before 100, kept 1200");
     }
@@ -171,14 +170,11 @@ fn t79_a_server_with_a_receiver_alone_gets_the_timeline_by_the_steps_that_are_pr
     steps(receive_of(site, clone));
     std::fs::rename(journal(site), site.sandbox().join("away")).unwrap();
     steps(receive_of(site, clone));
-    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
-    backfill
-        .arg(clone.pgdata().join("pg_wal"))
-        .run()
-        .expect_code(1);
+    let backfill = site.pitr().words("wal backfill --from");
+    backfill.arg(clone.pgdata().join("pg_wal")).exits(1);
     resolve(site);
     receive_of(site, clone).success();
-    site.pitr().args(["verify"]).run().success();
+    site.pitr().words("verify").succeed();
     assert!(!increments(site).is_empty());
 }
 per_major!(

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, newest_bin, user, wait_until};
+use crate::common::{Cluster, Program, Run, Site, Stop, newest_bin, user, wait_until};
 use crate::per_major;
 
 /// A cluster with a tablespace, a second database and a history of three moments.
@@ -32,10 +32,7 @@ impl Scene {
     pub fn taken(major: u32, args: &[&str]) -> Scene {
         let (site, cluster) = Site::with_cluster(major);
         let space = cluster.sandbox().dir("space");
-        cluster.sql(&format!(
-            "create tablespace ts location '{}'",
-            space.display()
-        ));
+        cluster.make_tablespace("ts", &space);
         cluster.sql("create database other");
         if major >= 15 {
             let client = cluster.client();
@@ -52,8 +49,7 @@ impl Scene {
         ));
         let other = cluster.client_of("other");
         other.sql("create table o as select g as a from generate_series(1, 100) g");
-        let run = site.pitr().args(["backup", "--json"]).args(args);
-        let backup = run.run().success().id();
+        let backup = site.pitr().words("backup --json").args(args).succeed().id();
         insert(&cluster, BEFORE, AT_POINT);
         cluster.sql("select pg_create_restore_point('here')");
         insert(&cluster, AT_POINT, AT_END);
@@ -82,8 +78,7 @@ impl Scene {
         self.site.sandbox().dir("copy");
         self.site
             .pitr()
-            .args(["restore", "--to"])
-            .arg(self.to())
+            .restore_to(self.to())
             .arg("--tablespace-mapping")
             .arg(format!(
                 "{}={}",
@@ -95,7 +90,7 @@ impl Scene {
     /// A server on the copy.
     pub fn open(&self) -> Cluster {
         Cluster::open(self.cluster.major(), self.to())
-            .option("fsync", "off")
+            .without_fsync()
             .create()
     }
 }
@@ -136,10 +131,7 @@ pub fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 pub fn rows(cluster: &Cluster) -> u32 {
-    cluster
-        .query_one_string("select count(*) from t")
-        .parse()
-        .unwrap()
+    cluster.value("select count(*) from t").parse().unwrap()
 }
 
 /// Before the first start: the server's own manifest fits, nothing else is there.
@@ -147,8 +139,7 @@ pub fn verify_backup(major: u32, folder: &Path) {
     Program::new(newest_bin(major, "pg_verifybackup"))
         .arg("-n")
         .arg(folder)
-        .run()
-        .success();
+        .succeed();
 }
 
 /// After a clean stop: every page has its checksum.
@@ -162,10 +153,9 @@ pub fn check_checksums(cluster: &Cluster) {
         std::fs::create_dir(&links).unwrap();
     }
     Program::new(newest_bin(cluster.major(), "pg_checksums"))
-        .args(["--check", "-D"])
+        .words("--check -D")
         .arg(cluster.pgdata())
-        .run()
-        .success();
+        .succeed();
     if is_foreign {
         std::fs::remove_dir(&links).unwrap();
         std::fs::rename(&aside, &links).unwrap();
@@ -174,14 +164,13 @@ pub fn check_checksums(cluster: &Cluster) {
 
 /// While it runs: every table and index of every database is sound.
 pub fn check_relations(cluster: &Cluster) {
-    let databases = cluster.query_rows("select datname from pg_database where datallowconn");
+    let databases = cluster.sql("select datname from pg_database where datallowconn");
     let databases = databases.iter().map(|row| row[0].as_deref().unwrap());
     if cluster.major() >= 14 && cluster.bin("pg_amcheck").is_some() {
         cluster
             .tool("pg_amcheck")
-            .args(["--all", "--heapallindexed", "--install-missing"])
-            .run()
-            .success();
+            .words("--all --heapallindexed --install-missing")
+            .succeed();
         // The program asks for B-trees alone.
         if cluster.major() >= 18 {
             databases.for_each(|database| {
@@ -205,14 +194,14 @@ fn check_database(cluster: &Cluster, database: &str) {
          where c.relkind = 'i' and a.amname = 'btree' and c.relpersistence = 'p'",
     );
     let tables = "select c.oid::regclass::text from pg_class c where c.relkind in ('r', 'm', 't') and c.relpersistence = 'p'";
-    let tables = client.query_rows(tables);
+    let tables = client.sql(tables);
     assert!(tables.len() > 50, "{}", tables.len());
     for table in tables.iter().map(|row| row[0].as_deref().unwrap()) {
         let check = match cluster.major() {
             13 => format!("select count(*) - count(*) from {table}"),
             _ => format!("select count(*) from verify_heapam('{table}'::regclass)"),
         };
-        assert_eq!(client.query_one_string(&check), "0", "{database} {table}");
+        assert_eq!(client.value(&check), "0", "{database} {table}");
     }
 }
 
@@ -235,18 +224,11 @@ pub fn go_the_whole_way(scene: &Scene) -> Value {
     let dry = scene
         .restore()
         .args(target)
-        .args(["--dry-run", "--json"])
-        .run()
-        .success()
+        .words("--dry-run --json")
+        .succeed()
         .json();
     assert!(!to.exists());
-    let run = scene
-        .restore()
-        .args(target)
-        .arg("--json")
-        .run()
-        .success()
-        .json();
+    let run = scene.restore().args(target).arg("--json").succeed().json();
     let without = |value: &Value| {
         let mut value = value.clone();
         for field in ["dry_run", "restored"] {
@@ -273,18 +255,17 @@ pub fn go_the_whole_way(scene: &Scene) -> Value {
     copy.start();
     copy.wait_promoted();
     assert_eq!(rows(&copy), AT_POINT);
-    assert_eq!(copy.query_one_string("select count(*) from s"), "5000");
-    assert_eq!(copy.query_one_string("select count(*) from u"), "0");
+    assert_eq!(copy.value("select count(*) from s"), "5000");
+    assert_eq!(copy.value("select count(*) from u"), "0");
     if major >= 15 {
-        assert_eq!(copy.query_one_string("select count(*) from p"), "300");
+        assert_eq!(copy.value("select count(*) from p"), "300");
     }
     let other = copy.client_of("other");
-    assert_eq!(other.query_one_string("select count(*) from o"), "100");
-    let space = copy.query_one_string(
-        "select pg_tablespace_location(oid) from pg_tablespace where spcname = 'ts'",
-    );
+    assert_eq!(other.value("select count(*) from o"), "100");
+    let space =
+        copy.value("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'ts'");
     assert_eq!(space, scene.new_space().to_str().unwrap());
-    assert_eq!(copy.query_one_string("show archive_mode"), "off");
+    assert_eq!(copy.value("show archive_mode"), "off");
 
     // The settings of recovery are gone, by the server's own hand.
     let settings = auto_conf(&to);
@@ -306,18 +287,16 @@ pub fn go_the_whole_way(scene: &Scene) -> Value {
         .site
         .archive()
         .arg(&segment)
-        .run()
-        .expect_code(22)
+        .exits(22)
         .expect_stderr("A122");
     assert_eq!(scene.site.files(), archived);
 
     let adopted = scene
         .site
         .pitr()
-        .args(["adopt", "--confirm", "--pgdata"])
+        .words("adopt --confirm --pgdata")
         .arg(&to)
-        .run()
-        .success();
+        .succeed();
     assert!(adopted.stdout.contains("archive_mode"), "{adopted}");
     assert!(!auto_conf(&to).contains("archive_mode"));
     assert!(!to.join("pg_wal/pitr.guard").exists());
@@ -332,7 +311,7 @@ pub fn go_the_whole_way(scene: &Scene) -> Value {
     });
     assert!(recorded);
     copy.start();
-    assert_eq!(copy.query_one_string("show archive_mode"), "on");
+    assert_eq!(copy.value("show archive_mode"), "on");
     // Its timeline is new, so it archives beside the old one.
     copy.archive_now();
     assert_eq!(rows(&copy), AT_POINT);
@@ -343,7 +322,7 @@ per_major!(the_whole_way);
 
 /// The refusals of a restore that never began.
 fn refused(run: &Program, code: i32, part: &str) -> Run {
-    run.run().expect_code(code).expect_stderr(part)
+    run.exits(code).expect_stderr(part)
 }
 
 #[test]
@@ -356,12 +335,12 @@ fn t01_t03_t05_nothing_is_written_before_everything_is_checked() {
 
     // T01: a target out of reach is reported before a byte is copied.
     refused(
-        &restore().args(["--target-time", "2001-01-01T00:00:00Z"]),
+        &restore().words("--target-time 2001-01-01T00:00:00Z"),
         5,
         "",
     );
-    refused(&restore().args(["--target-name", "there"]), 5, "here");
-    refused(&restore().args(["--target-lsn", "FF/0"]), 5, "");
+    refused(&restore().words("--target-name there"), 5, "here");
+    refused(&restore().words("--target-lsn FF/0"), 5, "");
     assert!(!to.exists());
 
     // T03: somebody's data.
@@ -371,8 +350,7 @@ fn t01_t03_t05_nothing_is_written_before_everything_is_checked() {
         scene
             .site
             .pitr()
-            .args(["restore", "--to"])
-            .arg(path)
+            .restore_to(path)
             .arg("--tablespace-mapping")
             .arg(format!(
                 "{}={}",
@@ -394,12 +372,11 @@ fn t01_t03_t05_nothing_is_written_before_everything_is_checked() {
         scene
             .site
             .pitr()
-            .args(["restore", "--to"])
-            .arg(&to)
+            .restore_to(&to)
             .args(["--tablespace-mapping", mapping])
     };
     let old = scene.space.display();
-    let unmapped = scene.site.pitr().args(["restore", "--to"]).arg(&to);
+    let unmapped = scene.site.pitr().restore_to(&to);
     refused(&unmapped, 8, "--confirm");
     refused(&unmapped.arg("--confirm"), 8, "not empty");
     refused(
@@ -425,7 +402,7 @@ fn t01_t03_t05_nothing_is_written_before_everything_is_checked() {
 #[test]
 fn f04_a_missing_segment_stops_the_server_and_never_promotes_it() {
     let scene = Scene::new(16);
-    let run = scene.restore().arg("--json").run().success().json();
+    let run = scene.restore().arg("--json").succeed().json();
     // Lost after the plan was made.
     let last = run["segments_needed"]["last"].as_str().unwrap().to_owned();
     let object = scene.site.object(&last);
@@ -455,18 +432,16 @@ fn f04_a_missing_segment_stops_the_server_and_never_promotes_it() {
 /// From 15 on PostgreSQL reads ahead of the replay, here over nearly empty segments up to a hole.
 fn f22_a_hole_behind_the_target_does_not_keep_recovery_from_it(major: u32) {
     let (site, cluster) = Site::with_cluster(major);
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let names: Vec<String> = (0..5).map(|_| cluster.archive_now()).collect();
     std::fs::remove_file(site.object(&names[2])).unwrap();
     let to = site.sandbox().dir("copy").join("data");
-    let restore = site.pitr().args(["restore", "--target-immediate", "--to"]);
+    let restore = site.pitr().words("restore --target-immediate --to");
     let restore = restore.arg(&to);
-    let shown = restore.clone().arg("--dry-run").run().success();
-    restore.run().success();
+    let shown = restore.clone().arg("--dry-run").succeed();
+    restore.succeed();
     let written = auto_conf(&to);
-    let mut copy = Cluster::open(major, &to).without_fsync().create();
-    copy.start();
-    copy.wait_promoted();
+    let _copy = Cluster::open(major, &to).without_fsync().promoted();
     let off = "recovery_prefetch = 'off'";
     assert_eq!(written.contains(off), major >= 15);
     assert_eq!(shown.stdout.contains(off), major >= 15, "{shown}");
@@ -517,7 +492,7 @@ impl Trap {
 
     /// Waits until the server has come to the file.
     pub fn wait(&self) {
-        wait_until(PATIENCE, "recovery has come to the file", || {
+        wait_until("recovery has come to the file", || {
             self.folder.join("reached").exists()
         });
         std::fs::remove_file(self.folder.join("reached")).unwrap();
@@ -552,16 +527,15 @@ fn t02_an_outage_during_replay_stops_the_server_and_once_it_is_over_the_target_i
     scene.cluster.archive_now();
     let plan = scene
         .restore()
-        .args(["--target-name", "far", "--json"])
-        .run()
-        .success()
+        .words("--target-name far --json")
+        .succeed()
         .json();
     let last = plan["segments_needed"]["last"].as_str().unwrap();
     let number = u32::from_str_radix(&last[16..], 16).unwrap();
     let before = |n: u32| format!("{}{:08X}", &last[..16], number - n);
     let trap = Trap::new(&scene.site);
     let mut copy = Cluster::open(16, scene.to())
-        .option("fsync", "off")
+        .without_fsync()
         .option("restore_command", trap.command())
         .create();
     let archived = scene.site.files();
@@ -630,32 +604,29 @@ fn t02_an_outage_during_replay_stops_the_server_and_once_it_is_over_the_target_i
 #[test]
 fn t08_a_restored_copy_that_is_told_to_archive_is_kept_out_of_the_repository_of_its_origin() {
     let scene = Scene::new(17);
-    let run = scene.restore().run().success();
+    let run = scene.restore().succeed();
     let archived = scene.site.files();
     // Whoever starts it forces archiving on, with the command that came along.
     let mut copy = Cluster::open(17, scene.to())
-        .option("fsync", "off")
+        .without_fsync()
         .option("archive_mode", "on")
         .create();
-    let command = scene.cluster.query_one_string("show archive_command");
+    let command = scene.cluster.value("show archive_command");
     copy.start();
     copy.wait_promoted();
-    assert_eq!(copy.query_one_string("show archive_command"), command);
+    assert_eq!(copy.value("show archive_command"), command);
     copy.wait_log("error A122");
     let failed = "select failed_count > 0 and archived_count = 0 from pg_stat_archiver";
-    wait_until(PATIENCE, "the failure is counted", || {
-        copy.query_one_string(failed) == "t"
-    });
+    wait_until("the failure is counted", || copy.value(failed) == "t");
     assert_eq!(scene.site.files(), archived, "{run}");
     // The origin archives as ever; and so does the copy, once somebody has decided that it may.
     scene.cluster.archive_now();
     scene
         .site
         .pitr()
-        .args(["adopt", "--confirm", "--pgdata"])
+        .words("adopt --confirm --pgdata")
         .arg(scene.to())
-        .run()
-        .success();
+        .succeed();
     let name = copy.archive_now();
     assert!(name.starts_with("00000002"), "{name}");
     assert!(scene.site.object(&name).exists());
@@ -675,7 +646,7 @@ fn a_standby_catches_up_from_the_archive_and_then_streams() {
     let run = scene
         .site
         .pitr()
-        .args(["standby", "--to"])
+        .words("standby --to")
         .arg(scene.to())
         .args(["--primary-conninfo", &conninfo, "--slot", "s1"])
         .arg("--tablespace-mapping")
@@ -684,8 +655,7 @@ fn a_standby_catches_up_from_the_archive_and_then_streams() {
             scene.space.display(),
             scene.new_space().display()
         ))
-        .run()
-        .success();
+        .succeed();
     assert!(run.stdout.contains("pg_ctl -D"), "{run}");
     verify_backup(17, &scene.to());
     let wal = scene.to().join("pg_wal");
@@ -706,16 +676,11 @@ fn a_standby_catches_up_from_the_archive_and_then_streams() {
     standby.wait_log("started streaming WAL from primary");
     standby.wait_log("restored log file");
     insert(&scene.cluster, AT_END, AT_END + 7);
-    let lsn = scene.cluster.insert_lsn();
-    wait_until(PATIENCE, "the standby has replayed", || {
-        standby.query_one_string(&format!(
-            "select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn"
-        )) == "t"
-    });
+    standby.wait_replayed(&scene.cluster.insert_lsn());
     assert_eq!(rows(&standby), AT_END + 7);
     let slot = scene
         .cluster
-        .query_one_string("select active from pg_replication_slots where slot_name = 's1'");
+        .value("select active from pg_replication_slots where slot_name = 's1'");
     assert_eq!(slot, "t");
 }
 
@@ -724,7 +689,7 @@ fn as_root_the_files_belong_to_the_owner_of_the_directory() {
     crate::require_root!("as_root_the_files_belong_to_the_owner_of_the_directory");
     let scene = Scene::new(15);
     // The parent belongs to the unprivileged user.
-    scene.restore().privileged().run().success();
+    scene.restore().privileged().succeed();
     use std::os::unix::fs::MetadataExt as _;
     fn owners(folder: &Path, found: &mut Vec<u32>) {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -747,11 +712,10 @@ fn as_root_the_files_belong_to_the_owner_of_the_directory() {
     scene
         .site
         .pitr()
-        .args(["adopt", "--confirm", "--pgdata"])
+        .words("adopt --confirm --pgdata")
         .arg(scene.to())
         .privileged()
-        .run()
-        .success();
+        .succeed();
     copy.start();
     // A directory of root's is no place for a server.
     let roots = std::env::temp_dir().join(format!("pitr-roots-{}", std::process::id()));
@@ -759,8 +723,7 @@ fn as_root_the_files_belong_to_the_owner_of_the_directory() {
     let run = scene
         .site
         .pitr()
-        .args(["restore", "--to"])
-        .arg(roots.join("x"))
+        .restore_to(roots.join("x"))
         .privileged()
         .run();
     std::fs::remove_dir(&roots).unwrap();
@@ -774,8 +737,7 @@ fn the_action_at_the_target_is_done() {
     scene
         .restore()
         .args(["--target-name", scene.point, "--target-action", "pause"])
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("pg_wal_replay_resume");
     let mut copy = scene.open();
     copy.start();
@@ -791,8 +753,7 @@ fn the_action_at_the_target_is_done() {
     scene
         .restore()
         .args(["--target-name", scene.point, "--target-action", "shutdown"])
-        .run()
-        .success();
+        .succeed();
     let mut copy = scene.open();
     copy.spawn();
     copy.wait_ended();
@@ -807,11 +768,8 @@ fn the_action_at_the_target_is_done() {
 
     // The successor of a cluster that is lost archives at once, on its own timeline.
     let adopt = || scene.restore().arg("--adopt");
-    adopt()
-        .run()
-        .expect_code(8)
-        .expect_stderr("a server runs in");
-    adopt().arg("--confirm").run().success();
+    adopt().exits(8).expect_stderr("a server runs in");
+    adopt().arg("--confirm").succeed();
     assert!(!scene.to().join("pg_wal/pitr.guard").exists());
     let mut copy = scene.open();
     copy.start();
@@ -825,7 +783,7 @@ fn the_action_at_the_target_is_done() {
 #[test]
 fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
     let scene = Scene::new(15);
-    scene.restore().run().success();
+    scene.restore().succeed();
     // Before the first start: what recovery needs stays.
     let adopt = |name: &str| {
         scene
@@ -834,8 +792,8 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
             .args(["adopt", "--json", "--as", name, "--pgdata"])
             .arg(scene.to())
     };
-    adopt("../x").run().expect_code(2);
-    let json = adopt("staging").run().success().json();
+    adopt("../x").exits(2);
+    let json = adopt("staging").succeed().json();
     assert_eq!(json["cluster"], "staging");
     assert_eq!(json["recovery_pending"], true);
     assert_eq!(
@@ -854,12 +812,10 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
         .arg(config)
         .arg("%p")
         .shell();
-    let mut copy = Cluster::open(15, scene.to())
-        .option("fsync", "off")
+    let copy = Cluster::open(15, scene.to())
+        .without_fsync()
         .option("archive_command", command)
-        .create();
-    copy.start();
-    copy.wait_promoted();
+        .promoted();
     let name = copy.archive_now();
     assert!(name.starts_with("00000002"), "{name}");
     assert!(!auto_conf(&scene.to()).contains("recovery_target"));
@@ -868,24 +824,22 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
         "nothing came to the old name"
     );
     // Once more does no harm.
-    adopt("staging").run().success();
+    adopt("staging").succeed();
     // Adopting a data directory that is no copy changes and records nothing.
     let files = scene.site.files();
     scene
         .site
         .pitr()
         .arg("adopt")
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("nothing to do");
     assert_eq!(scene.site.files(), files);
     // A path that is no data directory at all is refused.
     scene
         .site
         .pitr()
-        .args(["adopt", "--pgdata", "/tmp"])
-        .run()
-        .expect_code(8)
+        .words("adopt --pgdata /tmp")
+        .exits(8)
         .expect_stderr("not a data directory");
 }
 
@@ -893,23 +847,16 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
 fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted() {
     let (site, mut origin) = Site::with_cluster(16);
     origin.sql("create table t as select g as a from generate_series(1, 10) g");
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     origin.sql("select pg_create_restore_point('here')");
     origin.sql("insert into t values (11)");
     origin.archive_now();
     let folder = site.sandbox().dir("copies");
     let copy = |name: &str, target: &[&str]| -> Cluster {
         let to = folder.join(name);
-        site.pitr()
-            .args(["restore", "--to"])
-            .arg(&to)
-            .args(target)
-            .run()
-            .success();
+        site.pitr().restore_to(&to).args(target).succeed();
         // Promoted before any of them has archived: each takes timeline 2.
-        let mut copy = Cluster::open(16, to).option("fsync", "off").create();
-        copy.start();
-        copy.wait_promoted();
+        let mut copy = Cluster::open(16, to).without_fsync().promoted();
         // By its end the first checkpoint of the timeline is written.
         copy.sql("checkpoint");
         copy.stop(Stop::Fast);
@@ -920,9 +867,7 @@ fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted()
     let other = copy("other", &["--target-name", "here"]);
     let adopt = |copy: &Cluster| {
         let pgdata = copy.pgdata().to_owned();
-        site.pitr()
-            .args(["adopt", "--confirm", "--pgdata"])
-            .arg(pgdata)
+        site.pitr().words("adopt --confirm --pgdata").arg(pgdata)
     };
     let config = std::fs::read_to_string(site.config()).unwrap();
     site.sandbox().file(
@@ -930,8 +875,7 @@ fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted()
         format!("{config}\n[clusters.main.receive]\nslot = \"s\"\n"),
     );
     adopt(&first)
-        .run()
-        .success()
+        .succeed()
         .expect_stdout(&format!(
             "set pgdata = \"{}\" in [clusters.main] of {}",
             first.pgdata().display(),
@@ -952,15 +896,14 @@ fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted()
     assert_ne!(history(&first), history(&other));
     for copy in [&twin, &other] {
         adopt(copy)
-            .run()
-            .expect_code(8)
+            .exits(8)
             .expect_stderr("timeline 2 is that of another server")
             .expect_stderr("pitr adopt --as NAME");
         assert!(copy.pgdata().join("pg_wal/pitr.guard").exists());
         assert!(auto_conf(copy.pgdata()).contains("archive_mode = 'off'"));
     }
     assert_eq!(site.files(), archived);
-    adopt(&twin).args(["--as", "twin"]).run().success();
+    adopt(&twin).words("--as twin").succeed();
 }
 
 /// A server takes such a location where the database has the encoding SQL_ASCII.
@@ -997,7 +940,7 @@ fn brings_raw_location_back(method: &str) {
     raw.sql("create table t tablespace r as select g as a from generate_series(1, 500) g");
     assert_eq!(std::fs::read_dir(&old).unwrap().count(), 1);
     let backup = site.pitr().args(["backup", "--method", method]);
-    backup.run().success();
+    backup.succeed();
     raw.sql("insert into t values (501)");
     cluster.archive_now();
 
@@ -1005,19 +948,16 @@ fn brings_raw_location_back(method: &str) {
         let bytes = path.as_os_str().as_bytes().iter();
         bytes.map(|b| format!("{b:02x}")).collect::<String>()
     };
-    let plan = site.pitr().args(["plan", "--json"]).run().success().json();
+    let plan = site.pitr().words("plan --json").succeed().json();
     let planned = &plan["backup"]["tablespaces"][0];
     assert_eq!(planned["location_hex"], hex(&old), "{planned:#}");
     assert!(planned["location"].is_null());
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 
     let copies = site.sandbox().dir("copies");
     let (to, new) = (copies.join("data"), beside(copies, b"th\xe9"));
-    let restore = || site.pitr().args(["restore", "--to"]).arg(&to);
-    restore()
-        .run()
-        .expect_code(8)
-        .expect_stderr("--tablespace-mapping");
+    let restore = || site.pitr().restore_to(&to);
+    restore().exits(8).expect_stderr("--tablespace-mapping");
     let mut mapping = old.clone().into_os_string();
     mapping.push("=");
     mapping.push(&new);
@@ -1025,19 +965,14 @@ fn brings_raw_location_back(method: &str) {
         .arg("--json")
         .arg("--tablespace-mapping")
         .arg(mapping)
-        .run()
-        .success()
+        .succeed()
         .json();
     let placed = &run["restored"]["tablespaces"][0];
     assert_eq!(placed["original_hex"], hex(&old), "{placed:#}");
     assert_eq!(placed["path_hex"], hex(&new), "{placed:#}");
     let link = to.join("pg_tblspc").join(placed["oid"].to_string());
     assert_eq!(std::fs::read_link(link).unwrap(), new);
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    let count = copy
-        .client_of("raw")
-        .query_one_string("select count(*) from t");
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    let count = copy.client_of("raw").value("select count(*) from t");
     assert_eq!(count, "501");
 }

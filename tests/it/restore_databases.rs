@@ -22,17 +22,12 @@ const KEPT: &str = "select count(*) || ' ' || sum(a) from k";
 
 impl World {
     fn new(major: u32, checksums: bool) -> World {
-        let builder = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
+        let builder = Cluster::small(major)
             .checksums(checksums)
             .config("autovacuum", "off");
         let (site, cluster) = Site::with_cluster_of(builder);
         let space = cluster.sandbox().dir("space");
-        cluster.sql(&format!(
-            "create tablespace ts location '{}'",
-            space.display()
-        ));
+        cluster.make_tablespace("ts", &space);
         cluster.sql("create database app");
         cluster.sql("create database big");
         cluster.sql("create database far tablespace ts");
@@ -73,8 +68,7 @@ impl World {
 
     /// Traffic that reaches pages which were not changed since the backup began, also without images of them.
     fn traffic(&self) {
-        self.cluster.alter_system("full_page_writes", "off");
-        self.cluster.reload();
+        self.cluster.set("full_page_writes", "off");
         self.cluster.sql("checkpoint");
         for name in ["big", "far"] {
             let client = self.cluster.client_of(name);
@@ -132,7 +126,7 @@ impl World {
         let new_space = self.site.sandbox().join("copy/space");
         self.site
             .pitr()
-            .args(["restore", "--json", "--target-name", "here"])
+            .words("restore --json --target-name here")
             .args(args)
             .arg("--to")
             .arg(self.to())
@@ -142,17 +136,17 @@ impl World {
 
     fn open(&self) -> Cluster {
         let copy = Cluster::open(self.cluster.major(), self.to());
-        copy.option("fsync", "off").create()
+        copy.without_fsync().create()
     }
 
     fn oid(&self, name: &str) -> String {
         let oid = format!("select oid from pg_database where datname = '{name}'");
-        self.cluster.query_one_string(&oid)
+        self.cluster.value(&oid)
     }
 
     /// A backup of a server on this data directory.
     fn take(&self, server: &Cluster, args: &[&str]) -> Run {
-        let backup = self.site.pitr().args(["backup", "--json"]).args(args);
+        let backup = self.site.pitr().words("backup --json").args(args);
         backup
             .env("PITR_CLUSTERS_MAIN_CONNINFO", server.conninfo("postgres"))
             .env("PITR_CLUSTERS_MAIN_PGDATA", server.pgdata())
@@ -200,11 +194,10 @@ fn replay_passes_over_what_is_left_out((major, checksums): (u32, bool)) {
     let (big, far) = (world.oid("big"), world.oid("far"));
     let dry = world
         .restore(&["--databases", "app", "--dry-run"])
-        .run()
-        .success()
+        .succeed()
         .json();
     assert!(!world.to().exists());
-    let run = world.restore(&["--databases", "app"]).run().success();
+    let run = world.restore(&["--databases", "app"]).succeed();
     let json = run.json();
     assert_eq!(names(&json["left_out_databases"]), ["big", "far"], "{run}");
     assert_eq!(dry["left_out_databases"], json["left_out_databases"]);
@@ -235,11 +228,11 @@ fn replay_passes_over_what_is_left_out((major, checksums): (u32, bool)) {
     // Without the setting the server would have ended here.
     server.wait_log("WAL contains references to invalid pages");
     let app = server.client_of("renamed");
-    assert_eq!(app.query_one_string(KEPT), "3500 6126750");
-    assert_eq!(app.query_one_string("select count(*) from ks"), "3000");
+    assert_eq!(app.value(KEPT), "3500 6126750");
+    assert_eq!(app.value("select count(*) from ks"), "3000");
     drop(app);
     let born = server.client_of("born");
-    assert_eq!(born.query_one_string("select sum(a) from b"), "5050");
+    assert_eq!(born.value("select sum(a) from b"), "5050");
     drop(born);
     let settings = std::fs::read_to_string(world.to().join("postgresql.auto.conf")).unwrap();
     assert!(!settings.contains("ignore_invalid_pages"), "{settings}");
@@ -262,10 +255,7 @@ fn replay_passes_over_what_is_left_out((major, checksums): (u32, bool)) {
         check_checksums(&server);
     }
     server.start();
-    assert_eq!(
-        server.client_of("renamed").query_one_string(KEPT),
-        "3500 6126750"
-    );
+    assert_eq!(server.client_of("renamed").value(KEPT), "3500 6126750");
 }
 
 fn t13_with_checksums(major: u32) {
@@ -288,7 +278,7 @@ fn without_big_and_far(major: u32) -> (World, Cluster) {
     let conninfo = original.conninfo("postgres");
     let pgdata = original.pgdata().to_owned();
     original.stop(Stop::Fast);
-    let run = restore.run().success();
+    let run = restore.succeed();
     assert_eq!(names(&run.json()["left_out_databases"]), ["big", "far"]);
     assert!(!conninfo.is_empty() && pgdata.exists());
     let world = World {
@@ -306,7 +296,7 @@ fn k37_a_partial_backup_is_asked_for_what_it_has() {
     let (world, server) = without_big_and_far(17);
     let run = world.take(&server, &[]).success();
     let partial = run.id();
-    let kept = server.client_of("app").query_one_string(KEPT);
+    let kept = server.client_of("app").value(KEPT);
     // Its files are copies of files that the backup lacks.
     server.sql("create database copied template big strategy file_copy");
     server.archive_now();
@@ -337,12 +327,10 @@ fn k37_a_partial_backup_is_asked_for_what_it_has() {
     hollow.expect_stderr("is not the one of the backup");
     let file = folder.join("k.dump");
     let rescue = ["rescue", "--table", "k", "--database", "app", "--to"];
-    at(world.site.pitr().args(rescue).arg(&file))
-        .run()
-        .success();
+    at(world.site.pitr().args(rescue).arg(&file)).succeed();
     assert!(file.exists());
     if crate::clone::can_mount() {
-        let clone = at(world.site.pitr().arg("clone")).run().expect_code(8);
+        let clone = at(world.site.pitr().arg("clone")).exits(8);
         clone.expect_stderr("it is partial");
     }
 }
@@ -371,7 +359,7 @@ fn b14_a_backup_of_what_was_left_out_is_partial(major: u32) {
     assert_eq!(of_root.content.left_out_databases.len(), 2);
 
     // It stands for no whole one: plans pass it over, and expiry keeps what it does not replace.
-    let plan = |args: &[&str]| world.site.pitr().args(["plan", "--json"]).args(args).run();
+    let plan = |args: &[&str]| world.site.pitr().words("plan --json").args(args).run();
     server.archive_now();
     let chosen = plan(&[]).success().json();
     assert_eq!(chosen["backup"]["id"], world.backup.as_str(), "{chosen}");
@@ -386,14 +374,14 @@ fn b14_a_backup_of_what_was_left_out_is_partial(major: u32) {
         named["warnings"].to_string().contains("is partial"),
         "{named}"
     );
-    let info = world.site.pitr().args(["info", "--json"]).run().json();
+    let info = world.site.pitr().words("info --json").run().json();
     let shown = info["clusters"][0]["backups"].as_array().unwrap();
     let are_partial: Vec<_> = shown
         .iter()
         .map(|one| one["partial"].as_bool().unwrap())
         .collect();
     assert_eq!(are_partial, [false, true, true, true], "{info}");
-    world.site.pitr().arg("verify").run().success();
+    world.site.pitr().arg("verify").succeed();
     let dry = ["expire", "--keep", "1", "--min-age", "0", "--dry-run"];
     let expiry = world.site.pitr().args(dry).run();
     expiry
@@ -414,7 +402,7 @@ fn b14_a_backup_of_what_was_left_out_is_partial(major: u32) {
     let again = again
         .args(["--tablespace-mapping", &mapping, "--to"])
         .arg(&second);
-    let again = again.run().success().json();
+    let again = again.succeed().json();
     assert_eq!(again["recovery_settings"]["ignore_invalid_pages"], "on");
     assert!(second.join("pitr.partial").exists());
 
@@ -475,17 +463,13 @@ fn what_cannot_be_left_out_is_refused_by_name() {
         ),
         (["--exclude-databases", "postgres"], 2, "is always restored"),
     ] {
-        let run = world.restore(&args).run().expect_code(code);
-        run.expect_stdout(part);
+        world.restore(&args).exits(code).expect_stdout(part);
     }
     let both = world.restore(&["--databases", "app", "--exclude-databases", "big"]);
-    both.run().expect_code(2);
+    both.exits(2);
     assert!(!world.to().exists());
     // All that are named: an ordinary restore.
-    let run = world
-        .restore(&["--databases", "app,big,far"])
-        .run()
-        .success();
+    let run = world.restore(&["--databases", "app,big,far"]).succeed();
     assert_eq!(names(&run.json()["left_out_databases"]), Vec::<&str>::new());
     assert!(!world.to().join("pitr.partial").exists());
     assert!(world.to().join("backup_manifest").exists());
@@ -506,7 +490,7 @@ fn what_cannot_be_left_out_is_refused_by_name() {
         "--backup",
         &backup,
     ];
-    let dry = world.restore(&args).run().success();
+    let dry = world.restore(&args).succeed();
     assert_eq!(
         names(&dry.json()["left_out_databases"]),
         ["Größe, 1"],
@@ -557,9 +541,9 @@ fn t13_killed_at_any_point_the_same_command_completes_it_and_another_is_refused(
         }
         if world.to().join("pg_wal/pitr.restore").exists() {
             unfinished += 1;
-            world.restore(&[]).run().expect_code(8);
+            world.restore(&[]).exits(8);
         }
-        restore().run().success();
+        restore().succeed();
         assert!(world.to().join("pitr.partial").exists());
         assert!(state(&copy) == reference, "{}", call.text);
     }
@@ -582,11 +566,8 @@ fn in_place_what_is_left_out_is_emptied_and_comes_back() {
         }
     }
     let delta = |args: &[&str]| {
-        let restore = world
-            .site
-            .pitr()
-            .args(["restore", "--json", "--delta", "--confirm"]);
-        let restore = restore.args(["--target-name", "here"]).args(args);
+        let restore = world.site.pitr().words("restore --json --delta --confirm");
+        let restore = restore.words("--target-name here").args(args);
         restore.arg("--to").arg(&pgdata).run()
     };
     let run = delta(&["--exclude-databases", "big"]).success();
@@ -604,7 +585,7 @@ fn in_place_what_is_left_out_is_emptied_and_comes_back() {
     world.cluster.start();
     world.cluster.wait_promoted();
     let rows = world.cluster.client_of("big");
-    assert_eq!(rows.query_one_string("select count(*) from t"), "5000");
+    assert_eq!(rows.value("select count(*) from t"), "5000");
 }
 
 /// Packs that hold nothing of what is wanted are not fetched: the backup of one database is read from what is left of the repository.
@@ -615,8 +596,8 @@ fn what_is_left_out_is_not_read() {
     let run = world
         .site
         .pitr()
-        .args(["backup", "--json", "--method", "local", "--jobs", "1"]);
-    let id = run.run().success().id();
+        .words("backup --json --method local --jobs 1");
+    let id = run.succeed().id();
     world.cluster.sql("select pg_create_restore_point('here')");
     world.cluster.archive_now();
     let big = world.oid("big").parse::<u32>().unwrap();
@@ -661,10 +642,7 @@ fn what_is_left_out_is_not_read() {
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, content).unwrap();
     user::own_all(&path);
-    world
-        .restore(&["--backup", &id, "--jobs", "1"])
-        .run()
-        .expect_code(4);
+    world.restore(&["--backup", &id, "--jobs", "1"]).exits(4);
     std::fs::remove_dir_all(world.site.sandbox().join("copy")).unwrap();
     let run = world
         .restore(&["--backup", &id, "--exclude-databases", "big"])

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
-use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, fault, user, wait_until};
+use crate::common::{Cluster, Program, Run, Site, Stop, copy_all, fault, user, wait_until};
 use crate::per_major;
 use crate::restore::{AT_POINT, Scene, content, rows, verify_backup};
 
@@ -13,7 +13,7 @@ fn held(folder: &Path, restore: &Program, point: &str, meanwhile: impl FnOnce())
     let pause = folder.join(point);
     let value = format!("{point}={}", pause.display());
     let running = restore.clone().env("PITR_FAULT_PAUSE", value).spawn();
-    wait_until(PATIENCE, point, || pause.exists());
+    wait_until(point, || pause.exists());
     meanwhile();
     std::fs::remove_file(&pause).unwrap();
     running.wait()
@@ -63,7 +63,7 @@ fn r180_a_server_that_starts_between_the_plan_and_the_restore_keeps_its_director
     scene.cluster.archive_now();
     scene.cluster.stop(Stop::Fast);
     forget_waiting(&data);
-    restore.run().success();
+    restore.succeed();
     assert!(!space.join("pitr.restore").exists());
     scene.cluster.start();
     scene.cluster.wait_promoted();
@@ -78,7 +78,7 @@ fn r181_a_restore_that_was_planned_before_the_same_one_ended_leaves_nothing_ther
         .args(["--json", "--target-name", scene.point]);
     let pauses = scene.site.sandbox().dir("pause");
     let run = held(&pauses, &restore, "restore-unlocked", || {
-        restore.run().success();
+        restore.succeed();
     });
     run.expect_code(8).expect_stdout("not empty");
     is_untouched(&scene.to(), &scene.new_space());
@@ -98,9 +98,8 @@ fn r182_a_resumed_restore_takes_over_nothing_that_came_into_a_tablespace_since()
     let pause = scene.site.sandbox().dir("pause").join("control");
     let value = format!("restore-control={}", pause.display());
     let running = restore.clone().env("PITR_FAULT_PAUSE", value).spawn();
-    wait_until(PATIENCE, "the tablespace is marked", || pause.exists());
-    running.signal(Signal::KILL);
-    running.wait();
+    wait_until("the tablespace is marked", || pause.exists());
+    running.ended_by(Signal::KILL);
     std::fs::remove_file(&pause).unwrap();
     assert!(data.join("pg_wal/pitr.restore").exists());
     assert!(space.join("pitr.restore").exists());
@@ -110,7 +109,7 @@ fn r182_a_resumed_restore_takes_over_nothing_that_came_into_a_tablespace_since()
     std::fs::create_dir_all(foreign.parent().unwrap()).unwrap();
     std::fs::write(&foreign, "another cluster").unwrap();
     user::own_all(&space);
-    let run = restore.run().expect_code(8);
+    let run = restore.exits(8);
     run.expect_stdout("nothing in it says that this restore wrote there");
     assert_eq!(
         std::fs::read_to_string(&foreign).unwrap(),
@@ -119,10 +118,10 @@ fn r182_a_resumed_restore_takes_over_nothing_that_came_into_a_tablespace_since()
     // With the mark of another restore it is taken over no more.
     std::fs::write(space.join("pitr.restore"), "{}").unwrap();
     user::own_all(&space);
-    restore.run().expect_code(8);
+    restore.exits(8);
     // So it is with one that an older version has begun: emptied, it is filled.
     std::fs::remove_dir_all(&space).unwrap();
-    restore.run().success();
+    restore.succeed();
     is_untouched(&data, &space);
     let mut copy = scene.open();
     copy.start();
@@ -143,14 +142,14 @@ fn state(data: &Path) -> Vec<(String, Vec<u8>)> {
 
 fn delta(scene: &Scene) -> Program {
     let to = scene.cluster.pgdata().to_owned();
-    let restore = scene.site.pitr().args(["restore", "--json", "--delta"]);
+    let restore = scene.site.pitr().words("restore --json --delta");
     restore.args(["--target-name", scene.point, "--to"]).arg(to)
 }
 
 fn the_cluster_is_taken_back_in_place(major: u32) {
     let mut scene = Scene::new(major);
     let restore = scene.restore().args(["--target-name", scene.point]);
-    restore.run().success();
+    restore.succeed();
     let (fresh, fresh_space) = (state(&scene.to()), content(&scene.new_space()));
     scene.cluster.sql(
         "create table later as select g as a from generate_series(1, 3000) g;
@@ -163,7 +162,7 @@ fn the_cluster_is_taken_back_in_place(major: u32) {
     scene.cluster.archive_now();
     let pgdata = scene.cluster.pgdata().to_owned();
     // A running server keeps its directory.
-    delta(&scene).arg("--confirm").run().expect_code(8);
+    delta(&scene).arg("--confirm").exits(8);
     scene.cluster.stop(Stop::Fast);
     for name in ["base/1/stray", "stray", "pg_wal/stray"] {
         std::fs::write(pgdata.join(name), "x").unwrap();
@@ -174,19 +173,15 @@ fn the_cluster_is_taken_back_in_place(major: u32) {
     std::fs::write(&ready, "").unwrap();
     delta(&scene)
         .arg("--confirm")
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stdout("wal backfill --from");
     forget_waiting(&pgdata);
     // Without a confirmation nothing is touched.
     let before = content(&pgdata);
-    delta(&scene)
-        .run()
-        .expect_code(8)
-        .expect_stderr("--confirm");
-    delta(&scene).arg("--dry-run").run().success();
+    delta(&scene).exits(8).expect_stderr("--confirm");
+    delta(&scene).arg("--dry-run").succeed();
     assert!(content(&pgdata) == before);
-    let run = delta(&scene).arg("--confirm").run().success();
+    let run = delta(&scene).arg("--confirm").succeed();
     let json = run.json();
     let number = |name: &str| json["restored"][name].as_u64().unwrap();
     assert!(number("kept_bytes") > number("written_bytes"), "{run}");
@@ -208,9 +203,9 @@ fn the_cluster_is_taken_back_in_place(major: u32) {
     scene.cluster.wait_promoted();
     assert_eq!(rows(&scene.cluster), AT_POINT);
     let later = "select count(*) from pg_class where relname in ('later', 'moved')";
-    assert_eq!(scene.cluster.client().query_one_string(later), "0");
+    assert_eq!(scene.cluster.client().value(later), "0");
     let first = "select sum(a) from s";
-    assert_eq!(scene.cluster.client().query_one_string(first), "12502500");
+    assert_eq!(scene.cluster.client().value(first), "12502500");
 }
 per_major!(the_cluster_is_taken_back_in_place, v13 v16 v19);
 
@@ -218,35 +213,32 @@ per_major!(the_cluster_is_taken_back_in_place, v13 v16 v19);
 fn what_is_not_the_clusters_is_left_alone() {
     let scene = Scene::new(17);
     let to = |path: &Path| {
-        let restore = scene
-            .site
-            .pitr()
-            .args(["restore", "--json", "--delta", "--confirm"]);
-        restore.args(["--target-name", "here", "--to"]).arg(path)
+        let restore = scene.site.pitr().words("restore --json --delta --confirm");
+        restore.words("--target-name here --to").arg(path)
     };
     // Another cluster.
     let mut other = Cluster::builder(17).start();
     other.stop(Stop::Fast);
     let before = content(other.pgdata());
-    let run = to(other.pgdata()).run().expect_code(8);
+    let run = to(other.pgdata()).exits(8);
     run.expect_stdout("is a data directory of system identifier");
     // A directory that is none.
     let folder = scene.site.sandbox().dir("folder");
     std::fs::write(folder.join("file"), "x").unwrap();
     user::own_all(&folder);
-    let run = to(&folder).run().expect_code(8);
+    let run = to(&folder).exits(8);
     run.expect_stdout("is no data directory");
     // One of which nobody knows whether a server runs in it.
     std::fs::write(other.pgdata().join("postmaster.pid"), "1\n").unwrap();
     user::own_all(&other.pgdata().join("postmaster.pid"));
-    to(other.pgdata()).run().expect_code(8);
+    to(other.pgdata()).exits(8);
     std::fs::remove_file(other.pgdata().join("postmaster.pid")).unwrap();
     assert!(content(other.pgdata()) == before);
     // One whose WAL lies elsewhere.
     let wal = other.pgdata().with_file_name("wal");
     std::fs::rename(other.pgdata().join("pg_wal"), &wal).unwrap();
     std::os::unix::fs::symlink(&wal, other.pgdata().join("pg_wal")).unwrap();
-    let run = to(other.pgdata()).run().expect_code(8);
+    let run = to(other.pgdata()).exits(8);
     run.expect_stdout("pg_wal is no plain directory");
 }
 
@@ -272,7 +264,7 @@ fn t50_another_major_in_the_place_of_a_tablespace_is_left_alone() {
     std::fs::write(own.join("stray"), "x").unwrap();
     user::own_all(&own);
     let before = content(&older);
-    delta(&scene).arg("--confirm").run().success();
+    delta(&scene).arg("--confirm").succeed();
     assert!(content(&older) == before);
     assert!(!own.join("stray").exists());
     // The server's own check knows nothing of its neighbour.
@@ -297,7 +289,7 @@ fn t51_what_a_restore_in_place_cannot_do_is_found_before_it_begins() {
     // The last WAL of a server that was killed was never offered.
     scene.cluster.stop(Stop::Immediate);
     let before = content(&pgdata);
-    let run = delta(&scene).arg("--confirm").run().expect_code(8);
+    let run = delta(&scene).arg("--confirm").exits(8);
     run.expect_stdout("was not shut down cleanly")
         .expect_stdout("wal backfill --from");
     assert!(content(&pgdata) == before);
@@ -309,14 +301,14 @@ fn t51_what_a_restore_in_place_cannot_do_is_found_before_it_begins() {
     let (file, second) = (pgdata.join("base/1/1259"), scene.space.join("1259"));
     std::fs::hard_link(&file, &second).unwrap();
     let before = content(&pgdata);
-    let run = delta(&scene).arg("--confirm").run().expect_code(8);
+    let run = delta(&scene).arg("--confirm").exits(8);
     run.expect_stdout("has 2 names");
     assert!(content(&pgdata) == before, "the cluster is whole");
     std::fs::remove_file(&second).unwrap();
     // One that the backup does not have goes, and nobody writes into it.
     let kept = scene.site.sandbox().file("kept", "of another cluster");
     std::fs::hard_link(&kept, pgdata.join("base/1/99999")).unwrap();
-    delta(&scene).arg("--confirm").run().success();
+    delta(&scene).arg("--confirm").succeed();
     assert_eq!(
         std::fs::read_to_string(&kept).unwrap(),
         "of another cluster"
@@ -348,11 +340,11 @@ fn t71_a_whole_cluster_whose_tablespace_takes_no_mark_is_no_unfinished_restore()
         crate::common::user::own(file);
     }
     // The other restore is not finished, and the tablespace is its own.
-    let run = delta(&scene).arg("--confirm").run().expect_code(8);
+    let run = delta(&scene).arg("--confirm").exits(8);
     run.expect_stdout("is not empty, and nothing in it says");
     assert!(mark.exists() && content(&pgdata) == before);
     std::fs::remove_file(&record).unwrap();
-    delta(&scene).arg("--confirm").run().success();
+    delta(&scene).arg("--confirm").succeed();
     assert!(!mark.exists());
     verify_backup(17, &pgdata);
 }
@@ -361,7 +353,7 @@ fn t71_a_whole_cluster_whose_tablespace_takes_no_mark_is_no_unfinished_restore()
 fn t75_wal_that_no_receiver_has_taken_is_not_removed() {
     let (site, mut cluster) = Site::with_cluster(17);
     cluster.sql("create table t as select 1 as a");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("select pg_create_restore_point('here')");
     cluster.archive_now();
     cluster.stop(Stop::Fast);
@@ -369,57 +361,51 @@ fn t75_wal_that_no_receiver_has_taken_is_not_removed() {
     cluster.append_config("archive_mode", "off");
     cluster.append_config("wal_keep_size", "64MB");
     cluster.start();
-    let first = cluster.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    let first = cluster.value("select pg_walfile_name(pg_current_wal_lsn())");
     cluster.sql("insert into t values (2)");
     cluster.sql("select pg_switch_wal()");
     cluster.sql("insert into t values (3)");
-    let last = cluster.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    let last = cluster.value("select pg_walfile_name(pg_current_wal_lsn())");
     cluster.stop(Stop::Fast);
     let pgdata = cluster.pgdata().to_owned();
     let before = content(&pgdata);
-    let restore = site
-        .pitr()
-        .args(["restore", "--json", "--delta", "--confirm"]);
-    let restore = restore.args(["--target-name", "here", "--to"]).arg(&pgdata);
-    let run = restore.run().expect_code(8);
+    let restore = site.pitr().words("restore --json --delta --confirm");
+    let restore = restore.words("--target-name here --to").arg(&pgdata);
+    let run = restore.exits(8);
     let from = format!("\": from segment {first} on");
     run.expect_stdout("lacks the last WAL of the server of")
         .expect_stdout(from.trim_start_matches('"'))
         .expect_stdout("wal backfill --from");
     assert!(content(&pgdata) == before);
     let wal = pgdata.join("pg_wal");
-    let push = site.pitr().args(["wal", "push"]).arg(wal.join(&last));
-    push.run().success();
+    let push = site.pitr().words("wal push").arg(wal.join(&last));
+    push.succeed();
     // The segments before it are nowhere else.
-    restore.run().expect_code(8).expect_stdout(&first);
-    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
-    backfill.arg(&wal).run().success();
+    restore.exits(8).expect_stdout(&first);
+    site.pitr().words("wal backfill --from").arg(&wal).succeed();
     // That partial lacks the WAL that the server wrote since.
     cluster.start();
     cluster.sql("insert into t values (4)");
     cluster.stop(Stop::Fast);
-    restore.run().expect_code(8);
-    push.run().success();
-    restore.run().success();
+    restore.exits(8);
+    push.succeed();
+    restore.succeed();
     // A copy that archives nothing has a timeline of its own, and is taken back as often as one likes.
     cluster.start();
     cluster.wait_promoted();
     cluster.sql("insert into t values (3)");
     cluster.stop(Stop::Fast);
-    restore.run().success();
+    restore.succeed();
     cluster.start();
     cluster.wait_promoted();
-    assert_eq!(
-        cluster.query_one_string("select string_agg(a::text, ',') from t"),
-        "1"
-    );
+    assert_eq!(cluster.value("select string_agg(a::text, ',') from t"), "1");
 }
 
 #[test]
 fn t75_an_older_copy_whose_wal_has_expired_is_taken_back() {
     let (site, mut cluster) = Site::with_cluster(16);
     cluster.sql("create table t as select 1 as a");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     cluster.stop(Stop::Fast);
     let copy = cluster.sandbox().dir("older").join("data");
@@ -428,15 +414,13 @@ fn t75_an_older_copy_whose_wal_has_expired_is_taken_back() {
     assert!(copying.status().unwrap().success());
     cluster.start();
     cluster.sql("insert into t values (2)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let expire = ["expire", "--keep", "1", "--min-age", "0s", "--grace", "0s"];
-    site.pitr().args(expire).arg("--confirm").run().success();
+    site.pitr().args(expire).arg("--confirm").succeed();
     cluster.stop(Stop::Fast);
     forget_waiting(&copy);
-    let restore = site
-        .pitr()
-        .args(["restore", "--json", "--delta", "--confirm", "--to"]);
-    restore.arg(&copy).run().success();
+    let restore = site.pitr().words("restore --json --delta --confirm --to");
+    restore.arg(&copy).succeed();
 }
 
 /// A small cluster and a copy of it that has gone on.
@@ -452,7 +436,7 @@ impl Small {
     fn new() -> Small {
         let (site, mut cluster) = Site::with_cluster(15);
         cluster.sql("create table t as select g as a, repeat('x', 100) as b from generate_series(1, 20000) g");
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         cluster.sql("select pg_create_restore_point('here')");
         cluster.sql("update t set b = 'y' where a % 100 = 0; create table later as select 1 as a");
         cluster.archive_now();
@@ -472,19 +456,13 @@ impl Small {
         if self.data.exists() {
             std::fs::remove_dir_all(&self.data).unwrap();
         }
-        let ok = std::process::Command::new("cp")
-            .arg("-a")
-            .args([&self.left, &self.data])
-            .status()
-            .unwrap()
-            .success();
-        assert!(ok);
+        copy_all(&self.left, &self.data);
     }
 
     fn restore(&self) -> Program {
-        let restore = self.site.pitr().args(["restore", "--json", "--delta"]);
+        let restore = self.site.pitr().words("restore --json --delta");
         restore
-            .args(["--confirm", "--jobs", "1", "--target-name", "here", "--to"])
+            .words("--confirm --jobs 1 --target-name here --to")
             .arg(&self.data)
     }
 }
@@ -532,7 +510,7 @@ fn killed_at_any_point_no_server_starts_on_a_mixture_and_the_same_command_comple
         } else {
             unfinished += 1;
         }
-        small.restore().run().success();
+        small.restore().succeed();
         assert!(state(&small.data) == reference, "{}", call.text);
     }
     println!("{untouched} times untouched, {unfinished} times unfinished");
@@ -549,7 +527,7 @@ fn a_file_that_cannot_be_read_ends_the_comparison() {
     let (run, fired) = fault::inject(&small.restore(), &broken);
     assert!(fired > 0, "{run}");
     run.expect_code(1).expect_stdout("1255");
-    small.restore().run().success();
+    small.restore().succeed();
     verify_backup(15, &small.data);
 }
 
@@ -558,7 +536,7 @@ fn a_file_that_cannot_be_read_ends_the_comparison() {
 fn a_resumed_restore_does_not_read_packs_of_what_is_there() {
     let small = Small::new();
     small.renew();
-    small.restore().run().success();
+    small.restore().succeed();
     // As if it had been killed before its last steps.
     let control = small.data.join("global/pg_control");
     std::fs::rename(&control, small.data.join("global/pg_control.pitr")).unwrap();
@@ -578,12 +556,12 @@ fn a_resumed_restore_does_not_read_packs_of_what_is_there() {
         std::fs::write(&pack, bytes).unwrap();
         user::own_all(&pack);
     }
-    let run = small.restore().run().success();
+    let run = small.restore().succeed();
     let json = run.json();
     assert_eq!(json["restored"]["resumed"], true, "{run}");
     let written = json["restored"]["written_bytes"].as_u64().unwrap();
     assert!(written < 1 << 20, "{run}");
     // One that lacks the file needs the frame.
     std::fs::remove_dir_all(&small.data).unwrap();
-    small.restore().run().expect_code(4);
+    small.restore().exits(4);
 }

@@ -21,17 +21,14 @@ impl Small {
             cluster.sql(&format!("alter database {database} is_template false"));
             cluster.sql(&format!("drop database {database}"));
         }
-        cluster.sql(&format!(
-            "create tablespace ts location '{}'",
-            space.display()
-        ));
+        cluster.make_tablespace("ts", &space);
         cluster.sql(
             "create table t tablespace ts as select g as a, repeat('x', 100) as b from generate_series(1, 20000) g;
              create table zeros as select 1 as a;
              checkpoint",
         );
         // A file with a hole: an index that was extended and never written.
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         cluster.sql("select pg_create_restore_point('here')");
         cluster.archive_now();
         Small {
@@ -54,7 +51,7 @@ impl Small {
     fn restore_with(&self, jobs: u32) -> Program {
         self.site
             .pitr()
-            .args(["restore", "--json", "--target-name", "here"])
+            .words("restore --json --target-name here")
             .args(["--jobs", &jobs.to_string(), "--to"])
             .arg(self.copy().join("data"))
             .arg("--tablespace-mapping")
@@ -76,7 +73,7 @@ impl Small {
     /// Returns the files of an undisturbed restore, without what differs by nature: times.
     fn reference(&self) -> Vec<(String, Vec<u8>)> {
         self.clear();
-        self.restore().run().success();
+        self.restore().succeed();
         verify_backup(self.cluster.major(), &self.copy().join("data"));
         self.state()
     }
@@ -94,9 +91,9 @@ impl Small {
         if is_whole {
             // The last call was past the commit point: nothing is left to do, and it says so.
             assert!(!data.join("pg_wal/pitr.restore").exists(), "{what}");
-            self.restore().run().expect_code(8);
+            self.restore().exits(8);
         } else {
-            self.restore().run().success();
+            self.restore().succeed();
         }
         assert!(data.join("pg_wal/pitr.guard").exists(), "{what}");
         assert!(self.state() == reference, "another result: {what}");
@@ -169,8 +166,7 @@ fn t04_killed_at_a_hundred_points_the_same_command_completes_the_restore() {
                 small
                     .restore()
                     .arg("--adopt")
-                    .run()
-                    .expect_code(8)
+                    .exits(8)
                     .expect_stdout("another request");
                 assert!(content(&small.copy()) == before);
             }
@@ -221,15 +217,15 @@ fn a_resumed_restore_keeps_its_plan_and_what_is_right_already() {
     let restore = small
         .site
         .pitr()
-        .args(["restore", "--json", "--jobs", "1", "--to"])
-        .arg(small.copy().join("data"))
+        .restore_to(small.copy().join("data"))
+        .words("--json --jobs 1")
         .arg("--tablespace-mapping")
         .arg(format!(
             "{}={}",
             small.space.display(),
             small.copy().join("space").display()
         ));
-    let dry = restore.clone().arg("--dry-run").run().success().json();
+    let dry = restore.clone().arg("--dry-run").succeed().json();
     let (run, fired) = fault::inject(&restore, &fault::Fault::kill("syncfs"));
     assert!(fired >= 1 || run.code() == 137, "{run}");
     small.cluster.archive_now();
@@ -242,7 +238,7 @@ fn a_resumed_restore_keeps_its_plan_and_what_is_right_already() {
     let mut wrong = bytes.clone();
     wrong[9000] ^= 1;
     std::fs::write(data.join("base").join(some), &wrong).unwrap();
-    let run = restore.run().success().json();
+    let run = restore.succeed().json();
     assert_eq!(run["restored"]["resumed"], true);
     let written = run["restored"]["written_bytes"].as_u64().unwrap();
     let size = run["restored"]["size_bytes"].as_u64().unwrap();
@@ -256,10 +252,10 @@ fn a_resumed_restore_keeps_its_plan_and_what_is_right_already() {
     assert!(fired >= 1 || run.code() == 137, "{run}");
     std::fs::write(data.join("base/foreign"), "x").unwrap();
     crate::common::user::own(&data.join("base/foreign"));
-    restore.run().expect_code(8);
+    restore.exits(8);
     assert!(!data.join("global/pg_control").exists());
     std::fs::remove_file(data.join("base/foreign")).unwrap();
-    restore.run().success();
+    restore.succeed();
 }
 
 #[test]
@@ -274,8 +270,7 @@ fn t05_a_small_disk_is_refused_and_a_full_one_can_be_resumed() {
         small
             .site
             .pitr()
-            .args(["restore", "--to"])
-            .arg(to)
+            .restore_to(to)
             .arg("--tablespace-mapping")
             .arg(format!(
                 "{}={}",
@@ -283,21 +278,14 @@ fn t05_a_small_disk_is_refused_and_a_full_one_can_be_resumed() {
                 small.copy().join("space").display()
             ))
     };
-    restore(&to)
-        .run()
-        .expect_code(8)
-        .expect_stderr("bytes are needed");
+    restore(&to).exits(8).expect_stderr("bytes are needed");
     assert!(!to.exists());
     let few = SmallDisk::new(300, 100);
     restore(&few.path().join("data"))
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("files are needed");
     // The root of a filesystem is no data directory.
-    restore(few.path())
-        .run()
-        .expect_code(8)
-        .expect_stderr("mounted");
+    restore(few.path()).exits(8).expect_stderr("mounted");
 }
 
 #[test]
@@ -316,16 +304,8 @@ fn t04_after_a_power_cut_a_finished_restore_is_whole_and_an_unfinished_one_is_re
         let program = small
             .site
             .pitr()
-            .args([
-                "restore",
-                "--json",
-                "--jobs",
-                "1",
-                "--target-name",
-                "here",
-                "--to",
-            ])
-            .arg(folder.join("data"))
+            .restore_to(folder.join("data"))
+            .words("--json --jobs 1 --target-name here")
             .arg("--tablespace-mapping")
             .arg(format!(
                 "{}={}",
@@ -335,7 +315,7 @@ fn t04_after_a_power_cut_a_finished_restore_is_whole_and_an_unfinished_one_is_re
         (program, folder)
     };
     let (program, folder) = restore(0);
-    program.run().success();
+    program.succeed();
     disk.cut_power();
     verify_backup(small.cluster.major(), &folder.join("data"));
     assert!(folder.join("data/pg_wal/pitr.guard").exists());
@@ -358,7 +338,7 @@ fn t04_after_a_power_cut_a_finished_restore_is_whole_and_an_unfinished_one_is_re
         assert!(!folder.join("data/global/pg_control").exists());
         // The folder itself may be lost: the test made it.
         let (program, folder) = restore(n + 1);
-        program.run().success();
+        program.succeed();
         disk.cut_power();
         verify_backup(small.cluster.major(), &folder.join("data"));
         std::fs::remove_dir_all(&folder).unwrap();
@@ -386,7 +366,7 @@ fn adoption_and_the_end_of_recovery_killed_at_every_call_are_completed_by_the_ne
     crate::require_strace!(name);
     let small = Small::new(major());
     small.clear();
-    small.restore().run().success();
+    small.restore().succeed();
     let data = small.copy().join("data");
     // As after recovery.
     std::fs::remove_file(data.join("recovery.signal")).unwrap();
@@ -406,12 +386,12 @@ fn adoption_and_the_end_of_recovery_killed_at_every_call_are_completed_by_the_ne
         }
     };
     let adopt = small.site.pitr();
-    let adopt = adopt.args(["adopt", "--confirm", "--pgdata"]).arg(&data);
+    let adopt = adopt.words("adopt --confirm --pgdata").arg(&data);
     let ended = small.site.restore().arg("--recovery-ended").dir(&data);
     for (program, guard_goes) in [(adopt, true), (ended, false)] {
         // The first adoption makes folders in the repository that the next ones find.
         reset();
-        program.run().success();
+        program.succeed();
         reset();
         let mut calls_traced = fault::MUTATING.to_vec();
         calls_traced.push("openat");
@@ -435,7 +415,7 @@ fn adoption_and_the_end_of_recovery_killed_at_every_call_are_completed_by_the_ne
             // Never half a file: the server may read it at any moment.
             let text = std::fs::read_to_string(data.join(names[0])).unwrap();
             assert!(text.starts_with("# Do not edit"), "{text}");
-            program.run().success();
+            program.succeed();
             let found: Vec<_> = names
                 .iter()
                 .map(|n| std::fs::read(data.join(n)).ok())
@@ -451,12 +431,9 @@ fn adoption_and_the_end_of_recovery_killed_at_every_call_are_completed_by_the_ne
     reset();
     std::fs::write(data.join(names[2]), "{").unwrap();
     let ended = small.site.restore().arg("--recovery-ended").dir(&data);
-    ended
-        .run()
-        .expect_code(1)
-        .expect_stderr("The server goes on");
-    ended.clone().args(["a", "b"]).run().expect_code(1);
-    ended.arg("--nonsense").run().expect_code(1);
+    ended.exits(1).expect_stderr("The server goes on");
+    ended.clone().words("a b").exits(1);
+    ended.arg("--nonsense").exits(1);
 }
 
 #[test]
@@ -472,7 +449,7 @@ fn a_stopped_restore_releases_its_claim_and_can_be_resumed() {
     let count = |kind: &str| files.iter().filter(|f| f.contains(kind)).count();
     assert_eq!(count("-release-"), 2, "the backup's and the restore's");
     assert!(!small.copy().join("data/global/pg_control").exists());
-    small.restore().run().success();
+    small.restore().succeed();
 }
 
 #[test]
@@ -495,14 +472,13 @@ fn damage_is_named_and_what_was_restored_of_it_cannot_start() {
     damage(good.len() / 2);
     let run = small
         .restore()
-        .run()
-        .expect_code(4)
+        .exits(4)
         .expect_stdout("files of the backup are damaged");
     assert!(run.stdout.contains("of pack"), "{run}");
     assert!(!small.copy().join("data/global/pg_control").exists());
     // Healed, it is resumed.
     std::fs::write(&pack, &good).unwrap();
-    small.restore().run().success();
+    small.restore().succeed();
     // A map that is damaged is found before the first write.
     small.clear();
     let layers: Vec<_> = small
@@ -515,11 +491,7 @@ fn damage_is_named_and_what_was_restored_of_it_cannot_start() {
     let mut bytes = std::fs::read(&layer).unwrap();
     bytes[100] ^= 1;
     std::fs::write(&layer, bytes).unwrap();
-    small
-        .restore()
-        .run()
-        .expect_code(1)
-        .expect_stdout("damaged");
+    small.restore().exits(1).expect_stdout("damaged");
     assert!(!small.copy().join("data").exists());
 }
 
@@ -533,7 +505,7 @@ impl Chain {
     fn new() -> Chain {
         let (site, cluster) = Site::with_cluster(major());
         cluster.sql("create table r (a int)");
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         let archived = |n| {
             cluster.sql(&format!("insert into r values ({n})"));
             cluster.archive_now()
@@ -542,7 +514,7 @@ impl Chain {
         site.sandbox().dir("cache");
         site.sandbox().dir("copy");
         let chain = Chain { site, segments };
-        chain.pitr("plan").run().success();
+        chain.pitr("plan").succeed();
         chain
     }
 
@@ -596,31 +568,31 @@ fn t01_a_spoiled_end_of_a_segment_in_the_middle_is_refused_before_one_byte_is_wr
     for (how, of_second, of_third) in &ways {
         replace(&second, of_second);
         replace(&third, of_third);
-        let run = chain.restore().arg("--dry-run").run().expect_code(5);
+        let run = chain.restore().arg("--dry-run").exits(5);
         let plan = run.json();
         assert_eq!(plan["reason"], "damaged_wal", "{how}: {run}");
         let explanation = plan["explanation"].as_str().unwrap();
         let named = format!("segment {} cannot be used", chain.segments[1]);
         assert!(explanation.contains(&named), "{how}: {run}");
-        chain.restore().run().expect_code(5);
+        chain.restore().exits(5);
         assert!(!chain.to().exists(), "{how}");
         assert_eq!(chain.site.files(), files, "{how}");
         // The cost that the plan prints is true, and pitr does not repeat an answer that it once read from a cache.
         let before = plan["nearest_before"]["lsn"].as_str().unwrap();
         let reached = chain.restore().args(["--dry-run", "--target-lsn", before]);
-        reached.run().success();
-        chain.pitr("plan").run().expect_code(5);
+        reached.succeed();
+        chain.pitr("plan").exits(5);
 
         replace(&second, &bytes);
         replace(&third, &other);
-        chain.restore().arg("--dry-run").run().success();
+        chain.restore().arg("--dry-run").succeed();
     }
     replace(&second, &ways[2].1);
     let told = chain.site.pitr().arg("restore").arg("--to").arg(chain.to());
-    let run = told.run().expect_code(5).expect_stderr("--target-lsn");
+    let run = told.exits(5).expect_stderr("--target-lsn");
     assert!(run.stderr.contains("Nothing was written."), "{run}");
     replace(&second, &bytes);
-    chain.restore().run().success();
+    chain.restore().succeed();
 }
 
 #[test]
@@ -633,7 +605,7 @@ fn t01_a_restore_that_was_begun_looks_at_its_wal_again() {
     let mut bad = whole.clone();
     bad[whole.len() / 2] ^= 0x10;
     std::fs::write(&pack, bad).unwrap();
-    chain.restore().run().expect_code(4);
+    chain.restore().exits(4);
     std::fs::write(&pack, whole).unwrap();
 
     let begun = content(&chain.to());
@@ -641,11 +613,11 @@ fn t01_a_restore_that_was_begun_looks_at_its_wal_again() {
     let middle = chain.object(2);
     let bytes = std::fs::read(&middle).unwrap();
     replace(&middle, &bytes[..bytes.len() - 1]);
-    let run = chain.restore().run().expect_code(5);
+    let run = chain.restore().exits(5);
     assert!(run.stdout.contains("is damaged since"), "{run}");
     assert!(content(&chain.to()) == begun, "something was written");
     replace(&middle, &bytes);
-    chain.restore().run().success();
+    chain.restore().succeed();
 }
 
 #[test]
@@ -659,7 +631,7 @@ fn t10_a_repository_that_cannot_be_written_is_enough_and_the_missing_claim_is_sa
             .status();
         assert!(ok.unwrap().success());
     };
-    small.restore().run().success();
+    small.restore().succeed();
     let events = || {
         let files = small.site.files();
         let count = |kind: &str| files.iter().filter(|f| f.contains(kind)).count();

@@ -182,9 +182,7 @@ fn open(site: &Site, reference: &LayerRef) -> Layer {
 }
 
 fn restore(site: &Site, to: &Path) -> Program {
-    site.pitr()
-        .args(["restore", "--target-immediate", "--to"])
-        .arg(to)
+    site.pitr().restore_to(to).arg("--target-immediate")
 }
 
 /// Names beside the place of the restore: nothing may appear there.
@@ -205,7 +203,7 @@ fn z01_z02_z03_z05_a_forged_map_writes_nothing_outside_and_nothing_dangerous_ins
         .or(majors().first())
         .unwrap();
     let (site, cluster) = Site::with_cluster(major);
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     let folder = site.sandbox().dir("copies");
     let outside = site.sandbox().dir("outside");
@@ -413,7 +411,7 @@ fn manifest_bomb(site: &Site, id: &BackupId, declared: u64) -> String {
 #[test]
 fn z04_bombs_in_a_backup_end_where_their_declared_size_ends() {
     let (site, cluster) = Site::with_cluster(majors()[0]);
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     drop(cluster);
     let real = root(&site, &committed(&site)[0]);
@@ -503,7 +501,7 @@ fn z04_bombs_in_a_backup_end_where_their_declared_size_ends() {
 fn the_backup_label_of_another_backup_is_refused() {
     let (site, cluster) = Site::with_cluster(*majors().last().unwrap());
     for _ in 0..2 {
-        site.pitr().arg("backup").run().success();
+        site.pitr().arg("backup").succeed();
         cluster.sql("create table if not exists t (a int); insert into t values (1)");
         cluster.archive_now();
     }
@@ -534,7 +532,7 @@ fn the_backup_label_of_another_backup_is_refused() {
 #[test]
 fn b2_a_forged_tablespace_writes_nothing_where_other_programs_read() {
     let (site, cluster) = Site::with_cluster(majors()[0]);
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     drop(cluster);
     let real = root(&site, &committed(&site)[0]);
@@ -556,9 +554,7 @@ fn b2_a_forged_tablespace_writes_nothing_where_other_programs_read() {
     };
     // A place that the operator did not name is shown and refused.
     let ssh = home.join("ssh");
-    let run = forged(&ssh, &format!("{version}/5/PG_VERSION"))
-        .run()
-        .expect_code(8);
+    let run = forged(&ssh, &format!("{version}/5/PG_VERSION")).exits(8);
     wrote_nothing(&run);
     for part in [
         ssh.to_str().unwrap(),
@@ -578,14 +574,14 @@ fn b2_a_forged_tablespace_writes_nothing_where_other_programs_read() {
         format!("{version}/5/.profile"),
     ] {
         for args in [&["--confirm"][..], &["--tablespace-mapping", &mapping]] {
-            let run = forged(&ssh, &path).args(args).run().expect_code(1);
+            let run = forged(&ssh, &path).args(args).exits(1);
             wrote_nothing(&run.expect_stderr("no path of PostgreSQL in a tablespace"));
         }
     }
     // Nothing hidden, at no depth.
     for hidden in [".ssh", ".config/systemd"] {
         let run = forged(&home.join(hidden), &format!("{version}/5/PG_VERSION"));
-        let run = run.arg("--confirm").run().expect_code(8);
+        let run = run.arg("--confirm").exits(8);
         wrote_nothing(&run);
     }
     let run = forged(&ssh, &format!("{version}/5/PG_VERSION"))
@@ -603,7 +599,7 @@ fn b2_root_makes_and_gives_away_nothing_that_a_backup_names() {
     crate::require_root!("b2_root_makes_and_gives_away_nothing_that_a_backup_names");
     use std::os::unix::fs::MetadataExt as _;
     let (site, cluster) = Site::with_cluster(majors()[0]);
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     drop(cluster);
     let real = root(&site, &committed(&site)[0]);
@@ -628,7 +624,7 @@ fn b2_root_makes_and_gives_away_nothing_that_a_backup_names() {
             .privileged()
     };
     for (n, location) in [(1, &absent), (2, &empty)] {
-        let run = restoring(n, location).arg("--confirm").run().expect_code(8);
+        let run = restoring(n, location).arg("--confirm").exits(8);
         assert!(run.stderr.contains("install -d -o"), "{run}");
         assert!(
             !folder.join(n.to_string()).exists() && !absent.exists(),
@@ -649,7 +645,6 @@ fn b2_root_makes_and_gives_away_nothing_that_a_backup_names() {
     let mapping = format!("99999={}", absent.display());
     restoring(4, &empty)
         .args(["--tablespace-mapping", &mapping])
-        .run()
-        .success();
+        .succeed();
     assert_eq!(std::fs::metadata(&absent).unwrap().uid(), user::ids().0);
 }

@@ -3,24 +3,21 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
 
 use crate::common::mount::{DiskOver, SmallDisk};
-use crate::common::{Cluster, Program, Run, Site, Stop, fault, user};
+use crate::common::{Cluster, Program, Run, Site, Stop, copy_all, fault, user};
 use crate::restore::{AT_END, AT_POINT, Scene, content, rows};
 use crate::{per_major, require_mounts, require_strace};
 
 fn replace(site: &Site, data: &Path) -> Program {
-    let restore = site.pitr().args(["restore", "--json", "--replace"]);
-    restore
-        .args(["--jobs", "1", "--target-name", "here", "--to"])
-        .arg(data)
+    let restore = site.pitr().words("restore --json --replace");
+    restore.words("--jobs 1 --target-name here --to").arg(data)
 }
 
 fn undo(site: &Site, data: &Path) -> Program {
-    let restore = site.pitr().args(["restore", "--json", "--undo", "--to"]);
+    let restore = site.pitr().words("restore --json --undo --to");
     restore.arg(data)
 }
 
@@ -51,10 +48,7 @@ fn t20_a_restored_cluster_takes_the_place_and_undo_gives_the_old_one_back(major:
     let data = scene.cluster.pgdata().to_owned();
     // The backup does not have this tablespace: recovery makes it again.
     let late = scene.cluster.sandbox().dir("late");
-    scene.cluster.sql(&format!(
-        "create tablespace late location '{}'",
-        late.display()
-    ));
+    scene.cluster.make_tablespace("late", &late);
     for step in [
         "create table l tablespace late as select g as a from generate_series(1, 700) g",
         "select pg_create_restore_point('there')",
@@ -64,13 +58,13 @@ fn t20_a_restored_cluster_takes_the_place_and_undo_gives_the_old_one_back(major:
         scene.cluster.sql(step);
     }
     scene.cluster.archive_now();
-    let there = |program: Program| program.args(["--target-name", "there"]);
+    let there = |program: Program| program.words("--target-name there");
     let replace = || {
-        let restore = scene.site.pitr().args(["restore", "--json", "--replace"]);
+        let restore = scene.site.pitr().words("restore --json --replace");
         there(restore.arg("--to").arg(&data))
     };
     // A running server keeps its directory.
-    let run = confirmed(replace()).run().expect_code(8);
+    let run = confirmed(replace()).exits(8);
     run.expect_stdout("a server may run in");
     scene.cluster.stop(Stop::Fast);
     let state = |at: &Path| {
@@ -79,10 +73,10 @@ fn t20_a_restored_cluster_takes_the_place_and_undo_gives_the_old_one_back(major:
         all
     };
     let (before, space, of_late) = (state(&data), content(&scene.space), content(&late));
-    replace().run().expect_code(8).expect_stderr("--confirm");
-    replace().arg("--dry-run").run().success();
+    replace().exits(8).expect_stderr("--confirm");
+    replace().arg("--dry-run").succeed();
     assert!(state(&data) == before && beside(&data).is_empty());
-    let run = confirmed(replace()).run().success();
+    let run = confirmed(replace()).succeed();
     let json = run.json();
     assert_eq!(json["to"], data.to_str().unwrap(), "{run}");
     let moved = aside(&json);
@@ -109,13 +103,12 @@ fn t20_a_restored_cluster_takes_the_place_and_undo_gives_the_old_one_back(major:
     let command = json["replaced"]["undo_command"].as_str().unwrap();
     assert!(command.starts_with("pitr restore --undo --to "), "{run}");
     // The same command finds it done, and restores nothing again.
-    let again = confirmed(replace()).run().success();
+    let again = confirmed(replace()).succeed();
     assert_eq!(again.json()["complete"], true, "{again}");
     scene.cluster.start();
     scene.cluster.wait_promoted();
-    let count = |cluster: &Cluster, table: &str| {
-        cluster.query_one_string(&format!("select count(*) from {table}"))
-    };
+    let count =
+        |cluster: &Cluster, table: &str| cluster.value(&format!("select count(*) from {table}"));
     assert_eq!(rows(&scene.cluster), AT_END);
     assert_eq!(count(&scene.cluster, "s"), "5000");
     assert_eq!(count(&scene.cluster, "l"), "700");
@@ -123,30 +116,29 @@ fn t20_a_restored_cluster_takes_the_place_and_undo_gives_the_old_one_back(major:
     // The old cluster has its own directory in a tablespace that the new one drops.
     scene.cluster.sql("drop table s");
     scene.cluster.sql("drop tablespace ts");
-    confirmed(undo(&scene.site, &data)).run().expect_code(8);
+    confirmed(undo(&scene.site, &data)).exits(8);
     scene.cluster.stop(Stop::Fast);
     // It has accepted writes.
-    let run = undo(&scene.site, &data).run().expect_code(8);
+    let run = undo(&scene.site, &data).exits(8);
     assert_eq!(run.json()["accepted_writes"], true, "{run}");
     let next = "Add --confirm and --discard-changes";
     assert!(run.stderr.contains(next), "{run}");
-    let run = confirmed(undo(&scene.site, &data)).run().expect_code(8);
+    let run = confirmed(undo(&scene.site, &data)).exits(8);
     run.expect_stdout("--discard-changes");
     let run = confirmed(undo(&scene.site, &data))
         .arg("--discard-changes")
-        .run()
-        .success();
+        .succeed();
     assert!(state(&data) == before, "{run}");
     assert!(content(&late).iter().zip(&of_late).count() > 2);
     let kept = aside(&run.json());
     assert!(kept[0].join("PG_VERSION").exists() && !kept[0].join("global/pg_control").exists());
-    confirmed(undo(&scene.site, &data)).run().expect_code(2);
+    confirmed(undo(&scene.site, &data)).exits(2);
     scene.cluster.start();
     assert_eq!(rows(&scene.cluster), AT_END);
     assert_eq!(count(&scene.cluster, "s"), "10");
     assert_eq!(count(&scene.cluster, "l"), "1000");
     let since = "select count(*) from pg_class where relname = 'since'";
-    assert_eq!(scene.cluster.query_one_string(since), "0");
+    assert_eq!(scene.cluster.value(since), "0");
 }
 per_major!(t20_a_restored_cluster_takes_the_place_and_undo_gives_the_old_one_back, v13 v17 v19);
 
@@ -172,7 +164,7 @@ impl Small {
             );
         }
         cluster.sql("create table t as select g as a from generate_series(1, 2000) g");
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         cluster.sql("insert into t select g from generate_series(1, 500) g");
         cluster.sql("select pg_create_restore_point('here')");
         cluster.sql("insert into t select g from generate_series(1, 500) g");
@@ -286,12 +278,12 @@ fn sweep(small: &Small, kills_undo: bool) -> (u32, u32, u32) {
         }
     };
     if kills_undo {
-        small.replace().run().success();
+        small.replace().succeed();
     }
     let (run, calls) = fault::trace(&subject(small), &NAMES);
     run.success();
     if !kills_undo {
-        small.undo().run().success();
+        small.undo().succeed();
     }
     small.clean();
     let parent = format!("<{}>", small.data.parent().unwrap().display());
@@ -302,7 +294,7 @@ fn sweep(small: &Small, kills_undo: bool) -> (u32, u32, u32) {
     let (mut olds, mut news, mut neither) = (0, 0, 0);
     for (n, call) in calls.iter().enumerate() {
         if kills_undo {
-            small.replace().run().success();
+            small.replace().succeed();
         }
         let (run, fired) = fault::inject(&subject(small), &call.kill());
         assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
@@ -333,18 +325,18 @@ fn sweep(small: &Small, kills_undo: bool) -> (u32, u32, u32) {
             // The undo has to be completed first.
             (true, false) if has_record && run.code() == 8 => {
                 run.expect_stdout("was interrupted");
-                small.undo().run().success();
+                small.undo().succeed();
             }
             (true, false) => {
                 run.success();
-                small.undo().run().success();
+                small.undo().succeed();
             }
             _ if !has_record && run.code() == 2 => {}
             _ => {
                 run.success();
                 if !kills_undo && n % 2 == 0 {
                     assert!(small.is_startable() && small.inode() != old_inode);
-                    small.undo().run().success();
+                    small.undo().succeed();
                 }
             }
         }
@@ -394,7 +386,7 @@ fn t21_killed_while_it_copies_the_old_is_untouched_and_the_same_command_goes_on(
     let old = small.state();
     let (run, calls) = fault::trace(&small.replace(), &["pwrite64", "write", "fsync", "syncfs"]);
     run.success();
-    small.undo().run().success();
+    small.undo().succeed();
     small.clean();
     let waiting = small.data.with_file_name("data.pitr-new");
     let calls: Vec<_> = calls.iter().filter(|c| c.touches(&waiting)).collect();
@@ -405,9 +397,9 @@ fn t21_killed_while_it_copies_the_old_is_untouched_and_the_same_command_goes_on(
         assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
         assert!(small.state() == old, "{}", call.text);
         assert!(!is_open_beside(&small), "{}", call.text);
-        small.undo().run().expect_code(2);
-        small.replace().run().success();
-        small.undo().run().success();
+        small.undo().exits(2);
+        small.replace().succeed();
+        small.undo().succeed();
         assert!(small.state() == old, "{}", call.text);
         small.clean();
     }
@@ -419,7 +411,7 @@ fn t22_what_cannot_be_moved_is_refused_before_anything_is_copied() {
     let small = Small::new(true);
     let old = small.state();
     let refused = |say: &str| -> Run {
-        let run = small.replace().run().expect_code(8);
+        let run = small.replace().exits(8);
         let run = run.expect_stdout(say);
         assert!(beside(&small.data).is_empty(), "{run}");
         run
@@ -430,11 +422,7 @@ fn t22_what_cannot_be_moved_is_refused_before_anything_is_copied() {
     }
     // A data directory that is a filesystem of its own.
     let disk = SmallDisk::new(300, 20_000);
-    let copied = Command::new("cp")
-        .arg("-a")
-        .args([small.data.join("."), disk.path().to_owned()])
-        .status();
-    assert!(copied.unwrap().success());
+    copy_all(small.data.join("."), disk.path());
     let run = confirmed(replace(&small.site, disk.path())).run();
     run.expect_code(8)
         .expect_stdout("a filesystem is mounted on");
@@ -481,10 +469,10 @@ fn t22_what_cannot_be_moved_is_refused_before_anything_is_copied() {
 fn t23_a_cluster_that_has_not_been_started_is_taken_away_without_a_question() {
     let small = Small::new(false);
     let old = small.state();
-    small.replace().run().success();
-    let run = undo(&small.site, &small.data).run().expect_code(8);
+    small.replace().succeed();
+    let run = undo(&small.site, &small.data).exits(8);
     assert_eq!(run.json()["accepted_writes"], false, "{run}");
-    small.undo().run().success();
+    small.undo().succeed();
     assert!(small.state() == old);
 }
 
@@ -493,11 +481,11 @@ fn t23_a_cluster_that_still_recovers_has_accepted_no_writes() {
     let mut small = Small::new(false);
     let old = small.state();
     let pause = ["--target-action", "pause"];
-    small.replace().args(pause).run().success();
+    small.replace().args(pause).succeed();
     small.cluster.start();
     small.cluster.wait_log("pausing at the end of recovery");
     small.cluster.stop(Stop::Fast);
-    small.undo().run().success();
+    small.undo().succeed();
     assert!(small.state() == old);
 }
 
@@ -508,7 +496,7 @@ fn t24_a_pg_wal_that_is_a_link_stays_one(major: u32) {
     let wal = scene.cluster.sandbox().dir("elsewhere").join("wal");
     link_wal(&data, &wal);
     let old_wal = content(&wal);
-    let run = confirmed(replace(&scene.site, &data)).run().success();
+    let run = confirmed(replace(&scene.site, &data)).succeed();
     let moved = aside(&run.json());
     let kept = moved.iter().find(|p| p.parent() == wal.parent()).unwrap();
     assert!(content(kept) == old_wal, "{run}");
@@ -519,7 +507,7 @@ fn t24_a_pg_wal_that_is_a_link_stays_one(major: u32) {
     assert_eq!(rows(&scene.cluster), AT_POINT);
     scene.cluster.stop(Stop::Fast);
     let run = confirmed(undo(&scene.site, &data)).arg("--discard-changes");
-    run.run().success();
+    run.succeed();
     assert!(content(&wal) == old_wal);
     scene.cluster.start();
     assert_eq!(rows(&scene.cluster), AT_END);
@@ -533,7 +521,7 @@ fn t25_a_server_that_is_started_meanwhile_keeps_its_directory() {
     let (old, inode) = (small.state(), small.inode());
     let (run, calls) = fault::trace(&small.replace(), &["renameat2"]);
     run.success();
-    small.undo().run().success();
+    small.undo().succeed();
     small.clean();
     let exchange = calls.iter().find(|c| c.text.contains("RENAME_EXCHANGE"));
     let exchange = exchange.expect("the directories are exchanged");
@@ -551,9 +539,9 @@ fn t25_a_server_that_is_started_meanwhile_keeps_its_directory() {
     fs::remove_file(&pid).unwrap();
     assert!(small.state() == old);
     // The same command goes on, and so does an undo.
-    small.replace().run().success();
+    small.replace().succeed();
     assert_ne!(small.inode(), inode);
-    small.undo().run().success();
+    small.undo().succeed();
     assert!(small.state() == old);
 }
 
@@ -580,7 +568,7 @@ fn t27_an_exchange_that_fails_leaves_the_old_one_in_place() {
     let old = small.state();
     let (run, calls) = fault::trace(&small.replace(), &["renameat2"]);
     run.success();
-    small.undo().run().success();
+    small.undo().succeed();
     small.clean();
     let exchange = calls.iter().rfind(|c| c.text.contains("RENAME_EXCHANGE"));
     let exchange = exchange.expect("the directories are exchanged");
@@ -590,11 +578,11 @@ fn t27_an_exchange_that_fails_leaves_the_old_one_in_place() {
     assert!(small.state() == old, "{run}");
     run.expect_stdout("The old cluster is in its place as before");
     // Another request does not take up what waits there.
-    let other = small.site.pitr().args(["restore", "--json", "--replace"]);
-    let other = confirmed(other.args(["--target-immediate", "--to"]).arg(&small.data));
-    other.run().expect_code(8).expect_stdout("was interrupted");
-    small.replace().run().success();
-    small.undo().run().success();
+    let other = small.site.pitr().words("restore --json --replace");
+    let other = confirmed(other.words("--target-immediate --to").arg(&small.data));
+    other.exits(8).expect_stdout("was interrupted");
+    small.replace().succeed();
+    small.undo().succeed();
     assert!(small.state() == old);
 }
 
@@ -618,7 +606,7 @@ fn t28_no_server_starts_on_a_cluster_that_waits_to_take_the_place() {
     assert!(links.any(|to| to == space));
     assert!(!is_open_beside(&small) && waiting.join("PG_VERSION").exists());
     assert!(small.state() == old, "{killed}");
-    small.undo().run().success();
+    small.undo().succeed();
     small.clean();
     // The old one was started meanwhile, so that nothing is exchanged.
     let pid = small.data.join("postmaster.pid");
@@ -638,14 +626,13 @@ fn t28_no_server_starts_on_a_cluster_that_waits_to_take_the_place() {
     fs::rename(&label[0], &label[1]).unwrap();
     small
         .replace()
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stdout("a server has run in");
     assert!(small.state() == old);
     fs::rename(&label[1], &label[0]).unwrap();
-    small.replace().run().success();
+    small.replace().succeed();
     assert!(small.is_startable());
-    small.undo().run().success();
+    small.undo().succeed();
     assert!(small.state() == old);
 }
 
@@ -665,11 +652,11 @@ fn t29_a_record_of_the_version_before_does_not_prove_that_the_old_cluster_stood_
             .is_some()
     );
     fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
-    let run = small.replace().run().expect_code(8);
+    let run = small.replace().exits(8);
     run.expect_stdout("earlier version").expect_stdout("--undo");
     assert!(small.state() == old);
-    small.undo().run().success();
-    small.replace().run().success();
+    small.undo().succeed();
+    small.replace().succeed();
     assert!(small.is_startable());
 }
 
@@ -691,25 +678,25 @@ fn t29_an_old_cluster_that_has_run_since_is_not_replaced_by_what_was_recorded() 
     small.cluster.archive_now();
     small.cluster.stop(Stop::Fast);
     let (old, inode, of_later) = (small.state(), small.inode(), content(&later));
-    let run = small.replace().run().expect_code(8);
+    let run = small.replace().exits(8);
     run.expect_stdout("has run in").expect_stdout("--undo");
     assert!(small.state() == old && small.inode() == inode);
     // It is given up, although one of the old directories is gone, and the restored one stays.
-    let run = small.undo().run().success();
+    let run = small.undo().succeed();
     assert!(small.state() == old && small.inode() == inode, "{run}");
     assert!(content(&later) == of_later);
     assert!(aside(&run.json())[0].join("PG_VERSION").exists(), "{run}");
     small.clean();
     // A new one knows the new tablespace.
-    let run = small.replace().run().success();
+    let run = small.replace().succeed();
     assert!(
         aside(&run.json()).iter().any(|at| at.starts_with(&later)),
         "{run}"
     );
-    small.undo().run().success();
+    small.undo().succeed();
     assert!(content(&later) == of_later);
     small.cluster.start();
-    assert_eq!(small.cluster.query_one_string("select a from n"), "7");
+    assert_eq!(small.cluster.value("select a from n"), "7");
 }
 
 #[test]
@@ -732,12 +719,12 @@ fn t29_an_old_cluster_that_runs_while_the_new_one_is_restored_is_looked_at_again
         .expect_stdout("while the new cluster was restored");
     let old = small.state();
     assert!(!beside(&small.data).contains(&"pitr-replaced".to_owned()));
-    let run = small.replace().run().success();
+    let run = small.replace().succeed();
     assert!(
         aside(&run.json()).iter().any(|at| at.starts_with(&later)),
         "{run}"
     );
-    small.undo().run().success();
+    small.undo().succeed();
     assert!(small.state() == old);
 }
 
@@ -745,38 +732,27 @@ fn t29_an_old_cluster_that_runs_while_the_new_one_is_restored_is_looked_at_again
 fn t30_an_undo_that_moved_nothing_does_not_take_later_writes_away() {
     let mut small = Small::new(false);
     let old = small.state();
-    small.replace().run().success();
+    small.replace().succeed();
     let new = small.inode();
     let killed = small.undo().env("PITR_FAULT", "undo-recorded").run();
     assert_ne!(killed.code(), 0, "{killed}");
-    small
-        .replace()
-        .run()
-        .expect_code(8)
-        .expect_stdout("was interrupted");
+    small.replace().exits(8).expect_stdout("was interrupted");
     small.cluster.start();
     small.cluster.wait_promoted();
     small.cluster.sql("create table later as select 1 as a");
     small.cluster.stop(Stop::Fast);
-    let run = undo(&small.site, &small.data).run().expect_code(8);
+    let run = undo(&small.site, &small.data).exits(8);
     assert_eq!(run.json()["accepted_writes"], true, "{run}");
-    small
-        .undo()
-        .run()
-        .expect_code(8)
-        .expect_stdout("--discard-changes");
+    small.undo().exits(8).expect_stdout("--discard-changes");
     assert_eq!(small.inode(), new);
     // The undo counts as given up: a further replacement is planned.
-    let run = replace(&small.site, &small.data)
-        .arg("--dry-run")
-        .run()
-        .success();
+    let run = replace(&small.site, &small.data).arg("--dry-run").succeed();
     assert!(!run.stdout.contains("interrupted"), "{run}");
     // One that was allowed goes on without being allowed again.
     let discards = small.undo().arg("--discard-changes");
     discards.clone().env("PITR_FAULT", "undo-recorded").run();
     assert_eq!(small.inode(), new);
-    small.undo().run().success();
+    small.undo().succeed();
     assert!(small.state() == old);
 }
 
@@ -785,11 +761,8 @@ fn t31_a_tablespace_that_the_new_cluster_made_is_put_aside_with_it() {
     let (site, mut cluster) = Site::with_cluster(17);
     let made = cluster.sandbox().dir("made");
     cluster.sql("create table t as select g as a from generate_series(1, 2000) g");
-    site.pitr().args(["backup", "--quiet"]).run().success();
-    cluster.sql(&format!(
-        "create tablespace x location '{}'",
-        made.display()
-    ));
+    site.pitr().words("backup --quiet").succeed();
+    cluster.make_tablespace("x", &made);
     cluster.sql("create table m tablespace x as select g as a from generate_series(1, 50) g");
     cluster.sql("select pg_create_restore_point('here')");
     cluster.sql("drop table m");
@@ -804,14 +777,14 @@ fn t31_a_tablespace_that_the_new_cluster_made_is_put_aside_with_it() {
     };
     assert_eq!(entries().len(), 0);
     for turn in ["first", "second"] {
-        confirmed(replace(&site, &data)).run().success();
+        confirmed(replace(&site, &data)).succeed();
         cluster.start();
         cluster.wait_promoted();
-        assert_eq!(cluster.query_one_string("select count(*) from m"), "50");
+        assert_eq!(cluster.value("select count(*) from m"), "50");
         cluster.sql("insert into m select 1");
         cluster.stop(Stop::Fast);
         let run = confirmed(undo(&site, &data)).arg("--discard-changes");
-        let run = run.run().success();
+        let run = run.succeed();
         let kept = aside(&run.json());
         let kept = kept.iter().find(|at| at.starts_with(&made)).unwrap();
         assert!(content(kept).len() > 1, "{turn}\n{run}");
@@ -828,7 +801,7 @@ fn t32_a_pg_wal_in_the_data_directory_is_refused() {
     let small = Small::new(false);
     link_wal(&small.data, &small.data.join("xlog"));
     let old = small.state();
-    let run = small.replace().run().expect_code(8);
+    let run = small.replace().exits(8);
     run.expect_stdout("lies in");
     assert!(beside(&small.data).is_empty());
     assert!(small.state() == old);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::s3::{BUCKET, KEY, S3Server, SECRET};
 use crate::common::{
-    Builder, Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, Stop, majors, path_of, pitr,
+    Builder, Client, Cluster, Program, Run, Sandbox, Site, Stop, copy_all, majors, path_of, pitr,
     pitr_archive, user, wait_until,
 };
 use crate::require_root;
@@ -35,7 +35,7 @@ impl Elsewhere {
         }
         let server = Cluster::open(major, base.pgdata())
             .option("config_file", etc.join("postgresql.conf").display())
-            .option("fsync", "off")
+            .without_fsync()
             .create();
         let site = Site::new(&server);
         let main = std::fs::read_to_string(etc.join("postgresql.conf")).unwrap();
@@ -98,9 +98,7 @@ impl Started {
         };
         let start = Program::new("/bin/sh").args(["-c", line]);
         let start = start.env("PGCTLTIMEOUT", "280");
-        environment(start.timeout(Duration::from_secs(300)))
-            .run()
-            .success();
+        environment(start.timeout(Duration::from_secs(300))).succeed();
         started
     }
 }
@@ -108,7 +106,7 @@ impl Started {
 impl Drop for Started {
     fn drop(&mut self) {
         Program::new(&self.pg_ctl)
-            .args(["-m", "immediate", "-D"])
+            .words("-m immediate -D")
             .arg(&self.to)
             .arg("stop")
             .run();
@@ -116,7 +114,7 @@ impl Drop for Started {
 }
 
 fn one(client: &Client, sql: &str) -> String {
-    client.query_one_string(sql)
+    client.value(sql)
 }
 
 #[test]
@@ -124,7 +122,7 @@ fn the_printed_line_starts_a_copy_of_a_server_whose_configuration_is_in_etc() {
     let there = Elsewhere::new(17);
     let server = &there.server;
     server.sql("create table t as select g as a from generate_series(1, 100) g");
-    there.site.pitr().arg("backup").run().success();
+    there.site.pitr().arg("backup").succeed();
     server.sql("insert into t select g from generate_series(101, 150) g");
     server.archive_now();
     // From the next start on, each commit waits for a standby that the copy does not have.
@@ -137,10 +135,8 @@ fn the_printed_line_starts_a_copy_of_a_server_whose_configuration_is_in_etc() {
     let run = there
         .site
         .pitr()
-        .args(["restore", "--to"])
-        .arg(&to)
-        .run()
-        .success()
+        .restore_to(&to)
+        .succeed()
         .expect_stdout(&format!(
             "{}/conf.d/archive.conf: archive_command = ",
             there.etc.display()
@@ -158,7 +154,7 @@ fn the_printed_line_starts_a_copy_of_a_server_whose_configuration_is_in_etc() {
     let line = format!("{line}-p {} {rest}", copy.port());
     let started = Started::by(&line, &copy);
     let client = Client::connect(&copy.conninfo_tcp("postgres")).unwrap();
-    wait_until(PATIENCE, "recovery has ended", || {
+    wait_until("recovery has ended", || {
         one(&client, "select pg_is_in_recovery()") == "f"
     });
     assert_eq!(one(&client, "show data_directory"), to.to_str().unwrap());
@@ -169,7 +165,7 @@ fn the_printed_line_starts_a_copy_of_a_server_whose_configuration_is_in_etc() {
     assert_eq!(one(&client, "show synchronous_standby_names"), "");
     client.sql("insert into t values (151)");
     assert_eq!(one(&client, "select count(*) from t"), "151");
-    assert_eq!(server.query_one_string("select count(*) from t"), "150");
+    assert_eq!(server.value("select count(*) from t"), "150");
     assert!(to.join("external.pid").exists());
     drop(client);
     drop(started);
@@ -177,12 +173,11 @@ fn the_printed_line_starts_a_copy_of_a_server_whose_configuration_is_in_etc() {
     // A host that has neither the server nor its configuration: the line is to be completed.
     let bare = there.to("bare");
     let run = pitr()
-        .args(["restore", "--repository"])
+        .words("restore --repository")
         .arg(there.site.repository())
         .arg("--to")
         .arg(&bare)
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("in place of CONFIG_DIR");
     let line = next_line(&run);
     for option in [
@@ -200,14 +195,10 @@ fn the_printed_line_starts_a_copy_of_a_server_whose_configuration_is_in_etc() {
 fn a_configuration_that_debian_has_for_the_very_directory_is_found() {
     require_root!("a_configuration_that_debian_has_for_the_very_directory_is_found");
     let there = Elsewhere::new(17);
-    there.site.pitr().arg("backup").run().success();
+    there.site.pitr().arg("backup").succeed();
     there.server.archive_now();
     let etc = there.site.sandbox().join("etc-copy");
-    let copied = std::process::Command::new("cp")
-        .args(["-a", "/etc"])
-        .arg(&etc)
-        .status();
-    assert!(copied.unwrap().success());
+    copy_all("/etc", &etc);
     let (uid, gid) = user::ids();
     let restore = |name: &str, said: &str| {
         let to = there.to(name);
@@ -222,13 +213,12 @@ fn a_configuration_that_debian_has_for_the_very_directory_is_found() {
             "mount --bind {} /etc && exec setpriv --reuid={uid} --regid={gid} --clear-groups \"$@\"",
             etc.display()
         );
-        let restore = pitr().args(["restore", "--repository"]);
+        let restore = pitr().words("restore --repository");
         let restore = restore.arg(there.site.repository()).arg("--to").arg(&to);
         let restore = restore.privileged();
         restore
             .under(["unshare", "-m", "sh", "-c", &script, "sh"])
-            .run()
-            .success()
+            .succeed()
     };
     let to = there.to("year").display().to_string();
     let run = restore("year", &to).expect_stdout("port 6122");
@@ -276,16 +266,15 @@ fn what_a_restore_brings_along_is_looked_at_through_includes_and_what_it_prints_
              include = 'gone.conf'\n"
         ),
     );
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     server.sql("create table t ()");
     server.archive_now();
     let to = site.sandbox().dir("copies").join("data");
     let url = format!("file://{}", site.repository().display());
     let run = pitr()
-        .args(["restore", "--repository", &url, "--to"])
-        .arg(&to)
-        .run()
-        .success();
+        .restore_to(&to)
+        .args(["--repository", &url])
+        .succeed();
     let block = |title: &str| -> Vec<String> {
         let lines = run.stdout.lines().skip_while(|l| !l.starts_with(title));
         let below = lines.skip(1).take_while(|l| l.starts_with("  "));
@@ -343,7 +332,7 @@ fn what_a_restore_brings_along_is_looked_at_through_includes_and_what_it_prints_
             to.to_str().unwrap()
         ]
     );
-    pitr().arg("adopt").args(words).run().success();
+    pitr().arg("adopt").args(words).succeed();
     assert!(!to.join("pg_wal/pitr.guard").exists());
 }
 
@@ -351,7 +340,7 @@ fn what_a_restore_brings_along_is_looked_at_through_includes_and_what_it_prints_
 fn c2_a_host_that_configures_repositories_alone_restores_and_its_copy_starts() {
     let (site, cluster) = Site::with_cluster(majors()[0]);
     cluster.sql("create table t as select g as a from generate_series(1, 100) g");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.sql("insert into t select g from generate_series(101, 150) g");
     cluster.archive_now();
     let major = cluster.major();
@@ -363,14 +352,12 @@ fn c2_a_host_that_configures_repositories_alone_restores_and_its_copy_starts() {
     let config = site.sandbox().file("bare.toml", text);
     let to = site.sandbox().dir("copies").join("data");
     let bare = || pitr().arg("--config").arg(&config);
-    bare().args(["info", "--cluster", "main"]).run().success();
-    bare().args(["restore", "--to"]).arg(&to).run().success();
-    let mut copy = Cluster::open(major, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(copy.query_one_string("select count(*) from t"), "150");
+    bare().words("info --cluster main").succeed();
+    bare().restore_to(&to).succeed();
+    let copy = Cluster::open(major, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from t"), "150");
     // A name that the repository does not know is still an error, and says which one it knows.
-    let run = bare().args(["info", "--cluster", "mian"]).run();
+    let run = bare().words("info --cluster mian").run();
     assert_ne!(run.code(), 0, "{run}");
     assert!(run.stderr.contains("main"), "{run}");
 }
@@ -383,16 +370,9 @@ fn c2_variables_alone_restore_from_a_bucket_with_a_passphrase() {
     let mut cluster = builder.without_fsync().create();
     let sandbox = Sandbox::new("bare");
     let keys = sandbox.join("keys");
-    let keygen = pitr().args([
-        "repo",
-        "keygen",
-        "--recipient",
-        "ops",
-        "--passphrase",
-        "safe",
-    ]);
+    let keygen = pitr().words("repo keygen --recipient ops --passphrase safe");
     let keygen = keygen.env("PITR_PASSPHRASE", PHRASE).arg("--dir");
-    keygen.arg(&keys).run().success();
+    keygen.arg(&keys).succeed();
     let config = sandbox.file(
         "pitr.toml",
         format!(
@@ -407,16 +387,13 @@ fn c2_variables_alone_restore_from_a_bucket_with_a_passphrase() {
         ),
     );
     let configured = |program: Program| program.arg("--config").arg(&config);
-    configured(pitr()).args(["init", "--quiet"]).run().success();
+    configured(pitr()).words("init --quiet").succeed();
     let command = configured(pitr_archive()).arg("%p").shell();
     cluster.append_config("archive_mode", "on");
     cluster.append_config("archive_command", &command);
     cluster.start();
     cluster.sql("create table t as select g as a from generate_series(1, 100) g");
-    configured(pitr())
-        .args(["backup", "--quiet"])
-        .run()
-        .success();
+    configured(pitr()).words("backup --quiet").succeed();
     cluster.sql("insert into t select g from generate_series(101, 150) g");
     cluster.archive_now();
     let major = cluster.major();
@@ -433,12 +410,8 @@ fn c2_variables_alone_restore_from_a_bucket_with_a_passphrase() {
             .env("AWS_ACCESS_KEY_ID", KEY)
             .env("AWS_SECRET_ACCESS_KEY", SECRET)
     };
-    bare(pitr()).arg("info").run().success();
-    bare(pitr())
-        .args(["restore", "--to"])
-        .arg(&to)
-        .run()
-        .success();
+    bare(pitr()).arg("info").succeed();
+    bare(pitr()).restore_to(&to).succeed();
     let copy = Cluster::open(major, &to).create();
     let line = format!(
         "{} -D {} -o '-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories=' -l {} start",
@@ -450,7 +423,7 @@ fn c2_variables_alone_restore_from_a_bucket_with_a_passphrase() {
     // In the same shell: the server hands its environment to restore_command.
     let _started = Started::in_environment(&line, &copy, bare);
     let client = Client::connect(&copy.conninfo_tcp("postgres")).unwrap();
-    wait_until(PATIENCE, "recovery has ended", || {
+    wait_until("recovery has ended", || {
         one(&client, "select pg_is_in_recovery()") == "f"
     });
     assert_eq!(one(&client, "select count(*) from t"), "150");
@@ -474,19 +447,14 @@ fn c6_pg_rewind_brings_an_old_primary_back_with_wal_of_the_archive() {
     there
         .server
         .sql("create table t as select g as a from generate_series(1, 100) g");
-    there
-        .site
-        .pitr()
-        .args(["backup", "--quiet"])
-        .run()
-        .success();
+    there.site.pitr().words("backup --quiet").succeed();
     let to = there.to("standby");
     let conninfo = there.server.conninfo("postgres");
     let standby = there
         .site
         .pitr()
         .args(["standby", "--primary-conninfo", &conninfo, "--to"]);
-    standby.arg(&to).run().success();
+    standby.arg(&to).succeed();
     for (name, text) in [
         ("postgresql.conf", "wal_log_hints = on\n"),
         (
@@ -498,8 +466,7 @@ fn c6_pg_rewind_brings_an_old_primary_back_with_wal_of_the_archive() {
         std::fs::write(to.join(name), text).unwrap();
         user::own(&to.join(name));
     }
-    let mut new = Cluster::open(17, &to).option("fsync", "off").create();
-    new.start();
+    let new = Cluster::open(17, &to).without_fsync().start();
     new.wait_log("started streaming WAL from primary");
     new.promote();
     new.wait_promoted();
@@ -536,7 +503,7 @@ fn c6_pg_rewind_brings_an_old_primary_back_with_wal_of_the_archive() {
             there.server.pgdata().display()
         ))
         .arg(format!("--source-server={}", new.conninfo("postgres")));
-    let run = rewind.run().success();
+    let run = rewind.succeed();
     assert!(run.stderr.contains("Done!"), "{run}");
     let auto = there.server.pgdata().join("postgresql.auto.conf");
     let mut text = std::fs::read_to_string(&auto).unwrap();
@@ -547,21 +514,13 @@ fn c6_pg_rewind_brings_an_old_primary_back_with_wal_of_the_archive() {
     std::fs::write(&auto, text).unwrap();
     there.server.touch("standby.signal");
     there.server.start();
-    let lsn = new.insert_lsn();
-    wait_until(PATIENCE, "the old primary follows the new one", || {
-        let replayed = format!("select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
-        there.server.query_one_string(&replayed) == "t"
-    });
+    there.server.wait_replayed(&new.insert_lsn());
     assert_eq!(
-        there
-            .server
-            .query_one_string("select count(*) from t where a <= 150"),
+        there.server.value("select count(*) from t where a <= 150"),
         "150"
     );
     assert_eq!(
-        there
-            .server
-            .query_one_string("select count(*) from t where a > 150"),
+        there.server.value("select count(*) from t where a > 150"),
         "0"
     );
 }

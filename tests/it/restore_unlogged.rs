@@ -4,9 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::backup::{committed, root};
-use crate::common::{
-    Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, Stop, fault, user, wait_until,
-};
+use crate::common::{Client, Cluster, Program, Run, Sandbox, Site, Stop, fault, user, wait_until};
 use crate::restore::{check_relations, verify_backup};
 use crate::{per_major, require_fuse, require_strace};
 
@@ -23,9 +21,9 @@ struct Caught {
 
 /// Waits until so many sessions wait for the lock that holds up the builds.
 fn wait_held_up(client: &Client, sessions: &str) {
-    wait_until(PATIENCE, "the builds are held up", || {
+    wait_until("the builds are held up", || {
         let waiting = "select count(*) from pg_stat_activity where wait_event = 'advisory'";
-        client.query_one_string(waiting) == sessions
+        client.value(waiting) == sessions
     });
 }
 
@@ -52,16 +50,11 @@ impl Caught {
                 scope.spawn(move || builder.sql(build));
             }
             wait_held_up(&client, "2");
-            site.pitr()
-                .args(["backup", "--quiet"])
-                .args(args)
-                .run()
-                .success();
+            site.pitr().words("backup --quiet").args(args).succeed();
             client.sql("select pg_advisory_unlock(7)");
         });
-        let path = |index| {
-            client.query_one_string(&format!("select pg_relation_filepath('{index}'::regclass)"))
-        };
+        let path =
+            |index| client.value(&format!("select pg_relation_filepath('{index}'::regclass)"));
         let indexes = ["u_slow", "v_slow"].map(path).to_vec();
         client.sql("insert into t select g from generate_series(1001, 1500) g");
         client.sql("select pg_create_restore_point('here')");
@@ -78,7 +71,7 @@ impl Caught {
     }
 
     fn restore(&self, to: &Path) -> Program {
-        self.site.pitr().args(["restore", "--json", "--to"]).arg(to)
+        self.site.pitr().restore_to(to).arg("--json")
     }
 
     fn copy(&self, name: &str) -> PathBuf {
@@ -87,7 +80,7 @@ impl Caught {
 
     fn open(&self, data: &Path) -> Cluster {
         Cluster::open(self.cluster.major(), data)
-            .option("fsync", "off")
+            .without_fsync()
             .create()
     }
 
@@ -104,19 +97,19 @@ impl Caught {
 /// Recovery has ended, and all unlogged relations are empty and serve.
 fn check_serves(server: &Cluster, rows: &str) {
     let client = server.client();
-    assert_eq!(client.query_one_string("select count(*) from t"), rows);
+    assert_eq!(client.value("select count(*) from t"), rows);
     client.sql("set enable_seqscan = off; set enable_bitmapscan = off");
     for (table, condition) in [("u", "slow(a) = 5"), ("v", "slow(a) = 5"), ("w", "a = 5")] {
         let count = format!("select count(*) from {table}");
-        assert_eq!(client.query_one_string(&count), "0", "{table}");
+        assert_eq!(client.value(&count), "0", "{table}");
         client.sql(&format!(
             "insert into {table} select g from generate_series(1, 100) g"
         ));
         let found = format!("select count(*) from {table} where {condition}");
-        let plan = client.query_rows(&format!("explain {found}"));
+        let plan = client.sql(&format!("explain {found}"));
         let uses = |row: &Vec<Option<String>>| row[0].as_deref().unwrap().contains("Index");
         assert!(plan.iter().any(uses), "{plan:?}");
-        assert_eq!(client.query_one_string(&found), "1", "{table}");
+        assert_eq!(client.value(&found), "1", "{table}");
     }
     check_relations(server);
 }
@@ -128,7 +121,7 @@ fn goes_the_whole_way(caught: &Caught) {
         ("point", &["--target-name", "here"], "1500"),
     ] {
         let data = caught.copy(name);
-        let run = caught.restore(&data).args(target).run().success();
+        let run = caught.restore(&data).args(target).succeed();
         caught.check_left_out(&run, &data);
         verify_backup(major, &data);
         let mut server = caught.open(&data);
@@ -153,8 +146,7 @@ fn t34_a_streamed_backup_that_caught_an_unlogged_index_is_restored(major: u32) {
     let run = caught
         .restore(&data)
         .args(["--target-lsn", &stop_lsn])
-        .run()
-        .success();
+        .succeed();
     let left_out = &run.json()["restored"]["unlogged_left_out_file_count"];
     assert_eq!(*left_out, 0, "{run}");
     assert!(data.join(&caught.indexes[0]).exists());
@@ -162,7 +154,7 @@ fn t34_a_streamed_backup_that_caught_an_unlogged_index_is_restored(major: u32) {
     server.start();
     server.wait_promoted();
     let indexes = "select count(*) from pg_class where relname ~ '_slow$'";
-    assert_eq!(server.query_one_string(indexes), "0");
+    assert_eq!(server.value(indexes), "0");
 }
 per_major!(t34_a_streamed_backup_that_caught_an_unlogged_index_is_restored, v13 v16 v18 v19);
 
@@ -180,7 +172,7 @@ fn t34_what_an_older_version_had_restored_already_is_removed() {
         std::fs::write(&path, [7; 8192]).unwrap();
         user::own_all(&path);
     }
-    let run = restore.run().success();
+    let run = restore.succeed();
     assert_eq!(run.json()["restored"]["resumed"], true, "{run}");
     caught.check_left_out(&run, &data);
     verify_backup(18, &data);
@@ -190,11 +182,7 @@ fn t34_what_an_older_version_had_restored_already_is_removed() {
     for index in &caught.indexes {
         assert!(pgdata.join(index).exists() && pgdata.join(format!("{index}_init")).exists());
     }
-    let run = caught
-        .restore(&pgdata)
-        .args(["--delta", "--confirm"])
-        .run()
-        .success();
+    let run = caught.restore(&pgdata).words("--delta --confirm").succeed();
     caught.check_left_out(&run, &pgdata);
     verify_backup(18, &pgdata);
     caught.cluster.start();
@@ -206,7 +194,7 @@ fn t34_what_an_older_version_had_restored_already_is_removed() {
 fn t34_a_server_that_died_of_such_a_file_comes_up_at_its_second_start(major: u32) {
     let caught = Caught::new(major, &["--method", "local"]);
     let data = caught.copy("died");
-    caught.restore(&data).run().success();
+    caught.restore(&data).succeed();
     for index in &caught.indexes {
         std::fs::write(data.join(index), [7; 8192]).unwrap();
         user::own_all(&data.join(index));
@@ -228,11 +216,10 @@ fn t34_a_standby_that_is_promoted_opens() {
     let run = caught
         .site
         .pitr()
-        .args(["standby", "--to"])
+        .words("standby --to")
         .arg(&data)
         .args(["--primary-conninfo", &caught.cluster.conninfo("postgres")])
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("2 files of unlogged relations");
     for index in &caught.indexes {
         assert!(!data.join(index).exists(), "{run}");
@@ -258,23 +245,17 @@ fn t34_a_clone_opens() {
             .arg("--bin")
             .arg(bin.parent().unwrap())
     };
-    let run = of(caught.site.pitr().args(["clone", "--json"]))
-        .run()
-        .success();
+    let run = of(caught.site.pitr().words("clone --json")).succeed();
     let clone = crate::clone::client(&run);
-    assert_eq!(clone.query_one_string("select count(*) from t"), "2000");
-    assert_eq!(clone.query_one_string("select count(*) from u"), "0");
+    assert_eq!(clone.value("select count(*) from t"), "2000");
+    assert_eq!(clone.value("select count(*) from u"), "0");
     clone.sql("insert into u select g from generate_series(1, 100) g; set enable_seqscan = off");
-    assert_eq!(
-        clone.query_one_string("select count(*) from u where slow(a) = 5"),
-        "1"
-    );
+    assert_eq!(clone.value("select count(*) from u where slow(a) = 5"), "1");
     drop(clone);
     caught
         .site
         .pitr()
         .args(["clone", "stop", &run.id(), "--dir"])
         .arg(folder.path())
-        .run()
-        .success();
+        .succeed();
 }

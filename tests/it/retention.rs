@@ -10,7 +10,7 @@ use pitr::repo::root::BackupRoot;
 use pitr::store::file::FileStore;
 use serde_json::Value;
 
-use crate::common::{Cluster, Run};
+use crate::common::{Cluster, Run, copy_all, list_of};
 use crate::per_major;
 use crate::pin::Kept;
 
@@ -42,8 +42,8 @@ impl Kept {
 
     /// Returns the fate that expire plans for each backup, with the rules that keep it.
     fn judged(&self, more: &[&str]) -> Vec<(String, Vec<String>)> {
-        let run = self.pitr(&AT_ONCE).args(["--json", "--dry-run"]).args(more);
-        let json = run.run().success().json();
+        let run = self.pitr(&AT_ONCE).words("--json --dry-run").args(more);
+        let json = run.succeed().json();
         let backups = json["clusters"][0]["backups"].as_array().unwrap().clone();
         let text = |v: &Value| v.as_str().unwrap().to_owned();
         let one = |b: &Value| {
@@ -56,7 +56,7 @@ impl Kept {
     }
 
     fn confirm(&self) -> Run {
-        self.pitr(&AT_ONCE).args(["--confirm", "--json"]).run()
+        self.pitr(&AT_ONCE).words("--confirm --json").run()
     }
 
     /// Whether a plan reaches a target.
@@ -107,9 +107,9 @@ fn a_default_number_holds_only_where_no_rule_of_the_configuration_does() {
         .edit("[clusters.other.retention]", "[clusters.main.retention]");
     assert_eq!(count(), 1);
     let both = ["expire", "--keep", "1", "--default-keep", "2"];
-    kept.pitr(&both).run().expect_code(2);
+    kept.pitr(&both).exits(2);
     let none = ["expire", "--default-keep", "0"];
-    kept.pitr(&none).run().expect_code(3);
+    kept.pitr(&none).exits(3);
 }
 
 /// Restores one backup to its own end, and counts the rows there.
@@ -123,15 +123,11 @@ fn restored_rows(kept: &Kept, id: &str) -> u64 {
         id,
         "--to",
     ];
-    kept.pitr(&restore).arg(&to).run().success();
-    let mut copy = Cluster::open(kept.cluster.major(), &to)
+    kept.pitr(&restore).arg(&to).succeed();
+    let copy = Cluster::open(kept.cluster.major(), &to)
         .without_fsync()
-        .create();
-    copy.start();
-    copy.wait_promoted();
-    copy.query_one_string("select count(*) from t")
-        .parse()
-        .unwrap()
+        .promoted();
+    copy.value("select count(*) from t").parse().unwrap()
 }
 
 fn events(root: &Path, folder: &Path, id: &str, kind: &str) -> usize {
@@ -187,12 +183,7 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
     }
 
     // Each is explained, and so is a segment.
-    let explain = |what: &str| {
-        kept.pitr(&AT_ONCE)
-            .args(["--explain", what])
-            .run()
-            .success()
-    };
+    let explain = |what: &str| kept.pitr(&AT_ONCE).args(["--explain", what]).succeed();
     let run = explain(&kept.ids[3]);
     assert!(run.stdout.contains("keep_monthly: last of"), "{run}");
     assert!(run.stdout.contains("to its own end"), "{run}");
@@ -242,13 +233,13 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
     assert!(refused.expect_code(5).stdout.contains("missing"));
 
     // The hole is no gap, for nobody; and it is not filled again.
-    kept.pitr(&["verify", "--quiet"]).run().success();
-    let info = kept.pitr(&["info", "--json"]).run().success().json();
+    kept.pitr(&["verify", "--quiet"]).succeed();
+    let info = kept.pitr(&["info", "--json"]).succeed().json();
     let cluster = &info["clusters"][0];
     assert_eq!(cluster["gaps"].as_array().unwrap().len(), 0);
     let foretold = cluster["retention"]["backups"].as_array().unwrap();
     assert_eq!(foretold.len(), left.len());
-    let drawn = kept.pitr(&["info"]).run().success();
+    let drawn = kept.pitr(&["info"]).succeed();
     assert!(
         drawn
             .stdout
@@ -277,7 +268,7 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
         assert_eq!(gaps.len(), expected, "{nth}: {gaps:?}");
         std::fs::rename(&away, &file).unwrap();
     }
-    kept.pitr(&["verify", "--quiet"]).run().success();
+    kept.pitr(&["verify", "--quiet"]).succeed();
     the_hole_outlives_a_compacted_backup(&kept, left.iter().next().copied().unwrap());
 }
 
@@ -285,19 +276,18 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
 fn the_hole_outlives_a_compacted_backup(kept: &Kept, nth: usize) {
     let old = &kept.ids[nth];
     let compact = ["repo", "compact", "--visible", "100", "--confirm", "--json"];
-    let run = kept.pitr(&compact).args(["--backup", old]).run().success();
-    let json = run.json();
+    let json = kept.pitr(&compact).args(["--backup", old]).succeed().json();
     let new = json["compacted"]["id"].as_str().unwrap();
     let trimmed = |id: &str| {
         let folder = kept.site.cluster_folder();
         events(kept.site.repository(), &folder, id, "trimmed")
     };
     assert_eq!((trimmed(old), trimmed(new)), (1, 1));
-    kept.pitr(&["verify", "--quiet"]).run().success();
+    kept.pitr(&["verify", "--quiet"]).succeed();
     kept.confirm().success();
     assert_eq!(kept.shown(nth), Value::Null);
-    kept.pitr(&["verify", "--quiet"]).run().success();
-    let info = kept.pitr(&["info", "--json"]).run().success().json();
+    kept.pitr(&["verify", "--quiet"]).succeed();
+    let info = kept.pitr(&["info", "--json"]).succeed().json();
     let cluster = &info["clusters"][0];
     assert_eq!(cluster["gaps"].as_array().unwrap().len(), 0);
     assert_eq!(restored_rows(kept, new), nth as u64 + 1);
@@ -324,11 +314,11 @@ fn x05_a_pin_with_an_end_outlasts_the_rules_until_then(major: u32) {
         "--until",
         &until,
     ];
-    kept.pitr(&pin).run().success();
+    kept.pitr(&pin).succeed();
     assert_eq!(fates(), ["keep"; 3]);
     kept.confirm().success();
     assert_eq!(restored_rows(&kept, &first), 1);
-    kept.pitr(&["verify", "--quiet"]).run().success();
+    kept.pitr(&["verify", "--quiet"]).succeed();
     // --keep stands for keep_last alone: the rules of the configuration hold as before.
     let judged = kept.judged(&["--keep", "2"]);
     assert_eq!(judged[1].0, "keep");
@@ -344,11 +334,8 @@ fn a_backup_leaves_only_while_so_many_repositories_have_it(major: u32) {
     );
     let local = ["--repository", "local"];
     let reason = || {
-        let run = kept
-            .pitr(&AT_ONCE)
-            .args(["--json", "--dry-run"])
-            .args(local);
-        let json = run.run().success().json();
+        let run = kept.pitr(&AT_ONCE).words("--json --dry-run").args(local);
+        let json = run.succeed().json();
         let first = json["clusters"][0]["backups"][0].clone();
         (
             first["fate"].as_str().unwrap().to_owned(),
@@ -357,9 +344,7 @@ fn a_backup_leaves_only_while_so_many_repositories_have_it(major: u32) {
     };
     let short = "min_copies: 1 of 2 repositories have it".to_owned();
     assert_eq!(reason(), ("keep".to_owned(), short.clone()));
-    kept.pitr(&["repo", "sync", "--all", "--quiet"])
-        .run()
-        .success();
+    kept.pitr(&["repo", "sync", "--all", "--quiet"]).succeed();
     assert_eq!(reason().0, "delete");
     // A copy that is known to be damaged is none, and neither is one that is out of reach.
     let folder = kept.site.sandbox().join("second");
@@ -378,16 +363,12 @@ fn a_backup_leaves_only_while_so_many_repositories_have_it(major: u32) {
     std::fs::rename(&folder, folder.with_extension("away")).unwrap();
     assert_eq!(reason(), ("keep".to_owned(), short));
     std::fs::rename(folder.with_extension("away"), &folder).unwrap();
-    kept.pitr(&AT_ONCE)
-        .args(local)
-        .arg("--confirm")
-        .run()
-        .success();
+    kept.pitr(&AT_ONCE).args(local).arg("--confirm").succeed();
     // It is gone from the one, and the rules of the other keep it.
     assert_eq!(kept.judged(&local).len(), 1);
     assert_eq!(kept.judged(&["--repository", "second"]).len(), 2);
     // The first does not get back the backup that it lacks now.
-    let sync = kept.pitr(&["repo", "sync", "--json"]).run().success();
+    let sync = kept.pitr(&["repo", "sync", "--json"]).succeed();
     assert_eq!(kept.judged(&local).len(), 1, "{sync}");
 }
 per_major!(a_backup_leaves_only_while_so_many_repositories_have_it, v17);
@@ -404,8 +385,8 @@ fn s38_another_path_to_the_repository_is_no_copy() {
         second.display()
     ));
     let expire = || {
-        let run = kept.pitr(&AT_ONCE).args(["--repository", "local"]);
-        run.args(["--json", "--dry-run"]).run().success()
+        let run = kept.pitr(&AT_ONCE).words("--repository local");
+        run.words("--json --dry-run").succeed()
     };
     let fate = |run: &Run| run.json()["clusters"][0]["backups"][0]["fate"].clone();
     std::os::unix::fs::symlink(root, &second).unwrap();
@@ -413,11 +394,7 @@ fn s38_another_path_to_the_repository_is_no_copy() {
     assert_eq!(fate(&run), "keep", "{run}");
     run.expect_stderr("the two are one copy");
     std::fs::remove_file(&second).unwrap();
-    let copy = std::process::Command::new("cp")
-        .arg("-a")
-        .args([root, &second])
-        .status();
-    assert!(copy.unwrap().success());
+    copy_all(root, &second);
     assert_eq!(fate(&expire()), "delete");
 }
 
@@ -431,7 +408,7 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     let sync = [
         "repo", "sync", "--from", "local", "--to", "second", "--quiet",
     ];
-    kept.pitr(&sync).run().success();
+    kept.pitr(&sync).succeed();
     // The second one is away while WAL is archived, and the next backup is taken.
     let away = second.with_extension("away");
     std::fs::rename(&second, &away).unwrap();
@@ -441,9 +418,9 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     kept.cluster.sql("insert into t values (201)");
     kept.cluster.archive_now();
     let backup = ["backup", "--json", "--repository", "local"];
-    kept.pitr(&backup).run().success();
+    kept.pitr(&backup).succeed();
     let local = ["--repository", "local"];
-    kept.pitr(&["verify"]).args(local).run().success();
+    kept.pitr(&["verify"]).args(local).succeed();
     let expire = |more: &[&str]| kept.pitr(&AT_ONCE).args(local).args(more).run();
     let is_there = || kept.site.object(&lacking).exists();
     let short = |run: &Run| run.stdout.contains("WAL that stays for min_copies: ");
@@ -466,10 +443,7 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     assert_eq!(kept.judged(&local).len(), 1);
     assert!(is_there(), "{lacking}");
     let json = expire(&["--dry-run", "--json"]).success().json();
-    let runs = json["clusters"][0]["short_of_copies"]
-        .as_array()
-        .unwrap()
-        .clone();
+    let runs = list_of(&json["clusters"][0]["short_of_copies"]).clone();
     let is_in = |run: &Value| {
         run["first"].as_str().unwrap() <= lacking.as_str()
             && lacking.as_str() <= run["last"].as_str().unwrap()
@@ -477,7 +451,7 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     assert!(runs.iter().any(is_in), "{json}");
 
     // With it, the second one leads from its older backup to all that came since. A copy that is damaged there is none.
-    kept.pitr(&sync).run().success();
+    kept.pitr(&sync).succeed();
     let object = kept.site.object(&lacking);
     let copy = second.join(object.strip_prefix(kept.site.repository()).unwrap());
     let (whole, mut damaged) = (std::fs::read(&copy).unwrap(), std::fs::read(&copy).unwrap());
@@ -494,7 +468,7 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     let shown = expire(&["--dry-run"]);
     assert!(short(&shown), "{shown}");
     put(&whole);
-    kept.pitr(&verify).run().success();
+    kept.pitr(&verify).succeed();
     let shown = expire(&["--dry-run"]).success();
     assert!(!short(&shown), "{shown}");
     expire(&["--confirm"]).success();
@@ -503,7 +477,7 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     assert!(kept.reaches(&target));
     for name in ["local", "second"] {
         let verify = kept.pitr(&["verify", "--quiet", "--repository", name]);
-        verify.run().success();
+        verify.succeed();
     }
 }
 per_major!(x13_wal_leaves_only_once_the_repository_that_needs_it_has_it, v14 v19);

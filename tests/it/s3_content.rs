@@ -21,11 +21,9 @@ impl World {
     fn new() -> World {
         let cluster = Cluster::builder(17).without_fsync().create();
         let sandbox = Sandbox::new("content");
-        keygen(&sandbox.join("keys"), &["ops", "escrow"])
-            .run()
-            .success();
+        keygen(&sandbox.join("keys"), &["ops", "escrow"]).succeed();
         let pair = keygen(&sandbox.join("pair"), &["lead", "vault"]).arg("--secrets");
-        pair.run().success();
+        pair.succeed();
         let place = |name: &str| sandbox.join(name).display().to_string();
         let (keys, pair) = (place("keys"), place("pair"));
         let opened = format!(
@@ -66,7 +64,7 @@ impl World {
     }
 
     fn backup(&self, arguments: &[&str]) -> String {
-        let run = self.pitr(arguments).arg("--json").run().success();
+        let run = self.pitr(arguments).arg("--json").succeed();
         run.id()
     }
 
@@ -93,18 +91,18 @@ impl World {
     fn verified_copied_and_expired(&self) {
         let verify = |repository: &str| {
             let verify = self.pitr(&["verify", "--json", "--repository", repository]);
-            let report = verify.run().success().json();
+            let report = verify.succeed().json();
             assert_eq!(report["scopes"][0]["finding_count"], 0, "{report}");
         };
         verify("store");
         assert_eq!((self.backups("store"), self.backups("copy")), (2, 0));
         let sync = ["repo", "sync", "--from", "store", "--to", "copy"];
-        self.pitr(&sync).run().success();
+        self.pitr(&sync).succeed();
         assert_eq!(self.backups("copy"), 2);
         verify("copy");
         for _ in 0..2 {
             let expire = self.pitr(&expire_at_once());
-            expire.args(["--repository", "store"]).run();
+            expire.words("--repository store").run();
         }
         assert_eq!((self.backups("store"), self.backups("copy")), (1, 2));
         verify("store");
@@ -124,7 +122,7 @@ fn files_on_s3() {
     let was = describe(&world.source());
     world.write("notes", b"second");
     let second = world.backup(&["files", "backup", "up"]);
-    let listed = world.pitr(&["files", "ls", "up", "images"]).run().success();
+    let listed = world.pitr(&["files", "ls", "up", "images"]).succeed();
     listed.expect_stdout("images/one");
     let restore = |id| ["files", "restore", "up", "--backup", id];
     let to = world.restored(&restore(&first), "first");
@@ -158,7 +156,7 @@ fn dumps_on_s3() {
         let check = [
             "logical", "check", "main", "--backup", id, "--read", "--bin", bin,
         ];
-        world.pitr(&check).run().success();
+        world.pitr(&check).succeed();
     }
     world.verified_copied_and_expired();
     world.cluster.sql("drop database app with (force)");
@@ -170,11 +168,11 @@ fn dumps_on_s3() {
         (&["--backup", &first, "--repository", "copy"][..], "1000"),
         (&[], "1001"),
     ] {
-        world.pitr(&[&restore[..], more].concat()).run().success();
+        world.pitr(&[&restore[..], more].concat()).succeed();
         let found = world
             .cluster
             .client_of("app")
-            .query_one_string("select count(*) from ledger");
+            .value("select count(*) from ledger");
         assert_eq!(found, rows);
         world.cluster.sql("drop database app with (force)");
     }
@@ -189,7 +187,7 @@ fn configuration_on_s3() {
     let was = describe(&world.source());
     world.write(".env", b"DB_PASSWORD=sk_live_4eC39HqLyjWDarjtT1\n");
     let second = world.backup(&["config", "backup", "host"]);
-    let diff = world.pitr(&["config", "diff", "host"]).run().expect_code(6);
+    let diff = world.pitr(&["config", "diff", "host"]).exits(6);
     assert!(
         !diff.stdout.contains("Gr3enTea") && !diff.stdout.contains("sk_live"),
         "{diff}"
@@ -200,15 +198,14 @@ fn configuration_on_s3() {
     assert_eq!(describe(&to), was);
     // In place, and back.
     let in_place = [&restore(&first)[..], &["--in-place", "--confirm"]].concat();
-    world.pitr(&in_place).run().success();
+    world.pitr(&in_place).succeed();
     assert_eq!(
         std::fs::read(world.source().join(".env")).unwrap(),
         b"DB_PASSWORD=Gr3enTea!42\n"
     );
     world
         .pitr(&["config", "rollback", "host", "--confirm"])
-        .run()
-        .success();
+        .succeed();
     assert_eq!(files_below(&world.source()), [".env", "plain.conf"]);
     world.verified_copied_and_expired();
     // The copy has the recipients, too.

@@ -16,8 +16,8 @@ use crate::common::reception::{archived, lsn};
 use crate::common::s3::peer::{Peer, keys};
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET, WRITER};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Still, expire_at_once, keep_one, path_of,
-    paths_below, patiently, pitr, pitr_archive, pitr_restore, wait_until,
+    Builder, Cluster, Program, Run, Sandbox, Still, expire_at_once, keep_one, path_of, paths_below,
+    patiently, pitr, pitr_archive, pitr_restore, wait_until,
 };
 use crate::fetch::mode;
 use crate::ship::{has_worker, noted, spool_in};
@@ -38,8 +38,17 @@ impl Bucketed {
             sandbox,
             config,
         };
-        site.pitr().args(["init", "--quiet"]).run().success();
+        site.pitr().words("init --quiet").succeed();
         site
+    }
+
+    /// Starts the described cluster with archiving into a new site.
+    pub fn with_cluster(builder: Builder, peer: Peer, more: &str) -> (Bucketed, Cluster) {
+        let mut cluster = builder.create();
+        let site = Bucketed::new(&cluster, peer, more);
+        site.attach(&cluster);
+        cluster.start();
+        (site, cluster)
     }
 
     pub fn attach(&self, cluster: &Cluster) {
@@ -70,7 +79,7 @@ impl Bucketed {
     }
 
     pub fn backup(&self) -> String {
-        let run = self.pitr().args(["backup", "--json"]).run().success();
+        let run = self.pitr().words("backup --json").succeed();
         run.id()
     }
 
@@ -86,10 +95,7 @@ impl Bucketed {
 #[test]
 fn a_receiver_makes_one_request_for_each_segment() {
     let began = Instant::now();
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let site = Bucketed::new(
         &cluster,
         Peer::own(),
@@ -97,7 +103,7 @@ fn a_receiver_makes_one_request_for_each_segment() {
     );
     cluster.start();
     let client = cluster.client();
-    let mut running = site.pitr().args(["receive", "--create-slot"]).spawn();
+    let mut running = site.pitr().words("receive --create-slot").spawn();
     let journal = site.sandbox.join("journal");
     let mut fill = |from: u32| {
         let to = from + 30_000;
@@ -105,9 +111,8 @@ fn a_receiver_makes_one_request_for_each_segment() {
             "insert into ledger select g, md5(g::text) from generate_series({from}, {to}) g"
         );
         client.sql(&sql);
-        let end = lsn(&client.query_one_string("select pg_switch_wal()"));
-        wait_until(PATIENCE, "the repository holds it", || {
-            assert!(!running.is_done(), "it ended: {}", running.stderr());
+        let end = lsn(&client.value("select pg_switch_wal()"));
+        running.until("the repository holds it", || {
             archived(&journal).is_some_and(|at| at >= end)
         });
     };
@@ -116,8 +121,7 @@ fn a_receiver_makes_one_request_for_each_segment() {
     site.peer.server().clear_log();
     fill(100_000);
     let log = site.peer.server().log();
-    running.signal(rustix::process::Signal::TERM);
-    running.wait().success();
+    running.ended_by(rustix::process::Signal::TERM).success();
     // A segment that does not fill within a second goes out in increments, and whether it is there whole is asked first: how many do depends on
     // the machine.
     let is_of_open = |line: &String| {
@@ -138,7 +142,7 @@ fn a_receiver_makes_one_request_for_each_segment() {
     let minutes = began.elapsed().as_secs() / 60;
     let most = usize::try_from(5 * minutes).unwrap();
     assert!(others.len() <= most, "{others:?} in {minutes} minutes");
-    site.pitr().args(["receive", "--drop-slot"]).run().success();
+    site.pitr().words("receive --drop-slot").succeed();
 }
 
 fn configuration(
@@ -168,36 +172,27 @@ fn configuration(
 
 /// The receiver holds what was committed in the repository, and ends well.
 fn receive_once(site: &Bucketed, cluster: &Cluster) {
-    let receive = site.pitr().args(["receive", "--create-slot"]);
+    let receive = site.pitr().words("receive --create-slot");
     let mut running = receive.spawn();
     let client = cluster.client();
-    wait_until(PATIENCE, "the receiver streams", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
+    running.until("the receiver streams", || {
         let sql = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
-        client.query_one_string(sql) == "1"
+        client.value(sql) == "1"
     });
     client.sql("insert into ledger select g, 'received' from generate_series(1000001, 1000100) g");
-    let end = lsn(&client.query_one_string("select pg_current_wal_flush_lsn()"));
+    let end = lsn(&client.value("select pg_current_wal_flush_lsn()"));
     let journal = site.sandbox.join("journal");
-    wait_until(PATIENCE, "the repository holds everything", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
+    running.until("the repository holds everything", || {
         archived(&journal).is_some_and(|at| at >= end)
     });
     assert!(site.holds("/open/"), "increments");
-    running.signal(rustix::process::Signal::TERM);
-    running.wait().success();
-    site.pitr().args(["receive", "--drop-slot"]).run().success();
+    running.ended_by(rustix::process::Signal::TERM).success();
+    site.pitr().words("receive --drop-slot").succeed();
 }
 
 #[test]
 fn a_whole_cycle_on_s3() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
-    let site = Bucketed::new(&cluster, Peer::start(), "");
-    site.attach(&cluster);
-    cluster.start();
+    let (site, cluster) = Bucketed::with_cluster(Cluster::small(17), Peer::start(), "");
     let client = cluster.client();
     client.sql("create table ledger as select g as id, md5(g::text) as note from generate_series(1, 20000) g");
     let first = site.backup();
@@ -207,35 +202,25 @@ fn a_whole_cycle_on_s3() {
     client.sql("delete from ledger");
     cluster.archive_now();
     // The credentials of the tests may delete, which is a warning.
-    site.pitr().args(["doctor"]).run().expect_stdout("archiver");
+    site.pitr().words("doctor").run().expect_stdout("archiver");
     let target = ["--target-name", "before"];
-    let plan = site
-        .pitr()
-        .args(["plan", "--json"])
-        .args(target)
-        .run()
-        .success();
+    let plan = site.pitr().words("plan --json").args(target).succeed();
     assert_eq!(plan.json()["backup"]["id"], first.as_str());
     let to = site.sandbox.join("copy");
-    let restore = site.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
-    restore.args(target).run().success();
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(
-        copy.query_one_string("select count(*) from ledger"),
-        "30100"
-    );
+    let restore = site.pitr().restore_to(&to).arg("--quiet");
+    restore.args(target).succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from ledger"), "30100");
     drop(copy);
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
     let second = site.backup();
     site.backup();
-    site.pitr().args(["verify", "--quiet"]).run().success();
-    site.pitr().args(expire_at_once()).run().success();
+    site.pitr().words("verify --quiet").succeed();
+    site.pitr().args(expire_at_once()).succeed();
     let packs = |id: &str| site.holds(&format!("/packs/{id}/"));
     assert!(!packs(&second), "what is not kept is deleted");
     assert!(!packs(&first), "a restore that is complete claims nothing");
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
     let left = site.store().irregular().unwrap();
     assert!(left.is_empty(), "{left:?}");
     let text = cluster.log();
@@ -253,10 +238,7 @@ fn a_whole_cycle_on_s3() {
 
 #[test]
 fn a_cycle_in_a_bucket_that_locks() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let lock = "object_lock = { mode = \"compliance\", period = \"1d\" }\n";
     let site = Bucketed::new(&cluster, Peer::locking(), lock);
     crate::common::keep_state(&site.config, &site.sandbox.dir("state"));
@@ -271,7 +253,7 @@ fn a_cycle_in_a_bucket_that_locks() {
     // The lock keeps what the configuration gives up; the first run only says that it will go.
     for _ in 0..2 {
         let expire = keep_one(&["--grace", "0s", "--confirm"]);
-        let run = site.pitr().args(expire).run().success();
+        let run = site.pitr().args(expire).succeed();
         run.expect_stdout("kept by the store's lock")
             .expect_stderr("(compliance)");
     }
@@ -280,15 +262,13 @@ fn a_cycle_in_a_bucket_that_locks() {
     let locked = crate::metrics::value(&text, locked).unwrap();
     assert!(locked > 1e6, "{locked} bytes\n{text}");
     let to = site.sandbox.join("copy");
-    let restore = site.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
+    let restore = site.pitr().restore_to(&to).arg("--quiet");
     let target = ["--backup", &first, "--target-name", "before"];
-    restore.args(target).run().success();
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(copy.query_one_string("select count(*) from ledger"), "1000");
+    restore.args(target).succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from ledger"), "1000");
     drop(copy);
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
 }
 
 /// Segments nobody has archived, and a configuration that archives them into a bucket.
@@ -318,11 +298,7 @@ impl Offline {
             KEY,
             more,
         );
-        pitr()
-            .args(["init", "--quiet", "--config"])
-            .arg(&config)
-            .run()
-            .success();
+        pitr().words("init --quiet --config").arg(&config).succeed();
         Offline {
             still,
             peer,
@@ -388,11 +364,11 @@ impl Offline {
 fn s04_the_small_programs_answer_for_s3_as_for_a_directory() {
     let off = Offline::new("");
     let lost = off.server().fault("PUT", 1, Fault::NoAnswer);
-    off.push(0).run().success();
+    off.push(0).succeed();
     assert_eq!(lost.times(), 1);
-    off.push(0).run().success();
+    off.push(0).succeed();
     let name = &off.still.segments[0];
-    off.fetch(name).run().success();
+    off.fetch(name).succeed();
     let fetched = off.still.wal("RECOVERYXLOG");
     assert!(std::fs::read(&fetched).unwrap() == std::fs::read(off.still.wal(name)).unwrap());
     std::fs::remove_file(&fetched).unwrap();
@@ -403,7 +379,7 @@ fn s04_the_small_programs_answer_for_s3_as_for_a_directory() {
             .count()
     };
     off.server().clear_log();
-    off.push(0).run().success();
+    off.push(0).succeed();
     assert_eq!(requests(off.server().log()), 0, "it is there already");
     // Other bytes under the name: refused, kept aside, and the first copy stays.
     let stored = off.server().object(&key);
@@ -412,7 +388,7 @@ fn s04_the_small_programs_answer_for_s3_as_for_a_directory() {
     let end = other.len() - 100;
     other[end] ^= 1;
     std::fs::write(&path, &other).unwrap();
-    off.push(0).run().expect_code(20).expect_stderr("A120");
+    off.push(0).exits(20).expect_stderr("A120");
     assert!(off.server().object(&key) == stored);
     assert!(
         off.server()
@@ -425,18 +401,18 @@ fn s04_the_small_programs_answer_for_s3_as_for_a_directory() {
 #[test]
 fn s01_what_a_store_cannot_answer_is_neither_stored_nor_absent() {
     let off = Offline::new("retry_budget = \"1s\"\n");
-    off.push(0).run().success();
+    off.push(0).succeed();
     let (there, absent) = (off.still.segments[0].clone(), "000000010000000000000099");
-    off.fetch(absent).run().expect_code(1);
+    off.fetch(absent).exits(1);
     for (fault, pushed, fetched) in [
         (Fault::Error(403, "AccessDenied"), 31, 207),
         (Fault::Error(404, "NoSuchBucket"), 36, 208),
     ] {
         off.server().heal();
         let fired = off.server().fault("/bucket", u64::MAX, fault);
-        off.push(1).run().expect_code(pushed);
-        off.fetch(absent).run().expect_code(fetched);
-        off.fetch(&there).run().expect_code(fetched);
+        off.push(1).exits(pushed);
+        off.fetch(absent).exits(fetched);
+        off.fetch(&there).exits(fetched);
         assert!(fired.times() >= 3);
     }
     off.server().heal();
@@ -447,17 +423,16 @@ fn s01_what_a_store_cannot_answer_is_neither_stored_nor_absent() {
     ] {
         off.server().heal();
         let fired = off.server().fault("/bucket", u64::MAX, fault);
-        off.push(1).run().expect_code(30);
+        off.push(1).exits(30);
         // Recovery tries for five minutes; a second is enough here.
-        let fetch = off.fetch(absent).env("PITR_FAULT_SECONDS", "1");
-        fetch.run().expect_code(200);
+        off.fetch(absent).env("PITR_FAULT_SECONDS", "1").exits(200);
         assert!(fired.times() >= 2);
     }
     off.server().heal();
-    off.push(1).run().success();
+    off.push(1).succeed();
     // A bucket that was emptied is no archive without WAL.
     off.server().lose("pg/pitr.json");
-    off.fetch(absent).run().expect_code(208);
+    off.fetch(absent).exits(208);
 }
 
 /// Returns whether damage is recorded for plans and `expire`.
@@ -469,27 +444,27 @@ fn damage_is_recorded(off: &Offline) -> bool {
 #[test]
 fn s16_a_body_that_is_changed_on_its_way_is_damage() {
     let off = Offline::new("");
-    off.push(0).run().success();
+    off.push(0).succeed();
     let name = &off.still.segments[0];
     // A part of the compressed WAL, which lies first, and not of the index after it.
     let line = format!("GET /bucket/{}", off.server().key(name));
     let flipped = off.server().fault(&line, u64::MAX, Fault::Flipped(100));
-    off.fetch(name).run().expect_code(201).expect_stderr("R201");
+    off.fetch(name).exits(201).expect_stderr("R201");
     assert!(flipped.times() > 0 && !off.still.wal("RECOVERYXLOG").exists());
     // Which recovery waits for no longer than a second.
-    wait_until(PATIENCE, "it is recorded", || {
-        off.fetch(name).run().expect_code(201);
+    wait_until("it is recorded", || {
+        off.fetch(name).exits(201);
         damage_is_recorded(&off)
     });
     off.server().heal();
-    off.fetch(name).run().success();
+    off.fetch(name).succeed();
 }
 
 /// R200 and not R201: it says nothing about any object, and must not be recorded as damage of each (decision 0011).
 #[test]
 fn s16_what_arrives_encoded_says_nothing_about_the_object() {
     let off = Offline::new("");
-    off.push(0).run().success();
+    off.push(0).succeed();
     let name = &off.still.segments[0];
     let line = format!("GET /bucket/{}", off.server().key(name));
     let gzipped = off.server().fault(&line, u64::MAX, Fault::Gzipped);
@@ -498,14 +473,14 @@ fn s16_what_arrives_encoded_says_nothing_about_the_object() {
     assert!(gzipped.times() > 0 && !off.still.wal("RECOVERYXLOG").exists());
     assert!(!damage_is_recorded(&off));
     off.server().heal();
-    off.fetch(name).run().success();
+    off.fetch(name).succeed();
 }
 
 /// R200 for the same reason.
 #[test]
 fn s16_a_store_that_ignores_ranges_says_nothing_about_its_objects() {
     let off = Offline::new("");
-    off.push(0).run().success();
+    off.push(0).succeed();
     let name = &off.still.segments[0];
     let key = off.server().key(name);
     let stored = off.server().object(&key).len();
@@ -516,7 +491,7 @@ fn s16_a_store_that_ignores_ranges_says_nothing_about_its_objects() {
     assert!(!off.still.wal("RECOVERYXLOG").exists());
     assert!(!damage_is_recorded(&off));
     off.server().behave(|m| m.ignores_ranges = false);
-    off.fetch(name).run().success();
+    off.fetch(name).succeed();
 }
 
 #[test]
@@ -524,7 +499,7 @@ fn s16_what_arrives_at_the_store_changed_is_not_archived() {
     let off = Offline::new("retry_budget = \"4s\"\n");
     let refused = Fault::Error(400, "BadDigest");
     let fired = off.server().fault("PUT", u64::MAX, refused.clone());
-    let run = off.push(0).run().expect_code(35);
+    let run = off.push(0).exits(35);
     run.expect_stderr("A135").expect_stderr("BadDigest");
     assert!(fired.times() > 0);
     let name = &off.still.segments[0];
@@ -532,7 +507,7 @@ fn s16_what_arrives_at_the_store_changed_is_not_archived() {
     off.server().heal();
     // It is sent again: the next one may not be changed.
     let once = off.server().fault("PUT", 1, refused);
-    off.push(0).run().success();
+    off.push(0).succeed();
     assert_eq!(once.times(), 1);
 }
 
@@ -554,20 +529,20 @@ fn s09_credentials_that_run_out_are_renewed() {
             .dir(off.still.cluster.pgdata())
             .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", &provider)
     };
-    push(0).run().success();
+    push(0).succeed();
     let before = off.server().issued_tokens();
     assert!(before > 0);
     // The session ends while the segment is on its way.
     let expired = off
         .server()
         .fault("PUT", 1, Fault::Error(400, "ExpiredToken"));
-    push(1).run().success();
+    push(1).succeed();
     assert_eq!(expired.times(), 1);
     assert!(off.server().issued_tokens() >= before + 2);
     let error = pitr()
         .arg("--config")
         .arg(&config)
-        .args(["repo", "show"])
+        .words("repo show")
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .run();
     error
@@ -580,7 +555,7 @@ fn s09_credentials_that_run_out_are_renewed() {
     let error = pitr()
         .arg("--config")
         .arg(&config)
-        .args(["repo", "show"])
+        .words("repo show")
         .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", off.server().endpoint())
         .run();
     assert!(forbidden.times() > 0, "{error}");
@@ -612,10 +587,9 @@ fn a_profile_for_people_is_wrong_configuration() {
     );
     for (profile, says) in [("signed-in", "single sign-on"), ("logged-in", "aws login")] {
         let config = with_profile(&off.config, off.still.site.sandbox(), profile);
-        let show = pitr().arg("--config").arg(&config).args(["repo", "show"]);
+        let show = pitr().arg("--config").arg(&config).words("repo show");
         show.env("AWS_CONFIG_FILE", &profiles)
-            .run()
-            .expect_code(3)
+            .exits(3)
             .expect_stderr(says)
             .expect_stderr("credentials_file");
         let fetch = off.fetch_with(&config, &off.still.segments[0]);
@@ -647,8 +621,8 @@ fn a_program_gives_the_credentials_of_a_profile() {
     let keys =
         format!(r#"{{"Version": 1, "AccessKeyId": "{KEY}", "SecretAccessKey": "{SECRET}"}}"#);
     std::fs::write(&answer, keys).unwrap();
-    push.run().success();
-    off.fetch(&off.still.segments[0]).run().success();
+    push.succeed();
+    off.fetch(&off.still.segments[0]).succeed();
 }
 
 #[test]
@@ -679,8 +653,8 @@ fn what_a_program_for_credentials_prints_is_not_repeated() {
             ),
         );
         let of = |program: Program| program.env("AWS_CONFIG_FILE", &profiles);
-        let push = of(off.push_with(&config, 0)).run().expect_code(30);
-        let info = of(pitr().arg("--config").arg(&config).args(["repo", "show"])).run();
+        let push = of(off.push_with(&config, 0)).exits(30);
+        let info = of(pitr().arg("--config").arg(&config).words("repo show")).run();
         assert_ne!(info.code(), 0, "{info}");
         for run in [&push, &info] {
             assert!(run.stderr.contains(told), "{run}");
@@ -692,8 +666,8 @@ fn what_a_program_for_credentials_prints_is_not_repeated() {
             let ready = format!("pg_wal/archive_status/{name}.ready");
             off.still.cluster.touch(&ready);
         }
-        of(off.push_with(&config, 0)).run().expect_code(30);
-        wait_until(PATIENCE, "the worker has failed and ended", || {
+        of(off.push_with(&config, 0)).exits(30);
+        wait_until("the worker has failed and ended", || {
             !noted(&spool, ".failed").is_empty() && !has_worker(&spool)
         });
         for path in paths_below(&spool) {
@@ -709,12 +683,12 @@ fn what_a_program_for_credentials_prints_is_not_repeated() {
 #[test]
 fn what_pitr_does_for_a_small_program_ends_with_it() {
     let off = Offline::new("stall_timeout = \"1h\"\nretry_budget = \"1h\"\n");
-    off.push(0).run().success();
+    off.push(0).succeed();
     let stalled = off.server().fault("GET", 1, Fault::Stalled);
     // A standby that has only the archive waits for ever, and so would pitr.
     mode(&off.still, "standby.signal", false);
     let running = off.fetch(&off.still.segments[0]).spawn();
-    wait_until(PATIENCE, "the store is asked", || stalled.times() == 1);
+    wait_until("the store is asked", || stalled.times() == 1);
     let children = || {
         let path = format!("/proc/{0}/task/{0}/children", running.pid());
         let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -726,21 +700,20 @@ fn what_pitr_does_for_a_small_program_ends_with_it() {
     };
     let child = children();
     assert_eq!(child.len(), 1, "one pitr works for it");
-    running.signal(rustix::process::Signal::TERM);
-    let run = running.wait();
+    let run = running.ended_by(rustix::process::Signal::TERM);
     assert_eq!(run.code(), 128 + 15);
-    wait_until(PATIENCE, "pitr has ended, too", || {
+    wait_until("pitr has ended, too", || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", child[0]));
         stat.map_or(true, |s| s.contains(") Z "))
     });
     off.server().heal();
-    off.fetch(&off.still.segments[0]).run().success();
+    off.fetch(&off.still.segments[0]).succeed();
 }
 
 #[test]
 fn what_keeps_pitr_from_answering_is_judged_by_what_the_server_does() {
     let off = Offline::new("");
-    off.push(0).run().success();
+    off.push(0).succeed();
     let folder = off.still.site.sandbox().dir("broken");
     // By another program: what a child of another test holds open for writing cannot be run.
     let copied = std::process::Command::new("cp")
@@ -777,13 +750,13 @@ fn what_keeps_pitr_from_answering_is_judged_by_what_the_server_does() {
 #[test]
 fn a_store_that_is_slow_is_not_taken_for_one_that_is_silent() {
     let off = Offline::new("");
-    off.push(0).run().success();
+    off.push(0).succeed();
     let there = &off.still.segments[0];
     let delivers = |asked: &str, answers_in: Duration, prepare: &dyn Fn()| {
         off.server().heal();
         let slow = off.server().fault(asked, u64::MAX, Fault::Slow(answers_in));
         // Once is enough, on a machine that may itself stand still.
-        wait_until(PATIENCE, "the segment is delivered", || {
+        wait_until("the segment is delivered", || {
             prepare();
             off.fetch(there).run().code() == 0
         });
@@ -803,13 +776,13 @@ fn a_store_that_is_slow_is_not_taken_for_one_that_is_silent() {
 
 #[test]
 fn a_host_that_may_not_delete_archives_and_backs_up() {
-    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(17);
     let mut cluster = builder.config("archive_mode", "on").create();
     let site = Bucketed::new(&cluster, Peer::own(), "");
     let (peer, sandbox) = (&site.peer, &site.sandbox);
     let config = configuration(peer, sandbox, &cluster, "writer.toml", WRITER, "");
     let writer = |program: Program| program.arg("--config").arg(&config);
-    let check = writer(pitr()).args(["repo", "check"]).run().success();
+    let check = writer(pitr()).words("repo check").succeed();
     check.expect_stdout("may not delete");
     cluster.append_config("archive_command", &writer(pitr_archive()).arg("%p").shell());
     cluster.start();
@@ -818,35 +791,26 @@ fn a_host_that_may_not_delete_archives_and_backs_up() {
     for name in &segments {
         cluster.wait_archived(name);
     }
-    let run = writer(pitr()).args(["backup", "--quiet"]).run().success();
+    let run = writer(pitr()).words("backup --quiet").succeed();
     assert!(!run.stderr.contains("error"), "{run}");
     cluster.sql("insert into ledger values (0)");
     cluster.archive_now();
     let log = cluster.log();
     assert!(!log.contains("pitr-archive:"), "{log}");
     // Whoever may do everything finds all of it.
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
     let to = sandbox.join("copy");
-    let restore = site.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
-    restore.run().success();
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(
-        copy.query_one_string("select count(*) from ledger"),
-        "20001"
-    );
+    site.pitr().restore_to(&to).arg("--quiet").succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from ledger"), "20001");
 }
 
 #[test]
 fn init_and_check_refuse_a_store_that_overwrites() {
     let off = Offline::new("");
     let config = &off.config;
-    let check = |config: &Path| pitr().arg("--config").arg(config).args(["repo", "check"]);
-    check(config)
-        .run()
-        .expect_code(6)
-        .expect_stderr("may delete");
+    let check = |config: &Path| pitr().arg("--config").arg(config).words("repo check");
+    check(config).exits(6).expect_stderr("may delete");
     let writer = configuration(
         &off.peer,
         off.still.site.sandbox(),
@@ -855,18 +819,12 @@ fn init_and_check_refuse_a_store_that_overwrites() {
         WRITER,
         "",
     );
-    check(&writer)
-        .run()
-        .success()
-        .expect_stdout("may not delete");
+    check(&writer).succeed().expect_stdout("may not delete");
     off.server().behave(|m| m.both_win = Some("race-"));
-    check(config).run().expect_code(8).expect_stderr("win");
+    check(config).exits(8).expect_stderr("win");
     off.server()
         .behave(|m| (m.both_win, m.overwrites) = (None, true));
-    check(config)
-        .run()
-        .expect_code(8)
-        .expect_stderr("replaces objects");
+    check(config).exits(8).expect_stderr("replaces objects");
     let before = off.server().keys();
     let fresh = std::fs::read_to_string(config)
         .unwrap()
@@ -874,17 +832,15 @@ fn init_and_check_refuse_a_store_that_overwrites() {
     let sandbox = off.still.site.sandbox();
     let init = |text: &str, name: &str| {
         let file = sandbox.file(name, text);
-        pitr().arg("--config").arg(file).args(["init", "--quiet"])
+        pitr().arg("--config").arg(file).words("init --quiet")
     };
     init(&fresh, "fresh.toml")
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("unsafe_overwrite");
     assert_eq!(off.server().keys(), before, "nothing was created");
     let unsafely = format!("{fresh}unsafe_overwrite = true\n");
     init(&unsafely, "unsafe.toml")
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("replaces objects");
     // Whoever accepts it sees that for as long as it is so.
     let shown = |config: &Path, verb: &str| {
@@ -892,7 +848,7 @@ fn init_and_check_refuse_a_store_that_overwrites() {
         run.run().json().to_string().contains("unsafe_overwrite")
     };
     let unsafely = sandbox.join("unsafe.toml");
-    off.push_with(&unsafely, 0).run().success();
+    off.push_with(&unsafely, 0).succeed();
     for verb in ["info", "doctor"] {
         assert!(shown(&unsafely, verb), "{verb}");
         assert!(!shown(config, verb), "{verb}");
@@ -902,8 +858,7 @@ fn init_and_check_refuse_a_store_that_overwrites() {
     off.server().behave(|m| m.overwrites = false);
     let strange = fresh.replace("/fresh\"", "/strange\"");
     init(&strange, "strange.toml")
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("not empty");
 }
 
@@ -961,7 +916,7 @@ fn a_process_that_ships_many_segments_makes_one_request_for_each() {
     // end.
     let more = Offline::new("");
     more.server().clear_log();
-    more.push(0).run().success();
+    more.push(0).succeed();
     assert_eq!(more.server().log().len(), 7, "{:?}", more.server().log());
 }
 
@@ -969,15 +924,8 @@ fn a_process_that_ships_many_segments_makes_one_request_for_each() {
 fn an_encrypted_repository_takes_as_few_requests() {
     let still = Still::new(17, 1, 3);
     let keys = still.site.sandbox().join("keys");
-    let keygen = pitr().args([
-        "repo",
-        "keygen",
-        "--recipient",
-        "ops",
-        "--recipient",
-        "escrow",
-    ]);
-    keygen.arg("--dir").arg(&keys).run().success();
+    let keygen = pitr().words("repo keygen --recipient ops --recipient escrow");
+    keygen.arg("--dir").arg(&keys).succeed();
     let encryption = format!(
         "[repositories.store.encryption]\nkey_set = \"{}\"\n",
         keys.join("writer.key").display()
@@ -1005,7 +953,7 @@ fn an_encrypted_repository_takes_as_few_requests() {
         .replace("key_set", "key_file")
         .replace(&keys.join("writer.key").display().to_string(), &key);
     let reader = off.still.site.sandbox().file("reader.toml", reading);
-    off.fetch_with(&reader, first).run().success();
+    off.fetch_with(&reader, first).succeed();
     assert_eq!(
         std::fs::read(off.still.wal("RECOVERYXLOG")).unwrap(),
         std::fs::read(off.still.wal(first)).unwrap()
@@ -1015,12 +963,12 @@ fn an_encrypted_repository_takes_as_few_requests() {
 #[test]
 fn c10_wal_list_takes_sizes_and_times_from_listings() {
     let off = Offline::new("");
-    off.push(0).run().success();
-    off.push(1).run().success();
+    off.push(0).succeed();
+    off.push(1).succeed();
     off.server().clear_log();
     let list = |args: &[&str]| {
         let program = pitr().arg("--config").arg(&off.config);
-        program.args(["wal", "list"]).args(args).run().success()
+        program.words("wal list").args(args).succeed()
     };
     let json = list(&["--json"]).json();
     let log = off.server().log();
@@ -1050,12 +998,9 @@ fn d_init_refuses_a_repository_inside_another() {
     let config = std::fs::read_to_string(&off.config).unwrap();
     let inside = config.replace("/pg\"", "/pg/deeper/still\"");
     let inside = off.still.site.sandbox().file("inside.toml", inside);
-    let init = pitr().args(["init", "--quiet", "--config"]).arg(&inside);
-    init.run()
-        .expect_code(8)
-        .expect_stderr("lies inside repository");
+    let init = pitr().words("init --quiet --config").arg(&inside);
+    init.exits(8).expect_stderr("lies inside repository");
     let beside = config.replace("/pg\"", "/pg2/deeper\"");
     let beside = off.still.site.sandbox().file("beside.toml", beside);
-    let init = pitr().args(["init", "--quiet", "--config"]).arg(&beside);
-    init.run().success();
+    pitr().words("init --quiet --config").arg(&beside).succeed();
 }

@@ -8,7 +8,7 @@ use crate::common::authority::Authority;
 use crate::common::s3::peer::Peer;
 use crate::common::s3::tls::{OldTls, Says, Tls};
 use crate::common::s3::{BUCKET, Fault, KEY};
-use crate::common::{Cluster, PATIENCE, Program, Run, keep_one, pitr, wait_until};
+use crate::common::{Cluster, Program, Run, keep_one, pitr, wait_until};
 use crate::fetch::mode;
 use crate::s3_cycle::{Bucketed, Offline};
 
@@ -16,14 +16,14 @@ use crate::s3_cycle::{Bucketed, Offline};
 fn s17_what_was_deleted_is_no_end_of_the_wal() {
     let off = Offline::new("");
     let name = off.still.segments[0].clone();
-    off.push(0).run().success();
+    off.push(0).succeed();
     let key = off.server().key(&name);
     off.server().behave(|m| m.versions = true);
     let earliest = chrono::Utc::now().timestamp();
     off.server().lose(&key);
     let latest = chrono::Utc::now().timestamp();
     let told = |by: &str| {
-        let told = off.fetch(&name).run().expect_code(205);
+        let told = off.fetch(&name).exits(205);
         let told = told.expect_stderr("an older version is there");
         let place = format!("was deleted from \"s3://{BUCKET}/pg\"{by} at ");
         let (_, rest) = told.stderr.split_once(&place).expect(&told.stderr);
@@ -46,31 +46,30 @@ fn s17_what_was_deleted_is_no_end_of_the_wal() {
     let denied = off
         .server()
         .fault("versions", u64::MAX, Fault::Error(403, "AccessDenied"));
-    off.fetch(&name).run().expect_code(205);
+    off.fetch(&name).exits(205);
     assert!(denied.times() > 0);
     // A segment that never was is absent; and a writer may store it again.
-    off.fetch("000000010000000000000099").run().expect_code(1);
-    off.push(0).run().success();
-    off.fetch(&name).run().success();
+    off.fetch("000000010000000000000099").exits(1);
+    off.push(0).succeed();
+    off.fetch(&name).succeed();
 }
 
 #[test]
 fn s12_wal_that_must_be_thawed_is_no_end_of_the_wal() {
     let off = Offline::new("");
     let name = off.still.segments[0].clone();
-    off.push(0).run().success();
-    off.push(1).run().success();
+    off.push(0).succeed();
+    off.push(1).succeed();
     assert_eq!(off.server().reclassify(&name, "GLACIER"), 1);
     off.fetch(&name)
-        .run()
-        .expect_code(201)
+        .exits(201)
         .expect_stderr("R201")
         .expect_stderr("archive class");
     assert!(!off.still.wal("RECOVERYXLOG").exists());
     let verify = pitr()
         .arg("--config")
         .arg(&off.config)
-        .args(["verify", "--json"]);
+        .words("verify --json");
     let run = verify.run();
     let found = run.json()["clusters"][0]["findings"][0].clone();
     assert_eq!(found["kind"], "frozen", "{run}");
@@ -79,15 +78,12 @@ fn s12_wal_that_must_be_thawed_is_no_end_of_the_wal() {
     let keys = off.server().keys();
     assert!(!keys.iter().any(|k| k.contains("-damaged-")), "{keys:?}");
     off.server().reclassify(&name, "STANDARD");
-    off.fetch(&name).run().success();
+    off.fetch(&name).succeed();
 }
 
 #[test]
 fn s12_s13_a_bucket_that_freezes_and_locks() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let peer = Peer::own();
     peer.server().behave(|m| m.versions = true);
     let site = Bucketed::new(&cluster, peer, "");
@@ -99,16 +95,16 @@ fn s12_s13_a_bucket_that_freezes_and_locks() {
     // A restore from what must be thawed first is refused before it begins, and the plan says so.
     assert!(server.reclassify("/packs/", "DEEP_ARCHIVE") > 0);
     let plan = ["plan", "--target-immediate"];
-    let refused = site.pitr().args(plan).run().expect_code(1);
+    let refused = site.pitr().args(plan).exits(1);
     refused.expect_stderr("DEEP_ARCHIVE");
     let to = site.sandbox.join("copy");
-    let restore = site.pitr().args(["restore", "--target-immediate", "--to"]);
-    let refused = restore.arg(&to).run().expect_code(1);
+    let restore = site.pitr().words("restore --target-immediate --to");
+    let refused = restore.arg(&to).exits(1);
     refused.expect_stderr("Nothing was written");
     assert!(!to.exists());
     what_is_frozen_comes_from_another_repository(&site, &both);
     server.reclassify("/packs/", "STANDARD");
-    site.pitr().args(plan).run().success();
+    site.pitr().args(plan).succeed();
     wal_that_must_be_thawed_leads_nowhere(&site, &cluster);
     for mode in ["GOVERNANCE", "COMPLIANCE"] {
         server.behave(|m| m.default_lock = Some((mode, Duration::from_secs(30 * 86_400))));
@@ -126,8 +122,8 @@ fn with_copy(site: &Bucketed) -> PathBuf {
     );
     let both = site.sandbox.file("both.toml", format!("{text}{second}"));
     let on = |args: &[&str]| pitr().arg("--config").arg(&both).args(args);
-    on(&["init", "--quiet"]).run().success();
-    on(&["repo", "sync", "--quiet"]).run().success();
+    on(&["init", "--quiet"]).succeed();
+    on(&["repo", "sync", "--quiet"]).succeed();
     both
 }
 
@@ -136,7 +132,7 @@ fn what_is_frozen_comes_from_another_repository(site: &Bucketed, both: &Path) {
     let on = |args: &[&str]| pitr().arg("--config").arg(both).args(args);
     let restore = on(&["restore", "--target-immediate", "--to"]).arg(&to);
     for run in [on(&["plan", "--target-immediate"]), restore] {
-        let run = run.run().success().expect_stderr("DEEP_ARCHIVE");
+        let run = run.succeed().expect_stderr("DEEP_ARCHIVE");
         let run = run.expect_stderr("it is taken from \"second\"");
         assert!(!run.stderr.contains("is damaged"), "{run}");
     }
@@ -160,7 +156,7 @@ fn wal_that_must_be_thawed_leads_nowhere(site: &Bucketed, cluster: &Cluster) {
     let cache = |name: &str| site.sandbox.join(name);
     let asked = |args: &[&str], folder: &str| {
         let run = site.pitr().env("XDG_CACHE_HOME", cache(folder));
-        let run = run.args(args).args(["--target-name", "thawed"]);
+        let run = run.args(args).words("--target-name thawed");
         match args.first() {
             Some(&"restore") => run.arg("--to").arg(&to).run(),
             _ => run.run(),
@@ -195,7 +191,7 @@ fn wal_that_must_be_thawed_leads_nowhere(site: &Bucketed, cluster: &Cluster) {
     assert!(!to.exists());
     // A segment that the target does not need may be frozen, and one that was thawed is needed no less.
     let target = ["plan", "--target-immediate"];
-    site.pitr().args(target).run().success();
+    site.pitr().args(target).succeed();
     server.reclassify(middle, "STANDARD");
     asked(&["plan"], "warm").success();
 }
@@ -205,7 +201,7 @@ fn what_is_locked_stays_whole_until_its_time_has_come(site: &Bucketed, mode: &st
     let (first, _) = (site.backup(), site.backup());
     let expire = || {
         let expire = keep_one(&["--grace", "0s", "--confirm"]);
-        site.pitr().args(expire).run().success()
+        site.pitr().args(expire).succeed()
     };
     let there = || {
         server
@@ -220,7 +216,7 @@ fn what_is_locked_stays_whole_until_its_time_has_come(site: &Bucketed, mode: &st
         .expect_stderr("kept by the store until ")
         .expect_stderr(&format!("({})", mode.to_lowercase()));
     assert!(there() && server.keys().iter().any(|k| k.ends_with(&manifest)));
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
     server.unlock();
     expire();
     assert!(!there() && !server.keys().iter().any(|k| k.ends_with(&manifest)));
@@ -232,22 +228,18 @@ fn s11_what_a_killed_upload_left_is_taken_back_after_a_day() {
     let run = |args: &[&str]| pitr().arg("--config").arg(&off.config).args(args);
     let stalled = off.server().fault("partNumber=2", 1, Fault::Stalled);
     let running = run(&["repo", "check"]).spawn();
-    wait_until(PATIENCE, "the second part is on its way", || {
-        stalled.times() == 1
-    });
-    running.signal(rustix::process::Signal::KILL);
-    running.wait();
+    wait_until("the second part is on its way", || stalled.times() == 1);
+    running.ended_by(rustix::process::Signal::KILL);
     off.server().heal();
     assert_eq!(off.server().open_uploads(), 1);
     let expire = keep_one(&["--confirm"]);
-    run(&expire).run().success();
+    run(&expire).succeed();
     assert_eq!(off.server().open_uploads(), 1, "it may still be running");
     off.server().age_uploads(Duration::from_secs(25 * 3600));
     run(&keep_one(&["--dry-run"]))
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("left by unfinished writes");
-    run(&expire).run().success();
+    run(&expire).succeed();
     assert_eq!(off.server().open_uploads(), 0);
 }
 
@@ -272,13 +264,13 @@ fn s15_a_server_that_does_not_prove_to_be_the_store_is_refused() {
         year: 2100,
     });
     let trusted = config("sound.toml", &sound.endpoint(), true);
-    off.push_with(&trusted, 0).run().success();
+    off.push_with(&trusted, 0).succeed();
     let before = off.server().log().len();
     let refused = |config: &Path, says: &str| {
-        let run = off.push_with(config, 1).run().expect_code(30);
+        let run = off.push_with(config, 1).exits(30);
         run.expect_stderr("A130").expect_stderr(says);
         let fetch = off.fetch_with(config, &off.still.segments[0]);
-        fetch.env("PITR_FAULT_SECONDS", "1").run().expect_code(200);
+        fetch.env("PITR_FAULT_SECONDS", "1").exits(200);
     };
     // Nobody told whom to trust.
     let unknown = config("unknown.toml", &sound.endpoint(), false);
@@ -329,7 +321,7 @@ fn s14_doctor_warns_of_rules_that_delete() {
     let off = Offline::new("");
     let doctor = || {
         let run = pitr().arg("--config").arg(&off.config);
-        run.args(["doctor", "--json"]).run().json().to_string()
+        run.words("doctor --json").run().json().to_string()
     };
     assert!(!doctor().contains("lifecycle"));
     off.server().behave(|m| {
@@ -377,7 +369,7 @@ fn s15_doctor_names_a_certificate_that_ends_soon() {
     for (left, level) in [(22, "ok"), (20, "warn"), (2, "fail"), (-1, "fail")] {
         let clock = format!("{},{now},1", (days - left) * 86_400);
         let doctor = pitr().arg("--config").arg(&config);
-        let doctor = doctor.args(["doctor", "--json"]);
+        let doctor = doctor.words("doctor --json");
         let said = doctor.env("PITR_FAULT_CLOCK", clock).run().json();
         let findings = said["findings"].as_array().unwrap();
         let of_it = findings.iter().find(|f| f["name"] == "certificate");
@@ -424,10 +416,11 @@ fn s08_clocks_that_differ_are_told_with_the_seconds() {
 #[test]
 fn x07_expire_stops_when_the_store_goes_away_and_the_next_run_finishes() {
     let builder = Cluster::builder(17).segment_size_mb(1);
-    let mut cluster = builder.without_fsync().create();
-    let site = Bucketed::new(&cluster, Peer::own(), "retry_budget = \"1s\"\n");
-    site.attach(&cluster);
-    cluster.start();
+    let (site, _cluster) = Bucketed::with_cluster(
+        builder.without_fsync(),
+        Peer::own(),
+        "retry_budget = \"1s\"\n",
+    );
     let (first, last) = (site.backup(), site.backup());
     let server = site.peer.server();
     let expire = || {
@@ -442,12 +435,12 @@ fn x07_expire_stops_when_the_store_goes_away_and_the_next_run_finishes() {
         expire().expect_code(9).expect_stderr("goes on");
         assert!(away.times() > 0);
         server.heal();
-        let listed = site.pitr().args(["info", "--json"]).run().success();
+        let listed = site.pitr().words("info --json").succeed();
         let listed = listed.json().to_string();
         assert_eq!(listed.contains(&format!("\"{first}\"")), !gone, "{listed}");
         assert!(listed.contains(&format!("\"{last}\"")), "{listed}");
         assert!(of(&first) > 1 && (gone || of(&first) >= whole));
-        site.pitr().args(["verify", "--quiet"]).run().success();
+        site.pitr().words("verify --quiet").succeed();
     }
     expire().success();
     // Behind what lost its root stands a tombstone, and no data.
@@ -457,18 +450,18 @@ fn x07_expire_stops_when_the_store_goes_away_and_the_next_run_finishes() {
             .iter()
             .any(|k| k.contains(&format!("packs/{first}/")))
     );
-    let listed = site.pitr().args(["info", "--json"]).run().json();
+    let listed = site.pitr().words("info --json").run().json();
     assert!(
         !listed.to_string().contains(&format!("\"{first}\"")),
         "{listed}"
     );
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
 }
 
 #[test]
 fn a_region_that_nobody_knows_is_wrong_configuration_unless_who_knows_it_is_out_of_order() {
     let off = Offline::new("");
-    off.push(0).run().success();
+    off.push(0).succeed();
     let there = &off.still.segments[0];
     let text = std::fs::read_to_string(&off.config).unwrap();
     let is_about = |line: &&str| !line.starts_with("region") && !line.starts_with("endpoint");
@@ -520,7 +513,7 @@ fn credentials_that_others_can_read_are_refused() {
     let fetch = off.fetch(&off.still.segments[0]).run();
     fetch.expect_code(202).expect_stderr(told);
     mode(0o600).unwrap();
-    off.push(0).run().success();
+    off.push(0).succeed();
 }
 
 #[test]
@@ -532,7 +525,7 @@ fn credentials_that_cannot_be_read_are_told_with_the_cause() {
             "could not read credentials file \"{}\": {cause}",
             file.display()
         );
-        let push = off.push(0).run().expect_code(2).expect_stderr(&told);
+        let push = off.push(0).exits(2).expect_stderr(&told);
         push.expect_stderr("chown postgres");
         let fetch = off.fetch(&off.still.segments[0]).run();
         fetch.expect_code(202).expect_stderr(&told);

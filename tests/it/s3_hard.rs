@@ -9,7 +9,7 @@ use pitr::store::s3::S3Store;
 use pitr::store::{Published, Store, get, put};
 
 use crate::common::s3::{BUCKET, Fault, KEY, Place, SECRET, key, large};
-use crate::common::{PATIENCE, pitr, wait_until};
+use crate::common::{pitr, wait_until};
 
 #[test]
 fn s01_what_no_rule_knows_may_pass() {
@@ -69,7 +69,7 @@ fn s01_what_one_request_is_told_all_heed() {
     };
     std::thread::scope(|scope| {
         let told = scope.spawn(|| put(&store, &key("told"), b"one"));
-        wait_until(PATIENCE, "it is told", || slow.times() > 0);
+        wait_until("it is told", || slow.times() > 0);
         for n in 0..5 {
             scope.spawn({
                 let (fill, store) = (&fill, &store);
@@ -256,19 +256,15 @@ fn s09_a_session_is_renewed_before_it_ends() {
     std::os::unix::fs::chown(&file, Some(own), None).unwrap();
     let store = place.open(|s| s.credentials_file = Some(file));
     assert_eq!(put(&store, &key("x"), b"one").unwrap(), Published::Created);
-    wait_until(
-        PATIENCE,
-        "sessions are renewed and the first is over",
-        || {
-            let now = chrono::Utc::now().timestamp();
-            assert_eq!(get(&store, &key("x"), 10).unwrap().unwrap(), b"one");
-            let text = std::fs::read_to_string(&ends).unwrap();
-            let ends: Vec<i64> = text.lines().map(|end| end.parse().unwrap()).collect();
-            // Each refusal brings one about, which may happen where a machine stands still.
-            let early = ends.len() as u64 - 1 - place.server.ended_tokens();
-            early >= 2 && now >= ends[0]
-        },
-    );
+    wait_until("sessions are renewed and the first is over", || {
+        let now = chrono::Utc::now().timestamp();
+        assert_eq!(get(&store, &key("x"), 10).unwrap().unwrap(), b"one");
+        let text = std::fs::read_to_string(&ends).unwrap();
+        let ends: Vec<i64> = text.lines().map(|end| end.parse().unwrap()).collect();
+        // Each refusal brings one about, which may happen where a machine stands still.
+        let early = ends.len() as u64 - 1 - place.server.ended_tokens();
+        early >= 2 && now >= ends[0]
+    });
 }
 
 #[test]
@@ -340,7 +336,7 @@ fn an_endpoint_of_the_environment_is_looked_at_like_a_configured_one() {
             ),
         )
     };
-    let check = || pitr().arg("--config").arg(&config).args(["repo", "check"]);
+    let check = || pitr().arg("--config").arg(&config).words("repo check");
     // An address that nobody has (RFC 5737): nothing is sent to it.
     let elsewhere = "http://192.0.2.1:9000";
     for run in [
@@ -348,7 +344,7 @@ fn an_endpoint_of_the_environment_is_looked_at_like_a_configured_one() {
         check().env("AWS_ENDPOINT_URL_S3", elsewhere),
         check().env("AWS_CONFIG_FILE", profile("elsewhere", elsewhere)),
     ] {
-        let run = run.run().expect_code(3);
+        let run = run.exits(3);
         run.expect_stderr("plain HTTP to another machine");
     }
     let here = place.server.endpoint();

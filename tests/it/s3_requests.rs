@@ -20,19 +20,19 @@ fn reads(log: &[String], part: &str) -> BTreeMap<String, usize> {
 #[test]
 fn s39_a_plan_reads_each_event_once_and_opens_no_segment_for_each_question() {
     for is_encrypted in [false, true] {
-        let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+        let builder = Cluster::small(18);
         let mut cluster = builder.create();
         let home = Home::new(&cluster, true, is_encrypted);
         home.attach(&cluster);
         cluster.start();
         cluster.sql("create table t (n int)");
         for _ in 0..3 {
-            home.pitr().arg("backup").run().success();
+            home.pitr().arg("backup").succeed();
             cluster.sql("insert into t values (1)");
         }
         cluster.archive_now();
         home.server().clear_log();
-        home.pitr().arg("plan").run().success();
+        home.pitr().arg("plan").succeed();
         let log = home.server().log();
         let events = reads(&log, "/events/");
         assert!(events.len() >= 6, "{events:?}");
@@ -49,7 +49,7 @@ fn s39_a_plan_reads_each_event_once_and_opens_no_segment_for_each_question() {
 /// A root of a large cluster has MiB: that of each backup that is kept is read for what all of them tell, and no second time.
 #[test]
 fn b38_an_incremental_asks_for_the_root_of_its_prior_alone() {
-    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(18);
     let mut cluster = builder.create();
     let home = Home::new(&cluster, true, false);
     home.attach(&cluster);
@@ -57,8 +57,8 @@ fn b38_an_incremental_asks_for_the_root_of_its_prior_alone() {
     cluster.sql("create table t (n int)");
     let take = || {
         cluster.sql("insert into t values (1)");
-        let backup = home.pitr().args(["backup", "--json", "--incremental"]);
-        backup.run().success()
+        let backup = home.pitr().words("backup --json --incremental");
+        backup.succeed()
     };
     let kept: Vec<String> = (0..3).map(|_| take().id()).collect();
     home.server().clear_log();

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::common::moto::Moto;
 use crate::common::s3::peer::{Peer, keys};
-use crate::common::{Cluster, Program, Run, Sandbox, expire_at_once, pitr, pitr_archive};
+use crate::common::{Cluster, Program, Run, Sandbox, expire_at_once, list_of, pitr, pitr_archive};
 use crate::s3_cycle::Bucketed;
 use crate::sealed::keygen;
 
@@ -36,17 +36,12 @@ struct World {
 impl World {
     /// With a plain repository, or an encrypted one with an audit log.
     fn new(is_sealed: bool, env: &[(&str, &str)]) -> World {
-        let cluster = Cluster::builder(17)
-            .segment_size_mb(1)
-            .without_fsync()
-            .create();
+        let cluster = Cluster::small(17).create();
         let sandbox = Sandbox::new("roles");
         let moto = Moto::with(&sandbox, &[&[("PITR_S3_CONDITIONS", "1")], env].concat());
         moto.make_bucket(BUCKET);
         if is_sealed {
-            keygen(&sandbox.join("keys"), &["ops", "escrow", "leaver"])
-                .run()
-                .success();
+            keygen(&sandbox.join("keys"), &["ops", "escrow", "leaver"]).succeed();
         }
         cluster.append_config("archive_mode", "on");
         let world = World {
@@ -60,7 +55,7 @@ impl World {
         }
         world.moto.judge();
         // An operator makes the repository; nobody else has been there.
-        world.pitr("operator", &["init", "--quiet"]).run().success();
+        world.pitr("operator", &["init", "--quiet"]).succeed();
         let archive = pitr_archive().arg("--config").arg(world.config("writer"));
         let archive = archive.arg("%p").shell();
         let mut world = world;
@@ -117,7 +112,7 @@ impl World {
         );
         self.sandbox
             .file(format!("{role}-credentials"), credentials);
-        let printed = self.pitr(role, &["init", "--role", role]).run().success();
+        let printed = self.pitr(role, &["init", "--role", role]).succeed();
         let begin = printed.stdout.find("\n{").unwrap() + 1;
         let length = printed.stdout[begin..].find("\n}").unwrap() + 2;
         let policy = &printed.stdout[begin..begin + length];
@@ -133,7 +128,7 @@ impl World {
     }
 
     fn backup(&self, role: &str) -> String {
-        let run = self.pitr(role, &["backup", "--json"]).run().success();
+        let run = self.pitr(role, &["backup", "--json"]).succeed();
         run.id()
     }
 
@@ -179,11 +174,9 @@ impl World {
     fn restored(&self, role: &str, target: &[&str]) -> String {
         let to = self.sandbox.join(format!("copy-{role}"));
         let run = self.pitr(role, &["restore", "--quiet", "--to"]).arg(&to);
-        run.args(target).run().success();
-        let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-        copy.start();
-        copy.wait_promoted();
-        copy.query_one_string("select count(*) from ledger")
+        run.args(target).succeed();
+        let copy = Cluster::open(17, &to).without_fsync().promoted();
+        copy.value("select count(*) from ledger")
     }
 
     /// The store refuses to create, read or delete these, and they are as before.
@@ -225,24 +218,24 @@ fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
     client.sql("delete from ledger");
     world.cluster.archive_now();
     // A reader looks, plans, restores, and verifies.
-    let info = world.pitr("reader", &["info"]).run().success();
+    let info = world.pitr("reader", &["info"]).succeed();
     info.expect_stdout(&first);
     let plan = ["plan", "--target-name", "before", "--json"];
-    let plan = world.pitr("reader", &plan).run().success().json();
+    let plan = world.pitr("reader", &plan).succeed().json();
     assert_eq!(plan["backup"]["id"], first.as_str());
     let target = ["--target-name", "before"];
     assert_eq!(world.restored("reader", &target), "30000");
-    world.pitr("reader", &["verify"]).run().success();
+    world.pitr("reader", &["verify"]).succeed();
     // An operator does all of that.
     let second = world.backup("operator");
-    world.pitr("operator", &["verify"]).run().success();
+    world.pitr("operator", &["verify"]).succeed();
     assert_eq!(world.restored("operator", &target), "30000");
     let check = world.pitr("operator", &["repo", "check"]).run();
     check.expect_stdout("These credentials may not delete");
     let pin = ["pin", &second, "--reason", "a test", "--confirm"];
-    world.pitr("operator", &pin).run().success();
+    world.pitr("operator", &pin).succeed();
     let unpin = ["unpin", &second, "--confirm"];
-    world.pitr("operator", &unpin).run().success();
+    world.pitr("operator", &unpin).succeed();
     for role in ROLES {
         let own = own_rights(role);
         assert_eq!(world.rights(role, role), ("ok".to_owned(), own));
@@ -251,8 +244,8 @@ fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
     claims(&world);
     // A label is no command.
     let label = ["agent", "run", "label"];
-    world.pitr("writer", &label).run().success();
-    world.pitr("operator", &["verify"]).run().success();
+    world.pitr("writer", &label).succeed();
+    world.pitr("operator", &["verify"]).succeed();
     // A janitor expires, by the agent too; what is left is whole.
     world.agents_expire(&["reader", "writer", "operator"]);
     let gone = |id: &str| {
@@ -262,7 +255,7 @@ fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
             .any(|k| k.contains(&format!("/packs/{id}/")))
     };
     assert!(gone(&first) && gone(&second));
-    world.pitr("reader", &["verify"]).run().success();
+    world.pitr("reader", &["verify"]).succeed();
     // Trials of hosts that may not delete stay until they are a day old.
     let left = world.store("janitor", PREFIX).irregular().unwrap();
     assert!(left.iter().all(|one| one.is_unfinished), "{left:?}");
@@ -271,10 +264,7 @@ fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
 /// With and without a policy that demands the condition, and in a bucket that keeps versions.
 #[test]
 fn s36_the_doctor_tells_of_a_host_that_may_replace_objects() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let site = Bucketed::new(&cluster, Peer::own(), "");
     let server = site.peer.server();
     let warned = || {
@@ -300,11 +290,11 @@ fn s36_the_doctor_tells_of_a_host_that_may_replace_objects() {
     site.backup();
     cluster.archive_now();
     let expire = expire_at_once();
-    site.pitr().args(expire).run().success();
+    site.pitr().args(expire).succeed();
     // These credentials may delete, and nothing else is found.
-    let check = site.pitr().args(["repo", "check"]).run().expect_code(6);
+    let check = site.pitr().words("repo check").exits(6);
     check.expect_stderr("these credentials may delete");
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
     let log = server.log();
     assert!(
         log.iter().any(|line| line.contains("uploadId")),
@@ -381,11 +371,11 @@ impl World {
     fn agents_expire(&self, refused: &[&str]) {
         let job = ["agent", "run", "clean"];
         for role in refused {
-            let run = self.pitr(role, &job).run().expect_code(8);
+            let run = self.pitr(role, &job).exits(8);
             run.expect_stderr("job \"clean\" would expire")
                 .expect_stderr("may not delete in repository \"store\"");
         }
-        self.pitr("janitor", &job).run().success();
+        self.pitr("janitor", &job).succeed();
     }
 
     /// Has the agent of a role examine and look: returns the names of critical conditions, and the clusters that it only writes.
@@ -421,7 +411,7 @@ fn a_host_that_only_writes_does_its_work_without_reading_backups() {
     let second = world.backup("writer");
     assert_ne!(first, second);
     assert_eq!(world.restored("reader", &[]), "6000");
-    world.pitr("reader", &["verify"]).run().success();
+    world.pitr("reader", &["verify"]).succeed();
     for role in ROLES {
         let own = own_rights(role);
         assert_eq!(world.rights(role, role), ("ok".to_owned(), own));
@@ -440,12 +430,10 @@ fn a_host_that_only_writes_does_its_work_without_reading_backups() {
     assert_eq!(written[0]["backups"][0]["id"], second.as_str());
     world.agents_expire(&["writer", "operator"]);
     // Every role has left records of what it did, which a reader may write, too.
-    world.pitr("janitor", &expire_at_once()).run().success();
+    world.pitr("janitor", &expire_at_once()).succeed();
     let listed = world.pitr("operator", &["audit", "list", "--json"]).run();
     let listed = listed.success().json();
-    let hosts: std::collections::BTreeSet<String> = listed["records"]
-        .as_array()
-        .unwrap()
+    let hosts: std::collections::BTreeSet<String> = list_of(&listed["records"])
         .iter()
         .map(|record| record["command"].as_str().unwrap().to_owned())
         .collect();
@@ -457,7 +445,7 @@ fn a_host_that_only_writes_does_its_work_without_reading_backups() {
         "create",
         &key("clusters/main/1/wal/00000001/history"),
     );
-    world.pitr("reader", &["verify"]).run().success();
+    world.pitr("reader", &["verify"]).succeed();
 }
 
 #[test]

@@ -12,7 +12,7 @@ use pitr::store::{Key, Published, get, put};
 use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::peer::Peer;
 use crate::common::s3::{BUCKET, KEY};
-use crate::common::{PATIENCE, Sandbox, Still, Stop, pitr, wait_until};
+use crate::common::{Sandbox, Still, Stop, pitr, wait_until};
 use crate::fetch::mode;
 use crate::s3_cycle::Offline;
 
@@ -75,7 +75,7 @@ fn f20_what_moves_slowly_arrives_whatever_time_it_takes() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| get(&store, &down, 1 << 30));
         let before = proxy.counts().bytes_to_client;
-        wait_until(PATIENCE, "it has begun", || {
+        wait_until("it has begun", || {
             proxy.counts().bytes_to_client > before + (1 << 20)
         });
         proxy.stall(Way::ToClient);
@@ -95,11 +95,11 @@ fn f20_whoever_waits_for_a_slow_store_is_told_how_far_it_is() {
         "create table noise as select string_agg(md5(random()::text), '') from generate_series(1, 40) s, generate_series(1, 8000) g group by g",
     );
     let sql = "select pg_walfile_name(pg_switch_wal())";
-    still.segments = vec![client.query_one_string(sql)];
+    still.segments = vec![client.value(sql)];
     drop(client);
     still.cluster.stop(Stop::Immediate);
     let off = Offline::on(still, "");
-    off.push(0).run().success();
+    off.push(0).succeed();
     let name = &off.still.segments[0];
     let stored = off.server().object(&off.server().key(name)).len();
     assert!(stored > 4 << 20, "{stored}");
@@ -119,7 +119,7 @@ fn f20_whoever_waits_for_a_slow_store_is_told_how_far_it_is() {
         .env("PITR_FAULT_SECONDS", "1")
         .spawn();
     let told = format!("still fetching \"{name}\": ");
-    wait_until(PATIENCE, "it is told how far it is", || {
+    wait_until("it is told how far it is", || {
         let told = running.stderr().contains(&told);
         assert!(told || !running.is_done(), "{}", running.stderr());
         told
@@ -158,9 +158,9 @@ fn max_rate_of_the_configuration_never_holds_wal_back() {
     let off = Offline::of(8, "");
     let backfill = |config: &std::path::Path| {
         let run = pitr().arg("--config").arg(config);
-        let run = run.args(["wal", "backfill", "--from"]);
+        let run = run.words("wal backfill --from");
         let begun = Instant::now();
-        run.arg(off.still.wal("")).run().success();
+        run.arg(off.still.wal("")).succeed();
         begun.elapsed()
     };
     let text = std::fs::read_to_string(&off.config).unwrap();
@@ -175,11 +175,7 @@ fn max_rate_of_the_configuration_never_holds_wal_back() {
         assert_eq!(stored.iter().filter(|k| k.ends_with(name)).count(), 1);
         let target = off.still.site.sandbox().join(name);
         let fetch = pitr().arg("--config").arg(&limited);
-        fetch
-            .args(["wal", "fetch", name])
-            .arg(&target)
-            .run()
-            .success();
+        fetch.args(["wal", "fetch", name]).arg(&target).succeed();
         assert!(std::fs::read(&target).unwrap() == std::fs::read(off.still.wal(name)).unwrap());
     }
 }

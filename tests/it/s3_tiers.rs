@@ -7,27 +7,18 @@ use serde_json::Value;
 
 use crate::common::s3::Fault;
 use crate::common::s3::peer::Peer;
-use crate::common::{Cluster, PATIENCE, Program, Run, expire_at_once, wait_until};
+use crate::common::{Cluster, Program, Run, expire_at_once, wait_until};
 use crate::s3_cycle::Bucketed;
 
 /// A bucket, and a cluster whose table is stored again by each full backup.
 fn site(peer: Peer, more: &str) -> (Bucketed, Cluster) {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
-    let site = Bucketed::new(&cluster, peer, more);
-    site.attach(&cluster);
-    cluster.start();
+    let (site, cluster) = Bucketed::with_cluster(Cluster::small(17), peer, more);
     cluster.sql("create table ledger as select g as id, md5(g::text) as note from generate_series(1, 20000) g");
     (site, cluster)
 }
 
 fn tier(site: &Bucketed, args: &[&str]) -> Run {
-    site.pitr()
-        .args(["repo", "tier", "--json"])
-        .args(args)
-        .run()
+    site.pitr().words("repo tier --json").args(args).run()
 }
 
 /// Requires that a command failed, and said this.
@@ -81,11 +72,7 @@ fn s23_what_ages_is_tagged_moves_by_a_rule_and_is_thawed_for_a_restore() {
     let first = site.backup();
     cluster.sql("update ledger set note = 'second' where id % 50 = 0");
     cluster.archive_now();
-    let run = site
-        .pitr()
-        .args(["backup", "--incremental", "--json"])
-        .run()
-        .success();
+    let run = site.pitr().words("backup --incremental --json").succeed();
     let second = run.id();
     assert!(second.ends_with("-incr"), "{run}");
     age();
@@ -168,11 +155,11 @@ fn s23_what_ages_is_tagged_moves_by_a_rule_and_is_thawed_for_a_restore() {
     let refused = plan(&first).expect_code(1);
     refused.expect_stderr(&format!("pitr repo thaw --backup {first}"));
     // An archived pack is no damage, and neither is it read.
-    let verified = site.pitr().args(["verify"]).run().success();
+    let verified = site.pitr().words("verify").succeed();
     verified.expect_stderr("not read, because tiers have moved them");
     thawed_it_is_restored(&site, &first);
     // Frozen objects can be deleted.
-    site.pitr().args(expire_at_once()).run().success();
+    site.pitr().args(expire_at_once()).succeed();
     let keys = server.keys();
     let is_left = |id: &str| {
         keys.iter()
@@ -203,12 +190,9 @@ fn killed_between_two_tags_it_goes_on(site: &Bucketed, moves: usize) {
     assert!(moves >= 2, "{moves}");
     let server = site.peer.server();
     let fired = server.fault_after(1, "PUT", 1, Fault::Stalled);
-    let running = site.pitr().args(["repo", "tier", "--confirm"]).spawn();
-    wait_until(PATIENCE, "the second tag is on its way", || {
-        fired.times() == 1
-    });
-    running.signal(rustix::process::Signal::KILL);
-    running.wait();
+    let running = site.pitr().words("repo tier --confirm").spawn();
+    wait_until("the second tag is on its way", || fired.times() == 1);
+    running.ended_by(rustix::process::Signal::KILL);
     server.heal();
     let done = of_cluster(&tier(site, &["--confirm"]).success());
     let moves = u64::try_from(moves).unwrap();
@@ -218,14 +202,8 @@ fn killed_between_two_tags_it_goes_on(site: &Bucketed, moves: usize) {
 
 fn the_rules_are_printed_and_checked(site: &Bucketed) {
     let server = site.peer.server();
-    let lifecycle = || site.pitr().args(["repo", "lifecycle"]).run();
-    let doctor = || {
-        site.pitr()
-            .args(["doctor", "--json"])
-            .run()
-            .json()
-            .to_string()
-    };
+    let lifecycle = || site.pitr().words("repo lifecycle").run();
+    let doctor = || site.pitr().words("doctor --json").run().json().to_string();
     let lacking = lifecycle().expect_code(6);
     let lacking = lacking.expect_stderr("no rule that moves to GLACIER");
     assert!(doctor().contains("no rule moves to GLACIER"));
@@ -320,12 +298,10 @@ fn restored(site: &Bucketed, id: &str, asked: &str, expected: &str) {
         id,
         "--to",
     ]);
-    restore.arg(&to).run().success();
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
+    restore.arg(&to).succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
     let sql = format!("select {asked} from ledger");
-    assert_eq!(copy.query_one_string(&sql), expected);
+    assert_eq!(copy.value(&sql), expected);
 }
 
 /// Not among those of `make test-moto`: what moto makes of a copy onto itself is another object, and is refused.
@@ -349,14 +325,14 @@ fn copied_into_an_archive_a_backup_is_thawed_and_restored() {
     let thaw = site
         .pitr()
         .args(["repo", "thaw", "--quiet", "--backup", &first]);
-    thaw.run().success();
+    thaw.succeed();
     if let Some(server) = &site.peer.own {
         assert_eq!(server.finish_thaw().len(), moves);
     }
     let waited = site
         .pitr()
         .args(["repo", "thaw", "--wait", "--backup", &first]);
-    waited.run().success();
+    waited.succeed();
     restored(&site, &first, "count(*)", "20000");
 }
 
@@ -373,10 +349,10 @@ fn s31_what_a_restore_reads_since_the_run_began_is_not_moved() {
             .env("PITR_FAULT_PAUSE", format!("{name}={}", flag.display()))
             .env("PITR_FAULT_SECONDS", "0")
             .spawn();
-        wait_until(PATIENCE, name, || flag.exists());
+        wait_until(name, || flag.exists());
         (running, flag)
     };
-    let moves = site.pitr().args(["repo", "tier", "--json", "--confirm"]);
+    let moves = site.pitr().words("repo tier --json --confirm");
     let (moves, planned) = pausing("moves planned", moves);
     let restore = ["restore", "--target-immediate", "--backup", &first, "--to"];
     let restore = site.pitr().args(restore).arg(site.sandbox.join("back"));
@@ -446,12 +422,11 @@ fn s23_a_copy_is_compared_and_what_is_locked_is_not_copied() {
 #[test]
 fn tiers_need_an_object_store_and_a_backup() {
     let (site, _cluster) = site(Peer::own(), "");
-    let none = site.pitr().args(["repo", "tier"]).run().expect_code(3);
+    let none = site.pitr().words("repo tier").exits(3);
     none.expect_stderr("no repository has tiers");
     site.pitr()
-        .args(["repo", "lifecycle"])
-        .run()
-        .success()
+        .words("repo lifecycle")
+        .succeed()
         .expect_stdout("\"Rules\": []");
     let id = "20200101T000000Z-000001-full";
     let thaw = site.pitr().args(["repo", "thaw", "--backup", id]).run();
@@ -461,8 +436,7 @@ fn tiers_need_an_object_store_and_a_backup() {
     let nothing = site
         .pitr()
         .args(["repo", "thaw", "--backup", &own])
-        .run()
-        .success();
+        .succeed();
     nothing.expect_stdout("everything that the backup needs can be read");
 }
 
@@ -485,7 +459,7 @@ fn s29_what_a_later_backup_needs_is_locked_for_another_period() {
     };
     assert_eq!(immutable()["state"], "ok", "{}", immutable());
     let doctor = || {
-        let run = site.pitr().args(["doctor", "--json"]).run().json();
+        let run = site.pitr().words("doctor --json").run().json();
         let found = run["findings"].as_array().unwrap().clone();
         found.into_iter().find(|f| f["name"] == "locks").unwrap()
     };
@@ -493,11 +467,7 @@ fn s29_what_a_later_backup_needs_is_locked_for_another_period() {
     let incremental = || {
         cluster.sql("update ledger set note = 'x' where id = 7");
         server.clear_log();
-        let run = site
-            .pitr()
-            .args(["backup", "--incremental"])
-            .run()
-            .success();
+        let run = site.pitr().words("backup --incremental").succeed();
         let set = server
             .log()
             .into_iter()
@@ -554,15 +524,15 @@ fn s34_a_sync_extends_the_locks_of_what_a_copied_backup_needs() {
         site.sandbox.dir("local").display()
     );
     crate::common::append(&site.config, &more);
-    site.pitr().args(["init", "--quiet"]).run().success();
+    site.pitr().words("init --quiet").succeed();
     let copy = |kind: &str| {
         cluster.sql("update ledger set note = 'x' where id = 7");
         let backup = ["backup", "--json", "--repository", "local", kind];
-        let run = site.pitr().args(backup).run().success();
+        let run = site.pitr().args(backup).succeed();
         let sync = [
             "repo", "sync", "--quiet", "--from", "local", "--to", "store",
         ];
-        let synced = site.pitr().args(sync).run().success();
+        let synced = site.pitr().args(sync).succeed();
         (run.id(), synced)
     };
     let (full, _) = copy("--full");
@@ -611,7 +581,7 @@ fn s28_what_the_store_archives_by_itself_is_no_readable_object() {
     let restore = site
         .pitr()
         .args(["restore", "--quiet", "--backup", &id, "--to"]);
-    restore.arg(&to).run().success();
+    restore.arg(&to).succeed();
 }
 
 /// Objects that are thawed for too few days are asked for again, and nothing counts as readable that froze while others were waited for.
@@ -636,22 +606,21 @@ fn s35_what_freezes_too_early_is_thawed_for_longer() {
         until.min().unwrap()
     };
     server.reclassify("/packs/", "GLACIER");
-    thaw(&["--days", "2"]).run().success();
+    thaw(&["--days", "2"]).succeed();
     server.finish_thaw();
-    let short = thaw(&["--days", "2", "--dry-run"]).run().success().json();
+    let short = thaw(&["--days", "2", "--dry-run"]).succeed().json();
     assert_eq!(days_left(&short), 1, "{short}");
-    let longer = thaw(&["--days", "30"]).run().success().json();
+    let longer = thaw(&["--days", "30"]).succeed().json();
     let packs = longer["objects"].as_array().unwrap().len();
     assert_eq!(longer["requested_count"], packs, "{longer}");
     assert_eq!(days_left(&longer), 29, "{longer}");
     // It lasts for a shorter wish, too.
-    let again = thaw(&["--days", "7"]).run().success().json();
+    let again = thaw(&["--days", "7"]).succeed().json();
     assert_eq!(again["requested_count"], 0, "{again}");
     // WAL is waited for, and the packs freeze meanwhile.
     server.reclassify("/wal/", "GLACIER");
     let mut waiting = thaw(&["--wait"]).spawn();
-    wait_until(PATIENCE, "it has asked", || {
-        assert!(!waiting.is_done(), "{}", waiting.stderr());
+    waiting.until("it has asked", || {
         server
             .log()
             .iter()
@@ -659,7 +628,7 @@ fn s35_what_freezes_too_early_is_thawed_for_longer() {
     });
     server.reclassify("/packs/", "GLACIER");
     let thawed = || server.finish_thaw().len();
-    wait_until(PATIENCE, "all is thawed", || {
+    wait_until("all is thawed", || {
         thawed();
         waiting.is_done()
     });
@@ -683,7 +652,7 @@ fn s23_wal_behind_a_backup_is_thawed_with_it() {
         let run = site
             .pitr()
             .args(["repo", "thaw", "--json", "--backup", &first]);
-        run.args(args).run().success().json()
+        run.args(args).succeed().json()
     };
     let frozen = |thawed: &Value| thawed["objects"].as_array().unwrap().len();
     let (own, all) = (
@@ -695,10 +664,7 @@ fn s23_wal_behind_a_backup_is_thawed_with_it() {
     let to = site.sandbox.join("copy");
     let restore = || {
         let restore = site.pitr().args(["restore", "--quiet", "--backup", &first]);
-        restore
-            .args(["--target-name", "later", "--to"])
-            .arg(&to)
-            .run()
+        restore.words("--target-name later --to").arg(&to).run()
     };
     // The WAL that the backup itself needs is not enough for a later moment.
     thaw(&[]);
@@ -711,9 +677,7 @@ fn s23_wal_behind_a_backup_is_thawed_with_it() {
     assert_eq!(server.finish_thaw().len(), all - own);
     assert_eq!(thaw(&["--wal"])["ready"], true);
     restore().success();
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    let count = copy.query_one_string("select count(*) from ledger");
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    let count = copy.value("select count(*) from ledger");
     assert_eq!(count, "40000");
 }

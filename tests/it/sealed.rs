@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::common::reception::{archived, lsn};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Still, Stop, append, copy_tree, expire_at_once,
-    keep_one, paths_below, pitr, pitr_archive, pitr_restore, user, wait_until,
+    Cluster, Program, Run, Sandbox, Still, Stop, append, copy_tree, expire_at_once, keep_one,
+    list_of, paths_below, pitr, pitr_archive, pitr_restore, user, wait_until,
 };
 
 /// The warning if nothing proves what the repository holds.
@@ -27,10 +27,7 @@ impl Sealed {
 
     /// With a cluster that its writer archives, and that runs.
     pub fn archived(major: u32) -> (Sealed, Cluster) {
-        let mut cluster = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
-            .create();
+        let mut cluster = Cluster::small(major).create();
         let sealed = Sealed::new(&cluster);
         let archive = pitr_archive()
             .arg("--config")
@@ -45,7 +42,7 @@ impl Sealed {
     /// With the repository somewhere else than all the rest.
     pub fn at(cluster: &Cluster, repository: PathBuf, sandbox: Sandbox) -> Sealed {
         let keys = sandbox.join("keys");
-        keygen(&keys, &["ops", "escrow"]).run().success();
+        keygen(&keys, &["ops", "escrow"]).succeed();
         let sealed = Sealed {
             repository,
             keys,
@@ -58,11 +55,7 @@ impl Sealed {
             sealed.configure(cluster, host, &encryption);
         }
         sealed.configure(cluster, "janitor", "");
-        sealed
-            .on("writer")
-            .args(["init", "--quiet"])
-            .run()
-            .success();
+        sealed.on("writer").words("init --quiet").succeed();
         sealed
     }
 
@@ -125,7 +118,7 @@ impl Sealed {
 }
 
 pub fn keygen(directory: &Path, recipients: &[&str]) -> Program {
-    let mut keygen = pitr().args(["repo", "keygen", "--dir"]).arg(directory);
+    let mut keygen = pitr().words("repo keygen --dir").arg(directory);
     for name in recipients {
         keygen = keygen.args(["--recipient", name]);
     }
@@ -178,14 +171,14 @@ fn the_vectors_open_without_any_code_of_pitr() {
 fn a_host_that_only_writes_archives_and_a_reader_gets_it_back() {
     let still = Still::new(17, 1, 3);
     let sealed = Sealed::new(&still.cluster);
-    sealed.push(&still, "writer", 0).run().success();
+    sealed.push(&still, "writer", 0).succeed();
     // The same again: compared by the keyed hash, for this host cannot open it.
-    sealed.push(&still, "writer", 0).run().success();
-    sealed.push(&still, "reader", 1).run().success();
-    sealed.push(&still, "writer", 1).run().success();
-    sealed.push(&still, "writer", 2).run().success();
+    sealed.push(&still, "writer", 0).succeed();
+    sealed.push(&still, "reader", 1).succeed();
+    sealed.push(&still, "writer", 1).succeed();
+    sealed.push(&still, "writer", 2).succeed();
     check_nothing_is_plain(&sealed, "c4ca4238a0b923820dcc509a6f75849b");
-    sealed.fetch(&still, "reader", 0).run().success();
+    sealed.fetch(&still, "reader", 0).succeed();
     let fetched = still.wal("RECOVERYXLOG");
     assert_eq!(
         std::fs::read(&fetched).unwrap(),
@@ -205,20 +198,13 @@ fn a_host_that_only_writes_archives_and_a_reader_gets_it_back() {
     refused(&sealed.push(&still, "writer", 0).run(), 20, "A120");
     assert_eq!(paths_below(&sealed.folder("conflicts")).len(), 1);
     check_nothing_is_plain(&sealed, "c4ca4238a0b923820dcc509a6f75849b");
-    sealed
-        .on("reader")
-        .args(["wal", "conflicts"])
-        .run()
-        .success();
+    sealed.on("reader").words("wal conflicts").succeed();
 }
 
 /// A host that cannot read compares the whole last segment: of what is stored it knows the keyed hash alone.
 #[test]
 fn l03_a_host_that_only_writes_completes_no_backup_with_a_clones_wal() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let sealed = Sealed::new(&cluster);
     let config = sealed.config("writer");
     let archive = pitr_archive().arg("--config").arg(config).arg("%p");
@@ -231,8 +217,7 @@ fn l03_a_host_that_only_writes_completes_no_backup_with_a_clones_wal() {
     let copy = sealed.sandbox.join("clone");
     copy_tree(cluster.pgdata(), &copy);
     user::own_all(&copy);
-    let mut clone = Cluster::open(17, &copy).without_fsync().create();
-    clone.start();
+    let clone = Cluster::open(17, &copy).without_fsync().start();
     for _ in 0..4 {
         clone.sql("update t set a = a + 1");
         clone.archive_now();
@@ -240,17 +225,14 @@ fn l03_a_host_that_only_writes_completes_no_backup_with_a_clones_wal() {
     cluster.start();
     cluster.sql("update t set a = a - 1");
     let backup = ["backup", "--json", "--wal-wait", "5h"];
-    let run = sealed.on("writer").args(backup).run().expect_code(1);
+    let run = sealed.on("writer").args(backup).exits(1);
     assert_eq!(run.json()["code"], "conflict", "{run}");
     assert!(run.stdout.contains("another server"), "{run}");
 }
 
 #[test]
 fn a_plain_repository_beside_a_sealed_one_has_backups_of_its_own() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let sealed = Sealed::new(&cluster);
     let plain = sealed.sandbox.join("plain");
     let section = format!(
@@ -319,14 +301,11 @@ fn plain_first(sealed: &Sealed) -> PathBuf {
 
 #[test]
 fn wal_that_a_host_cannot_read_is_compared_with_plain_wal_all_the_same() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let sealed = Sealed::new(&cluster);
     let both = plain_first(&sealed);
     let on = |config: &Path| pitr().arg("--config").arg(config);
-    on(&both).args(["init", "--quiet"]).run().success();
+    on(&both).words("init --quiet").succeed();
     let archive = |host: &str| {
         let archive = pitr_archive().arg("--config").arg(sealed.config(host));
         archive.arg("%p").shell()
@@ -335,9 +314,9 @@ fn wal_that_a_host_cannot_read_is_compared_with_plain_wal_all_the_same() {
     cluster.append_config("archive_command", &archive("both"));
     cluster.start();
     cluster.sql("create table t as select g as a from generate_series(1, 1000) g");
-    on(&both).args(["backup", "--quiet"]).run().success();
+    on(&both).words("backup --quiet").succeed();
     cluster.archive_now();
-    let plan = || on(&both).args(["plan", "--json"]).run().success();
+    let plan = || on(&both).words("plan --json").succeed();
     // Both have the same, and recovery may ask both.
     let run = plan();
     assert_eq!(run.json()["warnings"], serde_json::json!([]), "{run}");
@@ -378,7 +357,7 @@ fn a_whole_cycle_in_a_sealed_repository() {
     let client = cluster.client();
     client.sql("create table ledger as select g as id, 'confidential note ' || g as note from generate_series(1, 20000) g");
     let backup = || {
-        let run = sealed.on("writer").args(["backup", "--json"]).run();
+        let run = sealed.on("writer").words("backup --json").run();
         run.success().id()
     };
     let first = backup();
@@ -389,16 +368,12 @@ fn a_whole_cycle_in_a_sealed_repository() {
     client.sql("delete from ledger");
     cluster.archive_now();
     check_nothing_is_plain(&sealed, "confidential");
-    sealed
-        .on("reader")
-        .args(["verify", "--quiet"])
-        .run()
-        .success();
+    sealed.on("reader").words("verify --quiet").succeed();
     copied_without_a_key(&sealed, &cluster);
     let target = ["--target-name", "before"];
     let to = sealed.sandbox.join("copy");
     let restore = |host: &str| {
-        let run = sealed.on(host).args(["restore", "--quiet", "--to"]);
+        let run = sealed.on(host).words("restore --quiet --to");
         run.arg(&to).args(target).run()
     };
     refused(&restore("writer"), 1, "no key to read it with");
@@ -412,7 +387,7 @@ fn a_whole_cycle_in_a_sealed_repository() {
     let keyless = ["Configure the repository's encryption on this host"];
     for (host, helps) in [("writer", writes.as_slice()), ("janitor", &keyless)] {
         for verb in ["info", "plan"] {
-            let run = sealed.on(host).arg(verb).run().expect_code(1);
+            let run = sealed.on(host).arg(verb).exits(1);
             let run = run.expect_stderr("no key to read it with");
             helps
                 .iter()
@@ -421,13 +396,8 @@ fn a_whole_cycle_in_a_sealed_repository() {
     }
     assert!(!to.join("PG_VERSION").exists());
     restore("reader").success();
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(
-        copy.query_one_string("select count(*) from ledger"),
-        "30000"
-    );
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from ledger"), "30000");
     drop(copy);
     expired_without_a_key(&sealed, &first, &backup);
 }
@@ -435,10 +405,7 @@ fn a_whole_cycle_in_a_sealed_repository() {
 /// A host that only writes receives WAL as it is written; pieces of segments are sealed as everything is, and a reader gets them back.
 #[test]
 fn a_host_that_only_writes_receives() {
-    let cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let cluster = Cluster::small(17).start();
     let sealed = Sealed::new(&cluster);
     let journal = sealed.sandbox.join("journal");
     let receive = format!(
@@ -446,43 +413,32 @@ fn a_host_that_only_writes_receives() {
         journal.display()
     );
     append(sealed.config("writer"), &receive);
-    let mut running = sealed
-        .on("writer")
-        .args(["receive", "--create-slot"])
-        .spawn();
+    let mut running = sealed.on("writer").words("receive --create-slot").spawn();
     let client = cluster.client();
-    wait_until(PATIENCE, "the receiver streams", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
+    running.until("the receiver streams", || {
         let sql = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
-        client.query_one_string(sql) == "1"
+        client.value(sql) == "1"
     });
     // Keys would be in it. A program that is given none, of the same user, can be dumped.
     assert!(!is_dumpable(running.pid()));
     let mut other = user::command("sleep").arg("600").spawn().unwrap();
     // The kernel sets it a moment after its program has begun.
-    wait_until(PATIENCE, "it can be dumped", || is_dumpable(other.id()));
+    wait_until("it can be dumped", || is_dumpable(other.id()));
     other.kill().unwrap();
     other.wait().unwrap();
     client.sql("create table ledger as select 'confidential note' from generate_series(1, 20000)");
     client.sql("select pg_switch_wal()");
     client.sql("insert into ledger select 'confidential too' from generate_series(1, 100)");
-    let end = lsn(&client.query_one_string("select pg_current_wal_flush_lsn()"));
-    wait_until(PATIENCE, "the repository holds everything", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
+    let end = lsn(&client.value("select pg_current_wal_flush_lsn()"));
+    running.until("the repository holds everything", || {
         archived(&journal).is_some_and(|at| at >= end)
     });
-    running.signal(rustix::process::Signal::TERM);
-    running.wait().success();
+    running.ended_by(rustix::process::Signal::TERM).success();
     check_nothing_is_plain(&sealed, "confidential");
     let is_piece = |p: &PathBuf| p.display().to_string().contains("/open/");
     assert!(paths_below(&sealed.repository).iter().any(is_piece));
-    sealed
-        .on("reader")
-        .args(["verify", "--quiet"])
-        .run()
-        .success();
-    let list = sealed.on("reader").args(["wal", "list"]).run();
-    list.success();
+    sealed.on("reader").words("verify --quiet").succeed();
+    sealed.on("reader").words("wal list").succeed();
 }
 
 /// Configures hosts for a second repository of the key set, and creates it; returns where it is.
@@ -504,28 +460,20 @@ pub fn with_second(sealed: &Sealed, cluster: &Cluster) -> PathBuf {
         }
         append(sealed.config(&name), &text);
     }
-    let init = sealed.on("second-writer").args(["init", "--quiet"]);
-    init.run().success();
+    sealed.on("second-writer").words("init --quiet").succeed();
     second
 }
 
 /// An object that was changed since it was sealed is not copied, with keys or without.
 #[test]
 fn t06_what_is_damaged_of_a_sealed_repository_is_not_copied() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     let sealed = Sealed::new(&cluster);
     let archive = pitr_archive().arg("--config").arg(sealed.config("writer"));
     cluster.append_config("archive_mode", "on");
     cluster.append_config("archive_command", &archive.arg("%p").shell());
     cluster.start();
-    sealed
-        .on("writer")
-        .args(["backup", "--quiet"])
-        .run()
-        .success();
+    sealed.on("writer").words("backup --quiet").succeed();
     cluster.sql("create table t as select g from generate_series(1, 1000) g");
     cluster.archive_now();
     let second = with_second(&sealed, &cluster);
@@ -547,7 +495,7 @@ fn t06_what_is_damaged_of_a_sealed_repository_is_not_copied() {
         "repo", "sync", "--json", "--from", "local", "--to", "second",
     ];
     for host in ["second-janitor", "second-writer", "second-reader"] {
-        let run = sealed.on(host).args(sync).run().expect_code(10);
+        let run = sealed.on(host).args(sync).exits(10);
         assert_eq!(
             run.json()["transfers"][0]["problem_count"],
             2,
@@ -561,9 +509,9 @@ fn t06_what_is_damaged_of_a_sealed_repository_is_not_copied() {
     for (path, good) in victims.iter().zip(&good) {
         std::fs::write(path, good).unwrap();
     }
-    sealed.on("second-writer").args(sync).run().success();
+    sealed.on("second-writer").args(sync).succeed();
     let verify = ["verify", "--quiet", "--repository", "second"];
-    sealed.on("second-reader").args(verify).run().success();
+    sealed.on("second-reader").args(verify).succeed();
 }
 
 /// Another repository of the key set gets byte copies from a host that holds no key, and a reader finds everything in them.
@@ -572,16 +520,16 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
     let sync = [
         "repo", "sync", "--quiet", "--from", "local", "--to", "second",
     ];
-    let run = sealed.on("second-janitor").args(sync).run().success();
+    let run = sealed.on("second-janitor").args(sync).succeed();
     // One warning for each of the two repositories.
     assert_eq!(run.stderr.matches(UNPROVEN).count(), 2, "{run}");
-    let run = sealed.on("second-janitor").args(["repo", "sync", "--json"]);
-    let warnings = run.run().success().json()["warnings"].clone();
+    let run = sealed.on("second-janitor").words("repo sync --json");
+    let warnings = run.succeed().json()["warnings"].clone();
     assert_eq!(warnings.as_array().unwrap().len(), 2, "{warnings}");
-    let run = sealed.on("second-writer").args(sync).run().success();
+    let run = sealed.on("second-writer").args(sync).succeed();
     assert_eq!(run.stderr, "");
     let verify = ["verify", "--quiet", "--repository", "second"];
-    sealed.on("second-reader").args(verify).run().success();
+    sealed.on("second-reader").args(verify).succeed();
     let packs = |root: &Path| {
         let all = paths_below(root);
         let packs = all
@@ -601,12 +549,12 @@ fn copied_without_a_key(sealed: &Sealed, cluster: &Cluster) {
     let only_writes = format!("key_set = \"{}\"\n", sealed.key("writer"));
     let mixed = format!("{local}[repositories.second.encryption]\n{only_writes}");
     sealed.sandbox.file("second-mixed.toml", mixed);
-    sealed.on("second-mixed").args(sync).run().success();
+    sealed.on("second-mixed").args(sync).succeed();
     // A recipient that reads the one, and not the other any more, is reported.
     let escrow = second.join("keys/1/escrow");
     let kept = std::fs::read(&escrow).unwrap();
     let is_told = || {
-        let run = sealed.on("second-writer").args(["doctor", "--json"]).run();
+        let run = sealed.on("second-writer").words("doctor --json").run();
         let findings = run.json()["findings"].to_string();
         assert!(findings.contains("escrow, ops"), "{run}");
         findings.contains("escrow, not in second")
@@ -623,32 +571,22 @@ fn expired_without_a_key(sealed: &Sealed, first: &str, backup: &dyn Fn() -> Stri
     let (second, third) = (backup(), backup());
     let look = keep_one(&["--dry-run", "--json"]);
     let warnings = |host: &str| {
-        let run = sealed.on(host).args(&look).run().success();
+        let run = sealed.on(host).args(&look).succeed();
         run.json()["clusters"][0]["warnings"].to_string()
     };
     assert!(warnings("janitor").contains(UNPROVEN));
     assert!(!warnings("writer").contains(UNPROVEN));
-    let verify = sealed.on("reader").args(["verify", "--quiet"]);
-    verify.run().success();
-    let run = sealed.on("janitor").args(expire_at_once()).run().success();
+    let verify = sealed.on("reader").words("verify --quiet");
+    verify.succeed();
+    let run = sealed.on("janitor").args(expire_at_once()).succeed();
     assert_eq!(run.stderr.matches(UNPROVEN).count(), 1, "{run}");
     let packs = |id: &str| sealed.folder("packs").join(id).exists();
     assert!(!packs(&second), "what is not kept is deleted");
     assert!(!packs(first), "a restore that is complete claims nothing");
     assert!(packs(&third));
-    let info = sealed.on("reader").args(["info", "--json"]).run();
-    assert!(
-        info.json()["clusters"][0]["backups"]
-            .as_array()
-            .unwrap()
-            .len()
-            == 1
-    );
-    sealed
-        .on("reader")
-        .args(["verify", "--quiet"])
-        .run()
-        .success();
+    let info = sealed.on("reader").words("info --json").run();
+    assert!(list_of(&info.json()["clusters"][0]["backups"]).len() == 1);
+    sealed.on("reader").words("verify --quiet").succeed();
 }
 
 /// Three segments in a sealed repository.
@@ -662,7 +600,7 @@ impl Stored {
         let still = Still::new(17, 1, 3);
         let sealed = Sealed::new(&still.cluster);
         for n in 0..3 {
-            sealed.push(&still, "writer", n).run().success();
+            sealed.push(&still, "writer", n).succeed();
         }
         Stored { still, sealed }
     }
@@ -703,8 +641,7 @@ impl Stored {
         std::fs::write(self.path(n), bytes).unwrap();
         let run = self.sealed.push(&self.still, "writer", n).run();
         run.success().expect_stderr("it is healed");
-        let fetch = self.sealed.fetch(&self.still, "reader", n).run();
-        fetch.success();
+        self.sealed.fetch(&self.still, "reader", n).succeed();
         let fetched = std::fs::read(self.still.wal("RECOVERYXLOG")).unwrap();
         let offered = std::fs::read(self.still.wal(&self.still.segments[n])).unwrap();
         assert!(fetched == offered, "{why}");
@@ -715,7 +652,7 @@ impl Stored {
     }
 
     fn verify(&self) -> Program {
-        self.sealed.on("reader").args(["verify", "--quiet"])
+        self.sealed.on("reader").words("verify --quiet")
     }
 }
 
@@ -729,7 +666,7 @@ pub fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
 fn z07_a_plain_object_where_a_sealed_one_is_required_is_refused() {
     let stored = Stored::new();
     let name = &stored.still.segments[1];
-    stored.still.push(name).run().success();
+    stored.still.push(name).succeed();
     let plain = std::fs::read(stored.still.site.object(name)).unwrap();
     stored.both_refuse(1, &plain, "is not sealed, in a repository where");
     std::fs::write(stored.path(1), plain).unwrap();
@@ -795,22 +732,14 @@ fn what_was_cut_or_changed_of_a_sealed_object_is_refused() {
     // One bit of the last byte: nothing says any more that it is a foot.
     let last = right.len() - 1;
     stored.both_refuse(1, &flipped(&right, last), "was cut: its end is missing");
-    stored.verify().run().success();
+    stored.verify().succeed();
     // An object that the repository keeps for a recipient who does not read here: verify reads it nevertheless.
     let escrow = stored.sealed.repository.join("keys/1/escrow");
     let whole = std::fs::read(&escrow).unwrap();
     let middle = whole.len() / 2;
     std::fs::write(&escrow, flipped(&whole, middle)).unwrap();
-    stored
-        .verify()
-        .run()
-        .expect_code(4)
-        .expect_stdout("keys/1/escrow");
-    stored
-        .sealed
-        .fetch(&stored.still, "reader", 1)
-        .run()
-        .success();
+    stored.verify().exits(4).expect_stdout("keys/1/escrow");
+    stored.sealed.fetch(&stored.still, "reader", 1).succeed();
 }
 
 #[test]
@@ -825,7 +754,7 @@ fn keys_that_are_missing_or_wrong_say_so() {
     };
     refuses("key_file = \"/nonexistent/key\"", "could not read key file");
     let strangers = sealed.sandbox.join("strangers");
-    keygen(&strangers, &["ops", "nobody"]).run().success();
+    keygen(&strangers, &["ops", "nobody"]).succeed();
     let of = |name: &str| strangers.join(name).display().to_string();
     let file = |name: &str| format!("key_file = \"{}\"", of(name));
     refuses(&file("ops.key"), "is of key set");
@@ -887,7 +816,7 @@ fn access_is_given_and_withdrawn_without_touching_data() {
         read.collect::<Vec<_>>()
     };
     let before = data();
-    let rewrap = |args: &[&str]| sealed.on("reader").args(["repo", "rewrap"]).args(args);
+    let rewrap = |args: &[&str]| sealed.on("reader").words("repo rewrap").args(args);
     let run = rewrap(&["--add-passphrase", "safe"]);
     refused(&run.run(), 2, "no passphrase is given");
     // The second has as many bytes as there must be characters.
@@ -896,13 +825,13 @@ fn access_is_given_and_withdrawn_without_touching_data() {
         refused(&run.run(), 8, "fewer than 14 characters");
     }
     let run = rewrap(&["--add-passphrase", "safe"]).env("PITR_PASSPHRASE", PASSPHRASE);
-    run.run().success().expect_stdout("escrow, ops, safe");
+    run.succeed().expect_stdout("escrow, ops, safe");
     sealed.configure(&still.cluster, "bare", "");
     let by_passphrase = |text: &str| {
         let variable = "PITR_REPOSITORIES_LOCAL_ENCRYPTION_PASSPHRASE";
         sealed.fetch(still, "bare", 0).env(variable, text)
     };
-    by_passphrase(PASSPHRASE).run().success();
+    by_passphrase(PASSPHRASE).succeed();
     std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
     let run = by_passphrase("incorrect horse battery").run();
     refused(&run, 204, "the passphrase is not that of any recipient");
@@ -910,7 +839,7 @@ fn access_is_given_and_withdrawn_without_touching_data() {
     let escrow = sealed.repository.join("keys/1/escrow");
     let right = std::fs::read(&escrow).unwrap();
     std::fs::write(&escrow, flipped(&right, right.len() / 2)).unwrap();
-    by_passphrase(PASSPHRASE).run().success();
+    by_passphrase(PASSPHRASE).succeed();
     std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
     let run = by_passphrase("incorrect horse battery").run();
     refused(&run, 201, "keys/1/escrow");
@@ -922,17 +851,11 @@ fn access_is_given_and_withdrawn_without_touching_data() {
         "must be proven",
     );
     let pairs = sealed.sandbox.join("pairs");
-    keygen(&pairs, &["guest"])
-        .arg("--pair-only")
-        .run()
-        .success();
+    keygen(&pairs, &["guest"]).arg("--pair-only").succeed();
     let public = pairs.join("guest.pub").display().to_string();
     let proof = pairs.join("guest.key").display().to_string();
     let change = ["--add", &public, "--withdraw", "escrow", "--proof", &proof];
-    rewrap(&change)
-        .run()
-        .success()
-        .expect_stdout("guest, ops, safe");
+    rewrap(&change).succeed().expect_stdout("guest, ops, safe");
     sealed.configure(
         &still.cluster,
         "escrow",
@@ -941,10 +864,10 @@ fn access_is_given_and_withdrawn_without_touching_data() {
     let run = sealed.fetch(still, "escrow", 0).run();
     refused(&run, 204, "has no keys for recipient \"escrow\"");
     sealed.configure(&still.cluster, "guest", &format!("key_file = \"{proof}\""));
-    sealed.fetch(still, "guest", 0).run().success();
+    sealed.fetch(still, "guest", 0).succeed();
     assert_eq!(data(), before);
     let doctor = |host: &str| {
-        let run = sealed.on(host).args(["doctor", "--json"]).run();
+        let run = sealed.on(host).words("doctor --json").run();
         let findings = run.json()["findings"].as_array().unwrap().clone();
         let found = findings.iter().find(|f| f["name"] == "recipients").unwrap();
         (

@@ -14,7 +14,7 @@ use pitr::store::file::FileStore;
 use pitr::store::{self, Store};
 use rustix::process::Signal;
 
-use crate::common::{Cluster, PATIENCE, expire_at_once, keep_one, paths_below, user, wait_until};
+use crate::common::{Cluster, expire_at_once, keep_one, paths_below, user, wait_until};
 use crate::sealed::{Sealed, refused};
 
 const FORGED: &str = "forged: whoever made it does not hold the MAC key";
@@ -32,7 +32,7 @@ impl Backed {
     fn new() -> Backed {
         let (sealed, cluster) = Sealed::archived(17);
         let backup = || {
-            let run = sealed.on("writer").args(["backup", "--json"]).run();
+            let run = sealed.on("writer").words("backup --json").run();
             run.success().id()
         };
         let (first, second) = (backup(), backup());
@@ -105,7 +105,7 @@ impl Backed {
     /// Why a host keeps a backup, or lets it go.
     fn fate(&self, host: &str, id: &str) -> String {
         let look = keep_one(&["--dry-run", "--json"]);
-        let run = self.sealed.on(host).args(look).run().success();
+        let run = self.sealed.on(host).args(look).succeed();
         let backups = run.json()["clusters"][0]["backups"].clone();
         let mut backups = backups.as_array().unwrap().iter();
         let backup = backups.find(|b| b["id"] == id).unwrap();
@@ -113,7 +113,7 @@ impl Backed {
     }
 
     fn info(&self) -> serde_json::Value {
-        let run = self.sealed.on("reader").args(["info", "--json"]).run();
+        let run = self.sealed.on("reader").words("info --json").run();
         let cluster = run.json()["clusters"][0].clone();
         assert!(cluster["problems"].is_array(), "{run}");
         cluster
@@ -121,7 +121,7 @@ impl Backed {
 
     /// Objects that verify calls forged.
     fn forged(&self) -> Vec<String> {
-        let run = self.sealed.on("reader").args(["verify", "--json"]).run();
+        let run = self.sealed.on("reader").words("verify --json").run();
         let findings = run.json()["clusters"][0]["findings"].clone();
         let findings = findings.as_array().unwrap().clone();
         let mut found: Vec<String> = findings
@@ -209,21 +209,13 @@ fn forged_events_do_not_count_and_verify_finds_each() {
     assert_eq!(backed.forged(), forged);
     // Nothing of it keeps anybody from recovering.
     let to = backed.sealed.sandbox.join("copy");
-    let restore = backed
-        .sealed
-        .on("reader")
-        .args(["restore", "--quiet", "--to"]);
-    restore.arg(&to).args(["--backup", second]).run().success();
+    let restore = backed.sealed.on("reader").words("restore --quiet --to");
+    restore.arg(&to).args(["--backup", second]).succeed();
 
     // A deletion takes along the forged events about its backup.
     let unpin = backed.genuine_end(first, "unpin", Some(&pin));
     assert!(!backed.fate("writer", first).contains("pinned"), "{unpin}");
-    backed
-        .sealed
-        .on("writer")
-        .args(expire_at_once())
-        .run()
-        .success();
+    backed.sealed.on("writer").args(expire_at_once()).succeed();
     let events = backed.sealed.folder("events").join(first);
     assert!(!events.exists(), "{:?}", fs::read_dir(&events));
 }
@@ -245,7 +237,7 @@ fn copies_under_names_of_healed_ones_bring_nothing_back() {
         backed.genuine_end(subject, end, Some(&name));
     }
     let plan = || {
-        let run = backed.sealed.on("reader").args(["plan", "--json"]).run();
+        let run = backed.sealed.on("reader").words("plan --json").run();
         run.success().json()["backup"].clone()
     };
     let seen = || {
@@ -273,7 +265,7 @@ fn copies_under_names_of_healed_ones_bring_nothing_back() {
 
     assert_eq!(seen(), before);
     assert_eq!(backed.forged(), events);
-    let run = backed.sealed.on("reader").args(["verify", "--json"]).run();
+    let run = backed.sealed.on("reader").words("verify --json").run();
     let warnings = run.json()["clusters"][0]["warnings"].clone();
     let mut warnings: Vec<String> = serde_json::from_value(warnings).unwrap();
     warnings.sort();
@@ -292,7 +284,7 @@ fn copies_under_names_of_healed_ones_bring_nothing_back() {
 fn marks_and_claims_of_who_has_no_key_are_no_forgeries() {
     let backed = Backed::new();
     let look = keep_one(&["--grace", "1h", "--confirm", "--quiet"]);
-    backed.sealed.on("janitor").args(look).run().success();
+    backed.sealed.on("janitor").args(look).succeed();
     let marked = |host: &str| backed.fate(host, &backed.first).contains("waiting");
     assert!(marked("janitor"));
     let owner = backed.owner();
@@ -311,16 +303,15 @@ fn x40_who_has_keys_tells_an_interrupted_janitor_from_a_lost_root() {
     let pause = format!("expire-decided={}", decided.display());
     let expire = sealed.on("janitor").args(expire_at_once());
     let running = expire.clone().env("PITR_FAULT_PAUSE", pause).spawn();
-    wait_until(PATIENCE, "the janitor has decided", || decided.exists());
-    running.signal(Signal::KILL);
-    running.wait();
+    wait_until("the janitor has decided", || decided.exists());
+    running.ended_by(Signal::KILL);
     let root = sealed.folder("backups").join(&backed.first);
     fs::remove_file(root.join("manifest")).unwrap();
     let verify = || sealed.on("reader").arg("verify").run();
     verify()
         .expect_code(4)
         .expect_stdout("its root is not there. A mark for deletion that nothing proves");
-    expire.run().success();
+    expire.succeed();
     verify().success();
     assert!(!sealed.folder("packs").join(&backed.first).exists());
 }
@@ -340,9 +331,8 @@ fn a_backup_without_keys_is_refused_before_it_leaves_a_forged_event() {
     assert!(run.stderr.contains("key_set"), "{run}");
     assert!(!run.stderr.contains("begins with a checkpoint"), "{run}");
     assert_eq!(events(), before);
-    sealed.on("writer").arg("backup").run().success();
-    let verify = sealed.on("reader").args(["verify", "--quiet"]);
-    verify.run().success();
+    sealed.on("writer").arg("backup").succeed();
+    sealed.on("reader").words("verify --quiet").succeed();
 }
 
 #[test]
@@ -370,7 +360,7 @@ fn a_forged_registration_is_refused_and_one_beside_it_is_found() {
     backed.hand_over();
     let info = backed.info();
     assert_eq!(info["backups"].as_array().unwrap().len(), 2, "{info}");
-    let run = backed.sealed.on("reader").args(["verify", "--quiet"]).run();
+    let run = backed.sealed.on("reader").words("verify --quiet").run();
     refused(&run, 4, "");
     assert!(run.stdout.contains(other.registration().as_str()), "{run}");
     assert!(run.stdout.contains(FORGED), "{run}");

@@ -23,7 +23,7 @@ fn s37_a_damaged_part_that_both_have_keeps_no_later_backup_from_the_other_side()
         let run = sealed
             .on("both")
             .args(["backup", "--json", "--quiet", kind]);
-        let json = run.run().success().json();
+        let json = run.succeed().json();
         assert!(kind.ends_with(json["kind"].as_str().unwrap()), "{json}");
         json["id"].as_str().unwrap().to_owned()
     };
@@ -69,5 +69,5 @@ fn s37_a_damaged_part_that_both_have_keeps_no_later_backup_from_the_other_side()
     sync("second-writer").success();
     assert!(has(&next));
     let verify = ["verify", "--quiet", "--repository", "second"];
-    sealed.on("second-reader").args(verify).run().success();
+    sealed.on("second-reader").args(verify).succeed();
 }

@@ -4,7 +4,7 @@ use pitr::pg::segment::{SegmentName, SegmentSize};
 
 use crate::archive::end_of_a_record;
 use crate::common::s3::peer::Peer;
-use crate::common::{PATIENCE, Program, Still, pitr_archive, pitr_restore, user, wait_until};
+use crate::common::{Program, Still, pitr_archive, pitr_restore, user, wait_until};
 use crate::s3_cycle::Bucketed;
 use crate::sealed::{Sealed, check_nothing_is_plain, keygen};
 use crate::ship::{acknowledged, has_worker, noted, offer};
@@ -13,7 +13,7 @@ use crate::ship::{acknowledged, has_worker, noted, offer};
 fn comes_back(still: &Still, fetch: Program, name: &str) {
     let fetched = still.wal("RECOVERYXLOG");
     let fetch = fetch.args([name, "pg_wal/RECOVERYXLOG"]);
-    fetch.dir(still.cluster.pgdata()).run().success();
+    fetch.dir(still.cluster.pgdata()).succeed();
     let same = std::fs::read(&fetched).unwrap() == std::fs::read(still.wal(name)).unwrap();
     std::fs::remove_file(fetched).unwrap();
     assert!(same, "\"{name}\" comes back with other bytes");
@@ -58,11 +58,7 @@ fn histories_and_partials_are_sealed_and_come_back_byte_for_byte() {
     }
     own("00000002.history", b"1\t0/4000000\tanother\n\n");
     push("writer", "00000002.history").expect_code(23);
-    sealed
-        .on("reader")
-        .args(["verify", "--quiet"])
-        .run()
-        .success();
+    sealed.on("reader").words("verify --quiet").succeed();
 }
 
 /// Row L51: a host that cannot read the partial that is archived keeps a longer one beside it, and says so. One that can stores its WAL.
@@ -88,11 +84,11 @@ fn l51_a_longer_partial_continues_an_encrypted_one_that_can_be_read() {
         user::own(&still.wal(&partial));
         let program = pitr_archive().arg("--config").arg(sealed.config(host));
         let program = program.arg(format!("pg_wal/{partial}"));
-        program.dir(still.cluster.pgdata()).run().success()
+        program.dir(still.cluster.pgdata()).succeed()
     };
     let is_stored_to = |end: usize| {
         let fetched = still.wal("RECOVERYXLOG");
-        sealed.fetch(&still, "reader", 0).run().success();
+        sealed.fetch(&still, "reader", 0).succeed();
         let bytes = std::fs::read(&fetched).unwrap();
         std::fs::remove_file(fetched).unwrap();
         bytes[..end] == whole[..end] && bytes[end..].iter().all(|byte| *byte == 0)
@@ -106,11 +102,7 @@ fn l51_a_longer_partial_continues_an_encrypted_one_that_can_be_read() {
     assert!(is_stored_to(ends[1]));
     let run = push("reader", ends[1]);
     assert_eq!(run.stderr, "", "{run}");
-    sealed
-        .on("reader")
-        .args(["verify", "--quiet"])
-        .run()
-        .success();
+    sealed.on("reader").words("verify --quiet").succeed();
 }
 
 /// The first is pushed; a worker ships the others meanwhile, and they are acknowledged from its notes.
@@ -118,14 +110,14 @@ fn shipped_ahead(still: &Still, push: &dyn Fn(&str) -> Program, spool: &std::pat
     for name in &still.segments {
         offer(still, name);
     }
-    push(&still.segments[0]).run().success();
+    push(&still.segments[0]).succeed();
     acknowledged(still, &still.segments[0]);
-    wait_until(PATIENCE, "the others are shipped", || {
+    wait_until("the others are shipped", || {
         noted(spool, ".shipped") == still.segments[1..]
     });
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(spool));
+    wait_until("the worker has ended", || !has_worker(spool));
     for name in &still.segments[1..] {
-        push(name).run().success();
+        push(name).succeed();
         acknowledged(still, name);
     }
     assert_eq!(noted(spool, ".shipped"), [""; 0]);
@@ -151,14 +143,14 @@ fn archiving_ahead_into_an_encrypted_directory() {
     }
     // Who holds no key can neither archive nor take the worker's word for it: other settings are another spool.
     offer(&still, &still.segments[0]);
-    push("janitor", &still.segments[0]).run().expect_code(37);
+    push("janitor", &still.segments[0]).exits(37);
 }
 
 #[test]
 fn archiving_ahead_into_an_encrypted_bucket() {
     let still = Still::new(17, 1, 4);
     let keys = still.site.sandbox().join("keys");
-    keygen(&keys, &["ops", "escrow"]).run().success();
+    keygen(&keys, &["ops", "escrow"]).succeed();
     let encryption = |key: &str| {
         format!(
             "[repositories.store.encryption]\n{key} = \"{}\"\n",
@@ -178,8 +170,7 @@ fn archiving_ahead_into_an_encrypted_bucket() {
     let reader = site.sandbox.file("reader.toml", text);
     for name in &still.segments {
         let refused = pitr_restore().arg("--config").arg(&site.config);
-        let refused = refused.arg(name).arg(still.wal("RECOVERYXLOG"));
-        refused.run().expect_code(204);
+        refused.arg(name).arg(still.wal("RECOVERYXLOG")).exits(204);
         comes_back(&still, pitr_restore().arg("--config").arg(&reader), name);
     }
 }

@@ -7,8 +7,7 @@ use rustix::process::Signal;
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, paths_below, pitr, pitr_archive, pitr_restore, user,
-    wait_until,
+    Cluster, Program, Run, Sandbox, paths_below, pitr, pitr_archive, pitr_restore, user,
 };
 use crate::recipients::with_descriptor;
 use crate::require_strace;
@@ -69,7 +68,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
-        let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+        let builder = Cluster::small(17);
         let cluster = builder
             .hba(HBA)
             .config("log_replication_commands", "on")
@@ -192,8 +191,7 @@ impl Scene {
     fn cycle(&mut self, given: Given) {
         let config = self.configure(given);
         let of = |program: Program| program.arg("--config").arg(&config);
-        self.run(given, of(pitr()).args(["init", "--quiet"]))
-            .success();
+        self.run(given, of(pitr()).words("init --quiet")).success();
         let segment = self.cluster.switch_wal();
         let path = self.cluster.pgdata().join("pg_wal").join(&segment);
         self.run(given, of(pitr_archive()).arg(&path)).success();
@@ -203,15 +201,15 @@ impl Scene {
                 .run(
                     given,
                     of(pitr())
-                        .args(["wal", "backfill", "--from"])
+                        .words("wal backfill --from")
                         .arg(scene.cluster.pgdata().join("pg_wal")),
                 )
                 .success();
         };
         archive(self);
-        self.run(given, of(pitr()).args(["doctor"]));
-        self.run(given, of(pitr()).args(["repo", "check"]));
-        self.run(given, of(pitr()).args(["info", "--json"]));
+        self.run(given, of(pitr()).words("doctor"));
+        self.run(given, of(pitr()).words("repo check"));
+        self.run(given, of(pitr()).words("info --json"));
         let fetched = self.sandbox.join("fetched");
         self.run(given, of(pitr_restore()).arg(&segment).arg(&fetched))
             .success();
@@ -254,9 +252,8 @@ impl Scene {
         let receive = self.talking(given, of(&["receive", "--create-slot"]));
         let mut running = receive.spawn();
         let streams = "select count(*) from pg_stat_replication where state = 'streaming'";
-        wait_until(PATIENCE, "the receiver streams", || {
-            assert!(!running.is_done(), "it ended: {}", running.stderr());
-            self.cluster.query_one_string(streams) == "1"
+        running.until("the receiver streams", || {
+            self.cluster.value(streams) == "1"
         });
         self.cluster.switch_wal();
         // strace takes no signal; the first process that it followed does.
@@ -277,11 +274,10 @@ impl Scene {
         self.cluster.append_config("archive_mode", "on");
         self.cluster.append_config("archive_command", &archiver);
         self.cluster.restart();
-        self.run(given, of(pitr()).args(["backup", "--json"]))
-            .success();
-        self.run(given, of(pitr()).args(["verify"])).success();
+        self.run(given, of(pitr()).words("backup --json")).success();
+        self.run(given, of(pitr()).words("verify")).success();
         let to = self.sandbox.join("copy");
-        let restore = of(pitr()).args(["restore", "--to"]).arg(&to);
+        let restore = of(pitr()).restore_to(&to);
         self.run(given, restore).success();
         assert!(to.join("PG_VERSION").exists());
         let to = self.sandbox.join("standby");
@@ -297,7 +293,7 @@ impl Scene {
         let of = |program: Program| program.arg("--config").arg(&config);
         let fetch = || {
             of(pitr_restore())
-                .args(["000000010000000000000099", "x"])
+                .words("000000010000000000000099 x")
                 .dir(self.sandbox.path())
                 .env("PITR_FAULT_SECONDS", "1")
         };
@@ -316,7 +312,7 @@ impl Scene {
             let patience = if status == 200 { "1" } else { "600" };
             let fetch = fetch.clone().env("PITR_FAULT_SECONDS", patience);
             self.run(given, fetch).expect_code(status);
-            let info = self.run(given, of(pitr()).args(["info"]));
+            let info = self.run(given, of(pitr()).words("info"));
             assert_ne!(info.code(), 0, "{info}");
             assert!(fired.times() > 1);
             self.server.heal();
@@ -331,13 +327,13 @@ impl Scene {
             .sandbox
             .file("wrong.toml", text.replace("user=", "user=none_"));
         self.planted.push(wrong.clone());
-        let run = self.run(given, pitr().arg("--config").arg(&wrong).args(["backup"]));
+        let run = self.run(given, pitr().arg("--config").arg(&wrong).words("backup"));
         assert_ne!(run.code(), 0, "{run}");
         let broken = self
             .sandbox
             .file("broken.toml", text.replace("pgdata =", "pgdato ="));
         self.planted.push(broken.clone());
-        let run = self.run(given, pitr().arg("--config").arg(&broken).args(["info"]));
+        let run = self.run(given, pitr().arg("--config").arg(&broken).words("info"));
         assert_eq!(run.code(), 3, "{run}");
     }
 
@@ -345,14 +341,7 @@ impl Scene {
     fn encrypted(&mut self) {
         let given = Given::Profile;
         let folder = self.sandbox.join("key-files");
-        let keygen = pitr().args([
-            "repo",
-            "keygen",
-            "--passphrase",
-            "safe",
-            "--recipient",
-            "ops",
-        ]);
+        let keygen = pitr().words("repo keygen --passphrase safe --recipient ops");
         let keygen = keygen.arg("--dir").arg(&folder);
         let run = self.run(given, keygen.env("PITR_PASSPHRASE", PLANTED[6]));
         run.success();
@@ -382,7 +371,7 @@ impl Scene {
                 .env(variable, passphrase)
         };
         let right = |program: Program| of(program, PLANTED[6]);
-        let init = right(pitr()).args(["init", "--quiet"]);
+        let init = right(pitr()).words("init --quiet");
         self.run(given, init).success();
         let segment = self.cluster.switch_wal();
         let path = self.cluster.pgdata().join("pg_wal").join(&segment);
@@ -403,7 +392,7 @@ impl Scene {
         self.run(given, crash)
             .expect_code(209)
             .expect_stderr("fault point");
-        let verify = of(pitr(), PLANTED[7]).args(["verify"]);
+        let verify = of(pitr(), PLANTED[7]).words("verify");
         assert_ne!(self.run(given, verify).code(), 0);
     }
 
@@ -412,7 +401,7 @@ impl Scene {
         let given = Given::Profile;
         let file = self.sandbox.file("passphrase", PLANTED[8]);
         self.planted.push(file.clone());
-        let add = right(pitr()).args(["repo", "rewrap", "--add-passphrase", "filed"]);
+        let add = right(pitr()).words("repo rewrap --add-passphrase filed");
         self.run(given, add.arg("--passphrase-file").arg(&file))
             .success();
         let text = std::fs::read_to_string(config).unwrap();

@@ -20,8 +20,8 @@ use pitr::sync::{Options, Transfer};
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
-    Builder, Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, expire_at_once, fault,
-    keep_one, paths_below, pin, pitr, user, wait_until,
+    Builder, Cluster, Program, Run, Sandbox, Site, Still, Stop, expire_at_once, fault, keep_one,
+    paths_below, pin, pitr, user, wait_until,
 };
 
 /// A cluster that archives into two repositories, `local` and `second`.
@@ -38,7 +38,7 @@ impl Two {
 
     /// The cluster of [`Two::new`].
     pub fn builder() -> Builder {
-        Cluster::builder(17).segment_size_mb(1).without_fsync()
+        Cluster::small(17)
     }
 
     pub fn of(builder: Builder) -> Two {
@@ -70,12 +70,12 @@ impl Two {
     }
 
     pub fn backup(&self) -> String {
-        let run = self.site.pitr().args(["backup", "--json", "--quiet"]).run();
+        let run = self.site.pitr().words("backup --json --quiet").run();
         run.success().id()
     }
 
     pub fn sync(&self) -> Program {
-        self.site.pitr().args(["repo", "sync", "--json"])
+        self.site.pitr().words("repo sync --json")
     }
 
     fn away(&self) -> PathBuf {
@@ -162,14 +162,14 @@ fn one_that_was_away_is_brought_up_to_date_and_recovers_when_the_other_is_lost()
     let first_name = two.first();
     let first = two.backup();
     two.work(3000);
-    let run = two.sync().run().success();
+    let run = two.sync().succeed();
     let copied = transfer(&run, "second")["copied"].clone();
     assert_eq!(copied["backups"], serde_json::json!([first]), "{run}");
     two.is_away(true);
     two.work(3000);
     let id = two.backup();
     two.work(3000);
-    let info = || two.site.pitr().args(["info", "--json"]).run();
+    let info = || two.site.pitr().words("info --json").run();
     let second = |run: &Run| run.json()["clusters"][0]["repositories"][1].clone();
     let run = info().expect_code(6);
     assert_eq!(second(&run)["away"]["code"], "no_repository", "{run}");
@@ -180,11 +180,11 @@ fn one_that_was_away_is_brought_up_to_date_and_recovers_when_the_other_is_lost()
         .sql("insert into ledger (note) values ('waits')");
     let waits = two.cluster.switch_wal();
     let client = two.cluster.client();
-    wait_until(PATIENCE, "archiving fails", || {
+    wait_until("archiving fails", || {
         let sql = "select coalesce(last_failed_wal, '') from pg_stat_archiver";
-        client.query_one_string(sql) == waits
+        client.value(sql) == waits
     });
-    two.sync().run().expect_code(9).expect_stdout("second");
+    two.sync().exits(9).expect_stdout("second");
     two.is_away(false);
     two.cluster.wait_archived(&waits);
 
@@ -208,15 +208,15 @@ fn one_that_was_away_is_brought_up_to_date_and_recovers_when_the_other_is_lost()
         "{run}"
     );
     run.clone().expect_stdout("pitr repo sync --to second");
-    let doctor = two.site.pitr().args(["doctor"]).run();
+    let doctor = two.site.pitr().words("doctor").run();
     doctor.expect_stdout("pitr repo sync --to second");
     let before = objects(&two.second);
-    let dry = two.sync().arg("--dry-run").run().success();
+    let dry = two.sync().arg("--dry-run").succeed();
     let lacking = transfer(&dry, "second")["lacking"].clone();
     assert_eq!(lacking["backups"], serde_json::json!([id]), "{dry}");
     assert_eq!(lacking["segments"].as_u64(), Some(behind), "{dry}");
     assert!(objects(&two.second) == before, "nothing was written");
-    let run = two.sync().run().success();
+    let run = two.sync().succeed();
     let copied = transfer(&run, "second")["copied"].clone();
     assert_eq!(copied["backups"], serde_json::json!([id]), "{run}");
     assert_eq!(copied["segments"], lacking["segments"], "{run}");
@@ -224,30 +224,24 @@ fn one_that_was_away_is_brought_up_to_date_and_recovers_when_the_other_is_lost()
     same(two.site.repository(), &two.second);
     let run = info();
     assert_eq!(second(&run)["behind_segments"], 0, "{run}");
-    let again = two.sync().run().success();
+    let again = two.sync().succeed();
     assert_eq!(
         transfer(&again, "second")["copied"]["objects"],
         0,
         "{again}"
     );
-    two.site.pitr().args(["verify", "--quiet"]).run().success();
+    two.site.pitr().words("verify --quiet").succeed();
 
     two.work(500);
-    let rows = client.query_one_string("select count(*) from ledger");
+    let rows = client.value("select count(*) from ledger");
     drop(client);
     // Renamed: the archiver may be at work in it.
     std::fs::rename(two.site.repository(), two.site.sandbox().join("lost")).unwrap();
     let to = two.site.sandbox().join("copy");
-    let restore = two
-        .site
-        .pitr()
-        .args(["restore", "--quiet", "--to"])
-        .arg(&to);
-    restore.args(["--repository", "second"]).run().success();
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(copy.query_one_string("select count(*) from ledger"), rows);
+    let restore = two.site.pitr().restore_to(&to).arg("--quiet");
+    restore.words("--repository second").succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from ledger"), rows);
 }
 
 /// Two backups, WAL behind them, and a second repository that has nothing; the server is gone.
@@ -267,12 +261,12 @@ fn filled() -> Two {
 #[test]
 fn what_the_receiving_side_expired_does_not_come_back() {
     let two = filled();
-    let sync = || two.sync().args(["--to", "second"]);
-    sync().run().success();
+    let sync = || two.sync().words("--to second");
+    sync().succeed();
     let expire = two.site.pitr().args(expire_at_once());
-    expire.args(["--repository", "second"]).run().success();
+    expire.words("--repository second").succeed();
     let kept = objects(&two.second);
-    let run = sync().run().success();
+    let run = sync().succeed();
     assert_eq!(transfer(&run, "second")["copied"]["objects"], 0, "{run}");
     assert!(
         transfer(&run, "second")["unneeded_segments"]
@@ -284,14 +278,14 @@ fn what_the_receiving_side_expired_does_not_come_back() {
     let left = transfer(&run, "second")["left_out"].to_string();
     assert!(left.contains("older than every backup kept there"), "{run}");
     assert!(objects(&two.second) == kept);
-    sync().arg("--all").run().success();
+    sync().arg("--all").succeed();
     same(two.site.repository(), &two.second);
     // A backup that is marked here is not copied into a fresh one.
     std::fs::remove_dir_all(two.second.join("clusters")).unwrap();
     let mark = keep_one(&["--confirm", "--quiet"]);
     let mark = two.site.pitr().args(mark);
-    mark.args(["--repository", &two.first()]).run().success();
-    let run = sync().run().success();
+    mark.args(["--repository", &two.first()]).succeed();
+    let run = sync().succeed();
     let lacking = &transfer(&run, "second")["lacking"];
     assert_eq!(lacking["backups"].as_array().unwrap().len(), 1, "{run}");
     let left = transfer(&run, "second")["left_out"].to_string();
@@ -314,7 +308,7 @@ fn damage_is_reported_and_not_copied() {
         bytes[middle] ^= 1;
         std::fs::write(&path, bytes).unwrap();
     }
-    let run = two.sync().args(["--to", "second"]).run().expect_code(10);
+    let run = two.sync().words("--to second").exits(10);
     let shown = transfer(&run, "second");
     assert_eq!(shown["problem_count"], 2, "{run}");
     assert_eq!(
@@ -341,7 +335,7 @@ fn damage_is_reported_and_not_copied() {
     for name in [&segment, &pack] {
         std::fs::write(two.site.repository().join(name), &names[name]).unwrap();
     }
-    two.sync().args(["--to", "second", "--all"]).run().success();
+    two.sync().words("--to second --all").succeed();
     same(two.site.repository(), &two.second);
 }
 
@@ -380,8 +374,8 @@ fn what_cannot_be_read_is_named_and_the_rest_is_copied() {
     std::fs::write(&all, &config[config.find("[repositories.").unwrap()..]).unwrap();
     user::own_all(two.site.sandbox().path());
     let sync = pitr().arg("--config").arg(&all);
-    let sync = sync.args(["repo", "sync", "--json", "--to", "second"]);
-    let run = sync.run().expect_code(10).expect_stderr(other);
+    let sync = sync.words("repo sync --json --to second");
+    let run = sync.exits(10).expect_stderr(other);
     let id = |root: &str| root.rsplit('/').nth(1).unwrap().to_owned();
     for part in [&id(old), "00000002.history", adopted] {
         assert!(unreadable(&run).contains(part), "{part}: {run}");
@@ -396,11 +390,11 @@ fn what_cannot_be_read_is_named_and_the_rest_is_copied() {
     assert!(there.contains_key(&last_segment(&whole)));
     assert!(!there.contains_key(old) && !there.contains_key(&history));
     // Nothing is lacking any more, and still sync reports it.
-    let run = sync.run().expect_code(10);
+    let run = sync.exits(10);
     assert!(unreadable(&run).contains(&id(old)), "{run}");
     // Whole again, it comes.
     std::fs::write(first.join(old), &whole[old]).unwrap();
-    let run = sync.arg("--all").run().expect_code(10);
+    let run = sync.arg("--all").exits(10);
     assert!(!unreadable(&run).contains(&id(old)), "{run}");
     assert!(objects(&two.second).contains_key(old));
 }
@@ -418,7 +412,7 @@ fn a_backup_whose_reservation_or_marks_cannot_be_read_is_not_copied() {
     let events = events.replace(&id(roots[0]), &id(roots[1]));
     let mark = format!("{events}20261120T064049.123456Z-expire-0000000000000001");
     put_rubbish(first, &mark);
-    let run = two.sync().args(["--to", "second"]).run().expect_code(10);
+    let run = two.sync().words("--to second").exits(10);
     for key in [&begin, &mark] {
         assert!(unreadable(&run).contains(key.as_str()), "{run}");
     }
@@ -449,27 +443,27 @@ fn a_second_system_identifier_under_a_name_has_to_be_confirmed() {
     let segment = last_segment(&objects(two.site.repository()));
     let own = segment.split('/').nth(2).unwrap();
     register(two.site.repository(), "main", 7);
-    let sync = || two.sync().args(["--to", "second"]);
+    let sync = || two.sync().words("--to second");
     let other = two.second.join("clusters/main/7/cluster.json");
     for dry in [&["--dry-run"][..], &[]] {
-        let run = sync().args(dry).run().expect_code(10);
+        let run = sync().args(dry).exits(10);
         let run = run.expect_stderr("--confirm").expect_stderr(own);
         run.expect_stderr("has 7 in");
         assert!(!other.exists());
     }
     assert!(objects(&two.second).contains_key(&segment));
-    sync().arg("--confirm").run().success();
+    sync().arg("--confirm").succeed();
     assert!(other.exists());
-    sync().run().success();
+    sync().succeed();
     // If the name is not known yet, there is nothing that could be mixed up.
     std::fs::remove_dir_all(two.second.join("clusters")).unwrap();
-    sync().run().success();
+    sync().succeed();
     assert!(other.exists());
     // The repository of another cluster gets nothing of this one.
     let wrong = two.second.join(format!("clusters/main/{own}"));
     std::fs::remove_dir_all(&wrong).unwrap();
     std::fs::remove_dir_all(two.site.repository().join("clusters/main/7")).unwrap();
-    let run = sync().run().expect_code(1);
+    let run = sync().exits(1);
     run.expect_stdout("system identifier 7")
         .expect_stdout("wrong_cluster");
     assert!(!wrong.exists());
@@ -484,7 +478,7 @@ fn only_the_named_cluster_is_copied() {
     std::fs::write(two.site.config(), config).unwrap();
     let sync = |cluster: &str| two.sync().args(["--to", "second", "--cluster", cluster]);
     let other = two.second.join("clusters/other");
-    let run = sync("main").run().success();
+    let run = sync("main").succeed();
     assert_eq!(
         run.json()["transfers"].as_array().unwrap().len(),
         1,
@@ -493,13 +487,13 @@ fn only_the_named_cluster_is_copied() {
     assert!(!other.exists());
     let there = objects(&two.second);
     assert!(there.contains_key(&last_segment(&objects(two.site.repository()))));
-    let run = sync("other").run().success();
+    let run = sync("other").succeed();
     assert_eq!(transfer(&run, "second")["cluster"], "other", "{run}");
     assert!(other.join("7/cluster.json").exists());
     let after = objects(&two.second);
     assert!(there.iter().all(|(name, bytes)| after[name] == *bytes));
     assert_eq!(after.len(), there.len() + 1);
-    sync("neither").run().expect_code(2);
+    sync("neither").exits(2);
 }
 
 #[test]
@@ -527,13 +521,12 @@ fn a_pin_is_there_before_the_backup_is() {
 #[test]
 fn other_content_under_the_same_name_is_a_conflict_in_both() {
     let two = filled();
-    two.sync().run().success();
+    two.sync().succeed();
     // The same name, pushed by another server: the first repository loses its copy, and gets one with other bytes.
     let segment = last_segment(&objects(two.site.repository()));
     let name = segment.rsplit('/').next().unwrap();
     let other = two.site.sandbox().dir("other").join(name);
-    let fetch = two.site.restore().arg(name).arg(&other);
-    fetch.run().success();
+    two.site.restore().arg(name).arg(&other).succeed();
     let mut bytes = std::fs::read(&other).unwrap();
     let end = bytes.len() - 100;
     bytes[end] ^= 1;
@@ -543,8 +536,8 @@ fn other_content_under_the_same_name_is_a_conflict_in_both() {
         .site
         .pitr()
         .args(["wal", "push", "--repository", &two.first()]);
-    push.arg(&other).run().success();
-    let run = two.sync().run().expect_code(10);
+    push.arg(&other).succeed();
+    let run = two.sync().exits(10);
     for to in ["second", &two.first()] {
         let shown = transfer(&run, to);
         assert_eq!(shown["problems"][0]["conflict"], true, "{run}");
@@ -570,14 +563,14 @@ fn damage_events(repository: &Path) -> Vec<PathBuf> {
 #[test]
 fn t06_what_is_damaged_is_taken_from_another_repository_and_said() {
     let two = filled();
-    two.sync().run().success();
+    two.sync().succeed();
     let (first, whole) = (two.site.repository(), objects(two.site.repository()));
     let id = whole.keys().rfind(|n| n.ends_with("/manifest")).unwrap();
     let id = id.rsplit('/').nth(1).unwrap();
     let to = two.site.sandbox().join("restored");
     let restore = || {
         let _ = std::fs::remove_dir_all(&to);
-        let program = two.site.pitr().args(["restore", "--json", "--to"]).arg(&to);
+        let program = two.site.pitr().restore_to(&to).arg("--json");
         program.args(["--backup", id])
     };
     let of = |part: &str| {
@@ -587,7 +580,7 @@ fn t06_what_is_damaged_is_taken_from_another_repository_and_said() {
     let parts = [of("/packs/"), of("/layers/"), of("/server-manifest")];
     for part in &parts {
         flip(first, part);
-        let run = restore().run().success();
+        let run = restore().succeed();
         run.clone()
             .expect_stderr("was taken from")
             .expect_stderr(part);
@@ -605,11 +598,8 @@ fn t06_what_is_damaged_is_taken_from_another_repository_and_said() {
     // The pack is missing in the one and damaged in the other.
     std::fs::remove_file(first.join(&parts[0])).unwrap();
     flip(&two.second, &parts[0]);
-    let run = restore().run().expect_code(4);
-    assert!(
-        run.stdout.contains("files of the backup are damaged"),
-        "{run}"
-    );
+    let run = restore().exits(4);
+    let run = run.expect_stdout("files of the backup are damaged");
     assert!(
         run.stdout.contains("pg_control") || run.stdout.contains("base/"),
         "{run}"
@@ -619,25 +609,25 @@ fn t06_what_is_damaged_is_taken_from_another_repository_and_said() {
         std::fs::write(repository.join(&parts[0]), &whole[&parts[0]]).unwrap();
     }
     // WAL that is damaged in the first leads nowhere there, and in the second to the end.
-    let plan = || two.site.pitr().args(["plan", "--json"]).run();
+    let plan = || two.site.pitr().words("plan --json").run();
     let stop = plan().success().json()["stop"].clone();
     let segments: Vec<&String> = whole.keys().filter(|n| is_segment(n)).collect();
     let middle = segments[segments.len() - 2];
     std::fs::remove_file(first.join(middle)).unwrap();
     let target = stop["lsn"].as_str().unwrap();
     let lsn = ["--target-lsn", target];
-    let run = two.site.pitr().args(["plan", "--json"]).args(lsn).run();
+    let run = two.site.pitr().words("plan --json").args(lsn).run();
     run.clone().success().expect_stderr("\"second\" is used");
-    let dry = restore().arg("--dry-run").args(lsn).run().success();
+    let dry = restore().arg("--dry-run").args(lsn).succeed();
     dry.expect_stderr("\"second\" is used");
     let only = two.site.pitr().args(["plan", "--repository", &two.first()]);
-    only.args(lsn).run().expect_code(5);
+    only.args(lsn).exits(5);
 }
 
 #[test]
 fn what_a_repository_that_is_away_may_have_is_not_called_lost() {
     let two = filled();
-    two.sync().run().success();
+    two.sync().succeed();
     let (first, whole) = (two.site.repository(), objects(two.site.repository()));
     let root = whole.keys().rfind(|n| n.ends_with("/manifest")).unwrap();
     let id = root.rsplit('/').nth(1).unwrap();
@@ -676,7 +666,7 @@ fn what_a_repository_that_is_away_may_have_is_not_called_lost() {
 #[test]
 fn what_a_repository_that_is_away_may_lead_to_is_not_called_out_of_reach() {
     let two = filled();
-    two.sync().run().success();
+    two.sync().succeed();
     let first = two.site.repository();
     let roots = objects(first)
         .into_keys()
@@ -684,41 +674,41 @@ fn what_a_repository_that_is_away_may_lead_to_is_not_called_out_of_reach() {
     roots.for_each(|root| std::fs::remove_file(first.join(root)).unwrap());
     let to = two.site.sandbox().join("restored");
     let plan = || two.site.pitr().arg("plan");
-    let restore = || two.site.pitr().args(["restore", "--to"]).arg(&to);
+    let restore = || two.site.pitr().restore_to(&to);
     let standby = || {
-        let standby = two.site.pitr().args(["standby", "--primary-conninfo"]);
-        standby.args(["host=primary", "--to"]).arg(&to)
+        let standby = two.site.pitr().words("standby --primary-conninfo");
+        standby.words("host=primary --to").arg(&to)
     };
     two.is_away(true);
     let unknown = "repository \"second\", which may lead there, could not be asked";
     for command in [plan(), restore(), restore().arg("--dry-run"), standby()] {
-        let run = command.run().expect_code(9).expect_stderr(unknown);
+        let run = command.exits(9).expect_stderr(unknown);
         let run = run.expect_stderr("is not known");
         assert!(!to.exists(), "{run}");
     }
     for command in [plan(), restore()] {
-        let run = command.arg("--json").run().expect_code(9);
+        let run = command.arg("--json").exits(9);
         assert_eq!(run.json()["reachable"], false, "{run}");
     }
     // Narrowed to one that is there, or with the other there and no better, it is known.
     let narrowed = |command: Program| command.args(["--repository", &two.first()]);
-    narrowed(plan()).run().expect_code(5);
-    narrowed(restore()).run().expect_code(5);
+    narrowed(plan()).exits(5);
+    narrowed(restore()).exits(5);
     two.is_away(false);
-    plan().run().success().expect_stderr("\"second\" is used");
+    plan().succeed().expect_stderr("\"second\" is used");
     let later = ["--target-lsn", "FF/0"];
-    plan().args(later).run().expect_code(5);
-    restore().args(later).run().expect_code(5);
-    restore().run().success();
+    plan().args(later).exits(5);
+    restore().args(later).exits(5);
+    restore().succeed();
 }
 
 #[test]
 fn one_that_is_not_whole_or_lacks_a_backup_is_not_called_up_to_date() {
     let two = filled();
     let second = |run: &Run| run.json()["clusters"][0]["repositories"][1].clone();
-    let shown = || two.site.pitr().args(["info"]).run();
-    let info = || two.site.pitr().args(["info", "--json"]).run();
-    two.sync().run().success();
+    let shown = || two.site.pitr().words("info").run();
+    let info = || two.site.pitr().words("info --json").run();
+    two.sync().succeed();
     info().success();
     let up_to_date = "repository second: up to date";
     shown().success().expect_stdout(up_to_date);
@@ -739,12 +729,12 @@ fn one_that_is_not_whole_or_lacks_a_backup_is_not_called_up_to_date() {
     let segment = last_segment(&whole);
     flip(&two.second, &segment);
     let verify = ["verify", "--quiet", "--repository", "second"];
-    two.site.pitr().args(verify).run().expect_code(4);
+    two.site.pitr().args(verify).exits(4);
     let run = info().expect_code(6);
     let name = segment.rsplit('/').next().unwrap();
     assert!(second(&run)["troubles"].to_string().contains(name), "{run}");
     std::fs::write(two.second.join(&segment), &whole[&segment]).unwrap();
-    two.site.pitr().args(verify).run().success();
+    two.site.pitr().args(verify).succeed();
     info().success();
     // The only backups there are.
     for name in whole.keys().filter(|n| n.ends_with("/manifest")) {
@@ -756,7 +746,7 @@ fn one_that_is_not_whole_or_lacks_a_backup_is_not_called_up_to_date() {
     // Nobody to compare with.
     let other = two.site.repository().with_extension("away");
     std::fs::rename(two.site.repository(), &other).unwrap();
-    let run = two.site.pitr().args(["info", "--json"]).run();
+    let run = two.site.pitr().words("info --json").run();
     assert_eq!(second(&run)["unasked"][0], two.first(), "{run}");
     let run = shown();
     assert!(!run.stdout.contains(up_to_date), "{run}");
@@ -766,14 +756,14 @@ fn one_that_is_not_whole_or_lacks_a_backup_is_not_called_up_to_date() {
 fn a_copy_that_is_killed_is_finished_by_the_next() {
     crate::require_strace!("a_copy_that_is_killed_is_finished_by_the_next");
     let two = filled();
-    let sync = two.sync().args(["--to", "second", "--jobs", "2"]);
+    let sync = two.sync().words("--to second --jobs 2");
     for nth in 1..=3 {
         let (run, fired) = fault::inject(&sync, &fault::Fault::kill("linkat").at(nth));
         assert!(run.code() == 137 && fired >= 1, "{run}");
     }
-    sync.run().success();
+    sync.succeed();
     same(two.site.repository(), &two.second);
-    two.site.pitr().args(["verify", "--quiet"]).run().success();
+    two.site.pitr().words("verify --quiet").succeed();
 }
 
 /// The receiving side gave the first backup up, and the second one names packs of it.
@@ -802,15 +792,12 @@ fn x32_expire_leaves_what_a_copy_has_claimed_below_a_tombstone() {
     json::write_plain(&store, &key, TOMBSTONE, &given_up).unwrap();
     let paused = two.second.with_extension("paused");
     let pause = format!("sync-commit={}", paused.display());
-    let sync = two.sync().args(["--to", "second"]);
+    let sync = two.sync().words("--to second");
     let mut running = sync.env("PITR_FAULT_PAUSE", pause).spawn();
-    wait_until(PATIENCE, "the copy is complete but for its root", || {
-        assert!(!running.is_done(), "{}", running.stderr());
-        paused.exists()
-    });
+    running.until("the copy is complete but for its root", || paused.exists());
     // It leaves the WAL, because no backup is there yet.
     let expire = two.site.pitr().args(expire_at_once());
-    expire.args(["--repository", "second"]).run().expect_code(6);
+    expire.words("--repository second").exits(6);
     std::fs::remove_file(&paused).unwrap();
     let copied = running.wait();
     let there = objects(&two.second);
@@ -818,8 +805,8 @@ fn x32_expire_leaves_what_a_copy_has_claimed_below_a_tombstone() {
     let is_there = there.keys().any(|name| name.contains(&shared));
     assert!(is_there, "{copied}: {:#?}", there.keys());
     assert!(there.contains_key(roots[1]));
-    let verify = two.site.pitr().args(["verify", "--quiet"]);
-    verify.args(["--repository", "second"]).run().success();
+    let verify = two.site.pitr().words("verify --quiet");
+    verify.words("--repository second").succeed();
 }
 
 #[test]
@@ -839,7 +826,7 @@ fn what_is_known_of_timelines_is_in_a_copy_that_is_cut_short() {
         .unwrap();
     let key = scope.event(&subject, &name).unwrap();
     let there = || two.second.join(key.as_str()).exists();
-    let sync = two.sync().args(["--to", "second", "--jobs", "1"]);
+    let sync = two.sync().words("--to second --jobs 1");
     let backups = two.second.join(scope.prefix()).join("backups");
     // The third object: the first one registers the cluster.
     let (run, fired) = fault::inject(&sync, &fault::Fault::kill("linkat").at(3));
@@ -980,7 +967,7 @@ fn y48_a_part_that_several_backups_share_is_looked_at_once_a_run() {
     for _ in 0..2 {
         two.work(20);
         let incremental = ["backup", "--incremental", "--json", "--quiet"];
-        let json = two.site.pitr().args(incremental).run().success().json();
+        let json = two.site.pitr().args(incremental).succeed().json();
         assert_eq!(json["kind"], "incremental", "{json}");
     }
     two.cluster.stop(Stop::Fast);
@@ -1021,7 +1008,7 @@ fn usable(site: &Site, repository: &Path, fatal: u64) -> usize {
     let names = objects(repository);
     let roots = names.keys().filter(|n| n.ends_with("/manifest"));
     let check = |root: &String| {
-        let verify = site.pitr().args(["verify", "--quiet", "--repository"]);
+        let verify = site.pitr().words("verify --quiet --repository");
         let verify = verify.arg(repository).arg("--backup");
         let run = verify.arg(root.rsplit('/').nth(1).unwrap()).run();
         assert!(run.code() == 0, "behind call {fatal}: {run}");
@@ -1088,15 +1075,14 @@ fn one_that_does_not_answer_is_waited_for_once_and_that_is_said() {
     );
     std::fs::write(still.site.config(), config).unwrap();
     let fired = store.fault("pitr.json", u64::MAX, Fault::Stalled);
-    let run = still.site.pitr().args(["info"]).run();
+    let run = still.site.pitr().words("info").run();
     let run = run
         .expect_stderr("waiting for repository \"lost\"")
         .expect_stderr("is read instead")
         .expect_stdout("repository lost: away");
     assert_eq!(fired.times(), 1, "it is asked once: {}", run.stderr);
-    let run = still.site.pitr().args(["verify", "--repository", "lost"]);
-    run.run()
-        .expect_code(9)
+    let run = still.site.pitr().words("verify --repository lost");
+    run.exits(9)
         .expect_stderr("Look at the network between this host and http://127.0.0.1:");
 }
 
@@ -1110,8 +1096,8 @@ fn d_two_names_of_one_place_are_one_copy() {
         link.display()
     ));
     cluster.archive_now();
-    site.pitr().args(["backup", "--quiet"]).run().success();
-    let run = site.pitr().args(["info", "--json"]).run().expect_code(6);
+    site.pitr().words("backup --quiet").succeed();
+    let run = site.pitr().words("info --json").exits(6);
     let repositories = &run.json()["clusters"][0]["repositories"];
     assert!(repositories[0]["same_place_as"].is_null(), "{run}");
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{Cluster, PATIENCE, Program, Run, Stop, wait_until};
+use crate::common::{Cluster, Program, Run, Stop, list_of, wait_until};
 use crate::several::{Two, flip, is_segment, objects, transfer};
 
 /// Rows before the first mark, and between two.
@@ -36,10 +36,7 @@ impl Marked {
 
     fn mark(&mut self) {
         self.two.work(ROWS);
-        let clock = self
-            .two
-            .cluster
-            .query_one_string("select clock_timestamp()");
+        let clock = self.two.cluster.value("select clock_timestamp()");
         self.marks.push((segments(self.first()), clock));
     }
 
@@ -50,7 +47,7 @@ impl Marked {
     /// Both get what the other has, and the server goes.
     fn finish(&mut self) {
         self.two.cluster.stop(Stop::Fast);
-        self.two.sync().run().success();
+        self.two.sync().succeed();
     }
 
     /// Takes the segments out of the first repository that came after a mark.
@@ -64,7 +61,7 @@ impl Marked {
     }
 
     fn plan(&self) -> Program {
-        self.two.site.pitr().args(["plan", "--json"])
+        self.two.site.pitr().words("plan --json")
     }
 
     fn to(&self) -> PathBuf {
@@ -73,19 +70,13 @@ impl Marked {
 
     fn restore(&self) -> Program {
         let _ = std::fs::remove_dir_all(self.to());
-        self.two
-            .site
-            .pitr()
-            .args(["restore", "--to"])
-            .arg(self.to())
+        self.two.site.pitr().restore_to(self.to())
     }
 
     /// Starts the copy, and counts its rows once it is promoted.
     fn rows(&self) -> u32 {
-        let mut copy = Cluster::open(17, self.to()).option("fsync", "off").create();
-        copy.start();
-        copy.wait_promoted();
-        let rows = copy.query_one_string("select count(*) from ledger");
+        let mut copy = Cluster::open(17, self.to()).without_fsync().promoted();
+        let rows = copy.value("select count(*) from ledger");
         copy.stop(Stop::Immediate);
         rows.parse().unwrap()
     }
@@ -112,48 +103,48 @@ fn remove_roots(repository: &Path) {
 fn the_end_of_a_stale_repository_is_not_taken_for_the_end_of_the_wal() {
     let mut marked = Marked::new();
     marked.finish();
-    let whole = marked.plan().run().success();
+    let whole = marked.plan().succeed();
     assert_eq!(repository(&whole), marked.first().display().to_string());
     assert!(!whole.stderr.contains("second"), "{whole}");
     assert!(marked.stale_since(1) >= 2);
 
     // Without a target.
-    let run = marked.plan().run().success();
+    let run = marked.plan().succeed();
     let run = run.expect_stderr("the WAL of \"second\" is used, which ends at");
     assert_eq!(repository(&run), marked.two.second.display().to_string());
     let giving = run.json()["backup_repository"].clone();
     assert_eq!(giving, marked.first().display().to_string(), "{run}");
     assert_eq!(run.json()["stop"], whole.json()["stop"], "{run}");
-    let run = marked.restore().run().success();
+    let run = marked.restore().succeed();
     run.expect_stderr("the WAL of \"second\" is used, which ends at");
     assert_eq!(marked.rows(), 5 * ROWS);
 
     // The transaction behind the target time is in the second alone, and so is the last before it.
     let at = ["--target-time", &marked.marks[2].1];
-    let run = marked.plan().args(at).run().success();
+    let run = marked.plan().args(at).succeed();
     assert_eq!(run.json()["outcome"], "stops_at_target", "{run}");
     let only = ["--repository", &marked.two.first()];
-    let run = marked.plan().args(at).args(only).run().expect_code(5);
+    let run = marked.plan().args(at).args(only).exits(5);
     assert_eq!(run.json()["reason"], "after_end", "{run}");
     let run = marked.plan().args(at).args(only).arg("--allow-end").run();
     assert_eq!(run.success().json()["outcome"], "end_of_wal");
-    let run = marked.restore().args(at).run().success();
+    let run = marked.restore().args(at).succeed();
     run.expect_stderr("the WAL of \"second\" is used, which leads to the target");
     assert_eq!(marked.rows(), 4 * ROWS);
 
     // The second has no backup: its WAL counts all the same.
     remove_roots(&marked.two.second);
-    marked.restore().run().success();
+    marked.restore().succeed();
     assert_eq!(marked.rows(), 5 * ROWS);
 
     // Away, it may have more, and the plan warns of that.
     marked.two.is_away(true);
     let away = "repository \"second\" could not be asked, and it may have WAL behind the end";
-    let run = marked.plan().run().success().expect_stderr(away);
+    let run = marked.plan().succeed().expect_stderr(away);
     assert_eq!(run.json()["unasked"][0], "second", "{run}");
-    marked.restore().run().success().expect_stderr(away);
+    marked.restore().succeed().expect_stderr(away);
     assert_eq!(marked.rows(), 3 * ROWS);
-    let run = marked.plan().args(only).run().success();
+    let run = marked.plan().args(only).succeed();
     assert!(!run.stderr.contains("second"), "{run}");
     assert_eq!(run.json()["unasked"].as_array().unwrap().len(), 0, "{run}");
 }
@@ -170,12 +161,12 @@ fn the_wal_of_the_first_and_the_backup_of_the_second_make_one_plan() {
     for name in newer {
         std::fs::remove_file(marked.two.second.join(name)).unwrap();
     }
-    let run = marked.restore().run().success();
+    let run = marked.restore().succeed();
     run.expect_stderr("that of \"second\" is used");
     assert_eq!(marked.rows(), 5 * ROWS);
 
     // Asked for by its name it is found there, too; where that cannot be asked, nobody says that it does not exist.
-    let id = run_id(&marked.plan().run().success());
+    let id = run_id(&marked.plan().succeed());
     let by_name = || marked.plan().args(["--backup", &id]).run();
     assert_eq!(run_id(&by_name().success()), id);
     marked.two.is_away(true);
@@ -197,12 +188,12 @@ fn the_wal_of_the_first_and_the_backup_of_the_second_make_one_plan() {
         bad[whole.len() / 2] ^= 0x10;
         std::fs::write(marked.two.second.join(name), bad).unwrap();
     }
-    marked.restore().run().expect_code(4);
+    marked.restore().exits(4);
     for (name, whole) in packs {
         std::fs::write(marked.two.second.join(name), whole).unwrap();
     }
     let resume = || {
-        let program = marked.two.site.pitr().args(["restore", "--to"]);
+        let program = marked.two.site.pitr().words("restore --to");
         program.arg(marked.to()).run()
     };
     let last = marked.first().join(marked.marks[3].0.last().unwrap());
@@ -217,7 +208,7 @@ fn the_wal_of_the_first_and_the_backup_of_the_second_make_one_plan() {
 #[test]
 fn a_timeline_that_only_another_repository_knows_is_the_latest() {
     let mut marked = Marked::new();
-    let fetch = marked.two.site.restore().args(["%f", "%p"]).shell();
+    let fetch = marked.two.site.restore().words("%f %p").shell();
     let cluster = &mut marked.two.cluster;
     cluster.append_config("restore_command", &fetch);
     cluster.stop(Stop::Fast);
@@ -227,39 +218,34 @@ fn a_timeline_that_only_another_repository_knows_is_the_latest() {
     let before = marked.marks[3].1.clone();
     marked.mark();
     let history = marked.two.site.object("00000002.history");
-    wait_until(PATIENCE, "the history is archived", || history.exists());
+    wait_until("the history is archived", || history.exists());
     marked.finish();
-    let all = marked.plan().run().success();
+    let all = marked.plan().succeed();
     assert_eq!(all.json()["target_timeline"], 2, "{all}");
     let ours = objects(marked.first()).into_keys();
     for name in ours.filter(|n| n.contains("/wal/00000002/")) {
         std::fs::remove_file(marked.first().join(name)).unwrap();
     }
-    let run = marked.plan().run().success();
+    let run = marked.plan().succeed();
     assert_eq!(run.json()["target_timeline"], 2, "{run}");
     assert_eq!(run.json()["stop"], all.json()["stop"], "{run}");
-    marked
-        .restore()
-        .run()
-        .success()
-        .expect_stderr("on timeline 2");
+    marked.restore().succeed().expect_stderr("on timeline 2");
     assert_eq!(marked.rows(), 6 * ROWS);
     // Which timeline is the latest is another question where recovery stops at the target, too.
     let early = marked.marks[0].1.clone();
     let at = ["--target-time", &early];
-    let run = marked.plan().args(at).run().success();
+    let run = marked.plan().args(at).succeed();
     assert_eq!(run.json()["outcome"], "stops_at_target", "{run}");
     assert_eq!(run.json()["target_timeline"], 2, "{run}");
-    let one = marked.plan().args(at).args(["--target-timeline", "1"]);
-    let run = one.run().success();
+    let one = marked.plan().args(at).words("--target-timeline 1");
+    let run = one.succeed();
     assert_eq!(repository(&run), marked.first().display().to_string());
     assert!(!run.stderr.contains("second"), "{run}");
     marked.two.is_away(true);
     let run = marked
         .plan()
         .args(["--target-time", &before, "--allow-end"])
-        .run()
-        .success();
+        .succeed();
     run.expect_stderr("\"second\" could not be asked");
 }
 
@@ -276,38 +262,38 @@ fn holes_at_different_places_are_shown_with_what_brings_both_together() {
     std::fs::remove_file(marked.first().join(&early)).unwrap();
     std::fs::remove_file(marked.two.second.join(&late)).unwrap();
     let farthest = "no repository leads there: \"second\" gets farthest";
-    let run = marked.plan().run().expect_code(5).expect_stderr(farthest);
+    let run = marked.plan().exits(5).expect_stderr(farthest);
     assert_eq!(repository(&run), marked.two.second.display().to_string());
     let missing = late.rsplit('/').next().unwrap();
     assert_eq!(run.json()["segments_missing"][0], missing, "{run}");
     run.expect_stderr("pitr repo sync");
-    let run = marked.restore().run().expect_code(5);
+    let run = marked.restore().exits(5);
     run.expect_stderr(farthest).expect_stderr("pitr repo sync");
     assert!(!marked.to().exists());
-    marked.two.sync().run().success();
-    let run = marked.restore().run().success();
+    marked.two.sync().succeed();
+    let run = marked.restore().succeed();
     assert!(!run.stderr.contains("second"), "{run}");
     assert_eq!(marked.rows(), 5 * ROWS);
     // The first ends, and the second goes on behind that, with a hole before it.
     marked.stale_since(2);
     std::fs::remove_file(marked.two.second.join(&late)).unwrap();
-    let run = marked.plan().run().expect_code(5);
+    let run = marked.plan().exits(5);
     assert_eq!(repository(&run), marked.first().display().to_string());
     assert_eq!(run.json()["reason"], "gap", "{run}");
     assert!(run.json()["nearest_before"]["xid"].is_u64(), "{run}");
-    let run = marked.restore().run().expect_code(5);
+    let run = marked.restore().exits(5);
     run.expect_stderr("there is WAL in \"second\"")
         .expect_stderr("pitr repo sync");
     assert!(!marked.to().exists());
     // Whoever names one repository gets what it leads to.
     let only = ["--repository", &marked.two.first()];
-    let run = marked.plan().args(only).run().success();
+    let run = marked.plan().args(only).succeed();
     assert_eq!(run.json()["outcome"], "end_of_wal", "{run}");
     let early = marked.marks[0].1.clone();
     let run = marked.plan().args(["--target-time", &early]).run();
     assert_eq!(run.success().json()["outcome"], "stops_at_target");
-    marked.two.sync().run().success();
-    marked.restore().run().success();
+    marked.two.sync().succeed();
+    marked.restore().succeed();
     assert_eq!(marked.rows(), 5 * ROWS);
 }
 
@@ -320,30 +306,25 @@ fn a_damaged_copy_that_another_repository_has_whole_is_named_by_sync() {
     let whole = std::fs::read(two.second.join(&segment)).unwrap();
     flip(marked.first(), &segment);
     let verify = || {
-        let verify = two.site.pitr().args(["verify", "--quiet"]);
+        let verify = two.site.pitr().words("verify --quiet");
         verify.args(["--repository", &first]).run()
     };
-    two.sync().run().success();
+    two.sync().succeed();
     verify().expect_code(4);
-    let run = two.sync().run().expect_code(10);
+    let run = two.sync().exits(10);
     let left = &transfer(&run, &first)["left_out"][0];
     assert_eq!(left["damaged"], true, "{run}");
     let name = segment.rsplit('/').next().unwrap();
     assert_eq!(left["what"], format!("segment {name}"), "{run}");
     let why = left["why"].to_string();
     assert!(why.contains(&segment) && why.contains("by hand"), "{run}");
-    assert!(
-        transfer(&run, "second")["left_out"]
-            .as_array()
-            .unwrap()
-            .is_empty()
-    );
-    let shown = two.site.pitr().args(["repo", "sync"]).run();
+    assert!(list_of(&transfer(&run, "second")["left_out"]).is_empty());
+    let shown = two.site.pitr().words("repo sync").run();
     shown.expect_code(10).expect_stderr(name);
     // As it says.
     std::fs::remove_file(marked.first().join(&segment)).unwrap();
-    two.sync().run().success();
+    two.sync().succeed();
     assert!(std::fs::read(marked.first().join(&segment)).unwrap() == whole);
     verify().success();
-    two.sync().run().success();
+    two.sync().succeed();
 }

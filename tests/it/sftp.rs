@@ -12,7 +12,7 @@ use pitr::store::{Key, MARKER, NewObject, Published, Store, get, put, reserve};
 use crate::common::mount::SmallDisk;
 use crate::common::proxy::{Proxy, Way};
 use crate::common::sftp::{SftpServer, make_key};
-use crate::common::{PATIENCE, user, wait_until};
+use crate::common::{user, wait_until};
 use crate::{require_mounts, require_strace};
 
 fn key(text: &str) -> Key {
@@ -25,9 +25,7 @@ fn content(length: usize) -> Vec<u8> {
 
 /// Waits until nothing unfinished is left: what was given up is removed behind the answer.
 fn nothing_is_left(store: &SftpStore) {
-    wait_until(PATIENCE, "nothing is left", || {
-        store.irregular().unwrap().is_empty()
-    });
+    wait_until("nothing is left", || store.irregular().unwrap().is_empty());
 }
 
 #[test]
@@ -235,7 +233,7 @@ fn s20_a_server_that_lost_what_it_had_taken_is_found_out() {
         let mut object = store.create(&name).unwrap();
         object.write_all(&content(2_500_000)).unwrap();
         let path = unfinished(&folder);
-        wait_until(PATIENCE, "two pieces are there", || {
+        wait_until("two pieces are there", || {
             std::fs::metadata(&path).unwrap().len() >= 2 << 20
         });
         // Asked behind them, so that the second has been answered, too.
@@ -507,7 +505,7 @@ fn a_key_with_a_passphrase_is_used_with_its_file() {
         let check = crate::common::pitr()
             .arg("--config")
             .arg(config(passphrase));
-        check.args(["repo", "check"]).run()
+        check.words("repo check").run()
     };
     // It gets in, and finds no repository.
     run("correct horse")
@@ -527,8 +525,7 @@ fn a_key_with_a_passphrase_is_used_with_its_file() {
     .unwrap();
     let check = crate::common::pitr().arg("--config").arg(open);
     check
-        .args(["repo", "check"])
-        .run()
-        .expect_code(3)
+        .words("repo check")
+        .exits(3)
         .expect_stderr("chmod 600");
 }

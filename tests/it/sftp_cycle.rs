@@ -7,8 +7,7 @@ use pitr::store::{Store as _, get};
 use crate::common::reception::{SLOT, archived, lsn};
 use crate::common::sftp::SftpServer;
 use crate::common::{
-    Cluster, PATIENCE, Program, Still, Stop, expire_at_once, paths_below, pitr, pitr_archive,
-    pitr_restore, wait_until,
+    Cluster, Program, Still, Stop, expire_at_once, paths_below, pitr, pitr_archive, pitr_restore,
 };
 use crate::sealed::keygen;
 
@@ -32,14 +31,11 @@ fn with(config: &Path, program: Program) -> Program {
 #[test]
 fn a_whole_cycle_on_sftp() {
     let server = SftpServer::start();
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
+    let mut cluster = Cluster::small(17).create();
     // Neither the repository's directory nor the one above it is there.
     let folder = server.sandbox.join("up/repo");
     let config = configuration(&server, &cluster, "pitr.toml", &folder);
-    let run = |args: &[&str]| with(&config, pitr()).args(args).run().success();
+    let run = |args: &[&str]| with(&config, pitr()).args(args).succeed();
     run(&["init", "--quiet"]);
     cluster.append_config("archive_mode", "on");
     let command = with(&config, pitr_archive()).arg("%p");
@@ -53,7 +49,7 @@ fn a_whole_cycle_on_sftp() {
     client.sql("delete from ledger");
     cluster.archive_now();
     // It warns of other things.
-    let doctor = with(&config, pitr()).args(["doctor"]).run();
+    let doctor = with(&config, pitr()).words("doctor").run();
     doctor.expect_stdout("writable and durable    yes");
     let metrics = run(&["metrics"]).stdout;
     let room = metrics
@@ -64,25 +60,16 @@ fn a_whole_cycle_on_sftp() {
         "{metrics}"
     );
     let to = server.sandbox.join("copy");
-    let restore = with(&config, pitr()).args(["restore", "--quiet", "--to"]);
-    restore
-        .arg(&to)
-        .args(["--target-name", "before"])
-        .run()
-        .success();
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(
-        copy.query_one_string("select count(*) from ledger"),
-        "20000"
-    );
+    let restore = with(&config, pitr()).words("restore --quiet --to");
+    restore.arg(&to).words("--target-name before").succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from ledger"), "20000");
     drop(copy);
     run(&["verify", "--quiet"]);
     backup();
     backup();
     run(&["verify", "--quiet"]);
-    with(&config, pitr()).args(expire_at_once()).run().success();
+    with(&config, pitr()).args(expire_at_once()).succeed();
     let packs = |id: &str| {
         let all = paths_below(&folder);
         all.iter()
@@ -100,7 +87,7 @@ fn a_whole_cycle_on_sftp() {
     );
     // On the server itself it is a directory.
     let here = pitr().arg("--repository").arg(&folder).arg("info");
-    here.run().success().expect_stdout("main");
+    here.succeed().expect_stdout("main");
     // A byte that changes on the server is found.
     let damaged = paths_below(&folder)
         .into_iter()
@@ -110,7 +97,7 @@ fn a_whole_cycle_on_sftp() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&damaged, bytes).unwrap();
-    let found = with(&config, pitr()).args(["verify", "--quiet"]).run();
+    let found = with(&config, pitr()).words("verify --quiet").run();
     assert!(!found.is_success(), "{found}");
 }
 
@@ -120,7 +107,7 @@ fn s18_s21_the_small_programs_answer_for_sftp_as_for_a_directory() {
     let still = Still::new(17, 1, 2);
     let folder = server.sandbox.join("repo");
     let config = configuration(&server, &still.cluster, "pitr.toml", &folder);
-    let init = |config: &Path| with(config, pitr()).args(["init", "--quiet"]).run();
+    let init = |config: &Path| with(config, pitr()).words("init --quiet").run();
     // Refused, and nothing is there.
     for denied in ["hardlink", "fsync"] {
         server.configure(&format!("-P {denied}"));
@@ -148,14 +135,14 @@ fn s18_s21_the_small_programs_answer_for_sftp_as_for_a_directory() {
             .args([name, "pg_wal/RECOVERYXLOG"])
             .dir(still.cluster.pgdata())
     };
-    push(0).run().success();
-    push(0).run().success();
+    push(0).succeed();
+    push(0).succeed();
     let name = &still.segments[0];
-    fetch(name).run().success();
+    fetch(name).succeed();
     let fetched = still.wal("RECOVERYXLOG");
     assert!(std::fs::read(&fetched).unwrap() == std::fs::read(still.wal(name)).unwrap());
     std::fs::remove_file(&fetched).unwrap();
-    fetch("000000010000000000000099").run().expect_code(1);
+    fetch("000000010000000000000099").exits(1);
     // Other bytes under the name: refused, and the first copy stays.
     let store = server.store(&folder);
     let path = still.wal(name);
@@ -164,9 +151,9 @@ fn s18_s21_the_small_programs_answer_for_sftp_as_for_a_directory() {
     let end = changed.len() - 100;
     changed[end] ^= 1;
     std::fs::write(&path, &changed).unwrap();
-    push(0).run().expect_code(20).expect_stderr("A120");
+    push(0).exits(20).expect_stderr("A120");
     std::fs::write(&path, &own).unwrap();
-    fetch(name).run().success();
+    fetch(name).succeed();
     assert!(std::fs::read(&fetched).unwrap() == own);
     // The disk is gone: neither stored, nor absent.
     let marker = pitr::store::Key::new(pitr::store::MARKER).unwrap();
@@ -174,8 +161,8 @@ fn s18_s21_the_small_programs_answer_for_sftp_as_for_a_directory() {
     let away = server.sandbox.join("away");
     std::fs::rename(&folder, &away).unwrap();
     server.folder("repo");
-    push(1).run().expect_code(36);
-    fetch(name).run().expect_code(208);
+    push(1).exits(36);
+    fetch(name).exits(208);
     std::fs::remove_dir(&folder).unwrap();
     std::fs::rename(&away, &folder).unwrap();
     // The server is gone.
@@ -186,7 +173,7 @@ fn s18_s21_the_small_programs_answer_for_sftp_as_for_a_directory() {
     let gone = gone.dir(still.cluster.pgdata()).run();
     gone.expect_code(30).expect_stderr("Connection refused");
     server.restart();
-    push(1).run().success();
+    push(1).succeed();
 }
 
 /// Adds a part to a configuration, as another file.
@@ -198,7 +185,7 @@ fn and(server: &SftpServer, config: &Path, name: &str, more: &str) -> PathBuf {
 /// Two hosts of an encrypted repository: one that only writes, and one that reads.
 fn hosts(server: &SftpServer, config: &Path) -> (PathBuf, PathBuf) {
     let keys = server.sandbox.join("keys");
-    keygen(&keys, &["ops", "escrow"]).run().success();
+    keygen(&keys, &["ops", "escrow"]).succeed();
     let writes = format!(
         "[repositories.far.encryption]\nkey_set = \"{}\"\nstate_dir = \"{}\"\n",
         keys.join("writer.key").display(),
@@ -216,11 +203,10 @@ fn hosts(server: &SftpServer, config: &Path) -> (PathBuf, PathBuf) {
 
 /// The sum of a table on a restored copy.
 fn sum_of_copy(config: &Path, to: &Path, args: &[&str]) -> String {
-    let restore = with(config, pitr()).args(["restore", "--quiet", "--to"]);
-    restore.arg(to).args(args).run().success();
-    let copy = Cluster::open(17, to).option("fsync", "off").start();
-    copy.wait_promoted();
-    copy.query_one_string(SUM)
+    let restore = with(config, pitr()).words("restore --quiet --to");
+    restore.arg(to).args(args).succeed();
+    let copy = Cluster::open(17, to).without_fsync().promoted();
+    copy.value(SUM)
 }
 
 const SUM: &str =
@@ -229,11 +215,7 @@ const SUM: &str =
 #[test]
 fn an_encrypted_repository_on_sftp_takes_incrementals_of_a_host_that_only_writes() {
     let server = SftpServer::start();
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .config("autovacuum", "off")
-        .create();
+    let mut cluster = Cluster::small(17).config("autovacuum", "off").create();
     let folder = server.sandbox.join("repo");
     let config = configuration(&server, &cluster, "pitr.toml", &folder);
     let (writer, reader) = hosts(&server, &config);
@@ -254,12 +236,12 @@ fn an_encrypted_repository_on_sftp_takes_incrementals_of_a_host_that_only_writes
     let second = take("local");
     assert_eq!(kind(&second), "incremental", "{second}");
     assert!(!second.stderr.contains("every page is read"), "{second}");
-    let at_second = cluster.query_one_string(SUM);
+    let at_second = cluster.value(SUM);
     cluster.sql("select pg_create_restore_point('second')");
     cluster.sql("update ledger set note = note || 'y' where id % 70 = 0");
     // The connection breaks while the third is taken.
-    let third = || with(&writer, pitr()).args(["backup", "--json", "--incremental"]);
-    let mut running = third().args(["--max-rate", "8MiB"]).spawn();
+    let third = || with(&writer, pitr()).words("backup --json --incremental");
+    let mut running = third().words("--max-rate 8MiB").spawn();
     let mut killed = 0;
     while killed < 2 && !running.is_done() {
         std::thread::sleep(std::time::Duration::from_millis(500));
@@ -276,7 +258,7 @@ fn an_encrypted_repository_on_sftp_takes_incrementals_of_a_host_that_only_writes
     cluster.archive_now();
     on(&reader, &["verify", "--quiet"]).success();
     let (second, third) = (second.id(), third.id());
-    let expected = cluster.query_one_string(SUM);
+    let expected = cluster.value(SUM);
     let to = |name: &str| server.sandbox.dir(name).join("data");
     let args = ["--backup", &second, "--target-name", "second"];
     assert_eq!(sum_of_copy(&reader, &to("second"), &args), at_second);
@@ -290,10 +272,7 @@ fn an_encrypted_repository_on_sftp_takes_incrementals_of_a_host_that_only_writes
 #[test]
 fn s20_a_receiver_brings_every_commit_into_an_encrypted_repository_on_sftp() {
     let server = SftpServer::start();
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let mut cluster = Cluster::small(17).start();
     let folder = server.sandbox.join("repo");
     let config = configuration(&server, &cluster, "pitr.toml", &folder);
     let journal = server.sandbox.join("journal");
@@ -305,20 +284,14 @@ fn s20_a_receiver_brings_every_commit_into_an_encrypted_repository_on_sftp() {
     );
     let config = and(&server, &config, "receive.toml", &receive);
     let (writer, reader) = hosts(&server, &config);
-    let init = with(&writer, pitr()).args(["init", "--quiet"]);
-    init.run().success();
+    with(&writer, pitr()).words("init --quiet").succeed();
     let on = |args: &[&str]| with(&reader, pitr()).args(args).run();
     cluster.sql("create table ledger (id int, note text)");
-    let mut receiver = with(&reader, pitr())
-        .args(["receive", "--create-slot"])
-        .spawn();
+    let mut receiver = with(&reader, pitr()).words("receive --create-slot").spawn();
     let client = cluster.client();
     let streaming =
         format!("select count(*) from pg_stat_replication where application_name = '{SLOT}'");
-    wait_until(PATIENCE, "it streams", || {
-        assert!(!receiver.is_done(), "it ended: {}", receiver.stderr());
-        client.query_one_string(&streaming) == "1"
-    });
+    receiver.until("it streams", || client.value(&streaming) == "1");
     on(&["backup", "--json"]).success();
     let mut killed = 0;
     for round in 0..6 {
@@ -331,16 +304,14 @@ fn s20_a_receiver_brings_every_commit_into_an_encrypted_repository_on_sftp() {
     let incremental = on(&["backup", "--json", "--incremental"]).success();
     assert_eq!(incremental.json()["kind"], "incremental");
     client.sql("insert into ledger values (0, 'the last one')");
-    let end = lsn(&client.query_one_string("select pg_current_wal_flush_lsn()"));
-    let expected = client.query_one_string(SUM);
-    wait_until(PATIENCE, "the repository holds everything", || {
-        assert!(!receiver.is_done(), "it ended: {}", receiver.stderr());
+    let end = lsn(&client.value("select pg_current_wal_flush_lsn()"));
+    let expected = client.value(SUM);
+    receiver.until("the repository holds everything", || {
         archived(&journal).is_some_and(|at| at >= end)
     });
     drop(client);
     cluster.stop(Stop::Immediate);
-    receiver.signal(rustix::process::Signal::TERM);
-    receiver.wait();
+    receiver.ended_by(rustix::process::Signal::TERM);
     on(&["verify", "--quiet"]).success();
     let to = server.sandbox.dir("copy").join("data");
     assert_eq!(sum_of_copy(&reader, &to, &[]), expected);

@@ -18,7 +18,7 @@ fn divide(sandbox: &Sandbox, directory: &str) -> PathBuf {
         "--threshold",
         "3",
     ];
-    let run = keygen(&keys, &[]).args(split).run().success();
+    let run = keygen(&keys, &[]).args(split).succeed();
     run.expect_stdout("Any 3 of the 5 shares open the key");
     assert!(!keys.join("breakglass.key").exists());
     keys
@@ -34,7 +34,7 @@ fn text(keys: &Path, number: u8) -> String {
 
 fn join(sandbox: &Sandbox, files: &[PathBuf]) -> Program {
     let out = sandbox.join("joined.key");
-    pitr().args(["repo", "join", "--out"]).arg(out).args(files)
+    pitr().words("repo join --out").arg(out).args(files)
 }
 
 /// A share as somebody typed it.
@@ -52,8 +52,8 @@ fn enough_shares_open_the_repository_and_fewer_do_not() {
     let stored = Stored::new();
     let sandbox = &stored.sealed.sandbox;
     let keys = divide(sandbox, "shares");
-    let add = stored.sealed.on("reader").args(["repo", "rewrap", "--add"]);
-    add.arg(keys.join("breakglass.pub")).run().success();
+    let add = stored.sealed.on("reader").words("repo rewrap --add");
+    add.arg(keys.join("breakglass.pub")).succeed();
     let files: Vec<PathBuf> = [5, 1, 4].map(|n| share(&keys, n)).into();
     for file in &files {
         let mode = std::fs::metadata(file).unwrap().permissions().mode();
@@ -61,7 +61,7 @@ fn enough_shares_open_the_repository_and_fewer_do_not() {
     }
     let run = join(sandbox, &files[..2]).run();
     fails(sandbox, &run, "2 of the 3 shares that are needed are given");
-    let run = join(sandbox, &files).run().success();
+    let run = join(sandbox, &files).succeed();
     run.expect_stdout("the key of recipient \"breakglass\", of no key set");
     let key = sandbox.join("joined.key");
     assert_eq!(
@@ -72,11 +72,7 @@ fn enough_shares_open_the_repository_and_fewer_do_not() {
     stored
         .sealed
         .configure(&stored.still.cluster, "glass", &encryption);
-    stored
-        .sealed
-        .fetch(&stored.still, "glass", 0)
-        .run()
-        .success();
+    stored.sealed.fetch(&stored.still, "glass", 0).succeed();
     // The key is written over no other file.
     refused(&join(sandbox, &files).run(), 8, "is there already");
     // Another program joins them by the page of the decision alone.
@@ -88,7 +84,7 @@ fn enough_shares_open_the_repository_and_fewer_do_not() {
 fn joined_by_python(files: &[PathBuf]) -> String {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/sealed/join.py");
     let python = Program::new("/usr/bin/python3").arg("-B").arg(script);
-    let run = python.args(files).run().success();
+    let run = python.args(files).succeed();
     run.stdout.trim().to_owned()
 }
 
@@ -108,19 +104,14 @@ fn a_key_set_may_have_a_divided_recipient_from_its_beginning() {
     let sandbox = Sandbox::new("shares");
     let keys = sandbox.join("keys");
     let split = ["--split", "breakglass", "--shares", "2", "--threshold", "2"];
-    let run = keygen(&keys, &["ops"])
-        .args(split)
-        .arg("--json")
-        .run()
-        .success();
+    let run = keygen(&keys, &["ops"]).args(split).arg("--json").succeed();
     let made = run.json();
     assert_eq!(made["shares"].as_array().unwrap().len(), 2);
     let writer = std::fs::read_to_string(keys.join("writer.key")).unwrap();
     assert!(writer.contains("\"breakglass\"") && writer.contains("\"ops\""));
     let run = join(&sandbox, &[share(&keys, 2), share(&keys, 1)])
         .arg("--json")
-        .run()
-        .success();
+        .succeed();
     assert_eq!(run.json()["key_set"], made["key_set"]);
     assert_eq!(run.json()["shares"], serde_json::json!([2, 1]));
 }
@@ -144,7 +135,7 @@ fn shares_come_from_standard_input_as_people_type_them() {
         .collect();
     // The third is in a file.
     let files = [share(&keys, 5), PathBuf::from("-")];
-    join(&sandbox, &files).stdin(typed).run().success();
+    join(&sandbox, &files).stdin(typed).succeed();
     std::fs::remove_file(sandbox.join("joined.key")).unwrap();
     let run = join(&sandbox, &[]).stdin(all).run();
     fails(&sandbox, &run, "2 of the 3 shares");
@@ -215,13 +206,13 @@ fn numbers_of_shares_that_make_no_sense_are_refused() {
     for (shares, threshold) in [("1", "1"), ("3", "1"), ("2", "3"), ("17", "2"), ("0", "0")] {
         let numbers = ["--shares", shares, "--threshold", threshold];
         let run = keygen(&keys, &["ops"])
-            .args(["--split", "glass"])
+            .words("--split glass")
             .args(numbers)
             .run();
         refused(&run, 2, "shares is not possible");
         assert!(!keys.join("writer.key").exists());
     }
-    let run = keygen(&keys, &["ops"]).args(["--split", "glass"]).run();
+    let run = keygen(&keys, &["ops"]).words("--split glass").run();
     refused(&run, 2, "--shares");
     let twice = ["--split", "ops", "--shares", "3", "--threshold", "2"];
     refused(

@@ -14,8 +14,8 @@ use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::peer::Peer;
 use crate::common::s3::{Fault as S3Fault, KEY, SECRET};
 use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Site, Still, copy_tree, path_of, pitr, pitr_archive,
-    pitr_restore, user, wait_until,
+    Cluster, Program, Sandbox, Site, Still, copy_tree, path_of, pitr, pitr_archive, pitr_restore,
+    user, wait_until,
 };
 use crate::s3_cycle::{Bucketed, with_profile};
 use crate::{require_mounts, require_root, require_strace};
@@ -85,11 +85,7 @@ pub fn acknowledged(still: &Still, name: &str) {
 fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
     const SEGMENTS: usize = 60;
     let (site, mut cluster) = {
-        let mut cluster = Cluster::builder(17)
-            .segment_size_mb(1)
-            .without_fsync()
-            .config("max_wal_size", "1GB")
-            .create();
+        let mut cluster = Cluster::small(17).config("max_wal_size", "1GB").create();
         let site = Site::new(&cluster);
         cluster.append_config("archive_mode", "on");
         cluster.append_config("archive_command", "false");
@@ -102,7 +98,7 @@ fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
     let kept = site.sandbox().dir("kept");
     let write = |n: usize| {
         client.sql(&format!("insert into t values ({n})"));
-        let name = client.query_one_string("select pg_walfile_name(pg_switch_wal())");
+        let name = client.value("select pg_walfile_name(pg_switch_wal())");
         let file = cluster.pgdata().join("pg_wal").join(&name);
         std::fs::copy(file, kept.join(&name)).unwrap();
         name
@@ -110,7 +106,7 @@ fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
     let mut segments: Vec<String> = (0..SEGMENTS).map(write).collect();
     cluster.append_config("archive_command", &site.archive().arg("%p").shell());
     cluster.reload();
-    wait_until(PATIENCE, "a worker is at work", || {
+    wait_until("a worker is at work", || {
         // Missed; there is work for another.
         if segments.iter().all(|name| site.object(name).exists()) {
             segments.extend((0..SEGMENTS).map(write));
@@ -122,7 +118,7 @@ fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
     for name in &segments {
         cluster.wait_archived(name);
     }
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     // One may be shipped twice, when the server is slow to note that it is acknowledged; the next worker removes such a note.
     cluster.append_config("archive_command", "false");
     cluster.reload();
@@ -132,7 +128,7 @@ fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
     for name in &more {
         cluster.wait_archived(name);
     }
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     let left = noted(&spool, ".shipped");
     assert!(left.iter().all(|name| more.contains(name)), "{left:?}");
     assert_eq!(noted(&spool, ".failed"), [""; 0]);
@@ -140,8 +136,7 @@ fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
         let target = site.sandbox().join("fetched");
         site.restore()
             .args([name.as_ref(), target.as_os_str()])
-            .run()
-            .success();
+            .succeed();
         let same = std::fs::read(target).unwrap() == std::fs::read(kept.join(name)).unwrap();
         assert!(same, "{name}");
     }
@@ -158,14 +153,14 @@ fn a_segment_that_the_server_still_offers_is_no_hole() {
     let still = Still::new(17, 1, 4);
     let segments = &still.segments;
     let lacks = |name: &str| format!("the archive lacks segment \"{name}\", right before this one");
-    still.push(&segments[0]).run().success();
+    still.push(&segments[0]).succeed();
     offer(&still, &segments[1]);
-    let run = still.push(&segments[2]).run().success();
+    let run = still.push(&segments[2]).succeed();
     assert!(run.stderr.is_empty(), "{run}");
     // Acknowledged, and not in the archive.
     acknowledged(&still, &segments[1]);
     std::fs::remove_file(still.site.object(&segments[2])).unwrap();
-    let run = still.push(&segments[2]).run().success();
+    let run = still.push(&segments[2]).succeed();
     run.expect_stderr(&lacks(&segments[1]));
 }
 
@@ -174,13 +169,13 @@ fn what_is_ready_is_shipped_and_acknowledged_from_its_note() {
     require_strace!("what_is_ready_is_shipped_and_acknowledged_from_its_note");
     let (still, spool) = offered(4);
     let (first, others) = still.segments.split_first().unwrap();
-    still.push(first).run().success();
+    still.push(first).succeed();
     acknowledged(&still, first);
-    wait_until(PATIENCE, "the others are shipped", || {
+    wait_until("the others are shipped", || {
         let noted = noted(&spool, ".shipped");
         others.iter().all(|name| noted.contains(name))
     });
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     // Without a note an object that is there is synced again.
     const SYNCS: &[&str] = &["fsync", "fdatasync"];
     let (run, calls) = fault::trace(&still.push(first), SYNCS);
@@ -199,10 +194,9 @@ fn what_is_ready_is_shipped_and_acknowledged_from_its_note() {
     let run = still
         .site
         .archive()
-        .args(["--ship", "pg_wal"])
+        .words("--ship pg_wal")
         .dir(still.cluster.pgdata())
-        .run()
-        .expect_code(1);
+        .exits(1);
     run.expect_stderr("a worker is started by pitr-archive");
 }
 
@@ -219,7 +213,7 @@ fn a_call_reads_its_configuration_once() {
 /// Pushes everything in PostgreSQL's order, as its archiver would, and checks it.
 fn push_in_order(still: &Still) {
     for name in &still.segments {
-        still.push(name).run().success();
+        still.push(name).succeed();
         acknowledged(still, name);
         still.check(name);
     }
@@ -275,7 +269,7 @@ pub fn send(pid: u32, signal: Signal) {
 pub fn stop_process(pid: u32) -> bool {
     send(pid, Signal::STOP);
     let mut state = None;
-    wait_until(PATIENCE, "it stands still or has ended", || {
+    wait_until("it stands still or has ended", || {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         state = text.rsplit_once(") ").and_then(|(_, t)| t.chars().next());
         matches!(state, None | Some('T' | 'Z' | 'X'))
@@ -316,7 +310,7 @@ fn a_worker_leaves_with_1_whatever_ends_it() {
             let mut pushed = scope.spawn(begin());
             // Stopped first, it cannot end by itself meanwhile.
             let mut worker = None;
-            wait_until(PATIENCE, "a worker is stopped at its work", || {
+            wait_until("a worker is stopped at its work", || {
                 // Missed; another follows.
                 if pushed.is_finished() {
                     pushed = scope.spawn(begin());
@@ -411,7 +405,7 @@ fn p20_killed_at_any_call_nothing_is_acknowledged_that_is_not_stored() {
 fn hold(spool: &Path) -> std::fs::File {
     let folder = std::fs::read_dir(spool).unwrap().next().unwrap().unwrap();
     let lock = std::fs::File::open(folder.path().join("lock")).unwrap();
-    wait_until(PATIENCE, "the worker has ended", || {
+    wait_until("the worker has ended", || {
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
     });
     lock
@@ -423,7 +417,7 @@ fn p20_who_waits_for_a_worker_survives_its_end_and_its_standstill() {
     let [first, second, third] = still.segments.as_slice() else {
         unreachable!()
     };
-    still.push(first).run().success();
+    still.push(first).succeed();
     acknowledged(&still, first);
     let lock = hold(&spool);
     let folder = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap();
@@ -434,29 +428,24 @@ fn p20_who_waits_for_a_worker_survives_its_end_and_its_standstill() {
     // A worker that stands still, and a server that stops meanwhile.
     for (signal, code) in [(Signal::TERM, 143), (Signal::KILL, 137)] {
         let running = still.push(second).spawn();
-        wait_until(PATIENCE, "it handles SIGTERM", || {
-            handles_term(running.pid())
-        });
+        wait_until("it handles SIGTERM", || handles_term(running.pid()));
         running.signal(signal);
         assert_eq!(running.wait().code(), code);
     }
     assert!(!still.site.object(second).exists());
     // For half of the time it is waited for; then the file is archived by who offers it.
-    let patient = still.push(second).env("PITR_FAULT_SECONDS", "20");
-    patient.run().success();
+    still.push(second).env("PITR_FAULT_SECONDS", "20").succeed();
     still.check(second);
     assert!(has_worker(&spool));
     std::fs::remove_file(still.site.object(second)).unwrap();
     // A worker that is killed.
     let running = still.push(second).spawn();
-    wait_until(PATIENCE, "it handles SIGTERM", || {
-        handles_term(running.pid())
-    });
+    wait_until("it handles SIGTERM", || handles_term(running.pid()));
     drop(lock);
     running.wait().success();
     still.check(second);
     acknowledged(&still, second);
-    still.push(third).run().success();
+    still.push(third).succeed();
     still.check(third);
 }
 
@@ -479,12 +468,12 @@ fn p20_what_was_acknowledged_from_a_note_survives_a_power_cut() {
     for name in &still.segments {
         offer(&still, name);
     }
-    still.push(&still.segments[0]).run().success();
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    still.push(&still.segments[0]).succeed();
+    wait_until("the worker has ended", || !has_worker(&spool));
     let shipped = noted(&spool, ".shipped");
     assert!(shipped.contains(&still.segments[3]), "{shipped:?}");
     for name in &still.segments[1..] {
-        still.push(name).run().success();
+        still.push(name).succeed();
     }
     disk.cut_power();
     for name in &still.segments {
@@ -498,19 +487,19 @@ fn a_note_about_other_bytes_another_repository_or_by_another_user_is_none() {
     let [first, second, third] = still.segments.as_slice() else {
         unreachable!()
     };
-    still.push(first).run().success();
+    still.push(first).succeed();
     acknowledged(&still, first);
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     // The name is used again, by a cluster restored in the same place: other bytes, whatever the note says.
     let mut bytes = std::fs::read(still.wal(second)).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(still.wal(second), &bytes).unwrap();
     assert!(noted(&spool, ".shipped").contains(second));
-    still.push(second).run().expect_code(20);
+    still.push(second).exits(20);
     // The object is gone, and the note about it still there.
     assert!(noted(&spool, ".shipped").contains(third));
     std::fs::remove_file(still.site.object(third)).unwrap();
-    still.push(third).run().success();
+    still.push(third).succeed();
     still.check(third);
 }
 
@@ -520,17 +509,17 @@ fn a_note_acknowledges_nothing_of_a_restored_copy_or_where_others_may_write() {
     let [first, second] = still.segments.as_slice() else {
         unreachable!()
     };
-    still.push(first).run().success();
+    still.push(first).succeed();
     acknowledged(&still, first);
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     assert!(noted(&spool, ".shipped").contains(second));
     std::fs::write(still.wal("pitr.guard"), "{}").unwrap();
-    still.push(second).run().expect_code(22);
+    still.push(second).exits(22);
     std::fs::remove_file(still.wal("pitr.guard")).unwrap();
     let folder = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
     std::fs::remove_file(still.site.object(second)).unwrap();
-    still.push(second).run().success();
+    still.push(second).succeed();
     still.check(second);
     let noted = noted(&spool, ".shipped");
     assert!(noted.contains(second), "it was not looked at: {noted:?}");
@@ -542,8 +531,8 @@ fn p21_without_a_repository_everything_is_kept_and_nothing_acknowledged() {
     let away = still.site.sandbox().join("away");
     std::fs::rename(still.site.repository(), &away).unwrap();
     for name in [&still.segments[0]; 3].into_iter().chain(&still.segments) {
-        still.push(name).run().expect_code(36);
-        wait_until(PATIENCE, "no worker is left", || !has_worker(&spool));
+        still.push(name).exits(36);
+        wait_until("no worker is left", || !has_worker(&spool));
     }
     assert_eq!(noted(&spool, ".shipped"), [""; 0]);
     // A worker that finds no repository has tried none of the others, and would leave alone what has failed.
@@ -564,13 +553,13 @@ fn p20_nothing_is_acknowledged_before_every_required_repository_has_it() {
         let run = still.push(&still.segments[0]).run();
         assert!([36, 50].contains(&run.code()), "{run}");
     }
-    wait_until(PATIENCE, "no worker is left", || !has_worker(&spool));
+    wait_until("no worker is left", || !has_worker(&spool));
     assert_eq!(noted(&spool, ".shipped"), [""; 0]);
     std::fs::rename(away(&second), &second).unwrap();
     // One that is not required keeps no file waiting, and a warning names it with every file.
     std::fs::rename(&other, away(&other)).unwrap();
     for name in &still.segments {
-        let run = still.push(name).run().success();
+        let run = still.push(name).succeed();
         run.expect_stderr("pitr-archive: warning: not stored in every repository");
         acknowledged(&still, name);
         let object = still.site.object(name);
@@ -595,18 +584,18 @@ fn p17_a_worker_that_hangs_when_it_opens_repositories_ends_and_the_one_that_answ
     // Who waits for the worker gives up before it, and archives the file itself; its first repository hangs, too.
     let run = still.push(first).env("PITR_FAULT_SECONDS", "4").run();
     run.expect_code(40);
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     let folder = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap();
     let told = std::fs::read_to_string(folder.path().join(format!("{first}.failed"))).unwrap();
     assert!(told.contains("error A140"), "{told}");
     // Nobody waits for a worker with a file that one has failed with.
     let running = still.push(first).spawn();
-    wait_until(PATIENCE, "the second has it", || copy.exists());
+    wait_until("the second has it", || copy.exists());
     assert_eq!(noted(&spool, ".shipped"), [""; 0]);
     running.signal(Signal::TERM);
     assert_eq!(running.wait().code(), 143);
     drop(hanging);
-    wait_until(PATIENCE, "no worker is left", || !has_worker(&spool));
+    wait_until("no worker is left", || !has_worker(&spool));
     push_in_order(&still);
     assert_eq!(noted(&spool, ".failed"), [""; 0]);
 }
@@ -622,22 +611,22 @@ fn p22_one_bad_segment_blocks_no_other_and_is_named() {
     for name in &still.segments {
         offer(&still, name);
     }
-    still.push(&still.segments[0]).run().success();
+    still.push(&still.segments[0]).succeed();
     acknowledged(&still, &still.segments[0]);
     for _ in 0..2 {
-        let run = still.push(bad).run().expect_code(12);
+        let run = still.push(bad).exits(12);
         run.expect_stderr("error A112: could not archive");
     }
-    wait_until(PATIENCE, "the others went ahead", || {
+    wait_until("the others went ahead", || {
         let noted = noted(&spool, ".shipped");
         still.segments[2..].iter().all(|name| noted.contains(name))
     });
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     assert_eq!(noted(&spool, ".failed"), [bad.as_str()]);
     let line = format!("archiving waits for \"{bad}\" since ");
     let run = still.site.pitr().arg("info").run();
     assert!(run.stdout.contains(&line), "{run}");
-    let run = still.site.pitr().args(["info", "--json"]).run();
+    let run = still.site.pitr().words("info --json").run();
     let blocked = &run.json()["clusters"][0]["blocked"];
     assert_eq!(blocked[0]["file"], *bad.as_str());
     assert_eq!(blocked[0]["code"], "source_size");
@@ -651,7 +640,7 @@ fn p22_one_bad_segment_blocks_no_other_and_is_named() {
     assert!(run.stdout.contains(&line), "{run}");
     // Mended by a person, it is archived, and nobody speaks of it any more.
     std::fs::write(still.wal(bad), &good).unwrap();
-    still.push(bad).run().success();
+    still.push(bad).succeed();
     acknowledged(&still, bad);
     assert_eq!(noted(&spool, ".failed"), [""; 0]);
     let run = still.site.pitr().arg("info").run();
@@ -675,7 +664,7 @@ fn p22_on_s3_the_newest_error_is_the_one_that_info_names() {
     };
     let file = format!("pg_wal/{first}");
     let blocked = |code: &str| {
-        let run = of_site(pitr()).args(["info", "--json"]).run();
+        let run = of_site(pitr()).words("info --json").run();
         let blocked = &run.json()["clusters"][0]["blocked"];
         assert_eq!(blocked[0]["file"], *first.as_str(), "{run}");
         assert_eq!(blocked[0]["code"], code, "{run}");
@@ -688,9 +677,9 @@ fn p22_on_s3_the_newest_error_is_the_one_that_info_names() {
     for (status, said, code, known) in errors {
         let fault = S3Fault::Error(status, said);
         let fired = site.peer.server().fault(first, u64::MAX, fault);
-        of_site(pitr_archive()).arg(&file).run().expect_code(code);
+        of_site(pitr_archive()).arg(&file).exits(code);
         assert!(fired.times() > 0);
-        wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+        wait_until("the worker has ended", || !has_worker(&spool));
         site.peer.server().heal();
         blocked(known);
     }
@@ -703,12 +692,9 @@ fn p22_on_s3_the_newest_error_is_the_one_that_info_names() {
     assert!(copied.unwrap().success());
     std::os::unix::fs::symlink("/bin/false", folder.join("pitr")).unwrap();
     let broken = of_site(Program::new(folder.join("pitr-archive"))).arg(&file);
-    broken
-        .run()
-        .expect_code(70)
-        .expect_stderr("without an answer");
+    broken.exits(70).expect_stderr("without an answer");
     blocked("internal");
-    of_site(pitr_archive()).arg(&file).run().success();
+    of_site(pitr_archive()).arg(&file).succeed();
     assert_eq!(noted(&spool, ".failed"), [""; 0]);
 }
 
@@ -717,7 +703,7 @@ fn a_spool_that_is_lost_full_or_read_only_only_makes_it_slower() {
     require_mounts!("a_spool_that_is_lost_full_or_read_only_only_makes_it_slower");
     let (still, spool) = offered(3);
     push_in_order(&still);
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     // Lost, with notes in it.
     let again = |what: &str| {
         for name in &still.segments {
@@ -730,7 +716,7 @@ fn a_spool_that_is_lost_full_or_read_only_only_makes_it_slower() {
     };
     std::fs::remove_dir_all(&spool).unwrap();
     again("lost");
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     std::fs::remove_dir_all(&spool).unwrap();
     std::fs::write(&spool, "no directory").unwrap();
     again("no directory");
@@ -746,7 +732,7 @@ fn a_spool_that_is_lost_full_or_read_only_only_makes_it_slower() {
     again("full");
     assert_eq!(noted(&spool, ".shipped"), [""; 0]);
     std::fs::remove_file(&filler).unwrap();
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     disk.read_only(true);
     again("read-only");
 }
@@ -762,12 +748,12 @@ fn two_clusters_on_one_host_share_a_spool_and_no_notes() {
     let mut bytes = std::fs::read(&other).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&other, bytes).unwrap();
-    one.push(&one.segments[0]).run().success();
-    wait_until(PATIENCE, "it is shipped", || {
+    one.push(&one.segments[0]).succeed();
+    wait_until("it is shipped", || {
         noted(&spool, ".shipped").contains(&one.segments[1])
     });
-    one.push(&one.segments[1]).dir(&copy).run().expect_code(20);
-    one.push(&one.segments[1]).run().success();
+    one.push(&one.segments[1]).dir(&copy).exits(20);
+    one.push(&one.segments[1]).succeed();
     one.check(&one.segments[1]);
     assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 2);
 }
@@ -786,42 +772,42 @@ fn p20_on_s3_the_worker_is_pitr_and_what_was_refused_is_not_acknowledged() {
     };
     let fault = S3Fault::Error(403, "AccessDenied");
     let fired = site.peer.server().fault(refused, u64::MAX, fault);
-    push(first).run().success();
+    push(first).succeed();
     acknowledged(&still, first);
     for name in [second, third] {
-        push(name).run().success();
+        push(name).succeed();
         acknowledged(&still, name);
     }
-    push(refused).run().expect_code(31);
+    push(refused).exits(31);
     assert!(fired.times() > 0);
     assert!(!noted(&spool, ".shipped").contains(refused));
     site.peer.server().heal();
-    push(refused).run().success();
+    push(refused).succeed();
     acknowledged(&still, refused);
     assert_eq!(noted(&spool, ".failed"), [""; 0]);
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     // A second time: all of them by one worker, and then without a request.
     for name in &still.segments {
         std::fs::remove_file(still.wal(&format!("archive_status/{name}.done"))).unwrap();
         offer(&still, name);
     }
-    push(first).run().success();
+    push(first).succeed();
     acknowledged(&still, first);
-    wait_until(PATIENCE, "the others are shipped", || {
+    wait_until("the others are shipped", || {
         let noted = noted(&spool, ".shipped");
         still.segments[1..].iter().all(|name| noted.contains(name))
     });
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     site.peer.server().clear_log();
     for name in &still.segments[1..] {
-        let run = push(name).run().success();
+        let run = push(name).succeed();
         assert_eq!(run.stderr, "");
     }
     assert_eq!(site.peer.server().log(), [""; 0]);
     for name in &still.segments {
         let fetched = still.wal("RECOVERYXLOG");
         let fetch = site.command(pitr_restore(), &still.cluster);
-        fetch.args([name, "pg_wal/RECOVERYXLOG"]).run().success();
+        fetch.args([name, "pg_wal/RECOVERYXLOG"]).succeed();
         let same = std::fs::read(&fetched).unwrap() == std::fs::read(still.wal(name)).unwrap();
         assert!(same, "{name}");
     }
@@ -851,7 +837,7 @@ impl SlowLink {
                     "insert into noise select string_agg(sha256(random()::text::bytea), '') \
                      from generate_series(1, 12) parts, generate_series(1, 31250) group by parts",
                 );
-                client.query_one_string("select pg_walfile_name(pg_switch_wal())")
+                client.value("select pg_walfile_name(pg_switch_wal())")
             })
             .collect();
         drop(client);
@@ -888,7 +874,7 @@ impl SlowLink {
         self.proxy
             .throttle(Way::ToServer, Some(SLOW_BYTES_PER_SECOND));
         assert_ne!(self.push(&self.segments[0]).code(), 0);
-        wait_until(PATIENCE, "all are acknowledged", || {
+        wait_until("all are acknowledged", || {
             self.segments.iter().all(|name| self.push(name).code() == 0)
         });
         assert!(self.proxy.counts().throttled > 0);
@@ -898,7 +884,7 @@ impl SlowLink {
             let least = CALL_SECONDS * SLOW_BYTES_PER_SECOND * 3 / 2;
             assert!(bytes > least, "{bytes} bytes go up too soon");
         }
-        wait_until(PATIENCE, "the worker has ended", || !self.has_worker());
+        wait_until("the worker has ended", || !self.has_worker());
         assert_eq!(noted(&self.site.spool(), ".failed"), [""; 0]);
     }
 }
@@ -920,7 +906,7 @@ fn w63_an_outage_keeps_no_file_from_the_worker_that_alone_can_bring_it_in() {
     link.push(&first).success();
     let ready = format!("pg_wal/archive_status/{first}.ready");
     std::fs::remove_file(link.cluster.pgdata().join(ready)).unwrap();
-    wait_until(PATIENCE, "the worker has ended", || !link.has_worker());
+    wait_until("the worker has ended", || !link.has_worker());
     assert_eq!(noted(&link.site.spool(), ".failed"), link.segments);
     link.site.peer.server().heal();
     link.arrives();
@@ -980,8 +966,8 @@ fn what_a_program_for_credentials_leaves_running_does_not_keep_the_lock_of_a_wor
     let config = with_profile(&site.config, &site.sandbox, "program");
     std::fs::rename(config, &site.config).unwrap();
     let push = site.push(&still.cluster, &still.segments[0]);
-    push.env("AWS_CONFIG_FILE", &profiles).run().success();
-    wait_until(PATIENCE, "a worker ships the others, and ends", || {
+    push.env("AWS_CONFIG_FILE", &profiles).succeed();
+    wait_until("a worker ships the others, and ends", || {
         noted(&spool, ".shipped").len() == 2 && !has_worker(&spool)
     });
     let left = std::fs::read_to_string(left).unwrap();
@@ -1003,7 +989,7 @@ fn p20_a_note_is_worth_nothing_when_the_disk_beside_a_bucket_is_gone() {
         disk.display()
     );
     crate::common::append(&site.config, &more);
-    site.pitr().args(["init", "--quiet"]).run().success();
+    site.pitr().words("init --quiet").succeed();
     let push = |name: &str| site.push(&still.cluster, name);
     let [first, second, third] = still.segments.as_slice() else {
         unreachable!()
@@ -1011,14 +997,14 @@ fn p20_a_note_is_worth_nothing_when_the_disk_beside_a_bucket_is_gone() {
     for name in &still.segments {
         offer(&still, name);
     }
-    push(first).run().success();
+    push(first).succeed();
     acknowledged(&still, first);
-    wait_until(PATIENCE, "the others are shipped", || {
+    wait_until("the others are shipped", || {
         noted(&spool, ".shipped") == [second.as_str(), third]
     });
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     site.peer.server().clear_log();
-    push(second).run().success();
+    push(second).succeed();
     acknowledged(&still, second);
     assert_eq!(site.peer.server().log(), [""; 0]);
     let aside = site.sandbox.join("aside");
@@ -1026,7 +1012,7 @@ fn p20_a_note_is_worth_nothing_when_the_disk_beside_a_bucket_is_gone() {
     let run = push(third).run();
     assert_ne!(run.code(), 0, "{run}");
     std::fs::rename(&aside, &disk).unwrap();
-    push(third).run().success();
+    push(third).succeed();
     let has = |name: &str| site.peer.server().keys().iter().any(|k| k.ends_with(name));
     assert!(still.segments.iter().all(|name| has(name)));
 }
@@ -1036,7 +1022,7 @@ fn c12_a_worker_that_stands_still_is_waited_for_once_and_is_told() {
     let still = Still::new(15, 1, 8);
     let spool = spool_of(&still.site);
     // Nobody else waits for it, so no worker is started; the spool is made.
-    still.push(&still.segments[0]).run().success();
+    still.push(&still.segments[0]).succeed();
     for name in &still.segments[1..] {
         offer(&still, name);
     }
@@ -1062,13 +1048,13 @@ fn c12_a_worker_that_stands_still_is_waited_for_once_and_is_told() {
         assert!(!run.stderr.contains("has come to nothing"), "{run}");
     }
     let told = "process 4711 has archived nothing";
-    let doctor = || still.site.pitr().args(["doctor", "--json"]).run();
+    let doctor = || still.site.pitr().words("doctor --json").run();
     doctor().expect_stdout(told);
     // Not by closing it: a child of another test may have it until its exec.
     rustix::fs::flock(&lock, FlockOperation::Unlock).unwrap();
     // Another one begins, and is believed.
     push(5, "7200");
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
     assert!(!path.with_file_name("hung").exists());
     let run = doctor();
     assert!(!run.stdout.contains("has archived nothing"), "{run}");
@@ -1099,20 +1085,19 @@ fn c3_without_a_home_variable_the_spool_lies_below_the_accounts_home() {
     );
     let push = still.push(&still.segments[0]).privileged();
     push.under(["unshare", "-m", "sh", "-c", &debian, "sh"])
-        .run()
-        .success();
+        .succeed();
     let spool = home.join(".cache/pitr/spool");
-    wait_until(PATIENCE, "the others went ahead", || {
+    wait_until("the others went ahead", || {
         let noted = noted(&spool, ".shipped");
         still.segments[1..].iter().all(|name| noted.contains(name))
     });
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    wait_until("the worker has ended", || !has_worker(&spool));
 }
 
 #[test]
 fn c3_j79_archiving_that_is_stuck_is_told_also_without_a_spool_and_is_critical_after_15_minutes() {
     let still = Still::new(17, 1, 1);
-    still.push(&still.segments[0]).run().success();
+    still.push(&still.segments[0]).succeed();
     let info = || still.site.pitr().arg("info").run();
     let stuck = "archiving is stuck: 1 file, the oldest for ";
     assert!(!info().stdout.contains(stuck), "{}", info());
@@ -1125,7 +1110,7 @@ fn c3_j79_archiving_that_is_stuck_is_told_also_without_a_spool_and_is_critical_a
         let doctor = still.site.pitr().arg("doctor").run().stdout;
         let line = doctor.lines().find(|line| line.contains("waiting"));
         assert!(line.is_some_and(|line| line.contains(said)), "{doctor}");
-        let shown = still.site.pitr().args(["info", "--json"]).run().json();
+        let shown = still.site.pitr().words("info --json").run().json();
         let problems = shown["clusters"][0]["problems"].as_array().unwrap();
         let is_it = |one: &&serde_json::Value| one["message"].as_str().unwrap().contains(stuck);
         assert_eq!(
@@ -1138,10 +1123,7 @@ fn c3_j79_archiving_that_is_stuck_is_told_also_without_a_spool_and_is_critical_a
     std::fs::write(spool_of(&still.site), "no directory").unwrap();
     let run = still.site.pitr().arg("doctor").run();
     assert!(run.stdout.contains("nothing is archived ahead"), "{run}");
-    assert!(
-        run.stdout.contains("set spool_dir in [clusters.main]"),
-        "{run}"
-    );
+    run.expect_stdout("set spool_dir in [clusters.main]");
 }
 
 #[test]
@@ -1153,7 +1135,7 @@ fn c4_info_names_the_repository_that_is_the_cause_now() {
         let gone = repository.with_extension("gone");
         std::fs::rename(repository, &gone).unwrap();
         push();
-        let run = still.site.pitr().args(["info", "--json"]).run();
+        let run = still.site.pitr().words("info --json").run();
         std::fs::rename(&gone, repository).unwrap();
         let problems = run.json()["clusters"][0]["problems"].to_string();
         let blocked = problems

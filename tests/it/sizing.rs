@@ -29,7 +29,7 @@ fn fill(cluster: &Cluster) {
     ));
     cluster.sql("vacuum (freeze) t");
     cluster.sql("checkpoint");
-    let pages = cluster.query_one_string("select pg_relation_size('t') / 8192");
+    let pages = cluster.value("select pg_relation_size('t') / 8192");
     assert!(pages.parse::<u32>().unwrap() >= PAGES, "{pages}");
 }
 
@@ -52,9 +52,8 @@ fn change(cluster: &Cluster, of_thousand: u32, row: u32) -> u64 {
 /// Takes an incremental; returns the bytes that it stored.
 fn take(pitr: Program) -> u64 {
     let run = pitr
-        .args(["backup", "--json", "--incremental", "--method", "local"])
-        .run()
-        .success();
+        .words("backup --json --incremental --method local")
+        .succeed();
     let taken: Value = run.json();
     assert!(!run.stderr.contains("every page is read"), "{run}");
     taken["stored_bytes"].as_u64().unwrap()
@@ -76,8 +75,8 @@ fn sizing_in_a_directory() {
     site.attach(&cluster);
     cluster.start();
     fill(&cluster);
-    let full = site.pitr().args(["backup", "--json", "--method", "local"]);
-    let full = full.run().success().json()["stored_bytes"].clone();
+    let full = site.pitr().words("backup --json --method local");
+    let full = full.succeed().json()["stored_bytes"].clone();
     eprintln!("directory: full {full} bytes");
     let mut nothing = 0;
     for (row, of_thousand) in (1..).zip(CHANGED) {
@@ -124,10 +123,7 @@ fn sizing_in_a_bucket() {
     let (puts, gets, all) = counted();
     eprintln!("bucket: a segment: {puts} PUT, {gets} GET or HEAD, {all} in all");
     assert!(puts <= 4, "{:?}", server.log());
-    site.pitr()
-        .args(["backup", "--quiet", "--method", "local"])
-        .run()
-        .success();
+    site.pitr().words("backup --quiet --method local").succeed();
     let mut nothing = (0, 0);
     for (row, of_thousand) in (1..).zip(CHANGED) {
         let changed = change(&cluster, of_thousand, row);

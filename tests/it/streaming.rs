@@ -14,7 +14,7 @@ use pitr::wire::replication::{Positions, ReplicationStream, StartReplication, St
 use pitr::wire::slot::SlotName;
 use pitr::wire::sql::Sql;
 
-use crate::common::{Cluster, PATIENCE, Stop, wait_until};
+use crate::common::{Cluster, PATIENCE, Stop};
 use crate::per_major;
 
 const SEGMENT: u64 = 1 << 20;
@@ -90,16 +90,13 @@ fn segment(cluster: &Cluster, number: u64) -> Vec<u8> {
 
 fn flush_lsn(cluster: &Cluster) -> Lsn {
     cluster
-        .query_one_string("select pg_current_wal_flush_lsn()")
+        .value("select pg_current_wal_flush_lsn()")
         .parse()
         .unwrap()
 }
 
 fn stream_is_byte_exact_and_its_slot_follows(major: u32) {
-    let mut cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let mut cluster = Cluster::small(major).start();
     let slot: SlotName = "stream".parse().unwrap();
     runtime().block_on(async {
         let mut client = connect(&cluster, Session::Replication).await;
@@ -191,21 +188,12 @@ fn shutdown_ends_once_everything_is_acknowledged(cluster: &mut Cluster) {
 }
 
 fn end_of_a_timeline_names_the_next(major: u32) {
-    let primary = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
-    let standby = Cluster::builder(major)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let primary = Cluster::small(major).start();
+    let standby = primary.standby().start();
     primary.sql("create table t as select generate_series(1, 1000)");
     let end = flush_lsn(&primary);
     let from = Lsn(end.0 / SEGMENT * SEGMENT);
-    let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'");
-    wait_until(PATIENCE, "the standby has it", || {
-        standby.query_one_string(&replayed) == "t"
-    });
+    standby.wait_replayed(&end);
     runtime().block_on(async {
         let mut stream = start(&standby, None, from).await.unwrap();
         let mut at = Lsn(from.0 + receive_to(&mut stream, from, end).await.len() as u64);

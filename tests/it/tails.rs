@@ -13,14 +13,14 @@ use serde_json::Value;
 
 use crate::backup::{backup, extract, layout, root, store};
 use crate::common::{
-    Cluster, PATIENCE, Run, Sandbox, Site, Still, Stop, keep_one, unpadded, user, wait_until,
+    Cluster, Run, Sandbox, Site, Still, Stop, keep_one, unpadded, user, wait_until,
 };
 use crate::per_major;
 
 const MIB: u64 = 1 << 20;
 
 fn plan(site: &Site, args: &[&str]) -> Value {
-    let run = site.pitr().args(["plan", "--json"]).args(args).run();
+    let run = site.pitr().words("plan --json").args(args).run();
     run.json()
 }
 
@@ -63,7 +63,7 @@ fn start_of(name: SegmentName) -> Lsn {
 }
 
 fn ids(cluster: &Cluster) -> String {
-    cluster.query_one_string("select array_agg(id order by id)::text from t")
+    cluster.value("select array_agg(id order by id)::text from t")
 }
 
 /// The rows at the end of a timeline, by a restore.
@@ -71,13 +71,10 @@ fn restored(site: &Site, major: u32, timeline: &str) -> String {
     let copy = Sandbox::new("copy");
     let to = copy.join("data");
     site.pitr()
-        .args(["restore", "--target-timeline", timeline, "--to"])
-        .arg(&to)
-        .run()
-        .success();
-    let mut server = Cluster::open(major, &to).option("fsync", "off").create();
-    server.start();
-    server.wait_promoted();
+        .restore_to(&to)
+        .args(["--target-timeline", timeline])
+        .succeed();
+    let server = Cluster::open(major, &to).without_fsync().promoted();
     ids(&server)
 }
 
@@ -85,8 +82,8 @@ fn restored(site: &Site, major: u32, timeline: &str) -> String {
 fn commit(cluster: &Cluster, id: u32) -> (u64, Lsn) {
     let client = cluster.client();
     client.sql(&format!("insert into t values ({id})"));
-    let xid = client.query_one_string(&format!("select xmin::text from t where id = {id}"));
-    let end = client.query_one_string("select pg_current_wal_flush_lsn()");
+    let xid = client.value(&format!("select xmin::text from t where id = {id}"));
+    let end = client.value("select pg_current_wal_flush_lsn()");
     (xid.parse().unwrap(), end.parse().unwrap())
 }
 
@@ -105,7 +102,7 @@ impl Lost {
         let (site, mut cluster) = Site::with_cluster(major);
         // Nothing else writes WAL where the cut is made.
         cluster.sql("create table t (id int); create table big (b text)");
-        backup(&site).run().success();
+        backup(&site).succeed();
         commit(&cluster, 1);
         cluster.archive_now();
         commit(&cluster, 2);
@@ -133,18 +130,8 @@ impl Lost {
     fn restored(&self, name: &str, args: &[&str]) -> (Cluster, Sandbox) {
         let copy = Sandbox::new(name);
         let to = copy.join("data");
-        self.site
-            .pitr()
-            .args(["restore", "--to"])
-            .arg(&to)
-            .args(args)
-            .run()
-            .success();
-        let mut server = Cluster::open(self.major, &to)
-            .option("fsync", "off")
-            .create();
-        server.start();
-        server.wait_promoted();
+        self.site.pitr().restore_to(&to).args(args).succeed();
+        let server = Cluster::open(self.major, &to).without_fsync().promoted();
         (server, copy)
     }
 
@@ -155,13 +142,12 @@ impl Lost {
         extract(&self.site, &root(&self.site, id), &folder);
         std::fs::write(folder.join("recovery.signal"), "").unwrap();
         user::own(&folder.join("recovery.signal"));
-        let command = self.site.restore().args(["%f", "%p"]).shell();
+        let command = self.site.restore().words("%f %p").shell();
         let server = Cluster::open(self.major, &folder)
             .option("archive_mode", "off")
             .option("restore_command", command)
             .option("recovery_target_timeline", "latest")
-            .start();
-        server.wait_promoted();
+            .promoted();
         (server, copy)
     }
 }
@@ -209,7 +195,7 @@ per_major!(f21_a_lost_primary_costs_nothing_that_was_streamed, v13 v17 v19);
 fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
     let (site, primary) = Site::with_cluster(major);
     primary.sql("create table t (id int)");
-    backup(&site).run().success();
+    backup(&site).succeed();
     commit(&primary, 1);
     primary.archive_now();
     let standby = Cluster::builder(major).standby_of(&primary).create();
@@ -217,10 +203,7 @@ fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
     let mut standby = standby;
     standby.start();
     let (last_xid, end) = commit(&primary, 2);
-    wait_until(PATIENCE, "the standby has replayed", || {
-        let replayed = "select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn";
-        standby.query_one_string(&replayed.replace("{lsn}", &end.to_string())) == "t"
-    });
+    standby.wait_replayed(&end);
     let (name, _) = segment_of(&primary, 1, end);
     drop(primary);
     standby.promote();
@@ -228,7 +211,7 @@ fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
     commit(&standby, 3);
     standby.archive_now();
     let partial = site.object(&format!("{name}.partial"));
-    wait_until(PATIENCE, "the partial is archived", || partial.exists());
+    wait_until("the partial is archived", || partial.exists());
     drop(standby);
 
     let p = plan(&site, &["--target-timeline", "1"]);
@@ -238,20 +221,19 @@ fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
         assert_eq!(restored(&site, major, timeline), rows, "{timeline}");
     }
     // As people see it.
-    let listed = site.pitr().args(["wal", "list", "--json"]).run().json();
+    let listed = site.pitr().words("wal list --json").run().json();
     let tail = &listed["timelines"][0]["tails"][0];
     assert_eq!(tail["name"], name.to_string(), "{listed:#}");
     assert_eq!(tail["has_partial"], true);
     let shown = site
         .pitr()
         .args(["wal", "show", &name.to_string(), "--json"])
-        .run()
-        .success()
+        .succeed()
         .json();
     assert_eq!(shown["kind"], "partial");
     let commits = shown["commits"].as_array().unwrap();
     assert_eq!(commits.last().unwrap()["xid"], last_xid, "{shown:#}");
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end, v14 v16 v19);
 
@@ -259,21 +241,17 @@ per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end, v14 v16 v19);
 fn l51_what_a_dead_primary_had_ahead_of_its_successor_is_on_the_old_timeline(major: u32) {
     let (site, mut primary) = Site::with_cluster(major);
     primary.sql("create table t (id int)");
-    backup(&site).run().success();
+    backup(&site).succeed();
     commit(&primary, 1);
     primary.archive_now();
     let mut standby = Cluster::builder(major).standby_of(&primary).create();
     site.attach(&standby);
     standby.start();
     let (_, end) = commit(&primary, 2);
-    wait_until(PATIENCE, "the standby has replayed", || {
-        let replayed = "select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn";
-        standby.query_one_string(&replayed.replace("{lsn}", &end.to_string())) == "t"
-    });
-    standby.alter_system("primary_conninfo", "");
-    standby.reload();
-    wait_until(PATIENCE, "it is on its own", || {
-        standby.query_one_string("select count(*) from pg_stat_wal_receiver") == "0"
+    standby.wait_replayed(&end);
+    standby.set("primary_conninfo", "");
+    wait_until("it is on its own", || {
+        standby.value("select count(*) from pg_stat_wal_receiver") == "0"
     });
     let (last_xid, end) = commit(&primary, 3);
     let (name, path) = segment_of(&primary, 1, end);
@@ -282,20 +260,20 @@ fn l51_what_a_dead_primary_had_ahead_of_its_successor_is_on_the_old_timeline(maj
     commit(&standby, 4);
     standby.archive_now();
     let partial = site.object(&format!("{name}.partial"));
-    wait_until(PATIENCE, "the partial is archived", || partial.exists());
+    wait_until("the partial is archived", || partial.exists());
     drop(standby);
 
     let last = || plan(&site, &["--target-timeline", "1"])["last_commit"]["xid"].clone();
     assert_ne!(last(), last_xid);
-    let push = site.pitr().args(["wal", "push"]).arg(&path);
-    let run = push.clone().run().success();
+    let push = site.pitr().words("wal push").arg(&path);
+    let run = push.clone().succeed();
     assert!(run.stderr.contains("continues it up to"), "{run}");
     assert_eq!(last(), last_xid, "{run}");
-    push.run().success();
+    push.succeed();
     for (timeline, rows) in [("1", "{1,2,3}"), ("2", "{1,2,4}")] {
         assert_eq!(restored(&site, major, timeline), rows, "{timeline}");
     }
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 per_major!(l51_what_a_dead_primary_had_ahead_of_its_successor_is_on_the_old_timeline, v13 v19);
 
@@ -304,7 +282,7 @@ fn f18_a_tail_never_replaces_what_a_standby_has_streamed(major: u32) {
     let (site, mut primary) = Site::with_cluster(major);
     primary.sql("create table t (id int)");
     primary.archive_now();
-    let restore = site.restore().args(["%f", "%p"]).shell();
+    let restore = site.restore().words("%f %p").shell();
     let standby = Cluster::builder(major)
         .standby_of(&primary)
         .config("restore_command", &restore)
@@ -312,10 +290,7 @@ fn f18_a_tail_never_replaces_what_a_standby_has_streamed(major: u32) {
         .start();
     let (_, early) = commit(&primary, 1);
     let (_, late) = commit(&primary, 2);
-    wait_until(PATIENCE, "the standby has replayed", || {
-        let replayed = "select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn";
-        standby.query_one_string(&replayed.replace("{lsn}", &late.to_string())) == "t"
-    });
+    standby.wait_replayed(&late);
     let (name, path) = segment_of(&primary, 1, early);
     assert_eq!(segment_of(&primary, 1, late).0, name);
     primary.stop(Stop::Immediate);
@@ -336,7 +311,7 @@ fn f21_a_standby_that_archives_always_archives_a_padded_tail_as_a_partial() {
     let (site, mut primary) = Site::with_cluster(17);
     primary.sql("create table t (id int)");
     primary.archive_now();
-    let restore = site.restore().args(["%f", "%p"]).shell();
+    let restore = site.restore().words("%f %p").shell();
     let archive = site.archive().arg("%p").shell();
     let mut standby = Cluster::builder(17)
         .standby_of(&primary)
@@ -350,8 +325,8 @@ fn f21_a_standby_that_archives_always_archives_a_padded_tail_as_a_partial() {
     let (name, path) = segment_of(&primary, 1, end);
     stream(&site, &path, name, start_of(name), end, MIB);
     standby.start();
-    wait_until(PATIENCE, "the standby has replayed the tail", || {
-        standby.query_one_string("select count(*) from t") == "1"
+    wait_until("the standby has replayed the tail", || {
+        standby.value("select count(*) from t") == "1"
     });
     standby.wait_log("it was archived as a partial segment");
     assert!(!site.object(&name.to_string()).exists());
@@ -359,13 +334,11 @@ fn f21_a_standby_that_archives_always_archives_a_padded_tail_as_a_partial() {
     // Once the segment is complete both archive it, and it is the same.
     commit(&primary, 2);
     assert_eq!(primary.archive_now(), name.to_string());
-    wait_until(
-        PATIENCE,
-        "the standby has replayed the whole segment",
-        || standby.query_one_string("select count(*) from t") == "2",
-    );
+    wait_until("the standby has replayed the whole segment", || {
+        standby.value("select count(*) from t") == "2"
+    });
     let status = standby.pgdata().join("pg_wal/archive_status");
-    wait_until(PATIENCE, "the standby has archived it, too", || {
+    wait_until("the standby has archived it, too", || {
         status.join(format!("{name}.done")).exists()
     });
     // A padded copy of a timeline that ended is the partial that it is.
@@ -420,7 +393,7 @@ fn f04_a_tail_is_the_end_only_where_nothing_follows() {
     let start = start_of(open);
     let streamed = Lsn(start.0 + 20_000);
     for name in &still.segments[..2] {
-        still.push(name).run().success();
+        still.push(name).succeed();
     }
     stream(
         site,
@@ -495,7 +468,7 @@ fn f04_a_tail_is_the_end_only_where_nothing_follows() {
         MIB,
     );
     gap(fetch(open));
-    site.pitr().args(["wal", "gaps"]).run().expect_code(4);
+    site.pitr().words("wal gaps").exits(4);
     stream(
         site,
         &still.wal(&still.segments[2]),
@@ -505,7 +478,7 @@ fn f04_a_tail_is_the_end_only_where_nothing_follows() {
         MIB,
     );
     fetch(open).success();
-    site.pitr().args(["wal", "gaps"]).run().success();
+    site.pitr().words("wal gaps").succeed();
 
     // WAL that a receiver recorded as lost is a hole until it is there.
     let lost = Event {
@@ -518,19 +491,14 @@ fn f04_a_tail_is_the_end_only_where_nothing_follows() {
     event::record(&store(site), &layout(site), &lost, 7).unwrap();
     user::own_all(&site.cluster_folder().join("events"));
     gap(fetch(open));
-    let gaps = site
-        .pitr()
-        .args(["wal", "gaps", "--json"])
-        .run()
-        .expect_code(4)
-        .json();
+    let gaps = site.pitr().words("wal gaps --json").exits(4).json();
     assert_eq!(
         gaps["gaps"][0]["from_lsn"],
         Lsn(start.0 + 31_000).to_string(),
         "{gaps:#}"
     );
     assert_eq!(gaps["gaps"][0]["to_lsn"], start_of(later).to_string());
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     assert_eq!(
         info["clusters"][0]["gaps"],
         json_without_names(&gaps),
@@ -538,14 +506,14 @@ fn f04_a_tail_is_the_end_only_where_nothing_follows() {
     );
     assert_eq!(info["clusters"][0]["tails"][0]["segment"], open.to_string());
     // The whole segment fills it, and supersedes everything.
-    still.push(&still.segments[2]).run().success();
-    site.pitr().args(["wal", "gaps"]).run().success();
+    still.push(&still.segments[2]).succeed();
+    site.pitr().words("wal gaps").succeed();
     fetch(open).success();
     assert_eq!(std::fs::read(asking.target()).unwrap(), own);
     // The janitor takes what it supersedes.
     let expire = keep_one(&["--grace", "0", "--confirm"]);
     // There is no backup, so no WAL goes, which is no success.
-    site.pitr().args(expire).run().expect_code(6);
+    site.pitr().args(expire).exits(6);
     let files = site.files();
     assert!(!files.iter().any(|f| f.contains("/open/")), "{files:#?}");
 }
@@ -583,13 +551,10 @@ fn t01_immediate_from_a_standbys_backup_stops_where_the_plan_says(major: u32) {
     let copy = Sandbox::new("copy");
     let to = copy.join("data");
     site.pitr()
-        .args(["restore", "--target-immediate", "--to"])
-        .arg(&to)
-        .run()
-        .success();
-    let mut server = Cluster::open(major, &to).option("fsync", "off").create();
-    server.start();
-    server.wait_promoted();
+        .restore_to(&to)
+        .arg("--target-immediate")
+        .succeed();
+    let server = Cluster::open(major, &to).without_fsync().promoted();
     // The timeline begins where the server stopped.
     let history = unpadded(&std::fs::read_to_string(to.join("pg_wal/00000002.history")).unwrap());
     let switch = history.split('\t').nth(1).unwrap();

@@ -43,7 +43,7 @@ impl Trap {
 
     /// Fails unless the file is refused by name, its program was not run, and `--config` is named as the way.
     fn refused(&self, program: &Program, cause: &str) {
-        let run = program.run().expect_code(3);
+        let run = program.exits(3);
         assert!(!self.has_sprung(), "the program was run\n{run}");
         let named = self.config.display().to_string();
         for part in [cause, &named, "--config"] {
@@ -67,12 +67,7 @@ fn b1_root_believes_no_configuration_of_another_user_in_the_working_directory() 
     // A link of root's to that place leads there.
     let own = tempfile::tempdir_in("/root").unwrap();
     std::os::unix::fs::symlink(&trap.config, own.path().join("pitr.toml")).unwrap();
-    let run = pitr()
-        .arg("info")
-        .privileged()
-        .dir(own.path())
-        .run()
-        .expect_code(3);
+    let run = pitr().arg("info").privileged().dir(own.path()).exits(3);
     assert!(run.stderr.contains("belongs to user \"nobody\""), "{run}");
     assert!(!trap.has_sprung(), "{run}");
 }
@@ -148,11 +143,10 @@ fn b1_init_writes_no_configuration_where_none_is_believed() {
     let sandbox = Sandbox::new("open");
     mode(sandbox.path(), 0o777);
     let run = pitr()
-        .args(["init", "--repository"])
+        .words("init --repository")
         .arg(sandbox.join("repo"))
         .dir(sandbox.path())
-        .run()
-        .expect_code(3);
+        .exits(3);
     assert!(run.stderr.contains("--config"), "{run}");
     assert!(
         !sandbox.join("pitr.toml").exists() && !sandbox.join("repo").exists(),
@@ -164,10 +158,7 @@ fn b1_init_writes_no_configuration_where_none_is_believed() {
 fn b1_root_runs_no_program_that_another_user_names_for_credentials() {
     require_root!("b1_root_runs_no_program_that_another_user_names_for_credentials");
     let trap = Trap::set();
-    let info = pitr()
-        .args(["info", "--config"])
-        .arg(&trap.config)
-        .privileged();
+    let info = pitr().words("info --config").arg(&trap.config).privileged();
     let credentials = trap.sandbox.join("credentials");
     let refused = |run: Run| {
         assert!(!trap.has_sprung(), "the program was run\n{run}");
@@ -198,7 +189,7 @@ fn b2_a_tablespace_returns_to_its_old_place_only_when_that_is_confirmed() {
     std::fs::rename(&scene.space, &gone).unwrap();
     scene.site.sandbox().dir("copy");
     let restore = |args: &[&str]| {
-        let restore = scene.site.pitr().args(["restore", "--to"]).arg(scene.to());
+        let restore = scene.site.pitr().restore_to(scene.to());
         restore.args(args).run()
     };
     let place = format!("in \"{}\"", scene.space.display());
@@ -222,11 +213,8 @@ fn b2_a_tablespace_returns_to_its_old_place_only_when_that_is_confirmed() {
     copy.wait_promoted();
     assert_eq!(rows(&copy), AT_END);
     let location = "select pg_tablespace_location(oid) from pg_tablespace where spcname = 'ts'";
-    assert_eq!(
-        copy.query_one_string(location),
-        scene.space.to_str().unwrap()
-    );
-    assert_eq!(copy.query_one_string("select count(*) from s"), "5000");
+    assert_eq!(copy.value(location), scene.space.to_str().unwrap());
+    assert_eq!(copy.value("select count(*) from s"), "5000");
 }
 
 #[test]
@@ -235,11 +223,8 @@ fn b3_a_link_that_is_planted_meanwhile_gives_nothing_of_roots_away() {
     require_strace!("b3_a_link_that_is_planted_meanwhile_gives_nothing_of_roots_away");
     let (site, cluster) = Site::with_cluster(majors()[0]);
     let space = cluster.sandbox().dir("space");
-    cluster.sql(&format!(
-        "create tablespace ts location '{}'",
-        space.display()
-    ));
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.make_tablespace("ts", &space);
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     let roots = tempfile::tempdir_in("/root").unwrap();
     let victim = roots.path().join("data");
@@ -247,7 +232,7 @@ fn b3_a_link_that_is_planted_meanwhile_gives_nothing_of_roots_away() {
     let restored = |n: usize, plant: &dyn Fn(&Path)| {
         let folder = site.sandbox().dir(n.to_string());
         let mapping = format!("{}={}", space.display(), folder.join("space").display());
-        let program = site.pitr().args(["restore", "--target-immediate", "--to"]);
+        let program = site.pitr().words("restore --target-immediate --to");
         let program = program
             .arg(folder.join("data"))
             .args(["--tablespace-mapping", &mapping]);
@@ -284,11 +269,8 @@ fn b4_nothing_is_restored_into_a_data_directory() {
         for below in ["sub", "base/new", "pg_wal/a"] {
             let to = pgdata.join(below);
             let (space, copy) = (mapping(outside.join("space")), mapping(to.clone()));
-            let restore = || scene.site.pitr().args(["restore", "--to"]);
-            let standby = scene
-                .site
-                .pitr()
-                .args(["standby", "--primary-conninfo", "host=x"]);
+            let restore = || scene.site.pitr().words("restore --to");
+            let standby = scene.site.pitr().words("standby --primary-conninfo host=x");
             for program in [
                 restore().arg(&to).args(["--tablespace-mapping", &space]),
                 standby
@@ -299,7 +281,7 @@ fn b4_nothing_is_restored_into_a_data_directory() {
                     .arg(outside.join("data"))
                     .args(["--tablespace-mapping", &copy]),
             ] {
-                let run = program.run().expect_code(8);
+                let run = program.exits(8);
                 let named = format!("inside data directory \"{}\"", pgdata.display());
                 assert!(run.stderr.contains(&named), "{run}");
                 assert!(!to.exists() && !outside.join("data").exists(), "{run}");

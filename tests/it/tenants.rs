@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::agent::Host;
-use crate::common::{PATIENCE, wait_until};
+use crate::common::wait_until;
 
 /// The configuration of a tenant with a repository, content and a job of its own.
 fn tenant(host: &Host, name: &str, more: &str) -> PathBuf {
@@ -20,10 +20,8 @@ fn tenant(host: &Host, name: &str, more: &str) -> PathBuf {
         host.pgdata().display(),
     );
     let config = host.sandbox.file(format!("{name}.toml"), text);
-    let init = host.pitr_with(&config).args(["init", "--quiet"]);
-    init.run().success();
-    let backup = host.pitr_with(&config).args(["files", "backup", "docs"]);
-    backup.run().success();
+    host.pitr_with(&config).words("init --quiet").succeed();
+    host.pitr_with(&config).words("files backup docs").succeed();
     config
 }
 
@@ -75,10 +73,8 @@ fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
         let told = &status["tenants"][at];
         told["name"] == name && told["running"] == true && told["jobs"][0]["last_success"] == true
     };
-    wait_until(PATIENCE, "the tenant's job has run", || {
-        succeeded("acme", 0)
-    });
-    wait_until(PATIENCE, "everything was looked at", || {
+    wait_until("the tenant's job has run", || succeeded("acme", 0));
+    wait_until("everything was looked at", || {
         !found(&state(&host, "?tenant=acme").1).is_empty()
     });
     let (_, own) = state(&host, "");
@@ -106,27 +102,26 @@ fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
         told["error"].as_str().unwrap().contains("beta.toml"),
         "{told}"
     );
-    wait_until(PATIENCE, "its agent has failed", || {
+    wait_until("its agent has failed", || {
         host.job("tenant.beta")["last_status"] == 7
     });
-    let shown = host.pitr().args(["agent", "status"]).run();
+    let shown = host.pitr().words("agent status").run();
     shown.expect_code(1).expect_stdout("tenant beta");
     assert!(host.status()["tenants"][1]["error"].is_string());
 
     // It is mended, and the agent reads all configurations again.
     crate::common::edit(&beta, &shared, &state_dir(&host, "beta"));
     agent.signal(Signal::HUP);
-    wait_until(PATIENCE, "the other one runs, too", || succeeded("beta", 1));
-    wait_until(PATIENCE, "the first one runs on", || succeeded("acme", 0));
+    wait_until("the other one runs, too", || succeeded("beta", 1));
+    wait_until("the first one runs on", || succeeded("acme", 0));
 
-    agent.signal(Signal::TERM);
-    agent.wait().success();
-    wait_until(PATIENCE, "the tenants' agents have left", || {
+    agent.ended_by(Signal::TERM).success();
+    wait_until("the tenants' agents have left", || {
         let status = host.status();
         let tenants = status["tenants"].as_array().unwrap().clone();
         tenants.iter().all(|told| told["running"] == false)
     });
-    wait_until(PATIENCE, "nothing of a tenant runs", || {
+    wait_until("nothing of a tenant runs", || {
         processes(&host, "acme") + processes(&host, "beta") == 0
     });
 }
@@ -175,17 +170,14 @@ fn j15_an_agent_that_leaves_takes_a_tenant_along_that_has_just_begun() {
     for signal in [Signal::HUP, Signal::TERM] {
         let agent = host.pitr().env("PITR_FAULT_PAUSE", &pause).arg("agent");
         let agent = agent.timeout(Duration::from_secs(600)).spawn();
-        wait_until(PATIENCE, "the tenant's agent is about to begin", || {
-            begins.exists()
-        });
+        wait_until("the tenant's agent is about to begin", || begins.exists());
         if signal == Signal::HUP {
             host.reconfigure(&table, "");
             agent.signal(Signal::HUP);
             // It waits for a record for two seconds at most.
             std::thread::sleep(Duration::from_secs(4));
         } else {
-            agent.signal(Signal::TERM);
-            agent.wait().success();
+            agent.ended_by(Signal::TERM).success();
         }
         std::fs::remove_file(&begins).unwrap();
         let since = Instant::now();
@@ -205,9 +197,8 @@ fn j15_whenever_an_agent_leaves_nothing_of_its_tenants_stays() {
         let agent = host.agent();
         // From before the first tick to behind the first record.
         std::thread::sleep(Duration::from_millis(150 + 100 * round));
-        agent.signal(Signal::TERM);
-        agent.wait();
-        wait_until(PATIENCE, "nothing of the tenant runs", || {
+        agent.ended_by(Signal::TERM);
+        wait_until("nothing of the tenant runs", || {
             processes(&host, "acme") == 0
         });
         // One that begins late would be there now.
@@ -222,12 +213,12 @@ fn j15_whenever_an_agent_leaves_nothing_of_its_tenants_stays() {
 fn j15_the_agent_of_a_tenant_that_is_gone_from_the_configuration_ends_for_good() {
     let (host, table) = with_tenant();
     let agent = host.agent();
-    wait_until(PATIENCE, "the tenant's agent runs", || {
+    wait_until("the tenant's agent runs", || {
         host.job("tenant.acme")["running"] == true && processes(&host, "acme") > 0
     });
     host.reconfigure(&table, "");
     agent.signal(Signal::HUP);
-    wait_until(PATIENCE, "nothing of the tenant runs", || {
+    wait_until("nothing of the tenant runs", || {
         processes(&host, "acme") == 0
     });
     std::thread::sleep(Duration::from_secs(3));
@@ -240,8 +231,7 @@ fn j15_the_agent_of_a_tenant_that_is_gone_from_the_configuration_ends_for_good()
         .collect();
     let count = |end: &str| names.iter().filter(|name| name.ends_with(end)).count();
     assert_eq!((count(".begun"), count(".ended")), (1, 1), "{names:?}");
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    agent.ended_by(Signal::TERM).success();
 }
 
 #[test]
@@ -253,7 +243,7 @@ fn j15_a_tenant_that_could_not_stand_alone_is_refused() {
         let config = host
             .sandbox
             .file("other.toml", text.replace("[page]", tables));
-        let run = host.pitr_with(&config).args(["agent", "status"]).run();
+        let run = host.pitr_with(&config).words("agent status").run();
         run.expect_code(3).stderr
     };
     let own = host.sandbox.join("other.toml").display().to_string();
@@ -282,7 +272,7 @@ fn j15_a_tenant_that_could_not_stand_alone_is_refused() {
     crate::common::append(host.sandbox.join("acme.toml"), nested);
     let run = host
         .pitr_with(&host.sandbox.join("acme.toml"))
-        .args(["agent", "--tenant"])
+        .words("agent --tenant")
         .run();
     run.expect_code(3).expect_stderr("a tenant has no tenants");
 }
@@ -306,7 +296,7 @@ fn j52_the_page_starts_a_job_of_a_tenant_by_hand_and_with_its_own_configuration(
     let agent = host.pitr().env("PITR_FILES_DOCS_SOURCE", "/nowhere");
     let agent = agent.arg("agent").timeout(Duration::from_secs(600)).spawn();
     let standing = || host.status()["tenants"][0].clone();
-    wait_until(PATIENCE, "the tenant's agent runs", || {
+    wait_until("the tenant's agent runs", || {
         standing()["running"] == true && host.get("/healthz").is_some()
     });
     // Its file becomes wrong: its agent and the page go on with the one before.
@@ -322,12 +312,11 @@ fn j52_the_page_starts_a_job_of_a_tenant_by_hand_and_with_its_own_configuration(
         let path = paths.find(|path| path.extension().is_some_and(|end| end == "ended"))?;
         std::fs::read_to_string(path).ok()
     };
-    wait_until(PATIENCE, "the job has ended", || ended().is_some());
+    wait_until("the job has ended", || ended().is_some());
     let ended = ended().unwrap();
     assert!(ended.contains("\"status\":0"), "{ended}");
     assert!(!host.sandbox.join("acme/repo/jobs").exists(), "it claimed");
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    agent.ended_by(Signal::TERM).success();
 }
 
 #[test]
@@ -343,7 +332,7 @@ fn j55_a_tenant_whose_file_is_wrong_keeps_its_agent_when_the_host_reads_again() 
         text.ok()?;
         agents(&host, "acme").first().copied()
     };
-    wait_until(PATIENCE, "the tenant's agent runs", || pid().is_some());
+    wait_until("the tenant's agent runs", || pid().is_some());
     let first = pid();
     // The handler of a command that has just begun is not there yet.
     std::thread::sleep(Duration::from_secs(3));
@@ -355,16 +344,15 @@ fn j55_a_tenant_whose_file_is_wrong_keeps_its_agent_when_the_host_reads_again() 
     std::fs::write(&acme, own.replace("[jobs.docs]", "[jobs.other]")).unwrap();
     agent.signal(Signal::HUP);
     let other = host.sandbox.join("acme/state/jobs/other/since");
-    wait_until(PATIENCE, "the new job is known", || other.exists());
+    wait_until("the new job is known", || other.exists());
     assert_eq!(pid(), first);
     // Another directory needs another agent, which the host's starts.
     let moved = own.replace("/acme/state", "/acme/moved");
     std::fs::write(&acme, moved).unwrap();
     agent.signal(Signal::HUP);
     let lock = host.sandbox.join("acme/moved/agent.lock");
-    wait_until(PATIENCE, "an agent has the new directory", || lock.exists());
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    wait_until("an agent has the new directory", || lock.exists());
+    agent.ended_by(Signal::TERM).success();
 }
 
 #[test]
@@ -379,7 +367,7 @@ fn j15_a_host_that_has_only_tenants_is_well() {
     );
     let config = host.sandbox.file("only.toml", text);
     let agent = host.pitr_with(&config).arg("agent").spawn();
-    wait_until(PATIENCE, "it has looked", || {
+    wait_until("it has looked", || {
         host.get("/api/state")
             .is_some_and(|(_, body)| body.contains("collected"))
     });
@@ -392,6 +380,5 @@ fn j15_a_host_that_has_only_tenants_is_well() {
     assert!(own["observed"]["error"].is_null(), "{own}");
     let (head, _) = host.get("/readyz").unwrap();
     assert!(head.contains("200"), "{head}");
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    agent.ended_by(Signal::TERM).success();
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, wait_until};
+use crate::common::{Cluster, Program, Run, Site, Stop, wait_until};
 use crate::per_major;
 use crate::several::Two;
 
@@ -20,7 +20,7 @@ impl Lives {
         let (site, origin) = Site::with_cluster(major);
         origin.sql("create table t (who text, n int)");
         insert(&origin, "origin", 1);
-        site.pitr().args(["backup", "--quiet"]).run().success();
+        site.pitr().words("backup --quiet").succeed();
         insert(&origin, "origin", 2);
         origin.archive_now();
         Lives { site, origin }
@@ -36,19 +36,16 @@ impl Lives {
 
     fn restored(&self, name: &str, target: &[&str]) -> PathBuf {
         let to = self.to(name);
-        let restore = self.site.pitr().args(["restore", "--to"]).arg(&to);
-        restore.args(target).run().success();
+        self.site.pitr().restore_to(&to).args(target).succeed();
         to
     }
 
     /// A copy that is promoted; it may not archive.
     fn copy(&self, name: &str, target: &[&str]) -> Cluster {
         let to = self.restored(name, target);
-        let mut copy = Cluster::open(self.origin.major(), to)
-            .option("fsync", "off")
-            .create();
-        copy.start();
-        copy.wait_promoted();
+        let copy = Cluster::open(self.origin.major(), to)
+            .without_fsync()
+            .promoted();
         copy
     }
 
@@ -74,7 +71,7 @@ impl Lives {
     }
 
     fn states(&self) -> Vec<(u64, String)> {
-        let list = self.pitr(&["timeline", "list", "--json"]).run().success();
+        let list = self.pitr(&["timeline", "list", "--json"]).succeed();
         let list = list.json();
         let timelines = list["timelines"].as_array().unwrap().iter();
         timelines
@@ -93,27 +90,23 @@ impl Lives {
     }
 
     fn receive(&self) -> Program {
-        let end = self
-            .origin
-            .query_one_string("select pg_current_wal_flush_lsn()");
+        let end = self.origin.value("select pg_current_wal_flush_lsn()");
         self.pitr(&["receive", "--create-slot", "--until-lsn", &end])
     }
 
     fn slots(&self) -> String {
         self.origin
-            .query_one_string("select count(*) from pg_replication_slots")
+            .value("select count(*) from pg_replication_slots")
     }
 }
 
 /// A drill: the guard was taken away by hand, and the copy archives into the repository it came from.
 fn promoted_with_archiving(major: u32, to: &Path) -> Cluster {
     std::fs::remove_file(to.join("pg_wal/pitr.guard")).unwrap();
-    let mut drill = Cluster::open(major, to)
-        .option("fsync", "off")
+    let drill = Cluster::open(major, to)
+        .without_fsync()
         .option("archive_mode", "on")
-        .create();
-    drill.start();
-    drill.wait_promoted();
+        .promoted();
     drill
 }
 
@@ -122,7 +115,7 @@ fn insert(cluster: &Cluster, who: &str, n: u32) {
 }
 
 fn rows(cluster: &Cluster) -> String {
-    cluster.query_one_string("select string_agg(who || n, ' ' order by who, n) from t")
+    cluster.value("select string_agg(who || n, ' ' order by who, n) from t")
 }
 
 fn state(states: &[(u64, &str)]) -> Vec<(u64, String)> {
@@ -147,8 +140,7 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
     let undecided = "undecided which timeline is the cluster: timeline 2 began at ";
     lives
         .pitr(&["plan"])
-        .run()
-        .expect_code(5)
+        .exits(5)
         .expect_stdout(undecided)
         .expect_stdout("; timeline 1 began at ")
         .expect_stderr("pitr timeline abandon N");
@@ -159,17 +151,12 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
     );
     assert_eq!(plan["candidates"], serde_json::json!([2, 1]));
     let restore = lives.pitr(&["restore", "--to"]).arg(lives.to("none"));
-    restore.run().expect_code(5).expect_stderr(undecided);
+    restore.exits(5).expect_stderr(undecided);
     assert!(!lives.to("none").exists());
-    lives
-        .standby("standby")
-        .run()
-        .expect_code(8)
-        .expect_stderr(undecided);
+    lives.standby("standby").exits(8).expect_stderr(undecided);
     lives
         .pitr(&["info"])
-        .run()
-        .expect_code(6)
+        .exits(6)
         .expect_stdout(undecided)
         .expect_stdout("recovery: undecided between timelines 2 and 1");
     let doctor = lives.pitr(&["doctor"]).run();
@@ -180,17 +167,16 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
     assert_eq!(lives.plan(&["--target-timeline", "2"])["reachable"], true);
     lives
         .pitr(&["backup"])
-        .run()
-        .success()
+        .succeed()
         .expect_stderr(undecided)
         .expect_stderr("The server is on timeline 1: it goes on");
-    lives.receive().run().success().expect_stderr(undecided);
-    lives.pitr(&["receive", "--drop-slot"]).run().success();
+    lives.receive().succeed().expect_stderr(undecided);
+    lives.pitr(&["receive", "--drop-slot"]).succeed();
 
     // The consequences are shown first.
     let files = lives.site.files();
     let abandon = ["timeline", "abandon", "2", "--reason", "a drill"];
-    let shown = lives.pitr(&abandon).run().expect_code(8);
+    let shown = lives.pitr(&abandon).exits(8);
     let shown = shown.expect_stderr("--confirm is not given");
     for part in [
         "then: timeline 1 is the cluster",
@@ -199,7 +185,7 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
     ] {
         assert!(shown.stdout.contains(part), "{shown}");
     }
-    lives.pitr(&abandon).arg("--dry-run").run().success();
+    lives.pitr(&abandon).arg("--dry-run").succeed();
     assert_eq!(lives.site.files(), files);
     lives
         .decide(&["abandon", "7"])
@@ -238,30 +224,24 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
         !told.contains("undecided") && !told.contains("beside"),
         "{told}"
     );
-    let backup = lives.pitr(&["backup"]).run().success();
+    let backup = lives.pitr(&["backup"]).succeed();
     assert!(!backup.stderr.contains("undecided"), "{backup}");
-    let receive = lives.receive().run().success();
+    let receive = lives.receive().succeed();
     assert!(!receive.stderr.contains("undecided"), "{receive}");
     drop(drill);
 
     // A standby follows production by its number, and takes a number that nobody has when it is promoted.
     lives
         .standby("standby")
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("recovery_target_timeline = '1'")
         .expect_stderr("does not follow the next promotion by itself");
-    let mut standby = Cluster::open(major, lives.to("standby"))
-        .option("fsync", "off")
-        .create();
-    standby.start();
+    let standby = Cluster::open(major, lives.to("standby"))
+        .without_fsync()
+        .start();
     standby.wait_log("started streaming WAL from primary");
     insert(&lives.origin, "origin", 4);
-    let end = lives.origin.insert_lsn();
-    wait_until(PATIENCE, "the standby has replayed", || {
-        let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
-        standby.query_one_string(&replayed) == "t"
-    });
+    standby.wait_replayed(&lives.origin.insert_lsn());
     lives.origin.sql("select pg_switch_wal()");
     let mut lives = lives;
     lives.origin.stop(Stop::Fast);
@@ -292,8 +272,7 @@ fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(majo
     let files = lives.site.files();
     let adopt = |lives: &Lives| lives.pitr(&["adopt", "--pgdata"]).arg(lives.to("copy"));
     adopt(&lives)
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("a server runs in ")
         .expect_stderr("the cluster's primary answers at ")
         .expect_stderr("add --confirm");
@@ -301,8 +280,7 @@ fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(majo
     assert!(lives.to("copy").join("pg_wal/pitr.guard").exists());
     adopt(&lives)
         .arg("--confirm")
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("it archives under the same name");
     copy.start();
     insert(&copy, "copy", 1);
@@ -318,16 +296,12 @@ fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(majo
         (&true.into(), &2.into())
     );
     assert!(plan["warnings"].to_string().contains(beside), "{plan:#}");
-    lives
-        .pitr(&["info"])
-        .run()
-        .expect_code(6)
-        .expect_stdout(beside);
+    lives.pitr(&["info"]).exits(6).expect_stdout(beside);
     assert_eq!(lives.states(), state(&[(1, "beside"), (2, "cluster")]));
-    let doctor = lives.pitr(&["doctor"]).run().expect_code(1);
+    let doctor = lives.pitr(&["doctor"]).exits(1);
     assert!(doctor.stdout.contains("timeline of the server"), "{doctor}");
     assert!(doctor.stdout.contains(beside), "{doctor}");
-    let standby = lives.standby("standby").run().success();
+    let standby = lives.standby("standby").succeed();
     let standby = standby.expect_stderr(beside);
     assert!(
         !standby.stderr.contains("recovery_target_timeline"),
@@ -335,14 +309,13 @@ fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(majo
     );
     lives
         .pitr(&["backup"])
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("server is on timeline 1, and the repository has timeline 2 already");
 
     // Given up, it is a branch like any other.
     lives.decide(&["abandon", "2"]).success();
     assert_eq!(lives.plan(&[])["target_timeline"], 1);
-    lives.pitr(&["backup"]).run().success();
+    lives.pitr(&["backup"]).succeed();
     let told = lives.info()["problems"].to_string();
     assert!(!told.contains("beside"), "{told}");
     // Nothing is in the way of a copy whose cluster is gone.
@@ -352,8 +325,7 @@ fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(majo
     lives
         .pitr(&["adopt", "--pgdata"])
         .arg(lives.to("second"))
-        .run()
-        .success();
+        .succeed();
     assert_eq!(lives.info()["timeline"], 3);
 }
 
@@ -368,31 +340,28 @@ fn a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill(major: u32
     let refused = "server is on timeline 1, and the repository has timeline 2 already";
     for program in [lives.receive(), lives.pitr(&["backup"])] {
         program
-            .run()
-            .expect_code(8)
+            .exits(8)
             .expect_stderr(refused)
             .expect_stderr("pitr timeline abandon 2 --reason");
     }
     assert_eq!(lives.slots(), "0", "the slot comes after the check");
     lives.decide(&["abandon", "2"]).success();
-    lives.receive().run().success();
+    lives.receive().succeed();
     assert_eq!(lives.slots(), "1");
-    lives.pitr(&["backup"]).run().success();
+    lives.pitr(&["backup"]).succeed();
     // Nothing is taken from the server of an abandoned timeline.
     let conninfo = lives.origin.conninfo("postgres");
-    let mut drill = Cluster::open(major, lives.to("drill"))
-        .option("fsync", "off")
+    let drill = Cluster::open(major, lives.to("drill"))
+        .without_fsync()
         .option("archive_mode", "on")
-        .create();
-    drill.start();
+        .start();
     lives.site.edit(&conninfo, &drill.conninfo("postgres"));
     for program in [
         lives.pitr(&["receive", "--create-slot"]),
         lives.pitr(&["backup"]),
     ] {
         program
-            .run()
-            .expect_code(8)
+            .exits(8)
             .expect_stderr("that timeline is abandoned")
             .expect_stderr("pitr timeline restore 2 --reason");
     }
@@ -413,11 +382,9 @@ fn l14_a_target_on_an_abandoned_branch_names_the_timelines_that_hold_it() {
         .origin
         .sql("insert into t values ('origin', 3) returning xmin");
     let xid = row[0][0].clone().unwrap();
-    let time = lives.origin.query_one_string(time);
+    let time = lives.origin.value(time);
     lives.origin.sql("select pg_create_restore_point('left')");
-    let lsn = lives
-        .origin
-        .query_one_string("select pg_current_wal_insert_lsn()");
+    let lsn = lives.origin.value("select pg_current_wal_insert_lsn()");
     insert(&lives.origin, "origin", 4);
     lives.origin.archive_now();
     let mut copy = lives.copy("copy", &["--target-name", "fork"]);
@@ -427,8 +394,7 @@ fn l14_a_target_on_an_abandoned_branch_names_the_timelines_that_hold_it() {
     lives
         .pitr(&["adopt", "--pgdata"])
         .arg(lives.to("copy"))
-        .run()
-        .success();
+        .succeed();
     copy.start();
     // It takes the same transaction numbers, and writes past the position.
     for n in 1..=5 {
@@ -436,7 +402,7 @@ fn l14_a_target_on_an_abandoned_branch_names_the_timelines_that_hold_it() {
         copy.archive_now();
     }
     let names = |args: &[&str]| {
-        let run = lives.pitr(&["plan"]).args(args).run().success();
+        let run = lives.pitr(&["plan"]).args(args).succeed();
         for part in [
             "timeline 1, which is not on the way to timeline 2, holds ",
             "--target-timeline 1 follows it (that loses what timeline 2 committed behind ",
@@ -449,18 +415,14 @@ fn l14_a_target_on_an_abandoned_branch_names_the_timelines_that_hold_it() {
     names(&["--target-xid", &xid]);
     lives
         .pitr(&["plan", "--target-name", "left"])
-        .run()
-        .expect_code(5)
+        .exits(5)
         .expect_stdout(
             "on timeline 1 it can be reached: --target-timeline 1 (that loses what timeline 2",
         );
     // A target before the branch, or on timeline 2 alone, needs no question about another timeline.
-    let end = lives.pitr(&["plan"]).run().success();
+    let end = lives.pitr(&["plan"]).succeed();
     assert!(!end.stderr.contains("--target-timeline"), "{end}");
-    let fork = lives
-        .pitr(&["plan", "--target-name", "fork"])
-        .run()
-        .success();
+    let fork = lives.pitr(&["plan", "--target-name", "fork"]).succeed();
     assert!(!fork.stderr.contains("--target-timeline"), "{fork}");
     // Followed, it gives what was asked for.
     let found = lives.copy("found", &["--target-time", &time, "--target-timeline", "1"]);
@@ -473,21 +435,20 @@ fn a_decision_reaches_every_repository_and_is_synced_to_those_that_were_away() {
     two.work(10);
     two.backup();
     let to = two.site.sandbox().dir("copies").join("drill");
-    let restore = two.site.pitr().args(["restore", "--to"]).arg(&to);
-    restore.run().success();
+    two.site.pitr().restore_to(&to).succeed();
     let drill = promoted_with_archiving(two.cluster.major(), &to);
     drill.sql("create table d (a int)");
     drill.archive_now();
     two.work(10);
-    two.sync().run().success();
+    two.sync().succeed();
     let first = two.first();
     let plan = |repository: &[&str]| {
-        let plan = two.site.pitr().args(["plan", "--json"]).args(repository);
+        let plan = two.site.pitr().words("plan --json").args(repository);
         plan.run().json()
     };
     assert_eq!(plan(&[])["reason"], "undecided");
     let abandon = || {
-        let decide = two.site.pitr().args(["timeline", "abandon", "2", "--json"]);
+        let decide = two.site.pitr().words("timeline abandon 2 --json");
         decide.args(["--reason", "a drill", "--confirm"]).run()
     };
     two.is_away(true);
@@ -499,7 +460,7 @@ fn a_decision_reaches_every_repository_and_is_synced_to_those_that_were_away() {
     // A decision that one of them knows counts, and alone the other does not know it.
     assert_eq!(plan(&[])["target_timeline"], 1);
     assert_eq!(plan(&["--repository", "second"])["reason"], "undecided");
-    two.sync().run().success();
+    two.sync().succeed();
     assert_eq!(plan(&["--repository", "second"])["target_timeline"], 1);
     let files = two.site.files();
     let run = abandon().success();
@@ -512,7 +473,7 @@ fn a_decision_reaches_every_repository_and_is_synced_to_those_that_were_away() {
 fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32) {
     let mut lives = Lives::new(major);
     let standby = || {
-        let restore = lives.site.restore().args(["%f", "%p"]).shell();
+        let restore = lives.site.restore().words("%f %p").shell();
         Cluster::builder(major)
             .standby_of(&lives.origin)
             .without_fsync()
@@ -523,11 +484,11 @@ fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32
     insert(&lives.origin, "origin", 3);
     let end = lives.origin.insert_lsn();
     for standby in [&first, &second] {
-        follows(standby, &end);
+        standby.wait_replayed(&end);
     }
     // The second promotion within one segment takes another number, for the first one's history is archived.
     first.promote();
-    wait_until(PATIENCE, "the first promotion is known", || {
+    wait_until("the first promotion is known", || {
         lives.site.object("00000002.history").exists()
     });
     second.promote();
@@ -542,11 +503,11 @@ fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32
     second.sql("checkpoint");
     let source = second.conninfo("postgres");
     // The segment in which they parted is in the archive alone.
-    let restore = lives.site.restore().args(["%f", "%p"]).shell();
+    let restore = lives.site.restore().words("%f %p").shell();
     lives.origin.append_config("restore_command", &restore);
     let rewind = lives.origin.tool("pg_rewind").arg("--restore-target-wal");
     let rewind = rewind.arg("--target-pgdata").arg(lives.origin.pgdata());
-    let run = rewind.args(["--source-server", &source]).run().success();
+    let run = rewind.args(["--source-server", &source]).succeed();
     assert!(run.stderr.contains("Done!"), "{run}");
     lives.origin.touch("standby.signal");
     // The configuration is the source's now. WAL of its timeline that it has recycled is in the archive alone, too.
@@ -556,7 +517,7 @@ fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32
     std::fs::write(&auto, text).unwrap();
     lives.origin.start();
     insert(&second, "second", 2);
-    follows(&lives.origin, &second.insert_lsn());
+    lives.origin.wait_replayed(&second.insert_lsn());
     second.archive_now();
     drop(second);
     first.stop(Stop::Fast);
@@ -566,11 +527,11 @@ fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32
     assert!(name.starts_with("00000004"), "{name}");
 
     // No link is broken, nobody was refused.
-    let verify = lives.pitr(&["verify"]).run().success();
+    let verify = lives.pitr(&["verify"]).succeed();
     assert!(!verify.stdout.contains("another server"), "{verify}");
     assert!(!lives.site.cluster_folder().join("conflicts").exists());
     let failed = "select failed_count from pg_stat_archiver";
-    assert_eq!(lives.origin.query_one_string(failed), "0");
+    assert_eq!(lives.origin.value(failed), "0");
     // Each branch leads to what its server had.
     let common = "origin1 origin2 origin3";
     for (timeline, own) in [
@@ -583,18 +544,10 @@ fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32
     }
     // The dead branch ended before the cluster began: nothing is to be decided.
     assert_eq!(lives.plan(&[])["target_timeline"], 4);
-    lives.pitr(&["backup", "--quiet"]).run().success();
+    lives.pitr(&["backup", "--quiet"]).succeed();
 }
 
 per_major!(l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable, v13 v15 v19);
-
-/// Waits until a standby has replayed up to a position.
-fn follows(standby: &Cluster, end: &str) {
-    let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
-    wait_until(PATIENCE, "the standby has replayed", || {
-        standby.query_one_string(&replayed) == "t"
-    });
-}
 
 fn expire_keeps_a_base_for_the_cluster_s_timeline_and_none_for_an_abandoned_one(major: u32) {
     let lives = Lives::new(major);
@@ -605,10 +558,10 @@ fn expire_keeps_a_base_for_the_cluster_s_timeline_and_none_for_an_abandoned_one(
         insert(&lives.origin, "origin", n);
         lives.origin.archive_now();
     }
-    lives.pitr(&["backup", "--quiet"]).run().success();
+    lives.pitr(&["backup", "--quiet"]).succeed();
     let fates = || {
         let expire = ["expire", "--keep", "1", "--min-age", "0s"];
-        let run = lives.pitr(&expire).args(["--dry-run", "--json"]).run();
+        let run = lives.pitr(&expire).words("--dry-run --json").run();
         let backups = run.success().json()["clusters"][0]["backups"].clone();
         let fates = backups.as_array().unwrap().iter();
         let fates = fates.map(|b| b["fate"].as_str().unwrap().to_owned());
@@ -630,8 +583,7 @@ per_major!(
 #[test]
 fn info_counts_the_commits_that_a_failover_left_behind() {
     let mut lives = Lives::new(17);
-    lives.origin.alter_system("autovacuum", "off");
-    lives.origin.reload();
+    lives.origin.set("autovacuum", "off");
     lives.origin.sql("select pg_create_restore_point('here')");
     for n in 3..6 {
         insert(&lives.origin, "lost", n);
@@ -657,6 +609,6 @@ fn info_counts_the_commits_that_a_failover_left_behind() {
         .expect_stdout("pitr restore --target-timeline 1 leads to them");
     // As it says.
     let left = lives.copy("left", &["--target-timeline", "1"]);
-    let lost = left.query_one_string("select count(*) from t where who = 'lost'");
+    let lost = left.value("select count(*) from t where who = 'lost'");
     assert_eq!(lost, "3");
 }

@@ -29,15 +29,12 @@ fn slow(site: &Site, rate: &str, program: Program) -> (Running, String) {
     };
     let slow = ["--method", "local", "--max-rate", rate, "--jobs", "1"];
     let mut running = program.args(slow).timeout(10 * PATIENCE).spawn();
-    wait_until(PATIENCE, "the backup is claimed", || {
-        assert!(!running.is_done(), "{}", running.stderr());
-        new().is_some()
-    });
+    running.until("the backup is claimed", || new().is_some());
     (running, new().unwrap())
 }
 
 fn backup(site: &Site) -> Program {
-    site.pitr().args(["backup", "--json"])
+    site.pitr().words("backup --json")
 }
 
 /// From the start LSN to the stop LSN.
@@ -60,26 +57,26 @@ fn b09_a_second_backup_is_refused_by_name_or_waits() {
     cluster
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 50000) g");
     let (mut running, first) = slow(&site, "2MiB", backup(&site));
-    let refused = backup(&site).run().expect_code(7);
+    let refused = backup(&site).exits(7);
     let text = refused.json()["message"].as_str().unwrap().to_owned();
     assert!(text.contains(&format!("\"{first}\"")), "{refused}");
     refused
         .expect_stdout("runs on host")
         .expect_stdout(&format!("repo claims --release {first} --confirm"));
-    let short = backup(&site).args(["--wait", "1s"]).run();
+    let short = backup(&site).words("--wait 1s").run();
     short.expect_code(7).expect_stdout("still runs");
     assert!(!running.is_done(), "{}", running.stderr());
     assert!(committed(&site).is_empty());
 
-    let waits = backup(&site).args(["--wait", "5m", "--incremental", "--method", "local"]);
-    let second = waits.timeout(10 * PATIENCE).run().success();
+    let waits = backup(&site).words("--wait 5m --incremental --method local");
+    let second = waits.timeout(10 * PATIENCE).succeed();
     assert!(second.stderr.contains(&format!("\"{first}\"")), "{second}");
     assert!(second.stderr.contains("waiting for its end"), "{second}");
     assert_eq!(second.json()["prior"], first.as_str(), "{second}");
     assert_eq!(running.wait().success().id(), first);
     check_one_after_the_other(&site, vec![first, second.id()]);
     // Nobody runs any more.
-    backup(&site).run().success();
+    backup(&site).succeed();
 }
 
 /// Those that begin at one moment find each other.
@@ -88,7 +85,7 @@ fn backups_that_begin_at_one_time_run_one_after_the_other() {
     let (site, _cluster) = Site::with_cluster(16);
     for _ in 0..3 {
         let start = |_| {
-            let backup = backup(&site).args(["--method", "local", "--wait", "5m"]);
+            let backup = backup(&site).words("--method local --wait 5m");
             backup.timeout(10 * PATIENCE).spawn()
         };
         let running: Vec<Running> = (0..3).map(start).collect();
@@ -103,17 +100,15 @@ fn backups_that_begin_at_one_time_run_one_after_the_other() {
 fn b09_a_backup_that_was_killed_holds_up_no_other() {
     let (site, _cluster) = Site::with_cluster(15);
     let (running, first) = slow(&site, "64KiB", backup(&site));
-    backup(&site).run().expect_code(7);
-    running.signal(Signal::KILL);
-    running.wait();
-    let next = backup(&site).run().success();
+    backup(&site).exits(7);
+    running.ended_by(Signal::KILL);
+    let next = backup(&site).succeed();
     assert_eq!(committed(&site), [next.id()]);
     assert_ne!(next.id(), first);
     // One that was interrupted has released its claim.
     let (running, _) = slow(&site, "64KiB", backup(&site));
-    running.signal(Signal::INT);
-    running.wait();
-    backup(&site).run().success();
+    running.ended_by(Signal::INT);
+    backup(&site).succeed();
 }
 
 /// A claim that a person ends holds up nobody.
@@ -121,67 +116,54 @@ fn b09_a_backup_that_was_killed_holds_up_no_other() {
 fn a_claim_that_was_released_holds_up_no_other() {
     let (site, _cluster) = Site::with_cluster(14);
     let (running, first) = slow(&site, "64KiB", backup(&site));
-    backup(&site).run().expect_code(7);
+    backup(&site).exits(7);
     let release = ["repo", "claims", "--release", &first, "--confirm"];
-    site.pitr().args(release).run().success();
-    backup(&site).run().success();
-    running.signal(Signal::KILL);
-    running.wait();
+    site.pitr().args(release).succeed();
+    backup(&site).succeed();
+    running.ended_by(Signal::KILL);
 }
 
 /// Two clusters in one repository.
 #[test]
 fn backups_of_two_clusters_do_not_hold_each_other_up() {
     let (site, _cluster) = Site::with_cluster(16);
-    let mut other = Cluster::builder(16)
-        .segment_size_mb(1)
-        .without_fsync()
-        .own_identifier()
-        .create();
+    let mut other = Cluster::small(16).own_identifier().create();
     let config = site.sandbox().join("other.toml");
-    let init = pitr().args(["init", "--quiet", "--cluster", "other", "--pgdata"]);
+    let init = pitr().words("init --quiet --cluster other --pgdata");
     let init = init
         .arg(other.pgdata())
         .args(["--conninfo", &other.conninfo("postgres")]);
     let init = init.arg("--config").arg(&config).arg("--repository");
-    init.arg(site.repository()).run().success();
+    init.arg(site.repository()).succeed();
     let archive = pitr_archive().arg("--config").arg(&config).arg("%p");
     other.append_config("archive_mode", "on");
     other.append_config("archive_command", &archive.shell());
     other.start();
     let (mut running, _) = slow(&site, "1MiB", backup(&site));
-    let of_other = pitr()
-        .arg("--config")
-        .arg(&config)
-        .args(["backup", "--json"]);
-    let run = of_other.run().success();
+    let of_other = pitr().arg("--config").arg(&config).words("backup --json");
+    let run = of_other.succeed();
     assert_eq!(run.json()["cluster"], "other", "{run}");
     assert!(!running.is_done(), "{}", running.stderr());
-    running.signal(Signal::TERM);
-    running.wait();
+    running.ended_by(Signal::TERM);
 }
 
 /// The primary and its standby are one cluster, on whatever host its backups are taken.
 #[test]
 fn a_backup_of_the_standby_waits_for_that_of_the_primary() {
     let (site, primary) = Site::with_cluster(18);
-    let standby = Cluster::builder(18)
-        .standby_of(&primary)
-        .option("archive_mode", "off")
-        .without_fsync()
-        .start();
+    let standby = primary.standby().option("archive_mode", "off").start();
     let of_standby = || {
         backup(&site)
             .env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"))
             .env("PITR_CLUSTERS_MAIN_PGDATA", standby.pgdata())
     };
     let (running, first) = slow(&site, "2MiB", backup(&site));
-    of_standby().run().expect_code(7).expect_stdout(&first);
+    of_standby().exits(7).expect_stdout(&first);
     let waits = of_standby()
-        .args(["--method", "local", "--wait", "5m"])
+        .words("--method local --wait 5m")
         .timeout(10 * PATIENCE);
     let mut second = waits.spawn();
-    wait_until(PATIENCE, "it waits", || second.stderr().contains("waiting"));
+    wait_until("it waits", || second.stderr().contains("waiting"));
     running.wait().success();
     // Its checkpoint is replayed, and its last segment archived, while the primary writes.
     let client = primary.client();
@@ -194,8 +176,7 @@ fn a_backup_of_the_standby_waits_for_that_of_the_primary() {
     assert_eq!(second.json()["from_standby"], true, "{second}");
 
     let (running, first) = slow(&site, "4MiB", of_standby());
-    backup(&site).run().expect_code(7).expect_stdout(&first);
-    running.signal(Signal::TERM);
-    running.wait();
-    backup(&site).run().success();
+    backup(&site).exits(7).expect_stdout(&first);
+    running.ended_by(Signal::TERM);
+    backup(&site).succeed();
 }

@@ -22,14 +22,14 @@ fn spawned(program: Program) -> Running {
 
 /// Commands that run, as `pitr info` tells.
 fn running(site: &Site) -> Vec<Value> {
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     info["running"].as_array().unwrap().clone()
 }
 
 /// Waits until a command has done part of its phase, as `pitr info` sees it.
 fn wait_for(site: &Site, command: &str) -> Value {
     let mut seen = Value::Null;
-    wait_until(PATIENCE, "it is seen", || {
+    wait_until("it is seen", || {
         let found = running(site)
             .into_iter()
             .find(|one| one["command"] == command);
@@ -40,7 +40,7 @@ fn wait_for(site: &Site, command: &str) -> Value {
 }
 
 fn sample(site: &Site, series: &str) -> Option<f64> {
-    let text = site.pitr().args(["metrics"]).run().stdout;
+    let text = site.pitr().words("metrics").run().stdout;
     let line = text.lines().find(|line| line.starts_with(series))?;
     line.rsplit(' ').next()?.parse().ok()
 }
@@ -76,10 +76,7 @@ fn a_backup_and_a_restore_that_run_are_seen_by_other_processes_until_they_end() 
     assert!(now >= done.map(|bytes| bytes as f64) && now < of_backup("total_bytes"));
     assert!(of_backup("left_seconds") > Some(0.0));
     let stanza = |name: &str| {
-        let text = site
-            .pitr()
-            .args(["metrics", "--compat", "pgbackrest"])
-            .run();
+        let text = site.pitr().words("metrics --compat pgbackrest").run();
         let series = format!("pgbackrest_stanza_{name}{{stanza=\"main\"}} ");
         let line = text
             .stdout
@@ -99,18 +96,17 @@ fn a_backup_and_a_restore_that_run_are_seen_by_other_processes_until_they_end() 
         let (_, body) = answer(port, "GET /api/state HTTP/1.1\r\nHost: localhost\r\n", "")?;
         serde_json::from_str::<Value>(&body).ok()
     };
-    wait_until(PATIENCE, "the page shows it", || {
+    wait_until("the page shows it", || {
         state().is_some_and(|state| state["running"][0]["percent"].is_u64())
     });
-    backup.signal(Signal::KILL);
-    backup.wait();
+    backup.ended_by(Signal::KILL);
     assert!(
         running(&site).is_empty(),
         "its file is there, and it is gone"
     );
     assert_eq!(state().unwrap()["running"], Value::Array(Vec::new()));
 
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let to = site.sandbox().join("back");
     let to = to.to_str().unwrap();
     let limited = ["restore", "--to", to, "--max-rate", "1MiB", "--quiet"];

@@ -2,18 +2,16 @@
 
 use std::path::PathBuf;
 
-use crate::common::{Cluster, Program, Run, Site, Stop, keep_one};
+use crate::common::{Cluster, Program, Run, Site, Stop, keep_one, list_of, str_of};
+use crate::fetch::identity_of;
 use crate::per_major;
 
 fn verify(site: &Site) -> Program {
-    site.pitr().args(["verify", "--json"])
+    site.pitr().words("verify --json")
 }
 
 fn findings(run: &Run) -> Vec<serde_json::Value> {
-    run.json()["clusters"][0]["findings"]
-        .as_array()
-        .unwrap()
-        .clone()
+    list_of(&run.json()["clusters"][0]["findings"]).clone()
 }
 
 /// Rows of several kinds, records across segments, two-phase, a tablespace's worth of files.
@@ -53,9 +51,9 @@ fn w06_wal_that_was_lost_behind_the_end_of_the_archive_fails_verify() {
     };
     // Before the backup: nothing needs it.
     lose(1, 2, 7);
-    verify(&site).run().success();
+    verify(&site).succeed();
     lose(number + 2, number + 4, 8);
-    let run = verify(&site).run().expect_code(4);
+    let run = verify(&site).exits(4);
     let found = findings(&run);
     assert_eq!(found.len(), 1, "{run}");
     assert_eq!(found[0]["kind"], "gap", "{run}");
@@ -85,9 +83,7 @@ fn a_sound_repository_of_a_real_server_verifies(major: u32) {
     let json = run.json();
     let report = &json["clusters"][0];
     assert_eq!(report["warnings"].as_array().unwrap().len(), 0, "{report}");
-    let ids: Vec<_> = report["backups"]
-        .as_array()
-        .unwrap()
+    let ids: Vec<_> = list_of(&report["backups"])
         .iter()
         .map(|b| b["id"].as_str().unwrap())
         .collect();
@@ -96,19 +92,17 @@ fn a_sound_repository_of_a_real_server_verifies(major: u32) {
     assert!(report["segments"].as_u64().unwrap() >= 6);
     site.pitr()
         .args(["verify", "--backup", &first])
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("nothing is damaged or missing");
     site.pitr()
-        .args(["verify", "--backup", "20200101T000000Z-full"])
-        .run()
-        .expect_code(2);
+        .words("verify --backup 20200101T000000Z-full")
+        .exits(2);
 
     // M11: a segment that somebody deleted is a gap, and verify prints the cost.
     let names: Vec<PathBuf> = segments(&site);
     let victim = &names[names.len() - 2];
     std::fs::remove_file(victim).unwrap();
-    let run = verify(&site).run().expect_code(4);
+    let run = verify(&site).exits(4);
     let found = findings(&run);
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0]["kind"], "gap");
@@ -151,10 +145,7 @@ fn h05_promotions_and_their_histories_verify() {
     work(&primary, 1);
     primary.sql("INSERT INTO t SELECT n, 'tail' FROM generate_series(1, 100) n");
     let end = primary.insert_lsn();
-    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
-    crate::common::wait_until(crate::common::PATIENCE, "the standby has all", || {
-        standby.query_one_string(&replayed) == "t"
-    });
+    standby.wait_replayed(&end);
     standby.promote();
     standby.wait_promoted();
     work(&standby, 2);
@@ -171,10 +162,10 @@ fn h05_promotions_and_their_histories_verify() {
     let history = site.cluster_folder().join("wal/00000002/history");
     let kept = std::fs::read(&history).unwrap();
     std::fs::remove_file(&history).unwrap();
-    let run = verify(&site).run().expect_code(4);
+    let run = verify(&site).exits(4);
     assert_eq!(findings(&run)[0]["kind"], "missing");
     std::fs::write(&history, kept).unwrap();
-    verify(&site).run().success();
+    verify(&site).succeed();
 
     // The only copy of the segment in which the timelines part.
     let at_switch = segments(&site)
@@ -182,7 +173,7 @@ fn h05_promotions_and_their_histories_verify() {
         .find(|p| p.to_str().unwrap().contains("/wal/00000002/"))
         .unwrap();
     std::fs::remove_file(at_switch).unwrap();
-    let run = verify(&site).run().expect_code(4);
+    let run = verify(&site).exits(4);
     let costs = findings(&run)[0]["costs"].to_string();
     assert!(costs.contains("timeline 2: points from"), "{costs}");
     assert!(!costs.contains(&format!("backup {first}")), "{costs}");
@@ -193,10 +184,9 @@ fn backup_of(site: &Site, cluster: &Cluster) -> String {
     // The configuration names the old primary: the environment speaks for the new one.
     let run = site
         .pitr()
-        .args(["backup", "--json"])
+        .words("backup --json")
         .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"))
-        .run()
-        .success();
+        .succeed();
     run.id()
 }
 
@@ -206,8 +196,7 @@ fn an_empty_repository_is_well_and_says_so() {
     let site = Site::new(&cluster);
     site.pitr()
         .arg("verify")
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("0 objects");
 }
 
@@ -227,20 +216,15 @@ fn what_is_no_object_is_told_and_does_not_fail() {
     for stray in &strays {
         std::fs::write(stray, "x").unwrap();
     }
-    let run = verify(&site).privileged().run().success();
+    let run = verify(&site).privileged().succeed();
     let warnings = run.json()["clusters"][0]["warnings"].clone();
     assert_eq!(warnings.as_array().unwrap().len(), 4, "{warnings}");
     // A whole segment under another's name is damage.
     let names = segments(&site);
     std::fs::copy(&names[1], &names[2]).unwrap();
-    let run = verify(&site).privileged().run().expect_code(4);
+    let run = verify(&site).privileged().exits(4);
     assert_eq!(findings(&run)[0]["kind"], "damaged");
-    assert!(
-        run.json()["clusters"][0]["findings"][0]["detail"]
-            .as_str()
-            .unwrap()
-            .contains("it holds")
-    );
+    assert!(str_of(&run.json()["clusters"][0]["findings"][0]["detail"]).contains("it holds"));
 }
 
 #[test]
@@ -254,15 +238,10 @@ fn damage_is_recorded_and_taken_back_when_it_is_gone() {
     let mut bad = good.clone();
     bad[good.len() / 2] ^= 0x10;
     std::fs::write(&pack, bad).unwrap();
-    let run = verify(&site).privileged().run().expect_code(4);
+    let run = verify(&site).privileged().exits(4);
     let found = findings(&run);
     assert!(found[0]["object"].as_str().unwrap().ends_with("/000000"));
-    assert!(
-        found[0]["costs"][0]
-            .as_str()
-            .unwrap()
-            .contains("cannot be restored")
-    );
+    assert!(str_of(&found[0]["costs"][0]).contains("cannot be restored"));
     let events = || -> Vec<String> {
         let wanted = format!("events/{id}/");
         let mut found: Vec<String> = site.files();
@@ -272,21 +251,19 @@ fn damage_is_recorded_and_taken_back_when_it_is_gone() {
     };
     assert_eq!(events().len(), 1);
     // Once is enough, and expire does not count it.
-    verify(&site).privileged().run().expect_code(4);
+    verify(&site).privileged().exits(4);
     assert_eq!(events().len(), 1);
     site.pitr()
         .args(keep_one(&["--dry-run"]))
         .privileged()
-        .run()
-        .expect_code(8);
+        .exits(8);
     std::fs::write(&pack, good).unwrap();
-    verify(&site).privileged().run().success();
+    verify(&site).privileged().succeed();
     assert_eq!(events().len(), 2);
     site.pitr()
         .args(keep_one(&["--dry-run"]))
         .privileged()
-        .run()
-        .success();
+        .succeed();
 }
 
 #[test]
@@ -308,14 +285,14 @@ fn of_several_repositories_each_is_reported() {
     };
     // The backup is in the first alone.
     with(&["second"]);
-    site.pitr().arg("init").run().success();
+    site.pitr().arg("init").succeed();
     let one = |id: &str| site.pitr().args(["verify", "--json", "--backup", id]).run();
     let json = one(&id).success().json();
     assert_eq!(json["clusters"].as_array().unwrap().len(), 1, "{json}");
     one("20200101T000000Z-full").expect_code(2);
     // One that is away: the others are reported, and so is the absence.
     with(&["second", "third"]);
-    let run = verify(&site).run().expect_code(10);
+    let run = verify(&site).exits(10);
     assert_eq!(run.json()["clusters"].as_array().unwrap().len(), 2);
     assert!(run.stderr.contains("third"), "{run}");
     // All are away: every one is named, the first decides.
@@ -354,7 +331,7 @@ fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
         root.map.shards[0].layers.insert(0, below.clone());
     }
     std::fs::write(&path, json::encode(&key, root::KIND, &root).unwrap()).unwrap();
-    let run = verify(&site).run().expect_code(10);
+    let run = verify(&site).exits(10);
     let json = run.json();
     let report = &json["clusters"][0];
     assert_eq!(report["finding_count"], 0, "{report}");
@@ -378,7 +355,7 @@ fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
     };
     assert!(!recorded(), "nothing is known of it");
     std::fs::write(&path, good).unwrap();
-    verify(&site).run().success();
+    verify(&site).succeed();
     assert!(!recorded());
 }
 
@@ -400,7 +377,7 @@ fn a_stray_name_at_the_far_end_is_a_gap_that_is_counted_and_not_walked() {
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("00000001FFFFFFFF000000FF"), bytes).unwrap();
     crate::common::user::own_all(site.repository());
-    let run = verify(&site).run().expect_code(4);
+    let run = verify(&site).exits(4);
     assert_eq!(run.json()["clusters"][0]["unsupported_count"], 1, "{run}");
     let found = findings(&run);
     let gap = found.iter().find(|f| f["kind"] == "gap");
@@ -422,7 +399,7 @@ fn c05_a_record_that_the_server_wrote_wrong_is_named_with_what_it_costs() {
     cluster.stop(Stop::Fast);
     // A segment between the two backups is archived as a failing disk would have it.
     let names = segments(&site);
-    let json = site.pitr().args(["info", "--json"]).run().json();
+    let json = site.pitr().words("info --json").run().json();
     let backups = json["clusters"][0]["backups"].as_array().unwrap();
     let stop_of = |id: &str| {
         let found = backups.iter().find(|b| b["id"] == id).unwrap();
@@ -437,7 +414,7 @@ fn c05_a_record_that_the_server_wrote_wrong_is_named_with_what_it_costs() {
     let name = object.file_name().unwrap().to_str().unwrap();
     let to = cluster.pgdata().join("pg_wal").join(name);
     let fetched = site.sandbox().join("segment");
-    site.restore().arg(name).arg(&fetched).run().success();
+    site.restore().arg(name).arg(&fetched).succeed();
     let mut bytes = std::fs::read(&fetched).unwrap();
     bytes[300_000] ^= 4;
     std::fs::write(&to, bytes).unwrap();
@@ -445,14 +422,13 @@ fn c05_a_record_that_the_server_wrote_wrong_is_named_with_what_it_costs() {
     site.archive()
         .arg(&to)
         .privileged()
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("(record checksum)");
     let show = site.pitr().args(["wal", "show", "--json", name]);
-    let damage = show.privileged().run().success().json()["damage"][0].clone();
+    let damage = show.privileged().succeed().json()["damage"][0].clone();
     let damage = damage.as_str().unwrap();
     assert!(damage.starts_with("record checksum at 0/"), "{damage}");
-    let run = verify(&site).privileged().run().expect_code(4);
+    let run = verify(&site).privileged().exits(4);
     let found = findings(&run);
     assert_eq!(found[0]["kind"], "wal", "{found:#?}");
     assert!(found[0]["object"].as_str().unwrap().ends_with(name));
@@ -466,7 +442,7 @@ fn c05_a_record_that_the_server_wrote_wrong_is_named_with_what_it_costs() {
 fn c04_pages_that_were_damaged_when_the_backup_was_taken_are_named() {
     let (site, mut cluster) = Site::with_cluster(17);
     work(&cluster, 0);
-    let path = cluster.query_one_string("SELECT pg_relation_filepath('t')");
+    let path = cluster.value("SELECT pg_relation_filepath('t')");
     cluster.sql("CHECKPOINT");
     cluster.stop(Stop::Fast);
     let file = cluster.pgdata().join(&path);
@@ -474,9 +450,8 @@ fn c04_pages_that_were_damaged_when_the_backup_was_taken_are_named() {
     bytes[3 * 8192 + 5000] ^= 1;
     std::fs::write(&file, bytes).unwrap();
     cluster.start();
-    let run = site.pitr().args(["backup", "--json"]).run().expect_code(10);
-    let id = run.id();
-    let run = verify(&site).run().expect_code(4);
+    let id = site.pitr().words("backup --json").exits(10).id();
+    let run = verify(&site).exits(4);
     let found = findings(&run);
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!(found[0]["kind"], "pages");
@@ -486,14 +461,13 @@ fn c04_pages_that_were_damaged_when_the_backup_was_taken_are_named() {
     assert_eq!(run.json()["clusters"][0]["backups"][0]["restorable"], true);
     site.pitr()
         .args(keep_one(&["--dry-run", "--json"]))
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stdout(&id);
 }
 
 #[test]
 fn z04_bombs_end_where_their_declared_size_ends() {
-    use pitr::repo::container::{Codec, Container, ContainerWriter, Identity, Kind};
+    use pitr::repo::container::{Codec, Container, ContainerWriter, Kind};
     use pitr::store::file::FileStore;
     use pitr::store::{Key, Store as _};
     const MIB: u64 = 1 << 20;
@@ -519,18 +493,7 @@ fn z04_bombs_end_where_their_declared_size_ends() {
         for _ in 0..1024 {
             writer.write(&zeros).unwrap();
         }
-        let start = u64::from_str_radix(&name[16..], 16).unwrap() * MIB;
-        let identity = Identity {
-            hash: [7; 32],
-            raw_bytes: MIB,
-            system_identifier: identifier.parse().unwrap(),
-            timeline: 1,
-            major: 19,
-            segment_size_bytes: MIB,
-            name: name.clone(),
-            from_lsn: start,
-            to_lsn: start + MIB,
-        };
+        let identity = identity_of(&name, [7; 32], (identifier.parse().unwrap(), 19));
         let mut bomb = writer.finish(&identity, Vec::new()).unwrap();
         // The trailer lies too, under right checksums.
         let trailer = bomb.len() - 56;

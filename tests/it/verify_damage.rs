@@ -24,7 +24,7 @@ use pitr::snapshot::reader::Snapshot;
 use pitr::verify::depth::Depth;
 use pitr::verify::{Report, Verify};
 
-use crate::common::{Cluster, Sandbox, Site, Stop, fault, only};
+use crate::common::{Cluster, Sandbox, Site, Stop, copy_all, fault, only};
 
 /// Flips in CI.
 const FLIPS: usize = 2000;
@@ -71,12 +71,7 @@ impl World {
         other_kinds(&site, &cluster);
         let sandbox = Rc::new(Sandbox::new("damage"));
         let root = sandbox.join("r");
-        let status = std::process::Command::new("cp")
-            .arg("-a")
-            .arg(site.repository())
-            .arg(&root)
-            .status();
-        assert!(status.unwrap().success());
+        copy_all(site.repository(), &root);
         let objects = site
             .files()
             .into_iter()
@@ -317,7 +312,7 @@ pub fn other_kinds(site: &Site, cluster: &Cluster) -> PathBuf {
     let last = wal.join(archived.last().expect("a segment is archived"));
     let name = last.file_name().unwrap();
     let to = site.sandbox().join("segment");
-    site.restore().arg(name).arg(&to).run().success();
+    site.restore().arg(name).arg(&to).succeed();
     std::fs::copy(&to, &last).unwrap();
     let partial = last.with_extension("partial");
     std::fs::copy(&last, &partial).unwrap();

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::backup::{layout, store};
 use crate::backup_soak::home::Home;
-use crate::common::{Cluster, PATIENCE, Run, Site, Stop, paths_below, user, wait_until};
+use crate::common::{Cluster, Run, Site, Stop, paths_below, user, wait_until};
 use crate::verify::segments;
 
 /// A repository with two backups and the WAL between them.
@@ -31,7 +31,7 @@ fn site(major: u32) -> (Site, Cluster, [String; 2]) {
 }
 
 fn verify(site: &Site, args: &[&str]) -> Run {
-    site.pitr().args(["verify", "--json"]).args(args).run()
+    site.pitr().words("verify --json").args(args).run()
 }
 
 fn report(run: &Run) -> Value {
@@ -135,7 +135,7 @@ fn fast_finds_what_is_missing_or_does_not_belong_and_reads_no_content() {
     // Damage that an earlier run recorded is over only when everything was read.
     verify(&site, &["--fast"]).success();
     let damaged = |run: &Run| run.json()["clusters"][0]["backups"][1]["damaged"].clone();
-    let info = || site.pitr().args(["info", "--json"]).run();
+    let info = || site.pitr().words("info --json").run();
     assert_eq!(damaged(&info()), true);
     verify(&site, &[]).success();
     assert_eq!(damaged(&info()), false);
@@ -181,7 +181,7 @@ fn since_last_goes_on_where_the_last_run_ended_until_everything_was_read() {
     let told = events(&site, "checks").len();
     assert!(told > 5);
     let expire = ["expire", "--keep", "2", "--confirm"];
-    site.pitr().args(expire).run().success();
+    site.pitr().args(expire).succeed();
     assert_eq!(events(&site, "checks").len(), 1);
     let run = verify(&site, &["--since", "last", "--for", "0s"]).success();
     assert_eq!(number(&share(&run)["packs_read"]), 2, "{run}");
@@ -205,15 +205,14 @@ fn since_last_goes_on_behind_what_a_killed_run_has_read() {
     let (site, _cluster, _) = site(16);
     let all = segments(&site).into_iter().collect::<BTreeSet<_>>();
     // Each object is a step of its own, as a GiB is.
-    let since = site.pitr().args(["verify", "--json", "--since", "last"]);
+    let since = site.pitr().words("verify --json --since last");
     let since = since.env("PITR_FAULT_LIMIT", "1");
-    let mut running = since.clone().args(["--max-rate", "200KiB"]).spawn();
-    wait_until(PATIENCE, "some segments are read", || {
+    let mut running = since.clone().words("--max-rate 200KiB").spawn();
+    wait_until("some segments are read", || {
         assert!(!running.is_done(), "it was not slow enough");
         events(&site, "checks").len() > 3
     });
-    running.signal(Signal::KILL);
-    running.wait().expect_code(137);
+    running.ended_by(Signal::KILL).expect_code(137);
     let read = read_back(&site);
     assert!(read.len() > 3 && read.len() < all.len(), "{}", read.len());
     let kept: Vec<_> = read
@@ -225,21 +224,21 @@ fn since_last_goes_on_behind_what_a_killed_run_has_read() {
     let packs = paths_below(&site.cluster_folder().join("packs"));
     let rest = all.difference(&read).chain(&packs).map(size).sum::<u64>();
     let rest = since.clone().args(["--max-bytes", &format!("{rest}B")]);
-    let run = rest.run().success();
+    let run = rest.succeed();
     assert_eq!(read_back(&site), all, "{run}");
     assert_eq!(report(&run)["read_back"]["packs_read"], 2, "{run}");
     // A run without a limit reads them again.
-    let run = since.run().expect_code(4);
+    let run = since.exits(4);
     assert_eq!(kinds(&run), vec!["damaged"; read.len()], "{run}");
     kept.iter().for_each(|(path, bytes)| replace(path, bytes));
-    since.run().success();
+    since.succeed();
 }
 
 #[test]
 fn sums_are_those_of_the_restored_files() {
     let (site, _cluster, [_, id]) = site(17);
     let sums = ["verify", "--backup", &id, "--sha256sums"];
-    let run = site.pitr().args(sums).run().success();
+    let run = site.pitr().args(sums).succeed();
     // Files that a restore writes anew.
     let own = ["backup_label", "postgresql.auto.conf", "postgresql.conf"];
     let is_kept = |line: &&str| !own.iter().any(|name| line.ends_with(&format!("  {name}")));
@@ -247,12 +246,7 @@ fn sums_are_those_of_the_restored_files() {
     assert!(lines.len() > 500, "{}", lines.len());
     assert!(lines.iter().any(|l| l.ends_with("  global/pg_control")));
     let to = site.sandbox().path().join("restored");
-    site.pitr()
-        .arg("restore")
-        .arg("--to")
-        .arg(&to)
-        .run()
-        .success();
+    site.pitr().arg("restore").arg("--to").arg(&to).succeed();
     let list = site.sandbox().path().join("sums");
     std::fs::write(&list, lines.join("\n") + "\n").unwrap();
     let check = |args: &[&str]| {
@@ -265,14 +259,8 @@ fn sums_are_those_of_the_restored_files() {
     flip(&to.join("global/pg_control"));
     assert!(!check(&[]).status.success());
     site.pitr()
-        .args([
-            "verify",
-            "--backup",
-            "20200101T000000Z-full",
-            "--sha256sums",
-        ])
-        .run()
-        .expect_code(2);
+        .words("verify --backup 20200101T000000Z-full --sha256sums")
+        .exits(2);
 }
 
 /// The server's manifest of a backup.
@@ -294,10 +282,9 @@ fn v43_the_servers_manifest_is_read_back_before_a_backup_counts_as_verified() {
     assert_eq!(kinds(&run), ["damaged"], "{run}");
     assert!(is_verified(&site, &first) && !is_verified(&site, &second));
     site.pitr()
-        .args(["restore", "--backup", &second, "--to"])
-        .arg(site.sandbox().join("copy"))
-        .run()
-        .expect_code(5);
+        .restore_to(site.sandbox().join("copy"))
+        .args(["--backup", &second])
+        .exits(5);
     // That of another backup, and one that is cut, show without reading.
     for wrong in [
         std::fs::read(server_manifest(&site, &first)).unwrap(),
@@ -317,7 +304,7 @@ fn v43_the_servers_manifest_is_read_back_before_a_backup_counts_as_verified() {
 
 /// Takes a backup during which segments are archived, and has one amid them stored as a failing disk would have it. Returns the backup's id.
 fn backup_with_a_wrong_record(site: &Site, cluster: &mut Cluster) -> String {
-    let running = site.pitr().args(["backup", "--json", "--max-rate", "5MB"]);
+    let running = site.pitr().words("backup --json --max-rate 5MB");
     let mut running = running.spawn();
     while !running.is_done() {
         cluster.sql("create table if not exists w (t text); insert into w select repeat('x', 900) from generate_series(1, 600)");
@@ -338,12 +325,12 @@ fn backup_with_a_wrong_record(site: &Site, cluster: &mut Cluster) -> String {
     cluster.stop(Stop::Fast);
     let to = cluster.pgdata().join("pg_wal").join(name);
     let fetched = site.sandbox().join("segment");
-    site.restore().arg(name).arg(&fetched).run().success();
+    site.restore().arg(name).arg(&fetched).succeed();
     let mut bytes = std::fs::read(&fetched).unwrap();
     bytes[300_000] ^= 4;
     std::fs::write(&to, bytes).unwrap();
     std::fs::remove_file(object).unwrap();
-    let archived = site.archive().arg(&to).privileged().run().success();
+    let archived = site.archive().arg(&to).privileged().succeed();
     archived.expect_stderr("(record checksum)");
     user::own_all(site.repository());
     cluster.start();
@@ -374,7 +361,7 @@ fn v45_a_backup_that_recovery_cannot_get_through_stays_lost_in_the_next_runs() {
     let expire = ["expire", "--keep", "1", "--min-age", "1s", "--confirm"];
     site.pitr().args(expire).run();
     let plan = ["plan", "--json", "--target-immediate", "--backup", &before];
-    site.pitr().args(plan).run().success();
+    site.pitr().args(plan).succeed();
     lost(&[]);
 }
 
@@ -385,8 +372,8 @@ fn v41_damage_that_a_report_does_not_list_is_not_taken_for_healed() {
     let damaged = [&names[1], &names[3]];
     damaged.iter().for_each(|name| flip(name));
     verify(&site, &[]).expect_code(4);
-    let run = site.pitr().args(["verify", "--json"]);
-    let run = run.env("PITR_FAULT_LISTED", "1").run().expect_code(4);
+    let run = site.pitr().words("verify --json");
+    let run = run.env("PITR_FAULT_LISTED", "1").exits(4);
     let report = report(&run);
     assert_eq!(report["findings"].as_array().unwrap().len(), 1, "{report}");
     assert!(report["finding_count"].as_u64().unwrap() > 1, "{report}");
@@ -401,7 +388,7 @@ fn v41_damage_that_a_report_does_not_list_is_not_taken_for_healed() {
 #[test]
 fn v42_a_store_that_fails_at_the_segment_before_ends_the_check() {
     let (site, _cluster, [_, second]) = site(15);
-    let json = site.pitr().args(["info", "--json"]).run().success().json();
+    let json = site.pitr().words("info --json").succeed().json();
     let backups = json["clusters"][0]["backups"].as_array().unwrap();
     let backup = backups.iter().find(|b| b["id"] == *second).unwrap();
     let start = backup["start_lsn"].as_str().unwrap();
@@ -432,8 +419,8 @@ fn chain(site: &Site, cluster: &Cluster, count: u32) -> Vec<String> {
             0 => &[],
             _ => &["--incremental"],
         };
-        let backup = site.pitr().args(["backup", "--json", "--method", "local"]);
-        let run = backup.args(words).run().success();
+        let backup = site.pitr().words("backup --json --method local");
+        let run = backup.args(words).succeed();
         let kind = if round == 0 { "full" } else { "incremental" };
         assert_eq!(run.json()["kind"], kind, "{run}");
         run.id()
@@ -486,7 +473,7 @@ fn v46_damage_of_what_backups_share_is_found_for_each_of_them() {
     // A full check compares each of them anew, and ends it.
     replace(&shared, &kept);
     verify(&site, &[]).success();
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     let backups = info["clusters"][0]["backups"].as_array().unwrap();
     assert!(backups.iter().all(|b| b["damaged"] == false), "{info}");
 }
@@ -503,22 +490,21 @@ fn pack_requests(home: &Home, id: &str) -> (usize, usize) {
 
 #[test]
 fn v46_v48_what_backups_share_is_looked_at_once_a_run() {
-    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(18);
     let mut cluster = builder.create();
     let home = Home::new(&cluster, true, false);
     home.attach(&cluster);
     cluster.start();
     let take = |round: u32| {
         cluster.sql(&format!("create table t{round} (n int)"));
-        let backup = home.pitr().args(["backup", "--json", "--incremental"]);
-        backup.run().success().id()
+        let backup = home.pitr().words("backup --json --incremental");
+        backup.succeed().id()
     };
     let ids: Vec<String> = (0..5).map(take).collect();
     cluster.archive_now();
     let requests = |args: &[&str]| {
         home.server().clear_log();
-        let verify = home.pitr().args(["verify", "--json"]).args(args);
-        verify.run().success();
+        home.pitr().words("verify --json").args(args).succeed();
         pack_requests(&home, &ids[0])
     };
     // The directory of a pack, at its end.
@@ -536,10 +522,10 @@ fn v46_v48_what_backups_share_is_looked_at_once_a_run() {
 fn v47_limits_hold_for_the_structure_too_and_each_backup_has_its_turn() {
     let (site, _cluster, [first, second]) = site(18);
     let run = |limit: [&str; 2]| {
-        let since = site.pitr().args(["verify", "--json", "--since", "last"]);
+        let since = site.pitr().words("verify --json --since last");
         // The least that is read of maps is a GiB otherwise.
         let since = since.env("PITR_FAULT_LIMIT", "1").args(limit);
-        report(&since.run().success())
+        report(&since.succeed())
     };
     let is_done = || is_verified(&site, &first) && is_verified(&site, &second);
     let mut looked = BTreeSet::new();
@@ -563,27 +549,26 @@ fn v47_limits_hold_for_the_structure_too_and_each_backup_has_its_turn() {
         }
     }
     assert!(is_done());
-    let run = site.pitr().args(["verify", "--since", "last"]);
-    let limited = run.clone().args(["--for", "0s"]).run().success();
+    let run = site.pitr().words("verify --since last");
+    let limited = run.clone().words("--for 0s").succeed();
     let limited = limited.expect_stdout("1 of 1 backup can be restored");
     limited.expect_stdout("1 backup not looked at");
-    let whole = run.run().success();
+    let whole = run.succeed();
     assert!(!whole.stdout.contains("not looked at"), "{whole}");
 }
 
 #[test]
 fn v48_a_full_check_that_is_killed_has_recorded_what_it_read() {
     let (site, _cluster, _) = site(17);
-    let verify = site.pitr().args(["verify", "--json"]);
+    let verify = site.pitr().words("verify --json");
     let slow = verify.env("PITR_FAULT_LIMIT", "1");
-    let mut running = slow.args(["--max-rate", "500KB"]).spawn();
+    let mut running = slow.words("--max-rate 500KB").spawn();
     // The WAL, and the newest backup.
-    wait_until(PATIENCE, "a backup is read", || {
+    wait_until("a backup is read", || {
         assert!(!running.is_done(), "it was not slow enough");
         events(&site, "checks").len() > 1
     });
-    running.signal(Signal::KILL);
-    running.wait().expect_code(137);
+    running.ended_by(Signal::KILL).expect_code(137);
     let info = site.pitr().arg("info").run();
     info.expect_stdout("read back: 1 of 2 packs");
 }

@@ -1,7 +1,7 @@
 //! `pitr wal push`, `fetch`, `conflicts` and `backfill` through the real program.
 
 use crate::common::reception::lsn;
-use crate::common::{Cluster, PATIENCE, Program, Sandbox, Site, Still, Stop, user, wait_until};
+use crate::common::{Program, Sandbox, Site, Still, Stop, user, wait_until};
 use crate::per_major;
 
 /// The outcome of each file of a backfill, by name.
@@ -18,10 +18,7 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
     let (site, primary) = Site::with_cluster(major);
     primary.sql("create table t (a int)");
     let first = primary.archive_now();
-    let mut standby = Cluster::builder(major)
-        .standby_of(&primary)
-        .without_fsync()
-        .create();
+    let mut standby = primary.standby().create();
     // A promoted server archives what it finds .ready: here it must not be able to, either.
     standby.append_config("archive_command", "false");
     // The checkpoint after a promotion recycles what is older; nobody needs it any more but we.
@@ -37,8 +34,8 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
         })
         .collect();
     primary.sql("insert into t values (9)");
-    wait_until(PATIENCE, "the standby has it", || {
-        standby.query_one_string("select max(a) from t") == "9"
+    wait_until("the standby has it", || {
+        standby.value("select max(a) from t") == "9"
     });
     drop(primary);
     standby.promote();
@@ -48,8 +45,8 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
     }
 
     let wal = standby.pgdata().join("pg_wal");
-    let backfill = site.pitr().args(["wal", "backfill", "--from"]).arg(&wal);
-    let json = backfill.clone().arg("--json").run().success().json();
+    let backfill = site.pitr().words("wal backfill --from").arg(&wal);
+    let json = backfill.clone().arg("--json").succeed().json();
     // It archives the segment that it writes itself.
     assert_eq!(json["next"], serde_json::json!([]), "{json:#}");
     let done = outcomes(&json);
@@ -58,7 +55,7 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
     }
     assert_eq!(done["00000002.history"], "stored");
     // A segment that is being written is left to the archiver, and so is one that was recycled for later.
-    let current = standby.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    let current = standby.value("select pg_walfile_name(pg_current_wal_lsn())");
     assert_eq!(done[&current], "left_out", "{json:#}");
     assert!(!site.object(&current).exists());
     let partial = done.keys().find(|n| n.ends_with(".partial"));
@@ -70,15 +67,12 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
 
     let target = site.sandbox().join("RECOVERYXLOG");
     for name in [&first].into_iter().chain(&lost) {
-        site.restore().arg(name).arg(&target).run().success();
+        site.restore().arg(name).arg(&target).succeed();
         let kept = wal.join(name);
         assert!(!kept.exists() || std::fs::read(&target).unwrap() == std::fs::read(kept).unwrap());
     }
-    let again = backfill.run().success();
-    assert!(
-        again.stdout.contains(&format!("already there {}", lost[0])),
-        "{again}"
-    );
+    let again = backfill.succeed();
+    let again = again.expect_stdout(&format!("already there {}", lost[0]));
     assert!(again.stderr.starts_with("0 stored,"), "{again}");
     standby.stop(Stop::Immediate);
 }
@@ -89,20 +83,20 @@ fn h01_the_last_segment_of_a_dead_server_is_brought_in_by_the_printed_line() {
     let (site, mut cluster) = Site::with_cluster(17);
     site.add_repository("second", "");
     cluster.sql("create table t (a int)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     cluster.archive_now();
     cluster.sql("insert into t values (1)");
-    let committed = cluster.query_one_string("select pg_current_wal_lsn()");
-    let last = cluster.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    let committed = cluster.value("select pg_current_wal_lsn()");
+    let last = cluster.value("select pg_walfile_name(pg_current_wal_lsn())");
     cluster.stop(Stop::Immediate);
     let end = || -> u64 {
-        let plan = site.pitr().args(["plan", "--json"]).run().success();
+        let plan = site.pitr().words("plan --json").succeed();
         let end = plan.json()["stop"]["recovery_end_lsn"].clone();
         lsn(end.as_str().unwrap())
     };
     assert!(end() < lsn(&committed));
-    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
-    let run = backfill.arg(cluster.pgdata()).run().success();
+    let backfill = site.pitr().words("wal backfill --from");
+    let run = backfill.arg(cluster.pgdata()).succeed();
     let path = cluster.pgdata().join("pg_wal").join(&last);
     let printed = format!(
         "pitr wal push --config {} {}",
@@ -110,11 +104,8 @@ fn h01_the_last_segment_of_a_dead_server_is_brought_in_by_the_printed_line() {
         path.display()
     );
     let run = run.expect_stderr(&printed);
-    assert!(
-        run.stdout.contains(&format!("left out      {last}")),
-        "{run}"
-    );
-    let run = site.pitr().args(["wal", "push"]).arg(&path).run().success();
+    run.expect_stdout(&format!("left out      {last}"));
+    let run = site.pitr().words("wal push").arg(&path).succeed();
     let warned = run.stderr.matches("archived as a partial segment").count();
     assert_eq!(warned, 1, "one for all repositories: {run}");
     assert!(end() >= lsn(&committed));
@@ -134,22 +125,22 @@ fn h04_l17_wal_of_another_timeline_of_the_same_number_is_refused() {
     }
     user::own_all(&still.wal(""));
     std::fs::write(still.wal("00000002.history"), history(&lsn)).unwrap();
-    still.push("00000002.history").run().success();
+    still.push("00000002.history").succeed();
     // Before the timeline began.
     let run = still.push(&of_second(&still.segments[0])).run();
     run.expect_code(23).expect_stderr("A123");
-    still.push(&of_second(&begin)).run().success();
+    still.push(&of_second(&begin)).succeed();
     // Behind its beginning, and from a server that has another history.
     let other = format!("0/{:X}", (number << 20) + 0x6000);
     std::fs::write(still.wal("00000002.history"), history(&other)).unwrap();
     let last = of_second(&still.segments[2]);
-    still.push(&last).run().expect_code(23);
+    still.push(&last).exits(23);
     // A partial holds up nothing that comes behind: it is kept where nothing reads it.
     let partial = format!("{last}.partial");
     std::fs::copy(still.wal(&last), still.wal(&partial)).unwrap();
     user::own_all(&still.wal(""));
     for _ in 0..2 {
-        let run = still.push(&partial).run().success();
+        let run = still.push(&partial).succeed();
         run.expect_stderr("timeline 2 is that of another server");
     }
     assert!(!still.site.object(&partial).exists());
@@ -159,8 +150,8 @@ fn h04_l17_wal_of_another_timeline_of_the_same_number_is_refused() {
     let line = format!("2\t{later}\tno recovery target specified\n");
     std::fs::write(still.wal(third), format!("{}{line}", history(&other))).unwrap();
     user::own_all(&still.wal(""));
-    still.push(third).run().success();
-    let run = still.site.pitr().args(["verify", "--json"]).run();
+    still.push(third).succeed();
+    let run = still.site.pitr().words("verify --json").run();
     let warning = "timeline 3 descends from another timeline 2 than the archived one";
     assert!(run.stdout.contains(warning), "{run}");
     assert!(
@@ -170,14 +161,14 @@ fn h04_l17_wal_of_another_timeline_of_the_same_number_is_refused() {
         "{run}"
     );
     std::fs::write(still.wal("00000002.history"), history(&lsn)).unwrap();
-    still.push(&last).run().success();
+    still.push(&last).succeed();
 }
 
 #[test]
 fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
     let still = Still::new(17, 1, 4);
     let (conflict, whole) = (&still.segments[0], &still.segments[1]);
-    still.push(conflict).run().success();
+    still.push(conflict).succeed();
     let mut bytes = std::fs::read(still.wal(conflict)).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(still.wal(conflict), bytes).unwrap();
@@ -207,9 +198,9 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
     let backfill = still
         .site
         .pitr()
-        .args(["wal", "backfill", "--from"])
+        .words("wal backfill --from")
         .arg(still.wal(""));
-    let run = backfill.arg("--json").run().expect_code(1);
+    let run = backfill.arg("--json").exits(1);
     let done = outcomes(&run.json());
     assert_eq!(done[conflict], "refused", "{run}");
     assert_eq!(done[whole], "stored", "{run}");
@@ -221,10 +212,9 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
     let run = still
         .site
         .pitr()
-        .args(["wal", "backfill", "--from"])
+        .words("wal backfill --from")
         .arg(still.cluster.pgdata())
-        .run()
-        .expect_code(1);
+        .exits(1);
     assert!(run.stderr.contains("error conflict: "), "{run}");
     let unused: Vec<_> = run
         .stdout
@@ -240,7 +230,7 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
         "{run}"
     );
 
-    let run = still.site.pitr().args(["wal", "conflicts", "--json"]).run();
+    let run = still.site.pitr().words("wal conflicts --json").run();
     let conflicts = run.json();
     let list = conflicts["conflicts"].as_array().unwrap();
     assert_eq!(list.len(), 1, "{run}");
@@ -252,18 +242,16 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
     still
         .site
         .pitr()
-        .args(["wal", "backfill", "--from"])
+        .words("wal backfill --from")
         .arg(empty.path())
-        .run()
-        .expect_code(2)
+        .exits(2)
         .expect_stderr("there is no WAL file in");
     still
         .site
         .pitr()
-        .args(["wal", "backfill", "--from"])
+        .words("wal backfill --from")
         .arg(empty.join("none"))
-        .run()
-        .expect_code(2)
+        .exits(2)
         .expect_stderr("does not exist");
 }
 
@@ -278,11 +266,8 @@ fn what_a_backfill_stored_before_it_failed_is_told() {
     std::fs::create_dir_all(&closed).unwrap();
     user::own_all(still.site.repository());
     std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
-    let backfill = still
-        .site
-        .pitr()
-        .args(["wal", "backfill", "--json", "--from"]);
-    let run = backfill.arg(still.wal("")).run().expect_code(1);
+    let backfill = still.site.pitr().words("wal backfill --json --from");
+    let run = backfill.arg(still.wal("")).exits(1);
     assert!(run.stderr.contains("\"denied\""), "{run}");
     let done = outcomes(&run.json());
     assert_eq!(
@@ -305,7 +290,7 @@ fn damaged_and_misplaced_copies_are_told_as_what_they_are() {
         let mut bytes = std::fs::read(still.wal(name)).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(still.wal(name), bytes).unwrap();
-        still.push(name).run().expect_code(20);
+        still.push(name).exits(20);
     }
     let pitr = |args: &[&str]| still.site.pitr().arg("wal").args(args).privileged().run();
     // The stored copy of one segment is damaged, the refused copy of the other: both are listed.
@@ -356,26 +341,20 @@ fn push_and_fetch_by_hand_have_the_statuses_of_pitr() {
             .dir(still.cluster.pgdata())
     };
     let path = format!("pg_wal/{name}");
+    pitr(&["push", &path]).succeed().expect_stderr("stored");
     pitr(&["push", &path])
-        .run()
-        .success()
-        .expect_stderr("stored");
-    pitr(&["push", &path])
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("already there");
-    let json = pitr(&["push", &path, "--json"]).run().success().json();
+    let json = pitr(&["push", &path, "--json"]).succeed().json();
     assert_eq!(json["outcome"], "already_there");
     let json = pitr(&["fetch", name, "segment", "--json"]);
-    assert_eq!(json.run().success().json()["outcome"], "delivered");
+    assert_eq!(json.succeed().json()["outcome"], "delivered");
     assert!(
         std::fs::read(still.cluster.pgdata().join("segment")).unwrap()
             == std::fs::read(still.wal(name)).unwrap()
     );
     // Not there is an answer here, and no end of anything.
-    let run = pitr(&["fetch", "0000000100000000000000FF", "segment"])
-        .run()
-        .expect_code(2);
+    let run = pitr(&["fetch", "0000000100000000000000FF", "segment"]).exits(2);
     assert!(run.stderr.contains("is not in the archive"), "{run}");
     for wrong in [
         &["fetch", "nonsense", "segment"][..],
@@ -383,22 +362,19 @@ fn push_and_fetch_by_hand_have_the_statuses_of_pitr() {
         &["show", "nonsense"],
         &["conflicts", "nonsense"],
     ] {
-        let run = pitr(wrong).run().expect_code(2);
+        let run = pitr(wrong).exits(2);
         assert!(run.stderr.starts_with("error wal_name: "), "{run}");
     }
     // The text of a history file is shown as it is.
     let history = "1\t0/3000000\tno recovery target specified\n";
     std::fs::write(still.wal("00000002.history"), history).unwrap();
     user::own(&still.wal("00000002.history"));
-    pitr(&["push", "pg_wal/00000002.history"]).run().success();
-    let run = pitr(&["show", "00000002.history"]).run().success();
+    pitr(&["push", "pg_wal/00000002.history"]).succeed();
+    let run = pitr(&["show", "00000002.history"]).succeed();
     assert_eq!(run.stdout, history, "{run}");
     std::fs::write(still.wal("pitr.guard"), "").unwrap();
     user::own(&still.wal("pitr.guard"));
-    pitr(&["push", &path])
-        .run()
-        .expect_code(8)
-        .expect_stderr("pitr adopt");
+    pitr(&["push", &path]).exits(8).expect_stderr("pitr adopt");
     std::fs::rename(still.site.repository(), still.site.sandbox().join("away")).unwrap();
-    pitr(&["fetch", name, "segment"]).run().expect_code(9);
+    pitr(&["fetch", name, "segment"]).exits(9);
 }

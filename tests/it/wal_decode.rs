@@ -514,10 +514,7 @@ fn ddl(cluster: &Cluster, major: u32) {
     client.sql(
         "create sequence s; select nextval('s'), nextval('s'); create unlogged table u (a int)",
     );
-    client.sql(&format!(
-        "create tablespace space location '{}'",
-        place.display()
-    ));
+    cluster.make_tablespace("space", &place);
     client.sql("create table far (a int) tablespace space");
     client.sql("insert into far values (1); drop table far");
     client.sql("drop tablespace space");
@@ -569,8 +566,8 @@ fn number(text: &str) -> u64 {
 /// How many records the server has counted, and how far its WAL reached then.
 fn wal_records(cluster: &Cluster) -> (u64, Lsn) {
     let client = cluster.client();
-    let count = number(&client.query_one_string("select wal_records from pg_stat_wal"));
-    let lsn = client.query_one_string("select pg_current_wal_insert_lsn()");
+    let count = number(&client.value("select wal_records from pg_stat_wal"));
+    let lsn = client.value("select pg_current_wal_insert_lsn()");
     (count, lsn.parse().unwrap())
 }
 
@@ -582,7 +579,7 @@ const UNCOUNTED_MAX: u64 = 5;
 /// ends are lost.
 fn wait_counted(cluster: &Cluster) {
     let mut before = None;
-    crate::common::wait_until(crate::common::PATIENCE, "the counts stand still", || {
+    crate::common::wait_until("the counts stand still", || {
         let counted = wal_records(cluster).0;
         // Twice as long as it may take to write down what it knows.
         std::thread::sleep(std::time::Duration::from_secs(1));
@@ -623,7 +620,7 @@ fn decoding_agrees_with_the_server(major: u32) {
     let before = (major >= 14).then(|| wal_records(&cluster));
     cluster.sql("select pg_create_logical_replication_slot('judge', 'test_decoding')");
     let from = cluster.insert_lsn().parse::<Lsn>().unwrap();
-    let first_xid = number(&cluster.query_one_string("select txid_current()"));
+    let first_xid = number(&cluster.value("select txid_current()"));
     load(&cluster);
     let codecs = compressed_images(&cluster);
     transfers(&cluster);
@@ -664,15 +661,10 @@ fn decoding_agrees_with_the_server(major: u32) {
     cluster.stop(Stop::Immediate);
     cluster.start();
     let dead = leave_a_record_unfinished(&mut cluster);
-    let standby = Cluster::builder(major)
-        .standby_of(&cluster)
-        .without_fsync()
-        .start();
+    let standby = cluster.standby().start();
     cluster.sql("insert into accounts select g, 1 from generate_series(11000, 14000) g");
     let lsn = cluster.insert_lsn();
-    crate::common::wait_until(crate::common::PATIENCE, "the standby has it all", || {
-        standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
+    standby.wait_replayed(&lsn);
     standby.promote();
     standby.wait_promoted();
     standby
@@ -712,7 +704,7 @@ fn leave_a_record_unfinished(cluster: &mut Cluster) -> Lsn {
     let client = cluster.client();
     let segment_end = 1 << 20;
     let position = || -> Lsn {
-        let lsn = client.query_one_string("select pg_current_wal_insert_lsn()");
+        let lsn = client.value("select pg_current_wal_insert_lsn()");
         lsn.parse().unwrap()
     };
     loop {
@@ -728,7 +720,7 @@ fn leave_a_record_unfinished(cluster: &mut Cluster) -> Lsn {
     let start = position();
     client.sql("set synchronous_commit = on");
     client.sql("select pg_logical_emit_message(true, 'unfinished', repeat('u', 600000))");
-    let end = client.query_one_string("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    let end = client.value("select pg_walfile_name(pg_current_wal_insert_lsn())");
     drop(client);
     cluster.stop(Stop::Immediate);
     std::fs::remove_file(pgwal(cluster).join(end)).unwrap();
@@ -771,7 +763,7 @@ fn check_commit_times(cluster: &Cluster, first_xid: u64, decoded: &Decoded) {
 fn check_order(cluster: &Cluster, from: Lsn, decoded: &Decoded) {
     let client = cluster.client();
     let database: u32 = client
-        .query_one_string("select oid from pg_database where datname = 'postgres'")
+        .value("select oid from pg_database where datname = 'postgres'")
         .parse()
         .unwrap();
     let theirs: Vec<(u32, Lsn)> = client

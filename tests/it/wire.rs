@@ -67,9 +67,7 @@ fn certificates() -> Certificates {
 }
 
 fn server(major: u32, certificates: &Certificates) -> Cluster {
-    let cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
+    let cluster = Cluster::small(major)
         .config("ssl", "on")
         .file("server.crt", certificates.certificate.as_str())
         .file("server.key", certificates.key.as_str())
@@ -302,10 +300,7 @@ fn password_file_is_used_on_the_socket_and_only_when_private() {
 
 #[test]
 fn sql_session_runs_queries_and_reports_notices() {
-    let cluster = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let cluster = Cluster::small(15).start();
     let said = Arc::new(Collector::default());
     let info = ConnInfo::resolve(&cluster.conninfo("postgres"), &Environment::default()).unwrap();
     let mut client = run(Client::connect(&info, Session::Sql, said.clone())).unwrap();
@@ -349,14 +344,8 @@ fn sql_session_runs_queries_and_reports_notices() {
 }
 
 fn hosts_are_tried_until_one_is_of_the_kind_asked_for(major: u32) {
-    let primary = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
-    let standby = Cluster::builder(major)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let primary = Cluster::small(major).start();
+    let standby = primary.standby().start();
     let reach = |attributes: &str, session: Session| {
         let conninfo = format!(
             "host=127.0.0.1,127.0.0.1,127.0.0.1 port=1,{},{} user=postgres dbname=postgres target_session_attrs={attributes}",
@@ -521,23 +510,17 @@ fn replication(cluster: &Cluster) -> (Client, Arc<Collector>) {
 }
 
 fn base_backup_is_what_its_manifest_says(major: u32) {
-    let cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let cluster = Cluster::small(major).start();
     let space = cluster.sandbox().dir("tablespace");
-    cluster.client().sql(&format!(
-        "create tablespace elsewhere location '{}'",
-        space.display()
-    ));
+    cluster.make_tablespace("elsewhere", &space);
     cluster.sql("create table here as select generate_series(1, 50000) as a, repeat('x', 50) as b");
     cluster.sql("create table there tablespace elsewhere as select generate_series(1, 50000) as a");
     let before: Lsn = cluster
-        .query_one_string("select pg_current_wal_lsn()")
+        .value("select pg_current_wal_lsn()")
         .parse()
         .unwrap();
     let oid: u32 = cluster
-        .query_one_string("select oid from pg_tablespace where spcname = 'elsewhere'")
+        .value("select oid from pg_tablespace where spcname = 'elsewhere'")
         .parse()
         .unwrap();
     let (mut client, _) = replication(&cluster);
@@ -573,7 +556,7 @@ fn base_backup_is_what_its_manifest_says(major: u32) {
             .iter()
             .any(|path| path == b"pg_wal/archive_status")
     );
-    let path: String = cluster.query_one_string("select pg_relation_filepath('there')");
+    let path: String = cluster.value("select pg_relation_filepath('there')");
     assert_eq!(
         received.files[path.as_bytes()].0,
         std::fs::metadata(cluster.pgdata().join(&path))
@@ -607,12 +590,9 @@ fn base_backup_is_what_its_manifest_says(major: u32) {
 per_major!(base_backup_is_what_its_manifest_says);
 
 fn c04_damaged_page_leaves_a_complete_backup_marked_as_damaged(major: u32) {
-    let mut cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let mut cluster = Cluster::small(major).start();
     cluster.sql("create table t as select generate_series(1, 50000) as a");
-    let path = cluster.query_one_string("select pg_relation_filepath('t')");
+    let path = cluster.value("select pg_relation_filepath('t')");
     cluster.stop(Stop::Fast);
     let file = cluster.pgdata().join(&path);
     let mut bytes = std::fs::read(&file).unwrap();
@@ -658,10 +638,7 @@ per_major!(c04_damaged_page_leaves_a_complete_backup_marked_as_damaged, v13 v17 
 
 #[test]
 fn backup_ends_with_an_error_when_the_server_ends_it() {
-    let cluster = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let cluster = Cluster::small(15).start();
     let (client, _) = replication(&cluster);
     let sql = cluster.client();
     let slow = BaseBackupOptions {
@@ -689,10 +666,7 @@ fn backup_ends_with_an_error_when_the_server_ends_it() {
 }
 
 fn recorded_backup_plays_back_and_may_break_anywhere(major: u32) {
-    let cluster = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
-        .start();
+    let cluster = Cluster::small(major).start();
     let open = |conninfo: &str| connect(conninfo, Session::Replication).unwrap();
     let mut first = None;
     let recording = Recording::of(&cluster, |conninfo| {

@@ -291,8 +291,7 @@ fn torment(stage: &Stage, seen: &Mutex<Seen>, (kills, seconds, seed): (u64, u64,
     std::thread::sleep(Duration::from_secs(6));
     seen.lock().unwrap().finish = now_ns();
     for (host, (agent, from)) in agents {
-        agent.signal(Signal::TERM);
-        agent.wait().success();
+        agent.ended_by(Signal::TERM).success();
         seen.lock()
             .unwrap()
             .up
@@ -416,7 +415,7 @@ fn ask(stage: &Stage, seen: &Mutex<Seen>, ends: &AtomicBool) -> i128 {
     while !ends.load(Ordering::Relaxed) {
         for host in HOSTS {
             let from = now_ns();
-            let run = stage.pitr(host).args(["agent", "status", "--json"]).run();
+            let run = stage.pitr(host).words("agent status --json").run();
             let to = now_ns();
             slowest = slowest.max(to - from);
             // A power cut kills it, too.

@@ -230,7 +230,7 @@ impl Stage {
             );
             stage.sandbox.file(format!("{host}.toml"), text);
         }
-        stage.pitr("one").args(["init", "--quiet"]).run().success();
+        stage.pitr("one").words("init --quiet").succeed();
         stage
     }
 

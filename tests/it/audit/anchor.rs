@@ -13,7 +13,7 @@ fn v33_anchors_and_checks_that_come_no_more_are_told() {
     world.configure("host", "on", &sink.section());
     let own = world.pitr("host", &[]);
     let levels = |pitr: &Program| -> Vec<String> {
-        let json = pitr.clone().args(["doctor", "--json"]).run().json();
+        let json = pitr.clone().words("doctor --json").run().json();
         let all = json["findings"].as_array().unwrap().iter();
         let own = all.filter(|f| f["name"] == "anchor" || f["name"] == "check");
         own.map(|f| f["level"].as_str().unwrap().to_owned())
@@ -22,7 +22,7 @@ fn v33_anchors_and_checks_that_come_no_more_are_told() {
     world.backup().success();
     observe(&own);
     assert_eq!(levels(&own), ["ok", "ok"], "they may be another host's");
-    world.pitr("host", &["audit", "anchor"]).run().success();
+    world.pitr("host", &["audit", "anchor"]).succeed();
     assert_eq!(world.problems(&[]).0, 0);
     let text = world.pitr("host", &["metrics"]).run().stdout;
     let name = "pitr_audit_last_verified_timestamp_seconds";
@@ -80,9 +80,9 @@ fn r91_notices_heartbeats_and_reports_carry_an_anchor() {
     world.configure("host", "on", &sinks);
     let beat = answered_once(listener);
     world.backup().success();
-    world.pitr("host", &["audit", "anchor"]).run().success();
+    world.pitr("host", &["audit", "anchor"]).succeed();
     world.backup().success();
-    world.pitr("host", &["alert", "test"]).run().success();
+    world.pitr("host", &["alert", "test"]).succeed();
     let notices = std::fs::read_to_string(&heard).unwrap();
     let (json, variable) = notices.trim_end().split_once('\n').unwrap();
     let json: Value = serde_json::from_str(json).unwrap();

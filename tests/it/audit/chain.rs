@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{World, bytes};
-use crate::common::{files_below, user};
+use crate::common::{copy_all, files_below, user};
 
 #[test]
 fn whoever_changes_the_log_is_found() {
@@ -11,7 +11,7 @@ fn whoever_changes_the_log_is_found() {
     for _ in 0..3 {
         world.backup().success();
     }
-    let anchor = world.pitr("host", &["audit", "anchor"]).run().success();
+    let anchor = world.pitr("host", &["audit", "anchor"]).succeed();
     let anchor = anchor.stdout.trim().to_owned();
     world.backup().success();
     let chain = world.chain("one");
@@ -90,21 +90,23 @@ fn commands_that_run_at_once_make_one_chain() {
     assert_eq!(world.problems(&[]), (0, vec![]));
 }
 
-#[test]
-fn a_copied_state_becomes_a_chain_of_its_own() {
+/// A host that backs up before and after its state was set back.
+fn set_back() -> World {
     let world = World::new();
     world.backup().success();
     let (host, copied) = (world.sandbox.join("host"), world.sandbox.join("copied"));
-    let copy = std::process::Command::new("cp")
-        .arg("-a")
-        .args([&host, &copied])
-        .status();
-    assert!(copy.unwrap().success());
+    copy_all(&host, &copied);
     world.backup().success();
     // The machine was set back, or this is its clone: both hold the same state.
     std::fs::remove_dir_all(&host).unwrap();
     std::fs::rename(&copied, &host).unwrap();
     world.backup().success();
+    world
+}
+
+#[test]
+fn a_copied_state_becomes_a_chain_of_its_own() {
+    let world = set_back();
     assert_eq!(std::fs::read_dir(world.log("one")).unwrap().count(), 2);
     let records = world.list();
     assert_eq!(records.len(), 8);
@@ -122,18 +124,7 @@ fn a_copied_state_becomes_a_chain_of_its_own() {
 
 #[test]
 fn v32_a_chain_that_is_cut_before_the_record_which_another_one_continues_is_found() {
-    let world = World::new();
-    world.backup().success();
-    let (host, copied) = (world.sandbox.join("host"), world.sandbox.join("copied"));
-    let copy = std::process::Command::new("cp")
-        .arg("-a")
-        .args([&host, &copied])
-        .status();
-    assert!(copy.unwrap().success());
-    world.backup().success();
-    std::fs::remove_dir_all(&host).unwrap();
-    std::fs::rename(&copied, &host).unwrap();
-    world.backup().success();
+    let world = set_back();
     let continued = world.list();
     let continued = continued.iter().find_map(|r| r["continues"].as_str());
     let (writer, last) = continued.unwrap().split_once('/').unwrap();
@@ -162,14 +153,13 @@ fn configurations_of_one_state_directory_have_chains_of_their_own() {
         .replace("/two\"", "/four\"");
     let path = world.sandbox.file("other.toml", other);
     user::own(&path);
-    world.pitr("other", &["init", "--quiet"]).run().success();
+    world.pitr("other", &["init", "--quiet"]).succeed();
     for host in ["host", "other", "host", "other"] {
         let backup = world.pitr(host, &["files", "backup", "up", "--quiet"]);
-        backup.run().success();
+        backup.succeed();
     }
     for (host, repository) in [("host", "one"), ("other", "three")] {
-        let verify = world.pitr(host, &["audit", "verify"]).run();
-        verify.success();
+        world.pitr(host, &["audit", "verify"]).succeed();
         assert_eq!(world.chain(repository).len(), 6);
         assert_eq!(std::fs::read_dir(world.log(repository)).unwrap().count(), 1);
     }
@@ -179,7 +169,7 @@ fn configurations_of_one_state_directory_have_chains_of_their_own() {
 fn records_bear_a_mac_and_those_of_a_stranger_are_doubted() {
     let world = World::sealed();
     let backup = world.pitr("host", &["files", "backup", "up", "--quiet", "--full"]);
-    backup.run().success();
+    backup.succeed();
     assert_eq!(world.problems(&[]), (0, vec![]));
     let chain = world.chain("one");
     let last = chain.last().unwrap();
@@ -204,14 +194,11 @@ fn records_bear_a_mac_and_those_of_a_stranger_are_doubted() {
     let (code, problems) = world.problems(&["--repository", "one"]);
     assert_eq!((code, problems), (6, vec!["doubted".to_owned()]));
     // The host leaves the chain, and loses none of its own records.
-    backup.run().success();
+    backup.succeed();
     let records = world.list();
     let own: Vec<_> = records.iter().filter(|r| r["doubted"] == false).collect();
     assert_eq!(own.last().unwrap()["outcome"], "succeeded");
     assert!(own.iter().any(|r| r["continues"].is_string()));
-    let anchored = world
-        .pitr("host", &["audit", "anchor", "--json"])
-        .run()
-        .success();
+    let anchored = world.pitr("host", &["audit", "anchor", "--json"]).succeed();
     assert_eq!(anchored.json()["repositories"].as_array().unwrap().len(), 2);
 }

@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Site, files_below, pitr, user, wait_until,
-};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, files_below, pitr, user, wait_until};
 use crate::per_major;
 use crate::sealed::keygen;
 
@@ -46,7 +44,7 @@ impl World {
         };
         std::fs::write(world.sandbox.dir("source").join("a"), "content").unwrap();
         world.configure("host", "on", "");
-        world.pitr("host", &["init", "--quiet"]).run().success();
+        world.pitr("host", &["init", "--quiet"]).succeed();
         user::own_all(world.sandbox.path());
         world
     }
@@ -55,7 +53,7 @@ impl World {
     fn sealed() -> World {
         let sandbox = Sandbox::new("audit");
         let keys = sandbox.join("keys");
-        keygen(&keys, &["ops", "escrow"]).run().success();
+        keygen(&keys, &["ops", "escrow"]).succeed();
         let encryption = |name: &str| {
             format!(
                 "[repositories.{name}.encryption]\nkey_set = \"{}\"\n",
@@ -94,10 +92,7 @@ impl World {
     }
 
     fn list(&self) -> Vec<Value> {
-        let run = self
-            .pitr("host", &["audit", "list", "--json"])
-            .run()
-            .success();
+        let run = self.pitr("host", &["audit", "list", "--json"]).succeed();
         run.json()["records"].as_array().unwrap().clone()
     }
 
@@ -138,7 +133,7 @@ fn every_command_leaves_its_records_in_every_repository() {
     let sudo = world
         .pitr("host", &backup)
         .env("SUDO_USER", "anna\u{1b}[2J");
-    sudo.run().success();
+    sudo.succeed();
     let to = world.sandbox.join("back");
     let restore = [
         "files",
@@ -148,11 +143,11 @@ fn every_command_leaves_its_records_in_every_repository() {
         "--to",
         to.to_str().unwrap(),
     ];
-    world.pitr("host", &restore).run().success();
+    world.pitr("host", &restore).succeed();
     std::fs::rename(world.sandbox.join("source"), world.sandbox.join("gone")).unwrap();
     assert_ne!(world.backup().code(), 0);
     // A command that only looks is not recorded.
-    world.pitr("host", &["files", "ls", "up"]).run().success();
+    world.pitr("host", &["files", "ls", "up"]).succeed();
 
     let records = world.list();
     let told: Vec<_> = records
@@ -227,7 +222,7 @@ fn root_follows_no_link_in_the_state_of_another_account() {
     let state = world.sandbox.join("host");
     let as_root = || {
         let run = world.pitr("host", &["files", "backup", "up"]);
-        let run = run.privileged().run().success();
+        let run = run.privileged().succeed();
         for name in ["one", "two"] {
             user::own_all(&world.sandbox.join(name));
         }
@@ -285,14 +280,12 @@ fn a_command_that_was_killed_leaves_its_beginning() {
         "on",
         "[files.slow]\nsource = \"command\"\nfile_name = \"x\"\ncommand = [\"sleep\", \"20\"]\n",
     );
-    world.pitr("host", &["init", "--quiet"]).run().success();
+    world.pitr("host", &["init", "--quiet"]).succeed();
     let mut slow = world.pitr("host", &["files", "backup", "slow"]).spawn();
-    wait_until(PATIENCE, "the record of its beginning", || {
-        assert!(!slow.is_done(), "{}", slow.stderr());
+    slow.until("the record of its beginning", || {
         world.chain("one").len() == 7
     });
-    slow.signal(Signal::KILL);
-    slow.wait();
+    slow.ended_by(Signal::KILL);
     let last = world.list().pop().unwrap();
     assert_eq!(
         (&last["object"], &last["outcome"]),
@@ -304,7 +297,7 @@ fn a_command_that_was_killed_leaves_its_beginning() {
 fn records_expire_from_the_oldest_on_and_a_record_says_so() {
     let world = World::new();
     world.backup().success();
-    let anchored = world.pitr("host", &["audit", "anchor"]).run().success();
+    let anchored = world.pitr("host", &["audit", "anchor"]).succeed();
     let line = anchored.stdout.trim();
     assert_eq!(world.problems(&["--anchor", line]), (0, vec![]));
     world.backup().success();
@@ -371,8 +364,7 @@ fn a_role_is_compared_with_what_the_host_may_do() {
     // The needs of a role are printed for every repository, and nothing is done.
     let rights = world
         .pitr("host", &["init", "--role", "writer", "--json"])
-        .run()
-        .success();
+        .succeed();
     assert_eq!(rights.json()["repositories"].as_array().unwrap().len(), 2);
     assert_eq!(files_below(&world.sandbox.join("one")), files);
 }
@@ -383,7 +375,7 @@ fn the_view_of_contrib_shows_archiver_slots_and_receivers(major: u32) {
     cluster.sql(&std::fs::read_to_string(script).unwrap());
     cluster.sql("select pg_create_physical_replication_slot('kept', true)");
     let state = |part: &str| {
-        let rows = cluster.query_rows(&format!(
+        let rows = cluster.sql(&format!(
             "select state from pitr_status where part = '{part}'"
         ));
         rows.iter()
@@ -392,9 +384,7 @@ fn the_view_of_contrib_shows_archiver_slots_and_receivers(major: u32) {
     };
     cluster.archive_now();
     // Statistics follow; those of old majors with a delay.
-    wait_until(PATIENCE, "the archiver's statistics", || {
-        state("archiver") == ["ok"]
-    });
+    wait_until("the archiver's statistics", || state("archiver") == ["ok"]);
     assert_eq!(state("slot"), ["inactive, reserved"]);
     assert_eq!(state("receiver"), [""; 0]);
     drop(site);

@@ -11,8 +11,7 @@ fn a_report_tells_runs_and_escapes_every_text() {
     let backup = world.pitr("host", &["files", "backup", "up", "--quiet"]);
     backup
         .env("SUDO_USER", "<script>alert(1)</script>")
-        .run()
-        .success();
+        .succeed();
     let report = |kind: &str, format: &str| {
         world
             .pitr(
@@ -49,12 +48,8 @@ fn a_report_tells_runs_and_escapes_every_text() {
 fn j66_a_cluster_that_cannot_be_looked_at_is_in_the_report() {
     let (site, _cluster) = Site::with_cluster(17);
     site.keep_state();
-    site.pitr().args(["backup", "--quiet"]).run().success();
-    let report = || {
-        site.pitr()
-            .args(["report", "compliance", "--format", "json"])
-            .run()
-    };
+    site.pitr().words("backup --quiet").succeed();
+    let report = || site.pitr().words("report compliance --format json").run();
     let whole = report().success().json();
     let recoverable = |report: &serde_json::Value| report["controls"][0].clone();
     assert_eq!(recoverable(&whole)["state"], "ok", "{whole:#}");
@@ -144,9 +139,7 @@ fn y43_a_control_is_met_for_every_copy_of_a_cluster_or_not_at_all() {
     cluster.archive_now();
     pitr(&["repo", "sync"]).success();
     let state = |name: &str, since: &str| {
-        let report = site
-            .pitr()
-            .args(["report", "compliance", "--format", "json"]);
+        let report = site.pitr().words("report compliance --format json");
         let report = report.args(["--since", since]).run().json();
         let controls = report["controls"].as_array().unwrap();
         let found = controls.iter().find(|one| one["control"] == name).unwrap();

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{World, bytes};
 use crate::alert_conditions::{Sink, later, observe};
-use crate::common::{Run, files_below};
+use crate::common::{Run, files_below, str_of};
 
 #[test]
 fn a_repository_that_was_away_gets_its_records_in_order() {
@@ -17,10 +17,7 @@ fn a_repository_that_was_away_gets_its_records_in_order() {
     let waiting = |doctor: &Run| {
         let all = doctor.json()["findings"].as_array().unwrap().clone();
         let of = |f: &Value| f["group"] == "audit" && f["name"] == "two";
-        all.into_iter().find(of).unwrap()["value"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        str_of(&all.into_iter().find(of).unwrap()["value"]).to_owned()
     };
     assert_eq!(waiting(&doctor), "4 records on this host");
     std::fs::rename(&away, &there).unwrap();
@@ -31,10 +28,7 @@ fn a_repository_that_was_away_gets_its_records_in_order() {
     // One that lost its log gets it from the other.
     std::fs::remove_dir_all(world.log("two")).unwrap();
     assert_eq!(world.problems(&[]).0, 4);
-    let sync = world
-        .pitr("host", &["repo", "sync", "--json"])
-        .run()
-        .success();
+    let sync = world.pitr("host", &["repo", "sync", "--json"]).succeed();
     let brought = &sync.json()["audit"][0];
     assert_eq!(
         (&brought["to"], &brought["records"]),
@@ -58,17 +52,17 @@ fn who_may_not_create_keeps_the_records_and_required_ones_stop_the_command() {
     };
     log(0o555);
     let cat = ["files", "cat", "up", "a"];
-    let run = world.pitr("host", &cat).run().success();
+    let run = world.pitr("host", &cat).succeed();
     assert_eq!(run.stdout, "content");
     assert_eq!(world.chain("one").len(), 4);
     world.configure("host", "required", "");
     // The command that makes repositories needs none.
-    world.pitr("host", &["init", "--quiet"]).run().success();
+    world.pitr("host", &["init", "--quiet"]).succeed();
     let refused = world.pitr("host", &cat).run();
     assert_eq!(refused.code(), 8, "{}", refused.stderr);
     assert!(refused.stdout.is_empty() && refused.stderr.contains("audit log"));
     log(0o755);
-    world.pitr("host", &cat).run().success();
+    world.pitr("host", &cat).succeed();
     // Those that waited came first.
     let told: Vec<_> = world.list().iter().map(|r| r["outcome"].clone()).collect();
     assert_eq!(
@@ -106,7 +100,7 @@ fn y44_a_check_of_one_repository_ends_no_alert_about_another() {
     };
     assert_eq!(world.problems(&["--repository", "one"]), (0, vec![]));
     let report = ["--repository", "one", "report", "audit"];
-    world.pitr("host", &report).run().success();
+    world.pitr("host", &report).succeed();
     assert_eq!(broken(), Some(1.0));
     observe(&own);
     sink.expect("audit/broken", &[("new", "critical")]);
@@ -139,13 +133,12 @@ fn y46_a_host_that_moves_to_another_repository_damages_no_log() {
     let backup = ["files", "backup", "up", "--quiet"];
     without("one");
     for _ in 0..2 {
-        world.pitr("late", &backup).run().success();
+        world.pitr("late", &backup).succeed();
     }
     // That one dies. The other one is older than the record that says so.
     std::fs::remove_dir_all(world.sandbox.join("two")).unwrap();
     without("two");
-    let later = later(&world.pitr("late", &backup), 3 * 86_400);
-    later.run().success();
+    later(&world.pitr("late", &backup), 3 * 86_400).succeed();
     let run = world.pitr("late", &["audit", "verify", "--json"]).run();
     let problems = run.json()["problems"].clone();
     assert_eq!(run.code(), 6, "{problems}");
@@ -166,13 +159,12 @@ fn a_repository_that_came_later_has_no_hole() {
             .replace("/two\"", "/three\""),
     )
     .unwrap();
-    world.pitr("host", &["init", "--quiet"]).run().success();
+    world.pitr("host", &["init", "--quiet"]).succeed();
     world.backup().success();
     let (code, problems) = world.problems(&[]);
     assert_eq!((code, problems), (6, vec!["behind".to_owned()]));
     let before = world.list().len();
-    let sync = world.pitr("host", &["repo", "sync", "--quiet"]);
-    sync.run().success();
+    world.pitr("host", &["repo", "sync", "--quiet"]).succeed();
     assert_eq!(world.problems(&[]), (0, vec![]));
     assert_eq!(world.list().len(), before + 2);
     let names = |name: &str| files_below(&world.log(name));
@@ -185,7 +177,7 @@ fn a_repository_made_anew_at_its_place_is_no_damage() {
     world.backup().success();
     let anew = |name: &str| {
         std::fs::remove_dir_all(world.sandbox.join(name)).unwrap();
-        let init = world.pitr("host", &["init"]).run().success();
+        let init = world.pitr("host", &["init"]).succeed();
         let backup = world.pitr("host", &["files", "backup", "up"]).run();
         let told = init.stderr + &backup.success().stderr;
         assert!(told.contains("is another one than before"), "{told}");
@@ -197,7 +189,7 @@ fn a_repository_made_anew_at_its_place_is_no_damage() {
     let (code, problems) = world.problems(&["--repository", "two"]);
     assert_eq!((code, problems), (0, vec![]));
     let again = world.pitr("host", &["files", "backup", "up"]);
-    let again = again.run().success();
+    let again = again.succeed();
     assert!(!again.stderr.contains("another one"), "{again}");
 }
 
@@ -215,7 +207,7 @@ fn x20_records_that_expired_do_not_come_back_by_a_copy() {
     std::fs::write(&second, &kept).unwrap();
     assert_eq!(world.problems(&[]), (0, vec![]));
     let sync = world.pitr("host", &["repo", "sync", "--json"]);
-    let sync = sync.run().success();
+    let sync = sync.succeed();
     assert_eq!(sync.json()["audit"], serde_json::json!([]), "{sync}");
     assert_eq!(world.problems(&[]), (0, vec![]));
 }

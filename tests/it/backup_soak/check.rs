@@ -33,7 +33,7 @@ pub struct Backup {
 }
 
 pub fn backups(world: &World) -> Vec<Backup> {
-    let info = world.home.pitr().args(["info", "--json"]).run().json();
+    let info = world.home.pitr().words("info --json").run().json();
     let backups = info["clusters"][0]["backups"].as_array().unwrap().clone();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let one = |b: &Value| Backup {
@@ -45,7 +45,7 @@ pub fn backups(world: &World) -> Vec<Backup> {
 }
 
 fn plan(world: &World, asked: &[String]) -> Value {
-    let run = world.home.pitr().args(["plan", "--json"]).args(asked).run();
+    let run = world.home.pitr().words("plan --json").args(asked).run();
     let plan = run.json();
     let code = if plan["reachable"] == true { 0 } else { 5 };
     assert_eq!(run.code(), code, "{run}");
@@ -96,12 +96,9 @@ pub fn moment(world: &mut World, mark: &Mark, is_thorough: bool) {
     let mapping = format!("{}={}", world.space.display(), space.display());
     let restore = world.home.pitr().arg("restore").args(&asked);
     let restore = restore.args(["--tablespace-mapping", &mapping]);
-    restore.arg("--to").arg(&to).run().success();
+    restore.arg("--to").arg(&to).succeed();
     verify_backup(world.major, &to);
-    let mut copy = Cluster::open(world.major, &to)
-        .option("fsync", "off")
-        .start();
-    copy.wait_promoted();
+    let mut copy = Cluster::open(world.major, &to).without_fsync().promoted();
     let found = truth(&copy);
     assert_eq!(found, *mark.content, "{} from {asked:?}", mark.name);
     if is_thorough {
@@ -122,9 +119,9 @@ fn unlogged_tables_are_empty(copy: &Cluster) {
     for client in indexes::databases(copy) {
         let tables =
             "select oid::regclass from pg_class where relkind = 'r' and relpersistence = 'u'";
-        for row in client.query_rows(tables) {
+        for row in client.sql(tables) {
             let table = row[0].as_deref().unwrap();
-            let count = client.query_one_string(&format!("select count(*) from {table}"));
+            let count = client.value(&format!("select count(*) from {table}"));
             assert_eq!(count, "0", "{table}");
             client.sql(&format!("insert into {table} (a) values (1)"));
         }

@@ -49,7 +49,7 @@ impl Home {
         let state = home.sandbox.dir("host").join("state");
         let key = |name: &str| keys.join(format!("{name}.key")).display().to_string();
         if is_encrypted {
-            keygen(&keys, &["ops", "escrow"]).run().success();
+            keygen(&keys, &["ops", "escrow"]).succeed();
         }
         let hosts = [
             (READER, format!("key_file = \"{}\"", key("ops"))),
@@ -70,8 +70,7 @@ impl Home {
             }
             home.sandbox.file(format!("{host}.toml"), text);
         }
-        let init = home.on(home.archiver()).args(["init", "--quiet"]);
-        init.run().success();
+        home.on(home.archiver()).words("init --quiet").succeed();
         home
     }
 

@@ -28,7 +28,7 @@ fn query(method: &str, table: &str) -> Option<String> {
 /// amcheck looks at B-trees alone; the other kinds show in answers.
 pub fn answer_like_tables(cluster: &Cluster) {
     for client in databases(cluster) {
-        let indexes = client.query_rows(
+        let indexes = client.sql(
             "select i.indexrelid::regclass, i.indrelid::regclass, a.amname, pg_get_indexdef(i.indexrelid, 1, true)
              from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam
              join pg_class t on t.oid = i.indrelid
@@ -56,14 +56,14 @@ fn answers(client: &Client, index: &str, table: &str, method: &str) {
            end loop;
          end $$"
     ));
-    let sum = || client.query_one_string("select sum from asked");
+    let sum = || client.value("select sum from asked");
     client.sql("set local enable_indexscan = off; set local enable_bitmapscan = off; set local enable_indexonlyscan = off");
     let by_table = sum();
     client.sql(
         "set local enable_indexscan = on; set local enable_bitmapscan = on; set local enable_indexonlyscan = on;
          set local enable_hashjoin = off; set local enable_mergejoin = off; set local enable_seqscan = off; set local enable_material = off",
     );
-    let plan = client.query_rows("explain select sum from asked");
+    let plan = client.sql("explain select sum from asked");
     let is_used = plan
         .iter()
         .any(|row| row[0].as_deref().unwrap().contains(index));

@@ -58,7 +58,7 @@ fn history(major: u32, (seed, steps): (u64, u64), may_be_far: bool) -> BTreeMap<
         *counts.entry(kind).or_default() += 1;
     }
     check::all_marks_are_planned(&world);
-    world.home.pitr().arg("verify").run().success();
+    world.home.pitr().arg("verify").succeed();
     counts
 }
 

@@ -138,14 +138,13 @@ fn some_segments(world: &mut World) -> Vec<String> {
 
 /// Nothing is archived until all pages of the backup are stored.
 fn unarchived(world: &mut World, program: &Program) -> Run {
-    world.cluster.alter_system("archive_command", "false");
-    world.cluster.reload();
+    world.cluster.set("archive_command", "false");
     world.storm_for(Duration::from_millis(400));
     let layers = |world: &World| world.home.objects("/layers/").len();
     let before = layers(world);
     let storm = world.storm();
     let mut running = program.spawn();
-    wait_until(PATIENCE, "the layers are written", || {
+    wait_until("the layers are written", || {
         running.is_done() || layers(world) > before
     });
     world.cluster.sql("alter system reset archive_command");

@@ -112,8 +112,7 @@ pub fn take(world: &mut World, kind: Kind) {
             let running = program.spawn();
             let time = 50 + world.random.next() % 1500;
             std::thread::sleep(Duration::from_millis(time));
-            running.signal(Signal::KILL);
-            let run = running.wait();
+            let run = running.ended_by(Signal::KILL);
             storm.end();
             world.killed.extend(claimed(world));
             println!(
@@ -155,13 +154,13 @@ pub fn take(world: &mut World, kind: Kind) {
         }
         Kind::Expire => {
             world.storm_for(Duration::from_millis(300));
-            world.home.pitr().arg("verify").run().success();
+            world.home.pitr().arg("verify").succeed();
             let expire = expire(world);
             let run = expire.run();
             // A killed backup may claim WAL that it cannot name any more: the operator says that it is gone.
             if is_held_back(&run) {
                 release_killed(world);
-                expire.run().success();
+                expire.succeed();
             } else {
                 run.success();
             }
@@ -171,7 +170,7 @@ pub fn take(world: &mut World, kind: Kind) {
         Kind::VerifySome => {
             world.storm_for(Duration::from_millis(800));
             let verify = ["verify", "--since", "last", "--max-bytes", "20MB"];
-            world.home.pitr().args(verify).run().success();
+            world.home.pitr().args(verify).succeed();
         }
     }
 }
@@ -179,21 +178,20 @@ pub fn take(world: &mut World, kind: Kind) {
 /// Nothing proves the marks of a host without keys: until that host deletes the rest, its backups count as lost.
 fn expire_killed(world: &mut World) {
     world.storm_for(Duration::from_millis(300));
-    world.home.pitr().arg("verify").run().success();
+    world.home.pitr().arg("verify").succeed();
     let expire = expire(world);
     let running = expire.spawn();
     std::thread::sleep(Duration::from_millis(world.random.next() % 150));
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     let verify = world.home.pitr().arg("verify").run();
     if !verify.is_success() {
         assert!(world.home.is_encrypted, "{verify}");
         verify.expect_stdout("A mark for deletion that nothing proves");
         if is_held_back(&expire.run()) {
             release_killed(world);
-            expire.run().success();
+            expire.succeed();
         }
-        world.home.pitr().arg("verify").run().success();
+        world.home.pitr().arg("verify").succeed();
     }
 }
 
@@ -246,7 +244,7 @@ fn faults(world: &mut World) -> Vec<crate::common::s3::Fired> {
 
 /// Backups are deleted, again and again, while one is taken.
 fn expire_beside(world: &mut World) {
-    world.home.pitr().arg("verify").run().success();
+    world.home.pitr().arg("verify").succeed();
     let (kind, program) = any_backup(world);
     let storm = world.storm();
     let mut running = program.spawn();
@@ -279,7 +277,7 @@ fn is_held_back(run: &Run) -> bool {
 
 /// The backups that something holds.
 fn claimed(world: &World) -> Vec<String> {
-    let run = world.home.pitr().args(["repo", "claims", "--json"]).run();
+    let run = world.home.pitr().words("repo claims --json").run();
     let json = run.success().json();
     let claims = json["claims"].as_array().unwrap();
     let id = |claim: &serde_json::Value| claim["backup"].as_str().unwrap().to_owned();
@@ -290,7 +288,7 @@ fn release_killed(world: &World) {
     let claimed = claimed(world);
     for id in world.killed.iter().filter(|id| claimed.contains(id)) {
         let release = ["repo", "claims", "--confirm", "--release", id];
-        world.home.pitr().args(release).run().success();
+        world.home.pitr().args(release).succeed();
         println!("backup soak {}: {id} released", world.major);
     }
 }

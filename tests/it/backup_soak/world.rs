@@ -9,7 +9,7 @@ use super::home::Home;
 use super::storm::{OTHER, Shared, Storm};
 use crate::common::random::Random;
 use crate::common::reception::lsn;
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, wait_until};
 use crate::incremental::truth;
 
 /// A moment at which all databases were at rest, and what was in them.
@@ -43,9 +43,7 @@ pub struct World {
 impl World {
     pub fn new(major: u32, mut random: Random, may_be_far: bool) -> World {
         let has_checksums = random.one_in(2);
-        let builder = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
+        let builder = Cluster::small(major)
             .checksums(has_checksums)
             .config("max_prepared_transactions", 10)
             .config("track_commit_timestamp", "on")
@@ -74,10 +72,7 @@ impl World {
         home.sandbox.keep_on_failure();
         cluster.sandbox().keep_on_failure();
         let space = cluster.sandbox().dir("space");
-        cluster.sql(&format!(
-            "create tablespace ts location '{}'",
-            space.display()
-        ));
+        cluster.make_tablespace("ts", &space);
         cluster.sql(&format!("create database {OTHER}"));
         let world = World {
             major,
@@ -91,7 +86,7 @@ impl World {
             restored: 0,
             has_checksums,
         };
-        world.home.pitr().arg("backup").run().success();
+        world.home.pitr().arg("backup").succeed();
         world
     }
 
@@ -115,12 +110,12 @@ impl World {
         let client = self.cluster.client();
         let name = format!("mark_{}", self.marks.len());
         let content = Arc::new(truth(&self.cluster));
-        let xid = client.query_one_string("select txid_current() % (2::bigint ^ 32)::bigint");
-        let end = client.query_one_string(&format!("select pg_create_restore_point('{name}')"));
+        let xid = client.value("select txid_current() % (2::bigint ^ 32)::bigint");
+        let end = client.value(&format!("select pg_create_restore_point('{name}')"));
         // A target by position stops behind the record that begins there.
         client.sql("select pg_logical_emit_message(false, 'mark', 'behind it')");
         std::thread::sleep(Duration::from_millis(20));
-        let time = client.query_one_string("select clock_timestamp()");
+        let time = client.value("select clock_timestamp()");
         std::thread::sleep(Duration::from_millis(20));
         client.sql("select txid_current()");
         drop(rest);
@@ -149,15 +144,15 @@ impl World {
         self.cluster.stop(crate::common::Stop::Immediate);
         self.cluster.start();
         let client = self.cluster.client();
-        wait_until(PATIENCE, "the server has recovered", || {
-            client.query_one_string("select pg_is_in_recovery()") == "f"
+        wait_until("the server has recovered", || {
+            client.value("select pg_is_in_recovery()") == "f"
         });
         // DROP DATABASE was at it: nobody can connect to what is left.
-        for row in client.query_rows("select datname from pg_database where datconnlimit = -2") {
+        for row in client.sql("select datname from pg_database where datconnlimit = -2") {
             client.sql(&format!("drop database {}", row[0].as_deref().unwrap()));
         }
         // The transaction of a storm that was prepared as the server died has its locks still.
-        for row in client.query_rows("select database, gid from pg_prepared_xacts") {
+        for row in client.sql("select database, gid from pg_prepared_xacts") {
             let (database, gid) = (row[0].as_deref().unwrap(), row[1].as_deref().unwrap());
             self.cluster
                 .client_of(database)

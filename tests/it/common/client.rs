@@ -62,13 +62,8 @@ impl Client {
             .unwrap_or_else(|e| panic!("{sql}\n{}", text(&e)))
     }
 
-    /// Returns the rows of a query.
-    pub fn query_rows(&self, sql: &str) -> Rows {
-        self.sql(sql)
-    }
-
     /// Returns the first column of the only row; null is the empty string.
-    pub fn query_one_string(&self, sql: &str) -> String {
+    pub fn value(&self, sql: &str) -> String {
         let rows = self.sql(sql);
         assert!(
             rows.len() == 1 && !rows[0].is_empty(),

@@ -18,7 +18,7 @@ use super::client::{Client, Rows};
 use super::postgres::{self, Lock, Shape};
 use super::program::{Program, Run};
 use super::sandbox::Sandbox;
-use super::{PATIENCE, unpadded, user, wait_until};
+use super::{PATIENCE, unpadded, user, wait_until, wait_within};
 
 /// How long a server may take to start or to stop, recovery included.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -186,6 +186,13 @@ impl Builder {
         cluster
     }
 
+    /// Starts the server on a restored data directory, and waits until recovery has ended.
+    pub fn promoted(self) -> Cluster {
+        let cluster = self.start();
+        cluster.wait_promoted();
+        cluster
+    }
+
     fn initdb(&self, sandbox: &Sandbox) -> PathBuf {
         let pgdata = sandbox.join("data");
         if self.fresh {
@@ -223,8 +230,7 @@ impl Builder {
             .arg("-D")
             .arg(&pgdata)
             .args(args)
-            .run()
-            .success();
+            .succeed();
         pgdata
     }
 }
@@ -308,6 +314,18 @@ impl Cluster {
             pgdata: None,
             on_disk: false,
         }
+    }
+
+    /// Describes a cluster for a test that is about neither size nor durability: 1 MiB segments, nothing synced.
+    pub fn small(major: u32) -> Builder {
+        Cluster::builder(major).segment_size_mb(1).without_fsync()
+    }
+
+    /// Describes a streaming standby of this cluster, which must run. It syncs nothing.
+    pub fn standby(&self) -> Builder {
+        Cluster::builder(self.major)
+            .standby_of(self)
+            .without_fsync()
     }
 
     /// Describes a server on a data directory that is already there, say a restored one. It is left where it is when the
@@ -469,20 +487,34 @@ impl Cluster {
 
     /// Promotes a standby and waits until it takes writes.
     pub fn promote(&self) {
-        let done = self.query_one_string("select pg_promote(true, 300)");
+        let done = self.value("select pg_promote(true, 300)");
         assert_eq!(done, "t", "promotion failed:\n{}", self.log());
         self.wait_promoted();
     }
 
     /// Waits until recovery has ended, which may have replayed the WAL of an hour.
     pub fn wait_promoted(&self) {
-        wait_until(10 * PATIENCE, "recovery has ended", || {
+        wait_within(10 * PATIENCE, "recovery has ended", || {
             let asked = self.client().try_sql("select pg_is_in_recovery()");
             match asked {
                 Err(e) if is_recovery_conflict(&e) => false,
                 rows => rows.expect("the server answers")[0][0].as_deref() == Some("f"),
             }
         });
+    }
+
+    /// Waits until this standby has replayed everything up to `lsn`.
+    pub fn wait_replayed(&self, lsn: &dyn std::fmt::Display) {
+        let replayed = format!("select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
+        wait_until("the standby has replayed", || self.value(&replayed) == "t");
+    }
+
+    /// Makes a tablespace in `folder`.
+    pub fn make_tablespace(&self, name: &str, folder: &Path) {
+        self.sql(&format!(
+            "create tablespace {name} location '{}'",
+            folder.display()
+        ));
     }
 
     /// Opens a connection as the superuser `postgres` to the database `postgres`.
@@ -509,19 +541,14 @@ impl Cluster {
         }
     }
 
-    /// Runs statements on a connection of their own.
+    /// Runs statements on a connection of their own, and returns the rows of all of them.
     pub fn sql(&self, sql: &str) -> Rows {
         self.client().sql(sql)
     }
 
-    /// Returns the rows of a query, run on a connection of its own.
-    pub fn query_rows(&self, sql: &str) -> Rows {
-        self.client().query_rows(sql)
-    }
-
     /// Returns the first column of the only row of a query, run on a connection of its own.
-    pub fn query_one_string(&self, sql: &str) -> String {
-        self.client().query_one_string(sql)
+    pub fn value(&self, sql: &str) -> String {
+        self.client().value(sql)
     }
 
     /// Returns a libpq connection string by the Unix socket.
@@ -584,7 +611,7 @@ impl Cluster {
 
     /// Waits until the log holds `part`.
     pub fn wait_log(&self, part: &str) {
-        wait_until(PATIENCE, &format!("the log says: {part}"), || {
+        wait_until(&format!("the log says: {part}"), || {
             self.log().contains(part)
         });
     }
@@ -617,6 +644,12 @@ impl Cluster {
         ));
     }
 
+    /// As [`alter_system`](Self::alter_system), and reloads the configuration.
+    pub fn set(&self, name: &str, value: &str) {
+        self.alter_system(name, value);
+        self.reload();
+    }
+
     /// Reloads the configuration.
     pub fn reload(&self) {
         self.sql("select pg_reload_conf()");
@@ -636,14 +669,14 @@ impl Cluster {
 
     /// Returns the system identifier.
     pub fn system_identifier(&self) -> u64 {
-        self.query_one_string("select system_identifier from pg_control_system()")
+        self.value("select system_identifier from pg_control_system()")
             .parse()
             .unwrap()
     }
 
     /// Returns where WAL is inserted next (a primary).
     pub fn insert_lsn(&self) -> String {
-        self.query_one_string("select pg_current_wal_insert_lsn()")
+        self.value("select pg_current_wal_insert_lsn()")
     }
 
     /// Ends the segment that is being written, after making sure there is something in it; returns its name.
@@ -651,7 +684,7 @@ impl Cluster {
         // One connection: what the record before the switch says lies in the segment that is named.
         let client = self.client();
         client.sql("select pg_logical_emit_message(false, 'pitr', 'switch')");
-        client.query_one_string("select pg_walfile_name(pg_switch_wal())")
+        client.value("select pg_walfile_name(pg_switch_wal())")
     }
 
     /// Waits until the archiver has archived this file, or (where that is forgotten by now) a later one of its timeline.
@@ -660,11 +693,11 @@ impl Cluster {
         let status = self.pgdata.join("pg_wal/archive_status");
         // After a promotion the last one reported may be the partial segment of the timeline before, and 13 and 14 can miss being
         // woken: they look again after a minute.
-        wait_until(3 * PATIENCE, &format!("\"{name}\" is archived"), || {
+        wait_within(3 * PATIENCE, &format!("\"{name}\" is archived"), || {
             if status.join(format!("{name}.done")).exists() {
                 return true;
             }
-            let last = client.query_one_string("select last_archived_wal from pg_stat_archiver");
+            let last = client.value("select last_archived_wal from pg_stat_archiver");
             last.len() >= 24 && last[..8] == name[..8] && last[..24] >= name[..24]
         });
     }

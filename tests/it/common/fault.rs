@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::program::{Program, Run, Running};
 use super::sandbox::Sandbox;
-use super::{PATIENCE, wait_until};
+use super::wait_until;
 
 /// The variable that keeps pitr from a thread of its own for others to see it: calls are counted thread by thread.
 const UNSEEN: &str = "PITR_FAULT_UNSEEN";
@@ -205,7 +205,7 @@ pub fn pause_at(program: &Program, fault: &Fault, meanwhile: impl FnOnce()) -> R
     prefix.push("--".into());
     // With -D the process that was started is the program itself.
     let mut running = program.clone().env(UNSEEN, "1").under(prefix).spawn();
-    wait_until(PATIENCE, "the program is stopped", || {
+    wait_until("the program is stopped", || {
         assert!(
             !running.is_done(),
             "{} makes none of {}",
@@ -217,7 +217,7 @@ pub fn pause_at(program: &Program, fault: &Fault, meanwhile: impl FnOnce()) -> R
     });
     meanwhile();
     // Another thread may make the call, too, and stop the program again.
-    wait_until(PATIENCE, "the program ends", || {
+    wait_until("the program ends", || {
         running.signal(Signal::CONT);
         running.is_done()
     });

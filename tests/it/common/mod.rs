@@ -66,7 +66,7 @@ pub use program::{
     pitr_restore,
 };
 pub use reception::Reception;
-pub use sandbox::{Sandbox, copy_tree};
+pub use sandbox::{Sandbox, copy_all, copy_tree};
 pub use site::{Site, Still, append, edit, files_below, keep_state, paths_below, pin};
 
 use std::io::Write as _;
@@ -196,8 +196,13 @@ pub fn unpadded(text: &str) -> String {
 /// Asks `done` every 20 ms until it says yes.
 ///
 /// # Panics
-/// After `timeout`, naming `what` was waited for.
-pub fn wait_until(timeout: Duration, what: &str, mut done: impl FnMut() -> bool) {
+/// After [`PATIENCE`], naming `what` was waited for.
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    wait_within(PATIENCE, what, done);
+}
+
+/// As [`wait_until`], with a patience of its own.
+pub fn wait_within(timeout: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + timeout;
     while !done() {
         assert!(
@@ -206,6 +211,18 @@ pub fn wait_until(timeout: Duration, what: &str, mut done: impl FnMut() -> bool)
         );
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The members of a list in an answer.
+#[track_caller]
+pub fn list_of(value: &serde_json::Value) -> &Vec<serde_json::Value> {
+    value.as_array().unwrap()
+}
+
+/// A text in an answer.
+#[track_caller]
+pub fn str_of(value: &serde_json::Value) -> &str {
+    value.as_str().unwrap()
 }
 
 /// Returns the arguments of `pitr expire` that keep one backup, whatever its age, and `more` of them.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::s3::KEY;
-use super::{Sandbox, wait_until};
+use super::{Sandbox, wait_within};
 
 /// Fetching moto and the program aws, once, takes a minute.
 const INSTALLATION: Duration = Duration::from_secs(600);
@@ -45,7 +45,7 @@ impl Moto {
             .process_group(0)
             .spawn()
             .unwrap();
-        wait_until(INSTALLATION, "moto starts", || told.exists());
+        wait_within(INSTALLATION, "moto starts", || told.exists());
         let text = std::fs::read_to_string(&told).unwrap();
         let (endpoint, aws) = text.trim().split_once(' ').unwrap();
         Moto {

@@ -14,7 +14,7 @@ use rustix::thread::{
 
 use super::medium::{Cut, Medium, Recording, SECTOR};
 use super::sandbox::Sandbox;
-use super::{user, wait_until};
+use super::{user, wait_within};
 
 /// Tells a test that it runs in namespaces of its own.
 const OWN_NAMESPACES: &str = "PITR_TEST_OWN_NAMESPACES";
@@ -165,7 +165,7 @@ impl SmallDisk {
             let mount = mount.args(["-o", &format!("remount,size={size}")]);
             mount.arg(&self.path).output().unwrap().status.success()
         };
-        with_right_to_mount(|| wait_until(BUSY_AT_MOST, "it has its size", is_done));
+        with_right_to_mount(|| wait_within(BUSY_AT_MOST, "it has its size", is_done));
     }
 }
 

@@ -142,6 +142,18 @@ impl Program {
         self
     }
 
+    /// Adds arguments that have no spaces, as a line.
+    #[must_use]
+    pub fn words(self, line: &str) -> Program {
+        self.args(line.split(' '))
+    }
+
+    /// Adds the words that restore into a folder.
+    #[must_use]
+    pub fn restore_to(self, folder: impl AsRef<OsStr>) -> Program {
+        self.args(["restore", "--to"]).arg(folder)
+    }
+
     /// Sets a variable of the environment, which else holds `PATH`, `LANG=C.UTF-8`, `TZ=UTC` and `HOME` alone.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Program {
@@ -253,6 +265,16 @@ impl Program {
         self.spawn().wait()
     }
 
+    /// Runs it to its end, and fails the test unless the exit status is 0.
+    pub fn succeed(&self) -> Run {
+        self.exits(0)
+    }
+
+    /// Runs it to its end, and fails the test unless the exit status is `code`.
+    pub fn exits(&self, code: i32) -> Run {
+        self.run().expect_code(code)
+    }
+
     /// Runs it, and waits for what it leaves running, too; returns also what each process of that ended with: its status, or -n for a
     /// signal n. A process that is started so is in the place of process 1 in a container.
     pub fn run_with_orphans(&self) -> (Run, Vec<i32>) {
@@ -338,6 +360,20 @@ impl Running {
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, signal);
+    }
+
+    /// As [`wait_until`](super::wait_until), but fails as soon as it has ended.
+    pub fn until(&mut self, what: &str, mut done: impl FnMut() -> bool) {
+        super::wait_until(what, || {
+            assert!(!self.is_done(), "it ended: {}", self.stderr());
+            done()
+        });
+    }
+
+    /// Sends it a signal, and waits for its end.
+    pub fn ended_by(self, signal: rustix::process::Signal) -> Run {
+        self.signal(signal);
+        self.wait()
     }
 
     /// Returns what it has written to standard output so far.

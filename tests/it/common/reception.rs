@@ -9,7 +9,7 @@ use super::cluster::{Builder, Cluster};
 use super::program::{Program, Running};
 use super::proxy::Proxy;
 use super::site::Site;
-use super::{PATIENCE, wait_until};
+use super::wait_until;
 
 /// The slot, and the receiver's application_name.
 pub const SLOT: &str = "pitr";
@@ -31,12 +31,7 @@ pub struct Reception {
 impl Reception {
     /// Starts a cluster of 1 MiB segments that syncs nothing itself.
     pub fn new(major: u32) -> Reception {
-        Reception::of(
-            Cluster::builder(major)
-                .segment_size_mb(1)
-                .without_fsync()
-                .config("wal_sender_timeout", "10s"),
-        )
+        Reception::of(Cluster::small(major).config("wal_sender_timeout", "10s"))
     }
 
     /// Starts the described cluster.
@@ -68,12 +63,11 @@ impl Reception {
     /// Waits until the server streams to it, and has heard from it: what the server sends may not have come yet.
     pub fn wait_streaming(&self, running: &mut Running) {
         let client = self.cluster.client();
-        wait_until(PATIENCE, "the receiver streams", || {
-            assert!(!running.is_done(), "it ended: {}", running.stderr());
+        running.until("the receiver streams", || {
             let sql = format!(
                 "select count(*) from pg_stat_replication where state = 'streaming' and reply_time is not null and application_name = '{SLOT}'"
             );
-            client.query_one_string(&sql) == "1"
+            client.value(&sql) == "1"
         });
     }
 
@@ -84,12 +78,9 @@ impl Reception {
 
     /// Waits until the repository holds what the server has flushed by now.
     pub fn wait_shipped(&self, running: &mut Running) {
-        let end = lsn(&self
-            .cluster
-            .query_one_string("select pg_current_wal_flush_lsn()"));
+        let end = lsn(&self.cluster.value("select pg_current_wal_flush_lsn()"));
         let journal = self.journal();
-        wait_until(PATIENCE, "the repository holds everything", || {
-            assert!(!running.is_done(), "it ended: {}", running.stderr());
+        running.until("the repository holds everything", || {
             archived(&journal).is_some_and(|at| at >= end)
         });
     }
@@ -104,8 +95,7 @@ impl Reception {
 /// to read the configuration, however long after the reload. So a commit is seen to wait, for a standby that there is not.
 pub fn make_synchronous(cluster: &Cluster) {
     let set = |name: &str| {
-        cluster.alter_system("synchronous_standby_names", name);
-        cluster.reload();
+        cluster.set("synchronous_standby_names", name);
     };
     set("nobody");
     let client = cluster.client();
@@ -116,10 +106,10 @@ pub fn make_synchronous(cluster: &Cluster) {
             client.sql("select pg_logical_emit_message(true, 'pitr', 'does this wait?')");
         }
     });
-    wait_until(PATIENCE, "a commit waits", || {
+    wait_until("a commit waits", || {
         let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
         assert!(!commits.is_finished(), "the commits ended");
-        cluster.query_one_string(waiting) != "0"
+        cluster.value(waiting) != "0"
     });
     over.store(true, Ordering::SeqCst);
     set(SLOT);

@@ -134,8 +134,13 @@ impl Drop for Sandbox {
 
 /// Copies a file or a folder with all that is in it, owners and permissions included, as the unprivileged user. `to` must not be there.
 pub fn copy_tree(from: &Path, to: &Path) {
-    let copy = Program::new("cp").arg("-a").arg(from).arg(to);
-    copy.run().success();
+    Program::new("cp").arg("-a").arg(from).arg(to).succeed();
+}
+
+/// As [`copy_tree`], but as the user who runs the tests, be it root; `to` may be there.
+pub fn copy_all(from: impl AsRef<Path>, to: impl AsRef<Path>) {
+    let copy = Program::new("cp").privileged().arg("-a");
+    copy.arg(from.as_ref()).arg(to.as_ref()).succeed();
 }
 
 fn remove(path: &Path) {

@@ -7,7 +7,7 @@ use std::process::Command;
 use pitr::config::{Location, SftpSettings};
 use pitr::store::sftp::SftpStore;
 
-use super::{Lock, PATIENCE, Program, Running, Sandbox, free_port, user, wait_until};
+use super::{Lock, Program, Running, Sandbox, free_port, user, wait_until};
 
 const SSHD: &str = "/usr/sbin/sshd";
 
@@ -88,7 +88,7 @@ impl SftpServer {
         self.running = Some(sshd.under(&self.prefix).spawn());
         let address = (Ipv4Addr::LOCALHOST, self.port);
         let running = self.running.as_mut().unwrap();
-        wait_until(PATIENCE, "sshd listens", || {
+        wait_until("sshd listens", || {
             assert!(!running.is_done(), "sshd has ended: {}", running.stderr());
             TcpStream::connect(address).is_ok()
         });
@@ -98,8 +98,7 @@ impl SftpServer {
     pub fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             let sessions = descendants(running.pid());
-            running.signal(rustix::process::Signal::KILL);
-            running.wait();
+            running.ended_by(rustix::process::Signal::KILL);
             for pid in sessions {
                 kill(pid);
             }

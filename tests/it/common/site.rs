@@ -45,8 +45,7 @@ impl Site {
             .arg(&config)
             .arg("--repository")
             .arg(&repository)
-            .run()
-            .success();
+            .succeed();
         Site {
             repository,
             config,
@@ -56,7 +55,7 @@ impl Site {
 
     /// A running cluster of the major that archives into a new site: 1 MiB segments, nothing synced by the server.
     pub fn with_cluster(major: u32) -> (Site, Cluster) {
-        Site::with_cluster_of(Cluster::builder(major).segment_size_mb(1).without_fsync())
+        Site::with_cluster_of(Cluster::small(major))
     }
 
     /// Starts the described cluster with archiving into a new site.
@@ -73,7 +72,7 @@ impl Site {
         let folder = self.sandbox.join(name);
         let url = format!("url = \"file://{}\"", folder.display());
         self.add(&format!("\n[repositories.{name}]\n{url}\n{more}"));
-        self.pitr().args(["init", "--quiet"]).run().success();
+        self.pitr().args(["init", "--quiet"]).succeed();
         folder
     }
 
@@ -287,7 +286,7 @@ impl Still {
                     n * 500
                 ));
                 client.sql("select pg_create_restore_point('mark')");
-                client.query_one_string("select pg_walfile_name(pg_switch_wal())")
+                client.value("select pg_walfile_name(pg_switch_wal())")
             })
             .collect();
         client.sql("insert into ledger select g, 'last' from generate_series(100000, 100050) g");
@@ -324,7 +323,7 @@ impl Still {
 
     /// Fetches a file and returns its bytes.
     pub fn fetched(&self, name: &str) -> Vec<u8> {
-        self.fetch(name).run().success();
+        self.fetch(name).succeed();
         let path = self.wal("RECOVERYXLOG");
         let bytes = std::fs::read(&path).unwrap();
         std::fs::remove_file(path).unwrap();
@@ -337,10 +336,18 @@ impl Still {
         assert!(same, "\"{name}\" comes back with other bytes");
     }
 
+    /// Fails unless the first segment was fetched, and takes it away.
+    pub fn check_first(&self) {
+        let fetched = self.wal("RECOVERYXLOG");
+        let own = self.wal(&self.segments[0]);
+        assert!(std::fs::read(&fetched).unwrap() == std::fs::read(own).unwrap());
+        std::fs::remove_file(fetched).unwrap();
+    }
+
     /// Archives all segments.
     pub fn push_all(&self) {
         for name in &self.segments {
-            self.push(name).run().success();
+            self.push(name).succeed();
         }
     }
 

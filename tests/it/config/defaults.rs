@@ -42,7 +42,7 @@ fn the_default_set_has_crontabs_units_and_configurations() {
     let sandbox = world.text("");
     let elsewhere = ["unshare", "-m", "sh", "-ec", PLACES, "sh", &sandbox];
     let backup = world.on("writer", &["config", "backup", "host"]);
-    backup.under(elsewhere).run().success();
+    backup.under(elsewhere).succeed();
     world.restores("lead", "back", &[]);
     let of_server = [
         "postgresql.conf",

@@ -41,13 +41,10 @@ impl World {
             cluster: Cluster::builder(17).without_fsync().create(),
         };
         world.sandbox.dir("tmp");
-        keygen(&world.path("keys"), &["ops", "escrow"])
-            .run()
-            .success();
+        keygen(&world.path("keys"), &["ops", "escrow"]).succeed();
         let pair = keygen(&world.path("pair"), &["lead", "vault"])
             .arg("--secrets")
-            .run()
-            .success();
+            .succeed();
         pair.expect_stdout("secrets = \"");
         world.plant();
         // A host that only writes, an operator, and somebody without any key of the repository.
@@ -67,7 +64,7 @@ impl World {
             ],
         );
         world.configure("stranger", &[]);
-        world.on("writer", &["init", "--quiet"]).run().success();
+        world.on("writer", &["init", "--quiet"]).succeed();
         world
     }
 
@@ -420,8 +417,7 @@ fn q02_recipients_come_and_go() {
     listed.expect_stdout("lead, vault");
     keygen(&world.path("new"), &["deputy"])
         .arg("--pair-only")
-        .run()
-        .success();
+        .succeed();
     let (lead, vault) = (world.text("pair/lead.key"), world.text("pair/vault.key"));
     let (deputy, public) = (world.text("new/deputy.key"), world.text("new/deputy.pub"));
     let refused = world.sees("writer", &["config", "recipients", "--add", &public]);
@@ -491,8 +487,7 @@ fn q02_recipients_come_and_go() {
     // A new pair seals later backups; the old one opens those of before.
     keygen(&world.path("pair2"), &["lead2", "vault2"])
         .arg("--secrets")
-        .run()
-        .success();
+        .succeed();
     let secrets = format!("secrets = \"{}\"", world.text("pair2/secrets.key"));
     world.configure("writer", &["key_set = \"{keys}/writer.key\"", &secrets]);
     world.backup();
@@ -508,7 +503,7 @@ fn q02_recipients_come_and_go() {
 fn q05_a_repository_without_keys_takes_secrets_on_request_alone() {
     let world = World::new();
     world.configure_open(&world.text("host"), "");
-    world.on("open", &["init", "--quiet"]).run().success();
+    world.on("open", &["init", "--quiet"]).succeed();
     let refused = world.sees("open", &["config", "backup", "host"]);
     refused
         .expect_code(8)
@@ -534,7 +529,7 @@ fn u99_a_file_that_is_nothing_but_a_password_is_a_secret() {
     world.write("etc/plain", b"listen = 80\n");
     let configure = |more: &str| world.configure_open(&world.text("etc"), more);
     configure("");
-    world.on("open", &["init", "--quiet"]).run().success();
+    world.on("open", &["init", "--quiet"]).succeed();
     let backup = || world.on("open", &["config", "backup", "host"]).run();
     backup().success();
     for name in ["etc/cache.pass", "etc/secrets/db", "etc/token"] {

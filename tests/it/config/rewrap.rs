@@ -22,16 +22,14 @@ impl Staff {
             "secrets_key = \"{pair}/lead.key\"",
         ];
         configure(&world, "both", false, &keys);
-        world.on("both", &["init", "--quiet"]).run().success();
+        world.on("both", &["init", "--quiet"]).succeed();
         world.backup();
         // The pair gets into the copy as well.
-        let listed = world.on("both", &["config", "recipients"]).run();
-        listed.success();
+        world.on("both", &["config", "recipients"]).succeed();
         for name in ["deputy", "ops"] {
             keygen(&world.path(&format!("new-{name}")), &[name])
                 .arg("--pair-only")
-                .run()
-                .success();
+                .succeed();
         }
         user::own_all(world.sandbox.path());
         Staff { world }
@@ -46,7 +44,7 @@ impl Staff {
         pitr()
             .arg("--config")
             .arg(self.world.path(&format!("{who}.toml")))
-            .args(["repo", "rewrap", "--all"])
+            .words("repo rewrap --all")
             .args(args)
     }
 
@@ -149,7 +147,7 @@ fn access_is_exchanged_everywhere_and_goes_on_after_a_failure() {
     let env = world.host(".env");
     let reveal = ["config", "reveal", "host", &env, "DB_PASSWORD"];
     let reveal = [&reveal[..], &["--secrets-key", &key]].concat();
-    let revealed = world.on("deputy", &reveal).run().success();
+    let revealed = world.on("deputy", &reveal).succeed();
     assert_eq!(revealed.stdout, "Gr3enTea!42\n");
 }
 
@@ -221,11 +219,7 @@ fn what_cannot_be_done_everywhere_is_begun_nowhere() {
     );
     staff.world.sandbox.file("plain.toml", text);
     staff.world.sandbox.dir("plain");
-    staff
-        .world
-        .on("plain", &["init", "--quiet"])
-        .run()
-        .success();
+    staff.world.on("plain", &["init", "--quiet"]).succeed();
     user::own_all(staff.world.sandbox.path());
     let run = staff.rewrap("plain", &["--add", &public]).run();
     refused(&run, 8, "no repository is encrypted");
@@ -236,24 +230,21 @@ fn what_was_withdrawn_from_the_first_repository_alone_is_withdrawn_from_the_othe
     let staff = Staff::new();
     let data = |words: &[&str]| {
         let config = staff.world.path("both.toml");
-        let pitr = pitr().arg("--config").arg(config).args(["repo", "rewrap"]);
+        let pitr = pitr().arg("--config").arg(config).words("repo rewrap");
         pitr.args(words)
     };
     let (public, key) = (
         staff.file("new-deputy/deputy.pub"),
         staff.file("new-deputy/deputy.key"),
     );
-    data(&["--add", &public]).run().success();
+    data(&["--add", &public]).succeed();
     let withdraw = ["--withdraw", "escrow", "--proof", &key];
     // As after a run that was interrupted behind the first.
-    data(&[&withdraw[..], &["--repository", "local"]].concat())
-        .run()
-        .success();
+    data(&[&withdraw[..], &["--repository", "local"]].concat()).succeed();
     let has_escrow = |repository| staff.readers(repository).contains(&"escrow".to_owned());
     assert!(!has_escrow("repo") && has_escrow("copy"));
     data(&withdraw)
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("there is no recipient \"escrow\" in repository \"local\"");
     assert!(!has_escrow("copy"));
     refused(&data(&withdraw).run(), 2, "there is no recipient");
@@ -266,7 +257,7 @@ fn y47_access_to_secrets_that_one_repository_keeps_is_withdrawn_later() {
     let recipients = |words: &[&str]| {
         let config = staff.world.path("both.toml");
         let pitr = pitr().arg("--config").arg(config);
-        pitr.args(["config", "recipients"]).args(words).run()
+        pitr.words("config recipients").args(words).run()
     };
     let (public, key) = (
         staff.file("new-deputy/deputy.pub"),

@@ -42,9 +42,9 @@ fn q11_a_copy_of_the_repository_opens_originals_by_itself() {
     configure(&world, "both", false, &[]);
     configure(&world, "copy", true, &["secrets_key = \"{pair}/lead.key\""]);
     world.sandbox.dir("copy");
-    world.on("both", &["init", "--quiet"]).run().success();
+    world.on("both", &["init", "--quiet"]).succeed();
     let id = world.backup();
-    let planned = sync(&world, &["--dry-run"]).run().success().json();
+    let planned = sync(&world, &["--dry-run"]).succeed().json();
     assert_eq!(
         planned["recipients"][0]["copied"],
         serde_json::json!(["lead", "vault"]),
@@ -58,7 +58,7 @@ fn q11_a_copy_of_the_repository_opens_originals_by_itself() {
             .unwrap()
             .starts_with("secrets-")
     }));
-    let done = sync(&world, &[]).run().success().json();
+    let done = sync(&world, &[]).succeed().json();
     assert_eq!(
         done["recipients"][0]["copied"],
         serde_json::json!(["lead", "vault"]),
@@ -70,7 +70,7 @@ fn q11_a_copy_of_the_repository_opens_originals_by_itself() {
     world.is_same("back");
     std::fs::rename(world.path("lost"), world.path("repo")).unwrap();
     // Nothing is lacking any more.
-    let again = sync(&world, &[]).run().success().json();
+    let again = sync(&world, &[]).succeed().json();
     assert_eq!(again["recipients"], serde_json::json!([]), "{again}");
 }
 
@@ -79,13 +79,12 @@ fn q12_access_that_was_withdrawn_in_a_copy_does_not_come_back() {
     let world = World::new();
     configure(&world, "both", false, &[]);
     world.sandbox.dir("copy");
-    world.on("both", &["init", "--quiet"]).run().success();
+    world.on("both", &["init", "--quiet"]).succeed();
     world.backup();
     // A third one is given access, and loses it in the copy.
     keygen(&world.path("other"), &["third", "fourth"])
         .arg("--secrets")
-        .run()
-        .success();
+        .succeed();
     let (third, lead) = (world.text("other/third.pub"), world.text("pair/lead.key"));
     let vault = world.text("pair/vault.key");
     let add = [
@@ -96,8 +95,8 @@ fn q12_access_that_was_withdrawn_in_a_copy_does_not_come_back() {
         "--secrets-key",
         &lead,
     ];
-    world.on("writer", &add).run().success();
-    let done = sync(&world, &[]).run().success().json();
+    world.on("writer", &add).succeed();
+    let done = sync(&world, &[]).succeed().json();
     assert_eq!(
         done["recipients"][0]["copied"],
         serde_json::json!(["lead", "third", "vault"]),
@@ -114,9 +113,9 @@ fn q12_access_that_was_withdrawn_in_a_copy_does_not_come_back() {
         "--secrets-key",
         &vault,
     ];
-    world.on("copy", &withdraw).run().success();
+    world.on("copy", &withdraw).succeed();
     for _ in 0..2 {
-        let done = sync(&world, &[]).run().success().json();
+        let done = sync(&world, &[]).succeed().json();
         assert_eq!(
             done["recipients"][0]["copied"],
             serde_json::json!([]),
@@ -130,8 +129,7 @@ fn q12_access_that_was_withdrawn_in_a_copy_does_not_come_back() {
     }
     let left = world
         .on("copy", &["config", "recipients", "--json"])
-        .run()
-        .success()
+        .succeed()
         .json();
     let left = &left["repositories"][0]["recipients"];
     assert_eq!(left, &serde_json::json!(["lead", "vault"]));

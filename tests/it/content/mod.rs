@@ -118,11 +118,7 @@ fn whole_life(form: Form) {
         3,
         "{info}"
     );
-    let verify = world
-        .pitr("all", &["verify", "--json"])
-        .run()
-        .success()
-        .json();
+    let verify = world.pitr("all", &["verify", "--json"]).succeed().json();
     assert_eq!(verify["scopes"][0]["finding_count"], 0, "{verify}");
     assert_eq!(
         verify["scopes"][0]["warnings"],
@@ -132,7 +128,7 @@ fn whole_life(form: Form) {
     let first = verify["scopes"][0]["backups"][0].clone();
     assert_eq!(first["restorable"], true, "{verify}");
     // A copy is whole, and another run lacks nothing.
-    world.pitr("all", &["repo", "sync"]).run().success();
+    world.pitr("all", &["repo", "sync"]).succeed();
     assert_eq!(ids(&world, "two"), all);
     assert_eq!(
         world.restore("two", &all[2]).unwrap(),
@@ -140,8 +136,7 @@ fn whole_life(form: Form) {
     );
     let again = world
         .pitr("all", &["repo", "sync", "--json"])
-        .run()
-        .success()
+        .succeed()
         .json();
     let copied = again["transfers"].as_array().unwrap().iter();
     assert!(
@@ -154,7 +149,7 @@ fn whole_life(form: Form) {
         bytes[4000] ^= 1;
         true
     });
-    let run = world.pitr("all", &["verify"]).run().expect_code(4);
+    let run = world.pitr("all", &["verify"]).exits(4);
     assert!(run.stdout.contains(key.as_str()), "{run}");
     assert!(world.restore("one", &all[2]).is_err());
     let (plan, outcome) = expire(&world, Duration::ZERO);
@@ -262,9 +257,9 @@ fn a_lost_root_is_found_and_comes_back() {
     for form in [PLAIN, SEALED] {
         let world = World::new(form);
         let all = taken(&world, &[1, 2]);
-        world.pitr("all", &["repo", "sync"]).run().success();
+        world.pitr("all", &["repo", "sync"]).succeed();
         world.lose("one", &scope().manifest(&all[0]));
-        let run = world.pitr("all", &["verify"]).run().expect_code(4);
+        let run = world.pitr("all", &["verify"]).exits(4);
         assert!(run.stdout.contains("its root is not there"), "{run}");
         // It is no leftover, however long it lies there. Claims of the copy are over by then.
         let plan = planned(&world, Duration::ZERO, 48);
@@ -272,7 +267,7 @@ fn a_lost_root_is_found_and_comes_back() {
         assert!(plan.warnings[0].contains("its root is lost"), "{plan:?}");
         let info = world.pitr("all", &["info", "--json"]).run().json();
         assert_eq!(info["scopes"][0]["state"], "critical", "{info}");
-        world.pitr("all", &["repo", "sync"]).run().success();
+        world.pitr("all", &["repo", "sync"]).succeed();
         assert_eq!(ids(&world, "one"), all);
         assert_eq!(
             world.restore("one", &all[0]).unwrap(),
@@ -289,13 +284,13 @@ fn a_lost_registration_stops_writers_and_not_readers() {
     let refused = world.take(&Blobs::of("here", 3)).unwrap_err();
     assert_eq!(refused.code(), Code::Damaged, "{refused}");
     world.restore("one", &all[0]).unwrap();
-    let run = world.pitr("all", &["verify"]).run().expect_code(4);
+    let run = world.pitr("all", &["verify"]).exits(4);
     assert!(run.stdout.contains("scope.json"), "{run}");
     let (plan, outcome) = expire(&world, Duration::ZERO);
     assert_eq!(outcome.deleted_objects, 0);
     assert!(plan.withheld[0].contains("registration"), "{plan:?}");
     // `pitr init` makes it again with the source that the newest root names.
-    world.pitr("all", &["init", "--quiet"]).run().success();
+    world.pitr("all", &["init", "--quiet"]).succeed();
     let repository = world.open("one");
     let again = source::registration(repository.store(), &scope()).unwrap();
     let source = again.unwrap().source;
@@ -324,7 +319,7 @@ fn two_sources_do_not_mix_under_one_name() {
         let refused = world.take(&Blobs::of("here", 3)).unwrap_err();
         assert_eq!(refused.code(), Code::Refused, "{refused}");
         // The event is copied, and both repositories know both sources.
-        world.pitr("all", &["repo", "sync"]).run().success();
+        world.pitr("all", &["repo", "sync"]).succeed();
         let there = world.open("two");
         assert_eq!(source::events(there.store(), &scope()).unwrap().len(), 1);
         assert_eq!(ids(&world, "two").len(), 2);
@@ -366,7 +361,7 @@ fn a_backup_that_fails_leaves_nothing_and_one_that_is_killed_goes_later() {
         plan.tombstones.is_empty() && plan.deletions.is_empty(),
         "{plan:?}"
     );
-    world.pitr("all", &["verify"]).run().success();
+    world.pitr("all", &["verify"]).succeed();
     // A day later a tombstone stands there, behind which nobody commits.
     let plan = planned(&world, Duration::ZERO, 26);
     assert!(plan.tombstones.contains(&id), "{plan:?}");
@@ -397,11 +392,8 @@ fn claims_on_content_are_listed_and_released() {
             one.get("cluster").is_none() && one["complete"] == true,
             "{one:#}"
         );
-        let table = world.pitr("all", &["repo", "claims"]).run().success();
-        assert!(
-            table.stdout.contains(&format!("aux/test/blobs {id}")),
-            "{table}"
-        );
+        let table = world.pitr("all", &["repo", "claims"]).succeed();
+        table.expect_stdout(&format!("aux/test/blobs {id}"));
         let release = ["--release", &id.to_string()];
         claims(&release).expect_code(8);
         claims(&[&release[..], &["--confirm"]].concat()).success();
@@ -420,7 +412,7 @@ fn requests_about_a_backup_of_content_are_refused() {
         &["unpin", &id, "--confirm"],
         &["backup", "delete", &id, "--confirm"],
     ] {
-        let run = world.pitr("all", request).run().expect_code(8);
+        let run = world.pitr("all", request).exits(8);
         let run = run.expect_stderr("is one of \"aux/test/blobs\"");
         run.expect_stderr("Nothing was changed");
     }
@@ -459,8 +451,8 @@ fn content_of_an_unknown_kind_is_kept() {
         withheld.contains("does not know content of kind"),
         "{expire}"
     );
-    world.pitr("all", &["verify"]).run().success();
-    world.pitr("all", &["repo", "sync"]).run().success();
+    world.pitr("all", &["verify"]).succeed();
+    world.pitr("all", &["repo", "sync"]).succeed();
     let there = world.open("two");
     assert!(
         source::registration(there.store(), &unknown)

@@ -86,9 +86,7 @@ impl World {
             _cluster: cluster,
         };
         if form.is_sealed {
-            keygen(&world.sandbox.join("keys"), &["ops", "escrow"])
-                .run()
-                .success();
+            keygen(&world.sandbox.join("keys"), &["ops", "escrow"]).succeed();
         }
         for (host, encryption) in [
             ("all", form.is_sealed.then(|| world.encryption())),
@@ -97,7 +95,7 @@ impl World {
             let text = world.configuration(encryption.as_ref());
             world.sandbox.file(format!("{host}.toml"), text);
         }
-        world.pitr("all", &["init", "--quiet"]).run().success();
+        world.pitr("all", &["init", "--quiet"]).succeed();
         world
     }
 

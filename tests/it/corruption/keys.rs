@@ -23,11 +23,11 @@ impl KeyFiles {
     /// Adds an encrypted repository to the site, with key files in `folder`, which outlives the site; also where the repository is.
     pub fn new_repository(site: &Site, folder: &Path) -> (KeyFiles, PathBuf) {
         let folder = folder.join("keys");
-        let mut keygen = pitr().args(["repo", "keygen", "--dir"]).arg(&folder);
+        let mut keygen = pitr().words("repo keygen --dir").arg(&folder);
         for name in RECIPIENTS {
             keygen = keygen.args(["--recipient", name]);
         }
-        keygen.run().success();
+        keygen.succeed();
         let file = |name: &str| folder.join(format!("{name}.key"));
         let encryption = format!(
             "[repositories.sealed.encryption]\nkey_set = \"{}\"\nkey_file = \"{}\"\n",

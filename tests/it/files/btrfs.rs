@@ -11,7 +11,6 @@ use serde_json::Value;
 
 use super::{World, id, path_text};
 use crate::common::mount::BtrfsDisk;
-use crate::common::{PATIENCE, wait_until};
 use crate::require_root;
 
 const FILES: usize = 200;
@@ -169,12 +168,8 @@ fn u78_the_recipe_for_btrfs_gives_one_moment_of_a_directory_that_changes() {
 
     // A killed run leaves its snapshot, and the next one removes it.
     let mut killed = world.pitr(&["files", "backup", "up", "--full"]).spawn();
-    wait_until(PATIENCE, "the snapshot", || {
-        assert!(!killed.is_done(), "{}", killed.stderr());
-        scene.snapshot().exists()
-    });
-    killed.signal(Signal::KILL);
-    killed.wait();
+    killed.until("the snapshot", || scene.snapshot().exists());
+    killed.ended_by(Signal::KILL);
     assert!(scene.snapshot().exists());
     fs::write(uploads.join("later"), "later").unwrap();
     let backup = world.backup();

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{World, id, path_text};
 use crate::common::random::Random;
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET};
-use crate::common::{Program, Run, append, edit};
+use crate::common::{Program, append, edit, list_of};
 
 /// More than a piece that is read at once, and more than a part that is written.
 const LARGE_BYTES: usize = 9 << 20;
@@ -65,12 +65,13 @@ impl Bucket {
             .env("PITR_FAULT_SECONDS", "99999999")
     }
 
-    pub fn run(&self) -> Run {
-        self.pitr(&["files", "backup", "up", "--json"]).run()
+    /// `pitr files backup`.
+    pub fn taking(&self) -> Program {
+        self.pitr(&["files", "backup", "up", "--json"])
     }
 
     fn backup(&self) -> Value {
-        self.run().success().json()
+        self.taking().succeed().json()
     }
 
     /// Restores a backup into a prefix, and returns what is there then.
@@ -219,7 +220,7 @@ fn a_bucket_is_backed_up_and_comes_back_into_a_bucket() {
     assert_eq!(bucket.restored(id(&second), "back/second"), is);
     // Nothing that is there is written over.
     let again = ["files", "restore", "up", "--to", "s3://bucket/back/second"];
-    let run = bucket.pitr(&again).run().expect_code(8);
+    let run = bucket.pitr(&again).exits(8);
     run.expect_stderr("has objects")
         .expect_stderr("Nothing was written");
     assert_eq!(objects(&bucket.contents("back/second")), is);
@@ -232,17 +233,15 @@ fn a_bucket_is_backed_up_and_comes_back_into_a_bucket() {
         "--to",
         "s3://bucket/back/part",
     ];
-    bucket.pitr(&part).run().success();
+    bucket.pitr(&part).succeed();
     let part: Vec<_> = objects(&bucket.contents("back/part")).into_keys().collect();
     assert_eq!(part, ["images/two"]);
 
     // A directory has what is a path; the rest is named.
     let to = path_text(&bucket.world.sandbox.join("back"));
     let restore = ["files", "restore", "up", "--json", "--to", &to];
-    let run = bucket.pitr(&restore).run().expect_code(6);
-    let left: Vec<_> = run.json()["left_out"]["examples"]
-        .as_array()
-        .unwrap()
+    let run = bucket.pitr(&restore).exits(6);
+    let left: Vec<_> = list_of(&run.json()["left_out"]["examples"])
         .iter()
         .map(|e| e["path"].clone())
         .collect();
@@ -255,12 +254,12 @@ fn a_bucket_is_backed_up_and_comes_back_into_a_bucket() {
         }
     }
     assert!(bucket.world.sandbox.join("back/deep").is_dir());
-    let listed = bucket.pitr(&["files", "ls", "up"]).run().success();
+    let listed = bucket.pitr(&["files", "ls", "up"]).succeed();
     listed.expect_stdout("x//y").expect_stdout("object");
-    let cat = bucket.pitr(&["files", "cat", "up", "a"]).run().success();
+    let cat = bucket.pitr(&["files", "cat", "up", "a"]).succeed();
     assert_eq!(cat.stdout.len(), String::from_utf8_lossy(&is["a"].0).len());
-    bucket.pitr(&["verify"]).run().success();
-    let text = format!("{:?} {}", bucket.server.log(), bucket.run());
+    bucket.pitr(&["verify"]).succeed();
+    let text = format!("{:?} {}", bucket.server.log(), bucket.taking().run());
     assert!(!text.contains(SECRET), "{text}");
 }
 
@@ -282,7 +281,7 @@ fn u61_an_object_that_is_replaced_while_it_is_read_is_stored_in_one_version() {
         1000,
         Fault::Overtaken(&[7; 5 << 20]),
     );
-    let run = bucket.run().expect_code(6);
+    let run = bucket.taking().exits(6);
     assert!(run.stdout.contains("replaced each of the 3 times"), "{run}");
     let left = run.json();
     assert_eq!(left["file_count"], 0, "{left}");
@@ -298,7 +297,7 @@ fn u62_an_object_that_may_not_be_read_is_left_out_and_named() {
         1,
         Fault::Error(403, "AccessDenied"),
     );
-    let run = bucket.run().expect_code(6);
+    let run = bucket.taking().exits(6);
     assert_eq!(denied.times(), 1);
     assert!(run.stdout.contains("\"closed\""), "{run}");
     let id = run.id();
@@ -330,7 +329,7 @@ fn u63_a_bucket_that_fails_leaves_no_backup() {
         ("GET /bucket/media/two", Fault::Truncated(0)),
     ] {
         let fired = bucket.server.fault(holds, 1000, fault.clone());
-        let run = bucket.run();
+        let run = bucket.taking().run();
         assert!(!run.is_success() && run.code() != 6, "{fault:?}: {run}");
         assert!(fired.times() > 0, "{fault:?}");
         bucket.server.heal();
@@ -386,7 +385,7 @@ fn u65_another_program_that_writes_into_the_place_of_a_restore_keeps_its_object(
         "--to",
         "s3://bucket/back",
     ];
-    let run = bucket.pitr(&restore).run().expect_code(8);
+    let run = bucket.pitr(&restore).exits(8);
     assert_eq!(shown.times(), 1);
     run.expect_stderr("another program wrote \"one\"");
     assert_eq!(bucket.server.object("back/one"), b"theirs");
@@ -405,11 +404,8 @@ fn u66_a_repository_in_the_bucket_is_not_backed_up_into_itself() {
         credentials.display()
     );
     append(&bucket.world.config, &more);
-    let run = bucket.run().expect_code(8);
-    assert!(
-        run.stdout.contains("lies in the bucket that is backed up"),
-        "{run}"
-    );
+    let run = bucket.taking().exits(8);
+    run.expect_stdout("lies in the bucket that is backed up");
     let excluded = "[files.up]\nexclude = [\"/pitr/\"]\n";
     edit(&bucket.world.config, "[files.up]\n", excluded);
     bucket.backup();
@@ -481,7 +477,7 @@ fn whatever_happens_in_a_bucket_each_backup_gives_it_back() {
         }
         let why = format!("PITR_FILES_SEED={seed}, step {step}: {done:?}");
         let is = objects(&bucket.contents("media"));
-        let run = bucket.run();
+        let run = bucket.taking().run();
         assert!([0, 6].contains(&run.code()), "{run}, {why}");
         let backup = run.json();
         assert_eq!(bucket.restored(id(&backup), "back"), is, "{why}");
@@ -496,5 +492,5 @@ fn whatever_happens_in_a_bucket_each_backup_gives_it_back() {
             }
         }
     }
-    bucket.pitr(&["verify"]).run().success();
+    bucket.pitr(&["verify"]).succeed();
 }

@@ -96,8 +96,7 @@ fn a_large_object_is_copied_in_parts() {
     let run = bucket
         .pitr(&run)
         .env("PITR_FAULT_LIMIT", (5 << 20).to_string())
-        .run()
-        .success();
+        .succeed();
     assert_eq!(run.json()["by_store_count"], 8, "{run}");
     assert_eq!(
         objects(&bucket.contents("copy")),

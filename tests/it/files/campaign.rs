@@ -119,7 +119,7 @@ impl Campaign {
             }
         }
         println!("files campaign, seed {}: {:?}", self.seed, self.tally);
-        self.world.pitr(&["verify"]).run().success();
+        self.world.pitr(&["verify"]).succeed();
     }
 
     fn why(&self) -> String {

@@ -12,7 +12,7 @@ use super::shared::flip;
 use super::tree::{Changes, describe, has_no_acl, open_to_another};
 use super::{World, id, path_text};
 use crate::common::mount::{DiskOver, SmallDisk};
-use crate::common::{Program, edit, fault, files_below};
+use crate::common::{Program, copy_all, edit, fault, files_below};
 use crate::{require_mounts, require_root, require_strace};
 
 const STEPS: u64 = 60;
@@ -32,7 +32,7 @@ fn delta(world: &World, id: &str, to: &Path, more: &[&str]) -> Program {
 
 fn taken_back(world: &World, id: &str, to: &Path, more: &[&str]) -> Value {
     let more = [&["--confirm"], more].concat();
-    delta(world, id, to, &more).run().success().json()
+    delta(world, id, to, &more).succeed().json()
 }
 
 fn count(json: &Value, name: &str) -> u64 {
@@ -127,7 +127,7 @@ impl Scene {
         }
         let to = path_text(&self.live);
         let restore = ["files", "restore", "up", "--privileged", "--to", &to];
-        self.world.pitr(&restore).run().success();
+        self.world.pitr(&restore).succeed();
         fs::write(self.live.join("two"), "changed").unwrap();
         fs::remove_file(self.live.join("a/three")).unwrap();
         fs::write(self.live.join("a/stray"), "stray").unwrap();
@@ -151,9 +151,9 @@ fn only_what_differs_is_written_and_nothing_is_removed_unasked() {
     // Without a confirmation nothing is touched.
     let run = scene.delta(&[]).run();
     run.expect_code(8).expect_stderr("nothing was changed");
-    scene.delta(&["--dry-run"]).run().success();
+    scene.delta(&["--dry-run"]).succeed();
     assert_eq!(describe(&scene.live), before);
-    let json = scene.delta(&["--confirm"]).run().success().json();
+    let json = scene.delta(&["--confirm"]).succeed().json();
     assert_eq!(count(&json, "created_count"), 1, "{json}");
     assert_eq!(count(&json, "replaced_count"), 1, "{json}");
     assert_eq!(count(&json, "removed_count"), 0, "{json}");
@@ -163,11 +163,7 @@ fn only_what_differs_is_written_and_nothing_is_removed_unasked() {
         kept
     );
     assert!(scene.live.join("a/stray").exists());
-    let json = scene
-        .delta(&["--confirm", "--delete"])
-        .run()
-        .success()
-        .json();
+    let json = scene.delta(&["--confirm", "--delete"]).succeed().json();
     assert_eq!(count(&json, "removed_count"), 1, "{json}");
     scene.is_whole();
     // The plan of text names the changes.
@@ -186,15 +182,14 @@ fn only_what_differs_is_written_and_nothing_is_removed_unasked() {
     let run = scene
         .world
         .pitr(&[&restore[..], &["--dry-run", "--to", &to]].concat());
-    let run = run.run().success();
+    let run = run.succeed();
     run.expect_stdout("+ one\n")
         .expect_stdout("- new\n")
         .expect_stdout("m a\n");
     // A part leaves the rest alone.
     let json = scene
         .delta(&["--confirm", "--path", "/one"])
-        .run()
-        .success()
+        .succeed()
         .json();
     assert_eq!(count(&json, "created_count"), 1, "{json}");
     assert_eq!(
@@ -214,20 +209,20 @@ fn only_what_differs_is_written_and_nothing_is_removed_unasked() {
     ];
     // The plan of it writes nothing.
     let plan = scene.world.pitr(&[&restore[..], &["--dry-run"]].concat());
-    plan.run().success().expect_stdout("+ one\n");
+    plan.succeed().expect_stdout("+ one\n");
     assert!(!Path::new(&none).exists());
     fs::create_dir(&none).unwrap();
-    plan.run().success().expect_stdout("+ one\n");
+    plan.succeed().expect_stdout("+ one\n");
     assert_eq!(files_below(Path::new(&none)), [""; 0]);
     fs::remove_dir(&none).unwrap();
-    scene.world.pitr(&restore).run().success();
+    scene.world.pitr(&restore).succeed();
     assert_eq!(describe(Path::new(&none)), scene.was);
 }
 
 #[test]
 fn u35_a_change_behind_an_equal_time_is_found_by_content() {
     let scene = Scene::new();
-    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).succeed();
     let file = scene.live.join("a/b/five");
     let (time, length) = (fs::metadata(&file).unwrap().modified().unwrap(), 8 * 1000);
     fs::write(&file, vec![b'x'; length]).unwrap();
@@ -238,13 +233,9 @@ fn u35_a_change_behind_an_equal_time_is_found_by_content() {
         .unwrap()
         .set_times(times)
         .unwrap();
-    let json = scene.delta(&["--confirm"]).run().success().json();
+    let json = scene.delta(&["--confirm"]).succeed().json();
     assert_eq!(count(&json, "replaced_count"), 0, "{json}");
-    let json = scene
-        .delta(&["--confirm", "--checksum"])
-        .run()
-        .success()
-        .json();
+    let json = scene.delta(&["--confirm", "--checksum"]).succeed().json();
     assert_eq!(count(&json, "replaced_count"), 1, "{json}");
     scene.is_whole();
 }
@@ -270,13 +261,13 @@ fn names_of_a_file_are_made_and_parted() {
     fs::remove_file(place("a/same")).unwrap();
     fs::copy(place("one"), place("a/same")).unwrap();
     same_time("a/same", "one");
-    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).succeed();
     scene.is_whole();
     // A file with a further name outside of the backup stays, and so does the name.
     let outside = scene.world.sandbox.join("outside");
     fs::hard_link(place("two"), &outside).unwrap();
     fs::set_permissions(place("two"), Permissions::from_mode(0o600)).unwrap();
-    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).succeed();
     scene.is_whole();
     assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o777, 0o600);
 }
@@ -284,18 +275,18 @@ fn names_of_a_file_are_made_and_parted() {
 #[test]
 fn u36_a_directory_in_the_place_of_a_file_stays_until_it_may_be_removed() {
     let scene = Scene::new();
-    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).succeed();
     fs::remove_file(scene.live.join("two")).unwrap();
     fs::create_dir(scene.live.join("two")).unwrap();
     fs::write(scene.live.join("two/x"), "x").unwrap();
     // And the other way round.
     fs::remove_dir_all(scene.live.join("a/b")).unwrap();
     fs::write(scene.live.join("a/b"), "b").unwrap();
-    let run = scene.delta(&["--confirm"]).run().expect_code(6).json();
+    let run = scene.delta(&["--confirm"]).exits(6).json();
     assert_eq!(run["left_out"]["examples"][0]["path"], "two", "{run}");
     assert_eq!(fs::read(scene.live.join("two/x")).unwrap(), b"x");
     assert!(scene.live.join("a/b/four").is_file());
-    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).succeed();
     scene.is_whole();
 }
 
@@ -415,7 +406,7 @@ fn u56_an_entry_with_the_name_of_a_kept_directory_is_not_made() {
             assert!(named.contains(&path), "{json}");
         }
     };
-    is_named(&world.pitr(&restore).run().expect_code(6).json());
+    is_named(&world.pitr(&restore).exits(6).json());
     assert_eq!(files_below(&to), ["a/y", "x"]);
     fs::remove_file(to.join("x")).unwrap();
     let run = delta(&world, id(&backup), &to, &["--confirm", "--delete"]).run();
@@ -430,7 +421,7 @@ fn u57_restored_files_do_not_inherit_an_acl() {
         open_to_another(&directory);
     }
     fs::remove_dir_all(scene.live.join("a/b")).unwrap();
-    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).succeed();
     scene.is_whole();
 }
 
@@ -456,7 +447,7 @@ fn u57_a_restore_into_an_empty_directory_inherits_no_acl() {
         let place = path_text(&to);
         let restore = ["files", "restore", "up", "--privileged", "--to", &place];
         let restore = [&restore[..], &["--backup", id(&backup)], more].concat();
-        world.pitr(&restore).run().success();
+        world.pitr(&restore).succeed();
         has_no_acl(&to);
         assert_eq!(fs::read(to.join("a/two")).unwrap(), b"a/two");
     }
@@ -484,7 +475,7 @@ fn attributes_of_root_that_the_backup_lacks_go() {
         let place = scene.live.join(place);
         rustix::fs::setxattr(&place, "trusted.pitr", b"x", flags).unwrap();
     }
-    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).succeed();
     scene.is_whole();
 }
 
@@ -531,7 +522,7 @@ fn u53_what_is_mounted_deep_in_a_directory_is_not_emptied() {
     run.expect_code(8).expect_stdout("is mounted at");
     assert_eq!(fs::read(volume.join("data")).unwrap(), b"data");
     drop(disk);
-    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).succeed();
     scene.is_whole();
 }
 
@@ -569,13 +560,13 @@ fn u38_without_the_right_to_set_an_attribute_that_is_said() {
         "--to",
         &to,
     ];
-    let plan = scene.world.pitr(&plan).run().success().json();
+    let plan = scene.world.pitr(&plan).succeed().json();
     let left = plan["left_out"]["examples"].as_array().unwrap();
     let is_foreseen = |one: &Value| one["path"] == "theirs" && one["part"] == "owner";
     assert!(left.iter().any(is_foreseen), "{plan}");
     for _ in 0..2 {
         // The first run makes the file, the second one keeps it: both report the owner that was not set.
-        let json = scene.world.pitr(&restore).run().expect_code(6).json();
+        let json = scene.world.pitr(&restore).exits(6).json();
         let left = &json["left_out"]["examples"][0];
         assert_eq!(
             (&left["path"], &left["part"]),
@@ -605,7 +596,7 @@ fn u39_a_link_that_takes_the_place_of_a_directory_meanwhile_is_not_followed() {
     run.expect_code(1);
     assert_eq!(describe(&outside), before);
     // The link itself differs from the backup.
-    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).succeed();
     assert_eq!(describe(&outside), before);
     scene.is_whole();
 }
@@ -621,11 +612,7 @@ fn u50_a_damaged_backup_or_a_full_disk_leaves_the_directory_as_it_was() {
     fs::write(large, noise).unwrap();
     let backup = scene.world.backup();
     let live = disk.path().join("live");
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .args([&scene.live, &live])
-        .status();
-    assert!(copied.unwrap().success());
+    copy_all(&scene.live, &live);
     let before = describe(&live);
     let run = delta(&scene.world, id(&backup), &live, &["--confirm"]).run();
     run.expect_code(1).expect_stdout("No space left on device");
@@ -672,7 +659,7 @@ fn u51_killed_at_any_point_each_file_is_whole_and_the_same_command_completes() {
             let is_new = content == fs::read(scene.world.source().join(name)).unwrap();
             assert!(is_new || content == b"changed", "{name}, {}", call.text);
         }
-        program.run().success();
+        program.succeed();
         scene.is_whole();
     }
 }

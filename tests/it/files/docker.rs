@@ -13,8 +13,6 @@ use crate::common::mount::SmallDisk;
 use crate::common::{Program, wait_until};
 use crate::require_mounts;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Answers as docker does, of what lies in the folder `engine`: `c-ID` has the status of a container, `v-ID` its volume, `rm-ID` is there for `--rm`, and
 /// `volume-NAME` is what it says about a volume. A file `fail-VERB` lets a command fail, and `slow-VERB` makes it slow.
 const DOCKER: &str = r#"
@@ -115,7 +113,7 @@ fn volumes_are_read_while_their_containers_are_at_rest() {
             "quiesce = \"{quiesce}\"\nexclude = [\"/logs/_data/x\"]\n"
         ));
         fs::write(engine.world.sandbox.join("volumes/logs/_data/x"), "x").unwrap();
-        let done = engine.backup().run().success().json();
+        let done = engine.backup().succeed().json();
         let source = &done["source"];
         assert_eq!(
             (&source["kind"], &source["quiesced_count"]),
@@ -139,10 +137,10 @@ fn volumes_are_read_while_their_containers_are_at_rest() {
             "--to",
             &path_text(&to),
         ];
-        engine.world.pitr(&restore).run().success();
+        engine.world.pitr(&restore).succeed();
         let found = crate::common::files_below(&to);
         assert_eq!(found, ["data/_data/file", "logs/_data/file"]);
-        let same = engine.backup().run().success().json();
+        let same = engine.backup().succeed().json();
         assert_eq!(same["kind"], "incremental", "{same}");
     }
 }
@@ -152,17 +150,14 @@ fn u73_containers_run_again_when_pitr_is_killed() {
     let engine = Engine::new("quiesce = \"stop\"\n");
     engine.set("slow-stop", "");
     let running = engine.backup().spawn();
-    wait_until(PATIENCE, "containers are stopped", || {
+    wait_until("containers are stopped", || {
         engine.status("side") == "exited"
     });
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     // By the guardian, which hears of the end.
-    wait_until(PATIENCE, "they run again", || engine.all_run());
+    wait_until("they run again", || engine.all_run());
     fs::remove_file(engine.place("slow-stop")).unwrap();
-    wait_until(PATIENCE, "the lock is free", || {
-        engine.backup().run().code() != 7
-    });
+    wait_until("the lock is free", || engine.backup().run().code() != 7);
     assert!(engine.all_run());
 }
 
@@ -171,14 +166,13 @@ fn u74_the_next_run_starts_what_a_killed_guardian_did_not() {
     let engine = Engine::new("quiesce = \"stop\"\n");
     engine.set("slow-stop", "");
     let running = engine.backup().spawn();
-    wait_until(PATIENCE, "containers are stopped", || {
+    wait_until("containers are stopped", || {
         engine.status("side") == "exited"
     });
     for guardian in guardians(running.pid()) {
         kill_process(guardian, Signal::KILL).unwrap();
     }
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     fs::remove_file(engine.place("slow-stop")).unwrap();
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(
@@ -186,7 +180,7 @@ fn u74_the_next_run_starts_what_a_killed_guardian_did_not() {
         "exited",
         "nobody is left to start it"
     );
-    let run = engine.backup().run().success();
+    let run = engine.backup().succeed();
     run.expect_stderr("2 containers that it had brought to rest run again");
     assert!(engine.all_run());
 }
@@ -195,15 +189,15 @@ fn u74_the_next_run_starts_what_a_killed_guardian_did_not() {
 fn u97_a_container_that_was_made_anew_is_not_waited_for() {
     let engine = Engine::new("quiesce = \"stop\"\n");
     engine.set("fail-start", "");
-    engine.backup().run().expect_code(10);
+    engine.backup().exits(10);
     // An upgrade removes the container, and another one uses the volume.
     fs::remove_file(engine.place("c-app")).unwrap();
     engine.set("c-new", "running\n");
     engine.set("v-new", "data");
     crate::common::user::own_all(&engine.place(""));
-    engine.backup().run().expect_code(10).expect_stdout("side");
+    engine.backup().exits(10).expect_stdout("side");
     fs::remove_file(engine.place("fail-start")).unwrap();
-    engine.backup().run().success();
+    engine.backup().succeed();
     let statuses = ["new", "side", "other"].map(|c| engine.status(c));
     assert!(statuses.iter().all(|s| s == "running"), "{statuses:?}");
     assert!(!engine.place("c-app").exists());
@@ -231,11 +225,8 @@ fn guardians(parent: u32) -> Vec<Pid> {
 fn u75_what_cannot_be_stopped_or_started_is_said() {
     let engine = Engine::new("quiesce = \"stop\"\n");
     engine.set("rm-app", "");
-    let run = engine.backup().run().expect_code(8);
-    assert!(
-        run.stdout.contains("\\\"app\\\" is removed when it stops"),
-        "{run}"
-    );
+    let run = engine.backup().exits(8);
+    run.expect_stdout("\\\"app\\\" is removed when it stops");
     assert!(
         engine.all_run() && !engine.log().contains("stop app"),
         "{}",
@@ -256,19 +247,19 @@ fn u75_what_cannot_be_stopped_or_started_is_said() {
     fs::remove_file(engine.place("fail-stop")).unwrap();
 
     engine.set("fail-start", "");
-    let run = engine.backup().run().expect_code(10);
+    let run = engine.backup().exits(10);
     assert!(
         run.stderr
             .contains("not all containers that were brought to rest run again"),
         "{run}"
     );
     assert_eq!(engine.status("app"), "exited");
-    engine.world.pitr(&["files", "ls", "up"]).run().success();
+    engine.world.pitr(&["files", "ls", "up"]).succeed();
     // The next run tries it again before it reads anything.
     let run = engine.backup().run();
     assert!(!run.is_success(), "{run}");
     fs::remove_file(engine.place("fail-start")).unwrap();
-    engine.backup().run().success();
+    engine.backup().succeed();
     assert!(engine.all_run());
 }
 
@@ -276,14 +267,14 @@ fn u75_what_cannot_be_stopped_or_started_is_said() {
 fn volumes_that_are_not_on_this_host_are_refused() {
     let engine = Engine::new("");
     engine.set("host", "ssh://elsewhere\n");
-    let run = engine.backup().run().expect_code(8);
+    let run = engine.backup().exits(8);
     assert!(run.stdout.contains("another host"), "{run}");
     engine.set("host", "unix:///x\n");
     engine.set(
         "volume-data",
         "{\"Name\": \"data\", \"Driver\": \"rclone\", \"Mountpoint\": \"/x\"}\n",
     );
-    let run = engine.backup().run().expect_code(8);
+    let run = engine.backup().exits(8);
     assert!(run.stdout.contains("rclone"), "{run}");
     for volume in ["volume-data", "volume-logs"] {
         fs::remove_file(engine.place(volume)).unwrap();
@@ -317,7 +308,7 @@ fn u04_a_full_repository_keeps_no_container_at_rest() {
         backups()
     );
     disk.leave_free(16 << 20);
-    engine.backup().run().success();
+    engine.backup().succeed();
     assert_eq!(backups().as_array().unwrap().len(), 1);
-    engine.world.pitr(&["verify"]).run().success();
+    engine.world.pitr(&["verify"]).succeed();
 }

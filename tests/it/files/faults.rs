@@ -79,7 +79,7 @@ fn a_repository_that_is_gone_is_passed_over() {
         .success()
         .expect_stderr("repository \"gone\" is passed over");
     assert_eq!(run.json()["backup"], taken["id"]);
-    let run = world.pitr(&unknown).run().expect_code(9);
+    let run = world.pitr(&unknown).exits(9);
     assert!(!run.stderr.contains("no repository has"), "{run}");
 }
 
@@ -140,8 +140,7 @@ fn u03_a_backup_that_is_killed_is_never_visible_and_the_next_one_is_whole() {
     world.gives(id(&first), &before, "the one before");
     let last = world.backup();
     world.gives(id(&last), &describe(&world.source()), "the one after");
-    let listed = world.pitr(&["verify"]).run();
-    listed.success();
+    world.pitr(&["verify"]).succeed();
 }
 
 #[test]
@@ -237,7 +236,7 @@ fn x16_a_full_repository_is_freed_by_expire() {
         };
         for version in 0..3 {
             fill(&world.source(), 100, version);
-            world.pitr(&["files", "backup", "up"]).run().success();
+            world.pitr(&["files", "backup", "up"]).succeed();
         }
         let pieces = || {
             let names = fs::read_dir(&place).unwrap();
@@ -249,18 +248,18 @@ fn x16_a_full_repository_is_freed_by_expire() {
         let backup = world.pitr(&["files", "backup", "up"]).run();
         backup.expect_code(1);
         // This marks two, which takes room alone.
-        world.pitr(&keep_one(&["--confirm"])).run().success();
+        world.pitr(&keep_one(&["--confirm"])).succeed();
         assert_eq!(ids().len(), 3);
         // A shorter grace period is marked anew, where nothing else is due.
         let expire = expire_at_once();
-        world.pitr(&expire).run().success();
-        world.pitr(&expire).run().success();
+        world.pitr(&expire).succeed();
+        world.pitr(&expire).succeed();
         assert_eq!(ids().len(), 1, "{is_of_inodes}");
         assert_eq!(pieces(), 16);
         // Verify calls the reserve no stranger.
-        let verify = world.pitr(&["verify", "--json"]).run().success();
+        let verify = world.pitr(&["verify", "--json"]).succeed();
         assert!(!verify.stdout.contains("reserve"), "{verify}");
-        world.pitr(&["files", "backup", "up"]).run().success();
+        world.pitr(&["files", "backup", "up"]).succeed();
         // Without a reserve, as a former pitr has left it: unfinished files go, and without these the way out is named.
         fs::remove_dir_all(&filler).unwrap();
         for number in 0..16 {
@@ -273,13 +272,13 @@ fn x16_a_full_repository_is_freed_by_expire() {
             let file = File::options().write(true).open(old(number)).unwrap();
             file.set_modified(days).unwrap();
         }
-        world.pitr(&["files", "backup", "up"]).run().success();
+        world.pitr(&["files", "backup", "up"]).succeed();
         exhaust(&disk, is_of_inodes);
-        world.pitr(&expire).run().success();
+        world.pitr(&expire).succeed();
         assert!(!old(0).exists() && ids().len() == 2, "{is_of_inodes}");
         fs::remove_dir_all(&filler).unwrap();
         fill(&world.source(), 100, 9);
-        world.pitr(&["files", "backup", "up"]).run().success();
+        world.pitr(&["files", "backup", "up"]).succeed();
         for number in 0..16 {
             let _ = fs::remove_file(place.join(format!(".tmp.reserve.{number:02}")));
         }
@@ -483,9 +482,9 @@ fn u04_other_sources_meet_a_full_repository_and_a_full_cache() {
         run.expect_code(1).expect_stderr("No space left on device");
         assert_eq!(roots(&world), before, "{source}");
         disk.leave_free(room);
-        world.pitr(&backup).run().success();
+        world.pitr(&backup).succeed();
         assert_eq!(roots(&world), before + 1, "{source}");
-        world.pitr(&["verify"]).run().success();
+        world.pitr(&["verify"]).succeed();
     }
     // The mirror lies in the cache, which has to be the user's: a disk that root mounts is root's.
     if !world.is_root {
@@ -558,8 +557,7 @@ fn u07_another_host_is_refused_until_the_operator_confirms() {
     assert_eq!(second["kind"], "full", "{second}");
     world.gives(id(&first), &describe(&world.source()), "of the first host");
     edit(&world.config, "\"second\"", "\"first\"");
-    let run = world.pitr(&["files", "backup", "up"]).run();
-    run.expect_code(8);
+    world.pitr(&["files", "backup", "up"]).exits(8);
 }
 
 #[test]
@@ -629,7 +627,7 @@ fn u09_a_damaged_pack_is_found_and_nothing_wrong_is_restored() {
         .join(id(&backup));
     let pack = fs::read_dir(packs).unwrap().next().unwrap().unwrap().path();
     flip(&pack);
-    world.pitr(&["verify"]).run().expect_code(4);
+    world.pitr(&["verify"]).exits(4);
     let to = path_text(&world.sandbox.join("back"));
     let run = world.pitr(&["files", "restore", "up", "--to", &to]).run();
     run.expect_code(1).expect_stderr("damaged");

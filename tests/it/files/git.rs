@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::{World, id, path_text};
-use crate::common::Run;
+use crate::common::Program;
 
 /// Runs Git, and returns what it printed.
 fn git(directory: &Path, arguments: &[&str]) -> String {
@@ -57,8 +57,9 @@ impl Origin {
         git(&self.work, &["rev-parse", "HEAD"])
     }
 
-    fn run(&self) -> Run {
-        self.world.pitr(&["files", "backup", "up", "--json"]).run()
+    /// `pitr files backup`.
+    fn taking(&self) -> Program {
+        self.world.pitr(&["files", "backup", "up", "--json"])
     }
 
     fn clone(&self, from: &Path) -> PathBuf {
@@ -117,7 +118,7 @@ fn kept(backup: &Value) -> Vec<(String, bool)> {
 fn a_mirror_is_stored_and_a_clone_of_what_comes_back_is_the_origin() {
     let origin = Origin::new("");
     let head = git(&origin.work, &["rev-parse", "HEAD"]);
-    let first = origin.run().success().json();
+    let first = origin.taking().succeed().json();
     let source = &first["source"];
     assert_eq!(source["refs"]["refs/heads/main"], head, "{source}");
     assert_eq!(source["head"], "refs/heads/main", "{source}");
@@ -131,7 +132,7 @@ fn a_mirror_is_stored_and_a_clone_of_what_comes_back_is_the_origin() {
         fs::remove_dir_all(folder).unwrap();
     }
     origin.commit("two");
-    let second = origin.run().success().json();
+    let second = origin.taking().succeed().json();
     assert_eq!(second["kind"], "incremental", "{second}");
     assert!(kept(&second).is_empty(), "{second}");
     let back = origin.world.restored(id(&second), "back");
@@ -149,7 +150,7 @@ fn u19_history_that_is_rewritten_or_deleted_is_kept_and_reported() {
     git(&origin.work, &["checkout", "--quiet", "side"]);
     let gone = origin.commit("gone");
     git(&origin.work, &["checkout", "--quiet", "main"]);
-    origin.run().success();
+    origin.taking().succeed();
     git(&origin.work, &["reset", "--quiet", "--hard", "HEAD~1"]);
     origin.commit("another");
     git(&origin.work, &["branch", "--quiet", "-D", "side", "merged"]);
@@ -157,8 +158,8 @@ fn u19_history_that_is_rewritten_or_deleted_is_kept_and_reported() {
     git(&origin.work, &["gc", "--quiet", "--prune=now"]);
     // The one of HEAD is a warning. The merged one held a commit that only it and the old main had.
     let run = origin
-        .run()
-        .expect_code(6)
+        .taking()
+        .exits(6)
         .expect_stderr("\"refs/heads/main\" was rewritten at the origin")
         .expect_stderr("\"refs/heads/side\" is gone at the origin");
     let second = run.json();
@@ -171,7 +172,7 @@ fn u19_history_that_is_rewritten_or_deleted_is_kept_and_reported() {
         kept.contains(&("refs/heads/side".to_owned(), false)),
         "{second}"
     );
-    let third = origin.run().success().json();
+    let third = origin.taking().succeed().json();
     assert_eq!(third["source"]["ref_count"], 2, "{third}");
     let back = origin.world.restored(id(&third), "back");
     for (commit, text) in [(&lost, "lost"), (&gone, "gone")] {
@@ -185,7 +186,7 @@ fn u19_history_that_is_rewritten_or_deleted_is_kept_and_reported() {
 fn u20_a_run_that_was_killed_after_the_fetch_loses_no_history() {
     let origin = Origin::new("");
     let lost = origin.commit("lost");
-    origin.run().success();
+    origin.taking().succeed();
     git(&origin.work, &["reset", "--quiet", "--hard", "HEAD~1"]);
     origin.commit("another");
     // As a run leaves it that ended between the fetch and the refs that keep.
@@ -203,7 +204,7 @@ fn u20_a_run_that_was_killed_after_the_fetch_loses_no_history() {
             "+refs/*:refs/*",
         ],
     );
-    let next = origin.run().expect_code(6).json();
+    let next = origin.taking().exits(6).json();
     assert_eq!(next["source"]["kept"][0]["object"], lost, "{next}");
     assert!(!origin.mirror().with_file_name("refs-before").exists());
 }
@@ -211,7 +212,7 @@ fn u20_a_run_that_was_killed_after_the_fetch_loses_no_history() {
 #[test]
 fn u21_a_damaged_mirror_is_found_before_the_root_is_written() {
     let origin = Origin::new("");
-    origin.run().success();
+    origin.taking().succeed();
     let object = git(&origin.mirror(), &["rev-parse", "refs/heads/main:file"]);
     let place = origin
         .mirror()
@@ -224,7 +225,7 @@ fn u21_a_damaged_mirror_is_found_before_the_root_is_written() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs::write(&place, bytes).unwrap();
-    let run = origin.run();
+    let run = origin.taking().run();
     run.expect_code(1).expect_stdout("check the mirror");
     let info = origin.world.pitr(&["info", "--json"]).run().json();
     let backups = info["scopes"][0]["backups"].as_array().unwrap().len();
@@ -234,20 +235,17 @@ fn u21_a_damaged_mirror_is_found_before_the_root_is_written() {
 #[test]
 fn u22_an_origin_that_is_gone_or_locked_leaves_no_backup() {
     let origin = Origin::new("");
-    origin.run().success();
+    origin.taking().succeed();
     let cache = origin.world.sandbox.join("cache/pitr/git/up/lock");
     let lock = fs::File::open(&cache).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     origin
-        .run()
-        .expect_code(7)
+        .taking()
+        .exits(7)
         .expect_stdout("another run of this name is under way");
     drop(lock);
     fs::remove_dir_all(&origin.work).unwrap();
-    origin
-        .run()
-        .expect_code(1)
-        .expect_stdout("\\\"git\\\" failed");
+    origin.taking().exits(1).expect_stdout("\\\"git\\\" failed");
     // The refs of the mirror are not those of an origin that is gone.
     assert!(refs(&origin.mirror()).contains("refs/heads/main"));
 }
@@ -255,12 +253,12 @@ fn u22_an_origin_that_is_gone_or_locked_leaves_no_backup() {
 #[test]
 fn a_bundle_is_proven_by_a_clone() {
     let origin = Origin::new("bundle = true\n");
-    let taken = origin.run().success().json();
+    let taken = origin.taking().succeed().json();
     assert_eq!(taken["file_count"], 1, "{taken}");
     let back = origin.world.restored(id(&taken), "back");
     let clone = origin.clone(&back.join("up.bundle"));
     assert_eq!(refs(&clone), refs(&origin.work));
-    let second = origin.run().success().json();
+    let second = origin.taking().succeed().json();
     assert_eq!(second["kind"], "full", "{second}");
 }
 
@@ -272,7 +270,7 @@ fn an_empty_origin_is_stored_but_not_as_a_bundle() {
         git(&work, &["init", "--quiet"]);
         let world = world.with_source(&format!("git:{}", path_text(&work)), more);
         let origin = Origin { world, work };
-        let run = origin.run().expect_code(code);
+        let run = origin.taking().exits(code);
         if code == 1 {
             run.expect_stdout("has no commit");
         }
@@ -291,19 +289,19 @@ fn u31_a_shallow_origin_is_an_error_and_no_empty_backup() {
     let folder = origin.world.sandbox.path();
     git(folder, &["clone", "--quiet", "--depth=1", &from, &to]);
     origin.configure(&path_text(&origin.work), &to);
-    let run = origin.run().expect_code(1);
+    let run = origin.taking().exits(1);
     run.expect_stdout("the origin is shallow")
         .expect_stdout("refs/heads/main")
         .expect_stdout("--unshallow");
     git(&shallow, &["fetch", "--quiet", "--unshallow"]);
-    origin.run().success();
+    origin.taking().succeed();
 }
 
 #[test]
 fn u32_another_url_has_another_mirror() {
     let origin = Origin::new("identity = \"same\"\n");
     origin.commit("first repository");
-    origin.run().success();
+    origin.taking().succeed();
     let other = origin.world.sandbox.dir("other");
     git(&other, &["init", "--quiet"]);
     git(
@@ -312,7 +310,7 @@ fn u32_another_url_has_another_mirror() {
     );
     let old = path_text(&origin.work);
     origin.configure(&format!("git:{old}"), &format!("git:{}", path_text(&other)));
-    let taken = origin.run().success().json();
+    let taken = origin.taking().succeed().json();
     assert!(kept(&taken).is_empty(), "{taken}");
     let back = origin.world.restored(id(&taken), "back");
     assert_eq!(refs(&back), refs(&other));
@@ -323,16 +321,16 @@ fn u32_another_url_has_another_mirror() {
 fn u33_a_default_branch_that_goes_and_an_origin_that_empties_are_warnings() {
     let origin = Origin::new("");
     origin.commit("main alone");
-    origin.run().success();
+    origin.taking().succeed();
     git(&origin.work, &["checkout", "--quiet", "side"]);
     git(&origin.work, &["branch", "--quiet", "-D", "main"]);
-    let run = origin.run().expect_code(6);
+    let run = origin.taking().exits(6);
     run.expect_stderr("\"refs/heads/main\" is gone at the origin");
     origin.commit("side alone");
-    origin.run().success();
+    origin.taking().succeed();
     git(&origin.work, &["tag", "-d", "v1"]);
     git(&origin.work, &["update-ref", "-d", "refs/heads/side"]);
-    let run = origin.run().expect_code(6);
+    let run = origin.taking().exits(6);
     run.expect_stderr("the origin has no branch or tag any more");
 }
 
@@ -340,15 +338,15 @@ fn u33_a_default_branch_that_goes_and_an_origin_that_empties_are_warnings() {
 fn u34_what_was_kept_is_reported_by_the_first_run_that_stores_it() {
     let origin = Origin::new("identity = \"first\"\n");
     origin.commit("two");
-    origin.run().success();
+    origin.taking().succeed();
     let lost = [origin.rewrite()];
     // The mirror is up to date, and then the name is refused.
     origin.configure("\"first\"", "\"second\"");
-    origin.run().expect_code(8);
+    origin.taking().exits(8);
     let lost = [lost[0].clone(), origin.rewrite()];
-    origin.run().expect_code(8);
+    origin.taking().exits(8);
     origin.configure("\"second\"", "\"first\"");
-    let taken = origin.run().expect_code(6).json();
+    let taken = origin.taking().exits(6).json();
     let kept = taken["source"]["kept"].as_array().unwrap();
     let objects: Vec<_> = kept.iter().map(|k| k["object"].as_str().unwrap()).collect();
     assert_eq!(objects, lost, "{taken}");
@@ -356,7 +354,7 @@ fn u34_what_was_kept_is_reported_by_the_first_run_that_stores_it() {
     for commit in &lost {
         git(&back, &["cat-file", "-e", commit]);
     }
-    let next = origin.run().success().json();
+    let next = origin.taking().succeed().json();
     assert_eq!(next["source"]["kept"].as_array().unwrap().len(), 0);
 }
 
@@ -365,16 +363,16 @@ fn a_head_that_leads_to_no_branch_comes_back() {
     let origin = Origin::new("");
     git(&origin.work, &["checkout", "--quiet", "--detach"]);
     let head = origin.commit("detached");
-    let first = origin.run().success().json();
+    let first = origin.taking().succeed().json();
     let back = origin.world.restored(id(&first), "back");
     assert_eq!(git(&back, &["rev-parse", "HEAD"]), head);
     assert_eq!(git(&back, &["show", "HEAD:file"]), "detached");
     origin.rewrite();
-    origin.run().expect_code(6);
+    origin.taking().exits(6);
     git(&origin.work, &["checkout", "--quiet", "main"]);
-    let last = origin.run().expect_code(6).json();
+    let last = origin.taking().exits(6).json();
     assert_eq!(last["source"]["head"], "refs/heads/main", "{last}");
-    let again = origin.run().success().json();
+    let again = origin.taking().succeed().json();
     assert_eq!(again["source"]["ref_count"], 3, "{again}");
 }
 
@@ -404,7 +402,7 @@ fn objects_that_only_a_strict_check_refuses_are_stored_with_a_note() {
     );
     let commit = git(&origin.work, &["commit-tree", "-m", "old", &tree]);
     git(&origin.work, &["branch", "old", &commit]);
-    let run = origin.run().success();
+    let run = origin.taking().succeed();
     run.expect_stderr("git fsck --strict");
 }
 
@@ -417,7 +415,7 @@ fn trials_of_a_merge_are_left_out() {
             &["update-ref", &format!("refs/{name}"), "HEAD"],
         );
     }
-    let taken = origin.run().success().json();
+    let taken = origin.taking().succeed().json();
     assert_eq!(taken["source"]["ref_count"], 4, "{taken}");
     let mirrored = refs(&origin.mirror());
     assert!(
@@ -434,7 +432,7 @@ fn a_repository_of_sha256_is_stored() {
     let world = world.with_source(&format!("git:{}", path_text(&work)), "bundle = true\n");
     let origin = Origin { world, work };
     let head = origin.commit("one");
-    let taken = origin.run().success().json();
+    let taken = origin.taking().succeed().json();
     assert_eq!(taken["source"]["refs"]["refs/heads/main"], head, "{taken}");
 }
 
@@ -442,7 +440,7 @@ fn a_repository_of_sha256_is_stored() {
 fn a_power_loss_between_the_list_and_its_refs_loses_none() {
     let origin = Origin::new("");
     let lost = origin.commit("lost");
-    origin.run().success();
+    origin.taking().succeed();
     git(&origin.mirror(), &["update-ref", "refs/heads/lost", &lost]);
     // The list of a run that ended before the refs were there.
     let kept_as = "refs/pitr/20260101T000000Z/heads/lost";
@@ -453,11 +451,11 @@ fn a_power_loss_between_the_list_and_its_refs_loses_none() {
     fs::write(&place, list.to_string()).unwrap();
     let before = refs(&origin.mirror());
     fs::write(origin.mirror().with_file_name("refs-before"), before).unwrap();
-    origin.run().expect_code(6);
+    origin.taking().exits(6);
     assert!(refs(&origin.mirror()).contains(kept_as));
     assert!(!place.exists());
     fs::write(&place, "[{").unwrap();
-    origin.run().expect_code(1).expect_stdout("is damaged");
+    origin.taking().exits(1).expect_stdout("is damaged");
 }
 
 /// An origin in which Git LFS keeps a large file.
@@ -484,7 +482,7 @@ fn with_large(more: &str) -> Origin {
 #[test]
 fn u76_large_files_of_git_lfs_are_in_the_backup_or_missed() {
     let origin = with_large("");
-    let run = origin.run().expect_code(6);
+    let run = origin.taking().exits(6);
     let run = run.expect_stderr("1 large files that Git LFS keeps beside the repository");
     assert_eq!(run.json()["source"]["lfs_lacking_count"], 1, "{run}");
     let configure = |lfs: bool| {
@@ -497,11 +495,11 @@ fn u76_large_files_of_git_lfs_are_in_the_backup_or_missed() {
     };
     configure(false);
     assert_eq!(
-        origin.run().success().json()["source"]["lfs_lacking_count"],
+        origin.taking().succeed().json()["source"]["lfs_lacking_count"],
         1
     );
     configure(true);
-    let run = origin.run().success().json();
+    let run = origin.taking().succeed().json();
     assert_eq!(
         (
             &run["source"]["lfs_count"],
@@ -527,7 +525,7 @@ fn u76_large_files_of_git_lfs_are_in_the_backup_or_missed() {
     git(&origin.work, &["add", "lost.bin"]);
     git(&origin.work, &["commit", "--quiet", "-m", "lost"]);
     fs::remove_dir_all(origin.work.join(".git/lfs/objects")).unwrap();
-    let run = origin.run();
+    let run = origin.taking().run();
     assert!(!run.is_success() && run.code() != 6, "{run}");
 }
 
@@ -539,7 +537,7 @@ fn large_files_of_the_past_are_in_the_backup_where_they_are_asked_for() {
         &["rm", "--quiet", ".gitattributes", "large.bin"],
     );
     git(&origin.work, &["commit", "--quiet", "-m", "plain again"]);
-    let run = origin.run().success().json();
+    let run = origin.taking().succeed().json();
     assert_eq!(run["source"]["lfs_count"], 1, "{run}");
     assert_eq!(run["source"]["lfs_lacking_count"], 0, "{run}");
 }
@@ -564,7 +562,7 @@ fn submodules_are_named() {
     ];
     git(&origin.work, &add);
     git(&origin.work, &["commit", "--quiet", "-m", "vendor"]);
-    let run = origin.run().success();
+    let run = origin.taking().succeed();
     let run = run.expect_stderr("vendor/other");
     assert_eq!(
         run.json()["source"]["submodules"],

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::World;
-use crate::common::{PATIENCE, wait_until};
+use crate::common::wait_until;
 
 fn line<'a>(doctor: &'a Value, name: &str) -> &'a Value {
     let all = doctor["findings"].as_array().unwrap();
@@ -28,13 +28,11 @@ fn a_set_without_a_recent_backup_or_without_its_source_is_critical() {
     assert_eq!(line(&doctor, "files up")["level"], "fail", "{doctor}");
 
     // It is well until the backup is two seconds old.
-    wait_until(PATIENCE, "a look within two seconds", || {
+    wait_until("a look within two seconds", || {
         world.backup();
         scope()["state"] == "ok"
     });
-    wait_until(PATIENCE, "the backup is too old", || {
-        scope()["state"] == "critical"
-    });
+    wait_until("the backup is too old", || scope()["state"] == "critical");
     let text = world.pitr(&["doctor"]).run();
     text.expect_stdout("max_backup_age is 2 s");
 

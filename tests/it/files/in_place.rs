@@ -58,8 +58,8 @@ fn is_back_but_for_the_depot(scene: &Scene, before: &Tree, why: &str) {
     found.remove(&PathBuf::new());
     expected.remove(&PathBuf::new());
     is_same(&found, &expected, why);
-    scene.restore().run().success();
-    scene.rollback().run().success();
+    scene.restore().succeed();
+    scene.rollback().succeed();
     set_time_of_root(scene, before);
 }
 
@@ -81,19 +81,19 @@ fn a_source_goes_to_any_backup_and_back() {
         taken.push((id(&backup).to_owned(), before.clone()));
         let (id, expected) = &taken[changes.random.below(taken.len())];
         let why = format!("PITR_FILES_SEED={seed}, step {step}, {id}: {done:?}");
-        let json = in_place(&world, id, &["--confirm"]).run().success().json();
+        let json = in_place(&world, id, &["--confirm"]).succeed().json();
         is_same(&source(&world), expected, &why);
         if json["run"].is_null() {
             is_same(&before, expected, &why);
             continue;
         }
-        let plan = rollback(&world, &["--dry-run"]).run().success().json();
+        let plan = rollback(&world, &["--dry-run"]).succeed().json();
         assert_eq!(
             (&plan["run"], &plan["changed_count"]),
             (&json["run"], &0.into()),
             "{why}"
         );
-        rollback(&world, &["--confirm"]).run().success();
+        rollback(&world, &["--confirm"]).succeed();
         is_same(&describe(&world.source()), &before, &why);
     }
 }
@@ -159,20 +159,19 @@ impl Scene {
 fn without_a_confirmation_both_show_their_plan() {
     let scene = Scene::new();
     let before = describe(&scene.world.source());
-    let run = in_place(&scene.world, &scene.id, &[]).run().expect_code(8);
+    let run = in_place(&scene.world, &scene.id, &[]).exits(8);
     run.expect_stderr("nothing was changed");
     let plan: Value = in_place(&scene.world, &scene.id, &["--dry-run"])
-        .run()
-        .success()
+        .succeed()
         .json();
     assert_eq!(plan["changes"]["removed_count"], 1, "{plan}");
     assert!(plan["run"].is_null(), "{plan}");
     is_same(&describe(&scene.world.source()), &before, "planned");
-    let run = scene.rollback().run().expect_code(2);
+    let run = scene.rollback().exits(2);
     run.expect_stdout("can be undone in");
-    let json = scene.restore().run().success().json();
+    let json = scene.restore().succeed().json();
     scene.is_restored("restored");
-    rollback(&scene.world, &[]).run().expect_code(8);
+    rollback(&scene.world, &[]).exits(8);
     let shown = [
         "files",
         "rollback",
@@ -180,7 +179,7 @@ fn without_a_confirmation_both_show_their_plan() {
         json["run"].as_str().unwrap(),
         "--dry-run",
     ];
-    let shown = scene.world.pitr(&shown).run().success();
+    let shown = scene.world.pitr(&shown).succeed();
     shown
         .expect_stdout("* two\n")
         .expect_stdout("- a/three\n")
@@ -191,13 +190,12 @@ fn without_a_confirmation_both_show_their_plan() {
     scene
         .world
         .gives(id(&backup), &scene.wanted, "without what is kept");
-    scene.rollback().run().success();
+    scene.rollback().succeed();
     is_same(&describe(&scene.world.source()), &before, "undone");
     // A restore that changes nothing keeps nothing.
     let same = scene.world.backup();
     let json = in_place(&scene.world, id(&same), &["--confirm"])
-        .run()
-        .success()
+        .succeed()
         .json();
     assert!(json["run"].is_null(), "{json}");
     is_same(
@@ -210,11 +208,7 @@ fn without_a_confirmation_both_show_their_plan() {
         .pitr(&["files", "rollback", "up", "20261120T064049Z-482913"])
         .run();
     run.expect_code(2).expect_stderr("there is no restore");
-    scene
-        .world
-        .pitr(&["files", "rollback", "up", "x"])
-        .run()
-        .expect_code(2);
+    scene.world.pitr(&["files", "rollback", "up", "x"]).exits(2);
     let other = World::of("command", "command = [\"true\"]\n");
     for arguments in [&["restore", "up", "--in-place"][..], &["rollback", "up"]] {
         let run = other.pitr(&[&["files"], arguments].concat()).run();
@@ -232,7 +226,7 @@ fn u43_a_restore_in_place_that_is_killed_is_undone() {
     names.push("syncfs");
     let (run, calls) = fault::trace(&scene.restore(), &names);
     run.success();
-    scene.rollback().run().success();
+    scene.rollback().succeed();
     is_same(&describe(&scene.world.source()), &before, "undone");
     let source_path = scene.world.source();
     let calls: Vec<_> = calls.iter().filter(|c| c.touches(&source_path)).collect();
@@ -258,9 +252,9 @@ fn u43_a_restore_in_place_that_is_killed_is_undone() {
             expected.remove(&PathBuf::new());
             is_same(&found, &expected, &call.text);
         }
-        scene.restore().run().success();
+        scene.restore().succeed();
         scene.is_restored(&call.text);
-        scene.rollback().run().success();
+        scene.rollback().succeed();
         let mut found = describe(&scene.world.source());
         let mut expected = before.clone();
         found.remove(&PathBuf::new());
@@ -290,7 +284,7 @@ fn set_time_of_root(scene: &Scene, before: &Tree) {
 fn kills_rollbacks(scene: &Scene, rollback: &Program, lacked: &str, change: &dyn Fn()) {
     let rollback = rollback.clone().env("PITR_FAULT_LACKS", lacked);
     let before = describe(&scene.world.source());
-    scene.restore().run().success();
+    scene.restore().succeed();
     change();
     let mut names = fault::MUTATING.to_vec();
     names.push("syncfs");
@@ -302,7 +296,7 @@ fn kills_rollbacks(scene: &Scene, rollback: &Program, lacked: &str, change: &dyn
     assert!(calls.len() > 20, "{calls:?}");
     let mut again = 0;
     for call in calls {
-        scene.restore().run().success();
+        scene.restore().succeed();
         change();
         let (run, fired) = fault::inject(&rollback, &call.kill());
         assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
@@ -375,17 +369,14 @@ fn u45_what_was_changed_since_is_not_lost_unasked() {
         }),
     ];
     for (name, change) in cases {
-        scene.restore().run().success();
+        scene.restore().succeed();
         change();
         let is = describe(&scene.world.source());
         let run = scene.rollback().run();
         run.expect_code(8)
             .expect_stdout("were changed since")
             .expect_stdout(name);
-        let plan = rollback(&scene.world, &["--dry-run"])
-            .run()
-            .success()
-            .json();
+        let plan = rollback(&scene.world, &["--dry-run"]).succeed().json();
         assert_eq!(plan["changed"], serde_json::json!([name]), "{plan}");
         is_same(&describe(&scene.world.source()), &is, name);
         let run = rollback(&scene.world, &["--confirm", "--discard-changes"]).run();
@@ -393,9 +384,9 @@ fn u45_what_was_changed_since_is_not_lost_unasked() {
         is_same(&describe(&scene.world.source()), &before, name);
     }
     // An entry that nobody restored is nobody's business.
-    scene.restore().run().success();
+    scene.restore().succeed();
     fs::write(place("a/b/since"), "since").unwrap();
-    scene.rollback().run().success();
+    scene.rollback().succeed();
     fs::remove_file(place("a/b/since")).unwrap();
 }
 
@@ -423,7 +414,7 @@ fn u58_a_rollback_that_discards_changes_and_is_killed_is_completed_by_the_next_o
 fn u59_a_directory_that_is_gone_keeps_what_belongs_into_it() {
     let scene = Scene::new();
     let before = describe(&scene.world.source());
-    let json = scene.restore().run().success().json();
+    let json = scene.restore().succeed().json();
     let depot = format!(".pitr-rollback-{}", json["run"].as_str().unwrap());
     let (a, aside) = (
         scene.world.source().join("a"),
@@ -436,7 +427,7 @@ fn u59_a_directory_that_is_gone_keeps_what_belongs_into_it() {
     is_same(&describe(&scene.world.source()), &is, "refused");
     // All else goes back, and the old entry is not lost.
     let discarding = rollback(&scene.world, &["--confirm", "--discard-changes"]);
-    let json = discarding.run().expect_code(6).json();
+    let json = discarding.exits(6).json();
     let examples = json["left_out"]["examples"].as_array().unwrap();
     let is_named =
         |one: &Value| one["path"] == "a/stray" && one["reason"].as_str().unwrap().contains(&depot);
@@ -444,7 +435,7 @@ fn u59_a_directory_that_is_gone_keeps_what_belongs_into_it() {
     assert!(scene.world.source().join("c").is_file());
     assert!(scene.world.source().join(&depot).exists());
     fs::rename(&aside, &a).unwrap();
-    discarding.run().success();
+    discarding.succeed();
     is_same(&describe(&scene.world.source()), &before, "undone");
 }
 
@@ -456,7 +447,7 @@ fn u60_attributes_that_could_not_be_read_stay_and_are_named() {
     let fault = fault::Fault::error("flistxattr", "EIO");
     let (run, fired) = fault::inject(&scene.restore(), &fault);
     assert!(fired > 0 && [0, 6].contains(&run.code()), "{run}");
-    let json = scene.rollback().run().expect_code(6).json();
+    let json = scene.rollback().exits(6).json();
     let examples = json["left_out"]["examples"].as_array().unwrap();
     let is_named = |one: &Value| one["path"] == "a/b" && one["part"] == "xattr";
     assert!(examples.iter().any(is_named), "{json}");
@@ -483,7 +474,7 @@ fn u46_a_failure_on_the_way_puts_everything_back() {
             let why = format!("{call} {n}\n{run}");
             if run.is_success() || run.code() == 6 {
                 // An attribute that could not be set is named.
-                scene.rollback().run().success();
+                scene.rollback().succeed();
             } else {
                 run.expect_code(1)
                     .expect_stdout("put back as it was before");
@@ -520,11 +511,9 @@ fn u47_a_full_disk_leaves_the_source_as_it_was() {
     is_same(&describe(&live), &before, "full");
     fs::remove_file(live.join("more")).unwrap();
     let before = describe(&live);
-    in_place(&world, id(&backup), &["--confirm"])
-        .run()
-        .success();
+    in_place(&world, id(&backup), &["--confirm"]).succeed();
     assert_eq!(fs::read(live.join("large")).unwrap(), noise(1));
-    rollback(&world, &["--confirm"]).run().success();
+    rollback(&world, &["--confirm"]).succeed();
     is_same(&describe(&live), &before, "undone");
 }
 
@@ -553,7 +542,7 @@ fn u54_nothing_of_a_filesystem_below_the_source_is_changed() {
     }
     assert_eq!(fs::read(place("one")).unwrap(), b"one");
     assert_eq!(describe(&place("volume")), volume);
-    rollback(&world, &["--confirm"]).run().success();
+    rollback(&world, &["--confirm"]).succeed();
     assert_eq!(fs::read(place("one")).unwrap(), b"changed");
     assert_eq!(describe(&place("volume")), volume);
 }
@@ -588,12 +577,12 @@ fn u48_links_that_are_put_in_the_way_of_a_rollback_are_not_followed() {
     let run = scene.rollback().run();
     assert!([0, 2].contains(&run.code()), "{run}");
     is_same(&source(&scene.world), &before, "undone");
-    scene.restore().run().success();
+    scene.restore().succeed();
     let run = fault::pause(&scene.rollback(), "renameat2", swap);
     run.expect_code(1);
     assert_eq!(describe(&outside), is_outside);
     swap_back();
-    rollback(&scene.world, &["--confirm"]).run().success();
+    rollback(&scene.world, &["--confirm"]).succeed();
     is_same(&source(&scene.world), &before, "undone again");
 }
 
@@ -606,7 +595,7 @@ fn u49_a_journal_that_is_not_ours_or_damaged_moves_nothing() {
             "needs root"
         );
     }
-    let json = scene.restore().run().success().json();
+    let json = scene.restore().succeed().json();
     let run = json["run"].as_str().unwrap().to_owned();
     let depot = scene.world.source().join(format!(".pitr-rollback-{run}"));
     let journal = depot.join("journal");

@@ -77,7 +77,7 @@ impl World {
 
     fn sealed_on(repository: &Path, sandbox: Sandbox) -> World {
         let keys = sandbox.join("keys");
-        keygen(&keys, &["ops", "escrow"]).run().success();
+        keygen(&keys, &["ops", "escrow"]).succeed();
         let key = |name: &str| path_text(&keys.join(name));
         let encryption = format!(
             "[repositories.local.encryption]\nkey_set = \"{}\"\nkey_file = \"{}\"\n",
@@ -111,7 +111,7 @@ impl World {
             _cluster: cluster,
             cache,
         };
-        world.pitr(&["init", "--quiet"]).run().success();
+        world.pitr(&["init", "--quiet"]).succeed();
         world
     }
 
@@ -153,7 +153,7 @@ impl World {
         let mut arguments = vec!["files", "restore", "up", "--backup", id, "--to"];
         let place = path_text(&to);
         arguments.extend([place.as_str(), "--privileged"]);
-        self.pitr(&arguments).run().success();
+        self.pitr(&arguments).succeed();
         to
     }
 
@@ -197,7 +197,7 @@ fn whole_life(world: &World) {
     assert_eq!(first["kind"], "full", "{first}");
     assert_eq!(first["kind_reason"], Value::Null, "{first}");
     assert_eq!(first["read_count"], 2, "{first}");
-    let listed = world.pitr(&["files", "ls", "up", "images"]).run().success();
+    let listed = world.pitr(&["files", "ls", "up", "images"]).succeed();
     listed.expect_stdout("images/one").expect_stdout("100000");
 
     std::fs::write(source.join("notes"), "second").unwrap();
@@ -218,7 +218,7 @@ fn whole_life(world: &World) {
     world.gives(id(&second), &after, "the second");
 
     let cat = world.pitr(&["files", "cat", "up", "notes", "--backup", id(&first)]);
-    assert_eq!(cat.run().success().stdout, "first");
+    assert_eq!(cat.succeed().stdout, "first");
     let find = world
         .pitr(&["files", "find", "up", "note*", "--json"])
         .run();
@@ -246,7 +246,7 @@ fn whole_life(world: &World) {
     world.gives(id(&second), &after, "the second again");
     let info = world.pitr(&["info", "--json"]).run().json();
     assert_eq!(info["scopes"][0]["scope"], "aux/files/up", "{info}");
-    let verify = world.pitr(&["verify", "--json"]).run().success().json();
+    let verify = world.pitr(&["verify", "--json"]).succeed().json();
     assert_eq!(verify["scopes"][0]["finding_count"], 0, "{verify}");
     for _ in 0..2 {
         world.pitr(&expire_at_once()).run();

@@ -40,7 +40,7 @@ fn restore(world: &World, globs: &[&str]) -> PathBuf {
     for glob in globs {
         arguments.extend(["--path", glob]);
     }
-    world.pitr(&arguments).run().success();
+    world.pitr(&arguments).succeed();
     to
 }
 
@@ -171,8 +171,7 @@ fn sha256sum_agrees_with_the_sums_of_a_backup() {
     assert!(!check().status.success());
     let json = world
         .pitr(&["files", "sums", "up", "--json"])
-        .run()
-        .success()
+        .succeed()
         .json();
     assert_eq!(json["backup"], backup["id"], "{json}");
     assert_eq!(json["sums"].as_array().unwrap().len(), 11, "{json}");
@@ -197,7 +196,7 @@ fn the_rule_that_decides_is_shown() {
         &absolute,
         "b",
     ];
-    let run = world.pitr(&arguments).run().success();
+    let run = world.pitr(&arguments).succeed();
     let lines: Vec<_> = run.stdout.lines().collect();
     assert_eq!(
         lines,

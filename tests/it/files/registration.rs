@@ -29,7 +29,7 @@ fn t72_a_lost_registration_comes_back_by_init_and_never_without_the_key() {
     let keyless = crate::common::pitr()
         .arg("--config")
         .arg(without_keys(&world))
-        .args(["init"])
+        .words("init")
         .privileged()
         .run();
     assert!(!registration.exists(), "{keyless}");
@@ -39,11 +39,11 @@ fn t72_a_lost_registration_comes_back_by_init_and_never_without_the_key() {
         "{keyless}"
     );
 
-    let init = world.pitr(&["init"]).run().success();
+    let init = world.pitr(&["init"]).succeed();
     let init = init.expect_stderr("had lost the registration of \"aux/files/up\"");
     assert!(!init.stdout.contains("Nothing had to be done"), "{init}");
     world.backup();
-    let again = world.pitr(&["init"]).run().success();
+    let again = world.pitr(&["init"]).succeed();
     again.expect_stdout("Nothing had to be done");
 }
 
@@ -54,7 +54,7 @@ fn t73_content_that_was_never_stored_has_lost_no_registration() {
     assert!(!doctor.stdout.contains("registration"), "{doctor}");
     // A first backup that was killed may leave its directory.
     std::fs::create_dir_all(world.repository.join("aux/files/up")).unwrap();
-    let init = world.pitr(&["init"]).run().success();
+    let init = world.pitr(&["init"]).succeed();
     init.expect_stdout("Nothing had to be done");
     world.backup();
     std::fs::remove_file(world.repository.join(SCOPE)).unwrap();

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::tree::describe;
 use super::{World, id};
-use crate::common::expire_at_once;
+use crate::common::{expire_at_once, str_of};
 
 /// Bytes that do not compress, and are the same for each seed.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -57,16 +57,16 @@ fn stored_once(world: &World) {
     let after = describe(&source);
     world.gives(id(&first), &before, "the first");
     world.gives(id(&third), &after, "the third");
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
 
     // Content that the last one took over outlives the backups that stored it.
     for _ in 0..2 {
         world.pitr(&expire_at_once()).run();
     }
     world.gives(id(&third), &after, "alone");
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
     let full = world.pitr(&["files", "backup", "up", "--full", "--json"]);
-    let full = full.run().success().json();
+    let full = full.succeed().json();
     // It takes over nothing from those before, and has the copy of the small one itself.
     assert_eq!(number(&full, "reused_bytes"), 3000, "{full}");
     assert!(number(&full, "stored_bytes") > 6 << 20, "{full}");
@@ -140,10 +140,7 @@ fn u40_damage_of_shared_content_names_all_files_and_all_backups() {
         let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
         let is_of = |finding: &&Value| {
             finding["object"].as_str().unwrap().contains(id(backup))
-                && finding["detail"]
-                    .as_str()
-                    .unwrap()
-                    .ends_with(&names.join(", "))
+                && str_of(&finding["detail"]).ends_with(&names.join(", "))
         };
         assert!(found.iter().any(|f| is_of(&f)), "{backup} {verify:#}");
     }

@@ -51,14 +51,14 @@ fn a_stream_is_one_file_that_comes_back() {
         .args(["-c", script])
         .output();
     let expected = expected.unwrap().stdout;
-    let first = backup(&world).run().success().json();
+    let first = backup(&world).succeed().json();
     assert_eq!(first["kind"], "full", "{first}");
     assert_eq!(first["read_bytes"], expected.len(), "{first}");
     assert_eq!(first["source"]["kind"], "command", "{first}");
     assert!(first["kind_reason"].is_null(), "{first}");
     // The arguments may hold secrets.
     assert!(!first.to_string().contains("200000"), "{first}");
-    let second = backup(&world).run().success().json();
+    let second = backup(&world).succeed().json();
     assert_eq!(second["kind"], "incremental", "{second}");
     assert!(second["kind_reason"].is_null(), "{second}");
     for backup in [&first, &second] {
@@ -68,7 +68,7 @@ fn a_stream_is_one_file_that_comes_back() {
         assert_eq!(mode.mode() & 0o777, 0o600);
         fs::remove_dir_all(back).unwrap();
     }
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn u14_a_stream_that_its_check_refuses_is_not_stored() {
         assert_eq!(backups(&world), 0, "{check}");
     }
     let world = stream("seq 1 300000", "check = [\"head\", \"-c\", \"1\"]\n");
-    backup(&world).run().success();
+    backup(&world).succeed();
 }
 
 #[test]
@@ -134,8 +134,7 @@ fn u15_a_run_that_is_stopped_ends_its_command() {
         std::thread::sleep(Duration::from_millis(20));
     };
     std::thread::sleep(Duration::from_millis(300));
-    running.signal(Signal::INT);
-    running.wait().expect_code(130);
+    running.ended_by(Signal::INT).expect_code(130);
     assert!(
         !fs::exists(format!("/proc/{pid}")).unwrap(),
         "the command runs on"
@@ -322,10 +321,7 @@ fn u16_secrets_are_refused_where_nothing_is_encrypted() {
         back.join("shop/Deployment.apps/web.json").exists() && !back.join("shop/Secret").exists()
     );
     let world = World::of("terraform:/srv/infra", "");
-    backup(&world)
-        .run()
-        .expect_code(8)
-        .expect_stdout("not encrypted");
+    backup(&world).exits(8).expect_stdout("not encrypted");
 }
 
 #[test]
@@ -381,7 +377,7 @@ fn a_program_before_names_the_directory_and_one_after_cleans_up() {
     let make = format!("cp -a \"$PITR_SOURCE\" {copy} && echo still > {copy}/x && echo {copy}");
     let clean = format!("rm -r \"$PITR_ROOT\" && echo $PITR_STATUS $PITR_NAME >> {log}");
     let world = world.with_source(&source, &hooks(&make, &clean));
-    let taken = backup(&world).run().success().json();
+    let taken = backup(&world).succeed().json();
     let cat = world.pitr(&["files", "cat", "up", "x"]).run();
     assert_eq!(cat.success().stdout, "still\n");
     assert!(!fs::exists(&copy).unwrap());
@@ -389,7 +385,7 @@ fn a_program_before_names_the_directory_and_one_after_cleans_up() {
     assert!(taken["after_error"].is_null(), "{taken}");
     // One that prints nothing leaves the source as it is.
     let world = world.with_source(&source, &hooks("true", "true"));
-    backup(&world).run().success();
+    backup(&world).succeed();
     let cat = world.pitr(&["files", "cat", "up", "x"]).run();
     assert_eq!(cat.success().stdout, "live");
 }
@@ -446,8 +442,7 @@ fn u17_the_program_after_runs_to_its_end_also_when_it_prints_much_and_the_termin
         assert!(since.elapsed() < PATIENCE, "no program runs");
         std::thread::sleep(Duration::from_millis(20));
     }
-    running.signal(Signal::HUP);
-    running.wait().expect_code(130);
+    running.ended_by(Signal::HUP).expect_code(130);
     assert!(ended.exists());
 }
 
@@ -492,7 +487,6 @@ fn u24_two_runs_with_such_programs_do_not_share_a_snapshot() {
     second
         .expect_code(7)
         .expect_stdout("another run of this name");
-    first.signal(Signal::INT);
-    first.wait().expect_code(130);
+    first.ended_by(Signal::INT).expect_code(130);
     assert_eq!(backups(&world), 0);
 }

@@ -11,12 +11,11 @@ use serde_json::Value;
 use super::tree::describe;
 use super::{World, path_text};
 use crate::common::mount::{DiskOver, PowerDisk};
-use crate::common::{Program, Running, pitr, wait_until};
+use crate::common::{Program, Running, pitr, str_of, wait_until, wait_within};
 use crate::{require_mounts, require_root};
 
 /// Seconds after which a change is to be in a backup.
 const WITHIN: &str = "4";
-const PATIENCE: Duration = Duration::from_secs(120);
 
 fn start(world: &World) -> Running {
     let watch = ["files", "watch", "up", "--within", WITHIN];
@@ -32,8 +31,7 @@ fn status(world: &World) -> Value {
 fn settled(world: &World, watcher: &mut Running, why: &str) -> Value {
     let mut last = Value::Null;
     let is_settled = |last: &Value| last["is_running"] == true && last["activity"] == "waiting";
-    wait_until(PATIENCE, why, || {
-        assert!(!watcher.is_done(), "it ended: {}", watcher.stderr());
+    watcher.until(why, || {
         last = status(world);
         is_settled(&last)
     });
@@ -45,8 +43,7 @@ fn caught_up(world: &World, watcher: &mut Running, why: &str) {
     let expected = describe(&world.source());
     let to = world.sandbox.join("caught");
     let place = path_text(&to);
-    wait_until(PATIENCE, why, || {
-        assert!(!watcher.is_done(), "it ended: {}", watcher.stderr());
+    watcher.until(why, || {
         let _ = fs::remove_dir_all(&to);
         let restore = ["files", "restore", "up", "--privileged", "--to", &place];
         world.pitr(&restore).run().is_success() && describe(&to) == expected
@@ -103,8 +100,7 @@ fn a_change_is_in_a_backup_soon() {
         (backups(&world), &status(&world)["activity"]),
         (count, &"waiting".into())
     );
-    watcher.signal(Signal::TERM);
-    watcher.wait().success();
+    watcher.ended_by(Signal::TERM).success();
     assert_eq!(status(&world)["is_running"], false);
 }
 
@@ -149,8 +145,7 @@ fn a_change_under_load_is_in_a_backup_within_the_time() {
         eprintln!("in a backup after {:?}", changed.elapsed());
         is_over.store(true, Ordering::Relaxed);
     });
-    watcher.signal(Signal::TERM);
-    watcher.wait().success();
+    watcher.ended_by(Signal::TERM).success();
 }
 
 #[test]
@@ -159,8 +154,7 @@ fn u68_changes_during_a_kill_are_in_the_first_backup_after_it() {
     fs::write(world.source().join("one"), "1").unwrap();
     let mut watcher = start(&world);
     settled(&world, &mut watcher, "the first backup");
-    watcher.signal(Signal::KILL);
-    watcher.wait();
+    watcher.ended_by(Signal::KILL);
     fs::write(world.source().join("two"), "2").unwrap();
     let dead = status(&world);
     assert_eq!(
@@ -173,8 +167,7 @@ fn u68_changes_during_a_kill_are_in_the_first_backup_after_it() {
     // A start without a change leaves no backup.
     settled(&world, &mut watcher, "rest");
     let count = backups(&world);
-    watcher.signal(Signal::TERM);
-    watcher.wait().success();
+    watcher.ended_by(Signal::TERM).success();
     let mut watcher = start(&world);
     settled(&world, &mut watcher, "the walk of the start");
     // In memory every file is read each time.
@@ -197,7 +190,7 @@ fn u69_more_events_than_the_kernel_keeps_lose_no_change() {
     }
     fs::create_dir(world.source().join("unheard")).unwrap();
     watcher.signal(Signal::CONT);
-    wait_until(PATIENCE, "the overflow", || {
+    wait_until("the overflow", || {
         watcher
             .stderr()
             .contains("more changed at once than the kernel notes")
@@ -222,7 +215,7 @@ fn u70_an_empty_mount_point_is_no_backup() {
     let count = backups(&world);
     // A watcher does not keep the filesystem from being unmounted.
     drop(disk);
-    wait_until(PATIENCE, "the mount is missed", || {
+    wait_until("the mount is missed", || {
         status(&world)["activity"] == "source_missing"
     });
     std::thread::sleep(Duration::from_secs(6));
@@ -230,8 +223,7 @@ fn u70_an_empty_mount_point_is_no_backup() {
     let disk = DiskOver::mount(&world.source());
     fs::write(world.source().join("two"), "2").unwrap();
     caught_up(&world, &mut watcher, "mounted again");
-    watcher.signal(Signal::TERM);
-    watcher.wait().success();
+    watcher.ended_by(Signal::TERM).success();
     // The next watcher starts before the filesystem is mounted, and knows it without a walk.
     let count = backups(&world);
     drop(disk);
@@ -247,8 +239,7 @@ fn u70_an_empty_mount_point_is_no_backup() {
 /// Waits until the source is missed; returns the state.
 fn missed(world: &World, watcher: &mut Running) -> Value {
     let mut last = Value::Null;
-    wait_until(PATIENCE, "the source is missed", || {
-        assert!(!watcher.is_done(), "it ended: {}", watcher.stderr());
+    watcher.until("the source is missed", || {
         let run = world
             .pitr(&["files", "watch", "up", "--status", "--json"])
             .run();
@@ -267,8 +258,7 @@ fn u79_a_source_that_has_no_file_any_more_is_no_backup() {
     fs::write(source.join("one"), "1").unwrap();
     let mut watcher = start(&world);
     settled(&world, &mut watcher, "the first backup");
-    watcher.signal(Signal::TERM);
-    watcher.wait().success();
+    watcher.ended_by(Signal::TERM).success();
     let count = backups(&world);
     // As a mount point looks before anything is mounted there.
     fs::rename(&source, &away).unwrap();
@@ -276,10 +266,7 @@ fn u79_a_source_that_has_no_file_any_more_is_no_backup() {
     let mut watcher = start(&world);
     let state = missed(&world, &mut watcher);
     assert!(
-        state["error"]
-            .as_str()
-            .unwrap()
-            .contains("no file any more"),
+        str_of(&state["error"]).contains("no file any more"),
         "{state}"
     );
     std::thread::sleep(Duration::from_secs(6));
@@ -317,7 +304,7 @@ fn u80_a_watcher_says_what_a_disk_changed_and_goes_on_saying_it() {
     settled(&world, &mut watcher, "the first backup");
     disk.spoil(&content);
     fs::write(source.join("other"), "1").unwrap();
-    wait_until(PATIENCE, "the rot is told", || {
+    wait_until("the rot is told", || {
         watcher.stderr().contains("have other content than before")
     });
     fs::write(source.join("other"), "22").unwrap();
@@ -325,16 +312,15 @@ fn u80_a_watcher_says_what_a_disk_changed_and_goes_on_saying_it() {
         let cat = world.pitr(&["files", "cat", "up", "other"]).run();
         cat.is_success() && cat.stdout == "22"
     };
-    wait_until(PATIENCE, "a later backup", found);
+    wait_until("a later backup", found);
     settled(&world, &mut watcher, "rest");
     let shown = ["files", "watch", "up", "--status"];
-    let run = world.pitr(&shown).run().expect_code(6);
+    let run = world.pitr(&shown).exits(6);
     run.expect_stdout("the last warning: 1 of ");
-    watcher.signal(Signal::TERM);
-    watcher.wait().success();
+    watcher.ended_by(Signal::TERM).success();
     let mut watcher = each_time();
     settled(&world, &mut watcher, "a new watcher");
-    world.pitr(&shown).run().success();
+    world.pitr(&shown).succeed();
 }
 
 /// A watcher that may watch so many directories. The files become root's: its namespace has no other user.
@@ -343,8 +329,7 @@ fn limited(world: &World, directories: u32, within: &str) -> Program {
     Program::new("chown")
         .args(["-R", "-h", "0:0", &place])
         .privileged()
-        .run()
-        .success();
+        .succeed();
     let limit = "echo $0 > /proc/sys/user/max_inotify_watches && exec \"$@\"";
     let directories = directories.to_string();
     let own = [
@@ -363,8 +348,7 @@ fn limited(world: &World, directories: u32, within: &str) -> Program {
 /// Waits for a state that a watcher notes.
 fn noted(world: &World, watcher: &mut Running, why: &str, is_it: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
-    wait_until(PATIENCE, why, || {
-        assert!(!watcher.is_done(), "it ended: {}", watcher.stderr());
+    watcher.until(why, || {
         last = status(world);
         is_it(&last)
     });
@@ -406,9 +390,7 @@ fn u81_directories_that_cannot_be_watched_are_told_of_and_walked() {
     for name in ["b", "c", "d", "e"] {
         let path = format!("{name}/two");
         let cat = world.pitr(&["files", "cat", "up", &path]);
-        wait_until(PATIENCE, "a change that no event tells", || {
-            cat.run().is_success()
-        });
+        wait_until("a change that no event tells", || cat.run().is_success());
     }
     // While the walk hangs nobody can say that every change is in a backup.
     fs::write(&hang, "").unwrap();
@@ -419,8 +401,7 @@ fn u81_directories_that_cannot_be_watched_are_told_of_and_walked() {
     noted(&world, &mut watcher, "it goes on", |last| {
         last["behind_ms"] == 0
     });
-    watcher.signal(Signal::TERM);
-    watcher.wait().success();
+    watcher.ended_by(Signal::TERM).success();
 }
 
 #[test]
@@ -441,7 +422,7 @@ fn u82_a_directory_that_takes_the_place_of_the_watched_one_is_watched() {
     settled(&world, &mut watcher, "the first backup");
     let has = |name: &str, text: &str, why: &str| {
         let cat = world.pitr(&["files", "cat", "up", name]);
-        wait_until(Duration::from_secs(60), why, || {
+        wait_within(Duration::from_secs(60), why, || {
             let run = cat.run();
             run.is_success() && run.stdout == text
         });
@@ -472,7 +453,7 @@ fn u83_what_cannot_be_read_is_not_called_backed_up() {
     // Root may read everything.
     let watch = |more: &[&str]| {
         let program = pitr().arg("--config").arg(&world.config);
-        let watch = program.args(["files", "watch", "up"]).args(more);
+        let watch = program.words("files watch up").args(more);
         watch.env("XDG_CACHE_HOME", &cache)
     };
     let shown = |left_out: u64| {
@@ -481,13 +462,13 @@ fn u83_what_cannot_be_read_is_not_called_backed_up() {
     };
     let watcher = watch(&["--within", WITHIN]).env("PITR_FAULT_SECONDS", "0");
     let _watcher = watcher.spawn();
-    wait_until(PATIENCE, "the first backup", || shown(1));
-    let run = watch(&["--status"]).run().expect_code(6);
+    wait_until("the first backup", || shown(1));
+    let run = watch(&["--status"]).exits(6);
     run.expect_stdout("every change that can be read is in a backup")
         .expect_stdout("1 thing cannot be read");
     fs::set_permissions(&closed, Permissions::from_mode(0o644)).unwrap();
-    wait_until(PATIENCE, "it can be read", || shown(0));
-    watch(&["--status"]).run().success();
+    wait_until("it can be read", || shown(0));
+    watch(&["--status"]).succeed();
 }
 
 /// A prior stays as old as it is while nothing changes: turns count from the last walk.
@@ -516,8 +497,7 @@ fn each_file_is_read_once_in_a_round_though_no_walk_leaves_a_backup() {
         assert_ne!(status(&world)["covered_until"], walked, "it walked");
         assert!((1..=3).contains(&times), "read {times} times in two rounds");
         // So does the next watcher.
-        watcher.signal(Signal::TERM);
-        watcher.wait().success();
+        watcher.ended_by(Signal::TERM).success();
         watcher = watch.spawn();
         settled(&world, &mut watcher, "the walk of the start");
     }
@@ -531,7 +511,7 @@ fn u71_a_repository_that_is_away_is_waited_for() {
     let (repo, away) = (world.sandbox.join("repo"), world.sandbox.join("away"));
     fs::rename(&repo, &away).unwrap();
     fs::write(world.source().join("one"), "1").unwrap();
-    wait_until(PATIENCE, "the failure is told", || {
+    wait_until("the failure is told", || {
         status(&world)["error"].is_string()
     });
     let behind = status(&world);
@@ -550,7 +530,7 @@ fn u98_a_mark_is_settled_while_nothing_changes() {
     fs::write(world.source().join("one"), "1").unwrap();
     let mut watcher = start(&world);
     settled(&world, &mut watcher, "the first backup");
-    let mark = world.pitr(&["mark", "shop", "--json"]).run().success();
+    let mark = world.pitr(&["mark", "shop", "--json"]).succeed();
     let mark = mark.json()["id"].clone();
     let is_settled = || {
         let info = world.pitr(&["info", "--set", "shop", "--json"]).run();
@@ -563,17 +543,15 @@ fn u98_a_mark_is_settled_while_nothing_changes() {
     let taken = backups(&world);
     // Each start walks the directory. The second one finds a backup behind the mark.
     for _ in 0..2 {
-        watcher.signal(Signal::TERM);
-        watcher.wait().success();
+        watcher.ended_by(Signal::TERM).success();
         let before = status(&world)["covered_until"].clone();
         watcher = start(&world);
-        wait_until(PATIENCE, "the walk of the start", || {
+        wait_until("the walk of the start", || {
             let told = status(&world);
             told["activity"] == "waiting" && told["covered_until"] != before
         });
         assert_eq!(is_settled(), [true]);
         assert_eq!(backups(&world), taken + 1);
     }
-    watcher.signal(Signal::TERM);
-    watcher.wait().success();
+    watcher.ended_by(Signal::TERM).success();
 }

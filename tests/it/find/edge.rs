@@ -30,7 +30,7 @@ fn three_drops(cluster: &Cluster) -> Vec<String> {
         cluster.archive_now();
         cluster.sql("checkpoint");
         cluster.sql(&format!("drop table {table}"));
-        let name = cluster.query_one_string("select pg_walfile_name(pg_current_wal_insert_lsn())");
+        let name = cluster.value("select pg_walfile_name(pg_current_wal_insert_lsn())");
         cluster.archive_now();
         name
     };
@@ -60,7 +60,7 @@ fn n03_wal_that_is_missing_or_damaged_is_named_and_the_rest_is_found() {
         spoil(&site.object(&segments[1]));
         let all = "drop,delete";
         for kinds in [&["--kind", all][..], &["--kind", "drop"]] {
-            let run = site.pitr().args(["find", "--json"]).args(kinds).run();
+            let run = site.pitr().words("find --json").args(kinds).run();
             let answer = run.expect_code(10).json();
             let found = titles(&answer);
             let is_found = |name: &str| found.contains(&format!("drop postgres.public.{name}"));
@@ -77,11 +77,7 @@ fn n03_wal_that_is_missing_or_damaged_is_named_and_the_rest_is_found() {
             );
             assert_eq!(answer["unread"].as_array().unwrap().len(), 1, "{answer:#}");
         }
-        let run = site
-            .pitr()
-            .args(["find", "--kind", "drop"])
-            .run()
-            .expect_code(10);
+        let run = site.pitr().words("find --kind drop").exits(10);
         run.expect_stderr("was not looked at");
     }
 }
@@ -96,7 +92,7 @@ fn n03_before_anything_is_archived_that_is_said() {
         vec!["find", "--kind", "drop"],
         [&["standby", "--to", standby][..], &of_primary].concat(),
     ] {
-        let run = site.pitr().args(&words).run().expect_code(5);
+        let run = site.pitr().args(&words).exits(5);
         run.expect_stderr("nothing of the cluster is archived yet")
             .expect_stderr("pitr backup");
     }
@@ -111,14 +107,14 @@ fn n03_what_is_stored_of_the_open_segment_counts() {
     cluster.sql("checkpoint");
     cluster.sql("drop table t");
     let end: Lsn = cluster
-        .query_one_string("select pg_current_wal_insert_lsn()::text")
+        .value("select pg_current_wal_insert_lsn()::text")
         .parse()
         .unwrap();
     let size = SegmentSize::new(MIB).unwrap();
     let name = SegmentName::of(TimelineId::FIRST, Lsn(end.0 - 1), size);
     let path = cluster.pgdata().join("pg_wal").join(name.to_string());
     assert_eq!(titles(&find(&site, &[])).len(), 0);
-    let run = site.pitr().arg("find").run().success();
+    let run = site.pitr().arg("find").succeed();
     run.expect_stderr("for what came later: select pg_switch_wal() on the server, and ask again");
     cluster.stop(Stop::Immediate);
     let start = name.start_lsn(size).unwrap();
@@ -135,17 +131,17 @@ fn n03_a_sealed_repository_is_read_with_its_key_alone() {
     rows(&cluster, "secret");
     cluster.sql("drop table secret");
     cluster.archive_now();
-    let run = sealed.on("reader").args(["find", "--json"]).run();
+    let run = sealed.on("reader").words("find --json").run();
     let answer = run.success().json();
     only(&answer, "drop postgres.public.secret");
-    let run = sealed.on("writer").args(["find", "--json"]).run();
+    let run = sealed.on("writer").words("find --json").run();
     assert!(!run.is_success(), "{run}");
     assert!(!run.stdout.contains("secret"), "{run}");
 }
 
 #[test]
 fn n04_without_page_images_the_server_gives_names_and_nothing_is_guessed() {
-    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(18);
     let builder = builder.config("full_page_writes", "off");
     let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
     for table in ["dropped", "cut", "thinned"] {
@@ -154,7 +150,7 @@ fn n04_without_page_images_the_server_gives_names_and_nothing_is_guessed() {
     cluster.archive_now();
     cluster.sql("checkpoint");
     let client = cluster.client();
-    let since = client.query_one_string("select clock_timestamp()::text");
+    let since = client.value("select clock_timestamp()::text");
     let drop = transaction(&client, "drop table dropped");
     let cut = transaction(&client, "truncate cut");
     let thin = transaction(&client, "delete from thinned");
@@ -187,7 +183,7 @@ fn n01_a_transaction_is_judged_by_what_others_saw(major: u32) {
             "create table {table} as select g as a, 'old' as b from generate_series(1, 100) g"
         ));
     }
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     client.sql("vacuum full pg_attribute");
     client.sql("begin; create table own as select g as a from generate_series(1, 50) g; update own set a = 7; delete from own; commit");
     let twice = transaction(
@@ -223,7 +219,7 @@ per_major!(n01_a_transaction_is_judged_by_what_others_saw, v13 v16 v19);
 /// Neither the list of the backup before nor the server has the schema's name of that moment.
 #[test]
 fn n01_a_schema_has_the_name_of_that_moment() {
-    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(17);
     let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
     let client = cluster.client();
     client.sql("create schema first");
@@ -231,7 +227,7 @@ fn n01_a_schema_has_the_name_of_that_moment() {
     client.sql("create table first.t as select 1 as a; create table first.u as select 1 as a");
     let one = cluster.client_of("one");
     one.sql("create table v as select 1 as a");
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     client.sql("drop table first.u");
     drop(one);
     for sql in [
@@ -263,7 +259,7 @@ fn n01_a_schema_has_the_name_of_that_moment() {
 /// The segment that has the commit changes no catalog.
 #[test]
 fn n01_a_name_counts_that_was_committed_in_a_later_segment() {
-    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(17);
     let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
     let client = cluster.client();
     client
@@ -272,7 +268,7 @@ fn n01_a_name_counts_that_was_committed_in_a_later_segment() {
     cluster
         .client_of("one")
         .sql("create table v as select 1 as a");
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     client.sql("checkpoint");
     client.sql("begin");
     client.sql("alter schema first rename to second");
@@ -294,10 +290,10 @@ fn n01_a_name_counts_that_was_committed_in_a_later_segment() {
 
 /// A question about a part knows the files that catalogs were given before it, and neither the list of a backup nor the server does.
 fn n02_catalogs_that_were_written_anew_before_the_window_are_followed(major: u32) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
     let client = cluster.client();
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     client.sql("vacuum full pg_database");
     client.sql("create database first");
     let first = cluster.client_of("first");
@@ -312,7 +308,7 @@ fn n02_catalogs_that_were_written_anew_before_the_window_are_followed(major: u32
         cluster.archive_now();
     }
     client.sql("checkpoint");
-    let since = client.query_one_string("select clock_timestamp()::text");
+    let since = client.value("select clock_timestamp()::text");
     let xids = [
         transaction(&first, "drop table dropped"),
         transaction(&first, "truncate cut"),
@@ -349,19 +345,19 @@ fn interrupt_drop(cluster: &Cluster, client: &Client) {
     std::fs::rename(logical.join("aside"), logical.join("snapshots")).unwrap();
     assert!(text_of(&refused).contains("checkpoint"), "{refused:?}");
     let limit = "select datconnlimit::text from pg_database where datname = 'doomed'";
-    assert_eq!(client.query_one_string(limit), "-2");
+    assert_eq!(client.value(limit), "-2");
 }
 
 /// A cluster with a table, and with a database that is to be dropped, behind a backup.
 fn with_doomed(major: u32) -> (Site, Cluster) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
     cluster.sql("create database doomed");
     cluster.sql("create table kept (a int)");
     let doomed = cluster.client_of("doomed");
     doomed.sql("create table inside as select g as a from generate_series(1, 77) g");
     drop(doomed);
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     (site, cluster)
 }
 
@@ -383,8 +379,8 @@ fn n01_the_first_attempt_to_drop_a_database_is_the_target(major: u32) {
     assert_eq!(event["last_commit"]["xid"], last, "{event:#}");
     let (server, _copy) = before(&site, major, event);
     let inside = server.client_of("doomed");
-    assert_eq!(inside.query_one_string("select count(*) from inside"), "77");
-    assert_eq!(server.query_one_string("select count(*) from kept"), "1");
+    assert_eq!(inside.value("select count(*) from inside"), "77");
+    assert_eq!(server.value("select count(*) from kept"), "1");
 }
 per_major!(n01_the_first_attempt_to_drop_a_database_is_the_target, v13 v16 v17 v19);
 
@@ -396,14 +392,14 @@ fn n03_a_question_that_reaches_beyond_the_archive_is_told_so() {
     rows(&cluster, "two");
     cluster.archive_now();
     let client = cluster.client();
-    let now = || client.query_one_string("select clock_timestamp()::text");
+    let now = || client.value("select clock_timestamp()::text");
     let first = transaction(&client, "drop table one");
     let between = now();
     transaction(&client, "create table later (a int)");
     cluster.archive_now();
     client.sql("drop table two");
     let beyond = "for what came later: select pg_switch_wal() on the server, and ask again";
-    let run = |args: &[&str]| site.pitr().arg("find").args(args).run().success();
+    let run = |args: &[&str]| site.pitr().arg("find").args(args).succeed();
     let xid = first.to_string();
     for (args, reaches) in [
         (vec!["--kind", "drop"], true),
@@ -427,14 +423,14 @@ fn n03_a_question_that_reaches_beyond_the_archive_is_told_so() {
 
 /// pg_repack gives a table the file of its copy: no row is gone.
 fn n06_tables_whose_files_are_swapped_are_written_anew(major: u32) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
     let client = cluster.client();
     rows(&cluster, "big");
     rows(&cluster, "copy");
     cluster.archive_now();
     client.sql("checkpoint");
-    let since = client.query_one_string("select clock_timestamp()::text");
+    let since = client.value("select clock_timestamp()::text");
     client.sql("begin; delete from copy where a < 50");
     client.sql(
         "update pg_class c set relfilenode = d.relfilenode from pg_class d \
@@ -459,7 +455,7 @@ per_major!(n06_tables_whose_files_are_swapped_are_written_anew, v13 v17);
 fn n09_a_database_that_was_dropped_in_part_is_found(major: u32) {
     let (site, cluster) = with_doomed(major);
     let client = cluster.client();
-    let since = client.query_one_string("select clock_timestamp()::text");
+    let since = client.value("select clock_timestamp()::text");
     let last = transaction(&client, "insert into kept values (1)");
     client.sql("checkpoint");
     interrupt_drop(&cluster, &client);
@@ -467,7 +463,7 @@ fn n09_a_database_that_was_dropped_in_part_is_found(major: u32) {
         client.sql("insert into kept values (2)");
         cluster.archive_now();
     }
-    let later = client.query_one_string("select clock_timestamp()::text");
+    let later = client.value("select clock_timestamp()::text");
     client.sql("insert into kept values (3)");
     cluster.archive_now();
     let all = "database,drop,delete";
@@ -488,15 +484,11 @@ fn n09_a_database_that_was_dropped_in_part_is_found(major: u32) {
         assert_eq!(event["last_commit"]["xid"], last, "{event:#}");
     }
     assert_eq!(events(&find(&site, &["--since", &later])).len(), 0);
-    site.pitr()
-        .arg("find")
-        .run()
-        .success()
-        .expect_stdout("doomed");
+    site.pitr().arg("find").succeed().expect_stdout("doomed");
     let answer = find(&site, &[]);
     let (server, _copy) = before(&site, major, only(&answer, "database doomed"));
     let inside = server.client_of("doomed");
-    assert_eq!(inside.query_one_string("select count(*) from inside"), "77");
+    assert_eq!(inside.value("select count(*) from inside"), "77");
 
     client.sql("update pg_database set datconnlimit = -1 where datname = 'doomed'");
     cluster.archive_now();
@@ -523,16 +515,16 @@ fn fill_to_the_edge(client: &Client) {
 }
 
 fn segment_of_now(client: &Client) -> String {
-    client.query_one_string("select pg_walfile_name(pg_current_wal_insert_lsn())")
+    client.value("select pg_walfile_name(pg_current_wal_insert_lsn())")
 }
 
 /// The index of no segment counts the blocks of the record that crosses the edge.
 fn n10_names_that_change_in_a_record_across_segments_count(major: u32) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
     let client = cluster.client();
     client.sql("create schema first; create table first.t as select 1 as a");
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     client.sql("checkpoint");
     client.sql("select 'first.t'::regclass; select count(*) from pg_namespace");
     fill_to_the_edge(&client);
@@ -551,12 +543,12 @@ per_major!(n10_names_that_change_in_a_record_across_segments_count, v13 v17);
 
 #[test]
 fn n10_an_attempt_to_drop_a_database_in_a_record_across_segments_counts() {
-    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(17);
     let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
     let client = cluster.client();
     client.sql("create database doomed");
     client.sql("create table kept (a int)");
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     let last = transaction(&client, "insert into kept values (1)");
     client.sql("checkpoint");
     fill_to_the_edge(&client);

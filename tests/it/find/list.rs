@@ -7,8 +7,7 @@ use crate::common::{Cluster, Sandbox, Site, Stop};
 use crate::{per_major, require_fuse};
 
 fn backup(site: &Site) -> (String, PathBuf) {
-    let run = site.pitr().args(["backup", "--json"]).run();
-    let id = run.success().id();
+    let id = site.pitr().words("backup --json").succeed().id();
     let list = site
         .cluster_folder()
         .join("backups")
@@ -19,7 +18,7 @@ fn backup(site: &Site) -> (String, PathBuf) {
 
 /// Without images in the WAL and without a server, the last backup tells which table it was.
 fn n05_a_backup_keeps_the_names_of_relations(major: u32) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let builder = builder
         .config("full_page_writes", "off")
         .config("autovacuum", "off");
@@ -33,12 +32,12 @@ fn n05_a_backup_keeps_the_names_of_relations(major: u32) {
     other.sql("create table elsewhere as select 1 as a");
     let (id, list) = backup(&site);
     assert!(list.exists());
-    let info = site.pitr().args(["verify", "--json"]).run().success();
+    let info = site.pitr().words("verify --json").succeed();
     assert!(!info.stdout.contains("relations"), "{info}");
     cluster.archive_now();
     cluster.sql("checkpoint");
     let client = cluster.client();
-    let since = client.query_one_string("select clock_timestamp()::text");
+    let since = client.value("select clock_timestamp()::text");
     let gone = transaction(&client, "drop table app.orders");
     let thin = transaction(&client, "delete from app.kept");
     other.sql("drop table elsewhere");
@@ -62,7 +61,7 @@ fn n05_a_backup_keeps_the_names_of_relations(major: u32) {
     let found = find(&site, &["--table", "app.orders"]);
     assert_eq!(events(&found).len(), 1);
     // The command reports events that it leaves out, and a misspelled name.
-    let told = |args: &[&str]| site.pitr().arg("find").args(args).run().success();
+    let told = |args: &[&str]| site.pitr().arg("find").args(args).succeed();
     told(&["--kind", "delete"]).expect_stderr("fewer than 1000 rows are left out: --min-rows 1");
     let typo = told(&["--table", "app.order"]);
     assert!(!typo.stderr.contains("partition"), "{typo}");
@@ -75,11 +74,8 @@ fn n05_a_backup_keeps_the_names_of_relations(major: u32) {
     let middle = bytes.len() / 3;
     spoilt[middle] ^= 0xFF;
     std::fs::write(&list, &spoilt).unwrap();
-    let run = site.pitr().args(["verify", "--json"]).run().expect_code(4);
-    assert!(
-        run.stdout.contains(&format!("backups/{id}/relations")),
-        "{run}"
-    );
+    let run = site.pitr().words("verify --json").exits(4);
+    run.expect_stdout(&format!("backups/{id}/relations"));
     let run = site
         .pitr()
         .args(["find", "--json", "--since", &since])
@@ -106,30 +102,17 @@ fn n05_a_list_is_copied_and_deleted_with_its_backup() {
     cluster.sql("create table t (a int)");
     let (first, list) = backup(&site);
     let second = site.add_repository("second", "");
-    site.pitr()
-        .args(["repo", "sync", "--to", "second"])
-        .run()
-        .success();
+    site.pitr().words("repo sync --to second").succeed();
     let below = list.strip_prefix(site.repository()).unwrap();
     let copy = second.join(below);
     assert_eq!(std::fs::read(&list).unwrap(), std::fs::read(copy).unwrap());
 
     let (_, newer) = backup(&site);
     site.pitr()
-        .args([
-            "expire",
-            "--keep",
-            "1",
-            "--min-age",
-            "0s",
-            "--grace",
-            "0",
-            "--confirm",
-        ])
+        .words("expire --keep 1 --min-age 0s --grace 0 --confirm")
         .arg("--repository")
         .arg(site.repository())
-        .run()
-        .success();
+        .succeed();
     assert!(!list.exists() && newer.exists(), "{first}");
 }
 
@@ -157,7 +140,7 @@ fn n05_operators_of_users_are_not_called_for_a_list() {
 #[test]
 fn n05_a_clone_of_the_moment_before_tells_names_that_nothing_else_tells() {
     require_fuse!("n05_a_clone_of_the_moment_before_tells_names_that_nothing_else_tells");
-    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(17);
     let builder = builder
         .config("full_page_writes", "off")
         .config("autovacuum", "off");
@@ -189,7 +172,7 @@ fn n05_a_clone_of_the_moment_before_tells_names_that_nothing_else_tells() {
     let run = site
         .pitr()
         .args(["find", "--json", "--clone", "--dir", &below]);
-    let run = run.args(["--bin", "/nonexistent"]).run().success();
+    let run = run.words("--bin /nonexistent").succeed();
     assert!(run.stderr.contains("no clone tells the names"), "{run}");
     assert!(run.json()["nameless_count"].as_u64().unwrap() > 0, "{run}");
 }

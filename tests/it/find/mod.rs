@@ -16,13 +16,13 @@ use crate::per_major;
 fn transaction(client: &Client, statements: &str) -> u64 {
     client.sql("begin");
     client.sql(statements);
-    let xid = client.query_one_string("select pg_current_xact_id()::text");
+    let xid = client.value("select pg_current_xact_id()::text");
     client.sql("commit");
     xid.parse().unwrap()
 }
 
 fn find(site: &Site, args: &[&str]) -> Value {
-    let run = site.pitr().args(["find", "--json"]).args(args).run();
+    let run = site.pitr().words("find --json").args(args).run();
     run.success().json()
 }
 
@@ -72,8 +72,8 @@ fn options(event: &Value) -> Vec<&str> {
 
 /// Plans the target that an event prints.
 fn planned(site: &Site, event: &Value) -> Value {
-    let plan = site.pitr().args(["plan", "--json"]).args(options(event));
-    plan.run().success().json()
+    let plan = site.pitr().words("plan --json").args(options(event));
+    plan.succeed().json()
 }
 
 /// Restores to just before an event, by the very options that it prints, and starts a server there.
@@ -81,39 +81,28 @@ fn before(site: &Site, major: u32, event: &Value) -> (Cluster, Sandbox) {
     let (options, plan) = (options(event), planned(site, event));
     let copy = Sandbox::new("copy");
     let to = copy.join("data");
-    let mut restore = site
-        .pitr()
-        .args(["restore", "--to"])
-        .arg(&to)
-        .args(&options);
+    let mut restore = site.pitr().restore_to(&to).args(&options);
     for space in plan["backup"]["tablespaces"].as_array().unwrap() {
         let oid = &space["oid"];
         let mapping = format!("{oid}={}", copy.join(format!("space{oid}")).display());
         restore = restore.arg("--tablespace-mapping").arg(mapping);
     }
-    restore.run().success();
-    let server = Cluster::open(major, &to).option("fsync", "off").start();
-    server.wait_promoted();
+    restore.succeed();
+    let server = Cluster::open(major, &to).without_fsync().promoted();
     (server, copy)
 }
 
 fn n01_each_kind_of_damage_is_found_with_its_transaction_and_comes_back(major: u32) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let builder = builder
         .config("autovacuum", "off")
         .config("max_prepared_transactions", "4");
     let (site, cluster) = Site::with_cluster_of(builder);
     let space = cluster.sandbox().dir("space");
     let client = cluster.client();
-    client.sql(&format!(
-        "create tablespace ts location '{}'",
-        space.display()
-    ));
+    cluster.make_tablespace("ts", &space);
     let gone = cluster.sandbox().dir("gone");
-    client.sql(&format!(
-        "create tablespace gone location '{}'",
-        gone.display()
-    ));
+    cluster.make_tablespace("gone", &gone);
     client.sql("create database other");
     client.sql("create database doomed");
     client.sql("create schema s");
@@ -138,7 +127,7 @@ fn n01_each_kind_of_damage_is_found_with_its_transaction_and_comes_back(major: u
     let doomed = cluster.client_of("doomed");
     doomed.sql("create table inside as select g as a from generate_series(1, 77) g");
     drop(doomed);
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
 
     let xid_drop = transaction(
         &client,
@@ -246,7 +235,7 @@ fn n01_each_kind_of_damage_is_found_with_its_transaction_and_comes_back(major: u
 
     let count = |server: &Cluster, database: &str, table: &str| {
         let sql = format!("select count(*)::text from {table}");
-        server.client_of(database).query_one_string(&sql)
+        server.client_of(database).value(&sql)
     };
     for (wanted, database, table, rows) in [
         (

@@ -7,7 +7,7 @@ use crate::common::{Client, Cluster, PATIENCE, Site, Stop, paths_below, wait_unt
 use crate::per_major;
 
 fn quiet(major: u32, full_page_writes: &str) -> (Site, Cluster) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let builder = builder
         .config("autovacuum", "off")
         .config("full_page_writes", full_page_writes);
@@ -32,7 +32,7 @@ fn list(site: &Site, client: &Client) {
     rows(client, "cust_new");
     // Hints that are set later would bring the whole page.
     client.sql("vacuum freeze pg_class");
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
 }
 
 fn swap_names(cluster: &Cluster, client: &Client) -> String {
@@ -43,7 +43,7 @@ fn swap_names(cluster: &Cluster, client: &Client) -> String {
         cluster.archive_now();
         client.sql("checkpoint");
     }
-    client.query_one_string("select clock_timestamp()::text")
+    client.value("select clock_timestamp()::text")
 }
 
 fn n07_a_table_that_was_renamed_since_the_list_has_the_name_of_then(major: u32) {
@@ -75,18 +75,16 @@ fn n07_the_list_of_a_backup_that_runs_at_an_event_is_not_one_behind_it() {
     let (site, mut cluster) = quiet(17, "on");
     let client = cluster.client();
     list(&site, &client);
-    let backup = site.pitr().args(["backup", "--max-rate", "1MiB"]);
+    let backup = site.pitr().words("backup --max-rate 1MiB");
     let running = backup.timeout(4 * PATIENCE).spawn();
     let copies = "select count(*) from pg_stat_progress_basebackup where phase like 'streaming%'";
-    wait_until(PATIENCE, "the backup copies", || {
-        client.query_one_string(copies) == "1"
-    });
+    wait_until("the backup copies", || client.value(copies) == "1");
     // The list is read beside the first files.
     std::thread::sleep(Duration::from_secs(2));
     let since = swap_names(&cluster, &client);
     client.sql("delete from cust where a <= 1500");
     cluster.archive_now();
-    assert_eq!(client.query_one_string(copies), "1", "it was too fast");
+    assert_eq!(client.value(copies), "1", "it was too fast");
     drop(client);
     running.wait().success();
     for is_up in [true, false] {
@@ -131,7 +129,7 @@ fn n08_a_table_that_was_moved_since_the_list_has_the_schema_of_then(major: u32) 
     client.sql("vacuum freeze pg_namespace");
     cluster.archive_now();
     let old = paths_below(&site.cluster_folder().join("wal"));
-    site.pitr().arg("backup").run().success();
+    site.pitr().arg("backup").succeed();
     for segment in old {
         std::fs::remove_file(segment).unwrap();
     }

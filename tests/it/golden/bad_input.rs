@@ -84,7 +84,7 @@ fn wrong_places() {
     let mut stage = Stage::new("bad-places", 18, "plain");
     let folder = stage.path().to_owned();
     let to = |name: &str| folder.join(name);
-    let restore = stage.program().args(["restore", "--to"]);
+    let restore = stage.program().words("restore --to");
     stage.say("The directory holds the repository.");
     stage.run(&restore.clone().arg(to("repository")));
     stage.say("It is a file.");
@@ -92,24 +92,24 @@ fn wrong_places() {
     stage.say("Its parent is not there.");
     stage.run(&restore.clone().arg(to("a/b/c")));
     stage.run(&restore.clone().arg("/proc/pitr"));
-    stage.run(&restore.arg("relative").args(["--target-name", "holiday"]));
+    stage.run(&restore.arg("relative").words("--target-name holiday"));
     stage.say("There is nothing to replace, or to undo.");
-    let replace = stage.program().args(["restore", "--replace", "--to"]);
+    let replace = stage.program().words("restore --replace --to");
     stage.run(&replace.clone().arg(to("nowhere")));
     stage.run(&replace.arg(to("repository")));
-    let undo = stage.program().args(["restore", "--undo", "--to"]);
+    let undo = stage.program().words("restore --undo --to");
     stage.run(&undo.clone().arg(to("nowhere")));
     stage.run(&undo.arg(to("nowhere")).arg("--delta"));
-    let adopt = stage.program().args(["adopt", "--pgdata"]);
+    let adopt = stage.program().words("adopt --pgdata");
     stage.run(&adopt.clone().arg(to("nowhere")));
     stage.run(&adopt.arg(to("repository")));
-    let push = stage.program().args(["wal", "push"]);
+    let push = stage.program().words("wal push");
     stage.run(&push.clone().arg(to("000000010000000000000099")));
     stage.say("It is a segment of another cluster.");
     let name = "000000010000000000000008";
     let other = Frozen::new(18, "encrypted");
     let fetch = other.pitr().args(["wal", "fetch", name]);
-    fetch.arg(to(name)).run().success();
+    fetch.arg(to(name)).succeed();
     stage.run(&push.arg(to(name)));
     let config = to("pitr.toml");
     stage.run(&pitr_archive().arg("--config").arg(config).arg(to(name)));
@@ -144,7 +144,7 @@ fn wrong_configurations() {
     let info = pitr().arg("info").dir(sandbox.path());
     scene.say("There is no configuration.");
     scene.run(&info);
-    scene.run(&info.clone().args(["--config", "none.toml"]));
+    scene.run(&info.clone().words("--config none.toml"));
     let url = format!("url = \"file://{}\"", sandbox.join("repo").display());
     let repository = format!("[clusters.main]\n\n[repositories.local]\n{url}\n");
     for (what, text) in [

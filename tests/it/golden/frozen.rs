@@ -188,7 +188,7 @@ fn dry_restores() {
         &["--json"],
     ] {
         let to = stage.frozen.path().join("to");
-        let restore = stage.frozen.pitr().args(["restore", "--dry-run", "--to"]);
+        let restore = stage.frozen.pitr().words("restore --dry-run --to");
         stage.run(&restore.arg(to).args(more));
     }
     stage.check();
@@ -304,7 +304,7 @@ fn verify() {
     stage.pitr(&["verify"]);
     stage.pitr(&["verify", "--backup", "20261121T143022Z-full"]);
     // The events that verify writes name the host and the process: their length is not fixed.
-    let run = stage.frozen.pitr().args(["verify", "--json"]).run();
+    let run = stage.frozen.pitr().words("verify --json").run();
     let mut run = run.success();
     let bytes = &run.json()["clusters"][0]["read_bytes"];
     run.stdout = run.stdout.replace(&bytes.to_string(), "[number]");

@@ -18,7 +18,7 @@ fn walk() -> Vec<Vec<String>> {
     let mut found = vec![Vec::new()];
     let mut at = 0;
     while let Some(command) = found.get(at).cloned() {
-        let help = pitr().args(&command).arg("--help").run().success();
+        let help = pitr().args(&command).arg("--help").succeed();
         let listed = help.stdout.lines().skip_while(|l| *l != "Commands:");
         for line in listed.skip(1).take_while(|line| line.starts_with("  ")) {
             // The continuation of a long line is indented further.
@@ -67,10 +67,10 @@ fn short_help_and_version() {
         "help-short",
         &[
             pitr().arg("-h"),
-            pitr().args(["plan", "-h"]),
+            pitr().words("plan -h"),
             pitr().arg("--version"),
-            pitr().args(["help", "wal", "push"]),
-            pitr().args(["help", "backups"]),
+            pitr().words("help wal push"),
+            pitr().words("help backups"),
             pitr().arg("wal"),
             pitr_archive().arg("--version"),
             pitr_restore().arg("--version"),
@@ -82,7 +82,7 @@ fn short_help_and_version() {
 fn every_command_has_a_manual_page() {
     let sandbox = Sandbox::new("man");
     let pages = sandbox.dir("pages");
-    pitr().arg("man").arg(&pages).run().success();
+    pitr().arg("man").arg(&pages).succeed();
     for command in commands() {
         let name = [&["pitr".to_owned()], &command[..]].concat();
         let page = std::fs::read_to_string(pages.join(format!("{}.1", name.join("-"))));
@@ -101,7 +101,7 @@ fn a_page_of_the_documentation_is_printed_as_it_is() {
         ("configuration", "configuration.md"),
     ] {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-        let printed = pitr().args(["help", page]).run().success();
+        let printed = pitr().args(["help", page]).succeed();
         assert_eq!(
             printed.stdout,
             std::fs::read_to_string(docs.join(file)).unwrap()
@@ -111,7 +111,7 @@ fn a_page_of_the_documentation_is_printed_as_it_is() {
 
 #[test]
 fn completions_are_a_script_of_the_shell() {
-    let script = pitr().args(["completions", "bash"]).run().success().stdout;
+    let script = pitr().words("completions bash").succeed().stdout;
     let is_word = |c: char| c.is_alphanumeric() || c == '-';
     let mut words = script.split(|c| !is_word(c));
     assert!(script.contains("backfill") && words.all(|word| word != "serve"));

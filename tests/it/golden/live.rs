@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Scene;
 use super::redact::Data;
-use crate::common::{Builder, Cluster, PATIENCE, Reception, Sandbox, Site, Stop, pitr, wait_until};
+use crate::common::{Builder, Cluster, Reception, Sandbox, Site, Stop, pitr, wait_until};
 use crate::ship::spool_of;
 
 /// A server that does nothing by itself: no checkpoint, no vacuum, no segment ended by a timer moves a position.
@@ -42,9 +42,7 @@ fn keys_and_init() {
     scene.redactor.add(cluster.port().to_string(), "[port]");
     let init = |name: &str| {
         let folder = sandbox.dir(name);
-        let init = pitr()
-            .args(["init", "--config"])
-            .arg(folder.join("pitr.toml"));
+        let init = pitr().words("init --config").arg(folder.join("pitr.toml"));
         let init = init.arg("--pgdata").arg(cluster.pgdata());
         init.args(["--conninfo", &cluster.conninfo("postgres"), "--repository"])
             .arg(folder.join("repo"))
@@ -53,25 +51,21 @@ fn keys_and_init() {
     scene.say("The configuration file is there now.");
     scene.run(&init("plain"));
     let keys = sandbox.join("keys");
-    let keygen = pitr().args(["repo", "keygen", "--dir"]).arg(&keys);
+    let keygen = pitr().words("repo keygen --dir").arg(&keys);
     scene.run(&keygen);
-    scene.run(&keygen.clone().args(["--recipient", "ops"]));
+    scene.run(&keygen.clone().words("--recipient ops"));
     scene.run(
         &init("encrypted")
             .arg("--key-set")
             .arg(keys.join("writer.key")),
     );
-    let more = pitr()
-        .args(["repo", "keygen", "--dir"])
-        .arg(sandbox.join("more"));
-    scene.run(&more.args(["--recipient", "ops", "--recipient", "escrow"]));
+    let more = pitr().words("repo keygen --dir").arg(sandbox.join("more"));
+    scene.run(&more.words("--recipient ops --recipient escrow"));
     let writer = sandbox.join("more/writer.key");
     scene.run(&init("encrypted").arg("--key-set").arg(&writer));
-    scene.run(&init("json").args(["--json"]));
+    scene.run(&init("json").words("--json"));
     scene.say("There is no server, and no data directory.");
-    let nowhere = pitr()
-        .args(["init", "--pgdata"])
-        .arg(sandbox.join("nowhere"));
+    let nowhere = pitr().words("init --pgdata").arg(sandbox.join("nowhere"));
     let nowhere = nowhere.arg("--config").arg(sandbox.join("nowhere.toml"));
     scene.run(&nowhere.arg("--repository").arg(sandbox.join("repo")));
     scene.check();
@@ -101,32 +95,21 @@ fn the_first_day() {
         scene.run(&site.pitr().args(args));
     }
     let to = site.sandbox().dir("copies");
-    let restore = site
-        .pitr()
-        .args(["restore", "--target-name", "noon", "--to"]);
+    let restore = site.pitr().words("restore --target-name noon --to");
     let restore = restore.arg(to.join("restored"));
     scene.run(&restore);
     scene.say("Once more: the directory is not empty.");
     scene.run(&restore);
-    let adopt = site
-        .pitr()
-        .args(["adopt", "--pgdata"])
-        .arg(to.join("restored"));
+    let adopt = site.pitr().words("adopt --pgdata").arg(to.join("restored"));
     scene.say("The copy has a guard, and the server of the cluster still runs.");
     let fetch = site.pitr().args(["wal", "fetch", &segment]);
     let segment = format!("pg_wal/{segment}");
-    fetch
-        .arg(to.join("restored").join(&segment))
-        .run()
-        .success();
+    fetch.arg(to.join("restored").join(&segment)).succeed();
     scene.run(&site.archive().arg(&segment).dir(to.join("restored")));
     scene.run(&adopt);
-    scene.run(&adopt.clone().args(["--as", "staging"]));
-    scene.run(&adopt.args(["--as", "staging"]));
-    let standby = site
-        .pitr()
-        .args(["standby", "--to"])
-        .arg(to.join("standby"));
+    scene.run(&adopt.clone().words("--as staging"));
+    scene.run(&adopt.words("--as staging"));
+    let standby = site.pitr().words("standby --to").arg(to.join("standby"));
     let conninfo = format!(
         "host={} port={} user=postgres",
         cluster.socket_dir().display(),
@@ -143,11 +126,9 @@ fn the_doctor() {
     spool_of(&site);
     let mut scene = scene("live-doctor", &site, &cluster);
     cluster.archive_now();
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let seen = "select coalesce(last_archived_wal like '%.backup', false) from pg_stat_archiver";
-    wait_until(PATIENCE, "it is counted", || {
-        cluster.query_one_string(seen) == "t"
-    });
+    wait_until("it is counted", || cluster.value(seen) == "t");
     // How full the machine's disk is, and its filesystem, are nothing of ours.
     let doctor = |scene: &mut Scene| {
         let machine = ["  space  ", "  writable and durable  "];
@@ -155,12 +136,9 @@ fn the_doctor() {
     };
     doctor(&mut scene);
     scene.say("The server's archive_command is another one.");
-    cluster.alter_system("archive_command", "cp %p /nowhere/%f");
-    cluster.reload();
-    wait_until(PATIENCE, "it is seen", || {
-        cluster
-            .query_one_string("show archive_command")
-            .starts_with("cp")
+    cluster.set("archive_command", "cp %p /nowhere/%f");
+    wait_until("it is seen", || {
+        cluster.value("show archive_command").starts_with("cp")
     });
     doctor(&mut scene);
     cluster.stop(Stop::Fast);
@@ -183,8 +161,8 @@ fn the_receiver() {
     scene.run(&reception.receive());
     reception.cluster.sql("create table t (a int)");
     let end = "select pg_current_wal_flush_lsn()";
-    let until = reception.cluster.query_one_string(end);
-    let once = reception.receive().args(["--create-slot", "--until-lsn"]);
+    let until = reception.cluster.value(end);
+    let once = reception.receive().words("--create-slot --until-lsn");
     scene.run(&once.arg(until));
     scene.run(&reception.receive().arg("--drop-slot"));
     scene.run(&reception.receive().arg("--drop-slot"));

@@ -17,7 +17,7 @@ fn damage() {
     let (site, cluster) = Site::with_cluster_of(quiet().without_fsync().on_disk());
     let mut scene = scene("live-damage", &site, &cluster);
     cluster.sql("create table t (a int)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     let names: Vec<String> = (0..4)
         .map(|n| {
             cluster.sql(&format!("insert into t values ({n})"));
@@ -46,7 +46,7 @@ fn damage() {
         scene.run(&site.pitr().args(args));
     }
     let to = site.sandbox().join("copy");
-    scene.run(&site.pitr().args(["restore", "--to"]).arg(to));
+    scene.run(&site.pitr().restore_to(to));
     scene.say("The backup is damaged, too.");
     let objects = paths_below(&site.cluster_folder().join("backups"));
     flip(
@@ -79,7 +79,7 @@ fn the_small_programs() {
     scene.run(
         &site
             .pitr()
-            .args(["wal", "push"])
+            .words("wal push")
             .arg(format!("pg_wal/{name}"))
             .dir(cluster.pgdata()),
     );
@@ -99,7 +99,7 @@ fn the_small_programs() {
     scene.run(
         &site
             .pitr()
-            .args(["wal", "fetch", "000000010000000000000099"])
+            .words("wal fetch 000000010000000000000099")
             .arg(site.sandbox().join("out/g")),
     );
     scene.run(&fetch("00000009.history"));

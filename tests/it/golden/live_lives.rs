@@ -11,7 +11,7 @@ use crate::timeline::Lives;
 fn a_fork() {
     let mut two = lives(17);
     spool_of(&two.site);
-    let backup = two.site.pitr().args(["backup", "--quiet"]);
+    let backup = two.site.pitr().words("backup --quiet");
     fork(&mut two, &backup);
     let site = &two.site;
     let mut scene = scene("live-fork", site, &two.production);
@@ -29,16 +29,13 @@ fn a_fork() {
     };
     scene.say("A clone has archived first; the cluster's own server offers its segments.");
     scene.run(&push(name));
-    let by_hand = site
-        .pitr()
-        .args(["wal", "push"])
-        .arg(format!("pg_wal/{name}"));
+    let by_hand = site.pitr().words("wal push").arg(format!("pg_wal/{name}"));
     scene.run(&by_hand.dir(two.production.pgdata()));
     scene.run(&push(&second));
     for args in [&["wal", "conflicts"][..], &["info"], &["plan"]] {
         scene.run(&site.pitr().args(args));
     }
-    let backup = site.pitr().args(["backup", "--wal-wait", "1s"]);
+    let backup = site.pitr().words("backup --wal-wait 1s");
     // How often the archiver has tried by now is a matter of time.
     scene.run_without(&backup, &["warning: archiving fails on the server ("]);
     let resolve = site.pitr().args(["wal", "resolve", name, "--keep"]);

@@ -27,8 +27,8 @@ fn two_repositories() {
     let mut scene = scene("live-two-repositories", site, &two.cluster);
     two.work(10);
     two.backup();
-    scene.run(&site.pitr().args(["repo", "show"]));
-    scene.run(&site.pitr().args(["repo", "check"]));
+    scene.run(&site.pitr().words("repo show"));
+    scene.run(&site.pitr().words("repo check"));
     scene.say("The second one goes away.");
     two.is_away(true);
     let name = two.cluster.archive_now();
@@ -91,7 +91,7 @@ fn what_is_compacted() {
         let method = ["--method", "local", "--quiet", "--repository"];
         let backup = |args: &[&str]| {
             let all = two.site.pitr().arg("backup").args(args).args(method);
-            all.arg(two.first()).run().success();
+            all.arg(two.first()).succeed();
         };
         two.work(10);
         backup(&[]);
@@ -107,7 +107,7 @@ fn what_is_compacted() {
     scene.run(&local(&all));
     // Ids of one second are in no order.
     std::thread::sleep(std::time::Duration::from_millis(1100));
-    scene.run(&local(&all).args(["--confirm", "--jobs", "1"]));
+    scene.run(&local(&all).words("--confirm --jobs 1"));
     scene.run(&local(&keep_one(&["--dry-run"])));
     scene.run(&local(&["verify"]));
     scene.run(&local(&keep_one(&["--dry-run"])));

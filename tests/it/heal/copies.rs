@@ -7,7 +7,7 @@ use pitr::store::Key;
 use serde_json::Value;
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
-use crate::common::{Program, copy_tree, files_below};
+use crate::common::{Program, copy_tree, files_below, str_of};
 use crate::frozen::Frozen;
 
 /// Two repositories with the same objects, `frozen` and `second`.
@@ -67,8 +67,8 @@ impl Copies {
     }
 
     pub fn verify(&self, args: &[&str]) -> Program {
-        let program = self.frozen.pitr().args(["verify", "--json"]);
-        program.args(["--repository", "frozen"]).args(args)
+        let program = self.frozen.pitr().words("verify --json");
+        program.words("--repository frozen").args(args)
     }
 
     pub fn copy(&self, key: &str, number: u32) -> PathBuf {
@@ -128,7 +128,7 @@ fn every_kind_is_healed(form: &str) {
     for (n, key) in keys.iter().enumerate() {
         damage(&copies.first, key, n);
     }
-    copies.verify(&[]).run().expect_code(4);
+    copies.verify(&[]).exits(4);
     let healed = copies.verify(&["--heal"]).run();
     let report = healed.json();
     assert_eq!(all(&report, "findings"), Vec::<Value>::new(), "{report:#}");
@@ -141,14 +141,10 @@ fn every_kind_is_healed(form: &str) {
     assert_eq!(all(&report, "healed").len(), keys.len());
     // All of it is read without the other one.
     std::fs::rename(&copies.second, copies.second.with_extension("away")).unwrap();
-    copies.verify(&[]).run().success();
+    copies.verify(&[]).succeed();
     let to = copies.frozen.path().join("restored");
-    let restore = copies
-        .frozen
-        .pitr()
-        .args(["restore", "--quiet", "--to"])
-        .arg(&to);
-    restore.args(["--repository", "frozen"]).run().success();
+    let restore = copies.frozen.pitr().restore_to(&to).arg("--quiet");
+    restore.words("--repository frozen").succeed();
 }
 
 #[test]
@@ -174,9 +170,8 @@ fn v02_missing_parts_come_back_under_their_own_keys() {
     for key in &missing {
         std::fs::remove_file(copies.first.join(key)).unwrap();
     }
-    copies.verify(&[]).run().expect_code(4);
-    let run = copies.verify(&["--heal"]).run();
-    let report = run.json();
+    copies.verify(&[]).exits(4);
+    let report = copies.verify(&["--heal"]).run().json();
     assert_eq!(all(&report, "findings"), Vec::<Value>::new(), "{report:#}");
     for key in missing {
         let found = std::fs::read(copies.first.join(key));
@@ -188,23 +183,15 @@ fn v02_missing_parts_come_back_under_their_own_keys() {
     // A root makes its backup true: a sync brings it, behind its parts.
     let root = copies.key("/manifest");
     std::fs::remove_file(copies.first.join(&root)).unwrap();
-    let run = copies.verify(&["--heal"]).run().expect_code(4);
+    let run = copies.verify(&["--heal"]).exits(4);
     let said = &all(&run.json(), "not_healed")[0];
     assert!(
-        said["reasons"][0]
-            .as_str()
-            .unwrap()
-            .contains("pitr repo sync"),
+        str_of(&said["reasons"][0]).contains("pitr repo sync"),
         "{run}"
     );
-    let sync = copies
-        .frozen
-        .pitr()
-        .args(["repo", "sync", "--heal", "--all", "--quiet"]);
-    sync.args(["--from", "second", "--to", "frozen"])
-        .run()
-        .success();
-    copies.verify(&[]).run().success();
+    let sync = copies.frozen.pitr().words("repo sync --heal --all --quiet");
+    sync.words("--from second --to frozen").succeed();
+    copies.verify(&[]).succeed();
 }
 
 #[test]
@@ -215,14 +202,11 @@ fn v02_registrations_and_events_are_named_and_have_no_copies() {
         .find(|key| key.contains("/begin"))
         .unwrap();
     damage(&copies.first, &begin, 0);
-    let run = copies.verify(&["--heal"]).run().expect_code(4);
+    let run = copies.verify(&["--heal"]).exits(4);
     let said = &all(&run.json(), "not_healed")[0];
     assert!(begin.starts_with(said["object"].as_str().unwrap()), "{run}");
     assert!(
-        said["reasons"][0]
-            .as_str()
-            .unwrap()
-            .contains("have no healed copies"),
+        str_of(&said["reasons"][0]).contains("have no healed copies"),
         "{run}"
     );
     assert!(!copies.copy(&begin, 1).exists());
@@ -236,15 +220,12 @@ fn v03_what_neither_has_whole_stays_lost_and_is_said() {
     damage(&copies.first, packs[0], 0);
     damage(&copies.second, packs[0], 2);
     damage(&copies.first, packs[1], 0);
-    let report = copies.verify(&["--heal"]).run().expect_code(4).json();
+    let report = copies.verify(&["--heal"]).exits(4).json();
     let lost = all(&report, "not_healed");
     assert_eq!(lost.len(), 1, "{report:#}");
     assert_eq!(lost[0]["object"], packs[0].as_str());
     assert!(
-        lost[0]["reasons"][0]
-            .as_str()
-            .unwrap()
-            .starts_with("\"second\": "),
+        str_of(&lost[0]["reasons"][0]).starts_with("\"second\": "),
         "{lost:?}"
     );
     let healed = all(&report, "healed");
@@ -329,7 +310,7 @@ fn v04_a_hostile_giver_is_not_believed() {
             std::fs::write(copies.first.join(key), bytes).unwrap();
             damage(&copies.first, key, way);
         }
-        let report = copies.verify(&["--heal"]).run().expect_code(4).json();
+        let report = copies.verify(&["--heal"]).exits(4).json();
         let healed = all(&report, "healed");
         assert!(healed.is_empty(), "way {way}: {healed:?}");
         for (key, _) in &forged {
@@ -416,8 +397,8 @@ fn v30_a_neighbour_that_cannot_be_asked_is_not_taken_for_one_that_is_not_there()
     ));
     std::fs::remove_dir_all(&copies.first).unwrap();
     let heal = || {
-        let program = copies.frozen.pitr().args(["verify", "--json", "--heal"]);
-        program.args(["--repository", "bucket"]).run()
+        let program = copies.frozen.pitr().words("verify --json --heal");
+        program.words("--repository bucket").run()
     };
     let copy = format!("pg/{own}.heal-1");
     // Refused each time that it is read, from the first time on, the second one, and so on.
@@ -454,7 +435,7 @@ fn v05_a_repository_of_another_key_set_heals_nothing() {
         .find(|key| key.contains("/packs/"))
         .unwrap();
     damage(&copies.first, &pack, 0);
-    let run = copies.verify(&["--heal"]).run().expect_code(4);
+    let run = copies.verify(&["--heal"]).exits(4);
     let said = all(&run.json(), "not_healed")[0]["reasons"].to_string();
     assert!(said.contains("do not have the same key set"), "{said}");
     assert!(said.contains("could not be asked"), "{said}");
@@ -493,7 +474,7 @@ fn v06_objects_in_a_bucket_are_healed() {
         let program = copies
             .frozen
             .pitr()
-            .args(["verify", "--json", "--repository", "bucket"]);
+            .words("verify --json --repository bucket");
         program.args(args).run()
     };
     verify(&[]).expect_code(4);
@@ -508,7 +489,7 @@ fn v06_objects_in_a_bucket_are_healed() {
     // And from the bucket into a directory.
     damage(&copies.first, &keys[0], 0);
     std::fs::remove_dir_all(&copies.second).unwrap();
-    let report = copies.verify(&["--heal"]).run().success().json();
+    let report = copies.verify(&["--heal"]).succeed().json();
     assert_eq!(all(&report, "healed")[0]["from"], "bucket", "{report:#}");
 }
 
@@ -526,12 +507,12 @@ fn v07_a_damaged_copy_is_healed_in_its_turn() {
     for key in &keys {
         damage(&copies.first, key, 0);
     }
-    copies.verify(&["--heal"]).run().success();
+    copies.verify(&["--heal"]).succeed();
     for key in &keys {
         damage(&copies.first, &format!("{key}.heal-1"), 0);
     }
-    copies.verify(&[]).run().expect_code(4);
-    let report = copies.verify(&["--heal"]).run().success().json();
+    copies.verify(&[]).exits(4);
+    let report = copies.verify(&["--heal"]).succeed().json();
     let healed = all(&report, "healed");
     assert_eq!(healed.len(), 2, "{healed:?}");
     assert!(
@@ -539,15 +520,14 @@ fn v07_a_damaged_copy_is_healed_in_its_turn() {
         "{healed:?}"
     );
     // The giver's original is damaged, too: its healed copy gives.
-    let swapped =
-        copies
-            .frozen
-            .pitr()
-            .args(["verify", "--json", "--repository", "second", "--heal"]);
+    let swapped = copies
+        .frozen
+        .pitr()
+        .words("verify --json --repository second --heal");
     for key in &keys {
         damage(&copies.second, key, 2);
     }
-    let report = swapped.run().success().json();
+    let report = swapped.succeed().json();
     assert_eq!(all(&report, "healed").len(), 2, "{report:#}");
 }
 
@@ -555,8 +535,8 @@ fn v07_a_damaged_copy_is_healed_in_its_turn() {
 fn v02_what_is_cut_in_an_encrypted_repository_ends_no_check() {
     let copies = Copies::new("encrypted-2");
     let verify = |more: &[&str]| {
-        let program = copies.frozen.pitr().args(["verify", "--json"]);
-        program.args(["--repository", "second"]).args(more).run()
+        let program = copies.frozen.pitr().words("verify --json");
+        program.words("--repository second").args(more).run()
     };
     let keys = copies.keys();
     let segments: Vec<&String> = keys.iter().filter(|key| is_segment(key)).collect();
@@ -601,7 +581,7 @@ fn v10_the_healed_copy_of_a_root_is_what_a_new_repository_gets() {
     for key in &roots {
         damage(&copies.first, key, 0);
     }
-    copies.verify(&["--heal"]).run().success();
+    copies.verify(&["--heal"]).succeed();
     // The second one is lost, and made anew.
     for key in files_below(&copies.second) {
         if key != "pitr.json" {
@@ -613,7 +593,7 @@ fn v10_the_healed_copy_of_a_root_is_what_a_new_repository_gets() {
     let sync = copies
         .frozen
         .pitr()
-        .args(["repo", "sync", "--from", "frozen", "--to", "second"]);
+        .words("repo sync --from frozen --to second");
     let synced = sync.run();
     for key in roots.iter().filter(|key| is_copied(key)) {
         let bytes = std::fs::read(copies.second.join(key));
@@ -621,11 +601,8 @@ fn v10_the_healed_copy_of_a_root_is_what_a_new_repository_gets() {
         let copy = std::fs::read(copies.copy(key, 1)).unwrap();
         assert!(bytes == copy, "{key}: {synced}");
     }
-    let plan = copies
-        .frozen
-        .pitr()
-        .args(["plan", "--repository", "second"]);
-    plan.run().success();
+    let plan = copies.frozen.pitr().words("plan --repository second");
+    plan.succeed();
 }
 
 /// Empties the second repository, as where it is lost and made anew.
@@ -650,14 +627,11 @@ fn v12_healed_wal_of_an_encrypted_repository_goes_to_a_new_one() {
     for key in &wal {
         damage(&copies.first, key, 0);
     }
-    copies.verify(&["--heal"]).run().success();
+    copies.verify(&["--heal"]).succeed();
     let truth: Vec<Vec<u8>> = wal.iter().map(|key| copies.original(key)).collect();
     empty(&copies);
-    let sync = copies
-        .frozen
-        .pitr()
-        .args(["repo", "sync", "--all", "--json"]);
-    let synced = sync.args(["--from", "frozen", "--to", "second"]).run();
+    let sync = copies.frozen.pitr().words("repo sync --all --json");
+    let synced = sync.words("--from frozen --to second").run();
     let report = synced.json().to_string();
     assert!(!report.contains("is damaged"), "{synced}");
     let mut copied = 0;

@@ -25,7 +25,7 @@ impl Pair {
         two.work(3000);
         let id = two.backup();
         two.work(500);
-        two.sync().run().success();
+        two.sync().succeed();
         Pair { two, id }
     }
 
@@ -35,11 +35,7 @@ impl Pair {
 
     fn verify(&self, args: &[&str]) -> Program {
         let name = self.two.first();
-        let program = self
-            .two
-            .site
-            .pitr()
-            .args(["verify", "--json", "--repository"]);
+        let program = self.two.site.pitr().words("verify --json --repository");
         program.arg(name).args(args)
     }
 
@@ -74,7 +70,7 @@ impl Pair {
     fn restores(&self) -> Run {
         self.two.is_away(true);
         let to = self.two.site.sandbox().join("restored");
-        let restore = self.two.site.pitr().args(["restore", "--json", "--to"]);
+        let restore = self.two.site.pitr().words("restore --json --to");
         let run = restore.arg(&to).run();
         self.two.is_away(false);
         let _ = std::fs::remove_dir_all(&to);
@@ -88,7 +84,7 @@ impl Pair {
         let fetch = self.two.site.pitr().args(["wal", "fetch", name]).arg(&to);
         let fetch = fetch.args(["--repository", &self.two.first()]);
         let id = self.two.site.system_identifier().to_string();
-        fetch.args(["--system-identifier", &id]).run().success();
+        fetch.args(["--system-identifier", &id]).succeed();
         self.two.is_away(false);
         std::fs::read(to).unwrap()
     }
@@ -114,21 +110,17 @@ fn v01_a_damaged_pack_and_a_damaged_segment_are_healed_from_another_repository()
     }
     let damaged = pair.objects();
     assert!([&pack, &segment].iter().all(|k| damaged[*k] != whole[*k]));
-    let found = pair.verify(&[]).run().expect_code(4).json();
+    let found = pair.verify(&[]).exits(4).json();
     assert!(member(&found, "findings").len() >= 2, "{found}");
     pair.restores().expect_code(9);
 
     // A dry run says the same, and writes nothing.
     let before = pair.objects();
-    let dry = pair
-        .verify(&["--heal", "--dry-run"])
-        .run()
-        .expect_code(4)
-        .json();
+    let dry = pair.verify(&["--heal", "--dry-run"]).exits(4).json();
     assert_eq!(member(&dry, "healed").len(), 2, "{dry}");
     assert!(pair.objects() == before, "a dry run wrote something");
 
-    let healed = pair.verify(&["--heal"]).run().success().json();
+    let healed = pair.verify(&["--heal"]).succeed().json();
     assert_eq!(member(&healed, "findings").len(), 0, "{healed}");
     assert_eq!(member(&healed, "healed").len(), 2, "{healed}");
     assert_eq!(member(&healed, "not_healed").len(), 0, "{healed}");
@@ -140,7 +132,7 @@ fn v01_a_damaged_pack_and_a_damaged_segment_are_healed_from_another_repository()
         // The damaged original stays what it is.
         assert_eq!(pair.objects()[key], damaged[key]);
     }
-    let again = pair.verify(&["--heal"]).run().success().json();
+    let again = pair.verify(&["--heal"]).succeed().json();
     assert_eq!(member(&again, "healed").len(), 0, "{again}");
     assert!(!copy_of(pair.first(), &pack, 2).exists());
 
@@ -165,7 +157,7 @@ fn v10_a_sync_that_heals_mends_what_is_recorded_as_damaged_and_what_is_missing()
     }
     std::fs::remove_file(pair.first().join(&missing)).unwrap();
     pair.restores().expect_code(9);
-    let sync = |args: &[&str]| pair.two.sync().args(["--heal"]).args(args).run();
+    let sync = |args: &[&str]| pair.two.sync().words("--heal").args(args).run();
     let before = pair.objects();
     let dry = sync(&["--dry-run"]).expect_code(10).json();
     assert_eq!(
@@ -201,19 +193,16 @@ fn v11_healed_copies_go_with_their_backup() {
     for key in &keys {
         flip(pair.first(), key);
     }
-    pair.verify(&["--heal"]).run().success();
+    pair.verify(&["--heal"]).succeed();
     assert!(
         keys.iter()
             .all(|key| copy_of(pair.first(), key, 1).exists())
     );
     pair.two.work(100);
     pair.two.backup();
-    pair.verify(&[]).run().success();
+    pair.verify(&[]).succeed();
     let expire = pair.two.site.pitr().args(expire_at_once());
-    expire
-        .args(["--repository", &pair.two.first()])
-        .run()
-        .success();
+    expire.args(["--repository", &pair.two.first()]).succeed();
     let left: Vec<String> = pair
         .objects()
         .into_keys()
@@ -221,7 +210,7 @@ fn v11_healed_copies_go_with_their_backup() {
         .collect();
     assert!(left.is_empty(), "left behind: {left:?}");
     assert!(keys.iter().all(|key| !pair.first().join(key).exists()));
-    pair.verify(&[]).run().success();
+    pair.verify(&[]).succeed();
 }
 
 #[test]
@@ -233,7 +222,7 @@ fn v08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
     for _ in 0..6 {
         two.work(200);
     }
-    two.sync().run().success();
+    two.sync().succeed();
     let first = two.site.repository();
     let segments: Vec<String> = objects(first)
         .into_keys()
@@ -245,13 +234,7 @@ fn v08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
         .map(|k| std::fs::read(first.join(k)).unwrap())
         .collect();
     let name = two.first();
-    let gaps = |args: &[&str]| {
-        two.site
-            .pitr()
-            .args(["wal", "gaps", "--json"])
-            .args(args)
-            .run()
-    };
+    let gaps = |args: &[&str]| two.site.pitr().words("wal gaps --json").args(args).run();
     let lose = |from: &Path| {
         missing
             .iter()
@@ -269,18 +252,18 @@ fn v08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
     let fill = two
         .site
         .pitr()
-        .args(["wal", "gaps", "--json", "--heal"])
+        .words("wal gaps --json --heal")
         .env(variable, none)
         .env("PITR_CLUSTERS_MAIN_CONNINFO", format!("host={none}"));
     let fill = fill.args(["--repository", &name]);
     // A dry run counts nothing that the other one has not whole.
     let there = two.second.join(&missing[0]);
     flip(&two.second, &missing[0]);
-    let dry = fill.clone().arg("--dry-run").run().expect_code(4).json();
+    let dry = fill.clone().arg("--dry-run").exits(4).json();
     let healed = &dry["repositories"][0]["healed"];
     assert_eq!(healed.as_array().unwrap().len(), 1, "{dry}");
     std::fs::write(there, &whole[0]).unwrap();
-    let run = fill.run().success();
+    let run = fill.succeed();
     let done = run.json();
     assert_eq!(
         done["repositories"][0]["healed"].as_array().unwrap().len(),
@@ -341,26 +324,18 @@ fn v08_a_segment_that_is_offered_again_heals_the_damaged_one() {
         std::fs::write(&object, bytes).unwrap();
     };
     damage(whole.len() / 2);
-    still.fetch(name).run().expect_code(201);
-    still
-        .push(name)
-        .run()
-        .success()
-        .expect_stderr("it is healed");
+    still.fetch(name).exits(201);
+    still.push(name).succeed().expect_stderr("it is healed");
     still.check(name);
     // It is healed, and stays so; no copy comes twice.
-    still.push(name).run().success();
+    still.push(name).succeed();
     let folder = object.parent().unwrap();
     assert!(folder.join(format!("{name}.heal-1")).exists());
     assert!(!folder.join(format!("{name}.heal-2")).exists());
     // A conflict cannot be excluded once it does not say what it held.
     std::fs::remove_file(folder.join(format!("{name}.heal-1"))).unwrap();
     damage(whole.len() - 2);
-    still
-        .push(name)
-        .run()
-        .expect_code(35)
-        .expect_stderr("is damaged");
+    still.push(name).exits(35).expect_stderr("is damaged");
     assert!(!folder.join(format!("{name}.heal-1")).exists());
 }
 
@@ -369,7 +344,7 @@ fn v08_a_segment_that_is_offered_again_heals_the_damaged_one() {
 fn v08_a_damaged_segment_is_healed_from_the_servers_own_pg_wal() {
     let (site, cluster) = Site::with_cluster(17);
     cluster.sql("create table t (a text)");
-    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().words("backup --quiet").succeed();
     for _ in 0..6 {
         cluster.sql("insert into t select repeat('x', 500) from generate_series(1, 100)");
         cluster.archive_now();
@@ -385,7 +360,7 @@ fn v08_a_damaged_segment_is_healed_from_the_servers_own_pg_wal() {
     let served = |key: &String| {
         let to = site.sandbox().join("fetched");
         let fetch = site.pitr().args(["wal", "fetch", &name(key)]).arg(&to);
-        fetch.run().success();
+        fetch.succeed();
         std::fs::read(to).unwrap() == std::fs::read(in_pg_wal(key)).unwrap()
     };
     // One still says its hash. The link of its successor tells which the one was that was cut.
@@ -448,7 +423,7 @@ fn v08_a_damaged_segment_is_healed_from_the_servers_own_pg_wal() {
     std::fs::write(in_pg_wal(last), file).unwrap();
 
     // A check has recorded it: gaps need not read everything to know of it.
-    let gaps = |args: &[&str]| site.pitr().args(["wal", "gaps", "--json"]).args(args).run();
+    let gaps = |args: &[&str]| site.pitr().words("wal gaps --json").args(args).run();
     let dry = gaps(&["--heal", "--dry-run"]).success().json();
     assert_eq!(
         dry["repositories"][0]["healed"][0]["object"],
@@ -483,11 +458,10 @@ fn v08_a_backfill_heals_what_another_node_still_has() {
     let bytes = std::fs::read(&object).unwrap();
     std::fs::write(&object, &bytes[..bytes.len() / 2]).unwrap();
     // Archiving proves nothing by links: PostgreSQL keeps the file.
-    still.push(cut).run().expect_code(35);
-    let backfill = still.site.pitr().args(["wal", "backfill", "--from"]);
+    still.push(cut).exits(35);
+    let backfill = still.site.pitr().words("wal backfill --from");
     backfill
         .arg(still.cluster.pgdata().join("pg_wal"))
-        .run()
-        .success();
+        .succeed();
     still.check(cut);
 }

@@ -41,17 +41,17 @@ fn with_two_fulls(codec: &str, method: &str) -> (Site, PathBuf, Vec<u8>) {
         "--method",
         method,
     ];
-    site.pitr().args(backup).args(["--quiet"]).run().success();
+    site.pitr().args(backup).words("--quiet").succeed();
     let first = packs(site.repository());
     let [(path, bytes)]: [_; 1] = first.try_into().expect("one pack");
     cluster.sql("update hot set b = 'x'");
     cluster.sql("vacuum (freeze) hot");
-    site.pitr().args(backup).args(["--quiet"]).run().success();
+    site.pitr().args(backup).words("--quiet").succeed();
     (site, path, bytes)
 }
 
 fn heal(site: &Site, more: &[&str]) -> Program {
-    site.pitr().args(["verify", "--json", "--heal"]).args(more)
+    site.pitr().words("verify --json --heal").args(more)
 }
 
 fn v14_pages_of_another_backup_heal_a_pack(codec: &str, method: &str) {
@@ -92,24 +92,24 @@ fn v14_pages_of_another_backup_heal_a_pack(codec: &str, method: &str) {
     let mut bytes = pristine.clone();
     bytes[healed[0]] ^= 0x20;
     std::fs::write(&pack, &bytes).unwrap();
-    let plain = site.pitr().arg("verify").run().expect_code(4);
+    let plain = site.pitr().arg("verify").exits(4);
     plain.expect_stdout("main --heal writes what other backups have");
     // A dry run tells the same, and writes nothing.
-    let would = heal(&site, &["--dry-run"]).run().expect_code(4);
+    let would = heal(&site, &["--dry-run"]).exits(4);
     assert_eq!(all(&would.json(), "healed").len(), 1, "{would}");
     assert!(!copy.exists());
-    heal(&site, &[]).run().success();
+    heal(&site, &[]).succeed();
     let id = pack.parent().unwrap().file_name().unwrap();
-    let restore = site.pitr().args(["restore", "--quiet", "--backup"]).arg(id);
+    let restore = site.pitr().words("restore --quiet --backup").arg(id);
     let to = site.sandbox().join("restored");
-    restore.arg("--to").arg(to).run().success();
+    restore.arg("--to").arg(to).succeed();
     std::fs::remove_file(&copy).unwrap();
     // A pack that lost its directory says nothing of its pages.
     let last = pristine.len() - 1;
     let mut bytes = pristine;
     bytes[last] ^= 1;
     std::fs::write(&pack, &bytes).unwrap();
-    heal(&site, &[]).run().expect_code(4);
+    heal(&site, &[]).exits(4);
     assert!(!copy.exists());
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::copies;
-use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, wait_until};
+use crate::common::{Cluster, Program, Run, Site, Stop, wait_until};
 use crate::per_major;
 use crate::several::{is_segment, objects};
 
@@ -18,7 +18,7 @@ struct Elsewhere {
 
 impl Elsewhere {
     fn new(major: u32) -> Elsewhere {
-        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let builder = Cluster::small(major);
         let (site, primary) = Site::with_cluster_of(builder.config("wal_keep_size", "256MB"));
         let standby = Cluster::builder(major)
             .without_fsync()
@@ -34,7 +34,7 @@ impl Elsewhere {
     /// Takes a backup, and archives segments with rows behind it; returns their keys.
     fn work(&self) -> Vec<String> {
         self.primary.sql("create table t (a text)");
-        self.site.pitr().args(["backup", "--quiet"]).run().success();
+        self.site.pitr().words("backup --quiet").succeed();
         for _ in 0..6 {
             self.primary
                 .sql("insert into t select repeat('x', 500) from generate_series(1, 3000)");
@@ -42,10 +42,10 @@ impl Elsewhere {
         }
         let end = self
             .primary
-            .query_one_string("select pg_current_wal_flush_lsn()::text");
+            .value("select pg_current_wal_flush_lsn()::text");
         let reached = format!("select (pg_last_wal_receive_lsn() >= '{end}')::text");
-        wait_until(PATIENCE, "the standby has received everything", || {
-            self.standby.query_one_string(&reached) == "true"
+        wait_until("the standby has received everything", || {
+            self.standby.value(&reached) == "true"
         });
         let all = objects(self.site.repository()).into_keys();
         all.filter(|k| is_segment(k)).collect()
@@ -71,12 +71,12 @@ impl Elsewhere {
         let to = self.site.sandbox().join("fetched");
         let fetch = self.site.pitr().args(["wal", "fetch", name(key)]).arg(&to);
         let id = self.site.system_identifier().to_string();
-        fetch.args(["--system-identifier", &id]).run().success();
+        fetch.args(["--system-identifier", &id]).succeed();
         std::fs::read(to).unwrap()
     }
 
     fn gaps(&self, servers: &[&Cluster], more: &[&str]) -> Run {
-        let gaps = self.pitr(servers).args(["wal", "gaps", "--heal", "--json"]);
+        let gaps = self.pitr(servers).words("wal gaps --heal --json");
         gaps.args(more).run()
     }
 
@@ -125,7 +125,7 @@ fn v08_gaps_are_filled_from_a_standby_over_replication(major: u32) {
     assert_eq!(healed(&dry).len(), 3, "{dry}");
     assert!(!here.path(first).exists());
     let of_primary = here.primary.socket_dir().display().to_string();
-    let run = here.pitr(&both).args(["verify", "--heal"]).run().success();
+    let run = here.pitr(&both).words("verify --heal").succeed();
     let lines = run.stdout.lines().filter(|l| l.starts_with("healed: "));
     assert_eq!(
         lines.filter(|l| l.contains(&of_primary)).count(),
@@ -168,8 +168,7 @@ fn v08_gaps_are_filled_from_a_standby_over_replication(major: u32) {
         assert_eq!(left["repositories"][0]["gaps"][0]["segments"], 1, "{left}");
         assert!(!here.path(third).exists());
     }
-    let heal = here.pitr(&[&here.standby]).args(["verify", "--heal"]);
-    heal.run().success();
+    here.pitr(&[&here.standby]).words("verify --heal").succeed();
 }
 
 per_major!(v08_gaps_are_filled_from_a_standby_over_replication);

@@ -8,20 +8,14 @@ use crate::s3_cycle::Bucketed;
 
 #[test]
 fn incrementals_delta_restores_and_shallow_checks_in_a_bucket() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
-    let site = Bucketed::new(&cluster, Peer::start(), "");
-    site.attach(&cluster);
-    cluster.start();
+    let (site, mut cluster) = Bucketed::with_cluster(Cluster::small(17), Peer::start(), "");
     let take = |args: &[&str]| {
-        let backup = site.pitr().args(["backup", "--json"]).args(args);
-        backup.run().success()
+        let backup = site.pitr().words("backup --json").args(args);
+        backup.succeed()
     };
     let verify = |args: &[&str]| -> Run {
-        let verify = site.pitr().args(["verify", "--json"]).args(args);
-        verify.run().success()
+        let verify = site.pitr().words("verify --json").args(args);
+        verify.succeed()
     };
     let read = |run: &Run| run.json()["clusters"][0]["read_bytes"].as_u64().unwrap();
     cluster
@@ -60,7 +54,7 @@ fn incrementals_delta_restores_and_shallow_checks_in_a_bucket() {
         "here",
     ];
     let restore = site.pitr().args(delta).args(["--backup", &id, "--to"]);
-    let run = restore.arg(cluster.pgdata()).run().success();
+    let run = restore.arg(cluster.pgdata()).succeed();
     let restored = &run.json()["restored"];
     let number = |name: &str| restored[name].as_u64().unwrap();
     assert!(number("kept_bytes") > number("written_bytes"), "{run}");

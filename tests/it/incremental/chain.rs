@@ -7,7 +7,7 @@ use pitr::repo::root::BackupRoot;
 use pitr::repo::wal_proof::RawHash;
 
 use super::{FULL, INCREMENTAL, World, check_by, increment, root, take, truth, with_root};
-use crate::common::{Builder, Cluster, PATIENCE, Site, wait_until};
+use crate::common::{Builder, Cluster, Site, wait_until};
 use crate::restore::verify_backup;
 
 const COMPARED: &str = "every page is read and compared";
@@ -35,9 +35,8 @@ fn restored(site: &Site, major: u32, id: &str, name: &str) -> Cluster {
     site.sandbox().dir(name);
     let to = site.sandbox().join(format!("{name}/data"));
     let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
-    restore.arg(&to).run().success();
-    let copy = Cluster::open(major, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    restore.arg(&to).succeed();
+    let copy = Cluster::open(major, &to).without_fsync().promoted();
     copy
 }
 
@@ -80,7 +79,7 @@ fn each_30_days_every_page_is_compared() {
 fn the_scan_finds_what_an_earlier_backup_missed() {
     let (site, mut cluster) = with_table_of(Cluster::builder(16).checksums(false), 100);
     take(&site, &FULL).success();
-    let path = cluster.query_one_string("select pg_relation_filepath('t')");
+    let path = cluster.value("select pg_relation_filepath('t')");
     cluster.sql("checkpoint");
     cluster.stop(crate::common::Stop::Fast);
     // Written past the server, as if its record had been missed: no page LSN moves.
@@ -94,7 +93,7 @@ fn the_scan_finds_what_an_earlier_backup_missed() {
     to.copy_from_slice(&from);
     std::fs::write(&file, &bytes).unwrap();
     cluster.start();
-    let expected = cluster.query_one_string("select count(distinct a) from t");
+    let expected = cluster.value("select count(distinct a) from t");
     let missed = increment(&site);
     with_root(&site, &missed, |root| {
         root.content.whole_scan_time = Some("2026-01-01T00:00:00Z".parse().unwrap());
@@ -103,7 +102,7 @@ fn the_scan_finds_what_an_earlier_backup_missed() {
     assert!(run.stderr.contains(COMPARED), "{run}");
     cluster.archive_now();
     let count = |id: &str, name: &str| {
-        restored(&site, 16, id, name).query_one_string("select count(distinct a) from t")
+        restored(&site, 16, id, name).value("select count(distinct a) from t")
     };
     assert_ne!(count(&missed, "missed"), expected);
     assert_eq!(count(&run.id(), "found"), expected);
@@ -168,8 +167,8 @@ fn what_an_incremental_leaves_of_a_frame_is_not_fetched_for_a_delta() {
     cluster.sql("create table scattered as select * from t");
     let first = increment(&site);
     let to = site.sandbox().dir("left").join("data");
-    let restore = || site.pitr().args(["restore", "--json", "--to"]).arg(&to);
-    restore().run().success();
+    let restore = || site.pitr().restore_to(&to).arg("--json");
+    restore().succeed();
     cluster.sql("update scattered set a = -a where a % 500 = 0");
     let second = increment(&site);
     cluster.archive_now();
@@ -183,16 +182,15 @@ fn what_an_incremental_leaves_of_a_frame_is_not_fetched_for_a_delta() {
     }
     std::fs::write(&pack, bytes).unwrap();
     let fresh = site.sandbox().dir("fresh").join("data");
-    let run = site.pitr().args(["restore", "--to"]).arg(&fresh).run();
+    let run = site.pitr().restore_to(&fresh).run();
     run.expect_code(4).expect_stderr("its checksum is wrong");
     let run = restore().args(["--delta", "--confirm", "--backup", &second]);
-    let run = run.run().success();
+    let run = run.succeed();
     let restored = &run.json()["restored"];
     let number = |name: &str| restored[name].as_u64().unwrap();
     assert!(number("kept_bytes") > 4 * number("written_bytes"), "{run}");
     verify_backup(17, &to);
-    let copy = Cluster::open(17, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), truth(&cluster));
 }
 
@@ -204,9 +202,9 @@ fn damage_of_a_shared_pack_is_found_of_every_backup_that_names_it() {
     cluster.sql("update t set b = b where a < 10");
     let second = increment(&site);
     let since = ["verify", "--json", "--since", "last"];
-    site.pitr().args(since).run().success();
+    site.pitr().args(since).succeed();
     damage_first_pack(&site, &full);
-    let run = site.pitr().args(since).run().expect_code(4);
+    let run = site.pitr().args(since).exits(4);
     let report = &run.json()["clusters"][0];
     let is_restorable = |id: &str| {
         let mut backups = report["backups"].as_array().unwrap().iter();
@@ -225,7 +223,7 @@ fn damage_first_pack(site: &Site, id: &str) {
 }
 
 fn damaged(site: &Site) -> Vec<String> {
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     let backups = info["clusters"][0]["backups"].as_array().unwrap();
     let damaged = backups.iter().filter(|b| !b["damage"].is_null());
     let mut ids: Vec<String> = damaged
@@ -242,8 +240,7 @@ fn v31_damage_of_a_shared_pack_is_recorded_of_backups_that_were_not_looked_at() 
     cluster.sql("update t set b = b where a < 10");
     let second = increment(&site);
     damage_first_pack(&site, &full);
-    let verify = site.pitr().args(["verify", "--backup", &full]);
-    verify.run().expect_code(4);
+    site.pitr().args(["verify", "--backup", &full]).exits(4);
     let mut both = [full, second];
     both.sort();
     assert_eq!(damaged(&site), both);
@@ -256,14 +253,11 @@ fn v31_a_backup_whose_prior_was_found_damaged_before_its_root_is_no_backup_to_re
     cluster.sql("update t set b = b where a < 10");
     let paused = site.sandbox().dir("paused").join("commits");
     let pause = format!("backup-commits={}", paused.display());
-    let backup = site.pitr().args(["backup", "--json"]).args(INCREMENTAL);
+    let backup = site.pitr().words("backup --json").args(INCREMENTAL);
     let backup = backup.env("PITR_FAULT_PAUSE", pause).spawn();
-    wait_until(PATIENCE, "the backup is about to commit", || {
-        paused.exists()
-    });
+    wait_until("the backup is about to commit", || paused.exists());
     damage_first_pack(&site, &full);
-    let verify = site.pitr().args(["verify", "--backup", &full]);
-    verify.run().expect_code(4);
+    site.pitr().args(["verify", "--backup", &full]).exits(4);
     std::fs::remove_file(&paused).unwrap();
     backup
         .wait()
@@ -308,7 +302,7 @@ fn what_a_restore_reads_for_nothing_is_bounded() {
     }
     assert!((1..8).contains(&given_up), "{given_up}");
     cluster.archive_now();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let copy = restored(&site, 17, &last, "copy");
     assert_eq!(truth(&copy), truth(&cluster));
     crate::restore::check_relations(&copy);
@@ -330,9 +324,9 @@ fn many_layers_of_a_shard_become_one() {
                     .sql(&format!("update t set b = b || 'x' where a % 50 = {round}")),
             ),
         }
-        let backup = world.site.pitr().args(["backup", "--json"]);
+        let backup = world.site.pitr().words("backup --json");
         let backup = backup.args(INCREMENTAL).env("PITR_FAULT_LIMIT", "3");
-        let run = backup.run().success();
+        let run = backup.succeed();
         assert_eq!(run.json()["kind"], "incremental", "{run}");
         last = run.id();
         let shards = root(&world.site, &last).map.shards;
@@ -342,7 +336,7 @@ fn many_layers_of_a_shard_become_one() {
     let full = take(&world.site, &FULL).success().id();
     world.cluster.archive_now();
     let expected = world.truth();
-    world.site.pitr().arg("verify").run().success();
+    world.site.pitr().arg("verify").succeed();
     let one = world.restored(&last, "one", &[]);
     let two = world.restored(&full, "two", &[]);
     super::check_equal(&world, (one, two), true, &expected);

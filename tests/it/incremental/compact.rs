@@ -18,7 +18,7 @@ use crate::sealed::{Sealed, check_nothing_is_plain};
 use crate::several::Two;
 
 fn compact(site: &Site, args: &[&str]) -> Program {
-    let program = site.pitr().args(["repo", "compact", "--json"]);
+    let program = site.pitr().words("repo compact --json");
     // Ids of one second are in no order.
     std::thread::sleep(Duration::from_millis(1100));
     program.args(args).timeout(10 * PATIENCE)
@@ -34,9 +34,9 @@ fn restored(world: &World, id: &str) -> Vec<(String, Vec<u8>)> {
     let parent = world.site.sandbox().dir("same");
     let (to, space) = (parent.join("data"), parent.join("space"));
     let mapping = format!("{}={}", world.space.display(), space.display());
-    let restore = world.site.pitr().args(["restore", "--target-immediate"]);
+    let restore = world.site.pitr().words("restore --target-immediate");
     let restore = restore.args(["--backup", id, "--tablespace-mapping", &mapping]);
-    restore.arg("--to").arg(&to).run().success();
+    restore.arg("--to").arg(&to).succeed();
     verify_backup(world.cluster.major(), &to);
     let found = content(&parent);
     std::fs::remove_dir_all(&parent).unwrap();
@@ -87,15 +87,13 @@ fn gives_the_same_bytes(major: u32) {
 
     // Shown first, and nothing is stored.
     let files = site.files();
-    let run = compact(site, &["--dry-run", "--visible", "100"])
-        .run()
-        .success();
+    let run = compact(site, &["--dry-run", "--visible", "100"]).succeed();
     assert_eq!(run.json()["backup"], origin.as_str(), "{run}");
     assert_eq!(
         run.json()["packs"].as_array().unwrap().len(),
         before.map.packs.len()
     );
-    compact(site, &["--visible", "100"]).run().expect_code(8);
+    compact(site, &["--visible", "100"]).exits(8);
     assert_eq!(site.files(), files);
 
     // All packs but the largest.
@@ -106,13 +104,13 @@ fn gives_the_same_bytes(major: u32) {
         site,
         &["--confirm", "--visible", "100", "--max-bytes", &most],
     );
-    let some = some.run().success();
+    let some = some.succeed();
     let share = compacted(&some);
     let whole = compact(
         site,
         &["--confirm", "--visible", "100", "--backup", &origin],
     );
-    let whole = compacted(&whole.run().success());
+    let whole = compacted(&whole.succeed());
     for id in [&share, &whole] {
         let after = root(site, id);
         assert_eq!(after.head.prior.as_ref().unwrap().to_string(), origin);
@@ -135,7 +133,7 @@ fn gives_the_same_bytes(major: u32) {
         writers(&root(site, &whole)),
         BTreeSet::from([whole.clone()])
     );
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let expected = restored(&world, &origin);
     for id in [&share, &whole] {
         check_same(restored(&world, id), expected.clone(), [&origin, id]);
@@ -154,13 +152,13 @@ fn gives_the_same_bytes(major: u32) {
     assert_eq!(truth(&copy), at_end);
     copy.stop(Stop::Fast);
     // Everything older goes, and what is left is whole.
-    site.pitr().arg("verify").run().success();
-    site.pitr().args(expire_at_once()).run().success();
+    site.pitr().arg("verify").succeed();
+    site.pitr().args(expire_at_once()).succeed();
     assert_eq!(committed(site), std::slice::from_ref(&next));
     let files = site.files();
     let has = |id: &str| files.iter().any(|f| f.contains(&format!("packs/{id}/")));
     assert!(has(&whole) && !has(&full) && !has(&origin), "{files:#?}");
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let copy = world.restored(&next, "again", &[]);
     assert_eq!(truth(&copy), at_end);
 }
@@ -173,16 +171,12 @@ fn a_full_backup_is_stored_again_with_its_manifest() {
     let site = &world.site;
     let full = take(site, &[]).success().id();
     world.cluster.archive_now();
-    let idle = compact(site, &["--confirm"]).run().success();
+    let idle = compact(site, &["--confirm"]).succeed();
     assert!(idle.json()["compacted"].is_null(), "{idle}");
     assert_eq!(committed(site), std::slice::from_ref(&full));
-    let id = compacted(
-        &compact(site, &["--confirm", "--visible", "100"])
-            .run()
-            .success(),
-    );
+    let id = compacted(&compact(site, &["--confirm", "--visible", "100"]).succeed());
     assert!(root(site, &id).content.server_manifest.is_some());
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let expected = restored(&world, &full);
     check_same(restored(&world, &id), expected, [&full, &id]);
 }
@@ -196,14 +190,12 @@ fn the_old_one_goes_once_the_new_one_was_verified() {
     world.churn(1);
     let origin = increment(site);
     world.cluster.archive_now();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let args = ["--confirm", "--visible", "100"];
-    let id = compacted(&compact(site, &args).run().success());
+    let id = compacted(&compact(site, &args).succeed());
     let expire = |more: &[&str]| {
-        let expire = site
-            .pitr()
-            .args(["expire", "--min-age", "0s", "--keep", "2"]);
-        expire.args(more).run().success()
+        let expire = site.pitr().words("expire --min-age 0s --keep 2");
+        expire.args(more).succeed()
     };
     let now = ["--grace", "0s", "--confirm", "--confirm-burst"];
     let mut all = vec![first.clone(), origin.clone(), id.clone()];
@@ -211,12 +203,12 @@ fn the_old_one_goes_once_the_new_one_was_verified() {
     let run = expire(&now);
     assert_eq!(committed(site), all, "{run}");
     run.expect_stdout("takes the place of");
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     expire(&now);
     let mut left = vec![first, id.clone()];
     left.sort();
     assert_eq!(committed(site), left);
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let at_end = world.truth();
     let copy = world.restored(&id, "copy", &[]);
     assert_eq!(truth(&copy), at_end);
@@ -231,7 +223,7 @@ fn b15_killed_it_leaves_nothing_and_the_next_run_works() {
     world.churn(1);
     let origin = increment(site);
     world.cluster.archive_now();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let all = ["--confirm", "--visible", "100"];
     let before = committed(site);
     let begun = |n: usize| {
@@ -245,12 +237,11 @@ fn b15_killed_it_leaves_nothing_and_the_next_run_works() {
             .iter()
             .filter(|f| f.contains("-incr/begin"))
             .count();
-        let slow = compact(site, &all).args(["--max-rate", "256KiB"]);
-        let running = slow.spawn();
-        wait_until(PATIENCE, "it has reserved an id", || begun(count));
+        let running = compact(site, &all).words("--max-rate 256KiB").spawn();
+        wait_until("it has reserved an id", || begun(count));
         std::thread::sleep(Duration::from_secs(2));
         take(site, &INCREMENTAL).expect_code(7);
-        compact(site, &all).run().expect_code(7);
+        compact(site, &all).exits(7);
         let expire = [
             "--keep",
             "1",
@@ -261,7 +252,7 @@ fn b15_killed_it_leaves_nothing_and_the_next_run_works() {
             "--confirm",
         ];
         let expire = site.pitr().arg("expire").args(expire);
-        expire.arg("--confirm-burst").run().success();
+        expire.arg("--confirm-burst").succeed();
         assert!(committed(site).contains(&origin));
         running.signal(signal);
         let run = running.wait();
@@ -274,10 +265,10 @@ fn b15_killed_it_leaves_nothing_and_the_next_run_works() {
                 .all(|id| left.contains(id))
         );
         assert!(left.iter().all(|id| before.contains(id)), "{left:?}");
-        site.pitr().arg("verify").run().success();
+        site.pitr().arg("verify").succeed();
     }
-    let id = compacted(&compact(site, &all).run().success());
-    site.pitr().arg("verify").run().success();
+    let id = compacted(&compact(site, &all).succeed());
+    site.pitr().arg("verify").succeed();
     let expected = restored(&world, &origin);
     check_same(restored(&world, &id), expected, [&origin, &id]);
     // A damaged pack is stored by nobody a second time.
@@ -309,8 +300,8 @@ fn of_an_encrypted_repository_with_the_key_of_a_reader() {
     let (sealed, cluster) = Sealed::archived(17);
     cluster.sql("create table t as select g as a, md5(g::text) as b, 'the secret' as c from generate_series(1, 20000) g");
     let take = |args: &[&str]| {
-        let backup = sealed.on("reader").args(["backup", "--json"]);
-        backup.args(args).run().success().id()
+        let backup = sealed.on("reader").words("backup --json");
+        backup.args(args).succeed().id()
     };
     take(&FULL);
     cluster.sql("update t set b = b || 'x' where a % 100 = 0");
@@ -318,43 +309,36 @@ fn of_an_encrypted_repository_with_the_key_of_a_reader() {
     cluster.sql("select pg_create_restore_point('here')");
     cluster.archive_now();
     let compact = |host: &str| {
-        let compact = sealed.on(host).args(["repo", "compact", "--json"]);
-        compact.args(["--confirm", "--visible", "100"]).run()
+        let compact = sealed.on(host).words("repo compact --json");
+        compact.words("--confirm --visible 100").run()
     };
     let run = compact("writer").expect_code(1);
     run.expect_stdout("no key to read it with");
     let id = compacted(&compact("reader").success());
     assert_ne!(id, origin);
     check_nothing_is_plain(&sealed, "the secret");
-    sealed.on("reader").arg("verify").run().success();
+    sealed.on("reader").arg("verify").succeed();
     sealed
         .on("janitor")
-        .args(["expire", "--dry-run", "--keep", "1"])
+        .words("expire --dry-run --keep 1")
         .run();
     sealed.sandbox.dir("copy");
     let to = sealed.sandbox.join("copy/data");
     let restore = sealed
         .on("reader")
         .args(["restore", "--backup", &id, "--to"]);
-    restore.arg(&to).run().success();
+    restore.arg(&to).succeed();
     verify_backup(17, &to);
-    let copy = Cluster::open(17, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), truth(&cluster));
 }
 
 #[test]
 fn in_a_bucket() {
-    let mut cluster = Cluster::builder(16)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
-    let site = Bucketed::new(&cluster, Peer::start(), "");
-    site.attach(&cluster);
-    cluster.start();
+    let (site, cluster) = Bucketed::with_cluster(Cluster::small(16), Peer::start(), "");
     let take = |args: &[&str]| {
-        let backup = site.pitr().args(["backup", "--json"]).args(args);
-        backup.run().success().id()
+        let backup = site.pitr().words("backup --json").args(args);
+        backup.succeed().id()
     };
     cluster
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 30000) g");
@@ -362,16 +346,16 @@ fn in_a_bucket() {
     cluster.sql("update t set b = b || 'x' where a % 3 = 0");
     let origin = take(&INCREMENTAL);
     cluster.archive_now();
-    let compact = site.pitr().args(["repo", "compact", "--json", "--confirm"]);
-    let id = compacted(&compact.args(["--visible", "100"]).run().success());
-    site.pitr().arg("verify").run().success();
+    let compact = site.pitr().words("repo compact --json --confirm");
+    let id = compacted(&compact.words("--visible 100").succeed());
+    site.pitr().arg("verify").succeed();
     let parent = site.sandbox.dir("same");
     let restored = |id: &str| {
         let to = parent.join("data");
         let restore = site
             .pitr()
             .args(["restore", "--target-immediate", "--backup", id]);
-        restore.arg("--to").arg(&to).run().success();
+        restore.arg("--to").arg(&to).succeed();
         let found = content(&to);
         std::fs::remove_dir_all(&to).unwrap();
         found
@@ -388,7 +372,7 @@ fn it_is_copied_and_the_old_one_does_not_come_back() {
     let first = two.first();
     let on = |args: &[&str]| {
         let program = site.pitr().args(args).args(["--repository", &first]);
-        program.run().success()
+        program.succeed()
     };
     two.work(10);
     on(&["backup", "--json", "--method", "local"]);
@@ -396,7 +380,7 @@ fn it_is_copied_and_the_old_one_does_not_come_back() {
     let taken = on(&["backup", "--json", "--method", "local", "--incremental"]);
     let origin = taken.id();
     two.cluster.archive_now();
-    two.sync().run().success();
+    two.sync().succeed();
     std::thread::sleep(Duration::from_millis(1100));
     let all = ["repo", "compact", "--json", "--confirm", "--visible", "100"];
     let id = compacted(&on(&all));
@@ -412,20 +396,20 @@ fn it_is_copied_and_the_old_one_does_not_come_back() {
             .collect()
     };
     assert_eq!(roots(site.repository()), std::slice::from_ref(&id));
-    two.sync().run().success();
+    two.sync().succeed();
     assert_eq!(roots(site.repository()), std::slice::from_ref(&id));
     let there = roots(&two.second);
     assert!(there.contains(&id) && there.contains(&origin), "{there:?}");
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     // The copy needs no more than itself: it is restored after everything else has gone there, too.
     let expire = site.pitr().args(now).arg("--confirm-burst");
-    expire.args(["--repository", "second"]).run().success();
+    expire.words("--repository second").succeed();
     assert_eq!(roots(&two.second), std::slice::from_ref(&id));
     let restored = |repository: &str| {
         let to = site.sandbox().join("one");
-        let restore = site.pitr().args(["restore", "--target-immediate"]);
+        let restore = site.pitr().words("restore --target-immediate");
         let restore = restore.args(["--backup", &id, "--repository", repository]);
-        restore.arg("--to").arg(&to).run().success();
+        restore.arg("--to").arg(&to).succeed();
         let base = content(&to.join("base"));
         std::fs::remove_dir_all(&to).unwrap();
         base

@@ -8,11 +8,10 @@ use crate::common::{Run, Site, expire_at_once};
 /// Takes a backup with `full_every` in the configuration.
 pub fn every(site: &Site, period: &str, args: &[&str]) -> Run {
     site.pitr()
-        .args(["backup", "--json"])
+        .words("backup --json")
         .args(args)
         .env("PITR_CLUSTERS_MAIN_FULL_EVERY", period)
-        .run()
-        .success()
+        .succeed()
 }
 
 /// Requires the kind, and the reason on both ways.
@@ -76,8 +75,8 @@ fn a_full_backup_that_was_expired_counts_by_its_age() {
     let full = take(&site, &FULL).success().id();
     cluster.sql("insert into t values (0)");
     is(&every(&site, "1d", &FULL), "incremental", Some(&full));
-    site.pitr().arg("verify").run().success();
-    site.pitr().args(expire_at_once()).run().success();
+    site.pitr().arg("verify").succeed();
+    site.pitr().args(expire_at_once()).succeed();
     let third = every(&site, "1d", &FULL);
     is(&third, "incremental", Some(&full));
     assert!(root(&site, &third.id()).map.packs.len() > 1);

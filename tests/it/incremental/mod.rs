@@ -25,7 +25,7 @@ use rustix::process::Signal;
 
 use crate::backup::{committed, root};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Running, Site, Stop, expire_at_once, wait_until,
+    Cluster, PATIENCE, Program, Run, Running, Site, Stop, expire_at_once, list_of, wait_until,
 };
 use crate::per_major;
 use crate::restore::{check_checksums, check_relations, verify_backup};
@@ -35,7 +35,7 @@ const FULL: [&str; 2] = ["--method", "local"];
 const INCREMENTAL: [&str; 3] = ["--incremental", "--method", "local"];
 
 fn take(site: &Site, args: &[&str]) -> Run {
-    site.pitr().args(["backup", "--json"]).args(args).run()
+    site.pitr().words("backup --json").args(args).run()
 }
 
 /// Takes a backup that has to be an incremental one, whose changes WAL told.
@@ -70,9 +70,7 @@ struct World {
 
 impl World {
     fn new(major: u32, checksums: bool) -> World {
-        let builder = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
+        let builder = Cluster::small(major)
             .checksums(checksums)
             .config("autovacuum", "off");
         let (site, cluster) = Site::with_cluster_of(builder);
@@ -82,10 +80,7 @@ impl World {
     /// Fills a cluster that runs, whether it archives into the site or not.
     fn around(site: Site, cluster: Cluster) -> World {
         let space = cluster.sandbox().dir("space");
-        cluster.sql(&format!(
-            "create tablespace ts location '{}'",
-            space.display()
-        ));
+        cluster.make_tablespace("ts", &space);
         cluster.sql("create database other");
         cluster.sql(
             "create table t (a int primary key, b text, c int[], d point, e tsvector);
@@ -189,17 +184,16 @@ impl World {
         let restore = self.site.pitr().args(["restore", "--backup", id, "--to"]);
         let mapping = format!("{}={}", self.space.display(), space.display());
         let restore = restore.arg(&to).args(["--tablespace-mapping", &mapping]);
-        restore.args(target).run().success();
+        restore.args(target).succeed();
         verify_backup(self.cluster.major(), &to);
-        let copy = Cluster::open(self.cluster.major(), &to).option("fsync", "off");
-        let copy = copy.start();
-        copy.wait_promoted();
+        let copy = Cluster::open(self.cluster.major(), &to).without_fsync();
+        let copy = copy.promoted();
         copy
     }
 
     /// The files of relations, with their kinds.
     fn kinds(&self) -> String {
-        let rows = self.cluster.query_rows(
+        let rows = self.cluster.sql(
             "select string_agg(pg_relation_filepath(c.oid) || ' ' || a.amname, ', ') from pg_class c join pg_am a on a.oid = c.relam where c.oid >= 16384",
         );
         rows[0][0].clone().unwrap_or_default()
@@ -207,7 +201,7 @@ impl World {
 
     /// The files of SP-GiST indexes.
     fn spgist(&self) -> BTreeSet<String> {
-        let rows = self.cluster.query_rows(
+        let rows = self.cluster.sql(
             "select pg_relation_filepath(c.oid) from pg_class c join pg_am a on a.oid = c.relam where a.amname = 'spgist' and c.relkind = 'i'",
         );
         rows.into_iter()
@@ -218,22 +212,33 @@ impl World {
 
 /// The rows of every table of every database, as counts and sums.
 pub fn truth(cluster: &Cluster) -> Vec<String> {
-    let databases =
-        cluster.query_rows("select datname from pg_database where datallowconn order by 1");
+    let databases = cluster.sql("select datname from pg_database where datallowconn order by 1");
     let mut all = Vec::new();
     for database in databases.iter().map(|row| row[0].as_deref().unwrap()) {
         let client = cluster.client_of(database);
-        let tables = client.query_rows(
+        let tables = client.sql(
             "select relname from pg_class where relkind in ('r', 'm') and relnamespace = 'public'::regnamespace and relpersistence = 'p' order by 1",
         );
         for table in tables.iter().map(|row| row[0].as_deref().unwrap()) {
-            let sum = client.query_one_string(&format!(
+            let sum = client.value(&format!(
                 "select count(*)::text || ' ' || coalesce(md5(string_agg(md5(x::text), '' order by md5(x::text))), '') from {table} x"
             ));
             all.push(format!("{database} {table} {sum}"));
         }
     }
     all
+}
+
+/// Checks that two incrementals and a full backup lead to the same.
+fn check_all(world: &World, incrementals: [&String; 2], full: &str) {
+    world.cluster.archive_now();
+    let expected = world.truth();
+    let kinds = incrementals.map(|id| root(&world.site, id).head.backup_kind);
+    assert_eq!(kinds, [BackupKind::Incremental; 2]);
+    world.site.pitr().arg("verify").succeed();
+    let one = world.restored(incrementals[1], "one", &[]);
+    let two = world.restored(full, "two", &[]);
+    check_equal(world, (one, two), false, &expected);
 }
 
 /// Stops two copies of which nothing was asked, and compares their relations page by page. Then the first one is asked for everything.
@@ -287,11 +292,9 @@ fn a_chain_gives_what_a_full_backup_gives(major: u32) {
         .map(|p| p.key.id.to_string())
         .collect();
     assert!(ids.contains(&prior.id()) && ids.contains(&second));
-    world.site.pitr().arg("verify").run().success();
-    let info = world.site.pitr().args(["info", "--json"]).run().json();
-    let kinds: Vec<&str> = info["clusters"][0]["backups"]
-        .as_array()
-        .unwrap()
+    world.site.pitr().arg("verify").succeed();
+    let info = world.site.pitr().words("info --json").run().json();
+    let kinds: Vec<&str> = list_of(&info["clusters"][0]["backups"])
         .iter()
         .map(|b| b["kind"].as_str().unwrap())
         .collect();
@@ -381,14 +384,7 @@ fn under_load_replay_brings_both_to_the_same_pages(major: u32) {
     let first = under_load(&INCREMENTAL, "2MiB", 2);
     let second = under_load(&INCREMENTAL, "2MiB", 3);
     let full = under_load(&FULL, "12MiB", 4);
-    world.cluster.archive_now();
-    let expected = world.truth();
-    let kinds = [&first, &second].map(|id| root(&world.site, id).head.backup_kind);
-    assert_eq!(kinds, [BackupKind::Incremental; 2]);
-    world.site.pitr().arg("verify").run().success();
-    let one = world.restored(&second, "one", &[]);
-    let two = world.restored(&full, "two", &[]);
-    check_equal(&world, (one, two), false, &expected);
+    check_all(&world, [&first, &second], &full);
 }
 per_major!(under_load_replay_brings_both_to_the_same_pages, v14 v17);
 
@@ -398,30 +394,22 @@ fn primary_and_standby_take_turns(major: u32) {
     primary
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 20000) g");
     primary.sql("create table still as select g as a from generate_series(1, 20000) g");
-    let standby = Cluster::builder(major)
-        .standby_of(&primary)
-        .option("archive_mode", "off")
-        .without_fsync()
-        .start();
+    let standby = primary.standby().option("archive_mode", "off").start();
     take(&site, &FULL).success();
     let caught_up = || {
         primary.archive_now();
         primary.sql("checkpoint");
-        let lsn = primary.insert_lsn();
-        wait_until(PATIENCE, "the standby has caught up", || {
-            standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-        });
+        standby.wait_replayed(&primary.insert_lsn());
         standby.sql("checkpoint");
     };
     let of_standby = || {
         let run = site
             .pitr()
-            .args(["backup", "--json"])
+            .words("backup --json")
             .args(INCREMENTAL)
             .env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"))
             .env("PITR_CLUSTERS_MAIN_PGDATA", standby.pgdata())
-            .run()
-            .success();
+            .succeed();
         assert_eq!(run.json()["kind"], "incremental", "{run}");
         assert!(!run.stderr.contains("every page is read"), "{run}");
         run
@@ -437,14 +425,13 @@ fn primary_and_standby_take_turns(major: u32) {
     let last = increment(&site);
     primary.sql("insert into t values (-1, 'z')");
     primary.archive_now();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     for (n, id) in [again.id(), last].iter().enumerate() {
         site.sandbox().dir(format!("copy{n}"));
         let to = site.sandbox().join(format!("copy{n}/data"));
         let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
-        restore.arg(&to).run().success();
-        let copy = Cluster::open(major, &to).option("fsync", "off").start();
-        copy.wait_promoted();
+        restore.arg(&to).succeed();
+        let copy = Cluster::open(major, &to).without_fsync().promoted();
         assert_eq!(truth(&copy), truth(&primary), "{id}");
     }
 }
@@ -460,23 +447,23 @@ fn the_prior_goes_and_the_incremental_stays(major: u32) {
     let second = increment(&world.site);
     world.cluster.archive_now();
     let expected = world.truth();
-    world.site.pitr().arg("verify").run().success();
-    world.site.pitr().args(expire_at_once()).run().success();
+    world.site.pitr().arg("verify").succeed();
+    world.site.pitr().args(expire_at_once()).succeed();
     assert_eq!(committed(&world.site), std::slice::from_ref(&second));
     let files = world.site.files();
     let has = |part: String| files.iter().any(|f| f.contains(&part));
     assert!(has(format!("packs/{full}/")) && has(format!("layers/{first}/")));
     assert!(!has(format!("events/{full}/")));
-    let run = world.site.pitr().arg("verify").run().success();
+    let run = world.site.pitr().arg("verify").succeed();
     assert!(!run.stderr.contains("warning"), "{run}");
-    let again = world.site.pitr().args(expire_at_once()).run().success();
+    let again = world.site.pitr().args(expire_at_once()).succeed();
     assert!(!again.stderr.contains("warning"), "{again}");
     let copy = world.restored(&second, "copy", &[]);
     assert_eq!(truth(&copy), expected);
     // Parts that no root names any more go; those under an id whose reservation is gone, once the id is a day old.
     let last = take(&world.site, &FULL).success().id();
-    world.site.pitr().arg("verify").run().success();
-    world.site.pitr().args(expire_at_once()).run().success();
+    world.site.pitr().arg("verify").succeed();
+    world.site.pitr().args(expire_at_once()).succeed();
     assert_eq!(committed(&world.site), [last]);
     let own = |f: &&String| f.contains(&format!("/{second}/"));
     assert_eq!(world.site.files().iter().find(own), None);
@@ -539,7 +526,7 @@ fn check_by(world: &World, why: Option<&str>) {
     world.cluster.archive_now();
     let one = run.id();
     let verify = world.site.pitr().args(["verify", "--backup", &one]);
-    verify.run().success();
+    verify.succeed();
     let one = world.restored(&one, "one", &[]);
     let two = world.restored(&full, "two", &[]);
     check_equal(world, (one, two), true, &expected);
@@ -602,17 +589,16 @@ per_major!(a_hole_in_the_wal_has_every_page_compared, v14 v19);
 fn wal_that_is_not_archived_is_read_from_the_server() {
     let world = World::new(16, false);
     take(&world.site, &FULL).success();
-    world.cluster.alter_system("archive_command", "false");
-    world.cluster.reload();
+    world.cluster.set("archive_command", "false");
     world.churn(1);
     let running = world
         .site
         .pitr()
-        .args(["backup", "--json", "--wal-wait", "10m"])
+        .words("backup --json --wal-wait 10m")
         .args(INCREMENTAL)
         .spawn();
     let files = || world.site.files();
-    wait_until(PATIENCE, "the layers are written", || {
+    wait_until("the layers are written", || {
         files()
             .iter()
             .any(|f| f.contains("/layers/") && f.contains("-incr/"))
@@ -675,19 +661,18 @@ fn b01_an_incremental_that_is_killed_is_never_visible() {
     let running = world
         .site
         .pitr()
-        .args(["backup", "--json", "--max-rate", "32KiB", "--jobs", "1"])
+        .words("backup --json --max-rate 32KiB --jobs 1")
         .args(INCREMENTAL)
         .spawn();
-    wait_until(PATIENCE, "the incremental copies", || {
+    wait_until("the incremental copies", || {
         world.site.files().iter().any(|f| f.contains("-incr/begin"))
     });
     std::thread::sleep(Duration::from_secs(2));
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     assert_eq!(committed(&world.site), [full]);
     let client = world.cluster.client();
-    wait_until(PATIENCE, "the server ends the backup", || {
-        client.query_one_string(
+    wait_until("the server ends the backup", || {
+        client.value(
             "select count(*) - 1 from pg_stat_activity where query ~ 'from pg_control_checkpoint'",
         ) == "0"
     });
@@ -707,10 +692,9 @@ fn of_an_encrypted_repository() {
     let take = |host: &str| {
         sealed
             .on(host)
-            .args(["backup", "--json"])
+            .words("backup --json")
             .args(INCREMENTAL)
-            .run()
-            .success()
+            .succeed()
     };
     let first = take("writer");
     assert_eq!(first.json()["kind"], "full", "{first}");
@@ -722,16 +706,15 @@ fn of_an_encrypted_repository() {
     let third = take("reader");
     assert_eq!(third.json()["kind"], "incremental", "{third}");
     cluster.archive_now();
-    sealed.on("reader").arg("verify").run().success();
-    sealed.on("janitor").args(["info", "--json"]).run();
+    sealed.on("reader").arg("verify").succeed();
+    sealed.on("janitor").words("info --json").run();
     let to = sealed.sandbox.join("copy/data");
     sealed.sandbox.dir("copy");
     let restore = sealed
         .on("reader")
         .args(["restore", "--backup", &third.id(), "--to"]);
-    restore.arg(&to).run().success();
-    let copy = Cluster::open(17, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    restore.arg(&to).succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), truth(&cluster));
 }
 
@@ -740,17 +723,11 @@ fn after_a_promotion_the_prior_of_the_timeline_before_serves(major: u32) {
     let (site, primary) = Site::with_cluster(major);
     primary
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 20000) g");
-    let mut standby = Cluster::builder(major)
-        .standby_of(&primary)
-        .without_fsync()
-        .start();
+    let mut standby = primary.standby().start();
     take(&site, &FULL).success();
     primary.sql("update t set b = b || 'x' where a % 50 = 0");
     primary.archive_now();
-    let lsn = primary.insert_lsn();
-    wait_until(PATIENCE, "the standby has caught up", || {
-        standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
+    standby.wait_replayed(&primary.insert_lsn());
     let mut primary = primary;
     primary.stop(Stop::Immediate);
     standby.promote();
@@ -759,25 +736,23 @@ fn after_a_promotion_the_prior_of_the_timeline_before_serves(major: u32) {
     standby.archive_now();
     let of = |args: &[&str]| {
         site.pitr()
-            .args(["backup", "--json"])
+            .words("backup --json")
             .args(args)
             .env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"))
             .env("PITR_CLUSTERS_MAIN_PGDATA", standby.pgdata())
-            .run()
-            .success()
+            .succeed()
     };
     let run = of(&INCREMENTAL);
     assert_eq!(run.json()["kind"], "incremental", "{run}");
     assert_eq!(run.json()["timeline"], 2, "{run}");
     assert!(!run.stderr.contains("every page is read"), "{run}");
     standby.archive_now();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     site.sandbox().dir("copy");
     let to = site.sandbox().join("copy/data");
     let restore = site.pitr().args(["restore", "--backup", &run.id(), "--to"]);
-    restore.arg(&to).run().success();
-    let copy = Cluster::open(major, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    restore.arg(&to).succeed();
+    let copy = Cluster::open(major, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), truth(&standby));
     standby.stop(Stop::Immediate);
 }
@@ -794,7 +769,7 @@ fn it_is_copied_to_a_second_repository() {
     let id = increment(&site);
     cluster.archive_now();
     let second = site.add_repository("second", "required = false\n");
-    site.pitr().args(["repo", "sync", "--confirm"]).run();
+    site.pitr().words("repo sync --confirm").run();
     site.sandbox().dir("copy");
     let to = site.sandbox().join("copy/data");
     let program: Program = crate::common::pitr().args([
@@ -805,8 +780,7 @@ fn it_is_copied_to_a_second_repository() {
         &id,
         "--repository",
     ]);
-    program.arg(&second).arg("--to").arg(&to).run().success();
-    let copy = Cluster::open(16, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    program.arg(&second).arg("--to").arg(&to).succeed();
+    let copy = Cluster::open(16, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), truth(&cluster));
 }

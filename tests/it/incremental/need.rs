@@ -1,11 +1,11 @@
 //! `pitr backup --if-needed`: a job that runs every few minutes, and takes a backup when there is much to replay.
 
 use crate::backup::committed;
-use crate::common::{Cluster, PATIENCE, Program, Run, Running, Site, Stop, user, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, Run, Running, Site, Stop, user};
 
 /// A backup if one is needed, with keys of the cluster's section.
 fn if_needed(site: &Site, keys: &[(&str, &str)]) -> Program {
-    let program = site.pitr().args(["backup", "--if-needed", "--json"]);
+    let program = site.pitr().words("backup --if-needed --json");
     keys.iter().fold(program, |program, (key, value)| {
         program.env(format!("PITR_CLUSTERS_MAIN_{key}"), value)
     })
@@ -45,13 +45,11 @@ fn write_wal(cluster: &Cluster, mib: u32) {
 fn a_backup_is_taken_when_recovery_would_replay_more_than_is_accepted() {
     let (site, cluster) = Site::with_cluster(17);
     if_needed(&site, &[])
-        .run()
-        .expect_code(3)
+        .exits(3)
         .expect_stdout("neither max_replay nor max_wal");
     if_needed(&site, &[("MAX_WAL", "1GiB")])
-        .args(["--wait", "1m"])
-        .run()
-        .expect_code(2);
+        .words("--wait 1m")
+        .exits(2);
     assert!(committed(&site).is_empty());
 
     let wal = [("FULL_EVERY", "7d"), ("MAX_WAL", "1MiB")];
@@ -69,7 +67,7 @@ fn a_backup_is_taken_when_recovery_would_replay_more_than_is_accepted() {
         if_needed(&site, &large).run(),
         "max_replay is 10 min, max_wal is 2.0 GiB",
     );
-    let text = site.pitr().args(["backup", "--if-needed"]);
+    let text = site.pitr().words("backup --if-needed");
     let text = text.env("PITR_CLUSTERS_MAIN_MAX_WAL", "2GiB").run();
     text.success().expect_stdout("no backup is taken: recovery");
     taken(
@@ -97,8 +95,7 @@ fn while_another_backup_runs_none_is_taken_and_nothing_has_failed() {
     let slow = ["--method", "local", "--max-rate", "1MiB", "--jobs", "1"];
     let slow = if_needed(&site, &limit).args(slow);
     let mut first = slow.timeout(10 * PATIENCE).spawn();
-    wait_until(PATIENCE, "the backup is claimed", || {
-        assert!(!first.is_done(), "{}", first.stderr());
+    first.until("the backup is claimed", || {
         site.files().iter().any(|name| name.contains("-claim-"))
     });
     let second = if_needed(&site, &limit).run();
@@ -114,7 +111,7 @@ fn while_another_backup_runs_none_is_taken_and_nothing_has_failed() {
     };
     assert_eq!(value("backup_attempts_total{").as_deref(), Some("1"));
     assert_eq!(value("backup_failures_total{"), None);
-    let log = site.pitr().args(["audit", "list", "--json"]).run();
+    let log = site.pitr().words("audit list --json").run();
     let log = log.success().json();
     let records = log["records"].as_array().unwrap();
     let backups = records.iter().filter(|one| one["command"] == "backup");
@@ -140,7 +137,7 @@ fn a_server_with_damaged_pages_is_not_backed_up_every_few_minutes() {
     let (site, mut cluster) = Site::with_cluster(18);
     cluster.sql("create table d as select g as a from generate_series(1, 20000) g");
     cluster.sql("checkpoint");
-    let path = cluster.query_one_string("select pg_relation_filepath('d')");
+    let path = cluster.value("select pg_relation_filepath('d')");
     cluster.stop(Stop::Fast);
     let file = cluster.pgdata().join(path);
     let mut content = std::fs::read(&file).unwrap();
@@ -149,15 +146,13 @@ fn a_server_with_damaged_pages_is_not_backed_up_every_few_minutes() {
     user::own(&file);
     cluster.start();
     let limit = [("MAX_WAL", "1GiB")];
-    let first = if_needed(&site, &limit).run().expect_code(10);
+    let first = if_needed(&site, &limit).exits(10);
     assert_eq!(first.json()["damaged"], true, "{first}");
     not_taken(if_needed(&site, &limit).run(), "is damaged or partial");
     write_wal(&cluster, 70);
     not_taken(if_needed(&site, &limit).run(), "is damaged or partial");
     // More WAL than the limit is behind it: perhaps it was repaired.
-    if_needed(&site, &[("MAX_WAL", "1MiB")])
-        .run()
-        .expect_code(10);
+    if_needed(&site, &[("MAX_WAL", "1MiB")]).exits(10);
 }
 
 /// Behind a hole in the WAL only a new backup leads to the end.

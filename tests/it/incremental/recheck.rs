@@ -42,7 +42,7 @@ fn the_blocks_of_one_segment_that_its_index_hides_are_found_by_the_recheck() {
     cluster.sql("update spread set b = 1 where ctid = '(0,2)'");
     cluster.archive_now();
     let lacking = Cell::new(0);
-    let spread = cluster.query_one_string("select pg_relation_filenode('spread')");
+    let spread = cluster.value("select pg_relation_filenode('spread')");
     assert!(with_index(&world.site.object(&hidden), |index| {
         let blocks = index.blocks.as_mut().unwrap();
         let is_own = |fork: (u32, u32, u32, u8)| fork.2.to_string() == spread && fork.3 == 0;
@@ -86,10 +86,7 @@ fn read_files(calls: &[fault::Call]) -> BTreeSet<PathBuf> {
 #[test]
 fn of_a_relation_that_did_not_change_no_page_is_read() {
     require_strace!("of_a_relation_that_did_not_change_no_page_is_read");
-    let builder = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .config("autovacuum", "off");
+    let builder = Cluster::small(17).config("autovacuum", "off");
     let (site, cluster) = Site::with_cluster_of(builder);
     cluster.sql(
         "create table t as select g as a, md5(g::text) as b from generate_series(1, 5000) g;
@@ -98,7 +95,7 @@ fn of_a_relation_that_did_not_change_no_page_is_read() {
     );
     cluster.sql("vacuum (freeze) still");
     let file = |name: &str| {
-        let path = cluster.query_one_string(&format!("select pg_relation_filepath('{name}')"));
+        let path = cluster.value(&format!("select pg_relation_filepath('{name}')"));
         cluster.pgdata().join(path)
     };
     let (t, still, index) = (file("t"), file("still"), file("still_b_idx"));
@@ -108,7 +105,7 @@ fn of_a_relation_that_did_not_change_no_page_is_read() {
     cluster.sql("update t set b = b || 'x' where a % 100 = 0");
     cluster.sql("checkpoint");
     let after = relation_files(cluster.pgdata());
-    let incremental = site.pitr().args(["backup", "--json"]).args(INCREMENTAL);
+    let incremental = site.pitr().words("backup --json").args(INCREMENTAL);
     let reads = [
         "read",
         "pread64",
@@ -142,9 +139,7 @@ const PAGE: usize = 8192;
 
 /// The disk keeps an old page: what it acknowledged at a checkpoint is not there after a restart.
 fn b26_a_write_that_the_disk_lost_is_found(major: u32) {
-    let builder = Cluster::builder(major)
-        .segment_size_mb(1)
-        .without_fsync()
+    let builder = Cluster::small(major)
         .checksums(true)
         .config("autovacuum", "off");
     let (site, mut cluster) = Site::with_cluster_of(builder);
@@ -161,7 +156,7 @@ fn b26_a_write_that_the_disk_lost_is_found(major: u32) {
     cluster.archive_now();
     take(&site, &FULL).success();
     let path = |name: &str| {
-        let path = cluster.query_one_string(&format!("select pg_relation_filepath('{name}')"));
+        let path = cluster.value(&format!("select pg_relation_filepath('{name}')"));
         cluster.pgdata().join(path)
     };
     let (table, index) = (path("t"), path("t_b_idx"));

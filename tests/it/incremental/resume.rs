@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 /// A backup whose packs are short, so that a small cluster has many.
 fn short_packs(program: Program, args: &[&str]) -> Program {
     program
-        .args(["backup", "--json", "--jobs", "2"])
+        .words("backup --json --jobs 2")
         .args(args)
         .env("PITR_FAULT_PACK_BYTES", "300000")
 }
@@ -52,12 +52,11 @@ fn stopped(
 ) -> (String, Run) {
     let before = packs();
     let mut running = program
-        .args(["--max-rate", "4MiB"])
+        .words("--max-rate 4MiB")
         .timeout(20 * PATIENCE)
         .spawn();
     let mut id = None;
-    wait_until(PATIENCE, "packs are durable", || {
-        assert!(!running.is_done(), "{}", running.stderr());
+    running.until("packs are durable", || {
         let now = packs();
         let mut new = now
             .into_iter()
@@ -107,14 +106,14 @@ fn b18_what_a_killed_backup_stored_is_not_stored_again(major: u32) {
     let first = killed(site, one, 8);
     // Pages, files and databases change before the next one.
     world.churn(1);
-    let run = backup(site, other).run().success();
+    let run = backup(site, other).succeed();
     assert!(run.stderr.contains("are read back"), "{run}");
     let (ids, bytes) = resumed(&run);
     assert_eq!(ids, std::slice::from_ref(&first), "{run}");
     assert!(bytes > 4 * MIB, "{run}");
     let id = run.id();
     // A full one at the same moment.
-    let whole = backup(site, other).arg("--no-resume").run().success();
+    let whole = backup(site, other).arg("--no-resume").succeed();
     assert_eq!(resumed(&whole).0, Vec::<String>::new(), "{whole}");
     assert!(stored(&run) + MIB < stored(&whole), "{run}\n{whole}");
     let (taken, full) = (root(site, &id), root(site, &whole.id()));
@@ -130,10 +129,10 @@ fn b18_what_a_killed_backup_stored_is_not_stored_again(major: u32) {
         .sum();
     assert!(own <= taken.head.stored_bytes && own * 10 > taken.head.stored_bytes * 8);
     // Only the next one goes on from it: full backups share nothing later.
-    let later = backup(site, other).run().success();
+    let later = backup(site, other).succeed();
     assert_eq!(resumed(&later).0, Vec::<String>::new(), "{later}");
     assert_eq!(writers(site, &later.id()), [later.id()].into());
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     world.cluster.archive_now();
     let expected = world.truth();
     let one = world.restored(&id, "one", &[]);
@@ -146,7 +145,7 @@ per_major!(b18_what_a_killed_backup_stored_is_not_stored_again, v15 v17 v18);
 fn b18_a_backup_that_goes_on_is_killed_too_and_the_next_one_goes_on_from_both() {
     let world = World::new(17, true);
     let site = &world.site;
-    backup(site, &FULL).run().success();
+    backup(site, &FULL).succeed();
     world.churn(1);
     world.cluster.archive_now();
     let one = killed(site, &INCREMENTAL, 3);
@@ -154,7 +153,7 @@ fn b18_a_backup_that_goes_on_is_killed_too_and_the_next_one_goes_on_from_both() 
         .cluster
         .sql("update t set b = b || 'y' where a % 90 = 1");
     let two = killed(site, &INCREMENTAL, 2);
-    let run = backup(site, &["--incremental"]).run().success();
+    let run = backup(site, &["--incremental"]).succeed();
     assert_eq!(run.json()["kind"], "incremental", "{run}");
     let (ids, bytes) = resumed(&run);
     assert_eq!(ids, [one.clone(), two.clone()], "{run}");
@@ -170,7 +169,7 @@ fn b18_a_backup_that_goes_on_is_killed_too_and_the_next_one_goes_on_from_both() 
     world.cluster.archive_now();
     let last = take(site, &INCREMENTAL).success().id();
     let whole = take(site, &["--no-resume"]).success().id();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     world.cluster.archive_now();
     let expected = world.truth();
     let first = world.restored(&last, "one", &[]);
@@ -187,14 +186,14 @@ fn b18_a_backup_that_goes_on_is_killed_too_and_the_next_one_goes_on_from_both() 
 fn b39_a_full_backup_that_was_killed_is_left_to_the_next_full_one() {
     let world = World::new(17, true);
     let site = &world.site;
-    backup(site, &FULL).run().success();
+    backup(site, &FULL).succeed();
     let whole = ["--full", "--method", "local"];
     let dead = killed(site, &whole, 8);
     let kept = packs_below(site.repository())[&dead];
     for round in 1..3 {
         world.churn(round);
         world.cluster.archive_now();
-        let run = backup(site, &INCREMENTAL).run().success();
+        let run = backup(site, &INCREMENTAL).succeed();
         assert_eq!(run.json()["kind"], "incremental", "{run}");
         assert!(!run.stderr.contains("are read back"), "{run}");
         assert_eq!(resumed(&run).0, Vec::<String>::new(), "{run}");
@@ -205,14 +204,14 @@ fn b39_a_full_backup_that_was_killed_is_left_to_the_next_full_one() {
     assert!(!claims.iter().any(is_prior), "{claims:?}");
     // Nor does expire take them away meanwhile.
     let expire = ["expire", "--keep", "1", "--grace", "0s", "--min-age", "0s"];
-    site.pitr().args(expire).args(["--confirm"]).run();
+    site.pitr().args(expire).words("--confirm").run();
     assert_eq!(packs_below(site.repository())[&dead], kept);
-    let run = backup(site, &whole).run().success();
+    let run = backup(site, &whole).succeed();
     let (ids, bytes) = resumed(&run);
     assert_eq!(ids, std::slice::from_ref(&dead), "{run}");
     assert!(bytes > 0, "{run}");
-    site.pitr().arg("verify").run().success();
-    let again = backup(site, &whole).run().success();
+    site.pitr().arg("verify").succeed();
+    let again = backup(site, &whole).succeed();
     assert_eq!(resumed(&again).0, Vec::<String>::new(), "{again}");
 }
 
@@ -231,11 +230,10 @@ fn check_restored(site: &Site, cluster: &Cluster, id: &str) {
     cluster.archive_now();
     let to = site.sandbox().dir("copy").join("data");
     let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
-    restore.arg(&to).run().success();
+    restore.arg(&to).succeed();
     verify_backup(cluster.major(), &to);
-    let copy = Cluster::open(cluster.major(), &to).option("fsync", "off");
-    let mut copy = copy.start();
-    copy.wait_promoted();
+    let copy = Cluster::open(cluster.major(), &to).without_fsync();
+    let mut copy = copy.promoted();
     assert_eq!(truth(&copy), truth(cluster));
     copy.stop(Stop::Fast);
 }
@@ -264,7 +262,7 @@ fn b18_a_damaged_pack_is_found_and_left_alone() {
         .open(pack(&site, &first, 3))
         .unwrap();
     short.set_len(5000).unwrap();
-    let run = backup(&site, &FULL).run().success();
+    let run = backup(&site, &FULL).succeed();
     for number in [1, 3] {
         let told = format!("pack \"{first}/{number:06}\" of an interrupted backup is not used");
         assert!(run.stderr.contains(&told), "{run}");
@@ -280,7 +278,7 @@ fn b18_a_damaged_pack_is_found_and_left_alone() {
         let is_named = named.contains(&format!("{first}/{number:06}"));
         assert_eq!(is_named, ![1, 3].contains(&number), "{number}: {run}");
     }
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     check_restored(&site, &cluster, &id);
 }
 
@@ -300,15 +298,10 @@ fn b18_a_run_that_is_interrupted_leaves_its_packs_for_a_day() {
     assert!(!packs().contains_key(&two) && packs()[&one] == kept);
     // Expire leaves it alone.
     let expire = ["expire", "--keep", "1", "--grace", "0s", "--min-age", "0s"];
-    let expire = || {
-        site.pitr()
-            .args(expire)
-            .args(["--confirm", "--quiet"])
-            .run()
-    };
+    let expire = || site.pitr().args(expire).words("--confirm --quiet").run();
     expire();
     assert_eq!(packs()[&one], kept);
-    let run = backup(&site, &FULL).run().success();
+    let run = backup(&site, &FULL).succeed();
     assert_eq!(resumed(&run).0, std::slice::from_ref(&one), "{run}");
     let id = run.id();
 
@@ -321,9 +314,9 @@ fn b18_a_run_that_is_interrupted_leaves_its_packs_for_a_day() {
     let manifest = site.cluster_folder().join("backups").join(&one);
     assert!(manifest.join("manifest").exists(), "no tombstone");
     assert_eq!(packs().get(&one).copied().unwrap_or(0), used);
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     check_restored(&site, &cluster, &id);
-    let run = backup(&site, &FULL).run().success();
+    let run = backup(&site, &FULL).succeed();
     assert_eq!(resumed(&run).0, Vec::<String>::new(), "{run}");
 }
 
@@ -356,10 +349,10 @@ fn b18_what_is_taken_over_is_claimed_against_expire() {
     let packs = || packs_below(site.repository());
     let all = packs()[&one];
     let mut running = backup(&site, &FULL)
-        .args(["--max-rate", "2MiB"])
+        .words("--max-rate 2MiB")
         .timeout(20 * PATIENCE)
         .spawn();
-    wait_until(PATIENCE, "it copies", || {
+    wait_until("it copies", || {
         assert!(!running.is_done(), "{}", running.stderr());
         running.stderr().contains("are read back") && packs().len() > 1
     });
@@ -368,7 +361,7 @@ fn b18_what_is_taken_over_is_claimed_against_expire() {
     let live = events.iter().filter(|e| e.event.event == "claim").count();
     assert_eq!(live, 3, "its own two, and that of the next one");
     let expire = ["expire", "--keep", "1", "--grace", "0s", "--min-age", "0s"];
-    site.pitr().args(expire).args(["--confirm"]).run();
+    site.pitr().args(expire).words("--confirm").run();
     assert_eq!(packs()[&one], all);
     let run = running.wait().success();
     assert_eq!(resumed(&run).0, std::slice::from_ref(&one), "{run}");
@@ -382,15 +375,15 @@ fn b18_a_pack_that_goes_meanwhile_is_noticed_before_the_root_is_written() {
     let one = killed(&site, &FULL, 6);
     let packs = || packs_below(site.repository());
     let running = backup(&site, &FULL)
-        .args(["--max-rate", "2MiB"])
+        .words("--max-rate 2MiB")
         .timeout(20 * PATIENCE)
         .spawn();
-    wait_until(PATIENCE, "it copies", || packs().len() > 1);
+    wait_until("it copies", || packs().len() > 1);
     std::fs::remove_file(pack(&site, &one, 0)).unwrap();
     let run = running.wait().expect_code(1);
     assert_eq!(committed(&site), Vec::<String>::new(), "{run}");
-    let run = backup(&site, &["--no-resume"]).run().success();
-    site.pitr().arg("verify").run().success();
+    let run = backup(&site, &["--no-resume"]).succeed();
+    site.pitr().arg("verify").succeed();
     assert_eq!(committed(&site), [run.id()]);
 }
 
@@ -405,12 +398,11 @@ fn b18_packs_of_a_clone_bring_no_page_of_it() {
         .arg(cluster.pgdata())
         .arg(&to)
         .privileged()
-        .run()
-        .success();
+        .succeed();
     cluster.start();
     let clone = Cluster::open(17, &to)
         .option("archive_command", "/bin/true")
-        .option("fsync", "off")
+        .without_fsync()
         .start();
     clone.sql("update t set b = 'of the clone' where a % 3 = 0");
     clone.sql("create table only_there as select g as a from generate_series(1, 50000) g");
@@ -420,12 +412,12 @@ fn b18_packs_of_a_clone_bring_no_page_of_it() {
         backup(&site, &[]).env("PITR_CLUSTERS_MAIN_CONNINFO", clone.conninfo("postgres"));
     let (id, _) = stopped(of_clone, &packs, 12, Signal::KILL);
     cluster.sql("update t set b = 'of the cluster' where a % 5 = 0");
-    let run = backup(&site, &FULL).run().success();
+    let run = backup(&site, &FULL).succeed();
     let (ids, bytes) = resumed(&run);
     assert_eq!(ids, [id], "{run}");
     // Most catalogs are the same.
     assert!(bytes > 0, "{run}");
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     check_restored(&site, &cluster, &run.id());
 }
 
@@ -439,9 +431,7 @@ fn b18_a_run_that_fails_after_another_one_claimed_its_packs_leaves_them() {
         &["--method", "local", "--no-resume", "--max-rate", "4MiB"],
     )
     .spawn();
-    wait_until(PATIENCE, "packs are durable", || {
-        packs().values().any(|n| *n >= 3)
-    });
+    wait_until("packs are durable", || packs().values().any(|n| *n >= 3));
     let id = packs().into_keys().next().unwrap();
     let (store, layout) = (store(&site), layout(&site));
     let clock = || pitr::pg::time::TimestampTz::from_system_time(std::time::SystemTime::now());
@@ -449,8 +439,7 @@ fn b18_a_run_that_fails_after_another_one_claimed_its_packs_leaves_them() {
     let claimed = id.parse().unwrap();
     Claim::take((&store, &layout), writer, &claimed, "prior", None).unwrap();
     user::own_all(&site.cluster_folder().join("events").join(&id));
-    running.signal(Signal::TERM);
-    running.wait().expect_code(130);
+    running.ended_by(Signal::TERM).expect_code(130);
     assert!(packs()[&id] >= 3);
 }
 
@@ -464,15 +453,15 @@ fn b18_sealed_packs_are_gone_on_from_where_they_can_be_read() {
     let on = |host: &str| short_packs(sealed.on(host), &["--method", "local"]);
     let (one, _) = stopped(on("writer"), &packs, 6, Signal::KILL);
     // A host that only writes stores everything, and says so.
-    let run = on("writer").run().success();
+    let run = on("writer").succeed();
     assert_eq!(resumed(&run).0, Vec::<String>::new(), "{run}");
     let told = format!("backup \"{one}\" was interrupted, and this host cannot read");
     assert!(run.stderr.contains(&told), "{run}");
     let all = stored(&run);
-    let run = on("reader").run().success();
+    let run = on("reader").succeed();
     assert_eq!(resumed(&run).0, [one], "{run}");
     assert!(stored(&run) + MIB < all, "{run}");
-    sealed.on("reader").arg("verify").run().success();
+    sealed.on("reader").arg("verify").succeed();
     // Such a host takes back what it stored, for it could not go on from it.
     let (two, run) = stopped(on("writer"), &packs, 2, Signal::TERM);
     run.expect_code(130).expect_stdout("is deleted again");
@@ -481,13 +470,7 @@ fn b18_sealed_packs_are_gone_on_from_where_they_can_be_read() {
 
 #[test]
 fn b18_in_a_bucket_nothing_is_put_again() {
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .create();
-    let site = Bucketed::new(&cluster, Peer::own(), "");
-    site.attach(&cluster);
-    cluster.start();
+    let (site, cluster) = Bucketed::with_cluster(Cluster::small(17), Peer::own(), "");
     cluster.sql(
         "create table t as select g as a, md5(g::text) as b from generate_series(1, 100000) g",
     );
@@ -512,15 +495,15 @@ fn b18_in_a_bucket_nothing_is_put_again() {
         log.iter().filter(of_pack).count()
     };
     server.clear_log();
-    let run = backup(&[]).run().success();
+    let run = backup(&[]).succeed();
     let again = puts();
     assert_eq!(resumed(&run).0, std::slice::from_ref(&one), "{run}");
     server.clear_log();
-    let whole = backup(&["--no-resume"]).run().success();
+    let whole = backup(&["--no-resume"]).succeed();
     let all = puts();
     assert!(again > 0 && again + 6 <= all, "{again} {all}");
     assert!(stored(&run) + MIB < stored(&whole), "{run}\n{whole}");
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
 }
 
 /// A sync brings along what a resumed backup took from elsewhere.
@@ -528,16 +511,12 @@ fn b18_in_a_bucket_nothing_is_put_again() {
 fn b18_a_resumed_backup_is_copied_whole() {
     let (site, cluster) = still(16);
     let one = killed(&site, &FULL, 5);
-    let run = backup(&site, &FULL).run().success();
+    let run = backup(&site, &FULL).succeed();
     let id = run.id();
     assert!(writers(&site, &id).contains(&one));
     cluster.archive_now();
     let second = site.add_repository("second", "");
-    let sync = site.pitr().args(["repo", "sync", "--to", "second"]);
-    sync.run().success();
+    site.pitr().words("repo sync --to second").succeed();
     assert!(packs_below(&second).contains_key(&one));
-    site.pitr()
-        .args(["verify", "--repository", "second"])
-        .run()
-        .success();
+    site.pitr().words("verify --repository second").succeed();
 }

@@ -31,15 +31,13 @@ fn summarizing(major: u32) -> (Site, Cluster) {
 /// Takes a backup with PostgreSQL's own program.
 fn own(cluster: &Cluster, name: &str, prior: Option<&str>) {
     let to = cluster.sandbox().join(name);
-    let backup = cluster
-        .tool("pg_basebackup")
-        .args(["-c", "fast", "-X", "fetch", "-D"]);
+    let backup = cluster.tool("pg_basebackup").words("-c fast -X fetch -D");
     let backup = backup.arg(&to);
     let prior = prior.map(|prior| {
         let manifest = cluster.sandbox().join(prior).join("backup_manifest");
         format!("--incremental={}", manifest.display())
     });
-    backup.args(prior).run().success();
+    backup.args(prior).succeed();
 }
 
 /// Returns the rows that a server shows on the result of pg_combinebackup.
@@ -51,24 +49,22 @@ fn combined(cluster: &Cluster) -> String {
         .arg(path("incremental"))
         .arg("-o")
         .arg(&to)
-        .run()
-        .success();
+        .succeed();
     user::own_all(&to);
     crate::common::append(to.join("postgresql.conf"), "archive_mode = off\n");
     let copy = Cluster::open(cluster.major(), &to)
-        .option("fsync", "off")
+        .without_fsync()
         .option("archive_mode", "off")
         .start();
-    copy.query_one_string(TRUTH)
+    copy.value(TRUTH)
 }
 
 fn restored(site: &Site, major: u32, id: &str) -> String {
     let to = site.sandbox().join(id);
     let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
-    restore.arg(&to).run().success();
-    let mut copy = Cluster::open(major, &to).option("fsync", "off").start();
-    copy.wait_promoted();
-    let rows = copy.query_one_string(TRUTH);
+    restore.arg(&to).succeed();
+    let mut copy = Cluster::open(major, &to).without_fsync().promoted();
+    let rows = copy.value(TRUTH);
     copy.stop(Stop::Fast);
     rows
 }
@@ -90,7 +86,7 @@ fn pages_that_no_record_touched_come_back_from_before_the_cut(major: u32) {
     let local = take(&site, &INCREMENTAL).success().id();
     let streamed = take(&site, &["--incremental"]).success().id();
     cluster.archive_now();
-    assert_eq!(cluster.query_one_string(TRUTH), "1900 rows, 0");
+    assert_eq!(cluster.value(TRUTH), "1900 rows, 0");
     assert_eq!(restored(&site, major, &local), "1900 rows, 0");
     assert_eq!(restored(&site, major, &streamed), "1900 rows, 0");
     cluster.stop(Stop::Fast);

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use super::kind::{every, is};
 use super::{
-    FULL, World, check_equal, check_if_there, committed, increment, load_while, take, truth,
+    FULL, World, check_all, check_equal, check_if_there, committed, increment, load_while, take,
+    truth,
 };
 use crate::backup::root;
-use crate::common::{Cluster, PATIENCE, Run, Site, Stop, paths_below, user, wait_until};
+use crate::common::{Cluster, PATIENCE, Run, Site, Stop, paths_below, user};
 use crate::per_major;
 use crate::restore::check_relations;
 use pitr::repo::root::BackupKind;
@@ -60,7 +61,7 @@ fn a_chain_over_the_network_gives_what_a_full_backup_gives(major: u32) {
     let packs = taken.map.packs.iter();
     let ids: BTreeSet<String> = packs.map(|p| p.key.id.to_string()).collect();
     assert!(ids.contains(&prior) && ids.contains(&second), "{ids:?}");
-    world.site.pitr().arg("verify").run().success();
+    world.site.pitr().arg("verify").succeed();
 
     let mut copy = world.restored(&first, "first", &["--target-name", "first"]);
     assert_eq!(truth(&copy), at_first);
@@ -76,8 +77,7 @@ per_major!(a_chain_over_the_network_gives_what_a_full_backup_gives, v13 v15 v17 
 fn under_load_what_is_streamed_is_brought_to_the_same_pages(major: u32) {
     let world = World::new(major, true);
     // A backup compares its last segment with the server's own, whatever the load has written by then.
-    world.cluster.alter_system("wal_keep_size", "1GB");
-    world.cluster.reload();
+    world.cluster.set("wal_keep_size", "1GB");
     world.cluster.sql("create table ledger (n int)");
     let under_load = |args: &[&str], seed| {
         let slow = ["--json", "--wal-wait", "10m", "--max-rate", "12MiB"];
@@ -90,14 +90,7 @@ fn under_load_what_is_streamed_is_brought_to_the_same_pages(major: u32) {
     let first = under_load(&STREAM, 2);
     let second = under_load(&STREAM, 3);
     let full = under_load(&[], 4);
-    world.cluster.archive_now();
-    let expected = world.truth();
-    let kinds = [&first, &second].map(|id| root(&world.site, id).head.backup_kind);
-    assert_eq!(kinds, [BackupKind::Incremental; 2]);
-    world.site.pitr().arg("verify").run().success();
-    let one = world.restored(&second, "one", &[]);
-    let two = world.restored(&full, "two", &[]);
-    check_equal(&world, (one, two), false, &expected);
+    check_all(&world, [&first, &second], &full);
 }
 per_major!(
     under_load_what_is_streamed_is_brought_to_the_same_pages,
@@ -128,13 +121,12 @@ fn what_did_not_change_is_not_stored() {
     cluster.sql("vacuum short");
     let last = take(&site, &STREAM).success().id();
     cluster.archive_now();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     let expected = truth(&cluster);
     let to = site.sandbox().dir("copy").join("data");
     let restore = site.pitr().args(["restore", "--backup", &last, "--to"]);
-    restore.arg(&to).run().success();
-    let copy = Cluster::open(17, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    restore.arg(&to).succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), expected);
 }
 
@@ -150,9 +142,7 @@ fn the_age_of_the_full_backup_decides_over_the_network_too() {
 /// A user that may replicate and nothing else gets a full backup, with the reason.
 #[test]
 fn without_a_session_for_sql_a_full_backup_is_taken() {
-    let builder = Cluster::builder(15)
-        .segment_size_mb(1)
-        .without_fsync()
+    let builder = Cluster::small(15)
         .hba("local all postgres trust\nlocal all all reject\nlocal replication all trust\n");
     let (site, cluster) = Site::with_cluster_of(builder);
     cluster.sql("create role only_replicates login replication");
@@ -161,10 +151,9 @@ fn without_a_session_for_sql_a_full_backup_is_taken() {
     let conninfo = conninfo.replace("user=postgres", "user=only_replicates");
     let run = site
         .pitr()
-        .args(["backup", "--json", "--incremental"])
+        .words("backup --json --incremental")
         .env("PITR_CLUSTERS_MAIN_CONNINFO", conninfo)
-        .run()
-        .success();
+        .succeed();
     let why = run.json()["kind_reason"].as_str().unwrap().to_owned();
     assert!(why.contains("session for SQL"), "{run}");
     assert_eq!(run.json()["kind"], "full", "{run}");
@@ -176,40 +165,31 @@ fn primary_and_standby_take_turns_over_the_network() {
     let (site, primary) = Site::with_cluster(17);
     primary
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 20000) g");
-    let standby = Cluster::builder(17)
-        .standby_of(&primary)
-        .option("archive_mode", "off")
-        .without_fsync()
-        .start();
+    let standby = primary.standby().option("archive_mode", "off").start();
     take(&site, &[]).success();
     primary.sql("update t set b = b || 'x' where a % 50 = 0");
     primary.archive_now();
     primary.sql("checkpoint");
-    let lsn = primary.insert_lsn();
-    wait_until(PATIENCE, "the standby has caught up", || {
-        standby.query_one_string(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
+    standby.wait_replayed(&primary.insert_lsn());
     standby.sql("checkpoint");
     let first = site
         .pitr()
-        .args(["backup", "--json", "--incremental"])
+        .words("backup --json --incremental")
         .env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"))
-        .run()
-        .success();
+        .succeed();
     assert_eq!(first.json()["kind"], "incremental", "{first}");
     assert_eq!(first.json()["from_standby"], true, "{first}");
     primary.sql("update t set b = b || 'y' where a % 51 = 0");
     let last = streamed(&site);
     primary.sql("insert into t values (-1, 'z')");
     primary.archive_now();
-    site.pitr().arg("verify").run().success();
+    site.pitr().arg("verify").succeed();
     for (n, id) in [first.id(), last].iter().enumerate() {
         site.sandbox().dir(format!("copy{n}"));
         let to = site.sandbox().join(format!("copy{n}/data"));
         let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
-        restore.arg(&to).run().success();
-        let copy = Cluster::open(17, &to).option("fsync", "off").start();
-        copy.wait_promoted();
+        restore.arg(&to).succeed();
+        let copy = Cluster::open(17, &to).without_fsync().promoted();
         assert_eq!(truth(&copy), truth(&primary), "{id}");
     }
 }
@@ -233,18 +213,14 @@ fn a_prior_that_is_damaged_is_not_believed() {
         user::own_all(&pack);
     }
     let run = take(&site, &STREAM).success();
-    assert!(
-        run.stderr.contains("cannot be compared with the prior"),
-        "{run}"
-    );
+    let run = run.expect_stderr("cannot be compared with the prior");
     let id = run.id();
     assert_eq!(committed(&site).len(), 2);
     cluster.archive_now();
     let expected = truth(&cluster);
     let to = site.sandbox().dir("copy").join("data");
     let restore = site.pitr().args(["restore", "--backup", &id, "--to"]);
-    restore.arg(&to).run().success();
-    let copy = Cluster::open(14, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    restore.arg(&to).succeed();
+    let copy = Cluster::open(14, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), expected);
 }

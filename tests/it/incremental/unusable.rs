@@ -3,7 +3,7 @@
 use super::kind::{every, is};
 use super::{FULL, INCREMENTAL, committed, increment, root, take, truth};
 use crate::backup::layout;
-use crate::common::{Cluster, PATIENCE, Run, Site, user, wait_until};
+use crate::common::{Cluster, Run, Site, user, wait_until};
 
 /// Damages the first block of the map of a backup. Its index, which is hashed when the map is opened, stays as it is.
 fn damage_map(site: &Site, id: &str) {
@@ -53,11 +53,9 @@ fn check(method: &str, backup: impl Fn(&Site) -> Run) {
     damage_map(&site, &prior);
     let id = full_instead_of(&site, &prior, &backup(&site));
     let backups = "select count(*) from pg_stat_activity where query ~ 'pg_backup_start' or backend_type = 'walsender'";
-    wait_until(PATIENCE, "this query alone is left", || {
-        cluster.query_one_string(backups) == "1"
-    });
+    wait_until("this query alone is left", || cluster.value(backups) == "1");
     // Everybody knows of the damage, and the next one builds on the new backup.
-    let info = site.pitr().args(["info", "--json"]).run().json();
+    let info = site.pitr().words("info --json").run().json();
     let backups = info["clusters"][0]["backups"].as_array().unwrap();
     let damaged: Vec<bool> = backups.iter().map(|b| b["damaged"] == true).collect();
     assert_eq!(damaged, [true, false], "{info:#}");
@@ -68,9 +66,8 @@ fn check(method: &str, backup: impl Fn(&Site) -> Run) {
     cluster.archive_now();
     let to = site.sandbox().dir("copy").join("data");
     let restore = site.pitr().args(["restore", "--backup", &next, "--to"]);
-    restore.arg(&to).run().success();
-    let copy = Cluster::open(17, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    restore.arg(&to).succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), truth(&cluster));
 }
 

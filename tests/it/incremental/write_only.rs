@@ -32,7 +32,7 @@ impl Host {
 
     /// A host whose state lies in this place, and whose archive_command begins so.
     fn of(major: u32, state: Option<PathBuf>, prefix: &str) -> Host {
-        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let builder = Cluster::small(major);
         let mut cluster = builder.config("autovacuum", "off").create();
         let sealed = Sealed::new(&cluster);
         let state = state.unwrap_or_else(|| sealed.sandbox.dir("host").join("state"));
@@ -56,7 +56,7 @@ impl Host {
     }
 
     fn take(&self, host: &str, args: &[&str]) -> Run {
-        let backup = self.sealed.on(host).args(["backup", "--json"]);
+        let backup = self.sealed.on(host).words("backup --json");
         backup.args(args.iter().copied()).run()
     }
 
@@ -110,11 +110,10 @@ impl Host {
             .on("reader")
             .args(["restore", "--backup", id, "--to"]);
         let restore = restore.arg(&to).args(["--tablespace-mapping", &mapping]);
-        restore.run().success();
+        restore.succeed();
         verify_backup(self.world.cluster.major(), &to);
-        let copy = Cluster::open(self.world.cluster.major(), &to).option("fsync", "off");
-        let copy = copy.start();
-        copy.wait_promoted();
+        let copy = Cluster::open(self.world.cluster.major(), &to).without_fsync();
+        let copy = copy.promoted();
         copy
     }
 
@@ -147,7 +146,7 @@ fn without_block_references_every_page_is_compared(major: u32) {
     let second = host.incremental("local");
     is(&second, "incremental", "every page is read and compared");
     is(&second, "incremental", "this host keeps nothing of object");
-    host.sealed.on("reader").arg("verify").run().success();
+    host.sealed.on("reader").arg("verify").succeed();
     let full = host.check(&second.id(), "scan");
     let stored = |run: &Run| run.json()["stored_bytes"].as_u64().unwrap();
     assert!(stored(&second) < stored(&full), "{second}{full}");
@@ -172,7 +171,7 @@ fn block_references_of_what_this_host_archived_tell_what_changed(major: u32) {
     is(&last, "incremental", "");
     assert!(!last.stderr.contains("every page is read"), "{last}");
     assert_eq!(last.json()["prior"], third.json()["id"]);
-    host.sealed.on("reader").arg("verify").run().success();
+    host.sealed.on("reader").arg("verify").succeed();
     // Earlier backups alone needed more than that.
     let manifests = host.kept("/manifest");
     assert_eq!(manifests.len(), 1, "{manifests:?}");
@@ -380,7 +379,7 @@ fn b22_a_backup_that_is_killed_leaves_state_that_serves() {
     let program = host
         .sealed
         .on("writer")
-        .args(["backup", "--incremental", "--method", "local"]);
+        .words("backup --incremental --method local");
     // Each file of the state, and each object of the backup, is one of these.
     for (call, times) in [("renameat", 2), ("linkat", 4)] {
         for at in 1..=times {
@@ -398,11 +397,11 @@ fn b22_a_backup_that_is_killed_leaves_state_that_serves() {
 /// Names of objects can be listed, and events be read; of backups nothing can.
 #[test]
 fn b23_credentials_that_may_not_read_backups_do_with_what_the_host_kept() {
-    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(17);
     let mut cluster = builder.config("autovacuum", "off").create();
     let folder = Sandbox::new("write-only");
     let (keys, state) = (folder.join("keys"), folder.dir("host").join("state"));
-    keygen(&keys, &["ops", "escrow"]).run().success();
+    keygen(&keys, &["ops", "escrow"]).succeed();
     let encryption = |line: &str| format!("[repositories.store.encryption]\n{line}\n");
     let key = |name: &str| keys.join(name).display().to_string();
     let writes = format!(
@@ -416,11 +415,11 @@ fn b23_credentials_that_may_not_read_backups_do_with_what_the_host_kept() {
     cluster
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 20000) g");
     let take = || {
-        let backup = site.pitr().args(["backup", "--json", "--incremental"]);
-        backup.args(["--method", "local"]).run().success()
+        let backup = site.pitr().words("backup --json --incremental");
+        backup.words("--method local").succeed()
     };
     is(&take(), "full", "has no backup");
-    let identifier = cluster.query_one_string("select system_identifier from pg_control_system()");
+    let identifier = cluster.value("select system_identifier from pg_control_system()");
     let server = site.peer.server();
     let mut denied = Vec::new();
     for part in ["backups", "layers", "packs"] {
@@ -455,13 +454,12 @@ fn b23_credentials_that_may_not_read_backups_do_with_what_the_host_kept() {
         .sandbox
         .file("reader.toml", text.replace(&writes, &reads));
     let on_reader = || pitr().arg("--config").arg(&reader);
-    on_reader().arg("verify").run().success();
+    on_reader().arg("verify").succeed();
     let to = site.sandbox.dir("copy").join("data");
     let restore = on_reader().args(["restore", "--backup", &last.id(), "--to"]);
-    restore.arg(&to).run().success();
+    restore.arg(&to).succeed();
     verify_backup(17, &to);
-    let copy = Cluster::open(17, &to).option("fsync", "off").start();
-    copy.wait_promoted();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), truth(&cluster));
 }
 
@@ -470,7 +468,7 @@ fn b23_credentials_that_may_not_read_backups_do_with_what_the_host_kept() {
 fn a_host_that_only_writes_cannot_judge_whether_a_backup_is_needed() {
     let host = Host::new(17);
     let judge = || {
-        let program = host.sealed.on("writer").args(["backup", "--if-needed"]);
+        let program = host.sealed.on("writer").words("backup --if-needed");
         program.env("PITR_CLUSTERS_MAIN_MAX_WAL", "1GiB").run()
     };
     judge()
@@ -500,7 +498,7 @@ fn c04_a_host_that_cannot_read_keeps_and_marks_a_backup_with_damaged_pages() {
         .sealed
         .on("reader")
         .args(["verify", "--json", "--backup", id]);
-    let run = verify.run().expect_code(4);
+    let run = verify.exits(4);
     for block in [3, 900] {
         let wanted = format!("file \\\"{path}\\\", block {block}, page LSN");
         assert!(run.stdout.contains(&wanted), "{run}");

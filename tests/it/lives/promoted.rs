@@ -5,9 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::common::{
-    Cluster, PATIENCE, Run, Site, Stop, copy_tree, expire_at_once, user, wait_until,
-};
+use crate::common::{Cluster, Run, Site, Stop, copy_tree, expire_at_once, user, wait_until};
 use crate::per_major;
 use crate::resolve::{backups, restored};
 use crate::sealed::Sealed;
@@ -43,9 +41,7 @@ impl Snapshot {
         let args = ["backup", "--json", "--max-rate", "8MiB"];
         let running = site.pitr().args(args).spawn();
         let copying = "select count(*) > 0 from pg_stat_progress_basebackup where phase = 'streaming database files'";
-        wait_until(PATIENCE, "the backup copies", || {
-            server.query_one_string(copying) == "t"
-        });
+        wait_until("the backup copies", || server.value(copying) == "t");
         server.sql("update t set life = 'first' where id <= 100");
         server.sql("checkpoint");
         let own = running.wait().success().id();
@@ -80,13 +76,13 @@ impl Snapshot {
     }
 
     fn plan(&self, args: &[&str]) -> Value {
-        let plan = self.site.pitr().args(["plan", "--json"]).args(args).run();
+        let plan = self.site.pitr().words("plan --json").args(args).run();
         plan.success().json()
     }
 
     fn incremental(&self) -> Run {
         let args = ["backup", "--incremental", "--method", "local", "--json"];
-        let run = self.site.pitr().args(args).run().success();
+        let run = self.site.pitr().args(args).succeed();
         assert_eq!(run.json()["kind"], "incremental", "{run}");
         run
     }
@@ -103,7 +99,7 @@ fn t76_a_backup_leads_to_no_timeline_of_a_life_that_was_written_past_its_end(maj
     let server = &mut two.server;
     server.start();
     let is_past = format!("select pg_current_wal_flush_lsn() > '{}'", two.stop);
-    while server.query_one_string(&is_past) == "f" {
+    while server.value(&is_past) == "f" {
         server.sql("select pg_logical_emit_message(true, 'pitr', repeat('x', 10000))");
     }
     server.stop(Stop::Immediate);
@@ -121,17 +117,17 @@ fn t76_a_backup_leads_to_no_timeline_of_a_life_that_was_written_past_its_end(maj
     // Its own life is there.
     let plan = two.plan(&["--backup", own]);
     assert_eq!(plan["target_timeline"], 1, "{plan:#}");
-    let doctor = two.site.pitr().args(["doctor", "--json"]).run().json();
+    let doctor = two.site.pitr().words("doctor --json").run().json();
     let newest = format!("{doctor:#}");
     assert!(
         newest.contains(&format!("\"value\": \"{common}, ")),
         "{newest}"
     );
-    let verify = two.site.pitr().arg("verify").run().success();
+    let verify = two.site.pitr().arg("verify").succeed();
     let words = format!("backup \"{own}\" does not lead to timeline 2");
     assert!(verify.stderr.contains(&words), "{verify}");
     for _ in 0..2 {
-        two.site.pitr().args(expire_at_once()).run().success();
+        two.site.pitr().args(expire_at_once()).succeed();
     }
     assert_eq!(backups(&two.site), [common, own]);
     assert_eq!(two.restored("full"), "common 2000");
@@ -140,7 +136,7 @@ fn t76_a_backup_leads_to_no_timeline_of_a_life_that_was_written_past_its_end(maj
     assert!(run.stderr.contains("every page is read"), "{run}");
     assert!(run.stderr.contains("not surely a continuation"), "{run}");
     assert_eq!(two.restored("incremental"), "common 2000");
-    two.site.pitr().arg("verify").run().success();
+    two.site.pitr().arg("verify").succeed();
 }
 per_major!(t76_a_backup_leads_to_no_timeline_of_a_life_that_was_written_past_its_end, v13 v15 v17 v19);
 
@@ -149,7 +145,7 @@ fn t76_a_backup_leads_to_the_timeline_that_begins_at_its_end(major: u32) {
     let mut two = Snapshot::new(major);
     two.revert();
     let server = &mut two.server;
-    let restore = two.site.restore().args(["%f", "%p"]).shell();
+    let restore = two.site.restore().words("%f %p").shell();
     server.append_config("restore_command", &restore);
     server.append_config("recovery_target_lsn", &two.stop);
     server.append_config("recovery_target_inclusive", "off");
@@ -162,13 +158,13 @@ fn t76_a_backup_leads_to_the_timeline_that_begins_at_its_end(major: u32) {
     let plan = two.plan(&[]);
     assert_eq!(plan["backup"]["id"], two.own.as_str(), "{plan:#}");
     assert_eq!(plan["target_timeline"], 2, "{plan:#}");
-    let verify = two.site.pitr().arg("verify").run().success();
+    let verify = two.site.pitr().arg("verify").succeed();
     assert!(!verify.stderr.contains("does not lead"), "{verify}");
     assert_eq!(two.restored("full"), "common 1900, first 100");
     let run = two.incremental();
     assert!(!run.stderr.contains("every page is read"), "{run}");
     assert_eq!(two.restored("incremental"), "common 1900, first 100");
-    two.site.pitr().args(expire_at_once()).run().success();
+    two.site.pitr().args(expire_at_once()).succeed();
     assert!(!backups(&two.site).contains(&two.common));
 }
 per_major!(t76_a_backup_leads_to_the_timeline_that_begins_at_its_end, v13 v15 v17 v19);
@@ -180,7 +176,7 @@ fn t76_a_janitor_without_keys_keeps_a_backup_that_surely_leads_to_the_timeline()
     cluster.sql("create table t as select generate_series(1, 1000)");
     let backup = || {
         let args = ["backup", "--json", "--full"];
-        sealed.on("writer").args(args).run().success().id()
+        sealed.on("writer").args(args).succeed().id()
     };
     let first = backup();
     cluster.archive_now();
@@ -189,19 +185,18 @@ fn t76_a_janitor_without_keys_keeps_a_backup_that_surely_leads_to_the_timeline()
     std::fs::rename(cluster.pgdata(), cluster.sandbox().join("away")).unwrap();
     let args = ["restore", "--quiet", "--target-immediate", "--backup"];
     let restore = sealed.on("reader").args(args).arg(&second);
-    restore.arg("--to").arg(cluster.pgdata()).run().success();
-    let adopt = sealed.on("writer").args(["adopt", "--quiet"]);
-    adopt.run().success();
+    restore.arg("--to").arg(cluster.pgdata()).succeed();
+    sealed.on("writer").words("adopt --quiet").succeed();
     cluster.start();
     cluster.wait_promoted();
     assert!(cluster.archive_now().starts_with("00000002"));
     let left = |host: &str| {
-        sealed.on(host).args(expire_at_once()).run().success();
+        sealed.on(host).args(expire_at_once()).succeed();
         let folder = sealed.folder("packs");
         [&first, &second].map(|id| folder.join(id).exists())
     };
-    sealed.on("reader").arg("verify").run().success();
+    sealed.on("reader").arg("verify").succeed();
     assert_eq!(left("janitor"), [true, true]);
     assert_eq!(left("reader"), [false, true]);
-    sealed.on("reader").arg("verify").run().success();
+    sealed.on("reader").arg("verify").succeed();
 }

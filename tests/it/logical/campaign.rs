@@ -69,9 +69,9 @@ struct Content {
 impl Content {
     fn of(cluster: &Cluster, database: &str) -> Content {
         let dump = Program::new(newest_bin(cluster.major(), "pg_dump"))
-            .args(["--schema-only", "--dbname"])
+            .words("--schema-only --dbname")
             .arg(cluster.conninfo(database));
-        let text = dump.run().success().stdout;
+        let text = dump.succeed().stdout;
         // The key of \restrict is another one each time.
         let is_definition = |line: &&str| !line.starts_with("--") && !line.contains("restrict ");
         // Before version 14 pg_dump orders those of two roles by their number.
@@ -111,7 +111,7 @@ impl Content {
 
 /// Hashes of all rows, by relation; sequences; large objects.
 fn values(client: &Client) -> BTreeMap<String, String> {
-    let queries = client.query_rows(
+    let queries = client.sql(
         "select format('%s %I.%I', c.relkind, n.nspname, c.relname), case c.relkind \
            when 'S' then format('select last_value || '' '' || is_called from %I.%I', n.nspname, c.relname) \
            else format('select count(*) || '' '' || coalesce(md5(string_agg(every::text, '','' order by every::text collate \"C\")), '''') from %s %I.%I every', \
@@ -125,10 +125,10 @@ fn values(client: &Client) -> BTreeMap<String, String> {
         let [Some(name), Some(sql)] = &row[..] else {
             panic!("{row:?}");
         };
-        all.insert(name.clone(), client.query_one_string(sql));
+        all.insert(name.clone(), client.value(sql));
     }
     let objects = "select oid, lomowner::regrole, coalesce(lomacl, acldefault('L', lomowner)), obj_description(oid, 'pg_largeobject'), length(lo_get(oid)), md5(lo_get(oid)) from pg_largeobject_metadata";
-    for row in client.query_rows(objects) {
+    for row in client.sql(objects) {
         all.insert(format!("large object {:?}", row[0]), format!("{row:?}"));
     }
     all
@@ -171,7 +171,7 @@ fn fill(world: &World, random: Random, why: &str) -> String {
     assert!(refused.is_empty(), "{}\n{why}", refused.join("\n"));
     client.sql(MOVING);
     let made = "select (select count(*) from pg_class where oid >= 16384) || ' relations, extensions ' || (select string_agg(extname, ' ') from pg_extension)";
-    client.query_one_string(made)
+    client.value(made)
 }
 
 fn one_moment(world: &World, random: &mut Random, why: &str) {
@@ -193,11 +193,7 @@ fn one_moment(world: &World, random: &mut Random, why: &str) {
     };
     let run = restore(more);
     assert!(run.is_success(), "{run}\n{why}");
-    assert_eq!(
-        copy.query_one_string(INVARIANTS),
-        "10000 0 0 300 300 45150",
-        "{why}"
-    );
+    assert_eq!(copy.value(INVARIANTS), "10000 0 0 300 300 45150", "{why}");
     let restored = Content::of(&world.cluster, "copy");
     original.assert_same(&restored, why);
     // PostgreSQL's pg_restore drops no key and no index of a partition: nothing is replaced then.

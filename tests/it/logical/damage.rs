@@ -44,8 +44,7 @@ impl Dump<'_> {
         let to = world.sandbox.join("files");
         world
             .logical(&["restore", "app", "--to", to.to_str().unwrap()])
-            .run()
-            .success();
+            .succeed();
         let id = id.as_str().unwrap().to_owned();
         let packs = format!("one/aux/logical/app/packs/{id}");
         let dump = Dump {
@@ -119,12 +118,7 @@ impl Dump<'_> {
         let world = self.world;
         drop(world.database("taken"));
         let run = Program::new(newest_bin(world.cluster.major(), "pg_restore"))
-            .args([
-                "--exit-on-error",
-                "--no-subscriptions",
-                "--no-tablespaces",
-                "--dbname",
-            ])
+            .words("--exit-on-error --no-subscriptions --no-tablespaces --dbname")
             .arg(world.cluster.conninfo("taken"))
             .arg(damaged)
             .run();
@@ -206,7 +200,7 @@ impl Facts {
     fn of(world: &World, dump: &Path) -> Facts {
         let restore = Program::new(newest_bin(world.cluster.major(), "pg_restore"));
         let list = restore.clone().arg("--list").arg(dump).run();
-        let read = restore.args(["-f", "/dev/null"]).arg(dump).run();
+        let read = restore.words("-f /dev/null").arg(dump).run();
         let mut tables = Vec::new();
         let mut files = BTreeMap::new();
         for line in list.stdout.lines().filter(|l| l.contains(" TABLE DATA ")) {

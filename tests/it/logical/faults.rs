@@ -4,7 +4,7 @@ use rustix::process::Signal;
 
 use super::world::World;
 use crate::common::mount::SmallDisk;
-use crate::common::{Client, Cluster, PATIENCE, paths_below, wait_until};
+use crate::common::{Client, Cluster, paths_below, wait_until};
 use crate::require_mounts;
 
 /// Makes the dump long enough to be met in the middle: `pg_dump` waits for a lock of a session of ours, on a table that has no rows to be counted.
@@ -16,8 +16,8 @@ fn locked(world: &World) -> Client {
 
 fn wait_for_dump(world: &World) {
     let client = world.cluster.client();
-    wait_until(PATIENCE, "pg_dump waits for the lock", || {
-        client.query_one_string(
+    wait_until("pg_dump waits for the lock", || {
+        client.value(
             "select count(*) from pg_stat_activity where application_name = 'pg_dump' and wait_event_type = 'Lock'",
         ) != "0"
     });
@@ -70,10 +70,9 @@ fn d02_an_interrupt_ends_the_dump_and_leaves_nothing() {
         world.assert_no_backup(&run);
         run.expect_code(130);
         // The next round waits for a pg_dump of its own.
-        wait_until(PATIENCE, "pg_dump has ended", || {
-            client.query_one_string(
-                "select count(*) from pg_stat_activity where application_name = 'pg_dump'",
-            ) == "0"
+        wait_until("pg_dump has ended", || {
+            client.value("select count(*) from pg_stat_activity where application_name = 'pg_dump'")
+                == "0"
         });
     }
     drop(lock);
@@ -87,7 +86,7 @@ fn d03_a_lost_session_leaves_no_backup() {
     let running = world.logical(&["backup", "app"]).spawn();
     wait_for_dump(&world);
     // The session that holds the snapshot, and counts.
-    let killed = world.cluster.query_one_string(
+    let killed = world.cluster.value(
         "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'pitr' and datname = 'app'",
     );
     assert_eq!(killed, "1");
@@ -165,7 +164,7 @@ fn d06_damage_in_the_repository_is_found_by_every_level() {
                 crate::common::user::own(&pack);
             }
             for level in ["--list", "--read", "--restore"] {
-                let run = world.logical(&["check", "app", level]).run().expect_code(4);
+                let run = world.logical(&["check", "app", level]).exits(4);
                 run.expect_stdout("damaged: ")
                     .expect_stdout("is damaged: restore another one");
             }
@@ -175,7 +174,7 @@ fn d06_damage_in_the_repository_is_found_by_every_level() {
             let run = world.logical(&["restore", "app", "--into", &into]).run();
             assert_eq!(run.code(), 1, "{run}");
             assert_eq!(
-                client.query_one_string("select count(*) from pg_namespace where nspname = 'app'"),
+                client.value("select count(*) from pg_namespace where nspname = 'app'"),
                 "0"
             );
             drop(client);
@@ -185,10 +184,7 @@ fn d06_damage_in_the_repository_is_found_by_every_level() {
             std::fs::write(&pack, &whole).unwrap();
             crate::common::user::own(&pack);
         }
-        world
-            .logical(&["check", "app", "--restore"])
-            .run()
-            .success();
+        world.logical(&["check", "app", "--restore"]).succeed();
     }
 }
 
@@ -200,17 +196,13 @@ fn d07_a_value_that_no_server_takes_is_found_by_a_restore() {
         "file=$(grep -l 'part 7$' \"$dir\"/*.dat)\nsed -i 's/^7\\tpart 7$/x\\tpart 7/' \"$file\"",
     );
     let bin = bin.to_str().unwrap();
-    world
-        .logical(&["backup", "app", "--bin", bin])
-        .run()
-        .success();
+    world.logical(&["backup", "app", "--bin", bin]).succeed();
     for level in ["--list", "--read"] {
-        world.logical(&["check", "app", level]).run().success();
+        world.logical(&["check", "app", level]).succeed();
     }
     let run = world
         .logical(&["check", "app", "--restore", "--json"])
-        .run()
-        .expect_code(4);
+        .exits(4);
     let json = run.json();
     assert_eq!(json["finding_count"], 1, "{json}");
     assert_eq!(json["proves"], serde_json::Value::Null);
@@ -234,7 +226,7 @@ fn d08_a_database_that_is_not_empty_is_replaced_on_request_alone_and_as_a_whole(
             .logical(&[&["restore", "app", "--into", &into], options].concat())
             .run()
     };
-    let plain = || app.query_one_string("select count(*) from public.plain");
+    let plain = || app.value("select count(*) from public.plain");
     restore(&[])
         .expect_code(8)
         .expect_stderr("database \"app\" is not empty");
@@ -250,10 +242,7 @@ fn d08_a_database_that_is_not_empty_is_replaced_on_request_alone_and_as_a_whole(
     app.sql("drop view public.mine_too");
     restore(&["--replace", "--confirm"]).success();
     assert_eq!(plain(), "30");
-    assert_eq!(
-        app.query_one_string("select count(*) from public.mine"),
-        "0"
-    );
+    assert_eq!(app.value("select count(*) from public.mine"), "0");
     // A new database, under the name of the dump.
     let elsewhere = Cluster::builder(17).without_fsync().start();
     let other = elsewhere.conninfo("postgres");
@@ -275,7 +264,7 @@ fn d08_a_database_that_is_not_empty_is_replaced_on_request_alone_and_as_a_whole(
         elsewhere.sql("drop database if exists app");
         create(&[&["--no-owner", "--no-privileges"], jobs].concat()).success();
         let client = elsewhere.client_of("app");
-        let count = client.query_one_string("select count(*) from public.plain");
+        let count = client.value("select count(*) from public.plain");
         assert_eq!(count, "30");
         drop(client);
     }
@@ -310,8 +299,7 @@ fn d09_no_password_is_on_a_command_line_in_a_log_or_in_a_plain_repository() {
     ));
     let run = world
         .logical(&["backup", "app", "--bin", bin.to_str().unwrap()])
-        .run()
-        .success();
+        .succeed();
     assert!(!format!("{run}").contains(SECRET), "{run}");
     let seen = std::fs::read_to_string(&seen).unwrap();
     assert!(
@@ -342,8 +330,7 @@ fn d09_no_password_is_on_a_command_line_in_a_log_or_in_a_plain_repository() {
     let to = world.sandbox.join("files");
     world
         .logical(&["restore", "app", "--to", to.to_str().unwrap()])
-        .run()
-        .success();
+        .succeed();
     let globals = std::fs::read_to_string(to.join("globals.sql")).unwrap();
     assert!(
         globals.contains("CREATE ROLE dumper") && !globals.contains("SCRAM"),
@@ -354,7 +341,7 @@ fn d09_no_password_is_on_a_command_line_in_a_log_or_in_a_plain_repository() {
 #[test]
 fn a_name_that_is_not_configured_is_refused_with_the_lines_to_add() {
     let world = World::new(17);
-    let run = world.logical(&["backup", "other"]).run().expect_code(3);
+    let run = world.logical(&["backup", "other"]).exits(3);
     run.expect_stderr(
         "Add to the configuration file: [logical.other] and below it cluster = \"main\"",
     );
@@ -374,7 +361,7 @@ fn an_interrupted_check_leaves_no_server() {
     world.backup();
     let running = world.logical(&["check", "app", "--restore"]).spawn();
     let mut server = None;
-    wait_until(PATIENCE, "the private server runs", || {
+    wait_until("the private server runs", || {
         let pid = paths_below(&world.spool)
             .into_iter()
             .find(|path| path.ends_with("data/postmaster.pid"))
@@ -382,8 +369,7 @@ fn an_interrupted_check_leaves_no_server() {
         server = pid.and_then(|text| text.lines().next()?.parse::<u32>().ok());
         server.is_some()
     });
-    running.signal(Signal::INT);
-    running.wait().expect_code(130);
+    running.ended_by(Signal::INT).expect_code(130);
     world.assert_spool_is_empty();
     assert!(pitr::process::has_ended(server.unwrap()));
 }
@@ -399,13 +385,10 @@ fn dumps_of_another_cluster_are_refused_under_the_name() {
         .start();
     other.sql("create database app");
     world.point_to(&other);
-    let run = world.logical(&["backup", "app"]).run().expect_code(8);
+    let run = world.logical(&["backup", "app"]).exits(8);
     run.expect_stderr("is written by source");
     assert_eq!(world.ids("app").len(), 1);
-    world
-        .logical(&["backup", "app", "--confirm"])
-        .run()
-        .success();
+    world.logical(&["backup", "app", "--confirm"]).succeed();
     assert_eq!(world.ids("app").len(), 2);
 }
 
@@ -431,13 +414,13 @@ fn a_host_that_only_writes_takes_dumps_which_others_restore() {
     std::fs::write(&config, with_key).unwrap();
     for (id, note) in [(first, "first"), (second, "second")] {
         let check = world.logical(&["check", "app", "--restore", "--backup", &id]);
-        check.run().success();
+        check.succeed();
         let copy = world.database(note);
         let into = world.cluster.conninfo(note);
         let restore = ["restore", "app", "--backup", &id, "--into", &into];
-        world.logical(&restore).run().success();
-        let found = copy.query_one_string("select distinct note from app.accounts");
+        world.logical(&restore).succeed();
+        let found = copy.value("select distinct note from app.accounts");
         assert_eq!(found, note);
     }
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
 }

@@ -14,7 +14,7 @@ use pitr::repo::event::Writer;
 use pitr::repo::scope::Scope;
 use serde_json::json;
 
-use crate::common::{Cluster, files_below};
+use crate::common::{Cluster, files_below, list_of};
 use crate::per_major;
 use world::World;
 
@@ -47,8 +47,7 @@ fn d01_a_dump_under_load_is_one_snapshot(major: u32) {
     let writers = load(&world.cluster, &stop);
     let backup = world
         .logical(&["backup", "app", "--label", "under load", "--json"])
-        .run()
-        .success();
+        .succeed();
     stop.store(true, Ordering::Relaxed);
     let transfers: u64 = writers.into_iter().map(|w| w.join().unwrap()).sum();
     assert!(transfers > 0);
@@ -67,10 +66,9 @@ fn d01_a_dump_under_load_is_one_snapshot(major: u32) {
     let into = world.cluster.conninfo("copy");
     world
         .logical(&["restore", "app", "--into", &into])
-        .run()
-        .success();
+        .succeed();
     world.assert_spool_is_empty();
-    let one = |sql: &str| copy.query_one_string(sql);
+    let one = |sql: &str| copy.value(sql);
     assert_eq!(one("select sum(euros) from app.accounts"), "50000.00");
     assert_eq!(
         one("select coalesce(sum(euros), 0)::int from app.history"),
@@ -113,7 +111,7 @@ fn d01_a_dump_under_load_is_one_snapshot(major: u32) {
         "app.\"Odd \"\"name\"\"; drop\"",
     ] {
         let sql = format!("select md5(string_agg(t::text, ',' order by t::text)) from {table} t");
-        assert_eq!(one(&sql), original.query_one_string(&sql), "{table}");
+        assert_eq!(one(&sql), original.value(&sql), "{table}");
     }
     check_levels(&world);
 }
@@ -125,12 +123,11 @@ fn check_levels(world: &World) {
         ("--read", "data file has the rows of its snapshot"),
         ("--restore", "a server took every definition"),
     ] {
-        let run = world.logical(&["check", "app", level]).run().success();
+        let run = world.logical(&["check", "app", level]).succeed();
         let run = run.expect_stdout("is whole").expect_stdout(proof);
         let json = world
             .logical(&["check", "app", level, "--json"])
-            .run()
-            .success()
+            .succeed()
             .json();
         assert_eq!(json["finding_count"], 0, "{json}");
         // It tells which commits the dump holds.
@@ -156,14 +153,13 @@ fn dumps_live_in_an_encrypted_repository() {
     let id = world.backup();
     assert_eq!(world.ids("app"), [id.as_str()]);
     check_levels(&world);
-    let verify = world.pitr(&["verify", "--json"]).run().success().json();
+    let verify = world.pitr(&["verify", "--json"]).succeed().json();
     assert_eq!(verify["scopes"][0]["finding_count"], 0, "{verify}");
     // As files, with the roles' hashes.
     let to = world.sandbox.join("files");
     world
         .logical(&["restore", "app", "--to", to.to_str().unwrap()])
-        .run()
-        .success();
+        .succeed();
     let globals = std::fs::read_to_string(to.join("globals.sql")).unwrap();
     assert!(globals.contains("SCRAM-SHA-256$"), "{globals}");
     let names = files_below(&to);
@@ -171,8 +167,7 @@ fn dumps_live_in_an_encrypted_repository() {
     assert!(names.iter().any(|n| n.ends_with(".rows.json")), "{names:?}");
     world
         .logical(&["restore", "app", "--to", to.to_str().unwrap()])
-        .run()
-        .expect_code(8);
+        .exits(8);
 }
 
 #[test]
@@ -188,10 +183,8 @@ fn every_database_is_dumped_and_retention_decides() {
     );
     let latin = world.cluster.client_of("latin");
     latin.sql("create table words (w text); insert into words values ('Größe'), ('')");
-    let first = world.logical(&["backup", "all", "--json"]).run().success();
-    let names: Vec<_> = first.json()["logical"]["databases"]
-        .as_array()
-        .unwrap()
+    let first = world.logical(&["backup", "all", "--json"]).succeed();
+    let names: Vec<_> = list_of(&first.json()["logical"]["databases"])
         .iter()
         .map(|d| d["name"].as_str().unwrap().to_owned())
         .collect();
@@ -199,7 +192,7 @@ fn every_database_is_dumped_and_retention_decides() {
         names,
         ["app", "it's = \\ odd", "latin", "postgres", "template1"]
     );
-    world.logical(&["backup", "all"]).run().success();
+    world.logical(&["backup", "all"]).succeed();
     assert_eq!(world.ids("all").len(), 2);
     // Several databases: one has to be named.
     let into = world.cluster.conninfo("postgres");
@@ -210,26 +203,22 @@ fn every_database_is_dumped_and_retention_decides() {
     let into = world.cluster.conninfo("copy");
     world
         .logical(&["restore", "all", "--database", "latin", "--into", &into])
-        .run()
-        .success();
-    let words = copy.query_one_string("select string_agg(w, ',' order by w) from words");
+        .succeed();
+    let words = copy.value("select string_agg(w, ',' order by w) from words");
     assert_eq!(words, ",Größe");
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
     for _ in 0..2 {
         world.pitr(&crate::common::expire_at_once()).run();
     }
     assert_eq!(world.ids("all").len(), 1);
-    world
-        .logical(&["check", "all", "--restore"])
-        .run()
-        .success();
+    world.logical(&["check", "all", "--restore"]).succeed();
 }
 
 #[test]
 fn definitions_and_data_are_dumped_apart() {
     let world = World::new(19);
     for name in ["definitions", "data"] {
-        let run = world.logical(&["backup", name]).run().success();
+        let run = world.logical(&["backup", name]).succeed();
         // The programs' own warnings are not lost.
         let has_warning = run.stderr.contains("circular foreign-key constraints");
         assert_eq!(has_warning, name == "data", "{run}");
@@ -238,25 +227,20 @@ fn definitions_and_data_are_dumped_apart() {
     let into = world.cluster.conninfo("copy");
     world
         .logical(&["restore", "definitions", "--into", &into])
-        .run()
-        .success();
-    assert_eq!(
-        copy.query_one_string("select count(*) from app.accounts"),
-        "0"
-    );
+        .succeed();
+    assert_eq!(copy.value("select count(*) from app.accounts"), "0");
     world
         .logical(&["check", "definitions", "--restore"])
-        .run()
-        .success();
+        .succeed();
     let refused = world.logical(&["check", "data", "--restore"]).run();
     refused
         .expect_code(8)
         .expect_stderr("have data and no definitions");
-    world.logical(&["check", "data", "--read"]).run().success();
+    world.logical(&["check", "data", "--read"]).succeed();
     // PostgreSQL refuses to run as root: the private server runs as another user then.
     if crate::common::user::is_root() {
         let as_root = world.logical(&["check", "definitions", "--restore"]);
-        as_root.privileged().env("TMPDIR", "/tmp").run().success();
+        as_root.privileged().env("TMPDIR", "/tmp").succeed();
     }
 }
 
@@ -268,7 +252,7 @@ fn a_standby_is_dumped() {
         .standby_of(&world.cluster)
         .start();
     world.point_to(&standby);
-    let run = world.logical(&["backup", "app", "--json"]).run().success();
+    let run = world.logical(&["backup", "app", "--json"]).succeed();
     let member = &run.json()["logical"];
     assert_eq!(member["from_standby"], true);
     // An unlogged table has no content there.
@@ -277,10 +261,7 @@ fn a_standby_is_dumped() {
         500 + 200 + 60 + 2 + 50 + 30 + 2 + 1,
         "{member}"
     );
-    world
-        .logical(&["check", "app", "--restore"])
-        .run()
-        .success();
+    world.logical(&["check", "app", "--restore"]).succeed();
     let into = standby.conninfo("postgres");
     let run = world.logical(&["restore", "app", "--into", &into]).run();
     run.expect_code(8).expect_stderr("the server is a standby");
@@ -299,7 +280,7 @@ fn a_part_of_a_dump_is_restored() {
         (copy, run)
     };
     let tables = |copy: &crate::common::Client| {
-        copy.query_one_string("select coalesce(string_agg(relname, ',' order by relname), '') from pg_class c join pg_namespace n on n.oid = relnamespace where relkind = 'r' and nspname in ('app', 'public')")
+        copy.value("select coalesce(string_agg(relname, ',' order by relname), '') from pg_class c join pg_namespace n on n.oid = relnamespace where relkind = 'r' and nspname in ('app', 'public')")
     };
     let (copy, run) = restored("part1", &["--table", "app.empty"]);
     run.success();
@@ -314,7 +295,7 @@ fn a_part_of_a_dump_is_restored() {
     let (copy, run) = restored("part2", &["--schema", "public"]);
     run.success();
     assert_eq!(tables(&copy), "plain");
-    assert_eq!(copy.query_one_string("select count(*) from plain"), "30");
+    assert_eq!(copy.value("select count(*) from plain"), "30");
     let (copy, run) = restored(
         "part3",
         &["--schema", "app", "--table", "public.plain", "--jobs", "2"],
@@ -338,7 +319,7 @@ fn u57_restored_dumps_inherit_no_acl() {
     open_to_another(&around);
     let to = around.join("to");
     let restore = ["restore", "app", "--to", to.to_str().unwrap()];
-    world.logical(&restore).run().success();
+    world.logical(&restore).succeed();
     has_no_acl(&to);
 }
 
@@ -355,9 +336,8 @@ fn d10_event_triggers_are_made_after_all_that_would_fire_them() {
     let into = world.cluster.conninfo("copy");
     world
         .logical(&["restore", "app", "--into", &into, "--jobs", "2"])
-        .run()
-        .success();
-    let made = copy.query_one_string(
+        .succeed();
+    let made = copy.value(
         "select count(*) || ' ' || (select count(*) from pg_constraint where contype = 'f') from pg_event_trigger where evtenabled = 'O'",
     );
     assert_eq!(made, "1 3");
@@ -383,8 +363,8 @@ fn d11_a_schema_is_restored_with_its_grants_and_without_those_whose_name_goes_on
         let copy = world.database(name);
         let into = world.cluster.conninfo(name);
         let restore = ["restore", "app", "--into", &into, "--schema", schema];
-        world.logical(&restore).run().success();
-        assert_eq!(copy.query_one_string(schemas), expected);
+        world.logical(&restore).succeed();
+        assert_eq!(copy.value(schemas), expected);
     }
 }
 
@@ -405,7 +385,7 @@ fn d12_a_backup_that_is_marked_for_deletion_is_not_the_one_that_is_restored() {
     let restored = |to: &str| {
         let to = world.sandbox.join(to);
         let restore = ["restore", "app", "--json", "--to", to.to_str().unwrap()];
-        let run = world.logical(&restore).run().success();
+        let run = world.logical(&restore).succeed();
         run.id()
     };
     assert_eq!(restored("newest"), ids[1]);

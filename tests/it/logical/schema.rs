@@ -30,14 +30,14 @@ impl Facts {
     pub fn of(client: &Client, major: u32) -> Facts {
         let is_there = |name: &&str| {
             let sql = format!("select count(*) from pg_available_extensions where name = '{name}'");
-            client.query_one_string(&sql) == "1"
+            client.value(&sql) == "1"
         };
         let collations = "select count(*) from pg_collation where collname = 'de-x-icu'";
         Facts {
             major,
             extensions: EXTENSIONS.into_iter().filter(is_there).collect(),
             has_xml: client.try_sql("select '<a/>'::xml").is_ok(),
-            has_icu: client.query_one_string(collations) != "0",
+            has_icu: client.value(collations) != "0",
         }
     }
 }

@@ -77,7 +77,7 @@ impl World {
         cluster.sql("create database app");
         if is_sealed {
             let keys = keygen(&sandbox.join("keys"), &["ops", "escrow"]);
-            keys.run().success();
+            keys.succeed();
         }
         let encryption = match is_sealed {
             true => format!(
@@ -101,7 +101,7 @@ impl World {
             sandbox,
             spool,
         };
-        world.pitr(&["init", "--quiet"]).run().success();
+        world.pitr(&["init", "--quiet"]).succeed();
         world
     }
 
@@ -131,7 +131,7 @@ impl World {
 
     /// Takes a backup; its id.
     pub fn backup(&self) -> String {
-        let run = self.logical(&["backup", "app", "--json"]).run().success();
+        let run = self.logical(&["backup", "app", "--json"]).succeed();
         self.assert_spool_is_empty();
         run.id()
     }
@@ -186,11 +186,10 @@ impl World {
         let source = self.sandbox.file("wrapper", text);
         // By another program: a child of another test could hold the script open for writing.
         Program::new("install")
-            .args(["-m", "755"])
+            .words("-m 755")
             .arg(source)
             .arg(folder.join("pg_dump"))
-            .run()
-            .success();
+            .succeed();
         folder
     }
 }

@@ -10,7 +10,7 @@ use pitr::snapshot::reader::Snapshot;
 use pitr::store::file::FileStore;
 
 use crate::common::s3::peer::Peer;
-use crate::common::{PATIENCE, Sandbox, Site, wait_until};
+use crate::common::{Sandbox, Site, wait_until};
 use made::{Counts, Distant, Made, Size, scattered};
 
 fn distant(sandbox: &Sandbox, is_remote: bool) -> Distant {
@@ -109,7 +109,7 @@ fn r177_the_claim_of_a_restore_is_renewed_while_its_map_is_opened() {
     let (site, cluster) = Site::with_cluster(17);
     let id = site.backup();
     let claims = || {
-        let run = site.pitr().args(["repo", "claims", "--json"]).run();
+        let run = site.pitr().words("repo claims --json").run();
         let claims = run.success().json()["claims"].clone();
         let one = claims.as_array().unwrap().iter();
         let of_restore = one.filter(|claim| claim["purpose"] == "restore");
@@ -129,10 +129,10 @@ fn r177_the_claim_of_a_restore_is_renewed_while_its_map_is_opened() {
             format!("restore-map={}", pause.display()),
         )
         .spawn();
-    wait_until(PATIENCE, "the restore opens the map", || pause.exists());
+    wait_until("the restore opens the map", || pause.exists());
     let first = claims();
     assert_eq!(first.len(), 1);
-    wait_until(PATIENCE, "the claim is renewed", || {
+    wait_until("the claim is renewed", || {
         let now = claims();
         now.len() == 1 && now != first
     });

@@ -9,7 +9,7 @@ use super::model::State;
 use super::record::{Entry, Record, What, parse_lsn, parse_time, print_lsn};
 use super::target::{Base, Kind, Stop, Target, print_time, reaches, stop};
 use super::workload::DATABASES;
-use crate::common::{Client, Cluster, PATIENCE, Stop as Shutdown, wait_until};
+use crate::common::{Client, Cluster, Stop as Shutdown, wait_until};
 
 pub fn target(history: &History, record: &Record, target: &Target, number: usize) {
     println!(
@@ -21,7 +21,7 @@ pub fn target(history: &History, record: &Record, target: &Target, number: usize
     let bases = bases(history);
     let run = history
         .pitr()
-        .args(["plan", "--json"])
+        .words("plan --json")
         .args(target.args())
         .run();
     let plan = run.json();
@@ -64,7 +64,7 @@ pub fn target(history: &History, record: &Record, target: &Target, number: usize
 }
 
 fn bases(history: &History) -> Vec<Base> {
-    let info = history.pitr().args(["info", "--json"]).run().json();
+    let info = history.pitr().words("info --json").run().json();
     let backups = info["clusters"][0]["backups"]
         .as_array()
         .expect("backups")
@@ -139,17 +139,16 @@ fn restore(history: &History, target: &Target, plan: &Value, number: usize) -> C
         .arg("--to")
         .arg(&to)
         .args(target.args())
-        .args(["--target-action", "promote"]);
+        .words("--target-action promote");
     for location in locations(history, plan["backup"]["id"].as_str().expect("an id")) {
         program = program
             .arg("--tablespace-mapping")
             .arg(format!("{location}={}", place.display()));
     }
-    program.run().success();
-    let mut server = Cluster::open(history.major, &to).create();
-    server.start();
-    wait_until(PATIENCE, "recovery ends", || {
-        server.query_one_string("select pg_is_in_recovery()") == "f"
+    program.succeed();
+    let server = Cluster::open(history.major, &to).start();
+    wait_until("recovery ends", || {
+        server.value("select pg_is_in_recovery()") == "f"
     });
     server
 }
@@ -268,10 +267,10 @@ fn read(server: &Cluster) -> State {
     let mut state = State::new();
     for database in DATABASES {
         let client: Client = server.client_of(database);
-        let tables = client.query_rows("select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace order by 1");
+        let tables = client.sql("select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace order by 1");
         for table in tables {
             let table = table[0].clone().expect("a name");
-            let rows = client.query_rows(&format!(
+            let rows = client.sql(&format!(
                 "select id, id || '|' || v || '|' || t from {table} order by id"
             ));
             let rows = rows

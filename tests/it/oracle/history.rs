@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::record::What;
 use super::workload::{self, Shared};
 use crate::common::random::Random;
-use crate::common::{Cluster, PATIENCE, Sandbox, Stop, bin, pitr, pitr_archive, wait_until};
+use crate::common::{Cluster, Sandbox, Stop, bin, pitr, pitr_archive};
 
 pub struct History {
     pub major: u32,
@@ -124,7 +124,7 @@ pub fn live(major: u32, random: &mut Random) -> History {
 
 fn init(history: &History, a: &Cluster, repository: &std::path::Path) {
     pitr()
-        .args(["init", "--cluster", "main", "--config"])
+        .words("init --cluster main --config")
         .arg(&history.config)
         .arg("--pgdata")
         .arg(a.pgdata())
@@ -132,8 +132,7 @@ fn init(history: &History, a: &Cluster, repository: &std::path::Path) {
         .arg(a.conninfo("postgres"))
         .arg("--repository")
         .arg(format!("file://{}", repository.display()))
-        .run()
-        .success();
+        .succeed();
 }
 
 /// The configuration names server A; later servers are named by the connection given.
@@ -141,10 +140,9 @@ fn backup(history: &History, cluster: &Cluster) {
     history
         .pitr()
         .arg("backup")
-        .args(["--checkpoint", "fast", "--label", "oracle"])
+        .words("--checkpoint fast --label oracle")
         .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"))
-        .run()
-        .success();
+        .succeed();
 }
 
 fn work(history: &mut History, cluster: &Cluster, random: &mut Random, clients: usize) {
@@ -153,7 +151,7 @@ fn work(history: &mut History, cluster: &Cluster, random: &mut Random, clients: 
 }
 
 fn point(history: &mut History, cluster: &Cluster, name: &str) {
-    let lsn = cluster.query_one_string(&format!("select pg_create_restore_point('{name}')::text"));
+    let lsn = cluster.value(&format!("select pg_create_restore_point('{name}')::text"));
     history.shared.saw(
         &lsn,
         What::Point {
@@ -176,18 +174,11 @@ fn standby(of: &Cluster, history: &History) -> Cluster {
 }
 
 fn tablespace_of(cluster: &Cluster) -> String {
-    cluster.query_one_string(
-        "select pg_tablespace_location(oid) from pg_tablespace where spcname = 'fast'",
-    )
+    cluster.value("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'fast'")
 }
 
 fn caught_up(primary: &Cluster, standby: &Cluster) {
-    let lsn = primary.insert_lsn();
-    wait_until(PATIENCE, "the standby replays everything", || {
-        standby.query_one_string(&format!(
-            "select coalesce(pg_last_wal_replay_lsn() >= '{lsn}', false)"
-        )) == "t"
-    });
+    standby.wait_replayed(&primary.insert_lsn());
 }
 
 fn promote(cluster: &mut Cluster) {

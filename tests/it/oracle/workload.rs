@@ -46,10 +46,7 @@ impl Shared {
 
 /// Creates databases, a tablespace and the first tables; returns nothing the record would not hold.
 pub fn set_up(cluster: &Cluster, shared: &Shared, tablespace: &std::path::Path) {
-    cluster.sql(&format!(
-        "create tablespace fast location '{}'",
-        tablespace.display()
-    ));
+    cluster.make_tablespace("fast", &tablespace);
     cluster.sql("create database shop tablespace fast");
     for database in DATABASES {
         let client = cluster.client_of(database);
@@ -214,7 +211,7 @@ fn end_prepared(client: &Client, database: &str, shared: &Shared, random: &mut R
 
 /// Notes a commit as the server tells of it: its time, and the insert position right behind it.
 fn look(client: &Client, shared: &Shared, xid: u32) {
-    let rows = client.query_rows(&format!(
+    let rows = client.sql(&format!(
         "select pg_current_wal_insert_lsn()::text, \
          round(extract(epoch from pg_xact_commit_timestamp('{xid}'::xid)) * 1000000)::bigint::text"
     ));
@@ -234,7 +231,7 @@ struct Transaction<'a> {
 impl<'a> Transaction<'a> {
     fn begin(client: &'a Client, database: &str) -> Transaction<'a> {
         client.sql("begin");
-        let xid = client.query_one_string("select pg_current_xact_id()::text");
+        let xid = client.value("select pg_current_xact_id()::text");
         Transaction {
             client,
             database: database.to_owned(),
@@ -268,7 +265,7 @@ impl<'a> Transaction<'a> {
 
     fn update(&mut self, table: &str, id: i64, by: i64) {
         let sql = format!("update {table} set v = v + {by} where id = {id} returning v, t");
-        let rows = self.client.query_rows(&sql);
+        let rows = self.client.sql(&sql);
         let cell = |n: usize| rows[0][n].clone().unwrap_or_default();
         let v = cell(0).parse().expect("a number");
         self.note(
@@ -283,7 +280,7 @@ impl<'a> Transaction<'a> {
     fn delete(&mut self, table: &str, id: i64) {
         // A row that is not visible yet is not deleted; the record must not say so.
         let sql = format!("delete from {table} where id = {id} returning id");
-        if !self.client.query_rows(&sql).is_empty() {
+        if !self.client.sql(&sql).is_empty() {
             self.note(table, Op::Delete { id });
         }
     }

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use crate::common::random::Random;
 use crate::common::reception::{self, lsn};
 use crate::common::{
-    Client, Lock, PATIENCE, Program, Running, Sandbox, bin, free_port, number, pitr, wait_until,
+    Client, Lock, PATIENCE, Program, Running, Sandbox, bin, free_port, number, pitr,
 };
 use crate::receiver_soak::load::{Ledger, TABLES};
 use node::Node;
@@ -109,14 +109,13 @@ impl Campaign {
         self.wait("the first node leads", |c| c.nodes[0].leads());
         let first = &self.nodes[0];
         pitr()
-            .args(["init", "--quiet", "--config"])
+            .words("init --quiet --config")
             .arg(first.config())
             .args(["--conninfo", &first.conninfo(), "--pgdata"])
             .arg(first.data())
             .arg("--repository")
             .arg(self.sandbox.join("repository"))
-            .run()
-            .success();
+            .succeed();
         let text = std::fs::read_to_string(first.config()).unwrap();
         for other in &self.nodes[1..] {
             let name = first.folder.to_str().unwrap();
@@ -141,13 +140,13 @@ impl Campaign {
         );
         self.sandbox.file("pitr.toml", config + &receive);
         first.client().sql(TABLES);
-        self.pitr().arg("backup").run().success();
+        self.pitr().arg("backup").succeed();
     }
 
     fn start_receiver(&mut self) {
         self.wait("Patroni has made the slot", |c| {
             let slots = "select count(*) from pg_replication_slots where slot_name = 'pitr'";
-            c.nodes[0].client().query_one_string(slots) == "1"
+            c.nodes[0].client().value(slots) == "1"
         });
         let receive = self.pitr().arg("receive");
         let receive = receive.timeout(Duration::from_secs(24 * 3600));
@@ -256,7 +255,7 @@ impl Campaign {
     /// Waits until the repository holds what the leader has flushed by now.
     fn wait_shipped(&mut self, leader: usize) {
         let client = self.nodes[leader].client();
-        let end = lsn(&client.query_one_string("select pg_current_wal_flush_lsn()"));
+        let end = lsn(&client.value("select pg_current_wal_flush_lsn()"));
         self.wait("the receiver has shipped everything", |c| {
             reception::archived(&c.journal()).is_some_and(|at| at >= end)
         });
@@ -271,10 +270,9 @@ impl Campaign {
         drop(client);
         self.nodes[leader].archive_now();
         self.wait_shipped(leader);
-        self.pitr().arg("verify").run().success();
+        self.pitr().arg("verify").succeed();
         let receiver = self.receiver.take().expect("it runs");
-        receiver.signal(rustix::process::Signal::TERM);
-        receiver.wait().success();
+        receiver.ended_by(rustix::process::Signal::TERM).success();
         for node in &mut self.nodes {
             node.kill();
         }
@@ -289,7 +287,7 @@ impl Campaign {
         self.nodes = vec![node];
         self.wait("the new cluster leads", |c| c.nodes[0].leads());
         let client = self.nodes[0].client();
-        assert_eq!(client.query_one_string("select pg_is_in_recovery()"), "f");
+        assert_eq!(client.value("select pg_is_in_recovery()"), "f");
         let found = rows(&client);
         assert_eq!(found, expected, "the cluster at the restore point");
         for ledger in promised {
@@ -308,7 +306,7 @@ type Rows = BTreeMap<u32, std::collections::BTreeSet<u64>>;
 
 fn rows(client: &Client) -> Rows {
     let mut found = Rows::new();
-    for row in client.query_rows("select client, number from ledger") {
+    for row in client.sql("select client, number from ledger") {
         let text = |at: usize| row[at].as_deref().unwrap();
         let of_client = found.entry(text(0).parse().unwrap()).or_default();
         of_client.insert(text(1).parse().unwrap());
@@ -356,7 +354,7 @@ fn start_etcd(cache: &Path, folder: &Path, client: u16, peer: u16) -> Running {
         format!("http://127.0.0.1:{peer}"),
     );
     let etcd = Program::new(cache.join("etcd"))
-        .args(["--name", "one", "--data-dir"])
+        .words("--name one --data-dir")
         .arg(folder)
         .args([
             "--listen-client-urls",
@@ -369,8 +367,7 @@ fn start_etcd(cache: &Path, folder: &Path, client: u16, peer: u16) -> Running {
         .args(["--initial-cluster", &format!("one={between}")])
         .dir(folder);
     let mut running = etcd.spawn();
-    wait_until(PATIENCE, "etcd listens", || {
-        assert!(!running.is_done(), "{}", running.stderr());
+    running.until("etcd listens", || {
         TcpStream::connect(("127.0.0.1", client)).is_ok()
     });
     running

@@ -9,11 +9,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::Place;
+use crate::common::pitr;
 use crate::common::proxy::Proxy;
 use crate::common::{
     Client, Lock, Program, Running, Sandbox, free_port, pitr_archive, pitr_restore, wait_until,
 };
-use crate::common::{PATIENCE, pitr};
 
 /// A node of the cluster.
 pub struct Node {
@@ -74,8 +74,8 @@ impl Node {
         let archive = pitr_archive().arg("--config").arg(self.config()).arg("%p");
         let restore = pitr_restore().arg("--config").arg(self.config());
         // Patroni replaces the conninfo by that of the leader of the day.
-        let standby = self.pitr().args(["standby", "--to"]).arg(self.data());
-        let standby = standby.args(["--primary-conninfo", "host=127.0.0.1"]);
+        let standby = self.pitr().words("standby --to").arg(self.data());
+        let standby = standby.words("--primary-conninfo host=127.0.0.1");
         let mut dcs = json!({
             "ttl": 20, "loop_wait": 1, "retry_timeout": 3, "primary_start_timeout": 0,
             // A replica that was cut off is a candidate all the same, so that something is lost.
@@ -124,7 +124,7 @@ impl Node {
         let text = serde_json::to_string_pretty(&self.configuration(bootstrap)).unwrap();
         std::fs::write(self.folder.join("patroni.json"), text).unwrap();
         let patroni = Program::new("/usr/bin/python3")
-            .args(["-m", "patroni"])
+            .words("-m patroni")
             .arg(self.folder.join("patroni.json"))
             .env("PYTHONPATH", &self.place.python)
             .env("PYTHONDONTWRITEBYTECODE", "1")
@@ -188,10 +188,10 @@ impl Node {
     pub fn archive_now(&self) {
         let client = self.client();
         client.sql("select pg_logical_emit_message(false, 'pitr', 'switch')");
-        let name = client.query_one_string("select pg_walfile_name(pg_switch_wal())");
-        wait_until(PATIENCE, "the leader has archived its segment", || {
+        let name = client.value("select pg_walfile_name(pg_switch_wal())");
+        wait_until("the leader has archived its segment", || {
             // Histories and partial segments of the timeline before are archived, too.
-            let last = client.query_one_string("select last_archived_wal from pg_stat_archiver");
+            let last = client.value("select last_archived_wal from pg_stat_archiver");
             last.len() >= 24 && last[..8] == name[..8] && last[..24] >= name[..24]
         });
     }
@@ -220,7 +220,7 @@ fn processes_below(folder: &Path) -> Vec<Pid> {
 
 /// Kills them until there are none: one may have made another meanwhile.
 pub fn kill_below(folder: &Path) {
-    wait_until(PATIENCE, "the processes of the node are gone", || {
+    wait_until("the processes of the node are gone", || {
         let pids = processes_below(folder);
         for pid in &pids {
             let _ = kill_process(*pid, Signal::KILL);

@@ -179,9 +179,7 @@ impl Campaign {
             Waits::Nobody => "select count(*) from pg_settings where name = 'synchronous_standby_names' and setting = ''".into(),
         };
         let client = self.nodes[leader].client();
-        self.wait("commits wait as asked", |_| {
-            client.query_one_string(&question) == "1"
-        });
+        self.wait("commits wait as asked", |_| client.value(&question) == "1");
         self.wait("Patroni knows it, too", |c| {
             let is_sync = |m: &Value| m["role"].as_str().is_some_and(|r| r.ends_with("_standby"));
             c.members().iter().any(is_sync) == (waits == Waits::Member)
@@ -255,18 +253,16 @@ impl Campaign {
     fn check_nobody_is_blocked(&mut self, leader: usize) {
         self.nodes[leader].archive_now();
         let client = self.nodes[leader].client();
-        let end = client.query_one_string("select pg_current_wal_flush_lsn()");
+        let end = client.value("select pg_current_wal_flush_lsn()");
         let others = self.nodes.len() - 1;
         let caught_up = format!(
             "select count(*) from pg_stat_replication where replay_lsn >= '{end}' and application_name <> 'pitr'"
         );
         self.wait("the other nodes have all of it", |_| {
-            client.query_one_string(&caught_up) == others.to_string()
+            client.value(&caught_up) == others.to_string()
         });
         let received = "select count(*) from pg_stat_replication where application_name = 'pitr' and state = 'streaming'";
-        self.wait("the receiver streams", |_| {
-            client.query_one_string(received) == "1"
-        });
+        self.wait("the receiver streams", |_| client.value(received) == "1");
         // The leader that died and the one that followed have different bytes behind the switch: of a partial segment both copies are kept.
         let files = files_below(&self.sandbox.join("repository"));
         let conflicts = files.iter().filter(|file| file.contains("/conflicts/"));
@@ -282,7 +278,7 @@ impl Campaign {
 
     /// A leader that stood still and went on may have committed after the next one began: a person says which timeline is the cluster.
     fn decide(&mut self, leader: usize, death: Death) {
-        let info = self.pitr().args(["info", "--json"]).run().json();
+        let info = self.pitr().words("info --json").run().json();
         if !info["clusters"][0]["timeline"].is_null() {
             return;
         }
@@ -296,7 +292,7 @@ impl Campaign {
         let timeline = self.timeline(leader).to_string();
         let restore = self.pitr().args(["timeline", "restore", &timeline]);
         let restore = restore.args(["--reason", "it leads", "--confirm"]);
-        restore.run().success();
+        restore.succeed();
         self.count(
             "rounds after which a person says which timeline is the cluster",
             1,
@@ -307,7 +303,7 @@ impl Campaign {
     /// it.
     fn check_left(&mut self, leader: usize, timeline: u64, ledgers: &[Ledger], found: &Rows) {
         self.wait_shipped(leader);
-        let info = self.pitr().args(["info", "--json"]).run().json();
+        let info = self.pitr().words("info --json").run().json();
         let left = info["clusters"][0]["left_behind"].as_array();
         let own = left.and_then(|all| all.iter().find(|one| one["timeline"] == timeline));
         let commits = own.and_then(|one| one["commits"].as_u64()).unwrap_or(0);
@@ -318,12 +314,11 @@ impl Campaign {
         let restore = self
             .pitr()
             .args(["restore", "--target-timeline", &timeline]);
-        restore.arg("--to").arg(&to).run().success();
+        restore.arg("--to").arg(&to).succeed();
         let copy = Cluster::open(self.major, &to)
             .option("synchronous_standby_names", "")
             .without_fsync()
-            .start();
-        copy.wait_promoted();
+            .promoted();
         let left = rows(&copy.client());
         for ledger in ledgers {
             let lost = missing(ledger, found).into_iter().collect();

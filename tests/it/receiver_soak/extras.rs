@@ -52,8 +52,7 @@ impl Extras {
     /// Lets the cluster archive, and gives it a standby that the receiver's list of hosts names.
     pub fn set_up(&mut self, cluster: &Cluster, site: &Site, proxy: &Proxy) {
         if self.archives {
-            cluster.alter_system("archive_command", &site.archive().arg("%p").shell());
-            cluster.reload();
+            cluster.set("archive_command", &site.archive().arg("%p").shell());
         }
         if !self.fails_over {
             return;
@@ -70,8 +69,7 @@ impl Extras {
             "select pg_create_physical_replication_slot('{SLOT}', true)"
         ));
         // It waits for the receiver from its first commit on.
-        standby.alter_system("synchronous_standby_names", SLOT);
-        standby.reload();
+        standby.set("synchronous_standby_names", SLOT);
         let other = Proxy::to(standby.port());
         let both = format!(
             "host=127.0.0.1,127.0.0.1 port={},{} user=postgres sslmode=disable target_session_attrs=primary application_name={SLOT}",

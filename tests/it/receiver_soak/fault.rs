@@ -168,8 +168,7 @@ impl Network {
 /// SIGKILL, and nothing of the process is left when this returns.
 pub fn kill(receiver: &mut Option<Running>) {
     let receiver = receiver.take().expect("the receiver runs");
-    receiver.signal(Signal::KILL);
-    let run = receiver.wait();
+    let run = receiver.ended_by(Signal::KILL);
     assert_eq!(run.code(), 128 + 9, "it had ended before: {run}");
 }
 
@@ -182,8 +181,7 @@ pub fn cut_power(campaign: &mut Campaign) {
     drop(file);
     // A machine without power runs nothing; the process sees errors for a moment at most.
     let receiver = campaign.receiver.take().expect("the receiver runs");
-    receiver.signal(Signal::KILL);
-    receiver.wait();
+    receiver.ended_by(Signal::KILL);
     campaign.disk.restore_power();
     assert!(
         !unsynced.exists() || std::fs::read(&unsynced).unwrap() != [7; 4096],
@@ -196,7 +194,7 @@ pub fn cut_power(campaign: &mut Campaign) {
 fn prove_acknowledged(campaign: &mut Campaign) {
     let mut acknowledged = String::new();
     campaign.wait("the server has noticed", |c| {
-        let rows = c.cluster.query_rows(
+        let rows = c.cluster.sql(
             "select restart_lsn from pg_replication_slots where slot_name = 'pitr' and not active and restart_lsn is not null",
         );
         let told = rows.first().and_then(|row| row[0].clone());

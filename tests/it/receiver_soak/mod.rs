@@ -56,9 +56,7 @@ impl Campaign {
         mut extras: Extras,
         random: Random,
     ) -> Campaign {
-        let mut builder = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
+        let mut builder = Cluster::small(major)
             // Kept to the end, to be compared with what was received.
             .config("wal_keep_size", "64GB")
             .config("wal_sender_timeout", "3s")
@@ -105,13 +103,12 @@ impl Campaign {
 
     fn backup(&mut self) {
         self.wait("the receiver streams", |c| c.is_streaming());
-        let site = self.site.pitr().args(["backup", "--wal-wait", "2m"]);
-        site.run().success();
+        self.site.pitr().words("backup --wal-wait 2m").succeed();
     }
 
     fn is_streaming(&self) -> bool {
         let sql = "select count(*) from pg_stat_replication where state = 'streaming' and application_name = 'pitr'";
-        self.cluster.query_one_string(sql) == "1"
+        self.cluster.value(sql) == "1"
     }
 
     /// Waits for something; the receiver must not end meanwhile.
@@ -164,7 +161,7 @@ impl Campaign {
 /// Rows that are there, by client.
 fn rows(cluster: &Cluster) -> Vec<std::collections::BTreeSet<u64>> {
     let mut found = vec![std::collections::BTreeSet::new(); load::CLIENTS as usize];
-    for row in cluster.query_rows("select client, number from ledger") {
+    for row in cluster.sql("select client, number from ledger") {
         let value = |at: usize| row[at].as_deref().unwrap().parse::<u64>().unwrap();
         found[value(0) as usize].insert(value(1));
     }
@@ -247,7 +244,7 @@ impl Campaign {
     fn end(mut self, ledgers: &[Ledger]) {
         let mut end = String::new();
         self.wait("everything is received", |c| {
-            let rows = c.cluster.query_rows(
+            let rows = c.cluster.sql(
                 "select pg_current_wal_flush_lsn(), flush_lsn >= pg_current_wal_insert_lsn() from pg_stat_replication where application_name = 'pitr'",
             );
             rows.first().is_some_and(|row| {
@@ -262,26 +259,22 @@ impl Campaign {
         self.receive(&[]);
         received::wait_shipped(&mut self, &end);
         let receiver = self.receiver.take().expect("it runs");
-        receiver.signal(rustix::process::Signal::TERM);
-        receiver.wait().success();
+        receiver.ended_by(rustix::process::Signal::TERM).success();
         say("the journal is in the repository");
         self.extras.compare(&self.site);
         let timeline = self.extras.timeline();
         received::compare(&self.site, &self.cluster, timeline, lsn(&end));
         self.extras.check_archiving(&self.site, &self.cluster);
-        let verify = self.site.pitr().arg("verify").timeout(AN_HOUR);
-        verify.run().success();
+        self.site.pitr().arg("verify").timeout(AN_HOUR).succeed();
         std::fs::remove_dir_all(self.cluster.pgdata()).unwrap();
         let folder = Sandbox::new("soak-restored");
         let to = folder.join("data");
         say("verified");
-        let restore = self.site.pitr().args(["restore", "--to"]).arg(&to);
-        restore.timeout(AN_HOUR).run().success();
+        self.site.pitr().restore_to(&to).timeout(AN_HOUR).succeed();
         let restored = Cluster::open(self.cluster.major(), &to)
             .option("synchronous_standby_names", "")
             .without_fsync()
-            .start();
-        restored.wait_promoted();
+            .promoted();
         check_rows(&restored, ledgers);
         say("restored, with every acknowledged row");
     }

@@ -50,8 +50,7 @@ pub fn compare(site: &Site, primary: &Cluster, timeline: u32, end: u64) {
     for number in from..=last {
         let name = name(timeline, number);
         let to: PathBuf = folder.dir("out").join(&name);
-        let fetch = site.pitr().args(["wal", "fetch", &name]).arg(&to);
-        fetch.run().success();
+        site.pitr().args(["wal", "fetch", &name]).arg(&to).succeed();
         let received = std::fs::read(&to).unwrap();
         let written = std::fs::read(primary.pgdata().join("pg_wal").join(&name)).unwrap();
         let size = usize::try_from((end - number * SEGMENT).min(SEGMENT)).unwrap();

@@ -16,7 +16,7 @@ use super::receive::{now, stop};
 use super::server::{Server, program};
 use super::world::World;
 use super::writer::{self, Writer};
-use crate::common::{PATIENCE, Program, Running, wait_until};
+use crate::common::{Program, Running, list_of, wait_until};
 use crate::per_server;
 
 /// The nodes of a cluster.
@@ -42,22 +42,20 @@ impl Nodes {
         let mut words = vec!["--cluster", "create"];
         words.extend(places.iter().take(masters).map(String::as_str));
         words.push("--cluster-yes");
-        nodes.cli(&words).run().success();
+        nodes.cli(&words).succeed();
         nodes.wait_ok(masters);
         for n in 0..replicas {
             nodes.join(masters + n);
             let id = nodes.all[n].ask(&["CLUSTER", "MYID"]);
             let replica = &nodes.all[masters + n];
-            wait_until(PATIENCE, "the node is a replica", || {
+            wait_until("the node is a replica", || {
                 replica
                     .cli(&["CLUSTER", "REPLICATE", &id])
                     .run()
                     .stdout
                     .contains("OK")
             });
-            wait_until(PATIENCE, "it follows", || {
-                replica.info("master_link_status") == "up"
-            });
+            wait_until("it follows", || replica.info("master_link_status") == "up");
         }
         nodes
     }
@@ -95,7 +93,7 @@ impl Nodes {
     fn wait_ok(&self, count: usize) {
         let known = format!("cluster_known_nodes:{count}");
         for server in self.all.iter().take(count) {
-            wait_until(PATIENCE, "the cluster is whole", || {
+            wait_until("the cluster is whole", || {
                 let told = server.ask(&["CLUSTER", "INFO"]);
                 told.contains("cluster_state:ok") && told.contains(&known)
             });
@@ -144,8 +142,7 @@ impl Nodes {
         let run = self
             .cli(&["-c", "-p", &port])
             .stdin(lines.into_bytes())
-            .run()
-            .success();
+            .succeed();
         assert!(!run.stdout.contains("ERR"), "{run}");
     }
 
@@ -153,7 +150,7 @@ impl Nodes {
     fn settle(&self, masters: &[usize]) {
         for n in masters {
             let server = &self.all[*n];
-            wait_until(PATIENCE, "the receiver has all of it", || {
+            wait_until("the receiver has all of it", || {
                 let offset = server.info("master_repl_offset");
                 let told = server.ask(&["INFO", "replication"]);
                 let own = told.lines().find(|line| line.contains("port=0,"));
@@ -185,7 +182,7 @@ impl Nodes {
     /// Starts the receivers, and waits until so many nodes have one.
     fn receive(&self, world: &World, count: usize) -> Running {
         let running = world.redis(&["receive", "cache"]).spawn();
-        wait_until(PATIENCE, "the receivers are online", || {
+        wait_until("the receivers are online", || {
             let online = |server: &&Server| is_received(server);
             self.all.iter().filter(online).count() == count
         });
@@ -230,7 +227,7 @@ fn restored(name: &'static str, to: &Path) -> Content {
         let keys = server.ask(&["KEYS", "*"]);
         let keys: Vec<&str> = keys.lines().filter(|key| !key.is_empty()).collect();
         let lines: String = keys.iter().map(|key| format!("GET {key}\n")).collect();
-        let values = server.cli(&[]).stdin(lines.into_bytes()).run().success();
+        let values = server.cli(&[]).stdin(lines.into_bytes()).succeed();
         let values: Vec<&str> = values.stdout.lines().collect();
         assert_eq!(keys.len(), values.len());
         for (key, value) in keys.into_iter().zip(values) {
@@ -266,7 +263,7 @@ fn r64_all_shards_come_back_to_one_moment(name: &'static str) {
         .collect();
     let busy = |more: u64| {
         let counts: Vec<u64> = writers.iter().map(Writer::count).collect();
-        wait_until(PATIENCE, "writes are confirmed", || {
+        wait_until("writes are confirmed", || {
             writers
                 .iter()
                 .zip(&counts)
@@ -309,10 +306,7 @@ fn r64_all_shards_come_back_to_one_moment(name: &'static str) {
     assert_eq!(planned["exact"], true, "{planned}");
     assert_eq!(planned["shards"].as_array().unwrap().len(), 3, "{planned}");
     let to = world.sandbox.join("copy");
-    world
-        .restoring(&to, &["--target-time", &time])
-        .run()
-        .success();
+    world.restoring(&to, &["--target-time", &time]).succeed();
     let found = restored(name, &to);
     assert_eq!(without_load(&found), record);
     for (n, keys) in confirmed.iter().enumerate() {
@@ -340,13 +334,10 @@ fn r64_all_shards_come_back_to_one_moment(name: &'static str) {
         crate::common::pitr()
             .args(["--repository", &url, "redis"])
             .args(words)
-            .run()
-            .success()
+            .succeed()
     };
     let json = bare(&["plan", "cache", "--target-time", &time, "--json"]).json();
-    for (one, other) in json["shards"]
-        .as_array()
-        .unwrap()
+    for (one, other) in list_of(&json["shards"])
         .iter()
         .zip(planned["shards"].as_array().unwrap())
     {
@@ -361,14 +352,14 @@ fn r64_all_shards_come_back_to_one_moment(name: &'static str) {
     bare(&["info", "cache"]).expect_stdout(&format!("shard {shard}"));
     times_of_all(&world);
     bare(&["plan", &shard]).expect_stdout("state: offset");
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
     let info = world.pitr(&["info"]).run();
     info.expect_stdout(&format!("aux/redis/{shard} in one: 1 backup"));
 }
 
 /// `pitr redis info` begins with the times that all shards have. Plans lead to the first and the last of them, and to none outside.
 fn times_of_all(world: &World) {
-    let shown = world.redis(&["info", "cache"]).run().success();
+    let shown = world.redis(&["info", "cache"]).succeed();
     let info = world.json(&["info", "cache"]);
     let windows = info["common_windows"].as_array().unwrap();
     assert_eq!(windows.len(), 1, "{info}");
@@ -397,7 +388,7 @@ fn live(server: &Server) -> Content {
     let keys = server.ask(&["KEYS", "*"]);
     let keys: Vec<&str> = keys.lines().filter(|key| !key.is_empty()).collect();
     let lines: String = keys.iter().map(|key| format!("GET {key}\n")).collect();
-    let values = server.cli(&[]).stdin(lines.into_bytes()).run().success();
+    let values = server.cli(&[]).stdin(lines.into_bytes()).succeed();
     let values: Vec<String> = values.stdout.lines().map(str::to_owned).collect();
     keys.into_iter().map(str::to_owned).zip(values).collect()
 }
@@ -444,7 +435,7 @@ fn one_cluster_again(name: &'static str, to: &Path, json: &serde_json::Value, en
     assert!(told.iter().all(|one| !one.contains("-<-")), "{told:?}");
     for (key, value) in end.iter().take(20) {
         let port = nodes.all[0].port().to_string();
-        let run = nodes.cli(&["-c", "-p", &port, "GET", key]).run().success();
+        let run = nodes.cli(&["-c", "-p", &port, "GET", key]).succeed();
         assert_eq!(run.stdout.trim_end(), value);
     }
 }
@@ -460,41 +451,39 @@ fn r65_a_failover_within_a_shard_is_followed(name: &'static str) {
     let taken = world.backup();
     let id = nodes.all[0].ask(&["CLUSTER", "MYID"]);
     let shard = format!("cache.{}", &id[..12]);
-    let names: Vec<&str> = taken["shards"]
-        .as_array()
-        .unwrap()
+    let names: Vec<&str> = list_of(&taken["shards"])
         .iter()
         .map(|s| s["name"].as_str().unwrap())
         .collect();
     assert!(names.contains(&shard.as_str()), "{names:?}");
     // The replica and the receiver confirm.
     let writer = Writer::start(&nodes.all[0], 2, nodes.tag(0, 0));
-    wait_until(PATIENCE, "writes are confirmed", || writer.count() > 50);
+    wait_until("writes are confirmed", || writer.count() > 50);
     nodes.all[0].kill();
     let replica = &nodes.all[3];
-    wait_until(PATIENCE, "the replica takes over", || {
+    wait_until("the replica takes over", || {
         replica.info("role") == "master"
             && replica
                 .ask(&["CLUSTER", "INFO"])
                 .contains("cluster_state:ok")
     });
     writer.go_to(replica);
-    wait_until(PATIENCE, "the receiver follows", || is_received(replica));
+    wait_until("the receiver follows", || is_received(replica));
     // The former master comes back, follows, and takes over in order.
     nodes.all[0].begin();
     let before = writer.count();
-    wait_until(PATIENCE, "writes are confirmed by both", || {
+    wait_until("writes are confirmed by both", || {
         writer.count() > before + 50
     });
     let former = &nodes.all[0];
-    wait_until(PATIENCE, "the former master takes over", || {
+    wait_until("the former master takes over", || {
         former.cli(&["CLUSTER", "FAILOVER"]).run();
         std::thread::sleep(Duration::from_millis(500));
         former.info("role") == "master"
     });
     writer.go_to(former);
     let before = writer.count();
-    wait_until(PATIENCE, "writes are confirmed again", || {
+    wait_until("writes are confirmed again", || {
         writer.count() > before + 50
     });
     let confirmed: Vec<String> = writer.stop().into_iter().map(|(_, key)| key).collect();
@@ -594,7 +583,7 @@ fn r66_slots_that_moved_are_named(name: &'static str) {
     };
     let names = [shard(&nodes, 0), shard(&nodes, 1)];
     let writer = Writer::start(&nodes.all[1], 1, nodes.tag(1, 0));
-    wait_until(PATIENCE, "writes are confirmed", || writer.count() > 20);
+    wait_until("writes are confirmed", || writer.count() > 20);
     wait_watched(since);
     let quiet = now();
     std::thread::sleep(Duration::from_millis(2500));
@@ -608,12 +597,12 @@ fn r66_slots_that_moved_are_named(name: &'static str) {
         std::thread::sleep(Duration::from_millis(2000));
         let moving = now();
         assert!(!owns(1, "0-1999"), "it was too fast to be seen");
-        wait_until(PATIENCE, "the slots have moved", || owns(1, "0-1999"));
+        wait_until("the slots have moved", || owns(1, "0-1999"));
         nodes.all[0].ask(&["CONFIG", "SET", "rdb-key-save-delay", "0"]);
         moving
     } else {
         let moves = reshard(&nodes, (0, 1), "400");
-        wait_until(PATIENCE, "slots move", || !owns(0, "0-5460"));
+        wait_until("slots move", || !owns(0, "0-5460"));
         let moving = now();
         moves.wait().success();
         moving
@@ -625,15 +614,13 @@ fn r66_slots_that_moved_are_named(name: &'static str) {
     nodes.add();
     nodes.join(3);
     reshard(&nodes, (2, 3), "50").wait().success();
-    wait_until(PATIENCE, "the new shard has a receiver", || {
+    wait_until("the new shard has a receiver", || {
         is_received(&nodes.all[3])
     });
     let since = Instant::now();
     nodes.set(&some("second", 100));
     let before = writer.count();
-    wait_until(PATIENCE, "writes are confirmed", || {
-        writer.count() > before + 20
-    });
+    wait_until("writes are confirmed", || writer.count() > before + 20);
     let planned = |time: &str| {
         let run = world
             .redis(&["plan", "cache", "--target-time", time, "--json"])
@@ -646,7 +633,7 @@ fn r66_slots_that_moved_are_named(name: &'static str) {
     assert!(end.len() >= 700 + confirmed.len(), "{}", end.len());
     wait_watched(since);
     // A shard that came has no backup yet, and no moment without it can be had.
-    wait_until(PATIENCE, "the last moment has the new shard", || {
+    wait_until("the last moment has the new shard", || {
         let run = world.redis(&["plan", "cache"]).run();
         run.code() == 5
             && run
@@ -675,29 +662,21 @@ fn r66_slots_that_moved_are_named(name: &'static str) {
         assert!(moved.iter().any(|one| is_both(&one)), "{json}");
         let shown = world
             .redis(&["plan", "cache", "--target-time", time])
-            .run()
-            .expect_code(6);
+            .exits(6);
         shown.expect_stderr("a cut between two shards has a key twice, or not at all");
     }
     let (_, json) = planned(&behind);
     let last = if is_atomic { "1999" } else { "399" };
     let slots = json["moved"][0]["slots"].as_str().unwrap();
     assert!(slots.ends_with(last), "{json}");
-    let latest = world
-        .redis(&["plan", "cache", "--json"])
-        .run()
-        .success()
-        .json();
+    let latest = world.redis(&["plan", "cache", "--json"]).succeed().json();
     assert_eq!(latest["exact"], true, "{latest}");
     assert_eq!(latest["shards"].as_array().unwrap().len(), 4, "{latest}");
     let to = world.sandbox.join("copy");
-    world.restoring(&to, &["--latest"]).run().success();
+    world.restoring(&to, &["--latest"]).succeed();
     assert_eq!(restored(name, &to), end);
     let to = world.sandbox.join("quiet");
-    world
-        .restoring(&to, &["--target-time", &quiet])
-        .run()
-        .success();
+    world.restoring(&to, &["--target-time", &quiet]).succeed();
     assert_eq!(without_load(&restored(name, &to)), some("first", 600));
     // A shard is added to the copies in another repository by a sync, with all that is known of its slots.
     let other = world.sandbox.join("two");
@@ -705,12 +684,10 @@ fn r66_slots_that_moved_are_named(name: &'static str) {
     crate::common::append(world.sandbox.join("pitr.toml"), &more);
     world
         .pitr(&["init", "--quiet", "--repository", "two"])
-        .run()
-        .success();
+        .succeed();
     world
         .pitr(&["repo", "sync", "--from", "one", "--to", "two"])
-        .run()
-        .success();
+        .succeed();
     let url = format!("file://{}", other.display());
     let run = crate::common::pitr()
         .args(["--repository", &url, "redis", "plan", "cache", "--json"])
@@ -753,11 +730,11 @@ fn r68_a_node_that_left_is_passed_over() {
         .chain(slots.iter().map(String::as_str))
         .collect();
     left.ask(&words);
-    wait_until(PATIENCE, "it is a cluster of its own", || {
+    wait_until("it is a cluster of its own", || {
         left.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
     });
     let running = world.redis(&["receive", "cache"]).spawn();
-    wait_until(PATIENCE, "the receivers are online", || {
+    wait_until("the receivers are online", || {
         nodes.all[..3].iter().all(is_received)
     });
     assert!(!is_received(left));
@@ -773,14 +750,14 @@ fn r68_a_node_that_left_is_passed_over() {
     wait_pings();
     stop(running);
     let plan = ["plan", "cache", "--target-time", &time];
-    let run = world.redis(&plan).arg("--json").run().expect_code(6);
+    let run = world.redis(&plan).arg("--json").exits(6);
     let doubts = run.json()["doubts"].clone();
     for why in ["silent", "unwatched"] {
         let own = |one: &&serde_json::Value| one["why"] == why;
         let count = doubts.as_array().unwrap().iter().filter(own).count();
         assert!(count >= 3, "{why}: {doubts}");
     }
-    let run = world.redis(&plan).run().expect_code(6);
+    let run = world.redis(&plan).exits(6);
     run.expect_stderr("nothing came from its server")
         .expect_stderr("nobody looked at its slots");
 }
@@ -809,7 +786,7 @@ fn r69_a_shard_that_went_unseen_ends() {
     let gone = format!("cache.{}", &nodes.all[2].ask(&["CLUSTER", "MYID"])[..12]);
     assert!(planned_names(&world).contains(&gone));
     reshard(&nodes, (2, 0), "5461").wait().success();
-    wait_until(PATIENCE, "it has no slots", || {
+    wait_until("it has no slots", || {
         let told = nodes.all[2].ask(&["CLUSTER", "NODES"]);
         let own = told.lines().find(|line| line.contains("myself")).unwrap();
         own.split(' ').nth(8).is_none()
@@ -830,8 +807,7 @@ fn r69_a_shard_that_went_unseen_ends() {
     let to = world.sandbox.join("copy");
     let json = world
         .restoring(&to, &["--latest", "--json"])
-        .run()
-        .success()
+        .succeed()
         .json();
     assert_eq!(json["exact"], true, "{json}");
     // The former owner may follow another one by now.
@@ -847,7 +823,7 @@ fn r71_a_replica_that_was_reset_is_a_shard_of_its_own() {
     let world = nodes.world("");
     nodes.set(&some("first", 60));
     let running = nodes.receive(&world, 3);
-    wait_until(PATIENCE, "the replica is known", || {
+    wait_until("the replica is known", || {
         let known = std::fs::read_to_string(world.sandbox.join("journal/cluster-cache.json"));
         let id = nodes.all[3].ask(&["CLUSTER", "MYID"]);
         known.is_ok_and(|known| known.contains(&id))
@@ -894,14 +870,14 @@ fn r70_names_are_known_without_a_repository() {
     // Without any name nothing is received.
     std::fs::rename(world.repository(), &aside).unwrap();
     let running = world.redis(&["receive", "cache"]).spawn();
-    wait_until(PATIENCE, "it says why", || {
+    wait_until("it says why", || {
         running
             .stderr()
             .contains("may know it by a name, and cannot be read")
     });
     assert!(nodes.all.iter().all(|one| !is_received(one)));
     std::fs::rename(&aside, world.repository()).unwrap();
-    wait_until(PATIENCE, "the receivers are online", || {
+    wait_until("the receivers are online", || {
         nodes.all[..3].iter().all(is_received)
     });
     world.backup();
@@ -911,7 +887,7 @@ fn r70_names_are_known_without_a_repository() {
     std::fs::rename(world.repository(), &aside).unwrap();
     let running = nodes.receive(&world, 3);
     reshard(&nodes, (2, 3), "50").wait().success();
-    wait_until(PATIENCE, "the receiver names the new shard", || {
+    wait_until("the receiver names the new shard", || {
         running
             .stderr()
             .contains("may know it by a name, and cannot be read")
@@ -919,7 +895,7 @@ fn r70_names_are_known_without_a_repository() {
     nodes.set(&some("first", 60));
     assert!(!is_received(&nodes.all[3]));
     std::fs::rename(&aside, world.repository()).unwrap();
-    wait_until(PATIENCE, "the new shard has a receiver", || {
+    wait_until("the new shard has a receiver", || {
         is_received(&nodes.all[3])
     });
     world.backup();
@@ -996,19 +972,14 @@ fn r67_what_a_cluster_cannot_do_is_refused() {
     let shard = format!("cache.{}", &nodes.all[0].ask(&["CLUSTER", "MYID"])[..12]);
     world
         .redis(&["restore", &shard, "--into", "cache", "--confirm"])
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("is a cluster");
     world
         .redis(&["backup", &shard])
-        .run()
-        .expect_code(3)
+        .exits(3)
         .expect_stderr("It is a shard of [redis.cache]");
     // Each shard's newest backup is no moment, and says so.
-    let run = world
-        .redis(&["restore", "cache", "--to", &to])
-        .run()
-        .expect_code(6);
+    let run = world.redis(&["restore", "cache", "--to", &to]).exits(6);
     run.expect_stderr("that is not one moment");
     assert_eq!(std::fs::read_dir(&to).unwrap().count(), 3);
     // A set cannot have it.
@@ -1021,8 +992,7 @@ fn r67_what_a_cluster_cannot_do_is_refused() {
     .unwrap();
     world
         .pitr(&["mark", "shop"])
-        .run()
-        .expect_code(3)
+        .exits(3)
         .expect_stderr("is a cluster");
     std::fs::write(&config, &text).unwrap();
     // Other nodes under the same name.
@@ -1031,14 +1001,10 @@ fn r67_what_a_cluster_cannot_do_is_refused() {
     for words in [&["backup", "cache"][..], &["receive", "cache"]] {
         world
             .redis(words)
-            .run()
-            .expect_code(8)
+            .exits(8)
             .expect_stderr("it is a node of another cluster");
     }
-    world
-        .redis(&["backup", "cache", "--confirm"])
-        .run()
-        .success();
+    world.redis(&["backup", "cache", "--confirm"]).succeed();
     // The shards of the former one are gone.
     let to = world.sandbox.join("other");
     let run = world.redis(&["restore", "cache", "--to"]).arg(&to).run();
@@ -1048,19 +1014,12 @@ fn r67_what_a_cluster_cannot_do_is_refused() {
     other.configure(&world, "identity = \"shop\"");
     world
         .redis(&["backup", "cache"])
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("is written by source");
-    world
-        .redis(&["backup", "cache", "--confirm"])
-        .run()
-        .success();
-    world.redis(&["backup", "cache"]).run().success();
+    world.redis(&["backup", "cache", "--confirm"]).succeed();
+    world.redis(&["backup", "cache"]).succeed();
     other.configure(&world, "");
-    world
-        .redis(&["backup", "cache", "--confirm"])
-        .run()
-        .success();
+    world.redis(&["backup", "cache", "--confirm"]).succeed();
     // A server that is no node, and a user without the right.
     let alone = Server::listening("redis-7", "--port", &[]);
     world.configure(&format!(
@@ -1069,8 +1028,7 @@ fn r67_what_a_cluster_cannot_do_is_refused() {
     ));
     world
         .redis(&["backup", "cache"])
-        .run()
-        .expect_code(3)
+        .exits(3)
         .expect_stderr("no node of a cluster");
     let password = world.sandbox.file("pass", "Gr3enTea\n");
     std::fs::set_permissions(
@@ -1099,27 +1057,25 @@ fn r67_what_a_cluster_cannot_do_is_refused() {
     other.configure(&world, &account);
     world
         .redis(&["backup", "cache"])
-        .run()
-        .expect_code(1)
+        .exits(1)
         .expect_stderr("+cluster|nodes");
     for server in &other.all {
         server.ask(&["ACL", "SETUSER", "pitr", "+cluster|nodes"]);
     }
-    world.redis(&["backup", "cache"]).run().success();
+    world.redis(&["backup", "cache"]).succeed();
     // A node that is gone is passed over.
     let (gone, _lock) = crate::common::free_port();
     world.configure(&format!(
         "cluster = true\naddresses = [\"127.0.0.1:{gone}\", \"{}\"]\n{account}",
         Nodes::place(&other.all[1])
     ));
-    world.redis(&["backup", "cache"]).run().success();
+    world.redis(&["backup", "cache"]).succeed();
     world.configure(&format!(
         "cluster = true\naddresses = [\"127.0.0.1:{gone}\"]"
     ));
     world
         .redis(&["backup", "cache"])
-        .run()
-        .expect_code(9)
+        .exits(9)
         .expect_stderr("no node tells the shards of cluster");
 }
 
@@ -1171,7 +1127,7 @@ fn r72_expire_keeps_the_last_record_of_each_run() {
     assert_eq!(records(), ["1213", "1223", "1200", "1201", "1202", "1203"]);
     let again = expire("--dry-run");
     assert!(!again.stdout.contains("slots of a shard"), "{again}");
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
 }
 
 /// The section was given another identity: each shard's receiver is refused. A second repository is away all the while.
@@ -1186,7 +1142,7 @@ fn r166_a_receiver_whose_shards_are_all_refused_ends() {
     };
     let world = nodes.world("");
     nodes.configure(&world, &second(&world));
-    world.pitr(&["init", "--quiet"]).run().success();
+    world.pitr(&["init", "--quiet"]).succeed();
     nodes.set(&some("first", 100));
     let running = nodes.receive(&world, 3);
     world.backup();
@@ -1248,7 +1204,7 @@ fn r171_a_dead_shard_that_holds_the_last_moment_back_is_named() {
     let restore = world
         .restoring(&to, &["--latest"])
         .env("PITR_FAULT_SECONDS", "4");
-    let run = restore.run().expect_code(6);
+    let run = restore.exits(6);
     run.expect_stderr(&words).expect_stdout("moment: ");
     // Within two minutes it may be late only.
     let planned = world.redis(&["plan", "cache", "--json"]).run().json();

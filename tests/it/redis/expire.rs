@@ -8,12 +8,12 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::receive::{
-    Moment, configure, confirm, master_and_replica, receiver, receiver_goes_on, stop,
+    Moment, configure, confirm, master_and_replica, received, receiver, receiver_goes_on, stop,
 };
 use super::server::Server;
 use super::world::World;
 use crate::common::s3::Fault as Answer;
-use crate::common::{PATIENCE, Run, Sandbox, fault, files_below, keep_one, wait_until};
+use crate::common::{Run, Sandbox, copy_all, fault, files_below, keep_one, wait_until};
 use crate::{per_server, require_strace};
 
 /// A server whose receiver has stopped: its backups, and a moment behind each of them.
@@ -49,7 +49,7 @@ fn lived_in(new: impl Fn(&Server) -> World, name: &'static str, backups: usize) 
         lived.moments.push(Moment::of(&lived.server));
     }
     stop(running);
-    lived.world.pitr(&["verify"]).run().success();
+    lived.world.pitr(&["verify"]).succeed();
     lived
 }
 
@@ -75,7 +75,7 @@ fn log(repository: &Path) -> BTreeSet<String> {
 /// `pitr expire` that keeps so many backups, and deletes at once.
 fn expire(world: &World, keep: &str, more: &[&str]) -> Run {
     let options = ["expire", "--keep", keep, "--min-age", "0s", "--grace", "0s"];
-    world.pitr(&options).args(more).run().success()
+    world.pitr(&options).args(more).succeed()
 }
 
 /// The log's histories, as `--json` has them.
@@ -132,7 +132,7 @@ fn r73_log_before_the_oldest_kept_backup_goes(name: &'static str, is_sealed: boo
         world.hide_private_key(false);
     }
     assert_eq!(world.ids().len(), 2);
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
     for moment in &lived.moments[1..] {
         comes_back(world, name, moment, &[]);
     }
@@ -183,7 +183,7 @@ fn r74_a_history_stays_while_a_backup_leads_to_it(name: &'static str) {
     confirm(&replica, "SET c 1\n", 1);
     let third = Moment::of(&replica);
     stop(running);
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
     let all = log(&world.repository());
     expire(&world, "2", &["--confirm"]);
     assert_eq!(log(&world.repository()), all);
@@ -233,7 +233,7 @@ fn r74_a_history_stays_while_a_backup_leads_to_it(name: &'static str) {
         .collect();
     assert_eq!(left, own);
     comes_back(&world, name, &third, &[]);
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
 }
 per_server!(r74_a_history_stays_while_a_backup_leads_to_it, redis7 valkey8);
 
@@ -245,11 +245,7 @@ fn r75_expire_killed_while_log_goes_is_finished_by_the_next_run() {
     let world = &lived.world;
     let (live, pristine) = (world.repository(), world.sandbox.join("pristine"));
     let copy = |from: &Path, to: &Path| {
-        let done = std::process::Command::new("cp")
-            .arg("-a")
-            .args([from, to])
-            .status();
-        assert!(done.unwrap().success());
+        copy_all(from, to);
     };
     copy(&live, &pristine);
     let arguments = keep_one(&["--grace", "0s", "--confirm", "--quiet"]);
@@ -291,7 +287,7 @@ fn r76_log_that_a_restore_reads_stays_until_it_has_ended() {
         .repository()
         .join("aux/redis/cache/events")
         .join(first);
-    wait_until(PATIENCE, "the restore has claimed its backup", || {
+    wait_until("the restore has claimed its backup", || {
         let names = files_below(&events);
         assert!(!running.is_done(), "{}", running.stderr());
         names.iter().filter(|name| name.contains("-claim-")).count() >= 2
@@ -301,8 +297,7 @@ fn r76_log_that_a_restore_reads_stays_until_it_has_ended() {
     expire(world, "1", &["--confirm"]);
     assert_eq!(log(&world.repository()), before);
     assert_eq!(world.ids(), [lived.ids[0].clone(), lived.ids[2].clone()]);
-    running.signal(Signal::CONT);
-    running.wait().success();
+    running.ended_by(Signal::CONT).success();
     let content = Server::on("redis-7", &copy, &[]).content();
     assert_eq!(content, lived.moments[0].content);
     expire(world, "1", &["--confirm"]);
@@ -323,19 +318,16 @@ fn r77_a_sync_brings_no_log_back_that_expired() {
         second.join("two").display()
     );
     configure(world, &lived.server, &two);
-    world.pitr(&["init", "--quiet"]).run().success();
+    world.pitr(&["init", "--quiet"]).succeed();
     let sync = ["repo", "sync", "--from", "one", "--to", "two"];
-    world.pitr(&sync).run().success();
+    world.pitr(&sync).succeed();
     let copied = log(&second.join("two"));
     assert_eq!(copied, log(&world.repository()));
-    world
-        .pitr(&["verify", "--repository", "two"])
-        .run()
-        .success();
+    world.pitr(&["verify", "--repository", "two"]).succeed();
     expire(world, "1", &["--repository", "two", "--confirm"]);
     let left = log(&second.join("two"));
     assert!(left.len() < copied.len(), "{left:?}");
-    let again = world.pitr(&sync).arg("--json").run().success().json();
+    let again = world.pitr(&sync).arg("--json").succeed().json();
     assert!(again.to_string().contains("\"log_objects\":0"), "{again}");
     assert_eq!(log(&second.join("two")), left);
     // New log is copied.
@@ -343,9 +335,9 @@ fn r77_a_sync_brings_no_log_back_that_expired() {
     confirm(&lived.server, "SET last 1\n", 1);
     let last = Moment::of(&lived.server);
     stop(running);
-    world.pitr(&sync).run().success();
+    world.pitr(&sync).succeed();
     comes_back(world, "redis-7", &last, &["--repository", "two"]);
-    world.pitr(&sync).arg("--all").run().success();
+    world.pitr(&sync).arg("--all").succeed();
     assert!(copied.is_subset(&log(&second.join("two"))));
     comes_back(
         world,
@@ -358,10 +350,7 @@ fn r77_a_sync_brings_no_log_back_that_expired() {
 /// Marks of a set go when each backup of a member that stays is later, and a mark to which a backup leads stays.
 #[test]
 fn r78_marks_go_with_the_backups_that_lead_to_them() {
-    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "[sets.shop]\nmembers = [\"redis:cache\"]");
-    let running = receiver(&world, &server);
+    let (server, world, running) = received("redis-7", "[sets.shop]\nmembers = [\"redis:cache\"]");
     let mark = |label: &[&str]| {
         confirm(&server, "INCR marks\n", 1);
         let run = world.pitr(&["mark", "shop", "--json"]).args(label).run();
@@ -375,7 +364,7 @@ fn r78_marks_go_with_the_backups_that_lead_to_them() {
     let plain = mark(&[]);
     let late = mark(&["--label", "late"]);
     stop(running);
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
     let set = world.repository().join("aux/sets/shop/events");
     let marks = || {
         files_below(&set)
@@ -388,7 +377,7 @@ fn r78_marks_go_with_the_backups_that_lead_to_them() {
         let options = ["expire", "--keep", keep, "--min-age", "0s", "--grace", "0s"];
         let program = world.pitr(&options).args(more);
         let program = program.env("PITR_FAULT_SECONDS", "0");
-        program.env("PITR_FAULT_LIMIT", limit).run().success()
+        program.env("PITR_FAULT_LIMIT", limit).succeed()
     };
     let explained = |keep: &str, name: &str, words: &str| {
         exact(keep, &["--explain", name], "9999").expect_stdout(words);
@@ -412,17 +401,14 @@ fn r78_marks_go_with_the_backups_that_lead_to_them() {
     explained("1", &plain, "it stays");
     exact("1", &["--confirm"], "1").expect_stdout("it has no label");
     assert_eq!(marks(), 1);
-    let info = world
-        .pitr(&["info", "--set", "shop", "--json"])
-        .run()
-        .success();
+    let info = world.pitr(&["info", "--set", "shop", "--json"]).succeed();
     assert!(
         info.stdout.contains(&late) && !info.stdout.contains(&early),
         "{info}"
     );
     let plan = ["recover", "test", "--set", "shop", "--mark", &late];
-    world.pitr(&plan).run().success();
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&plan).succeed();
+    world.pitr(&["verify"]).succeed();
 }
 
 /// The same in an encrypted bucket: each run of a host without the private half is killed while it deletes, until one comes to the end.
@@ -448,7 +434,7 @@ fn x11_log_in_a_bucket_goes_although_runs_are_killed(name: &'static str) {
             Answer::Stalled,
         );
         let mut running = world.pitr(&arguments).spawn();
-        wait_until(PATIENCE, "expire deletes, or has ended", || {
+        wait_until("expire deletes, or has ended", || {
             running.is_done() || stalled.times() > 0
         });
         let is_over = stalled.times() == 0;
@@ -482,7 +468,7 @@ fn x11_log_in_a_bucket_goes_although_runs_are_killed(name: &'static str) {
     );
     world.hide_private_key(false);
     assert_eq!(world.ids(), lived.ids[2..]);
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
     comes_back(world, name, &lived.moments[2], &[]);
     let none = world.sandbox.join("none");
     let early = lived.moments[0].target();

@@ -10,7 +10,7 @@ use super::server::Server;
 use super::world::World;
 use crate::common::authority::{Authority, LATER};
 use crate::common::proxy::{Proxy, Way};
-use crate::common::{PATIENCE, files_below, wait_until};
+use crate::common::{files_below, wait_until};
 
 /// A server with a data set of some megabytes that do not compress away, and a proxy before it.
 fn large(more: &[&str]) -> (Server, Proxy, World) {
@@ -39,7 +39,7 @@ fn r03_a_transfer_that_ends_early_leaves_no_backup() {
     proxy.throttle(Way::ToClient, Some(1_000_000));
     let begun = proxy.counts().bytes_to_client;
     let mut running = world.redis(&["backup", "cache"]).spawn();
-    wait_until(PATIENCE, "bytes come", || {
+    wait_until("bytes come", || {
         proxy.counts().bytes_to_client > begun + 500_000
     });
     proxy.stall(Way::ToClient);
@@ -49,15 +49,14 @@ fn r03_a_transfer_that_ends_early_leaves_no_backup() {
     for is_server in [false, true] {
         let running = world.redis(&["backup", "cache"]).spawn();
         let begun = proxy.counts().bytes_to_client;
-        wait_until(PATIENCE, "bytes come", || {
+        wait_until("bytes come", || {
             proxy.counts().bytes_to_client > begun + 500_000
         });
         if is_server {
             server.kill();
             world.assert_none(running.wait(), 9, "closed the connection");
         } else {
-            running.signal(Signal::TERM);
-            let run = running.wait();
+            let run = running.ended_by(Signal::TERM);
             assert!(!run.is_success(), "{run}");
             assert!(world.ids().is_empty());
         }
@@ -79,7 +78,7 @@ fn r04_a_server_that_refuses_is_named_with_what_helps() {
     let server = Server::start("redis-7", &["--requirepass", "Gr3enTea-of-all"]);
     let admin = |words: &[&str]| {
         let all = [&["--no-auth-warning", "-a", "Gr3enTea-of-all"], words].concat();
-        server.cli(&all).run().success()
+        server.cli(&all).succeed()
     };
     let world = World::new(&server);
     let address = format!("address = \"{}\"", server.address());
@@ -121,7 +120,7 @@ fn r04_a_server_that_refuses_is_named_with_what_helps() {
     assert!(!run.stderr.contains("Gr3enTea"), "{run}");
     run.expect_code(3).expect_stderr("password file");
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
-    let run = world.redis(&["backup", "cache"]).run().success();
+    let run = world.redis(&["backup", "cache"]).succeed();
     assert!(
         !format!("{}{}", run.stdout, run.stderr).contains("Gr3enTea"),
         "{run}"
@@ -162,15 +161,14 @@ fn r148_a_save_that_runs_for_another_replica_is_waited_for() {
     let world = World::new(&server);
     server.ask(&["CONFIG", "SET", "rdb-key-save-delay", "2000"]);
     let replica = server.cli(&["--replica"]).spawn();
-    wait_until(PATIENCE, "it saves for the replica", || {
+    wait_until("it saves for the replica", || {
         server.info("rdb_bgsave_in_progress") == "1"
     });
     server.ask(&["SET", "late", "1"]);
     let offset: u64 = server.info("master_repl_offset").parse().unwrap();
     assert_eq!(server.info("rdb_bgsave_in_progress"), "1", "it still runs");
     let taken = world.backup();
-    replica.signal(Signal::KILL);
-    replica.wait();
+    replica.ended_by(Signal::KILL);
     assert!(taken["redis"]["offset"].as_u64() >= Some(offset), "{taken}");
     let copy = world.restore("copy", &[]);
     assert_eq!(Server::on("redis-6", &copy, &[]).ask(&["GET", "late"]), "1");
@@ -183,11 +181,10 @@ fn r05_a_data_set_without_a_checksum_is_said_to_have_none() {
     let world = World::new(&server);
     world
         .redis(&["backup", "cache"])
-        .run()
-        .expect_code(6)
+        .exits(6)
         .expect_stderr("writes no checksum");
     let to = world.sandbox.join("copy");
-    let run = world.restoring(&to, &[]).run().success();
+    let run = world.restoring(&to, &[]).succeed();
     run.expect_stderr("no checksum of its server");
     let new = Server::on("redis-7", &to, &[]);
     assert_eq!(new.ask(&["GET", "a"]), "1");
@@ -210,8 +207,7 @@ fn r06_a_damaged_backup_is_restored_nowhere() {
         changed[at] ^= 0x10;
         std::fs::write(&path, changed).unwrap();
         let to = world.sandbox.join("copy");
-        let run = world.restoring(&to, &[]).run();
-        run.expect_code(1);
+        world.restoring(&to, &[]).exits(1);
         assert!(!to.exists(), "nothing stays");
     }
     std::fs::write(&path, whole).unwrap();
@@ -239,8 +235,7 @@ fn r07_what_cannot_be_loaded_is_refused_before_anything_is_written() {
     world.installed = "redis-8";
     let full = world.sandbox.dir("full");
     std::fs::write(full.join("mine"), "x").unwrap();
-    let run = world.restoring(&full, &[]).run();
-    run.expect_code(8);
+    world.restoring(&full, &[]).exits(8);
     assert_eq!(files_below(&full).len(), 1);
     let run = world
         .restoring(&to, &["--backup", "20200101T000000Z-0000"])
@@ -318,8 +313,7 @@ fn r08_tls_is_verified() {
     world.backup();
     confirm(&server, "SET b 2\nINCR b\n", 1);
     let moment = Moment::of(&server);
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     let running = receiver(&world, &server);
     confirm(&server, "SET c 3\n", 1);
     stop(running);
@@ -328,7 +322,7 @@ fn r08_tls_is_verified() {
     assert_eq!(restored.content(), moment.content);
     // R51: its replication would not be encrypted.
     let into = world.redis(&["restore", "cache", "--into", "cache", "--confirm"]);
-    let run = into.run().expect_code(1);
+    let run = into.exits(1);
     run.expect_stderr("reached by TLS")
         .expect_stderr("was not changed");
 }

@@ -11,7 +11,7 @@ use super::world::World;
 use super::{load, loaded};
 use crate::common::mount::SmallDisk;
 use crate::common::random::Random;
-use crate::common::{PATIENCE, Running, expire_at_once, keep_one, wait_until};
+use crate::common::{Running, expire_at_once, keep_one, wait_until};
 use crate::{per_server, require_mounts};
 
 const NO_HISTORY: &str = "0000000000000000000000000000000000000000";
@@ -48,12 +48,11 @@ fn has_no_position(world: &World, taken: &Value, method: &str) {
     let id = taken["id"].as_str().unwrap();
     world
         .redis(&["ls", "cache"])
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("none");
     // A time behind it is not reached: no log leads there.
     let plan = ["plan", "cache", "--target-time", "2099-01-01T00:00:00Z"];
-    let run = world.redis(&plan).run().expect_code(5);
+    let run = world.redis(&plan).exits(5);
     run.expect_stderr("no log leads on")
         .expect_stderr(&format!("--backup {id}"));
     let latest = world.json(&["plan", "cache", "--latest"]);
@@ -65,9 +64,9 @@ fn has_no_position(world: &World, taken: &Value, method: &str) {
         !latest["next"].as_str().unwrap().contains("--target"),
         "{latest}"
     );
-    let run = world.redis(&["plan", "cache", "--latest"]).run().success();
+    let run = world.redis(&["plan", "cache", "--latest"]).succeed();
     run.expect_stdout(&format!("by {method}, of a moment between"));
-    let verified = world.pitr(&["verify", "--json"]).run().success();
+    let verified = world.pitr(&["verify", "--json"]).succeed();
     assert_eq!(
         verified.json()["scopes"][0]["finding_count"],
         0,
@@ -83,8 +82,7 @@ fn r94_a_server_without_psync_is_backed_up_by_its_save(name: &'static str) {
     let run = run.expect_stderr("source = \"bgsave\"");
     world.assert_none(run, 1, "does not know PSYNC");
     configure(&world, &server, "bgsave");
-    let run = world.pitr(&["doctor"]).run();
-    run.expect_stdout("not saved yet");
+    world.pitr(&["doctor"]).run().expect_stdout("not saved yet");
     server.ask(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
     let content = server.content();
     let taken = world.backup();
@@ -99,8 +97,7 @@ fn r94_a_server_without_psync_is_backed_up_by_its_save(name: &'static str) {
     let id = taken["id"].as_str().unwrap();
     let copy = world.restore("copy", &["--as-replica", "--backup", id]);
     assert_eq!(loaded(name, &copy), content);
-    let run = world.pitr(&["doctor"]).run();
-    run.expect_stdout("dump.rdb");
+    world.pitr(&["doctor"]).run().expect_stdout("dump.rdb");
 }
 
 per_server!(r94_a_server_without_psync_is_backed_up_by_its_save);
@@ -201,7 +198,7 @@ fn saving(name: &'static str, dir: Option<&Path>) -> (Server, World, Running) {
 
 fn save_begun(world: &World, server: &Server) -> Running {
     let running = world.redis(&["backup", "cache"]).spawn();
-    wait_until(PATIENCE, "the save has begun", || {
+    wait_until("the save has begun", || {
         server.info("rdb_bgsave_in_progress") == "1"
     });
     running
@@ -215,8 +212,7 @@ fn r96_an_end_in_the_middle_of_a_save_leaves_no_backup(name: &'static str) {
     server.begin();
     server.ask(&["DEBUG", "POPULATE", "4000", "key", "400"]);
     let running = save_begun(&world, &server);
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     assert!(world.ids().is_empty());
     // That save runs on: it is not the next backup's.
     server.ask(&["SET", "behind", "the first save"]);
@@ -356,7 +352,7 @@ fn r100_what_needs_a_position_is_refused_by_name() {
         state.display()
     ));
     world.backup();
-    let run = world.pitr(&["mark", "shop"]).run().expect_code(8);
+    let run = world.pitr(&["mark", "shop"]).exits(8);
     run.expect_stderr("have no position");
     let recover = [
         "recover",
@@ -372,14 +368,13 @@ fn r100_what_needs_a_position_is_refused_by_name() {
     run.expect_stderr("no log leads on");
     let into = ["restore", "cache", "--into", "cache", "--confirm"];
     let before = server.content();
-    let run = world.redis(&into).run().expect_code(8);
+    let run = world.redis(&into).exits(8);
     run.expect_stderr("has no position")
         .expect_stderr("--no-safety");
     assert_eq!(server.content(), before);
     world
         .redis(&[&into[..], &["--no-safety"]].concat())
-        .run()
-        .success();
+        .succeed();
 }
 
 /// Backups with a position and without: each moment is led to by those that can, and the log expires as if the others were not there.
@@ -419,7 +414,7 @@ fn r99_backups_without_a_position_lie_beside_a_log() {
             "--target-offset",
             &last.target(),
         ];
-        let run = world.redis(&named).run().expect_code(5);
+        let run = world.redis(&named).exits(5);
         run.expect_stderr("no log leads on");
         // Behind another save, the last state is that of the save.
         let newest = world.backup();
@@ -428,13 +423,13 @@ fn r99_backups_without_a_position_lie_beside_a_log() {
         if is_sealed {
             // Expiry is not held back; and the backup stays that alone leads to what arrived behind the one that is kept, up to the clocks' difference.
             for _ in 0..2 {
-                world.pitr(&expire_at_once()).run().success();
+                world.pitr(&expire_at_once()).succeed();
             }
             let run = world.pitr(&keep_one(&["--dry-run", "--json"])).run();
             let scope = run.success().json()["scopes"][0].clone();
             assert_eq!(scope["withheld"], serde_json::json!([]), "{scope:#}");
             let explain = ["--explain", first["id"].as_str().unwrap()];
-            let run = world.pitr(&keep_one(&explain)).run().success();
+            let run = world.pitr(&keep_one(&explain)).succeed();
             run.expect_stdout("can only be reached from it");
             assert!(!world.ids().iter().any(|one| saved["id"] == one.as_str()));
             continue;
@@ -445,13 +440,10 @@ fn r99_backups_without_a_position_lie_beside_a_log() {
         world.configure(&format!(
             "address = \"{address}\"\nsource = \"bgsave\"\n[repositories.two]\nurl = \"file://{two}\""
         ));
-        world.pitr(&["init", "--quiet"]).run().success();
+        world.pitr(&["init", "--quiet"]).succeed();
         let sync = ["repo", "sync", "--from", "one", "--to", "two"];
-        world.pitr(&sync).run().success();
-        world
-            .pitr(&["verify", "--repository", "two"])
-            .run()
-            .success();
+        world.pitr(&sync).succeed();
+        world.pitr(&["verify", "--repository", "two"]).succeed();
         std::fs::rename(world.repository(), world.sandbox.join("away")).unwrap();
         let copy = world.restore(
             "two-last",

@@ -6,10 +6,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::receive::{Moment, configure, confirm, receiver, stop};
+use super::receive::{Moment, configure, confirm, received, receiver, stop};
 use super::server::Server;
 use super::world::World;
-use crate::common::{PATIENCE, Running, wait_until};
+use crate::common::{Running, wait_until};
 use crate::per_server;
 
 /// A server whose backlog is small, with a receiver and a backup.
@@ -46,7 +46,7 @@ impl Scene {
     fn client(&self) -> Running {
         let lines = b"SET within 1\nWAIT 1 600000\n".to_vec();
         let client = self.server.cli(&[]).stdin(lines).spawn();
-        wait_until(PATIENCE, "the command is carried out", || {
+        wait_until("the command is carried out", || {
             self.server.ask(&["GET", "within"]) == "1"
         });
         let lines = format!("SET much {}\n", "x".repeat(1 << 20)).repeat(20);
@@ -68,7 +68,7 @@ impl Scene {
         let told = self.server.ask(&["INFO", "replication"]);
         assert!(told.contains("state=online,offset=0,"), "{told}");
         let lines = b"SET meanwhile 1\nWAIT 1 200\n".to_vec();
-        let run = self.server.cli(&[]).stdin(lines).run().success();
+        let run = self.server.cli(&[]).stdin(lines).succeed();
         assert_eq!(run.stdout.lines().next_back(), Some("0"), "{run}");
         assert!(!client.is_done(), "{}", client.stdout());
     }
@@ -102,7 +102,7 @@ pub fn held(world: &World, pause: &Path) -> Running {
     let program = world.redis(&["receive", "cache"]);
     let name = format!("redis-gap-base={}", pause.display());
     let running = program.env("PITR_FAULT_PAUSE", name).spawn();
-    wait_until(PATIENCE, "a backup is owed", || pause.exists());
+    wait_until("a backup is owed", || pause.exists());
     running
 }
 
@@ -113,22 +113,17 @@ fn r174_a_command_inside_a_gap_is_confirmed_when_a_backup_has_it(name: &'static 
     let running = scene.held();
     assert!(running.stderr().contains("gap: "), "{}", running.stderr());
     scene.assert_unconfirmed(&mut client);
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     std::fs::remove_file(&scene.pause).unwrap();
     assert_eq!(scene.owed().len(), 1);
     let away = scene.world.sandbox.join("away");
     std::fs::rename(scene.world.repository(), &away).unwrap();
     let running = receiver(&scene.world, &scene.server);
-    wait_until(
-        PATIENCE,
-        "the receiver says why it confirms nothing",
-        || {
-            running
-                .stderr()
-                .contains("no backup behind the gap, and nothing is acknowledged")
-        },
-    );
+    wait_until("the receiver says why it confirms nothing", || {
+        running
+            .stderr()
+            .contains("no backup behind the gap, and nothing is acknowledged")
+    });
     scene.assert_unconfirmed(&mut client);
     let _ = std::fs::remove_dir_all(scene.world.repository());
     std::fs::rename(&away, scene.world.repository()).unwrap();
@@ -152,13 +147,12 @@ fn r174_a_base_is_owed_when_the_journal_was_lost_as_well() {
     let running = scene.held();
     // The beginning behind the gap is stored before the journal goes.
     scene.server.feed("SET behind 1\n");
-    wait_until(PATIENCE, "the beginning is stored", || {
+    wait_until("the beginning is stored", || {
         let told = scene.world.json(&["info", "cache"]);
         let begun = told["histories"][0]["beginnings"].as_array().unwrap().len();
         begun == 2 && told["histories"][0]["ranges"].as_array().unwrap().len() == 2
     });
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     std::fs::remove_file(&scene.pause).unwrap();
     std::fs::remove_dir_all(scene.world.sandbox.join("journal")).unwrap();
     let running = scene.held();
@@ -199,8 +193,7 @@ fn r140_an_end_behind_a_gap_is_refused() {
     running.signal(Signal::TERM);
     scene.go_on();
     running.wait().success();
-    client.signal(Signal::KILL);
-    client.wait();
+    client.ended_by(Signal::KILL);
     let none = world.sandbox.join("none");
     let to = ["--into", "cache", "--confirm"];
     let told = [
@@ -217,7 +210,7 @@ fn r140_an_end_behind_a_gap_is_refused() {
     }
     let run = world.restoring(&none, &["--target-offset", &behind]).run();
     run.expect_code(5).expect_stderr("gap");
-    let info = world.redis(&["info", "cache"]).run().success();
+    let info = world.redis(&["info", "cache"]).succeed();
     info.expect_stdout("gap behind offset");
     let copy = world.restore("copy", &["--target-offset", &before.target()]);
     assert_eq!(Server::on("redis-7", &copy, &[]).content(), before.content);
@@ -227,14 +220,9 @@ fn r140_an_end_behind_a_gap_is_refused() {
 /// A server without an append-only file crashes and loads a dump that is older than the newest backup: it goes on from there, and no backup leads to what it does.
 #[test]
 fn r194_a_history_that_is_left_before_every_backup_of_it_owes_one() {
-    let mut server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
+    let (mut server, world, running) = received("redis-7", "");
     confirm(&server, "SET saved 1\n", 1);
-    wait_until(PATIENCE, "the server saves", || {
-        server.ask(&["SAVE"]) == "OK"
-    });
+    wait_until("the server saves", || server.ask(&["SAVE"]) == "OK");
     confirm(&server, "SET lost 1\n", 1);
     world.backup();
     confirm(&server, "SET lost 2\n", 1);
@@ -245,7 +233,7 @@ fn r194_a_history_that_is_left_before_every_backup_of_it_owes_one() {
     let pause = world.sandbox.join("pause");
     let running = held(&world, &pause);
     let lines = b"SET kept 1\nWAIT 1 500\n".to_vec();
-    let run = server.cli(&[]).stdin(lines).run().success();
+    let run = server.cli(&[]).stdin(lines).succeed();
     assert_eq!(run.stdout.lines().next_back(), Some("0"), "{run}");
     std::fs::remove_file(&pause).unwrap();
     confirm(&server, "SET kept 2\n", 1);
@@ -261,15 +249,10 @@ fn r194_a_history_that_is_left_before_every_backup_of_it_owes_one() {
 /// A backup that leads to the place where the history was left serves: the server forks for no other one.
 #[test]
 fn r194_a_backup_before_the_place_where_a_history_is_left_serves() {
-    let mut server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
+    let (mut server, world, running) = received("redis-7", "");
     world.backup();
     confirm(&server, "SET saved 1\n", 1);
-    wait_until(PATIENCE, "the server saves", || {
-        server.ask(&["SAVE"]) == "OK"
-    });
+    wait_until("the server saves", || server.ask(&["SAVE"]) == "OK");
     confirm(&server, "SET lost 1\n", 1);
     stop(running);
     server.kill();

@@ -4,7 +4,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::server::Server;
 use super::world::World;
-use crate::common::{PATIENCE, Running, files_below, wait_until};
+use crate::common::{Running, files_below, wait_until};
 use crate::per_server;
 
 const SOURCE: &str = "SET string one\nSET lasting two EX 100000\nRPUSH list a b c\nHSET hash f 1 g 2\nSADD set x y\nZADD zset 1 a 2 b\nXADD stream 1-1 f v\nSELECT 5\nSET five 5\n";
@@ -47,16 +47,12 @@ fn setting(server: &Server, name: &str) -> String {
 fn r50_a_running_server_gets_a_data_set(name: &'static str) {
     let (world, source, live) = two(name, &["--masterauth", "former-pass"]);
     let before = live.content();
-    into(&world, &[])
-        .run()
-        .expect_code(8)
-        .expect_stderr("add --confirm");
+    into(&world, &[]).exits(8).expect_stderr("add --confirm");
     into(&world, &["--dry-run"])
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("would replace 3 keys");
     assert_eq!(live.content(), before);
-    let run = into(&world, &["--confirm", "--json"]).run().success();
+    let run = into(&world, &["--confirm", "--json"]).succeed();
     let json = run.json();
     assert_eq!(
         (&json["keys_before"], &json["keys"]),
@@ -80,11 +76,7 @@ fn r50_a_running_server_gets_a_data_set(name: &'static str) {
         "live",
         "--confirm",
     ];
-    world
-        .redis(&back)
-        .run()
-        .success()
-        .expect_stdout("3 keys in");
+    world.redis(&back).succeed().expect_stdout("3 keys in");
     assert_eq!(live.content(), before);
     live.ask(&["SET", "after", "it"]);
 }
@@ -103,13 +95,12 @@ fn r51_servers_that_cannot_be_replaced_are_refused() {
     };
     refused(8, "keys in database 5");
     let watching = live.cli(&["SUBSCRIBE", "__sentinel__:hello"]).spawn();
-    wait_until(PATIENCE, "it is watched", || {
+    wait_until("it is watched", || {
         live.ask(&["PUBSUB", "NUMSUB", "__sentinel__:hello"])
             .ends_with('1')
     });
     refused(8, "Sentinels watch");
-    watching.signal(Signal::KILL);
-    watching.wait();
+    watching.ended_by(Signal::KILL);
     live.ask(&["REPLICAOF", "127.0.0.1", "1"]);
     refused(9, "lost its master");
     live.ask(&["REPLICAOF", "NO", "ONE"]);
@@ -130,7 +121,7 @@ fn r51_servers_that_cannot_be_replaced_are_refused() {
     let master = Server::listening("redis-7", "--port", &["--repl-diskless-sync-delay", "0"]);
     let port = master.port().to_string();
     small.ask(&["REPLICAOF", "127.0.0.1", &port]);
-    wait_until(PATIENCE, "the replica follows", || {
+    wait_until("the replica follows", || {
         small.info("master_link_status") == "up"
     });
     configure(&world, &source, &small, "");
@@ -141,7 +132,7 @@ fn r51_servers_that_cannot_be_replaced_are_refused() {
     let run = into(&world, &["--confirm"]).run();
     run.expect_stderr("back up what is there")
         .expect_stderr("--no-safety");
-    into(&world, &["--confirm", "--no-safety"]).run().success();
+    into(&world, &["--confirm", "--no-safety"]).succeed();
     assert_eq!(closed.content(), source.content());
     world.installed = "redis-8";
     let run = into(&world, &["--confirm"]).run();
@@ -160,7 +151,7 @@ fn midway() -> (World, Server, Running) {
     source.ask(&["DEBUG", "POPULATE", "8000", "key", "100"]);
     world.backup();
     let running = into(&world, &["--confirm"]).spawn();
-    wait_until(PATIENCE, "it loads", || live.info("loading") == "1");
+    wait_until("it loads", || live.info("loading") == "1");
     (world, live, running)
 }
 
@@ -177,8 +168,7 @@ fn is_master_again(world: &World, live: &Server) {
 #[test]
 fn r52_a_restore_that_is_stopped_leaves_a_master() {
     let (world, live, running) = midway();
-    running.signal(Signal::TERM);
-    let run = running.wait();
+    let run = running.ended_by(Signal::TERM);
     assert!(!run.is_success(), "{run}");
     run.expect_stderr("its own master again")
         .expect_stderr("REPLICAOF NO ONE")
@@ -199,7 +189,7 @@ fn r54_a_server_that_ends_behind_it_starts_with_the_new_data(name: &'static str)
     for way in ways {
         let slow = [way, &["--rdb-key-save-delay", "200000"]].concat();
         let (world, source, mut live) = two(name, &slow);
-        into(&world, &["--confirm"]).run().success();
+        into(&world, &["--confirm"]).succeed();
         live.kill();
         live.begin();
         assert_eq!(live.content(), source.content(), "{way:?}");
@@ -212,7 +202,7 @@ fn r54_keys_that_do_not_get_onto_the_disk_are_no_success() {
     let (world, source, live) = two("redis-7", &["--repl-diskless-load", "swapdb"]);
     // A dump is renamed to its name in the end, and no file takes the name of a directory.
     std::fs::create_dir(disk_of(&live).join("dump.rdb")).unwrap();
-    let run = into(&world, &["--confirm"]).run().expect_code(10);
+    let run = into(&world, &["--confirm"]).exits(10);
     run.expect_stderr("NOT YET ON THE SERVER'S DISK")
         .expect_stderr("redis-cli BGSAVE");
     assert_eq!(live.content(), source.content());
@@ -228,7 +218,7 @@ fn r55_what_was_written_behind_the_safety_backup_is_not_replaced() {
     let restored = |while_paused: &dyn Fn()| {
         let running = into(&world, &["--confirm"]);
         let running = running.env("PITR_FAULT_PAUSE", &pause).spawn();
-        wait_until(PATIENCE, "the backup is taken", || file.exists());
+        wait_until("the backup is taken", || file.exists());
         while_paused();
         std::fs::remove_file(&file).unwrap();
         running.wait()

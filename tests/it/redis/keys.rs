@@ -3,7 +3,7 @@
 use super::into::into;
 use super::server::Server;
 use super::world::World;
-use crate::common::{PATIENCE, files_below, wait_until};
+use crate::common::{files_below, wait_until};
 use crate::per_server;
 
 const SOURCE: &str = "SET user:1 one\nSET user:2 two EX 100000\nRPUSH user:list a b c\nHSET user:hash f 1 g 2\nZADD user:zset 1 a 2 b\nXADD user:stream 1-1 f v\nXGROUP CREATE user:stream g 0\nSET user:plain x\nSET \"user:\\x00\\xff\" binary\nSET short-lived x PX 1\nSET other 1\nSELECT 5\nSET user:five 5\n";
@@ -43,16 +43,15 @@ fn r56_a_running_server_gets_keys_alone(name: &'static str) {
     let before = live.content();
     let pattern = ["--keys", "user:*"];
     into(&world, &pattern)
-        .run()
-        .expect_code(8)
+        .exits(8)
         .expect_stderr("1 key of")
         .expect_stderr("add --confirm")
         .expect_stderr("was not changed");
-    let run = into(&world, &pattern).arg("--dry-run").run().success();
+    let run = into(&world, &pattern).arg("--dry-run").succeed();
     run.expect_stdout("7 new, 1 replaced, 0 equal; nothing was written")
         .expect_stderr("left alone: user:later");
     assert_eq!(live.content(), before);
-    let run = into(&world, &pattern).args(["--confirm", "--json"]).run();
+    let run = into(&world, &pattern).words("--confirm --json").run();
     let json = run.success().json();
     assert_eq!(
         (&json["new"], &json["replaced"], &json["others"][0]),
@@ -69,18 +68,18 @@ fn r56_a_running_server_gets_keys_alone(name: &'static str) {
     assert_eq!(live.ask(&["EXISTS", "other", "short-lived"]), "0");
     assert_eq!(live.ask(&["DBSIZE"]), (USERS + 2).to_string());
     // Again, as after a kill: nothing is left to write, and nothing to confirm.
-    let run = into(&world, &pattern).run().success();
+    let run = into(&world, &pattern).succeed();
     run.expect_stdout("0 new, 0 replaced, 8 equal");
     // One key of another database, which is new there.
     let one = ["--key", "user:five", "--db", "5", "--json"];
-    let json = into(&world, &one).run().success().json();
+    let json = into(&world, &one).succeed().json();
     assert_eq!((&json["new"], &json["safety"]), (&1.into(), &().into()));
     assert_eq!(live.ask(&["-n", "5", "GET", "user:five"]), "5");
     // The backup that was taken before has the former value.
     let safety = run_safety(&world);
     let back = ["restore", "live", "--backup", &safety, "--into", "live"];
-    let back = world.redis(&back).args(["--key", "user:1", "--confirm"]);
-    back.run().success().expect_stdout("1 replaced");
+    let back = world.redis(&back).words("--key user:1 --confirm");
+    back.succeed().expect_stdout("1 replaced");
     assert_eq!(live.ask(&["GET", "user:1"]), "mine");
     let left = files_below(&world.sandbox.join("tmp"));
     assert_eq!(left, Vec::<String>::new());
@@ -127,7 +126,7 @@ fn r57_keys_that_a_server_cannot_take_are_refused() {
     let port = master.port().to_string();
     let replica = Server::start("redis-7", &[]);
     replica.ask(&["REPLICAOF", "127.0.0.1", &port]);
-    wait_until(PATIENCE, "the replica follows", || {
+    wait_until("the replica follows", || {
         replica.info("master_link_status") == "up"
     });
     configure(&world, &source, &replica, "");
@@ -164,7 +163,7 @@ fn r58_a_copy_that_stops_midway_is_finished_by_the_same_command() {
         .expect_stderr("may not run RESTORE, or not with this key");
     assert_eq!(live.ask(&["DBSIZE"]), "2");
     live.feed("ACL SETUSER pitr %W~user:*\n");
-    let run = into(&world, &["--keys", "user:[12h]*"]).run().success();
+    let run = into(&world, &["--keys", "user:[12h]*"]).succeed();
     run.expect_stdout("1 new, 0 replaced, 2 equal");
     assert_eq!(dump(&live, "user:hash"), dump(&source, "user:hash"));
 }

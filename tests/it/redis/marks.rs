@@ -4,17 +4,17 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::gap;
-use super::receive::{configure, confirm, master_and_replica, now, receiver, stop};
+use super::receive::{configure, confirm, master_and_replica, now, received, receiver, stop};
 use super::server::Server;
 use super::world::World;
 use crate::alert_conditions::Sink;
-use crate::common::{PATIENCE, Run, wait_until};
+use crate::common::{Run, wait_until};
 
 const SET: &str = "identity = \"shop\"\n[sets.shop]\nmembers = [\"redis:cache\"]\n";
 
 fn mark(world: &World, more: &[&str]) -> Value {
     let run = world.pitr(&[&["mark", "shop", "--json"], more].concat());
-    run.run().success().json()
+    run.succeed().json()
 }
 
 fn marks(world: &World) -> Vec<Value> {
@@ -43,7 +43,7 @@ fn r130_a_replica_makes_no_mark_of_level_3() {
     assert_eq!(made["followers"][0]["scope"], scope, "{made:#}");
     let behind = made["followers"][0]["behind_seconds"].as_u64();
     assert!(behind.is_some_and(|seconds| seconds < 60), "{made:#}");
-    let shown = world.pitr(&["mark", "shop"]).run().success();
+    let shown = world.pitr(&["mark", "shop"]).succeed();
     let words = ", level 1, in one\n";
     let told = [words, "of a server that follows another one and is up to"];
     assert!(
@@ -52,7 +52,7 @@ fn r130_a_replica_makes_no_mark_of_level_3() {
     );
     confirm(&master, "SET b 1\n", 1);
     let id = made["id"].as_str().unwrap();
-    wait_until(PATIENCE, "the mark is settled", || {
+    wait_until("the mark is settled", || {
         let marks = marks(&world);
         let own = marks.iter().find(|mark| mark["id"] == id).unwrap();
         assert_eq!(own["level"], 1, "{own:#}");
@@ -76,10 +76,7 @@ fn r130_a_replica_makes_no_mark_of_level_3() {
 /// However many newer ones there are: expiry keeps what has a label.
 #[test]
 fn r131_a_mark_of_long_ago_is_found_by_its_label_and_by_its_name() {
-    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, SET);
-    let running = receiver(&world, &server);
+    let (server, world, running) = received("redis-7", SET);
     world.backup();
     let label = "before the release";
     let old = mark(&world, &["--label", label])["id"].clone();
@@ -89,25 +86,19 @@ fn r131_a_mark_of_long_ago_is_found_by_its_label_and_by_its_name() {
     let every = world
         .pitr(&["mark", "shop", "--every", "1s", "--json"])
         .spawn();
-    wait_until(PATIENCE, "three marks are made", || {
-        marks(&world).len() >= 4
-    });
-    every.signal(Signal::TERM);
-    let run = every.wait().success();
+    wait_until("three marks are made", || marks(&world).len() >= 4);
+    let run = every.ended_by(Signal::TERM).success();
     let made = run.stdout.lines().filter(|line| line.contains("\"id\""));
     assert!(made.count() >= 3, "{run}");
     let count = marks(&world).len();
     let every = world.pitr(&["mark", "shop", "--every", "1min"]).spawn();
-    wait_until(PATIENCE, "one more is made", || {
-        marks(&world).len() == count + 1
-    });
-    every.signal(Signal::TERM);
-    every.wait().success();
+    wait_until("one more is made", || marks(&world).len() == count + 1);
+    every.ended_by(Signal::TERM).success();
     stop(running);
     for text in [label, old] {
         let lowered = |words: &[&str]| {
             let program = world.pitr(words).env("PITR_FAULT_LIMIT", "2");
-            program.arg("--json").run().success().json()
+            program.arg("--json").succeed().json()
         };
         let report = lowered(&["recover", "test", "--set", "shop", "--mark", text]);
         assert_eq!(report["plan"]["wanted"]["mark"], old, "{report:#}");
@@ -189,7 +180,7 @@ fn r134_who_watches_sees_marks_that_come_no_more() {
     assert_eq!(metric().map(|at| (at * 1e6).round()), Some(micros));
     let agent = world.pitr(&["agent"]).spawn();
     let heard = || sink.heard("sets/shop/marks");
-    wait_until(PATIENCE, "the sink hears of it", || !heard().is_empty());
+    wait_until("the sink hears of it", || !heard().is_empty());
     assert_eq!(heard()[0].1, "medium");
     assert!(
         heard()[0].2.contains("the newest settled mark is"),
@@ -198,13 +189,12 @@ fn r134_who_watches_sees_marks_that_come_no_more() {
     );
     with("");
     agent.signal(Signal::HUP);
-    wait_until(PATIENCE, "the sink hears of its end", || {
+    wait_until("the sink hears of its end", || {
         heard()
             .last()
             .is_some_and(|(event, ..)| event == "resolved")
     });
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    agent.ended_by(Signal::TERM).success();
 }
 
 /// A log that goes on no more, and one with a gap that no backup has ended, are seen by all who watch, though a replica keeps the backlog alive.
@@ -240,7 +230,7 @@ fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
     assert_eq!(finding(0)["level"], "warn", "no receiver has run");
     let running = receiver(&world, &server);
     confirm(&server, "SET a 1\n", 2);
-    wait_until(PATIENCE, "something is stored", || gap().is_some());
+    wait_until("something is stored", || gap().is_some());
     assert_eq!(gap().as_deref(), Some("1"), "no backup was taken");
     let none = finding(0);
     assert_eq!(none["level"], "fail", "{none:#}");
@@ -274,7 +264,7 @@ fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
         own["problems"].to_string().contains("arrived 20 min"),
         "{own:#}"
     );
-    let metrics = world.pitr(&["metrics"]).run().success().stdout;
+    let metrics = world.pitr(&["metrics"]).succeed().stdout;
     let series = "pitr_redis_stored_timestamp_seconds{cluster=\"cache\",repo=\"one\"} ";
     let stored: f64 = metrics
         .lines()
@@ -296,12 +286,10 @@ fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
     let running = gap::held(&world, &pause);
     assert!(running.stderr().contains("warning: gap: "));
     server.feed("SET c 1\n");
-    wait_until(PATIENCE, "the gap is seen", || {
-        gap().as_deref() == Some("1")
-    });
+    wait_until("the gap is seen", || gap().as_deref() == Some("1"));
     let agent = world.pitr(&["agent"]).spawn();
     let heard = || sink.heard("aux/redis/cache/content/log");
-    wait_until(PATIENCE, "the sink hears of it", || !heard().is_empty());
+    wait_until("the sink hears of it", || !heard().is_empty());
     assert_eq!(heard()[0].1, "critical");
     assert!(
         heard()[0]
@@ -312,23 +300,19 @@ fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
     );
     std::fs::remove_file(&pause).unwrap();
     confirm(&server, "SET d 1\n", 2);
-    wait_until(PATIENCE, "the sink hears of its end", || {
+    wait_until("the sink hears of its end", || {
         heard()
             .last()
             .is_some_and(|(event, ..)| event == "resolved")
     });
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    agent.ended_by(Signal::TERM).success();
     stop(running);
 }
 
 /// A target inside a gap of Redis is refused with moments that are reached.
 #[test]
 fn r132_the_nearest_moments_of_a_set_lie_around_a_gap_of_redis() {
-    let mut server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, SET);
-    let running = receiver(&world, &server);
+    let (mut server, world, running) = received("redis-7", SET);
     world.backup();
     confirm(&server, "SET a 1\n", 1);
     stop(running);

@@ -18,7 +18,7 @@ mod world;
 mod writer;
 
 use crate::common::random::Random;
-use crate::common::{PATIENCE, Program, files_below, wait_until};
+use crate::common::{Program, files_below, wait_until};
 use crate::per_server;
 use server::{Server, program};
 use world::World;
@@ -91,7 +91,7 @@ fn r01_a_data_set_comes_back_as_it_was(name: &'static str) {
     new.begin();
     assert_eq!(new.ask(&["GET", "after"]), "the restore");
     assert_eq!(world.ids().len(), 1);
-    let verified = world.pitr(&["verify", "--json"]).run().success();
+    let verified = world.pitr(&["verify", "--json"]).succeed();
     assert_eq!(
         verified.json()["scopes"][0]["finding_count"],
         0,
@@ -118,7 +118,7 @@ fn r02_a_backup_under_load_has_whole_transactions(name: &'static str) {
         .collect();
     let writer = server.cli(&[]).stdin(transfers.as_bytes()).spawn();
     let world = World::new(&server);
-    wait_until(PATIENCE, "the load has begun", || {
+    wait_until("the load has begun", || {
         server.ask(&["EXISTS", "transfers"]) == "1"
     });
     let before: u64 = server.ask(&["GET", "transfers"]).parse().unwrap();
@@ -154,7 +154,7 @@ fn a_backup_of_a_replica_has_the_position_of_its_master() {
             "0",
         ],
     );
-    wait_until(PATIENCE, "the replica follows", || {
+    wait_until("the replica follows", || {
         replica.info("master_link_status") == "up"
     });
     // Only the connection that wrote waits for its own writes.
@@ -239,28 +239,21 @@ fn a_dry_run_writes_nothing_and_the_list_has_the_facts() {
     let world = World::new(&server);
     world
         .redis(&["backup", "cache", "--label", "first"])
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("the checksum is right");
     let to = world.sandbox.join("dry");
     world
         .restoring(&to, &["--dry-run"])
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("would be written");
     assert!(!to.exists());
-    let listed = world.redis(&["ls", "cache"]).run().success();
+    let listed = world.redis(&["ls", "cache"]).succeed();
     listed.expect_stdout("first").expect_stdout("redis 7.0.15");
-    let json = world
-        .redis(&["ls", "cache", "--json"])
-        .run()
-        .success()
-        .json();
+    let json = world.redis(&["ls", "cache", "--json"]).succeed().json();
     assert_eq!(json["backups"][0]["redis"]["rdb_version"], 10);
     world
         .redis(&["ls", "nobody"])
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("there is no backup");
     world
         .pitr(&["info"])
@@ -272,12 +265,10 @@ fn a_dry_run_writes_nothing_and_the_list_has_the_facts() {
     world
         .restoring(&to, &["--server-version", "redis 7.0"])
         .env("PATH", path)
-        .run()
-        .success()
+        .succeed()
         .expect_stderr("nothing checked the append-only file");
     let check = Program::new(program("redis-7", "check-aof"));
     check
         .arg(to.join("appendonlydir/appendonly.aof.manifest"))
-        .run()
-        .success();
+        .succeed();
 }

@@ -75,7 +75,7 @@ fn history(name: &'static str, seed: u64, count: u64) {
 
 /// Runs commands on one connection. Some are refused, as they are meant to be; most are not.
 fn feed(server: &Server, lines: &str) {
-    let run = server.cli(&[]).stdin(lines.as_bytes()).run().success();
+    let run = server.cli(&[]).stdin(lines.as_bytes()).succeed();
     let refusals = ["WRONGTYPE", "ERR", "NOGROUP", "BUSYGROUP", "EXECABORT"];
     let refused = run.stdout.lines().filter(|line| {
         refusals
@@ -116,7 +116,7 @@ fn whole(server: &Server) -> String {
         lines += &format!("SELECT {db}\n");
         lines.extend((0..60).map(|n| format!("PEXPIRETIME lasting:{n}\n")));
     }
-    let ends = server.cli(&[]).stdin(lines.as_bytes()).run().success();
+    let ends = server.cli(&[]).stdin(lines.as_bytes()).succeed();
     let code = server.ask(&["FUNCTION", "LIST", "WITHCODE"]);
     let mut code: Vec<&str> = code.lines().collect();
     code.sort_unstable();

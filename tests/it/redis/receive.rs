@@ -9,7 +9,7 @@ use super::server::Server;
 use super::world::World;
 use crate::common::proxy::Proxy;
 use crate::common::random::Random;
-use crate::common::{PATIENCE, Run, Running, wait_until};
+use crate::common::{Run, Running, wait_until};
 use crate::per_server;
 
 /// The lines of `[redis.cache]` with a receiver.
@@ -29,14 +29,23 @@ pub fn receiver(world: &World, server: &Server) -> Running {
     };
     let before = online();
     let running = world.redis(&["receive", "cache"]).spawn();
-    wait_until(PATIENCE, "the receiver is online", || online() > before);
+    wait_until("the receiver is online", || online() > before);
     running
+}
+
+/// A server of that name, what backs it up, and a receiver of its log that runs.
+pub fn received(name: &'static str, more: &str) -> (Server, World, Running) {
+    let server = Server::start(name, &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, more);
+    let running = receiver(&world, &server);
+    (server, world, running)
 }
 
 /// Carries out commands, and waits until so many replicas have confirmed them: `WAIT` counts for its own connection alone.
 pub fn confirm(server: &Server, lines: &str, replicas: u32) {
     let all = format!("{lines}WAIT {replicas} 60000\n");
-    let run = server.cli(&[]).stdin(all.as_bytes()).run().success();
+    let run = server.cli(&[]).stdin(all.as_bytes()).succeed();
     let last = run.stdout.lines().next_back().map(str::to_owned);
     assert_eq!(last, Some(replicas.to_string()), "{run}");
 }
@@ -44,7 +53,7 @@ pub fn confirm(server: &Server, lines: &str, replicas: u32) {
 /// Waits until the only receiver has confirmed all that the server had sent when this was called.
 pub fn wait_received(server: &Server) {
     let sent = Moment::offset_of(server);
-    wait_until(PATIENCE, "the receiver has all that was sent", || {
+    wait_until("the receiver has all that was sent", || {
         let told = server.ask(&["INFO", "replication"]);
         let receiver = told.lines().find(|line| line.starts_with("slave0:"));
         let fields = receiver.map(|line| line.trim().split([':', ',']));
@@ -55,8 +64,7 @@ pub fn wait_received(server: &Server) {
 
 /// Ends a receiver in order.
 pub fn stop(running: Running) -> Run {
-    running.signal(Signal::TERM);
-    running.wait().success()
+    running.ended_by(Signal::TERM).success()
 }
 
 /// A moment of a server.
@@ -90,10 +98,7 @@ impl Moment {
 
 /// The receiver is killed again and again while it receives: what `WAIT` confirmed comes back.
 fn r21_what_wait_confirmed_survives_a_kill_of_the_receiver(name: &'static str) {
-    let server = Server::start(name, &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let mut running = receiver(&world, &server);
+    let (server, world, mut running) = received(name, "");
     world.backup();
     let mut known = Vec::new();
     let mut random = Random::new(21);
@@ -107,9 +112,8 @@ fn r21_what_wait_confirmed_survives_a_kill_of_the_receiver(name: &'static str) {
             confirm(&server, &format!("SET long {}\n", "x".repeat(17 << 20)), 1);
         }
         known.push(Moment::of(&server));
-        running.signal(Signal::KILL);
-        running.wait();
-        wait_until(PATIENCE, "the server sees it", || {
+        running.ended_by(Signal::KILL);
+        wait_until("the server sees it", || {
             server.info("connected_slaves") == "0"
         });
         // It goes on where it was: nobody was asked for a data set.
@@ -134,10 +138,7 @@ per_server!(r21_what_wait_confirmed_survives_a_kill_of_the_receiver);
 /// A time is a target; one that was not reached yet is refused, and so is one before every backup.
 #[test]
 fn r22_a_time_is_a_target() {
-    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
+    let (server, world, running) = received("redis-7", "");
     let before = now();
     world.backup();
     confirm(&server, "SET account 100\nSET other 1\n", 1);
@@ -164,14 +165,8 @@ fn r22_a_time_is_a_target() {
     assert_eq!(world.json(&["plan", "cache"])["offset"], end.offset);
     let copy = world.restore("whole", &["--target-offset", &target]);
     assert_eq!(Server::on("redis-7", &copy, &[]).content(), whole.content);
-    let shown = world
-        .redis(&["info", "cache", "--commands"])
-        .run()
-        .success();
-    assert!(
-        shown.stdout.contains(&format!("--target-offset {target}")),
-        "{shown}"
-    );
+    let shown = world.redis(&["info", "cache", "--commands"]).succeed();
+    shown.expect_stdout(&format!("--target-offset {target}"));
     let none = world.sandbox.join("none");
     let late = now();
     let run = world.restoring(&none, &["--target-time", &late]).run();
@@ -197,7 +192,7 @@ pub fn master_and_replica(name: &'static str) -> (Server, Server) {
     let port = master.port().to_string();
     let replica = Server::start(name, &delay);
     replica.ask(&["REPLICAOF", "127.0.0.1", &port]);
-    wait_until(PATIENCE, "the replica is there", || {
+    wait_until("the replica is there", || {
         replica
             .ask(&["INFO", "replication"])
             .contains("master_link_status:up")
@@ -315,9 +310,7 @@ fn r133_a_copy_of_the_server_at_its_address_is_told() {
     let running = receiver(&world, &server);
     world.backup();
     confirm(&server, "SET a 1\n", 1);
-    wait_until(PATIENCE, "the server saves", || {
-        server.ask(&["SAVE"]) == "OK"
-    });
+    wait_until("the server saves", || server.ask(&["SAVE"]) == "OK");
     let dump = server.data().join("dump.rdb");
     let mut copy = Server::start("redis-7", &delay);
     copy.kill();
@@ -349,10 +342,7 @@ fn r133_a_copy_of_the_server_at_its_address_is_told() {
 /// A damaged object ends nothing where another one has the same bytes; where none has, nothing is written.
 #[test]
 fn r25_a_damaged_object_of_the_log_is_passed_over_or_named() {
-    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
+    let (server, world, running) = received("redis-7", "");
     world.backup();
     let mut middle = None;
     for round in 0..6 {
@@ -375,7 +365,7 @@ fn r25_a_damaged_object_of_the_log_is_passed_over_or_named() {
     let files = crate::common::files_below(&log);
     let whole: Vec<&String> = files.iter().filter(|f| is_whole(f)).collect();
     assert_eq!(whole.len(), 1, "{files:?}");
-    world.pitr(&["verify"]).run().success();
+    world.pitr(&["verify"]).succeed();
     damage(&log.join(whole[0]));
     let found = world.pitr(&["verify"]).run();
     found.expect_code(4).expect_stdout(whole[0]);
@@ -396,10 +386,7 @@ fn r25_a_damaged_object_of_the_log_is_passed_over_or_named() {
 /// Runs that read what was read longest ago come to the log, too; each reads it once.
 #[test]
 fn v44_the_log_is_read_back_in_turns() {
-    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
+    let (server, world, running) = received("redis-7", "");
     world.backup();
     confirm(&server, &format!("SET long {}\n", "x".repeat(33 << 20)), 1);
     let log = world.repository().join("aux/redis/cache/log");
@@ -408,9 +395,7 @@ fn v44_the_log_is_read_back_in_turns() {
         let files = crate::common::files_below(&log).into_iter();
         files.filter(|f| is_whole(f)).collect()
     };
-    wait_until(PATIENCE, "two whole segments are stored", || {
-        whole().len() == 2
-    });
+    wait_until("two whole segments are stored", || whole().len() == 2);
     stop(running);
     let since = |options: &[&str]| {
         let words = [&["verify", "--json", "--since", "last"][..], options].concat();
@@ -440,7 +425,7 @@ fn v44_the_log_is_read_back_in_turns() {
     since(&[]).success();
     // Expiry leaves what tells of the log.
     let expire = ["expire", "--keep", "1", "--min-age", "0s", "--grace", "0s"];
-    world.pitr(&expire).args(["--confirm"]).run().success();
+    world.pitr(&expire).words("--confirm").succeed();
     let (done, all) = read(&since(&one).success());
     assert_eq!(done, all);
 }
@@ -485,8 +470,7 @@ fn r26_a_damaged_journal_is_received_again_or_recorded_as_a_gap() {
             .map(|n| format!("SET key:{n} {}\n", "v".repeat(1000)))
             .collect();
         confirm(&server, &lines, 1);
-        running.signal(Signal::KILL);
-        running.wait();
+        running.ended_by(Signal::KILL);
         if is_lost {
             let lines: String = (0..4000)
                 .map(|n| format!("SET late:{n} {}\n", "v".repeat(1000)))
@@ -519,7 +503,7 @@ fn r26_a_damaged_journal_is_received_again_or_recorded_as_a_gap() {
         let run = world.restoring(&none, &["--target-offset", &target]).run();
         run.success();
         assert_eq!(Server::on("redis-7", &none, &[]).content(), end.content);
-        let info = world.redis(&["info", "cache"]).run().success();
+        let info = world.redis(&["info", "cache"]).succeed();
         let told = info.stdout.contains("gap behind offset");
         assert_eq!(told, is_lost, "{info}");
         let copy = world.restore("copy", &["--target-offset", &first.target()]);
@@ -564,7 +548,7 @@ fn r149_a_journal_that_is_damaged_below_a_running_receiver_is_received_again() {
             let read = std::os::unix::fs::FileExt::read_at(&file, &mut bytes, 7_000_000).unwrap();
             bytes[..read].iter().any(|byte| *byte != 0)
         };
-        wait_until(PATIENCE, "the journal has it", || {
+        wait_until("the journal has it", || {
             second().as_ref().is_some_and(is_written)
         });
         let path = second().unwrap();
@@ -583,7 +567,7 @@ fn r149_a_journal_that_is_damaged_below_a_running_receiver_is_received_again() {
         let begun = std::fs::read_dir(log.join("begins")).unwrap().count();
         assert_eq!(begun > 1, is_lost, "{begun}");
         let to = world.sandbox.join("copy");
-        world.restoring(&to, &["--latest"]).run().success();
+        world.restoring(&to, &["--latest"]).succeed();
         assert_eq!(Server::on("redis-7", &to, &[]).content(), end.content);
     }
 }
@@ -650,13 +634,12 @@ fn require_second_alone(world: &World) {
 fn first_goes_away(world: &World, server: &Server) -> PathBuf {
     configure(world, server, &second_repository(world));
     require_second_alone(world);
-    world.pitr(&["init", "--quiet"]).run().success();
+    world.pitr(&["init", "--quiet"]).succeed();
     let running = receiver(world, server);
     world.backup();
     world
         .pitr(&["repo", "sync", "--from", "one", "--to", "two"])
-        .run()
-        .success();
+        .succeed();
     confirm(server, "SET a 1\n", 1);
     stop(running);
     let away = world.sandbox.join("away");
@@ -672,8 +655,7 @@ fn r140_the_end_comes_from_the_repository_without_a_gap() {
     let away = first_goes_away(&world, &server);
     let running = receiver(&world, &server);
     confirm(&server, "SET b 1\n", 1);
-    running.signal(Signal::TERM);
-    running.wait();
+    running.ended_by(Signal::TERM);
     // The journal alone has the rest for the first one, and is lost.
     std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
     let first = world.sandbox.join("first");
@@ -687,7 +669,7 @@ fn r140_the_end_comes_from_the_repository_without_a_gap() {
     std::fs::remove_file(&pause).unwrap();
     running.wait().success();
     let to = world.sandbox.join("copy");
-    let run = world.restoring(&to, &["--latest"]).run().success();
+    let run = world.restoring(&to, &["--latest"]).succeed();
     run.expect_stderr("repository \"one\" is passed over: ")
         .expect_stderr("were never received")
         .expect_stdout(&format!("of {}, of 20", end.replid));
@@ -713,8 +695,7 @@ fn r141_a_lost_journal_is_replaced_by_what_all_repositories_have() {
             .map(|n| format!("SET key:{n} {}\n", "v".repeat(1000)))
             .collect();
         confirm(&server, &lines, 1);
-        running.signal(Signal::TERM);
-        running.wait();
+        running.ended_by(Signal::TERM);
         std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
         std::fs::rename(&away, world.repository()).unwrap();
         let forks = server.info("sync_full");
@@ -743,10 +724,7 @@ fn r141_a_lost_journal_is_replaced_by_what_all_repositories_have() {
 /// A damaged object at the end of the log keeps no receiver from starting without its journal.
 #[test]
 fn r142_a_damaged_end_of_the_log_ends_no_receiver() {
-    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
+    let (server, world, running) = received("redis-7", "");
     world.backup();
     for n in 0..2 {
         confirm(&server, &format!("SET key:{n} 1\n"), 1);
@@ -777,10 +755,7 @@ fn r142_a_damaged_end_of_the_log_ends_no_receiver() {
 /// The time of a target is the receiver's: a backup that another clock dates before it, and that has later bytes, is no way there.
 #[test]
 fn r143_a_backup_of_a_host_whose_clock_is_behind_is_judged_by_the_log() {
-    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
+    let (server, world, running) = received("redis-7", "");
     let backup_behind = |seconds: u64| {
         let now = std::time::SystemTime::UNIX_EPOCH
             .elapsed()
@@ -789,7 +764,7 @@ fn r143_a_backup_of_a_host_whose_clock_is_behind_is_judged_by_the_log() {
         let run = world
             .redis(&["backup", "cache", "--json"])
             .env("PITR_FAULT_CLOCK", format!("{},{now},1", now - seconds));
-        run.run().success().json()
+        run.succeed().json()
     };
     let early = backup_behind(60);
     confirm(&server, "SET account 100\n", 1);
@@ -817,7 +792,7 @@ fn r143_a_backup_of_a_host_whose_clock_is_behind_is_judged_by_the_log() {
         "--backup",
         late["id"].as_str().unwrap(),
     ];
-    world.redis(&named).run().expect_code(5);
+    world.redis(&named).exits(5);
 }
 
 /// The address changes at a failover, and nobody names the identity: what the journal alone has of the former server stays to be had.
@@ -834,19 +809,18 @@ fn r144_a_changed_address_leaves_no_journal_behind() {
         std::fs::rename(world.repository(), &away).unwrap();
         confirm(&master, "SET b 1\n", 2);
         let wanted = Moment::of(&master);
-        running.signal(Signal::KILL);
-        running.wait();
+        running.ended_by(Signal::KILL);
         std::fs::rename(&away, world.repository()).unwrap();
         master.kill();
         replica.ask(&["REPLICAOF", "NO", "ONE"]);
         configure(&world, &replica, "");
-        let run = world.redis(&["receive", "cache"]).run().expect_code(3);
+        let run = world.redis(&["receive", "cache"]).exits(3);
         let identity = format!("identity = \"{}\"", master.address());
         run.expect_stderr("holds what was received from another address")
             .expect_stderr(&identity);
         if is_confirmed {
             let confirmed = ["backup", "cache", "--confirm"];
-            world.redis(&confirmed).run().success();
+            world.redis(&confirmed).succeed();
         } else {
             configure(&world, &replica, &identity);
         }
@@ -886,7 +860,7 @@ fn r145_a_receiver_outlives_a_right_that_it_lacks_for_a_while() {
     confirm(&server, "SET a 1\n", 1);
     server.ask(&["ACL", "DELUSER", "pitr"]);
     server.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
-    wait_until(PATIENCE, "the receiver tells of it", || {
+    wait_until("the receiver tells of it", || {
         running.stderr().contains("the receiver tries again")
     });
     std::thread::sleep(std::time::Duration::from_secs(3));
@@ -898,7 +872,7 @@ fn r145_a_receiver_outlives_a_right_that_it_lacks_for_a_while() {
     confirm(&server, "SET b 1\n", 1);
     stop(running);
     server.ask(&["ACL", "DELUSER", "pitr"]);
-    world.redis(&["receive", "cache"]).run().expect_code(1);
+    world.redis(&["receive", "cache"]).exits(1);
 }
 
 /// `pitr repo sync` brings the log along, and again what came since: every moment comes back from the copy alone.
@@ -930,18 +904,15 @@ fn r28_the_log_is_copied_with_the_backups() {
             stop(running);
             configure(&world, &server, &format!("{second}\n{encryption}"));
             if round == 0 {
-                world.pitr(&["init", "--quiet"]).run().success();
+                world.pitr(&["init", "--quiet"]).succeed();
             }
             let sync = ["repo", "sync", "--from", "one", "--to", "two"];
-            world.pitr(&sync).run().success();
-            let again = world.pitr(&sync).arg("--json").run().success().json();
+            world.pitr(&sync).succeed();
+            let again = world.pitr(&sync).arg("--json").succeed().json();
             assert!(again.to_string().contains("\"log_objects\":0"), "{again}");
         }
         std::fs::rename(world.repository(), world.sandbox.join("away")).unwrap();
-        world
-            .pitr(&["verify", "--repository", "two"])
-            .run()
-            .success();
+        world.pitr(&["verify", "--repository", "two"]).succeed();
         let last = last.unwrap();
         let target = last.target();
         let copy = world.restore("copy", &["--target-offset", &target]);
@@ -978,8 +949,7 @@ fn r29_doctor_compares_the_backlog_with_what_is_written() {
         .cli(&["-r", "10000000", "SET", "key", &value])
         .spawn();
     let busy = finding("cache backlog");
-    writing.signal(Signal::KILL);
-    writing.wait();
+    writing.ended_by(Signal::KILL);
     assert_eq!(busy["level"], "warn", "{busy}");
     assert!(busy.to_string().contains("may be away for"), "{busy}");
     assert!(busy.to_string().contains("repl-backlog-size"), "{busy}");
@@ -998,8 +968,7 @@ fn r29_doctor_compares_the_backlog_with_what_is_written() {
         .cli(&["-r", "10000000", "SET", "key", &value])
         .spawn();
     let small = finding("cache output buffer");
-    writing.signal(Signal::KILL);
-    writing.wait();
+    writing.ended_by(Signal::KILL);
     assert_eq!(small["level"], "warn", "{small}");
     assert!(
         small.to_string().contains("client-output-buffer-limit"),
@@ -1037,12 +1006,12 @@ fn r63_a_gap_is_recorded_when_the_connection_breaks_behind_it() {
     confirm(&server, "SET a 1\n", 1);
     server.kill();
     server.begin();
-    wait_until(PATIENCE, "the receiver is there again", || {
+    wait_until("the receiver is there again", || {
         server.info("connected_slaves") == "1" && running.stderr().contains("gap: ")
     });
     let before = proxy.counts().connections;
     proxy.reset();
-    wait_until(PATIENCE, "it connects once more", || {
+    wait_until("it connects once more", || {
         proxy.counts().connections > before
     });
     confirm(&server, "SET b 1\n", 1);
@@ -1093,15 +1062,11 @@ fn r63_a_gap_is_recorded_when_the_journal_is_lost_as_well() {
 #[test]
 fn r21_waitaof_counts_the_receiver() {
     for name in ["redis-8", "valkey-9"] {
-        let server = Server::start(name, &["--repl-diskless-sync-delay", "0"]);
-        let world = World::new(&server);
-        configure(&world, &server, "");
-        let running = receiver(&world, &server);
+        let (server, _world, running) = received(name, "");
         let asked = server
             .cli(&[])
             .stdin("SET a 1\nWAITAOF 0 1 20000\n")
-            .run()
-            .success();
+            .succeed();
         assert_eq!(
             asked.stdout.lines().next_back(),
             Some("1"),
@@ -1135,8 +1100,7 @@ fn r79_what_wait_confirms_is_in_the_repository(name: &'static str) {
         );
     }
     let content = server.content();
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
     // The last bytes of the history ask for acknowledgement, and change nothing.
     let restored = world.restore("cache", &["--latest"]);
@@ -1173,7 +1137,7 @@ fn an_agent_keeps_a_receiver_running_and_takes_it_over() {
     };
     let receiver_of = |job: &serde_json::Value| job["running_since"].clone();
     let agent = world.pitr(&["agent"]).spawn();
-    wait_until(PATIENCE, "the receiver is online", || online() == 1);
+    wait_until("the receiver is online", || online() == 1);
     confirm(&server, "SET before 1\n", 1);
     let since = receiver_of(&job());
     // A killed agent ends no receiver, and the next one knows it.
@@ -1186,7 +1150,7 @@ fn an_agent_keeps_a_receiver_running_and_takes_it_over() {
     world.backup();
     // A server that throws the receiver out has it again.
     server.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
-    wait_until(PATIENCE, "it is online again", || online() == 1);
+    wait_until("it is online again", || online() == 1);
     confirm(&server, "SET later 1\n", 1);
     let moment = Moment::of(&server);
     wait_received(&server);
@@ -1196,9 +1160,8 @@ fn an_agent_keeps_a_receiver_running_and_takes_it_over() {
     let (without, _) = text.split_once("[jobs.receiver]").unwrap();
     std::fs::write(&file, without).unwrap();
     agent.signal(Signal::HUP);
-    wait_until(PATIENCE, "the receiver has left", || online() == 0);
-    agent.signal(Signal::TERM);
-    agent.wait().success();
+    wait_until("the receiver has left", || online() == 0);
+    agent.ended_by(Signal::TERM).success();
     let copy = world.restore("copy", &["--target-offset", &moment.target()]);
     let content = Server::on("valkey-8", &copy, &[]).content();
     assert_eq!(content, moment.content);
@@ -1210,7 +1173,7 @@ const LIFETIMES: &str = "SELECT 3\nSET a 1 EX 100\nSETEX b 100 1\nSET c 1\nEXPIR
 /// Requires that these keys, which were given their ends more than three seconds ago, have not more left in a restored server.
 fn assert_ends(restored: &Server) {
     let asked = "SELECT 3\nPTTL a\nPTTL b\nPTTL c\nPTTL d\nPTTL e\nPTTL over\n";
-    let answers = restored.cli(&[]).stdin(asked.as_bytes()).run().success();
+    let answers = restored.cli(&[]).stdin(asked.as_bytes()).succeed();
     let left: Vec<i64> = answers
         .stdout
         .lines()
@@ -1228,10 +1191,7 @@ fn assert_ends(restored: &Server) {
 /// Row R160: a server before 7 tells its replicas how long a key has, and not when it ends.
 #[test]
 fn r160_a_key_of_an_old_server_ends_when_it_would_have_ended() {
-    let server = Server::start("redis-6", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
+    let (server, world, running) = received("redis-6", "");
     world.backup();
     confirm(&server, LIFETIMES, 1);
     let moment = Moment::of(&server);
@@ -1249,7 +1209,7 @@ fn r195_a_key_ends_in_time_where_a_newer_replica_passes_the_log_on() {
     let master = Server::listening("redis-6", "--port", &delay);
     let replica = Server::start("redis-7", &delay);
     replica.ask(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
-    wait_until(PATIENCE, "the replica is there", || {
+    wait_until("the replica is there", || {
         let told = replica.ask(&["INFO", "replication"]);
         told.contains("master_link_status:up")
     });

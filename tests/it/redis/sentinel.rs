@@ -7,7 +7,7 @@ use super::server::{Server, program};
 use super::world::World;
 use super::writer::{self, Writer};
 use crate::common::authority::{Authority, LATER};
-use crate::common::{Lock, PATIENCE, Program, Running, Sandbox, free_port, wait_until};
+use crate::common::{Lock, Program, Running, Sandbox, free_port, wait_until};
 use crate::per_server;
 
 /// A Sentinel that watches a master called `shop`.
@@ -40,7 +40,7 @@ impl Sentinel {
         let conf = sandbox.file("sentinel.conf", lines);
         let server = Program::new(program(name, "server"));
         let running = server.arg(conf).arg("--sentinel").spawn();
-        wait_until(PATIENCE, "the Sentinel listens", || {
+        wait_until("the Sentinel listens", || {
             std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
         Sentinel {
@@ -78,13 +78,13 @@ fn watched(name: &'static str) -> (Server, Server, Vec<Sentinel>) {
     let master = Server::listening(name, "--port", &OPTIONS);
     let replica = Server::listening(name, "--port", &OPTIONS);
     replica.ask(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
-    wait_until(PATIENCE, "the replica follows", || {
+    wait_until("the replica follows", || {
         replica.info("master_link_status") == "up"
     });
     let sentinels: Vec<Sentinel> = (0..3).map(|_| Sentinel::watching(&master, 2, "")).collect();
     let port = replica.port().to_string();
     for sentinel in &sentinels {
-        wait_until(PATIENCE, "the Sentinels know each other", || {
+        wait_until("the Sentinels know each other", || {
             let told = sentinel.ask(&["SENTINEL", "slaves", "shop"]);
             let others = sentinel.ask(&["SENTINEL", "sentinels", "shop"]);
             let is_known = told.contains(&port) && told.contains("\nok\n");
@@ -108,18 +108,18 @@ fn r59_the_receiver_follows_a_failover(name: &'static str) {
     confirm(&master, "SELECT 2\nSET a 1\n", 2);
     let first = Moment::of(&master);
     let writer = Writer::start(&master, 2, 1);
-    wait_until(PATIENCE, "writes are confirmed", || writer.count() > 50);
+    wait_until("writes are confirmed", || writer.count() > 50);
     master.kill();
     let mut confirmed = writer.stop();
-    wait_until(PATIENCE, "the Sentinels promote the replica", || {
+    wait_until("the Sentinels promote the replica", || {
         replica.info("role") == "master"
     });
-    wait_until(PATIENCE, "the receiver follows", || {
+    wait_until("the receiver follows", || {
         let told = replica.ask(&["INFO", "replication"]);
         told.contains("state=online")
     });
     let writer = Writer::start(&replica, 1, 2);
-    wait_until(PATIENCE, "writes are confirmed", || writer.count() > 50);
+    wait_until("writes are confirmed", || writer.count() > 50);
     confirmed.extend(writer.stop());
     let last = Moment::of(&replica);
     let ended = stop(running);
@@ -127,7 +127,7 @@ fn r59_the_receiver_follows_a_failover(name: &'static str) {
         let named = format!("the Sentinels name 127.0.0.1:{} as master", server.port());
         assert!(ended.stderr.contains(&named), "{ended}");
     }
-    let told = world.redis(&["info", "cache"]).run().success();
+    let told = world.redis(&["info", "cache"]).succeed();
     assert!(!told.stdout.contains("gap behind"), "{told}");
     for (n, moment) in [&first, &last].into_iter().enumerate() {
         let target = moment.target();
@@ -139,7 +139,7 @@ fn r59_the_receiver_follows_a_failover(name: &'static str) {
                 .iter()
                 .map(|(_, key)| format!("GET {key}\n"))
                 .collect();
-            let values = restored.cli(&[]).stdin(lines.into_bytes()).run().success();
+            let values = restored.cli(&[]).stdin(lines.into_bytes()).succeed();
             let wanted: Vec<String> = confirmed
                 .iter()
                 .map(|(_, key)| writer::value(key))
@@ -151,7 +151,7 @@ fn r59_the_receiver_follows_a_failover(name: &'static str) {
     master.begin();
     let port = master.port().to_string();
     for sentinel in &sentinels {
-        wait_until(PATIENCE, "the former master follows", || {
+        wait_until("the former master follows", || {
             let told = sentinel.ask(&["SENTINEL", "slaves", "shop"]);
             told.contains(&port) && told.contains("\nok\n")
         });
@@ -185,7 +185,7 @@ fn r60_sentinels_that_lead_nowhere_are_passed_over_or_named() {
     let master = Server::listening("redis-7", "--port", &OPTIONS);
     let replica = Server::listening("redis-7", "--port", &OPTIONS);
     replica.ask(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
-    wait_until(PATIENCE, "the replica follows", || {
+    wait_until("the replica follows", || {
         replica.info("master_link_status") == "up"
     });
     let good = Sentinel::watching(&master, 1, "");
@@ -229,7 +229,7 @@ fn r60_sentinels_that_lead_nowhere_are_passed_over_or_named() {
     configure(&world, &[good.port], "sentinel.backup_from = \"replica\"");
     replica.ask(&["REPLICAOF", "NO", "ONE"]);
     drop(replica);
-    let run = world.redis(&["backup", "cache"]).run().success();
+    let run = world.redis(&["backup", "cache"]).succeed();
     run.expect_stderr("no replica was fit");
     // Keys go to the master; a whole data set into one that Sentinels watch is refused.
     master.ask(&["SET", "key", "1"]);
@@ -237,7 +237,7 @@ fn r60_sentinels_that_lead_nowhere_are_passed_over_or_named() {
     let id = world.backup()["id"].as_str().unwrap().to_owned();
     master.ask(&["DEL", "key"]);
     let into = ["restore", "cache", "--backup", &id, "--into", "cache"];
-    world.redis(&into).args(["--key", "key"]).run().success();
+    world.redis(&into).words("--key key").succeed();
     assert_eq!(master.ask(&["GET", "key"]), "1");
     let run = world.redis(&into).arg("--confirm").run();
     run.expect_code(8)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::common::{Lock, PATIENCE, Program, Running, Sandbox, free_port, wait_until};
+use crate::common::{Lock, Program, Running, Sandbox, free_port, wait_until};
 
 /// Longer than any test.
 const LIFE: Duration = Duration::from_secs(1800);
@@ -143,7 +143,7 @@ impl Server {
         let command = Program::new(program(self.name, "server")).args(&self.arguments);
         let process = command.timeout(LIFE).spawn();
         self.process = Some(process);
-        wait_until(PATIENCE, "the server answers", || {
+        wait_until("the server answers", || {
             let process = self.process.as_mut().unwrap();
             assert!(
                 !process.is_done(),
@@ -160,8 +160,7 @@ impl Server {
     /// Ends it at once.
     pub fn kill(&mut self) {
         if let Some(process) = self.process.take() {
-            process.signal(Signal::KILL);
-            process.wait();
+            process.ended_by(Signal::KILL);
         }
     }
 
@@ -204,7 +203,7 @@ impl Server {
 
     /// Runs commands, one in a line, on one connection.
     pub fn feed(&self, lines: &str) {
-        let run = self.cli(&[]).stdin(lines.as_bytes()).run().success();
+        let run = self.cli(&[]).stdin(lines.as_bytes()).succeed();
         let wrong = run.stdout.lines().find(|line| {
             let word = line.split(' ').next().unwrap_or_default();
             word.len() > 2 && word.chars().all(|c| c.is_ascii_uppercase()) && line.len() > 20
@@ -216,7 +215,7 @@ impl Server {
     pub fn content(&self) -> String {
         let counts: String = (0..16).map(|db| format!("SELECT {db}\nDBSIZE\n")).collect();
         let lines = format!("DEBUG DIGEST\n{counts}");
-        let told = self.cli(&[]).stdin(lines.into_bytes()).run().success();
+        let told = self.cli(&[]).stdin(lines.into_bytes()).succeed();
         let mut words: Vec<&str> = told.stdout.split_whitespace().collect();
         words.retain(|word| *word != "OK");
         assert_eq!((words[0].len(), words.len()), (40, 17), "{told}");

@@ -25,14 +25,14 @@ impl World {
     pub fn new(server: &Server) -> World {
         let world = World::without_server(server.name, false, None);
         world.configure(&format!("address = \"{}\"", server.address()));
-        world.pitr(&["init", "--quiet"]).run().success();
+        world.pitr(&["init", "--quiet"]).succeed();
         world
     }
 
     pub fn sealed(server: &Server) -> World {
         let world = World::without_server(server.name, true, None);
         world.configure(&format!("address = \"{}\"", server.address()));
-        world.pitr(&["init", "--quiet"]).run().success();
+        world.pitr(&["init", "--quiet"]).succeed();
         world
     }
 
@@ -40,7 +40,7 @@ impl World {
     pub fn sealed_in_bucket(server: &Server) -> World {
         let world = World::without_server(server.name, true, Some(Peer::own()));
         world.configure(&format!("address = \"{}\"", server.address()));
-        world.pitr(&["init", "--quiet"]).run().success();
+        world.pitr(&["init", "--quiet"]).succeed();
         world
     }
 
@@ -50,7 +50,7 @@ impl World {
         let keys = sandbox.join("keys");
         let mut encryption = String::new();
         if is_sealed {
-            keygen(&keys, &["ops", "escrow"]).run().success();
+            keygen(&keys, &["ops", "escrow"]).succeed();
             encryption = format!(
                 "[repositories.one.encryption]\nkey_set = \"{0}/writer.key\"\nkey_file = \"{0}/ops.key\"\n",
                 keys.display()
@@ -127,14 +127,14 @@ impl World {
 
     /// Takes a backup; its JSON.
     pub fn backup(&self) -> serde_json::Value {
-        let run = self.redis(&["backup", "cache", "--json"]).run().success();
+        let run = self.redis(&["backup", "cache", "--json"]).succeed();
         run.json()
     }
 
     /// Restores the newest backup into a new directory of this name.
     pub fn restore(&self, name: &str, more: &[&str]) -> PathBuf {
         let to = self.sandbox.join(name);
-        let run = self.restoring(&to, more).run().success();
+        let run = self.restoring(&to, more).succeed();
         run.expect_stdout("finds it valid");
         to
     }
@@ -145,8 +145,7 @@ impl World {
 
     /// The ids of the backups that exist.
     pub fn ids(&self) -> Vec<String> {
-        let run = self.redis(&["ls", "cache", "--json"]).run().success();
-        let json = run.json();
+        let json = self.redis(&["ls", "cache", "--json"]).succeed().json();
         let backups = json["backups"].as_array().unwrap().iter();
         backups
             .map(|b| b["id"].as_str().unwrap().to_owned())

@@ -8,11 +8,11 @@ fn z15_access_is_given_and_withdrawn_in_every_epoch() {
     let (rotated, still) = Rotated::still();
     let sealed = &rotated.sealed;
     let local = &sealed.repository;
-    sealed.push(&still, "writer", 0).run().success();
+    sealed.push(&still, "writer", 0).succeed();
     rotated.add("leaver");
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
     rotated.host(&still.cluster, "later", &rotated.writer("next"), None);
-    sealed.push(&still, "later", 1).run().success();
+    sealed.push(&still, "later", 1).succeed();
     rotated.add("comer");
     assert_eq!(Rotated::recipients(local, 2), ["comer", "escrow", "ops"]);
     assert_eq!(
@@ -26,7 +26,7 @@ fn z15_access_is_given_and_withdrawn_in_every_epoch() {
         Some("comer"),
     );
     for n in [0, 1] {
-        sealed.fetch(&still, "comer", n).run().success();
+        sealed.fetch(&still, "comer", n).succeed();
         std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
     }
     let escrow = sealed.key("escrow");
@@ -38,7 +38,7 @@ fn z15_access_is_given_and_withdrawn_in_every_epoch() {
         "--proof",
         &escrow,
     ]);
-    let run = run.run().success();
+    let run = run.succeed();
     assert_eq!(
         run.stdout.trim(),
         "Repository local is read by: escrow, ops"
@@ -56,8 +56,7 @@ fn z15_access_is_given_and_withdrawn_in_every_epoch() {
     let all = ["--all", "--add", &add, "--confirm"];
     rotated
         .rewrap(&all)
-        .run()
-        .success()
+        .succeed()
         .expect_stdout(
             "Repository local, data of epoch 2: gave access to comer; read by: comer, escrow, ops",
         )
@@ -76,8 +75,7 @@ fn z15_who_is_named_reads_the_former_epochs_and_two_are_proven() {
     let made = sealed.sandbox.join("stranger");
     crate::sealed::keygen(&made, &["stranger"])
         .arg("--pair-only")
-        .run()
-        .success();
+        .succeed();
     let stranger = made.join("stranger.pub").display().to_string();
     let run = rotated.rotate_for(
         "operator",
@@ -90,7 +88,7 @@ fn z15_who_is_named_reads_the_former_epochs_and_two_are_proven() {
         8,
         "recipient \"stranger\" has no access to epoch 1",
     );
-    let alone = sealed.on("operator").args(["repo", "rotate", "--dir"]);
+    let alone = sealed.on("operator").words("repo rotate --dir");
     let alone = alone.arg(rotated.dir("next"));
     let public = |name: &str| {
         sealed
@@ -119,8 +117,7 @@ fn z15_who_is_named_reads_the_former_epochs_and_two_are_proven() {
     refused(&planned.run(), 8, "--confirm is not given");
     let planned = rotated.rotate_for("operator", "next", &["ops", "escrow"], &["--dry-run"]);
     planned
-        .run()
-        .success()
+        .succeed()
         .expect_stdout("Repository local: stores keys/2/escrow, keys/2/ops");
     assert!(!rotated.dir("next").exists() && Rotated::recipients(&sealed.repository, 2).is_empty());
 }
@@ -130,7 +127,7 @@ fn z15_a_new_repository_gets_every_epoch_and_nobody_who_was_left_out() {
     let (rotated, still) = Rotated::still();
     let sealed = &rotated.sealed;
     rotated.add("leaver");
-    let planned = rotated.rotate("operator", "next").run().success();
+    let planned = rotated.rotate("operator", "next").succeed();
     planned.expect_stdout("Cannot read it: leaver");
     let file = std::fs::read_to_string(rotated.writer("next")).unwrap();
     assert!(!file.contains("leaver"));
@@ -140,8 +137,8 @@ fn z15_a_new_repository_gets_every_epoch_and_nobody_who_was_left_out() {
         &rotated.writer("next"),
         Some("ops"),
     );
-    sealed.push(&still, "writer", 0).run().success();
-    sealed.push(&still, "operator", 1).run().success();
+    sealed.push(&still, "writer", 0).succeed();
+    sealed.push(&still, "operator", 1).succeed();
     let second = rotated.second("operator");
     for epoch in [1, 2] {
         assert_eq!(Rotated::recipients(&second, epoch), ["escrow", "ops"]);
@@ -149,13 +146,13 @@ fn z15_a_new_repository_gets_every_epoch_and_nobody_who_was_left_out() {
     // A copy has the objects of both epochs, and no recipient more.
     let sync = sealed
         .on("operator")
-        .args(["repo", "sync", "--from", "local", "--to", "second"]);
+        .words("repo sync --from local --to second");
     sync.run();
     for epoch in [1, 2] {
         assert_eq!(Rotated::recipients(&second, epoch), ["escrow", "ops"]);
     }
-    sealed.push(&still, "operator", 2).run().success();
+    sealed.push(&still, "operator", 2).succeed();
     let fetch = ["--repository", "second", "wal", "fetch", &still.segments[2]];
     let to = sealed.sandbox.join("fetched");
-    sealed.on("operator").args(fetch).arg(&to).run().success();
+    sealed.on("operator").args(fetch).arg(&to).succeed();
 }

@@ -53,7 +53,7 @@ fn z12_a_rotation_killed_at_any_call_goes_on_with_the_same_pair() {
             assert!(made.is_some(), "{}: the pair is durable first", call.text);
             unfinished += 1;
         }
-        rotate.run().success();
+        rotate.succeed();
         assert!(!pair.exists(), "{}", call.text);
         let own = half(&writer);
         assert!(made.is_none_or(|made| made == own), "{}", call.text);
@@ -66,8 +66,8 @@ fn z12_a_rotation_killed_at_any_call_goes_on_with_the_same_pair() {
     }
     assert!(unfinished >= fault::share(3), "{unfinished}");
     rotated.host(&still.cluster, "later", &rotated.writer("next"), None);
-    rotated.sealed.push(&still, "later", 0).run().success();
-    rotated.sealed.fetch(&still, "reader", 0).run().success();
+    rotated.sealed.push(&still, "later", 0).succeed();
+    rotated.sealed.fetch(&still, "reader", 0).succeed();
 }
 
 #[test]
@@ -95,10 +95,10 @@ fn z12_no_host_takes_the_file_of_a_rotation_that_is_not_finished() {
     std::fs::remove_file(rotated.writer("next")).unwrap();
     assert!(!rotated.sealed.object(&still.segments[0]).exists());
     // Hosts go on in the former epoch meanwhile, and readers read.
-    rotated.sealed.push(&still, "writer", 0).run().success();
-    rotated.sealed.fetch(&still, "reader", 0).run().success();
+    rotated.sealed.push(&still, "writer", 0).succeed();
+    rotated.sealed.fetch(&still, "reader", 0).succeed();
     unblock(&second);
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn z12_a_rotation_that_is_not_finished_is_taken_back_and_a_finished_one_is_not()
     assert_ne!(rotated.rotate("operator", "next").run().code(), 0);
     unblock(&second);
     let local = &rotated.sealed.repository;
-    rotated.take_back("operator", "next").run().success();
+    rotated.take_back("operator", "next").succeed();
     for store in [local, &second] {
         assert_eq!(Rotated::recipients(store, 2), [""; 0]);
     }
@@ -118,7 +118,7 @@ fn z12_a_rotation_that_is_not_finished_is_taken_back_and_a_finished_one_is_not()
         8,
         "has no rotation that is not finished",
     );
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
     let refuses = || {
         let run = rotated.take_back("operator", "next").run();
         assert_eq!(run.code(), 8, "{run}");
@@ -132,8 +132,8 @@ fn z12_a_rotation_that_is_not_finished_is_taken_back_and_a_finished_one_is_not()
     std::fs::rename(rotated.writer("next"), &moved).unwrap();
     refuses();
     rotated.host(&still.cluster, "later", &moved.display().to_string(), None);
-    rotated.sealed.push(&still, "later", 0).run().success();
-    rotated.sealed.fetch(&still, "reader", 0).run().success();
+    rotated.sealed.push(&still, "later", 0).succeed();
+    rotated.sealed.fetch(&still, "reader", 0).succeed();
 }
 
 #[test]
@@ -156,14 +156,14 @@ fn z12_a_repository_that_was_away_gets_the_epochs_later() {
         &sealed.key("writer"),
         Some("ops"),
     );
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
     rotated.host(
         &still.cluster,
         "operator",
         &rotated.writer("next"),
         Some("ops"),
     );
-    rotated.rotate("operator", "other").run().success();
+    rotated.rotate("operator", "other").succeed();
     assert_eq!(
         Rotated::recipients(&sealed.repository, 3),
         ["escrow", "ops"]
@@ -174,31 +174,27 @@ fn z12_a_repository_that_was_away_gets_the_epochs_later() {
     std::fs::write(sealed.config("operator"), both).unwrap();
     rotated.host(&still.cluster, "later", &rotated.writer("other"), None);
     rotated.with_second("later");
-    sealed.push(&still, "later", 0).run().success();
-    let doctor = sealed.on("operator").arg("doctor").run().expect_code(1);
+    sealed.push(&still, "later", 0).succeed();
+    let doctor = sealed.on("operator").arg("doctor").exits(1);
     doctor.expect_stdout("nobody can read what this host writes");
     refused(
-        &sealed.on("operator").args(["repo", "sync"]).run(),
+        &sealed.on("operator").words("repo sync").run(),
         10,
         "lacks it or has another pair",
     );
     // A further rotation waits for it, too.
     let next = rotated.rotate("operator", "next").run();
     assert_ne!(next.code(), 0, "{next}");
-    let given = rotated.rotate("operator", "other").run().success();
+    let given = rotated.rotate("operator", "other").succeed();
     given.expect_stdout(
         "Repository second: stored keys/2/escrow, keys/2/ops, keys/3/escrow, keys/3/ops",
     );
     let again = rotated.rotate_for("operator", "other", &["ops", "escrow"], &[]);
-    again
-        .run()
-        .success()
-        .expect_stdout("Repository second: has it");
+    again.succeed().expect_stdout("Repository second: has it");
     std::fs::rename(&sealed.repository, &away).unwrap();
     let only = ["--repository", "second", "wal", "fetch", &still.segments[0]];
     let to = sealed.sandbox.join("fetched");
-    let fetch = sealed.on("operator").args(only).arg(&to);
-    fetch.run().success();
+    sealed.on("operator").args(only).arg(&to).succeed();
     let wal = std::fs::read(still.wal(&still.segments[0])).unwrap();
     assert!(std::fs::read(to).unwrap() == wal);
 }

@@ -11,14 +11,14 @@ fn z11_incrementals_and_restores_go_on_across_a_rotation() {
     let sealed = &rotated.sealed;
     cluster.sql("create table ledger as select g as id, 'note ' || g as note from generate_series(1, 20000) g");
     let backup = |more: &[&str]| {
-        let backup = sealed.on("operator").args(["backup", "--json"]);
-        backup.args(more).run().success().json()
+        let backup = sealed.on("operator").words("backup --json");
+        backup.args(more).succeed().json()
     };
     let first = backup(&[]);
     rotated.add("auditor");
     let before = epochs(&sealed.repository);
     assert_eq!(before[1], 0);
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
     assert_eq!(epochs(&sealed.repository), before, "no data was touched");
     // The hosts get the file; nothing else of them changes.
     rotated.host(&cluster, "former", &sealed.key("writer"), None);
@@ -41,39 +41,25 @@ fn z11_incrementals_and_restores_go_on_across_a_rotation() {
     cluster.sql("select pg_create_restore_point('both')");
     cluster.sql("delete from ledger");
     cluster.archive_now();
-    sealed
-        .on("reader")
-        .args(["verify", "--quiet"])
-        .run()
-        .success();
+    sealed.on("reader").words("verify --quiet").succeed();
     let doctor = sealed.on("former").arg("doctor").run();
     doctor.expect_stdout("this host seals in epoch 1");
     let to = sealed.sandbox.join("copy");
-    let restore = sealed.on("reader").args(["restore", "--quiet", "--to"]);
-    let restore = restore.arg(&to).args(["--target-name", "both"]);
-    restore.run().success();
-    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
-    copy.start();
-    copy.wait_promoted();
-    assert_eq!(
-        copy.query_one_string("select count(*) from ledger"),
-        "21000"
-    );
+    let restore = sealed.on("reader").words("restore --quiet --to");
+    restore.arg(&to).words("--target-name both").succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select count(*) from ledger"), "21000");
     drop(copy);
     // A recipient that the rotation left out gets no further than the first object of the new epoch.
     rotated.host(&cluster, "auditor", &sealed.key("writer"), Some("auditor"));
-    let restore = sealed.on("auditor").args(["restore", "--quiet", "--to"]);
+    let restore = sealed.on("auditor").words("restore --quiet --to");
     let run = restore.arg(sealed.sandbox.join("of-auditor")).run();
     refused(&run, 1, "no keys of epoch 2 for recipient \"auditor\"");
     // Retention needs no private half of any epoch.
     for host in ["janitor", "writer"] {
-        sealed.on(host).args(expire_at_once()).run().success();
+        sealed.on(host).args(expire_at_once()).succeed();
     }
-    sealed
-        .on("reader")
-        .args(["verify", "--quiet"])
-        .run()
-        .success();
+    sealed.on("reader").words("verify --quiet").succeed();
 }
 
 #[test]
@@ -81,19 +67,19 @@ fn z11_segments_of_both_epochs_are_offered_again_fetched_and_compared() {
     let (rotated, still) = Rotated::still();
     let sealed = &rotated.sealed;
     rotated.add("leaver");
-    sealed.push(&still, "writer", 0).run().success();
-    rotated.rotate("operator", "next").run().success();
+    sealed.push(&still, "writer", 0).succeed();
+    rotated.rotate("operator", "next").succeed();
     rotated.host(&still.cluster, "later", &rotated.writer("next"), None);
-    sealed.push(&still, "later", 1).run().success();
+    sealed.push(&still, "later", 1).succeed();
     assert_eq!(rotated.epoch_of(&still.segments[0]), 1);
     assert_eq!(rotated.epoch_of(&still.segments[1]), 2);
     // Offered again by a host of another epoch, it is the same: equality is the content's.
     for (host, n) in [("later", 0), ("writer", 1), ("operator", 1)] {
-        sealed.push(&still, host, n).run().success();
+        sealed.push(&still, host, n).succeed();
     }
     assert!(!sealed.folder("conflicts").exists());
     for n in [0, 1] {
-        sealed.fetch(&still, "reader", n).run().success();
+        sealed.fetch(&still, "reader", n).succeed();
         let fetched = still.wal("RECOVERYXLOG");
         let wal = still.wal(&still.segments[n]);
         assert!(std::fs::read(&fetched).unwrap() == std::fs::read(wal).unwrap());
@@ -106,7 +92,7 @@ fn z11_segments_of_both_epochs_are_offered_again_fetched_and_compared() {
         &sealed.key("writer"),
         Some("leaver"),
     );
-    sealed.fetch(&still, "leaver", 0).run().success();
+    sealed.fetch(&still, "leaver", 0).succeed();
     std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
     let late = sealed.fetch(&still, "leaver", 1).run();
     refused(&late, 204, "no keys of epoch 2 for recipient \"leaver\"");
@@ -131,16 +117,15 @@ fn z11_a_passphrase_and_a_command_open_every_epoch() {
     let passphrase = "correct horse battery staple";
     let file = sealed.sandbox.file("passphrase", format!("{passphrase}\n"));
     let by_text = ["--add-passphrase", "safe", "--passphrase-file"];
-    let rewrap = rotated.rewrap(&by_text).arg(&file);
-    rewrap.run().success();
+    rotated.rewrap(&by_text).arg(&file).succeed();
     let rotate = rotated.rotate_for("operator", "next", &["ops", "escrow"], &by_text);
-    rotate.arg(&file).arg("--confirm").run().success();
+    rotate.arg(&file).arg("--confirm").succeed();
     assert_eq!(
         Rotated::recipients(&sealed.repository, 2),
         ["escrow", "ops", "safe"]
     );
     rotated.host(&still.cluster, "later", &rotated.writer("next"), None);
-    sealed.push(&still, "later", 0).run().success();
+    sealed.push(&still, "later", 0).succeed();
     let by_text = format!("passphrase_file = \"{}\"", file.display());
     sealed.configure(&still.cluster, "safe", &by_text);
     let command = format!("key_command = [\"/bin/cat\", \"{}\"]", sealed.key("escrow"));
@@ -148,9 +133,9 @@ fn z11_a_passphrase_and_a_command_open_every_epoch() {
     sealed.configure(&still.cluster, "command", &command);
     sealed.configure(&still.cluster, "both", &both);
     for host in ["safe", "command", "both"] {
-        sealed.fetch(&still, host, 0).run().success();
+        sealed.fetch(&still, host, 0).succeed();
         std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
     }
-    sealed.push(&still, "both", 1).run().success();
+    sealed.push(&still, "both", 1).succeed();
     assert_eq!(rotated.epoch_of(&still.segments[1]), 2);
 }

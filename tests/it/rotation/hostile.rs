@@ -29,14 +29,14 @@ fn forge(repository: &Path, epoch: u32, name: &str) {
 fn z14_writers_are_moved_neither_forward_nor_back() {
     let (rotated, still) = Rotated::still();
     let sealed = &rotated.sealed;
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
     rotated.host(&still.cluster, "later", &rotated.writer("next"), None);
     // An owner who hides the epoch, and everything of it.
     let hidden = sealed.sandbox.join("hidden");
     std::fs::rename(sealed.repository.join("keys/2"), &hidden).unwrap();
-    sealed.push(&still, "later", 0).run().success();
+    sealed.push(&still, "later", 0).succeed();
     assert_eq!(rotated.epoch_of(&still.segments[0]), 2);
-    let doctor = sealed.on("later").arg("doctor").run().expect_code(1);
+    let doctor = sealed.on("later").arg("doctor").exits(1);
     doctor.expect_stdout("nobody can read what this host writes");
     refused(
         &sealed.fetch(&still, "reader", 0).run(),
@@ -45,7 +45,7 @@ fn z14_writers_are_moved_neither_forward_nor_back() {
     );
     // It is neither absent nor damaged: nothing is put in its place, and nothing is recorded.
     sealed.push(&still, "reader", 0).run();
-    sealed.on("reader").args(["verify", "--quiet"]).run();
+    sealed.on("reader").words("verify --quiet").run();
     for path in crate::common::paths_below(&sealed.repository) {
         let name = path.display().to_string();
         assert!(
@@ -54,11 +54,11 @@ fn z14_writers_are_moved_neither_forward_nor_back() {
         );
     }
     std::fs::rename(&hidden, sealed.repository.join("keys/2")).unwrap();
-    sealed.fetch(&still, "reader", 0).run().success();
+    sealed.fetch(&still, "reader", 0).succeed();
     // An owner who shows more moves nobody either.
     forge(&sealed.repository, 7, "ops");
     for (host, n, epoch) in [("writer", 1, 1), ("later", 2, 2)] {
-        sealed.push(&still, host, n).run().success();
+        sealed.push(&still, host, n).succeed();
         assert_eq!(rotated.epoch_of(&still.segments[n]), epoch);
     }
 }
@@ -69,7 +69,7 @@ fn z14_a_strangers_epoch_stops_nobody_but_the_next_rotation() {
     let sealed = &rotated.sealed;
     forge(&sealed.repository, 2, "ops");
     // A host with a recipient's key alone goes on, where a genuine epoch would stop it.
-    sealed.push(&still, "reader", 0).run().success();
+    sealed.push(&still, "reader", 0).succeed();
     assert_eq!(rotated.epoch_of(&still.segments[0]), 1);
     let doctor = sealed.on("operator").arg("doctor").run();
     doctor.expect_stdout("no holder of the MAC key made its keys");
@@ -78,11 +78,11 @@ fn z14_a_strangers_epoch_stops_nobody_but_the_next_rotation() {
     refused(&run, 8, "it shows epoch 2, and the file is of epoch 1");
     assert!(!rotated.dir("next").exists());
     std::fs::remove_dir_all(sealed.repository.join("keys/2")).unwrap();
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
     let push = sealed.push(&still, "reader", 1).run();
     refused(&push, 37, "this host has a recipient's key alone");
     assert!(!sealed.object(&still.segments[1]).exists());
-    sealed.fetch(&still, "reader", 0).run().success();
+    sealed.fetch(&still, "reader", 0).succeed();
     // Names that are added afterwards are seen to be of no pair of the file.
     forge(&sealed.repository, 2, "mallory");
     rotated.host(&still.cluster, "later", &rotated.writer("next"), None);
@@ -94,8 +94,8 @@ fn z14_a_strangers_epoch_stops_nobody_but_the_next_rotation() {
 fn z14_a_head_that_names_another_epoch_or_version_is_forged() {
     let (rotated, still) = Rotated::still();
     let sealed = &rotated.sealed;
-    rotated.rotate("operator", "next").run().success();
-    sealed.push(&still, "writer", 0).run().success();
+    rotated.rotate("operator", "next").succeed();
+    sealed.push(&still, "writer", 0).succeed();
     let path = sealed.object(&still.segments[0]);
     let right = std::fs::read(&path).unwrap();
     // Offset 8 is the version, 10 the algorithm.
@@ -115,7 +115,7 @@ fn z14_a_head_that_names_another_epoch_or_version_is_forged() {
             201,
             "it is forged",
         );
-        let verify = sealed.on("reader").args(["verify", "--quiet"]).run();
+        let verify = sealed.on("reader").words("verify --quiet").run();
         assert!(
             verify.stderr.contains("it is forged") || verify.stdout.contains("it is forged"),
             "{verify}"
@@ -126,7 +126,7 @@ fn z14_a_head_that_names_another_epoch_or_version_is_forged() {
 #[test]
 fn z14_a_changed_file_for_hosts_is_refused() {
     let (rotated, still) = Rotated::still();
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
     let path = rotated.dir("next").join("writer.key");
     let text = std::fs::read_to_string(&path).unwrap();
     let file: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -153,7 +153,7 @@ fn z14_a_changed_file_for_hosts_is_refused() {
     }
     assert!(!rotated.sealed.object(&still.segments[0]).exists());
     std::fs::write(&path, &text).unwrap();
-    rotated.sealed.push(&still, "later", 0).run().success();
+    rotated.sealed.push(&still, "later", 0).succeed();
 }
 
 #[test]
@@ -177,5 +177,5 @@ fn z14_an_object_that_is_put_before_the_repetition_is_refused() {
     refused(&run, 8, "epoch 2 has another pair there than the file");
     assert!(!rotated.dir("next").join("writer.key").exists());
     std::fs::remove_file(empty.join("keys/2/mallory")).unwrap();
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
 }

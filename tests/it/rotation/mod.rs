@@ -71,7 +71,7 @@ impl Rotated {
 
     /// Rotates for some recipients, the last one of whom is proven by its key file.
     pub fn rotate_for(&self, host: &str, dir: &str, names: &[&str], more: &[&str]) -> Program {
-        let mut rotate = self.sealed.on(host).args(["repo", "rotate", "--dir"]);
+        let mut rotate = self.sealed.on(host).words("repo rotate --dir");
         rotate = rotate.arg(self.dir(dir));
         for name in names {
             rotate = rotate.args(["--add", &self.public(name)]);
@@ -85,25 +85,25 @@ impl Rotated {
     }
 
     pub fn take_back(&self, host: &str, dir: &str) -> Program {
-        let rotate = self.sealed.on(host).args(["repo", "rotate", "--dir"]);
-        rotate.arg(self.dir(dir)).args(["--take-back", "--confirm"])
+        let rotate = self.sealed.on(host).words("repo rotate --dir");
+        rotate.arg(self.dir(dir)).words("--take-back --confirm")
     }
 
     /// Gives another recipient access, whose key file is made with it.
     pub fn add(&self, name: &str) {
         let made = self.sealed.sandbox.join(format!("made-{name}"));
-        keygen(&made, &[name]).arg("--pair-only").run().success();
+        keygen(&made, &[name]).arg("--pair-only").succeed();
         for end in ["key", "pub"] {
             let file = format!("{name}.{end}");
             std::fs::rename(made.join(&file), self.sealed.keys.join(&file)).unwrap();
         }
         user::own_all(&self.sealed.keys);
         let add = self.rewrap(&["--add", &self.public(name)]);
-        add.run().success();
+        add.succeed();
     }
 
     pub fn rewrap(&self, arguments: &[&str]) -> Program {
-        let rewrap = self.sealed.on("operator").args(["repo", "rewrap"]);
+        let rewrap = self.sealed.on("operator").words("repo rewrap");
         rewrap.args(arguments)
     }
 
@@ -126,8 +126,7 @@ impl Rotated {
     /// Adds a second repository of the key set to the configuration of the operator, and makes it with its file.
     pub fn second(&self, host: &str) -> PathBuf {
         let second = self.with_second(host);
-        let init = self.sealed.on(host).args(["init", "--quiet"]);
-        init.run().success();
+        self.sealed.on(host).words("init --quiet").succeed();
         second
     }
 

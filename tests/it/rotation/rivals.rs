@@ -1,7 +1,7 @@
 //! Two rotations at once: one pair at most gets a file for hosts.
 
 use super::Rotated;
-use crate::common::{PATIENCE, Program, wait_until};
+use crate::common::Program;
 use crate::sealed::refused;
 
 /// Stops a rotation at a named point until the file is removed.
@@ -14,10 +14,7 @@ fn paused(
     let mut running = rotate
         .env("PITR_FAULT_PAUSE", format!("{at}={}", gate.display()))
         .spawn();
-    wait_until(PATIENCE, "it waits", || {
-        assert!(!running.is_done(), "{}", running.stderr());
-        gate.exists()
-    });
+    running.until("it waits", || gate.exists());
     (running, gate)
 }
 
@@ -55,12 +52,12 @@ fn z13_of_two_rotations_at_once_one_at_most_gets_a_file() {
         for (host, dir, done) in [("operator", "next", files[0]), ("rival", "other", files[1])] {
             if !done && rotated.dir(dir).join("rotation.key").exists() && files != [false, false] {
                 // A file of key_set from before: it still finds its own.
-                rotated.take_back(host, dir).run().success();
+                rotated.take_back(host, dir).succeed();
             }
         }
         if files == [false, false] {
             rotated.take_back("rival", "other").run();
-            rotated.rotate("operator", "next").run().success();
+            rotated.rotate("operator", "next").succeed();
         }
         let done = ["next", "other"]
             .into_iter()
@@ -79,12 +76,12 @@ fn z13_of_two_rotations_at_once_one_at_most_gets_a_file() {
             assert_eq!(Rotated::recipients(store, 2).len(), 2);
         }
         rotated.host(&still.cluster, "later", &writer, None);
-        rotated.sealed.push(&still, "later", 0).run().success();
+        rotated.sealed.push(&still, "later", 0).succeed();
         rotated.host(&still.cluster, "named", &writer, Some(names[0]));
         if done == Some("other") {
-            rotated.sealed.fetch(&still, "named", 0).run().success();
+            rotated.sealed.fetch(&still, "named", 0).succeed();
         } else {
-            rotated.sealed.fetch(&still, "reader", 0).run().success();
+            rotated.sealed.fetch(&still, "reader", 0).succeed();
         }
     }
 }
@@ -92,7 +89,7 @@ fn z13_of_two_rotations_at_once_one_at_most_gets_a_file() {
 #[test]
 fn z13_a_second_rotation_from_the_same_file_is_refused() {
     let (rotated, _still) = Rotated::still();
-    rotated.rotate("operator", "next").run().success();
+    rotated.rotate("operator", "next").succeed();
     let run = rotated.rotate("operator", "other").run();
     refused(&run, 8, "it shows epoch 2, and the file is of epoch 1");
     assert!(!rotated.dir("other").exists());
@@ -113,15 +110,15 @@ fn z13_repositories_with_two_pairs_of_one_epoch_copy_nothing() {
         std::fs::rename(other, &away).unwrap();
         let alone = without(&both, name);
         rotated.sealed.sandbox.file("alone.toml", alone);
-        rotated.rotate("alone", dir).run().success();
+        rotated.rotate("alone", dir).succeed();
         std::fs::rename(&away, other).unwrap();
     }
     let text = both.replacen(&rotated.sealed.key("writer"), &rotated.writer("next"), 1);
     let text = text.replacen(&rotated.sealed.key("writer"), &rotated.writer("other"), 1);
     std::fs::write(rotated.sealed.config("operator"), text).unwrap();
-    rotated.sealed.push(&still, "operator", 0).run().success();
-    rotated.sealed.fetch(&still, "operator", 0).run().success();
-    let sync = rotated.sealed.on("operator").args(["repo", "sync"]).run();
+    rotated.sealed.push(&still, "operator", 0).succeed();
+    rotated.sealed.fetch(&still, "operator", 0).succeed();
+    let sync = rotated.sealed.on("operator").words("repo sync").run();
     refused(&sync, 8, "lacks it or has another pair in it");
     let doctor = rotated.sealed.on("operator").arg("doctor").run();
     doctor.expect_stdout("another in second than in local");

@@ -7,13 +7,13 @@ use serde_json::Value;
 use super::shop::{Shop, read};
 use super::{TEN, wreck};
 use crate::alert::Web;
-use crate::common::{Cluster, PATIENCE, files_below, wait_until};
+use crate::common::{Cluster, files_below, wait_until};
 
 fn waiting(shop: &Shop) -> PathBuf {
     shop.cluster.pgdata().with_added_extension("pitr-new")
 }
 
-fn full(mark: &str) -> [&str; 7] {
+pub fn full(mark: &str) -> [&str; 7] {
     let set = ["recover", "full", "--set", "shop", "--mark"];
     [set[0], set[1], set[2], set[3], set[4], mark, "--confirm"]
 }
@@ -45,10 +45,8 @@ fn r81_a_kill_while_a_cluster_recovers_aside_stops_nothing() {
         "nobody archives from it"
     );
     let before = shop.counters();
-    let rows = shop
-        .cluster
-        .query_one_string("select count(*) from counter");
-    let report = shop.pitr(&full(&mark)).arg("--json").run().success().json();
+    let rows = shop.cluster.value("select count(*) from counter");
+    let report = shop.pitr(&full(&mark)).arg("--json").succeed().json();
     assert_eq!(shop.counters(), TEN);
     assert!(!copy.exists());
     assert!(report["outage"]["ms"].as_u64().unwrap() > 0, "{report:#}");
@@ -60,15 +58,13 @@ fn r81_a_kill_while_a_cluster_recovers_aside_stops_nothing() {
         all.retain(|path| path.ends_with("history") && path.contains("/wal/"));
         all.len()
     };
-    wait_until(PATIENCE, "the history is archived", || histories() == 1);
-    shop.pitr(&["verify", "--quiet"]).run().success();
+    wait_until("the history is archived", || histories() == 1);
+    shop.pitr(&["verify", "--quiet"]).succeed();
     let back = ["recover", "rollback", "--confirm", "--json"];
-    let told = shop.pitr(&back).run().success().json();
+    let told = shop.pitr(&back).succeed().json();
     assert_eq!(told["warnings"], Value::Array(Vec::new()), "{told:#}");
     assert_eq!(shop.counters(), before);
-    let now = shop
-        .cluster
-        .query_one_string("select count(*) from counter");
+    let now = shop.cluster.value("select count(*) from counter");
     assert_eq!(now, rows);
     shop.stop_receiving();
 }
@@ -82,7 +78,7 @@ fn r82_a_recovery_that_is_taken_back_before_the_stop_removes_the_copy() {
     shop.write_counter(20);
     let second = shop.mark();
     let started = "select pg_postmaster_start_time()";
-    let before = shop.cluster.query_one_string(started);
+    let before = shop.cluster.value(started);
     for point in [
         "recover-begun-0",
         "aside-opened",
@@ -91,14 +87,12 @@ fn r82_a_recovery_that_is_taken_back_before_the_stop_removes_the_copy() {
     ] {
         let run = shop.pitr(&full(&second)).env("PITR_FAULT", point).run();
         assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
-        shop.pitr(&["recover", "rollback", "--confirm"])
-            .run()
-            .success();
+        shop.pitr(&["recover", "rollback", "--confirm"]).succeed();
         assert!(!waiting(&shop).exists(), "{point}");
     }
-    assert_eq!(shop.cluster.query_one_string(started), before);
+    assert_eq!(shop.cluster.value(started), before);
     // Another moment begins anew.
-    shop.pitr(&full(&first)).run().success();
+    shop.pitr(&full(&first)).succeed();
     assert_eq!(shop.counters(), TEN);
     // The copy of a second recovery is given up without a look at the replacement of the first one.
     let run = shop
@@ -106,9 +100,7 @@ fn r82_a_recovery_that_is_taken_back_before_the_stop_removes_the_copy() {
         .env("PITR_FAULT", "recover-begun-5")
         .run();
     assert!(run.stderr.contains("\"recover-begun-5\""), "{run}");
-    shop.pitr(&["recover", "rollback", "--confirm"])
-        .run()
-        .success();
+    shop.pitr(&["recover", "rollback", "--confirm"]).succeed();
     assert_eq!(shop.counters(), TEN);
     shop.stop_receiving();
 }
@@ -129,11 +121,9 @@ fn r83_a_copy_that_was_changed_does_not_take_the_place() {
     let mut bytes = std::fs::read(&control).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&control, bytes).unwrap();
-    let refused = shop.pitr(&full(&mark)).run().expect_code(8);
+    let refused = shop.pitr(&full(&mark)).exits(8);
     refused.expect_stderr("a server has run on it since");
-    shop.pitr(&["recover", "rollback", "--confirm"])
-        .run()
-        .success();
+    shop.pitr(&["recover", "rollback", "--confirm"]).succeed();
     assert_eq!(shop.counters().rows, 20);
     assert!(!waiting(&shop).exists());
     shop.stop_receiving();
@@ -153,27 +143,21 @@ fn directories_outside(major: u32) {
     shop.script("start-pg").success();
     let plan = shop.json(&[&full(&mark)[..6], &["--dry-run"]].concat());
     assert_eq!(plan["after_stop"], Value::Array(Vec::new()), "{plan:#}");
-    shop.pitr(&full(&mark)).run().success();
+    shop.pitr(&full(&mark)).succeed();
     assert_eq!(shop.counters(), TEN);
     assert_eq!(std::fs::read_link(&wal).unwrap(), far);
-    shop.pitr(&["recover", "rollback", "--confirm"])
-        .run()
-        .success();
+    shop.pitr(&["recover", "rollback", "--confirm"]).succeed();
     assert_eq!(shop.counters(), wrecked);
 
     let space = shop.sandbox.dir("space");
     crate::common::user::own(&space);
     let create = format!("create tablespace far location '{}'", space.display());
     shop.cluster.sql(&create);
-    let plan = shop
-        .pitr(&full(&mark)[..6])
-        .arg("--dry-run")
-        .run()
-        .success();
+    let plan = shop.pitr(&full(&mark)[..6]).arg("--dry-run").succeed();
     plan.expect_stdout("main is restored after the stop")
         .expect_stdout("it has tablespaces outside of its data directory")
         .expect_stdout("--replace --adopt");
-    shop.pitr(&full(&mark)).run().success();
+    shop.pitr(&full(&mark)).succeed();
     assert_eq!(shop.counters(), TEN);
     shop.stop_receiving();
 }
@@ -239,10 +223,7 @@ fn r85_sinks_hear_of_a_recovery_and_a_hook_that_fails_stops_nothing() {
     assert_eq!(told(), [pair("new", "high"), pair("resolved", "high")]);
     assert_eq!(backups(), before + 1, "the cluster is backed up");
     // A hook runs once more on the way back, and its failure is a warning there, too.
-    let back = shop
-        .pitr(&["recover", "rollback", "--confirm"])
-        .run()
-        .expect_code(6);
+    let back = shop.pitr(&["recover", "rollback", "--confirm"]).exits(6);
     back.expect_stderr("run the hook");
     assert_eq!(told(), [pair("new", "high"), pair("resolved", "high")]);
     assert_eq!(shop.counters(), wrecked);
@@ -260,8 +241,7 @@ fn r110_a_backup_that_fails_behind_a_recovery_is_a_warning() {
     // The last steps find a repository that takes nothing.
     let shut = format!("mv {0} {0}.away", shop.path("one").display());
     shop.sandbox.file("health", format!("#!/bin/sh\n{shut}\n"));
-    let run = shop.pitr(&full(&mark)).arg("--json").run().expect_code(6);
-    let report = run.json();
+    let report = shop.pitr(&full(&mark)).arg("--json").exits(6).json();
     assert_eq!(report["is_complete"], true, "{report:#}");
     let warnings = report["warnings"].to_string();
     for member in ["back main up", "back redis:shop up"] {
@@ -298,7 +278,7 @@ fn r111_a_standby_that_took_the_number_of_the_timeline_stops_the_adoption() {
     standby.promote();
     standby.sql("create table other_life (a int)");
     standby.archive_now();
-    wait_until(PATIENCE, "the other history is archived", || {
+    wait_until("the other history is archived", || {
         let all = files_below(&shop.path("one"));
         all.iter()
             .any(|path| path.ends_with("history") && path.contains("/wal/"))
@@ -307,11 +287,9 @@ fn r111_a_standby_that_took_the_number_of_the_timeline_stops_the_adoption() {
     assert!(!failed.is_success(), "{failed}");
     failed.expect_stderr("let main archive");
     assert!(shop.path("tmp/closed").exists(), "nothing is started");
-    shop.pitr(&["recover", "rollback", "--confirm"])
-        .run()
-        .success();
+    shop.pitr(&["recover", "rollback", "--confirm"]).succeed();
     assert_eq!(shop.counters(), wrecked);
     let lost = "select to_regclass('other_life') is null";
-    assert_eq!(shop.cluster.query_one_string(lost), "t");
+    assert_eq!(shop.cluster.value(lost), "t");
     shop.stop_receiving();
 }

@@ -2,7 +2,7 @@
 
 use super::shop::{Counters, Shop, read};
 use super::{TEN, wreck};
-use crate::common::{PATIENCE, wait_until};
+use crate::common::wait_until;
 use crate::redis::server::program;
 
 /// A shop that was wrecked behind a mark, and the words that bring it back.
@@ -50,7 +50,7 @@ fn r120_a_redis_that_is_busy_is_stopped_before_its_files_change() {
     let script = ["EVAL", "while true do end", "0"];
     let busy = crate::common::Program::new(&cli).arg("-s").arg(&socket);
     let busy = busy.args(script).spawn();
-    wait_until(PATIENCE, "the server is busy", || {
+    wait_until("the server is busy", || {
         shop.redis(&["PING"]).contains("BUSY")
     });
     let run = shop.pitr(&words(&full)).arg("--confirm").run();
@@ -71,21 +71,20 @@ fn r121_a_run_is_taken_back_by_the_commands_of_its_own_set() {
         "[sets.other]\nmembers = [\"files:uploads\"]\nstop = [\"/bin/false\"]\nstate_dir = \"{state}\"\n[repositories.one]"
     );
     reconfigure(&shop, "[repositories.one]", &other);
-    let report = shop.pitr(&words(&full)).args(["--confirm", "--json"]).run();
+    let report = shop.pitr(&words(&full)).words("--confirm --json").run();
     let run = report.success().json()["run"].as_str().unwrap().to_owned();
     let back = ["recover", "rollback", "--confirm"];
     let refused = shop.pitr(&back).args(["--set", "other", &run]).run();
     refused
         .expect_code(8)
         .expect_stderr("is a recovery of set \"shop\", not of set \"other\"");
-    let none = shop.pitr(&back).args(["--set", "other"]).run();
+    let none = shop.pitr(&back).words("--set other").run();
     none.expect_code(2).expect_stderr("no recovery is recorded");
     shop.pitr(&back)
-        .run()
-        .expect_code(2)
+        .exits(2)
         .expect_stderr("several recovery sets");
     assert_eq!(shop.counters(), TEN, "nothing was changed");
-    shop.pitr(&back).arg(&run).run().success();
+    shop.pitr(&back).arg(&run).succeed();
     assert_eq!(shop.counters(), wrecked);
     shop.stop_receiving();
 }
@@ -102,10 +101,10 @@ fn r122_writes_to_a_run_that_was_cut_short_are_seen() {
     for script in ["start-pg", "start-redis"] {
         shop.script(script).success();
     }
-    wait_until(PATIENCE, "Redis has loaded", || {
+    wait_until("Redis has loaded", || {
         let cli = crate::common::Program::new(program("redis-7", "cli"));
         let asked = cli.arg("-s").arg(shop.path("tmp/r"));
-        let run = asked.args(["INFO", "persistence"]).run();
+        let run = asked.words("INFO persistence").run();
         run.stdout.contains("\nloading:0")
     });
     assert_eq!(
@@ -119,7 +118,7 @@ fn r122_writes_to_a_run_that_was_cut_short_are_seen() {
     assert_eq!(found[0], "transactions have committed in main");
     assert!(found[1].contains("started by somebody else"), "{found:?}");
     let back = ["recover", "rollback", "--confirm"];
-    let refused = shop.pitr(&back).run().expect_code(8);
+    let refused = shop.pitr(&back).exits(8);
     refused.expect_stderr("something was written");
     assert_eq!(shop.counters().rows, 77, "nothing was changed");
     // Before the adoption nothing of its timeline was archived.
@@ -133,7 +132,7 @@ fn r122_writes_to_a_run_that_was_cut_short_are_seen() {
 #[test]
 fn r123_a_rollback_that_was_cut_short_keeps_others_out() {
     let (mut shop, wrecked, full) = wrecked();
-    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    shop.pitr(&words(&full)).arg("--confirm").succeed();
     let back = ["recover", "rollback", "--confirm"];
     let cut = shop.pitr(&back).env("PITR_FAULT", "recover-back").run();
     assert!(cut.stderr.contains("\"recover-back\""), "{cut}");
@@ -144,8 +143,7 @@ fn r123_a_rollback_that_was_cut_short_keeps_others_out() {
     done.expect_code(6)
         .expect_stderr("ask whether the applications work");
     assert_eq!(shop.counters(), wrecked);
-    let again = shop.pitr(&back).run().expect_code(8);
-    again.expect_stderr("was rolled back");
+    shop.pitr(&back).exits(8).expect_stderr("was rolled back");
     shop.stop_receiving();
 }
 
@@ -158,10 +156,10 @@ fn r124_a_hook_that_hangs_is_ended() {
     let hook = format!("[sets.shop]\nhook = [\"/bin/sh\", \"-c\", \"{line}\"]");
     reconfigure(&shop, "[sets.shop]", &hook);
     let run = shop.pitr(&words(&full)).arg("--confirm");
-    let run = run.env("PITR_FAULT_SECONDS", "5").run().expect_code(6);
+    let run = run.env("PITR_FAULT_SECONDS", "5").exits(6);
     run.expect_stderr("had not ended after");
     let pid = read(&shop.path("tmp/hook.pid"));
-    wait_until(PATIENCE, "what the hook started has ended", || {
+    wait_until("what the hook started has ended", || {
         !std::path::Path::new("/proc").join(pid.trim()).exists()
     });
     assert_eq!(shop.counters(), TEN);
@@ -186,7 +184,7 @@ fn r125_a_server_that_lets_nobody_in_is_not_waited_for() {
     assert_ne!(run.code(), 0, "{run}");
     run.expect_stderr("whether it has recovered");
     let back = ["recover", "rollback", "--confirm"];
-    shop.pitr(&back).run().success();
+    shop.pitr(&back).succeed();
     assert_eq!(shop.counters(), wrecked);
     shop.stop_receiving();
 }
@@ -221,7 +219,7 @@ pub fn rescript(shop: &Shop, name: &str, old: &str, new: &str) -> String {
 #[test]
 fn r167_a_rollback_that_may_lose_everything_needs_no_answer() {
     let (mut shop, wrecked, full) = wrecked();
-    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    shop.pitr(&words(&full)).arg("--confirm").succeed();
     shop.redis(&["CONFIG", "SET", "requirepass", "s3cret"]);
     let back = ["recover", "rollback", "--confirm"];
     let refused = shop.pitr(&back).run();
@@ -235,7 +233,7 @@ fn r167_a_rollback_that_may_lose_everything_needs_no_answer() {
         "#!/bin/sh",
         "#!/bin/sh\nexport REDISCLI_AUTH=s3cret",
     );
-    let back = shop.pitr(&back).args(["--discard-changes", "--json"]).run();
+    let back = shop.pitr(&back).words("--discard-changes --json").run();
     let told = back.success().json();
     let written = told["written"].to_string();
     assert!(
@@ -250,7 +248,7 @@ fn r167_a_rollback_that_may_lose_everything_needs_no_answer() {
 #[test]
 fn r167_a_rollback_that_does_not_begin_leaves_nothing_stopped() {
     let (mut shop, wrecked, full) = wrecked();
-    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    shop.pitr(&words(&full)).arg("--confirm").succeed();
     let stop = rescript(&shop, "stop-pg", "set -e", "exit 7");
     let back = ["recover", "rollback", "--confirm"];
     let failed = shop.pitr(&back).run();
@@ -266,7 +264,7 @@ fn r167_a_rollback_that_does_not_begin_leaves_nothing_stopped() {
         .expect_stderr("start redis:shop again");
     shop.sandbox.file("start-redis", start);
     shop.sandbox.file("stop-pg", stop);
-    shop.pitr(&back).arg("--discard-changes").run().success();
+    shop.pitr(&back).arg("--discard-changes").succeed();
     assert_eq!(shop.counters(), wrecked);
     shop.stop_receiving();
 }
@@ -296,7 +294,7 @@ fn r168_a_redis_that_answers_nobody_is_told_with_its_words() {
     shop.script("stop-redis").success();
     shop.sandbox.file("start-redis", start);
     shop.sandbox.file("stop-redis", stop);
-    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    shop.pitr(&words(&full)).arg("--confirm").succeed();
     assert_eq!(shop.counters(), TEN);
     shop.stop_receiving();
 }
@@ -312,21 +310,16 @@ fn r169_writes_behind_an_exchange_that_was_not_recorded_are_seen() {
     assert_eq!(written(&shop), [""; 0]);
     shop.script("start-pg").success();
     let recovers = "select pg_is_in_recovery()";
-    wait_until(PATIENCE, "recovery has ended", || {
-        shop.cluster.query_one_string(recovers) == "f"
-    });
-    assert_eq!(
-        shop.cluster.query_one_string("select max(n) from counter"),
-        "10"
-    );
+    wait_until("recovery has ended", || shop.cluster.value(recovers) == "f");
+    assert_eq!(shop.cluster.value("select max(n) from counter"), "10");
     assert_eq!(written(&shop), [""; 0], "a start writes nothing");
     shop.cluster.sql("insert into counter values (77)");
     assert_eq!(written(&shop), ["transactions have committed in main"]);
     let back = ["recover", "rollback", "--confirm"];
-    let refused = shop.pitr(&back).run().expect_code(8);
+    let refused = shop.pitr(&back).exits(8);
     refused.expect_stderr("something was written");
     shop.cluster.archive_now();
-    let back = shop.pitr(&back).args(["--discard-changes", "--json"]).run();
+    let back = shop.pitr(&back).words("--discard-changes --json").run();
     let told = back.success().json();
     assert_eq!(told["warnings"], serde_json::json!([]), "{told:#}");
     assert_eq!(shop.counters(), wrecked);
@@ -339,14 +332,13 @@ fn r169_writes_behind_an_exchange_that_was_not_recorded_are_seen() {
 #[test]
 fn r173_a_rollback_ends_without_the_applications() {
     let (mut shop, wrecked, full) = wrecked();
-    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    shop.pitr(&words(&full)).arg("--confirm").succeed();
     let start = rescript(&shop, "start-shop", "set -e", "exit 7");
     let back = ["recover", "rollback", "--confirm"];
-    let done = shop.pitr(&back).run().expect_code(6);
+    let done = shop.pitr(&back).exits(6);
     done.expect_stderr("start the applications");
     assert_eq!(shop.counters(), wrecked);
-    let again = shop.pitr(&back).run().expect_code(8);
-    again.expect_stderr("was rolled back");
+    shop.pitr(&back).exits(8).expect_stderr("was rolled back");
     shop.sandbox.file("start-shop", start);
     shop.script("start-shop").success();
     shop.stop_receiving();

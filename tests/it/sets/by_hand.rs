@@ -16,7 +16,7 @@ fn by_hand(shop: &Shop, lines: &str) {
     std::fs::set_permissions(&program, mode).unwrap();
     let path = format!("{}:{}", shop.path("bin").display(), shop.search_path());
     let run = Program::new("/bin/sh").args(["-ex", "-c", lines]);
-    run.env("PATH", path).run().success();
+    run.env("PATH", path).succeed();
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn r170_a_directory_that_is_gone_is_named_with_the_commands_that_help() {
     shop.sandbox.file("start-redis", start + &ready);
     user::own(&shop.path("bin"));
     let commands = |shop: &Shop| -> String {
-        let refused = shop.pitr(&words(&full)).args(["--confirm", "--json"]).run();
+        let refused = shop.pitr(&words(&full)).words("--confirm --json").run();
         let told = refused.expect_code(8).json();
         let hint = told["hint"].as_str().unwrap().to_owned();
         assert!(!shop.path("tmp/closed").exists(), "nothing was stopped");
@@ -60,7 +60,7 @@ fn r170_a_directory_that_is_gone_is_named_with_the_commands_that_help() {
     let lines = commands(&shop);
     by_hand(&shop, &lines);
     assert_eq!(shop.counters(), TEN);
-    let book = shop.pitr(&["runbook", "--set", "shop"]).run().success();
+    let book = shop.pitr(&["runbook", "--set", "shop"]).succeed();
     let line = format!(
         "pitr redis restore shop --to {} TARGET",
         shop.path("redis").display()

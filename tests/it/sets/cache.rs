@@ -4,7 +4,7 @@ use super::back::{reconfigure, rescript, words, wrecked};
 use super::shop::{REDIS, Shop};
 use super::{TEN, wreck};
 use crate::clock::preloaded;
-use crate::common::{PATIENCE, Program, Run, free_port, wait_until};
+use crate::common::{Program, Run, free_port, wait_until};
 use crate::redis::sentinel::Sentinel;
 use crate::redis::server::program;
 
@@ -18,9 +18,9 @@ fn restart(shop: &Shop) {
     for script in ["stop-redis", "start-redis"] {
         shop.script(script).success();
     }
-    wait_until(PATIENCE, "Redis has loaded", || {
+    wait_until("Redis has loaded", || {
         let asked = Program::new(program(REDIS, "cli")).arg("-s");
-        let asked = asked.arg(shop.path("tmp/r")).args(["INFO", "persistence"]);
+        let asked = asked.arg(shop.path("tmp/r")).words("INFO persistence");
         asked.run().stdout.contains("\nloading:0")
     });
 }
@@ -51,7 +51,7 @@ fn r163_a_server_that_sentinels_watch_is_refused_before_anything_is_stopped() {
     let full = ["recover", "full", "--set", "shop", "--mark", &mark];
     let full: Vec<String> = full.iter().map(|word| (*word).to_owned()).collect();
     let sentinel = Sentinel::at((REDIS, port), 1, "");
-    wait_until(PATIENCE, "the Sentinel watches", || {
+    wait_until("the Sentinel watches", || {
         let told = shop.redis(&["PUBSUB", "NUMSUB", "__sentinel__:hello"]);
         told.ends_with('1')
     });
@@ -73,7 +73,7 @@ fn r163_a_server_that_sentinels_watch_is_refused_before_anything_is_stopped() {
         ),
     );
     sentinel.ask(&["SENTINEL", "REMOVE", "shop"]);
-    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    shop.pitr(&words(&full)).arg("--confirm").succeed();
     assert_eq!(shop.counters(), TEN);
     shop.stop_receiving();
 }
@@ -106,7 +106,7 @@ fn r164_a_dump_that_takes_long_is_waited_for() {
     ];
     let run = shop.pitr(&test).env("PATH", path);
     let began = std::time::Instant::now();
-    let told = run.env("PITR_FAULT_SECONDS", "1").run().success().json();
+    let told = run.env("PITR_FAULT_SECONDS", "1").succeed().json();
     assert_eq!(told["passed"], true, "{told:#}");
     assert!(began.elapsed().as_secs() >= 4, "the save was slow");
     shop.stop_receiving();
@@ -156,8 +156,7 @@ fn r165_a_server_that_loads_other_files_is_refused() {
     assert!(shop.path("tmp/closed").exists(), "the applications wait");
     shop.script("stop-redis").success();
     shop.sandbox.file("start-redis", start);
-    let run = shop.pitr(&words(&full)).arg("--confirm").run();
-    run.success();
+    shop.pitr(&words(&full)).arg("--confirm").succeed();
     assert_eq!(shop.counters(), TEN);
     shop.stop_receiving();
 }
@@ -223,15 +222,7 @@ fn r172_a_data_set_of_a_module_needs_a_server_with_that_module() {
     shop.write_counter(10);
     let mark = shop.mark();
     wreck(&shop);
-    let full = [
-        "recover",
-        "full",
-        "--set",
-        "shop",
-        "--mark",
-        &mark,
-        "--confirm",
-    ];
+    let full = super::aside::full(&mark);
     let into = ["redis", "restore", "shop", "--into", "shop", "--dry-run"];
     let named = |run: Run| {
         assert!(!run.is_success(), "{run}");
@@ -257,7 +248,7 @@ fn r172_a_data_set_of_a_module_needs_a_server_with_that_module() {
     assert!(run.stderr.contains("/nowhere/module.so"), "{run}");
     // As the message says.
     let path = with_server(&shop, &format!("--loadmodule {module}"));
-    shop.pitr(&full).env("PATH", path).run().success();
+    shop.pitr(&full).env("PATH", path).succeed();
     assert_eq!(shop.counters(), TEN);
     assert_eq!(shop.redis(&["TYPE", "of-module"]), "pitr-test");
     shop.stop_receiving();

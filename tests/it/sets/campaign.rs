@@ -7,8 +7,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::shop::{Counters, Customer, Shop};
+use crate::common::Run;
 use crate::common::random::Random;
-use crate::common::{PATIENCE, Run};
 
 /// Rounds without the variable: few enough for every change.
 const ROUNDS: u64 = 2;
@@ -67,7 +67,7 @@ fn moment_under_load(shop: &Shop, kind: Kind, from: u64) -> Moment {
     let customer = shop.customer();
     let moment = std::thread::scope(|scope| {
         let writer = scope.spawn(|| load(&customer, from, &stop, &acknowledged, &begun));
-        crate::common::wait_until(PATIENCE, "the load has begun", || {
+        crate::common::wait_until("the load has begun", || {
             acknowledged.load(Ordering::SeqCst) > from + 2
         });
         let least = acknowledged.load(Ordering::SeqCst);
@@ -87,7 +87,7 @@ fn moment_under_load(shop: &Shop, kind: Kind, from: u64) -> Moment {
         if kind == Kind::Time {
             // Files are of the first backup behind the time.
             shop.pitr(&["files", "backup", "uploads"]).run();
-            shop.pitr(&["config", "backup", "host"]).run().success();
+            shop.pitr(&["config", "backup", "host"]).succeed();
         }
         stop.store(true, Ordering::SeqCst);
         writer.join().expect("the load");
@@ -104,7 +104,7 @@ fn moment_under_load(shop: &Shop, kind: Kind, from: u64) -> Moment {
             shop.write_counter(moment.most + 1);
             shop.cluster.archive_now();
             shop.redis(&["SET", "behind", "x"]);
-            crate::common::wait_until(PATIENCE, "the log reaches the time", || {
+            crate::common::wait_until("the log reaches the time", || {
                 let plan = ["redis", "plan", "shop", "--target-time", &moment.target[1]];
                 shop.pitr(&plan).run().is_success()
             });

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::shop::{Shop, read};
 use crate::common::{
-    Client, Cluster, PATIENCE, Program, Sandbox, files_below, pitr, pitr_archive, wait_until,
+    Client, Cluster, Program, Sandbox, files_below, pitr, pitr_archive, wait_until,
 };
 use crate::erasure::{ERASE_ONE, slow};
 
@@ -27,8 +27,7 @@ fn shop_with_person(major: u32) -> (Shop, String) {
 
 fn add(shop: &Shop, sql: &str) -> String {
     let args = ["erasure", "add", "--json", "--database", "postgres"];
-    let add = shop.pitr(&args).args(["--sql", "-"]).stdin(sql);
-    let run = add.run().success();
+    let run = shop.pitr(&args).words("--sql -").stdin(sql).succeed();
     run.id()
 }
 
@@ -37,8 +36,7 @@ fn full(mark: &str) -> [&str; 6] {
 }
 
 fn persons(cluster: &Cluster) -> String {
-    cluster
-        .query_one_string("select coalesce(string_agg(id::text, ',' order by id), '') from person")
+    cluster.value("select coalesce(string_agg(id::text, ',' order by id), '') from person")
 }
 
 fn is_closed(shop: &Shop) -> bool {
@@ -54,14 +52,14 @@ fn what_was_erased_is_gone_before_the_service_starts(major: u32) {
     let much = "create table public.much as select n, repeat(md5(n::text), 20) t from generate_series(1, 5000) n";
     add(&shop, &format!("{ERASE_ONE}; {much}"));
 
-    let plan = shop.pitr(&full(&mark)).arg("--dry-run").run().success();
+    let plan = shop.pitr(&full(&mark)).arg("--dry-run").succeed();
     plan.expect_stdout("main lacks 1 of 1 erasure recorded")
         .expect_stdout(
             "2. repeat erasures in main, in private: pitr erasure apply --for-adoption --cluster main",
         )
         .expect_stdout("let main archive: pitr adopt")
         .expect_stderr("nothing proves who recorded");
-    let book = shop.pitr(&["runbook", "--set", "shop"]).run().success();
+    let book = shop.pitr(&["runbook", "--set", "shop"]).succeed();
     book.expect_stdout("Before main starts, pitr repeats 1 erasure");
 
     let report = shop.json(&[&full(&mark)[..], &["--confirm"]].concat());
@@ -85,11 +83,11 @@ fn what_was_erased_is_gone_before_the_service_starts(major: u32) {
     shop.write_counter(30);
     shop.cluster.archive_now();
     let history = "wal/00000002/history";
-    wait_until(PATIENCE, "the history is archived", || {
+    wait_until("the history is archived", || {
         let all = files_below(&shop.path("one"));
         all.iter().any(|path| path.ends_with(history))
     });
-    shop.pitr(&["verify", "--quiet"]).run().success();
+    shop.pitr(&["verify", "--quiet"]).succeed();
     let folder = Sandbox::new("erased");
     let to = folder.join("copy");
     let members = before["plan"]["members"].as_array().unwrap();
@@ -97,21 +95,20 @@ fn what_was_erased_is_gone_before_the_service_starts(major: u32) {
     let backup = main["reached"]["backup"].as_str().unwrap();
     let end = ["restore", "--cluster", "main", "--target-timeline", "2"];
     let restore = shop.pitr(&end).args(["--backup", backup, "--to"]).arg(&to);
-    restore.run().success();
-    let mut copy = Cluster::open(major, to).without_fsync().create();
-    copy.start();
-    wait_until(PATIENCE, "recovery ends", || {
-        copy.query_one_string("select pg_is_in_recovery()") == "f"
+    restore.succeed();
+    let copy = Cluster::open(major, to).without_fsync().start();
+    wait_until("recovery ends", || {
+        copy.value("select pg_is_in_recovery()") == "f"
     });
     assert_eq!(persons(&copy), "2,3");
     let rows = "select max(n) from counter";
-    assert_eq!(copy.query_one_string(rows), "30");
-    assert_eq!(copy.query_one_string("select count(*) from much"), "5000");
+    assert_eq!(copy.value(rows), "30");
+    assert_eq!(copy.value("select count(*) from much"), "5000");
     drop(copy);
 
     let back = ["recover", "rollback", "--confirm", "--json"];
-    shop.pitr(&back).run().expect_code(8);
-    let back = shop.pitr(&back).arg("--discard-changes").run().success();
+    shop.pitr(&back).exits(8);
+    let back = shop.pitr(&back).arg("--discard-changes").succeed();
     assert_eq!(back.json()["warnings"], Value::Array(Vec::new()), "{back}");
     assert_eq!(shop.counters().rows, 20);
     shop.stop_receiving();
@@ -125,7 +122,7 @@ fn a_script_that_fails_stops_a_recovery(is_late: bool) {
     add(&shop, ERASE_ONE);
     let mut confirmed = [&full(&mark)[..], &["--confirm"]].concat();
     confirmed.extend(is_late.then_some("--after-stop"));
-    let failed = shop.pitr(&confirmed).run().expect_code(1);
+    let failed = shop.pitr(&confirmed).exits(1);
     failed
         .expect_stderr(&bad)
         .expect_stderr("\"nowhere\" does not exist")
@@ -136,24 +133,23 @@ fn a_script_that_fails_stops_a_recovery(is_late: bool) {
         .expect_stderr("--skip-erasure ID")
         .expect_stderr("run the same command again");
     assert_eq!(is_closed(&shop), is_late);
-    shop.pitr(&confirmed).run().expect_code(1);
+    shop.pitr(&confirmed).exits(1);
     assert_eq!(is_closed(&shop), is_late);
     let shown = shop.pitr(&full(&mark)).arg("--skip-erasure").arg(&bad);
-    let shown = shown.run().expect_code(8);
+    let shown = shown.exits(8);
     shown.expect_stdout(&format!("--skip {bad} --confirm"));
     // The moment is older than the database of this one.
     if !is_late {
         shop.cluster.sql("create database later");
     }
     let args = ["erasure", "add", "--json", "--database", "later"];
-    let later = shop.pitr(&args).args(["--sql", "-"]).stdin(ERASE_ONE);
-    let later = later.run().success().json()["id"].clone();
+    let later = shop.pitr(&args).words("--sql -").stdin(ERASE_ONE);
+    let later = later.succeed().json()["id"].clone();
     let skip = [&confirmed[..], &["--skip-erasure", &bad]].concat();
-    let failed = shop.pitr(&skip).run().expect_code(1);
-    failed.expect_stderr("lacks a database");
+    shop.pitr(&skip).exits(1).expect_stderr("lacks a database");
     assert_eq!(is_closed(&shop), is_late);
     let skip = [&skip[..], &["--skip-erasure", later.as_str().unwrap()]].concat();
-    shop.pitr(&skip).run().success();
+    shop.pitr(&skip).succeed();
     assert_eq!(persons(&shop.cluster), "2,3");
     assert!(!shop.path("tmp/closed").exists());
     shop.stop_receiving();
@@ -181,25 +177,25 @@ fn what_the_operator_has_to_decide_is_said_before_anything_stops() {
     let id = add(&shop, ERASE_ONE);
     shop.sandbox.file("pitr.toml", format!("{config}{two}"));
     let confirmed = [&full(&mark)[..], &["--confirm"]].concat();
-    let refused = shop.pitr(&confirmed).run().expect_code(8);
+    let refused = shop.pitr(&confirmed).exits(8);
     refused
         .expect_stderr("did not answer")
         .expect_stderr("--repository NAME");
     let one = [&full(&mark)[..], &["--dry-run", "--repository", "one"]].concat();
-    shop.pitr(&one).run().success();
+    shop.pitr(&one).succeed();
 
     // The second one is encrypted.
     let keys = shop.path("keys").display().to_string();
     let keygen = ["repo", "keygen", "--dir", &keys, "--recipient", "ops"];
-    shop.pitr(&keygen).run().success();
+    shop.pitr(&keygen).succeed();
     let keys = format!(
         "[repositories.two.encryption]\nkey_set = \"{keys}/writer.key\"\nkey_file = \"{keys}/ops.key\"\n"
     );
     shop.sandbox
         .file("pitr.toml", format!("{config}{two}{keys}"));
     let init = ["init", "--quiet", "--one-recipient"];
-    shop.pitr(&init).run().success();
-    let refused = shop.pitr(&confirmed).run().expect_code(8);
+    shop.pitr(&init).succeed();
+    let refused = shop.pitr(&confirmed).exits(8);
     refused
         .expect_stderr(&format!("erasure \"{id}\" is in repository one alone"))
         .expect_stderr(&format!("--skip-erasure {id} or with --unproven-erasures"));
@@ -223,23 +219,22 @@ fn is_killed_while_it_erases_and_goes_on_or_back(is_late: bool) {
         false => waiting.join("postmaster.pid"),
     };
     let running = shop.pitr(&confirmed).spawn();
-    wait_until(PATIENCE, "the script runs in private", || begun.exists());
+    wait_until("the script runs in private", || begun.exists());
     assert!(read(&pid_file).contains("/pitr-drill-"));
     assert_eq!(is_closed(&shop), is_late, "somebody gets in");
-    running.signal(Signal::KILL);
-    running.wait();
+    running.ended_by(Signal::KILL);
     let pid = read(&pid_file).lines().next().unwrap().to_owned();
     let server = format!("/proc/{pid}/cwd");
     assert!(Path::new(&server).exists(), "the server was left behind");
     let back = ["recover", "rollback", "--confirm", "--json"];
-    let told = shop.pitr(&back).run().success().json();
+    let told = shop.pitr(&back).succeed().json();
     assert_eq!(told["warnings"], Value::Array(Vec::new()), "{told:#}");
     assert!(std::fs::read_link(&server).is_err());
     assert!(!waiting.exists(), "the copy is given up");
     assert_eq!(shop.counters().rows, 20);
 
     let remove = ["erasure", "remove", &slow, "--confirm"];
-    shop.pitr(&remove).run().success();
+    shop.pitr(&remove).succeed();
     add(&shop, ERASE_ONE);
     // The steps that erase, adopt and start.
     let [erase, adopt, start] = match is_late {
@@ -256,10 +251,10 @@ fn is_killed_while_it_erases_and_goes_on_or_back(is_late: bool) {
         assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
         assert_eq!(is_closed(&shop), is_late || number != erase);
     }
-    shop.pitr(&confirmed).run().success();
+    shop.pitr(&confirmed).succeed();
     assert_eq!(persons(&shop.cluster), "2,3");
     assert_eq!(shop.counters().rows, 10);
-    let told = shop.pitr(&back).run().success().json();
+    let told = shop.pitr(&back).succeed().json();
     assert_eq!(told["warnings"], Value::Array(Vec::new()), "{told:#}");
     assert_eq!(shop.counters().rows, 20);
     shop.stop_receiving();
@@ -349,7 +344,7 @@ impl Drop for Pair {
     fn drop(&mut self) {
         for cluster in &self.clusters {
             let stop = cluster.tool("pg_ctl").arg("-D").arg(cluster.pgdata());
-            let _ = stop.args(["-m", "immediate", "stop"]).run();
+            let _ = stop.words("-m immediate stop").run();
         }
     }
 }
@@ -362,34 +357,26 @@ fn each_cluster_of_a_set_repeats_erasures_of_its_own_for_root_too() {
     for (side, cluster) in SIDES.iter().zip(&pair.clusters) {
         let log = pair.sandbox.join(format!("{side}.log"));
         let start = cluster.tool("pg_ctl").arg("-D").arg(cluster.pgdata());
-        start
-            .args(["-w", "-l"])
-            .arg(&log)
-            .arg("start")
-            .run()
-            .success();
-        pair.pitr(&["init", "--quiet", "--cluster", side])
-            .run()
-            .success();
+        start.words("-w -l").arg(&log).arg("start").succeed();
+        pair.pitr(&["init", "--quiet", "--cluster", side]).succeed();
         cluster.sql("create table person as select generate_series(1, 3) id");
         let backup = ["backup", "--cluster", side];
-        pair.pitr(&backup).run().success();
+        pair.pitr(&backup).succeed();
     }
-    let marked = pair.pitr(&["mark", "pair", "--json"]).run().success();
-    let mark = marked.id();
+    let mark = pair.pitr(&["mark", "pair", "--json"]).succeed().id();
     for cluster in &pair.clusters {
         cluster.sql("delete from person where id > 1");
         cluster.archive_now();
     }
     for (side, id) in SIDES.iter().zip(["1", "2"]) {
         let words = ["erasure", "add", "--cluster", side, "--sql", "-"];
-        let add = pair.pitr(&words).args(["--database", "postgres"]);
+        let add = pair.pitr(&words).words("--database postgres");
         let sql = format!("delete from person where id = {id}");
-        add.stdin(sql).run().success();
+        add.stdin(sql).succeed();
     }
     let words = ["recover", "full", "--set", "pair", "--mark", &mark];
-    let recover = pair.pitr(&words).args(["--confirm", "--json"]).privileged();
-    let report = recover.run().success().json();
+    let recover = pair.pitr(&words).words("--confirm --json").privileged();
+    let report = recover.succeed().json();
     assert_eq!(report["is_complete"], true, "{report:#}");
     assert_eq!(report["erasures"].as_array().unwrap().len(), 2);
     assert_eq!(persons(&pair.clusters[0]), "2,3");

@@ -6,12 +6,12 @@ use rustix::process::Signal;
 
 use crate::backup_soak::home::Home;
 use crate::common::s3::Fault;
-use crate::common::{Cluster, PATIENCE, Site, expire_at_once, paths_below, wait_until};
+use crate::common::{Cluster, Site, expire_at_once, paths_below};
 use crate::per_major;
 
 /// In an encrypted bucket, by a janitor without keys that is killed once as it deletes.
 fn x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them(major: u32) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let mut cluster = builder.create();
     let home = Home::new(&cluster, true, true);
     home.configure("[sets.shop]\nmembers = [\"main\"]\n");
@@ -19,7 +19,7 @@ fn x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them(major: u32) {
     cluster.start();
     cluster.sql("create table t (n int)");
     let id = |args: &[&str]| {
-        let run = home.pitr().args(args).arg("--json").run().success();
+        let run = home.pitr().args(args).arg("--json").succeed();
         run.id()
     };
     let mark = |label: &[&str]| {
@@ -34,7 +34,7 @@ fn x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them(major: u32) {
     let kept = id(&["backup"]);
     let plain = mark(&[]);
     let late = mark(&["--label", "late"]);
-    home.pitr().arg("verify").run().success();
+    home.pitr().arg("verify").succeed();
     let marks = || {
         let mut all = home.objects("aux/sets/shop/events/");
         all.retain(|key| key.contains("-mark-"));
@@ -47,50 +47,46 @@ fn x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them(major: u32) {
         program.env("PITR_FAULT_SECONDS", "0")
     };
     assert_eq!(marks(), 3);
-    expire("2", &["--confirm"]).run().success();
+    expire("2", &["--confirm"]).succeed();
     assert_eq!(marks(), 3);
     let words = format!("marks that nobody can use: {early} to {early} (1 mark)");
-    let shown = expire("1", &["--dry-run"]).run().success();
+    let shown = expire("1", &["--dry-run"]).succeed();
     shown.expect_stdout(&words);
-    let explained = expire("1", &["--explain", &late]).run().success();
+    let explained = expire("1", &["--explain", &late]).succeed();
     explained.expect_stdout("it stays");
 
     let stalled = home
         .server()
         .fault("DELETE /bucket/pg/aux/sets", 1, Fault::Stalled);
     let mut running = expire("1", &["--confirm"]).spawn();
-    wait_until(PATIENCE, "expire deletes the mark", || {
-        assert!(!running.is_done(), "{}", running.stderr());
-        stalled.times() > 0
-    });
-    running.signal(Signal::KILL);
-    running.wait();
+    running.until("expire deletes the mark", || stalled.times() > 0);
+    running.ended_by(Signal::KILL);
     home.heal();
     assert_eq!(marks(), 3);
-    expire("1", &["--confirm"]).run().success();
+    expire("1", &["--confirm"]).succeed();
     assert_eq!(marks(), 2);
-    let info = home.pitr().args(["info", "--set", "shop", "--json"]).run();
+    let info = home.pitr().words("info --set shop --json").run();
     let info = info.success();
     let has = |mark: &String| info.stdout.contains(mark.as_str());
     assert!(has(&plain) && has(&late) && !has(&early), "{info}");
-    let all = home.pitr().args(["info", "--json"]).run().json();
+    let all = home.pitr().words("info --json").run().json();
     let backups = all["clusters"][0]["backups"].as_array().unwrap().clone();
     let ids: Vec<_> = backups.iter().map(|b| b["id"].clone()).collect();
     assert_eq!(ids, [kept]);
-    home.pitr().arg("verify").run().success();
+    home.pitr().arg("verify").succeed();
 }
 
 /// A root that cannot be read may be that of the backup that leads to a mark, and so may one that is lost.
 #[test]
 fn x33_marks_stay_while_a_root_is_unreadable_or_lost() {
-    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(18);
     let mut cluster = builder.create();
     let site = Site::new(&cluster);
     site.add("\n[sets.shop]\nmembers = [\"main\"]\n");
     site.attach(&cluster);
     cluster.start();
     let id = |args: &[&str]| {
-        let run = site.pitr().args(args).arg("--json").run().success();
+        let run = site.pitr().args(args).arg("--json").succeed();
         run.id()
     };
     let first = id(&["backup", "--full"]);
@@ -117,7 +113,7 @@ fn x33_marks_stay_while_a_root_is_unreadable_or_lost() {
     let run = expire();
     assert_eq!(marks(), 1, "unreadable: {run}");
     std::fs::write(&manifest, &whole).unwrap();
-    site.pitr().args(["verify", "--quiet"]).run().success();
+    site.pitr().words("verify --quiet").succeed();
     expire().success();
     assert_eq!(marks(), 0);
 }
@@ -132,11 +128,11 @@ fn t74_a_set_whose_registration_is_lost_is_marked_again_after_init() {
     site.add("\n[sets.shop]\nmembers = [\"main\"]\n");
     site.attach(&cluster);
     cluster.start();
-    let mark = || site.pitr().args(["mark", "shop"]).run();
+    let mark = || site.pitr().words("mark shop").run();
     mark().success();
     std::fs::remove_file(site.repository().join("aux/sets/shop/scope.json")).unwrap();
     mark().expect_code(1).expect_stderr("pitr init");
-    let init = site.pitr().arg("init").run().success();
+    let init = site.pitr().arg("init").succeed();
     init.expect_stderr("had lost the registration of \"aux/sets/shop\"");
     mark().success();
 }

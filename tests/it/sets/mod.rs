@@ -18,7 +18,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use serde_json::Value;
 use shop::{Counters, Shop, read};
 
-use crate::common::{PATIENCE, Sandbox, pitr, user, wait_until};
+use crate::common::{Sandbox, list_of, pitr, user, wait_until};
 
 const TEN: Counters = Counters {
     rows: 10,
@@ -52,7 +52,7 @@ fn a_mark_is_tested_and_the_whole_shop_comes_back_to_it(major: u32) {
 
     // The plan alone.
     let full = ["recover", "full", "--set", "shop", "--mark", &mark];
-    let shown = shop.pitr(&full).arg("--json").run().expect_code(8).json();
+    let shown = shop.pitr(&full).arg("--json").exits(8).json();
     assert_eq!(shown["plan"]["reachable"], true, "{shown:#}");
     assert!(shown["run"].is_null());
     assert_eq!(shop.counters(), wrecked);
@@ -63,11 +63,7 @@ fn a_mark_is_tested_and_the_whole_shop_comes_back_to_it(major: u32) {
     let words = "; by default, because nothing on this host has measured them: redis:shop";
     shop.pitr(&full).run().expect_stdout(words);
 
-    let report = shop
-        .pitr(&full)
-        .args(["--confirm", "--json"])
-        .run()
-        .success();
+    let report = shop.pitr(&full).words("--confirm --json").succeed();
     let report = report.json();
     assert_eq!(report["is_complete"], true, "{report:#}");
     let counters = shop.counters();
@@ -83,15 +79,15 @@ fn a_mark_is_tested_and_the_whole_shop_comes_back_to_it(major: u32) {
     // As it was.
     let run = report["run"].as_str().unwrap().to_owned();
     let back = ["recover", "rollback", &run, "--json"];
-    let told = shop.pitr(&back).run().expect_code(8).json();
+    let told = shop.pitr(&back).exits(8).json();
     assert_eq!(told["written"], Value::Array(Vec::new()), "{told:#}");
-    shop.pitr(&back).arg("--confirm").run().success();
+    shop.pitr(&back).arg("--confirm").succeed();
     assert_eq!(shop.counters(), wrecked);
     assert_eq!(read(&shop.path("settings/.env")), "SHOP_TITLE=Coffee\n");
-    let again = shop.pitr(&back).arg("--confirm").run().expect_code(8);
+    let again = shop.pitr(&back).arg("--confirm").exits(8);
     again.expect_stdout("was rolled back");
     // The next plan has what this recovery took.
-    let shown = shop.pitr(&full).arg("--json").run().expect_code(8).json();
+    let shown = shop.pitr(&full).arg("--json").exits(8).json();
     assert_eq!(shown["plan"]["by_default"], serde_json::json!([]));
     for member in shown["plan"]["members"].as_array().unwrap() {
         assert_eq!(member["reached"]["basis"], "measured", "{member:#}");
@@ -140,7 +136,7 @@ fn r132_the_nearest_moment_of_a_set_is_one_that_every_member_reaches() {
         "--target-time",
         time,
     ];
-    let tested = shop.pitr(&test).run().success().json();
+    let tested = shop.pitr(&test).succeed().json();
     assert_eq!(tested["passed"], true, "{tested:#}");
 }
 
@@ -151,26 +147,16 @@ fn r41_a_rollback_is_refused_once_something_was_written() {
     shop.write_counter(10);
     let mark = shop.mark();
     let wrecked = wreck(&shop);
-    let full = [
-        "recover",
-        "full",
-        "--set",
-        "shop",
-        "--mark",
-        &mark,
-        "--confirm",
-    ];
-    shop.pitr(&full).run().success();
+    let full = aside::full(&mark);
+    shop.pitr(&full).succeed();
     // A checkpoint moves the position and commits nothing.
     shop.cluster.sql("checkpoint");
     let back = ["recover", "rollback", "--json"];
-    let told = shop.pitr(&back).arg("--dry-run").run().success().json();
+    let told = shop.pitr(&back).arg("--dry-run").succeed().json();
     assert_eq!(told["written"], Value::Array(Vec::new()), "{told:#}");
     shop.write_counter(30);
-    let told = shop.pitr(&back).arg("--dry-run").run().success().json();
-    let written: Vec<&str> = told["written"]
-        .as_array()
-        .unwrap()
+    let told = shop.pitr(&back).arg("--dry-run").succeed().json();
+    let written: Vec<&str> = list_of(&told["written"])
         .iter()
         .map(|w| w.as_str().unwrap())
         .collect();
@@ -182,13 +168,12 @@ fn r41_a_rollback_is_refused_once_something_was_written() {
             "1 entries of files:uploads were changed"
         ]
     );
-    let refused = shop.pitr(&back).arg("--confirm").run().expect_code(8);
+    let refused = shop.pitr(&back).arg("--confirm").exits(8);
     refused.expect_stdout("something was written");
     assert_eq!(shop.counters().rows, 30, "nothing was changed");
     shop.pitr(&back)
-        .args(["--confirm", "--discard-changes"])
-        .run()
-        .success();
+        .words("--confirm --discard-changes")
+        .succeed();
     assert_eq!(shop.counters(), wrecked);
     shop.stop_receiving();
 }
@@ -210,8 +195,8 @@ fn r42_what_cannot_be_recovered_is_refused_beforehand() {
     let refused = run(&id).expect_code(5);
     refused.expect_stderr("no undamaged backup of it was taken after the mark");
     assert!(!shop.path("tmp/closed").exists());
-    shop.pitr(&["files", "backup", "uploads"]).run().success();
-    shop.pitr(&["config", "backup", "host"]).run().success();
+    shop.pitr(&["files", "backup", "uploads"]).succeed();
+    shop.pitr(&["config", "backup", "host"]).succeed();
     shop.settle(&id);
     let config = read(&shop.path("pitr.toml"));
     let without = config.replace("service.data_directory", "#service.data_directory");
@@ -243,11 +228,11 @@ fn r42_what_cannot_be_recovered_is_refused_beforehand() {
     // Without a replica Redis forgets to count what is written.
     shop.stop_receiving();
     shop.redis(&["CONFIG", "SET", "repl-backlog-ttl", "1"]);
-    wait_until(PATIENCE, "the backlog is gone", || {
+    wait_until("the backlog is gone", || {
         shop.redis(&["INFO", "replication"])
             .contains("repl_backlog_active:0")
     });
-    let refused = shop.pitr(&["mark", "shop"]).run().expect_code(8);
+    let refused = shop.pitr(&["mark", "shop"]).exits(8);
     refused.expect_stderr("is not counted");
 }
 
@@ -258,15 +243,7 @@ fn r44_a_server_that_was_started_meanwhile_is_stopped_before_its_files_change() 
     shop.write_counter(10);
     let mark = shop.mark();
     wreck(&shop);
-    let full = [
-        "recover",
-        "full",
-        "--set",
-        "shop",
-        "--mark",
-        &mark,
-        "--confirm",
-    ];
+    let full = aside::full(&mark);
     let server = || {
         let told = shop.redis(&["INFO", "server"]);
         let id = told.lines().find(|line| line.starts_with("run_id:"));
@@ -278,12 +255,12 @@ fn r44_a_server_that_was_started_meanwhile_is_stopped_before_its_files_change() 
         assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
         shop.script("start-redis").success();
         shop.script("start-shop").success();
-        wait_until(PATIENCE, "Redis loaded its old data", || {
+        wait_until("Redis loaded its old data", || {
             shop.redis(&["INFO", "persistence"]).contains("\nloading:0")
         });
     }
     let old = server();
-    shop.pitr(&full).run().success();
+    shop.pitr(&full).succeed();
     assert_ne!(server(), old, "the old server went on");
     assert_eq!(shop.counters(), TEN);
     assert!(!shop.path("tmp/closed").exists());
@@ -329,11 +306,8 @@ fn r43_a_mark_that_was_copied_is_none() {
 #[test]
 fn the_runbook_is_stale_when_the_configuration_is_another_one() {
     let mut shop = Shop::open(17);
-    let book = shop.pitr(&["runbook", "--set", "shop"]).run().success();
-    assert!(
-        book.stdout.contains("pitr recover full --set shop"),
-        "{book}"
-    );
+    let book = shop.pitr(&["runbook", "--set", "shop"]).succeed();
+    let book = book.expect_stdout("pitr recover full --set shop");
     assert!(book.stdout.contains("stop redis:shop: `/bin/sh "), "{book}");
     let copy = shop.sandbox.file("runbook.md", &book.stdout);
     let check = || shop.pitr(&["runbook", "--check"]).arg(&copy).run();
@@ -369,7 +343,7 @@ fn a_recovery_of_before_is_read_and_one_that_is_recorded_nowhere_is_said() {
         program.args(words).env("XDG_CACHE_HOME", place("cache"))
     };
     // A folder without a record is of a run that never began.
-    let none = back().run().expect_code(2);
+    let none = back().exits(2);
     for place in [place("state/recover"), place("cache/pitr/recover")] {
         assert!(none.stdout.contains(&place), "{none}");
     }
@@ -379,12 +353,12 @@ fn a_recovery_of_before_is_read_and_one_that_is_recorded_nowhere_is_said() {
     )
     .unwrap();
     user::own_all(sandbox.path());
-    let told = back().run().expect_code(8).json();
+    let told = back().exits(8).json();
     assert_eq!(told["run"], "20261120T064049Z-shop", "{told:#}");
     // Others could have written it.
     let folder = sandbox.join("cache/pitr/recover");
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(&folder, mode).unwrap();
-    let none = back().run().expect_code(2);
+    let none = back().exits(2);
     assert!(none.stderr.contains("are not read"), "{none}");
 }

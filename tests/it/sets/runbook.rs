@@ -20,7 +20,7 @@ impl Site {
             sandbox.join("one").display()
         );
         if is_sealed {
-            keygen(&keys, &["ops", "escrow"]).run().success();
+            keygen(&keys, &["ops", "escrow"]).succeed();
             repository += &format!(
                 "[repositories.one.encryption]\nkey_set = \"{0}/writer.key\"\nkey_file = \"{0}/ops.key\"\n",
                 keys.display()
@@ -37,7 +37,7 @@ impl Site {
             site.repository
         );
         site.sandbox.file("pitr.toml", registered);
-        site.pitr(&["init", "--quiet"]).run().success();
+        site.pitr(&["init", "--quiet"]).succeed();
         site.sandbox.dir("uploads");
         site.sandbox.file("uploads/a", "a");
         site.configure("uploads");
@@ -80,30 +80,24 @@ fn flip(path: &Path) {
 fn r80_the_runbook_is_stored_with_each_mark() {
     for is_sealed in [false, true] {
         let site = Site::new(is_sealed);
-        let none = site.stored().run().expect_code(2);
+        let none = site.stored().exits(2);
         none.expect_stderr("no mark of set \"shop\" has a runbook");
-        let first = site
-            .pitr(&["mark", "shop", "--json"])
-            .run()
-            .success()
-            .json();
-        site.pitr(&["mark", "shop"]).run().success();
+        let first = site.pitr(&["mark", "shop", "--json"]).succeed().json();
+        site.pitr(&["mark", "shop"]).succeed();
         assert_eq!(site.runbooks().len(), 1, "the same text is stored once");
         // Another configuration, another text.
         site.configure("elsewhere");
-        site.pitr(&["mark", "shop", "--label", "moved"])
-            .run()
-            .success();
+        site.pitr(&["mark", "shop", "--label", "moved"]).succeed();
         assert_eq!(site.runbooks().len(), 2);
 
         site.sandbox.file("pitr.toml", &site.repository);
-        let book = site.stored().run().success();
+        let book = site.stored().succeed();
         let book = book.expect_stdout("pitr recover full --set shop");
         let book = book.expect_stdout("elsewhere");
         let before = ["--mark", first["id"].as_str().unwrap()];
-        let before = site.stored().args(before).run().success();
+        let before = site.stored().args(before).succeed();
         before.expect_stdout("uploads");
-        let json = site.stored().args(["--mark", "moved", "--json"]).run();
+        let json = site.stored().words("--mark moved --json").run();
         let json = json.success().json();
         assert_eq!(
             (&json["set"], &json["format"]),
@@ -113,10 +107,10 @@ fn r80_the_runbook_is_stored_with_each_mark() {
             json["text"].as_str().unwrap().trim_end(),
             book.stdout.trim_end()
         );
-        let page = site.stored().args(["--format", "html"]).run().success();
+        let page = site.stored().words("--format html").succeed();
         let page = page.expect_stdout("<h2>Recover</h2>");
         let page = page.expect_stdout("<td>files:up</td>");
-        let verified = site.pitr(&["verify", "--json"]).run().success();
+        let verified = site.pitr(&["verify", "--json"]).succeed();
         assert!(
             !verified.stdout.contains("no object of this format"),
             "{verified}"
@@ -137,7 +131,7 @@ fn r80_the_runbook_is_stored_with_each_mark() {
         let damaged = site.stored().run();
         assert!(!damaged.stdout.contains("pitr recover"), "{damaged}");
         damaged.expect_code(1).expect_stderr("/runbooks/");
-        let found = site.pitr(&["verify"]).run().expect_code(4);
+        let found = site.pitr(&["verify"]).exits(4);
         assert!(found.stdout.contains("/runbooks/"), "{found}");
         if is_sealed {
             // Without the private key it is sealed.
@@ -153,10 +147,10 @@ fn r80_the_runbook_is_stored_with_each_mark() {
 fn r101_a_stored_runbook_goes_when_no_mark_names_it() {
     for is_sealed in [false, true] {
         let site = Site::new(is_sealed);
-        site.pitr(&["mark", "shop"]).run().success();
+        site.pitr(&["mark", "shop"]).succeed();
         let first = site.runbooks();
         site.configure("elsewhere");
-        site.pitr(&["mark", "shop"]).run().success();
+        site.pitr(&["mark", "shop"]).succeed();
         let both = site.runbooks();
         assert_eq!((first.len(), both.len()), (1, 2));
         let name = first[0].file_name().unwrap().to_str().unwrap();
@@ -183,10 +177,7 @@ fn r101_a_stored_runbook_goes_when_no_mark_names_it() {
         expire(&["--confirm"]);
         assert_eq!(site.runbooks(), both);
         // The mark is gone now; a text of today may belong to one that is being written.
-        let fresh = site
-            .pitr(&["expire", "--keep", "1", "--json"])
-            .run()
-            .success();
+        let fresh = site.pitr(&["expire", "--keep", "1", "--json"]).succeed();
         assert!(!fresh.stdout.contains("runbooks"), "{fresh}");
         explained(true);
         let shown = expire(&["--dry-run"]);
@@ -195,13 +186,13 @@ fn r101_a_stored_runbook_goes_when_no_mark_names_it() {
         expire(&["--confirm"]);
         assert_eq!(site.runbooks().len(), 1);
         assert!(!site.runbooks().contains(&first[0]));
-        let book = site.stored().run().success();
+        let book = site.stored().succeed();
         book.expect_stdout("elsewhere");
         assert_eq!(expire(&["--confirm"])["runbooks"], serde_json::Value::Null);
         // The former configuration comes back, and its text with the mark.
         site.configure("uploads");
-        site.pitr(&["mark", "shop"]).run().success();
+        site.pitr(&["mark", "shop"]).succeed();
         assert!(site.runbooks().contains(&first[0]));
-        site.stored().run().success().expect_stdout("uploads");
+        site.stored().succeed().expect_stdout("uploads");
     }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::common::{
-    Client, Cluster, PATIENCE, Program, Run, Running, Sandbox, files_below, pitr, pitr_archive,
-    user, wait_until,
+    Client, Cluster, Program, Run, Running, Sandbox, files_below, pitr, pitr_archive, user,
+    wait_until,
 };
 use crate::redis::server::{bin, program};
 
@@ -36,7 +36,7 @@ impl Customer {
         let run = Program::new(program(REDIS, "cli"))
             .arg("-s")
             .arg(&self.socket);
-        run.args(set).run().success();
+        run.args(set).succeed();
         std::fs::write(&self.new, n.to_string()).unwrap();
         user::own(&self.new);
         std::fs::rename(&self.new, &self.upload).unwrap();
@@ -63,11 +63,7 @@ impl Shop {
     /// A shop that runs, has backups of everything, and whose WAL and Redis log are archived.
     pub fn open(major: u32) -> Shop {
         let sandbox = Sandbox::new("shop");
-        let cluster = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
-            .config("archive_mode", "on")
-            .create();
+        let cluster = Cluster::small(major).config("archive_mode", "on").create();
         let mut shop = Shop {
             sandbox,
             cluster,
@@ -92,7 +88,7 @@ impl Shop {
         ] {
             shop.cluster.append_config(name, value);
         }
-        shop.pitr(&["init", "--quiet"]).run().success();
+        shop.pitr(&["init", "--quiet"]).succeed();
         for script in ["start-pg", "start-redis"] {
             shop.script(script).success();
         }
@@ -104,7 +100,7 @@ impl Shop {
             &["files", "backup", "uploads"],
             &["config", "backup", "host"],
         ] {
-            shop.pitr(backup).run().success();
+            shop.pitr(backup).succeed();
         }
         shop
     }
@@ -208,21 +204,21 @@ impl Shop {
     }
 
     pub fn json(&self, arguments: &[&str]) -> Value {
-        self.pitr(arguments).arg("--json").run().success().json()
+        self.pitr(arguments).arg("--json").succeed().json()
     }
 
     pub fn redis(&self, words: &[&str]) -> String {
         let run = Program::new(program(REDIS, "cli"))
             .arg("-s")
             .arg(self.path("tmp/r"));
-        let run = run.args(words).run().success();
+        let run = run.args(words).succeed();
         run.stdout.trim_end().to_owned()
     }
 
     /// Starts a receiver, and waits until the server counts it.
     pub fn receive(&mut self) {
         self.receiver = Some(self.pitr(&["redis", "receive", "shop"]).spawn());
-        wait_until(PATIENCE, "the receiver is online", || {
+        wait_until("the receiver is online", || {
             self.redis(&["INFO", "replication"])
                 .contains("state=online")
         });
@@ -231,8 +227,7 @@ impl Shop {
     /// Ends the receiver in order: what it received is stored.
     pub fn stop_receiving(&mut self) {
         if let Some(receiver) = self.receiver.take() {
-            receiver.signal(rustix::process::Signal::TERM);
-            receiver.wait();
+            receiver.ended_by(rustix::process::Signal::TERM);
         }
     }
 
@@ -251,7 +246,7 @@ impl Shop {
     }
 
     pub fn wait_online(&self) {
-        wait_until(PATIENCE, "the receiver is online", || {
+        wait_until("the receiver is online", || {
             self.redis(&["INFO", "replication"])
                 .contains("state=online")
         });
@@ -260,7 +255,7 @@ impl Shop {
     pub fn counters(&self) -> Counters {
         let rows = self
             .cluster
-            .query_one_string("select coalesce(max(n), 0) from counter");
+            .value("select coalesce(max(n), 0) from counter");
         Counters {
             rows: rows.parse().unwrap(),
             key: self.redis(&["GET", "counter"]).parse().unwrap_or(0),
@@ -270,7 +265,7 @@ impl Shop {
 
     /// The time of the host, in UTC.
     pub fn now(&self) -> String {
-        self.cluster.query_one_string(
+        self.cluster.value(
             "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
         )
     }
@@ -278,7 +273,7 @@ impl Shop {
     /// Everything that the members hold: a dump of the database, the digest of the cache, and each file.
     pub fn contents(&self) -> Contents {
         let dump = self.cluster.tool("pg_dump");
-        let dump = dump.arg(self.cluster.conninfo("postgres")).run().success();
+        let dump = dump.arg(self.cluster.conninfo("postgres")).succeed();
         // Each dump has a token of its own.
         let lines = dump.stdout.lines();
         let lines = lines.filter(|line| !line.contains("restrict "));
@@ -327,7 +322,7 @@ impl Shop {
         self.cluster.archive_now();
         self.redis(&["SET", "behind", id]);
         let mut said = Value::Null;
-        wait_until(PATIENCE, "the mark is settled", || {
+        wait_until("the mark is settled", || {
             let info = self.pitr(&["info", "--set", "shop", "--json"]).run();
             // A set without a moment to which it leads is a warning.
             assert!(matches!(info.code(), 0 | 6), "{info}");

@@ -1,7 +1,7 @@
 //! A recovery whose cluster is a standby that has not replayed the moment.
 
 use super::shop::{Shop, read};
-use crate::common::{Client, Cluster, PATIENCE, wait_until};
+use crate::common::{Client, Cluster, list_of, wait_until};
 
 /// A shop, and the configuration of a host whose data directory is the standby's.
 struct Pair {
@@ -58,8 +58,8 @@ impl Pair {
     fn wait_received(&self) {
         let end = self.shop.cluster.insert_lsn();
         let sql = format!("select pg_last_wal_receive_lsn() >= '{end}'");
-        wait_until(PATIENCE, "the standby has the WAL", || {
-            self.client().query_one_string(&sql) == "t"
+        wait_until("the standby has the WAL", || {
+            self.client().value(&sql) == "t"
         });
     }
 }
@@ -98,9 +98,7 @@ fn r109_a_standby_is_the_source_of_a_recovery() {
         "--from-standby",
     ];
     let shown = shop.json(&[&line[..], &["--dry-run"]].concat());
-    let steps: Vec<&str> = shown["steps"]
-        .as_array()
-        .unwrap()
+    let steps: Vec<&str> = list_of(&shown["steps"])
         .iter()
         .map(|step| step["step"].as_str().unwrap())
         .collect();
@@ -117,27 +115,24 @@ fn r109_a_standby_is_the_source_of_a_recovery() {
         .run();
     assert!(run.stderr.contains("\"recover-begun-0\""), "{run}");
     let back = ["recover", "rollback", "--confirm", "--json"];
-    let told = shop.pitr(&back).run().success().json();
+    let told = shop.pitr(&back).succeed().json();
     assert_eq!(told["warnings"].as_array().unwrap().len(), 0, "{told:#}");
-    assert_eq!(
-        pair.client().query_one_string("select pg_is_in_recovery()"),
-        "t"
-    );
+    assert_eq!(pair.client().value("select pg_is_in_recovery()"), "t");
     for point in ["aside-recovered", "recover-done-3"] {
         let run = shop.pitr(&confirmed).env("PITR_FAULT", point).run();
         assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
     }
     // The old primary is away before the service of the new one archives.
     pair.script("stop-pg");
-    let report = shop.pitr(&confirmed).arg("--json").run().success().json();
+    let report = shop.pitr(&confirmed).arg("--json").succeed().json();
     assert_eq!(report["is_complete"], true, "{report:#}");
-    let rows = pair.client().query_one_string("select max(n) from counter");
+    let rows = pair.client().value("select max(n) from counter");
     assert_eq!(
         (rows.as_str(), shop.redis(&["GET", "counter"]).as_str()),
         ("10", "10")
     );
     // Back: the cluster stays, and that is said.
-    let told = shop.pitr(&back).run().expect_code(6).json();
+    let told = shop.pitr(&back).exits(6).json();
     let warnings = told["warnings"].to_string();
     assert!(
         warnings.contains("main stays as it was recovered"),
@@ -164,17 +159,17 @@ fn r130_a_standby_makes_no_mark_of_level_3() {
     assert!(scope.starts_with("clusters/main/"), "{made:#}");
     let behind = followers[0]["behind_seconds"].as_u64();
     assert!(behind.is_none_or(|seconds| seconds > 0), "{made:#}");
-    let shown = shop.pitr(&["mark", "shop"]).run().success();
+    let shown = shop.pitr(&["mark", "shop"]).succeed();
     shown.expect_stdout("of a server that follows another one");
     let id = made["id"].as_str().unwrap();
     shop.settle(id);
     let line = ["recover", "full", "--set", "shop", "--mark", id];
-    let plan = shop.pitr(&line).arg("--json").run().expect_code(8).json()["plan"].clone();
+    let plan = shop.pitr(&line).arg("--json").exits(8).json()["plan"].clone();
     assert_eq!(plan["level"], 1, "{plan:#}");
     let state = plan["members"][0]["reached"]["moment"].as_str().unwrap();
     assert!(state < plan["time"].as_str().unwrap(), "{plan:#}");
     assert!(plan["spread_seconds"].as_u64().unwrap() >= 1, "{plan:#}");
-    let shown = shop.pitr(&line).run().expect_code(8);
+    let shown = shop.pitr(&line).exits(8);
     shown.expect_stdout(", level 1, states up to ");
     pair.shop.stop_receiving();
 }

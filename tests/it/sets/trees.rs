@@ -26,19 +26,16 @@ impl Host {
         for folder in ["up", "settings", "state"] {
             host.sandbox.dir(folder);
         }
-        keygen(&host.path("keys"), &["ops", "escrow"])
-            .run()
-            .success();
+        keygen(&host.path("keys"), &["ops", "escrow"]).succeed();
         keygen(&host.path("pair"), &["lead", "vault"])
             .arg("--secrets")
-            .run()
-            .success();
+            .succeed();
         host.write("up/a", "old");
         host.write("settings/.env", "DB_PASSWORD=Gr3enTea!42\n");
         let stop = format!("touch {}", host.path("stopped").display());
         host.sandbox.file("stop", format!("#!/bin/sh\n{stop}\n"));
         host.configure(members, "", "");
-        host.pitr(&["init", "--quiet"]).run().success();
+        host.pitr(&["init", "--quiet"]).succeed();
         host
     }
 
@@ -127,19 +124,19 @@ fn r190_a_backup_that_cannot_tell_what_to_remove_stops_nothing() {
         let (steps, warnings) = shown(&plan.success().json());
         assert!(!steps.contains("--delete"), "{steps}");
         assert!(warnings.contains(why), "{warnings}");
-        let run = host.recover(mark, &["--confirm"]).run().expect_code(6);
+        let run = host.recover(mark, &["--confirm"]).exits(6);
         run.expect_stderr("entries of files:up that its backup lacks stay")
             .expect_stderr(why);
         assert_eq!(read(&host.path("up/a")), "old");
         assert!(host.path("up/stray").exists());
         let back = ["recover", "rollback", "--confirm"];
-        host.pitr(&back).run().success();
+        host.pitr(&back).succeed();
         assert_eq!(read(&host.path("up/a")), "new");
     }
     let plan = host.recover(&whole, &["--dry-run", "--json"]).run();
     let (steps, warnings) = shown(&plan.success().json());
     assert!(steps.contains("--delete") && warnings == "[]", "{steps}");
-    host.recover(&whole, &["--confirm"]).run().success();
+    host.recover(&whole, &["--confirm"]).succeed();
     assert!(!host.path("up/stray").exists());
 }
 
@@ -159,12 +156,12 @@ fn r191_settings_with_secrets_need_their_key_before_anything_is_stopped() {
         assert!(!host.is_stopped(), "{how}");
     }
     let test = ["recover", "test", "--set", "shop", "--mark", &mark];
-    let tested = host.pitr(&test).run().expect_code(6);
+    let tested = host.pitr(&test).exits(6);
     tested.expect_stderr("config:host was tested without its secrets");
     let key = host.path("pair/lead.key").display().to_string();
     host.configure(members, "", &format!("encryption.secrets_key = \"{key}\""));
-    host.pitr(&test).run().success();
-    host.recover(&mark, &["--confirm"]).run().success();
+    host.pitr(&test).succeed();
+    host.recover(&mark, &["--confirm"]).succeed();
     assert_eq!(
         read(&host.path("settings/.env")),
         "DB_PASSWORD=Gr3enTea!42\n"
@@ -184,11 +181,11 @@ fn r192_a_backup_behind_a_mark_is_found_in_any_repository() {
             "--repository",
             repository,
         ];
-        let run = host.pitr(&words).run().success();
+        let run = host.pitr(&words).succeed();
         run.id()
     };
     let early = backup("one");
-    let mark = host.pitr(&["mark", "shop", "--json"]).run().success();
+    let mark = host.pitr(&["mark", "shop", "--json"]).succeed();
     let mark = mark.id();
     let wanted = backup("two");
     let plan = host.recover(&mark, &["--dry-run", "--json"]).run();
@@ -196,7 +193,7 @@ fn r192_a_backup_behind_a_mark_is_found_in_any_repository() {
     assert_eq!(plan["plan"]["members"][0]["reached"]["backup"], *wanted);
     assert_eq!(plan["plan"]["level"], 2, "{plan:#}");
     host.write("up/a", "new");
-    host.recover(&mark, &["--confirm"]).run().success();
+    host.recover(&mark, &["--confirm"]).succeed();
     assert_eq!(read(&host.path("up/a")), "old");
     let all = host.pitr(&["info", "--json"]).run().json().to_string();
     assert!(all.contains(&early) && all.contains(&wanted), "{all}");
@@ -213,11 +210,9 @@ fn r193_a_rollback_takes_back_each_restore_of_a_step_that_was_repeated() {
     assert!(run.stderr.contains("\"recover-worked-1\""), "{run}");
     assert_eq!(read(&host.path("up/a")), "old");
     host.write("up/late", "");
-    host.recover(&mark, &["--confirm"]).run().success();
+    host.recover(&mark, &["--confirm"]).succeed();
     assert!(!host.path("up/late").exists());
-    host.pitr(&["recover", "rollback", "--confirm"])
-        .run()
-        .success();
+    host.pitr(&["recover", "rollback", "--confirm"]).succeed();
     assert_eq!(read(&host.path("up/a")), "new");
     assert!(host.path("up/late").exists());
 }

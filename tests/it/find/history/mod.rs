@@ -70,14 +70,14 @@ fn history(major: u32, (seed, statements): (u64, u64), targets: u64) -> String {
     tell(&format!(
         "PITR_FIND_SEED={given} PITR_FIND_STATEMENTS={statements}"
     ));
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = Cluster::small(major);
     let builder = builder
         .config("max_prepared_transactions", "8")
         .config("log_statement", "all")
         .config("max_wal_size", "64MB");
     let (site, cluster) = Site::with_cluster_of(builder);
     let mut world = World::new(cluster, Random::new(seed));
-    let backup = || site.pitr().args(["backup", "--quiet"]).run().success();
+    let backup = || site.pitr().words("backup --quiet").succeed();
     backup();
     let mut told = 0;
     while world.statements < statements {
@@ -277,7 +277,7 @@ fn restored(site: &Site, world: &World, event: &Value, expected: &Expected) {
         let gid = gid.replace('\'', "''");
         client.sql(&format!("rollback prepared '{gid}'"));
     }
-    let found = client.query_one_string(&seen.query);
+    let found = client.value(&seen.query);
     assert_eq!(found, seen.answer, "{expected:#?}\n{event:#}");
     drop(client);
     server.stop(Stop::Fast);

@@ -230,7 +230,7 @@ impl World {
                 let is_there = "select count(*) from pg_database d join pg_tablespace t on t.oid = dattablespace where spcname = 'dbspace' and datname = ";
                 let is_there = self
                     .client("postgres")
-                    .query_one_string(&format!("{is_there} '{}'", name.replace('\'', "''")));
+                    .value(&format!("{is_there} '{}'", name.replace('\'', "''")));
                 let space = if is_there == "1" {
                     "pg_default"
                 } else {
@@ -345,7 +345,7 @@ impl World {
         let of = "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = relnamespace join pg_tablespace t on t.oid = reltablespace where relkind in ('r', 'm') and spcname = ";
         let space = space.replace('\'', "''");
         let sql = format!("{of} '{space}' order by c.oid");
-        for row in self.client(database).query_rows(&sql) {
+        for row in self.client(database).sql(&sql) {
             let [schema, relation] = [0, 1].map(|n| row[n].clone().unwrap());
             let mut all = self.tables.iter();
             let is_it =

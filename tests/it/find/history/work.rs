@@ -45,7 +45,7 @@ impl Work {
 
     fn count(&self, sql: &str) -> u64 {
         let client = self.client.as_ref().expect("it is not prepared");
-        client.query_one_string(sql).parse().unwrap()
+        client.value(sql).parse().unwrap()
     }
 
     /// Does one or more things to a table, each in a subtransaction or not.
@@ -306,9 +306,9 @@ impl Work {
         let client = self.client.as_ref().expect("it is not prepared");
         let text = name.replace('\'', "''");
         let file = format!("select pg_relation_filepath('{text}')");
-        let before = client.query_one_string(&file);
+        let before = client.value(&file);
         self.does(world, sql);
-        before != client.query_one_string(&file)
+        before != client.value(&file)
     }
 }
 

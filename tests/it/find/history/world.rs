@@ -8,7 +8,7 @@ use pitr::pg::time::TimestampTz;
 use super::now;
 use super::work::Work;
 use crate::common::random::Random;
-use crate::common::{Client, Cluster, PATIENCE, Stop, text_of, wait_until};
+use crate::common::{Client, Cluster, Stop, text_of, wait_until};
 
 /// Text of a name in SQL.
 pub fn quoted(name: &str) -> String {
@@ -61,7 +61,7 @@ impl Table {
             title: self.title_of(name),
             seen: is_kept.then(|| Seen {
                 database: self.database.clone(),
-                answer: client.query_one_string(&query),
+                answer: client.value(&query),
                 query,
             }),
         }
@@ -245,7 +245,7 @@ impl World {
     pub fn tries_alone(&mut self, database: &str, sql: &str, refusal: &str) -> Option<When> {
         let next = "select pg_snapshot_xmax(pg_current_snapshot())::text";
         let next = |world: &World| -> u64 {
-            let text = world.client("postgres").query_one_string(next);
+            let text = world.client("postgres").value(next);
             text.parse().unwrap()
         };
         let (first, from) = (next(self), now());
@@ -291,8 +291,8 @@ impl World {
             }
         }
         let client = self.client("postgres");
-        wait_until(PATIENCE, "the server has recovered", || {
-            client.query_one_string("select pg_is_in_recovery()") == "f"
+        wait_until("the server has recovered", || {
+            client.value("select pg_is_in_recovery()") == "f"
         });
     }
 

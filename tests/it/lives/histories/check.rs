@@ -158,8 +158,7 @@ fn backs_up(world: &mut World, server: usize) {
 fn goes_on_by_its_own_name(world: &mut World, server: usize, words: &str) {
     assert!(words.contains("pitr adopt --as NAME"), "{words}");
     let own = world.own_name(server);
-    let adopt = world.pitr_of(server).args(["adopt", "--as", "own"]);
-    adopt.run().success();
+    world.pitr_of(server).words("adopt --as own").succeed();
     let cluster = &mut world.servers[server].cluster;
     let command = pitr_archive().arg("--config").arg(&own).arg("%p");
     cluster.append_config("archive_command", &command.shell());
@@ -167,8 +166,8 @@ fn goes_on_by_its_own_name(world: &mut World, server: usize, words: &str) {
     let archived = world.settle(server);
     assert_eq!(archived, Archived::Yes, "by a name of its own");
     let program = || pitr().arg("--config").arg(&own);
-    program().args(["backup", "--quiet"]).run().success();
-    program().args(["verify"]).run().success();
+    program().words("backup --quiet").succeed();
+    program().words("verify").succeed();
     let found = restored_by(world, &program(), &[]);
     let found = found.unwrap_or_else(|run| panic!("what goes on by its own name\n{run}"));
     let had = world.lives.now(world.servers[server].life);
@@ -198,7 +197,7 @@ fn resolves(world: &mut World, name: &str, copy: &str) -> bool {
 /// archived, and a backup stands for WAL that it does not have.
 fn brings_what_it_followed(world: &mut World, server: usize) {
     let wal = world.servers[server].cluster.pgdata().join("pg_wal");
-    let backfill = world.site.pitr().args(["wal", "backfill", "--from"]);
+    let backfill = world.site.pitr().words("wal backfill --from");
     // Behind a segment that nobody has any more, nothing but its position tells whose the next one is.
     let run = backfill.arg(wal).run();
     assert!(matches!(run.code(), 0 | 1), "{run}");
@@ -243,7 +242,7 @@ fn first_of(world: &World, of: usize, conflicts: &[Value]) -> Option<Refused> {
 
 /// The commands tell one story.
 fn agree(world: &mut World) {
-    let run = world.site.pitr().args(["verify", "--json"]).run();
+    let run = world.site.pitr().words("verify --json").run();
     // Once a fork was given away, what belongs to the life that was left is a finding, for it is not reached by what is followed.
     let is_left = world.is_resolved && run.code() == 4;
     // A standby archives what its primary cannot, or could not before it was lost: behind a gap, or behind what another server has there.
@@ -257,7 +256,7 @@ fn agree(world: &mut World) {
     let info = &info["clusters"][0];
     let (_, plan) = world.json(&["plan"]);
     let (_, list) = world.json(&["timeline", "list"]);
-    let doctor = world.site.pitr().args(["doctor", "--json"]).run();
+    let doctor = world.site.pitr().words("doctor --json").run();
     let mut taken: Vec<&str> = world.backups.iter().map(|b| b.id.as_str()).collect();
     taken.sort_unstable();
     let ids = |list: &Value| -> Vec<String> {
@@ -413,15 +412,12 @@ fn restored(world: &World, args: &[&str]) -> Result<State, Run> {
 fn restored_by(world: &World, pitr: &Program, args: &[&str]) -> Result<State, Run> {
     let folder = Sandbox::new("restored");
     let to = folder.join("data");
-    let restore = pitr.clone().args(["restore", "--quiet", "--to"]).arg(&to);
-    let run = restore.args(args).run();
+    let run = pitr.clone().restore_to(&to).arg("--quiet").args(args).run();
     if run.code() == 5 {
         return Err(run);
     }
     let run = run.success();
-    let mut copy = Cluster::open(world.major, &to).without_fsync().create();
-    copy.start();
-    copy.wait_promoted();
+    let copy = Cluster::open(world.major, &to).without_fsync().promoted();
     match rows::read(&copy, &world.lives) {
         Ok(state) => Ok(state),
         Err(why) => panic!(

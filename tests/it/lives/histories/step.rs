@@ -5,7 +5,7 @@ use rustix::path::Arg as _;
 use super::PARTS;
 use super::expire::expire;
 use super::world::{Archived, LIVES_MAX, Role, SERVERS_MAX, World, lsn, said};
-use crate::common::{Cluster, PATIENCE, Sandbox, Stop, wait_until};
+use crate::common::{Cluster, Sandbox, Stop, wait_until};
 
 /// A kind of step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -243,12 +243,7 @@ fn clone(world: &mut World, at: usize) {
 fn drill(world: &mut World) -> bool {
     let folder = Sandbox::new("drill");
     let to = folder.join("data");
-    let restore = world
-        .site
-        .pitr()
-        .args(["restore", "--quiet", "--to"])
-        .arg(&to);
-    let run = restore.run();
+    let run = world.site.pitr().restore_to(&to).arg("--quiet").run();
     if !run.is_success() {
         assert_eq!(run.code(), 5, "{run}");
         world.say(format!("  no drill: {}", said(&run)));
@@ -290,16 +285,14 @@ fn catch_up(world: &World, upstream: usize, at: usize) {
     if !primary.cluster.is_running() || primary.life != world.servers[at].life {
         return;
     }
-    let end = primary
-        .cluster
-        .query_one_string("select pg_current_wal_flush_lsn()");
+    let end = primary.cluster.value("select pg_current_wal_flush_lsn()");
     let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
     let standby = &world.servers[at].cluster;
     let client = standby.client();
     // PostgreSQL asks its primary for the history of each number between the two timelines, also of one that the primary does not come from.
     let cannot = "could not receive timeline history file from the primary server";
-    wait_until(PATIENCE, "the standby has replayed", || {
-        client.query_one_string(&replayed) == "t" || standby.log().contains(cannot)
+    wait_until("the standby has replayed", || {
+        client.value(&replayed) == "t" || standby.log().contains(cannot)
     });
 }
 
@@ -431,7 +424,7 @@ fn receive(world: &mut World, at: usize) -> bool {
 }
 
 fn sync(world: &mut World) {
-    let run = world.site.pitr().args(["repo", "sync", "--json"]).run();
+    let run = world.site.pitr().words("repo sync --json").run();
     assert!(matches!(run.code(), 0 | 10), "{run}");
     world.say(format!("  synced ({})", run.code()));
 }

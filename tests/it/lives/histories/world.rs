@@ -99,9 +99,7 @@ pub struct World {
 impl World {
     /// A cluster with a backup and some commits behind it; in one of three, or where it is asked for, a second repository.
     pub fn new(major: u32, title: String, mut random: Random, needs_second: bool) -> World {
-        let cluster = Cluster::builder(major)
-            .segment_size_mb(1)
-            .without_fsync()
+        let cluster = Cluster::small(major)
             // WAL that pg_rewind and streaming standbys need.
             .option("wal_keep_size", "256MB")
             .create();
@@ -183,7 +181,7 @@ impl World {
     }
 
     pub fn restore_command(&self) -> String {
-        self.site.restore().args(["%f", "%p"]).shell()
+        self.site.restore().words("%f %p").shell()
     }
 
     /// The servers that take commits.
@@ -234,7 +232,7 @@ impl World {
         let client = self.servers[at].cluster.client();
         for _ in 0..count {
             client.sql(&rows::commit(self.lives.next(life)));
-            let end = client.query_one_string("select pg_current_wal_insert_lsn()");
+            let end = client.value("select pg_current_wal_insert_lsn()");
             self.lives.committed(life, lsn(&end));
         }
     }
@@ -288,8 +286,8 @@ impl World {
 
     /// Takes a backup; it may be refused where another life is in the way. Its status.
     pub fn backup(&mut self, at: usize) -> i32 {
-        let program = self.pitr_of(at).args(["backup", "--json", "--quiet"]);
-        let run = program.args(["--wal-wait", "8s"]).run();
+        let program = self.pitr_of(at).words("backup --json --quiet");
+        let run = program.words("--wal-wait 8s").run();
         let code = run.code();
         match code {
             0 => {
@@ -373,7 +371,7 @@ impl World {
 
     pub fn timeline(&self, at: usize) -> u32 {
         let sql = "select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
-        let name = self.servers[at].cluster.query_one_string(sql);
+        let name = self.servers[at].cluster.value(sql);
         u32::from_str_radix(&name, 16).unwrap()
     }
 
@@ -406,8 +404,7 @@ impl World {
         let timeline: String = rest.chars().take_while(char::is_ascii_digit).collect();
         self.say(format!("  timeline {timeline} is abandoned first"));
         let abandon = ["timeline", "abandon", &timeline, "--reason", "no"];
-        let abandon = self.site.pitr().args(abandon).arg("--confirm");
-        abandon.run().success();
+        self.site.pitr().args(abandon).arg("--confirm").succeed();
     }
 
     /// A configuration in which a server is the cluster \"own\".

@@ -8,7 +8,7 @@ use super::History;
 use crate::common::fault::{self, Faulty};
 use crate::common::proxy::Way;
 use crate::common::random::Random;
-use crate::common::{PATIENCE, files_below, wait_until};
+use crate::common::{files_below, wait_until};
 use crate::redis::receive::{Moment, confirm};
 use crate::redis::writer::Writer;
 
@@ -130,7 +130,7 @@ impl Fault {
                 let (here, away) = (h.world.repository(), h.world.sandbox.join("away"));
                 std::fs::rename(&here, &away).unwrap();
                 let before = writer.count();
-                wait_until(PATIENCE, "writes are confirmed without it", || {
+                wait_until("writes are confirmed without it", || {
                     writer.count() > before + 5
                 });
                 std::thread::sleep(LASTS);
@@ -167,7 +167,7 @@ impl Fault {
             Fault::Reset => {
                 let before = h.proxy.counts().resets;
                 // A connection may have ended by itself just before: then it comes to the next one.
-                wait_until(PATIENCE, "a connection is reset", || {
+                wait_until("a connection is reset", || {
                     h.proxy.reset();
                     h.proxy.counts().resets > before
                 });
@@ -176,13 +176,11 @@ impl Fault {
                 let before = h.proxy.counts().cuts;
                 let bytes = h.random.below(100_000) as u64;
                 h.proxy.cut_after(Way::ToClient, bytes);
-                wait_until(PATIENCE, "the connection ends", || {
-                    h.proxy.counts().cuts > before
-                });
+                wait_until("the connection ends", || h.proxy.counts().cuts > before);
             }
             Fault::Stall => {
                 let before = h.proxy.counts().stalled;
-                wait_until(PATIENCE, "a connection falls silent", || {
+                wait_until("a connection falls silent", || {
                     h.proxy.stall(Way::ToClient);
                     h.proxy.stall(Way::ToServer);
                     h.proxy.counts().stalled > before
@@ -193,9 +191,7 @@ impl Fault {
                 h.proxy.refuse(true);
                 h.proxy.reset();
                 std::thread::sleep(LASTS);
-                wait_until(PATIENCE, "a connection is refused", || {
-                    h.proxy.counts().refused > 0
-                });
+                wait_until("a connection is refused", || h.proxy.counts().refused > 0);
                 h.proxy.calm();
             }
             Fault::Throttle => {
@@ -265,7 +261,7 @@ fn held(h: &mut History, meanwhile: impl FnOnce(&mut History)) {
 fn disturb(h: &History, pid: u32, fault: &fault::Fault) {
     let attached = Faulty::attached(pid, fault);
     let end = Instant::now() + LASTS;
-    wait_until(PATIENCE, "the fault happens", || {
+    wait_until("the fault happens", || {
         // Something to be written is there all the while.
         let _ = h.master().cli(&["SET", "disturbed", "1"]).run();
         Instant::now() > end && attached.fired() > 0

@@ -173,7 +173,7 @@ impl History {
         };
         let port = self.master().port().to_string();
         replica.ask(&["REPLICAOF", "127.0.0.1", &port]);
-        wait_until(PATIENCE, "the replica follows", || {
+        wait_until("the replica follows", || {
             let told = replica.cli(&["INFO", "replication"]).run().stdout;
             told.contains("master_link_status:up")
         });
@@ -192,8 +192,7 @@ impl History {
     fn kill_receiver(&mut self) {
         self.measure();
         let receiver = self.receiver.take().expect("the receiver runs");
-        receiver.signal(rustix::process::Signal::KILL);
-        let run = receiver.wait();
+        let run = receiver.ended_by(rustix::process::Signal::KILL);
         assert_eq!(run.code(), 128 + 9, "it had ended before: {run}");
     }
 
@@ -295,7 +294,7 @@ impl History {
             let at = |name: &str| range[name].as_u64().unwrap();
             at("from") < offset && offset <= at("to")
         };
-        wait_until(PATIENCE, "what was settled is stored", || {
+        wait_until("what was settled is stored", || {
             told = self.world.json(&["info", "cache"]);
             let mut histories = told["histories"].as_array().unwrap().iter();
             let own = histories.find(|h| h["replid"] == replid.as_str());
@@ -322,8 +321,7 @@ impl History {
     /// Everything that was confirmed comes back, and moments are what they were.
     fn end(&mut self) {
         let receiver = self.receiver.take().expect("the receiver runs");
-        receiver.signal(rustix::process::Signal::TERM);
-        let ended = receiver.wait().success();
+        let ended = receiver.ended_by(rustix::process::Signal::TERM).success();
         assert!(ended.stdout.contains("received up to offset"), "{ended}");
         let name = self.master().name;
         for (replid, keys) in &self.confirmed {
@@ -331,7 +329,7 @@ impl History {
             let copy = self.world.restore("copy", &options);
             let restored = Server::on(name, &copy, &[]);
             let lines: String = keys.iter().map(|key| format!("GET {key}\n")).collect();
-            let told = restored.cli(&[]).stdin(lines.into_bytes()).run().success();
+            let told = restored.cli(&[]).stdin(lines.into_bytes()).succeed();
             let values: Vec<&str> = told.stdout.lines().collect();
             assert_eq!(values.len(), keys.len());
             for (key, value) in keys.iter().zip(values) {
@@ -355,6 +353,6 @@ impl History {
             assert_eq!(content, moment.content, "seed {}, moment {n}", self.seed);
             std::fs::remove_dir_all(copy).unwrap();
         }
-        self.world.pitr(&["verify"]).run().success();
+        self.world.pitr(&["verify"]).succeed();
     }
 }
