@@ -571,24 +571,13 @@ mod tests {
     }
 
     impl Store for Distant {
-        fn location(&self) -> String {
-            self.inner.location()
-        }
-
-        fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
-            self.inner.open(key)
-        }
-
-        fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
-            self.inner.create(key)
-        }
-
-        fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-            self.inner.list(prefix)
-        }
-
-        fn head(&self, key: &Key) -> Result<Option<Meta>> {
-            self.inner.head(key)
+        crate::store::forward! {
+            fn location(&self) -> String;
+            fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>>;
+            fn create(&self, key: &Key) -> Result<Box<dyn NewObject>>;
+            fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
+            fn head(&self, key: &Key) -> Result<Option<Meta>>;
+            fn room(&self) -> Result<Option<Room>>;
         }
 
         fn delete(&self, key: &Key) -> Result<bool> {
@@ -605,10 +594,6 @@ mod tests {
 
         fn is_remote(&self) -> bool {
             true
-        }
-
-        fn room(&self) -> Result<Option<Room>> {
-            self.inner.room()
         }
     }
 
