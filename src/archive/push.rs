@@ -746,16 +746,11 @@ fn store_wal<'a>(source: &mut dyn Content, checked: &Checked<'a>, key: &Key) -> 
         }
     }
     source.check_unchanged()?;
+    let segment = checked.open_segment();
+    let of = checked.wal.system_identifier;
     let identity = Identity {
-        hash,
-        raw_bytes: source.size(),
-        system_identifier: checked.wal.system_identifier,
-        timeline: checked.segment.timeline.get(),
-        major: checked.major(),
-        segment_size_bytes: checked.wal.segment_size.bytes(),
         name: checked.name.to_string(),
-        from_lsn: checked.wal.start_lsn.0,
-        to_lsn: checked.end.0,
+        ..segment.identity(of, segment.range()?, hash)
     };
     let mut sections = index.sections(checked.is_partial);
     let mut facts = None;
@@ -1380,8 +1375,7 @@ fn put_small(
         major: registration.major,
         segment_size_bytes: registration.segment_size_bytes,
         name: name.to_string(),
-        from_lsn: 0,
-        to_lsn: 0,
+        ..Identity::default()
     };
     let key = layout.wal_file(name);
     if store_small(repository, &key, kind, &identity, content)? == Published::Created {

@@ -638,10 +638,8 @@ mod tests {
             Raw::Variable("7".into())
         );
         assert_eq!(r.entries.len(), 1);
-        assert_eq!(
-            (other.name.as_str(), other.kind),
-            ("other", Kind::Repositories)
-        );
+        assert_eq!(other.name.as_str(), "other");
+        assert_eq!(other.kind, Kind::Repositories);
         let last = rules.get("keep_last").unwrap();
         assert_eq!(last.raw, Raw::Variable("3".into()));
         assert_eq!((rules.name.as_str(), rules.kind), ("", Kind::Retention));

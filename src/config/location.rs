@@ -601,10 +601,8 @@ mod tests {
             ),
         ] {
             let error = Location::from_url(url).unwrap_err();
-            assert_eq!(
-                (error.to_string().as_str(), error.hint_text()),
-                (message, Some(hint))
-            );
+            assert_eq!(error.to_string().as_str(), message);
+            assert_eq!(error.hint_text(), Some(hint));
         }
         for url in [
             "file:///",

@@ -1288,10 +1288,8 @@ mod tests {
             password_file: Some(PathBuf::from(format!("/{name}"))),
             tls: RedisTls::default(),
         };
-        assert_eq!(
-            (&cache.access, &cache.sentinel.access),
-            (&access("a"), &access("b"))
-        );
+        assert_eq!(&cache.access, &access("a"));
+        assert_eq!(&cache.sentinel.access, &access("b"));
         assert!(cache.sentinel.is_replica_preferred);
     }
 

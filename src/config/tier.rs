@@ -227,10 +227,8 @@ mod tests {
     fn tiers_are_read_as_the_environment_has_them() {
         let read = tiers("30d:STANDARD_IA,90d:GLACIER:packs,60d:GLACIER_IR:wal").unwrap();
         assert_eq!(read[0].after, DAY * 30);
-        assert_eq!(
-            (read[1].class, read[1].kind),
-            (StorageClass::Glacier, TierKind::Packs)
-        );
+        assert_eq!(read[1].class, StorageClass::Glacier);
+        assert_eq!(read[1].kind, TierKind::Packs);
         assert_eq!(read[2].kind, TierKind::Wal);
         assert!(check(&read, TierBy::Rules).is_ok());
         for (wrong, why) in [
@@ -269,10 +267,8 @@ mod tests {
     #[test]
     fn classes_have_their_names() {
         for (name, class) in CLASSES {
-            assert_eq!(
-                (class.name(), StorageClass::named(name)),
-                (name, Some(class))
-            );
+            assert_eq!(class.name(), name);
+            assert_eq!(StorageClass::named(name), Some(class));
         }
         assert!(CLASSES.is_sorted_by_key(|(_, class)| *class));
     }

@@ -435,10 +435,9 @@ mod tests {
         let blocks: Vec<_> = body.blocks().collect();
         assert_eq!(blocks.len(), 2);
         let image = blocks[0].image.unwrap();
-        assert_eq!(
-            (image.bytes.len(), image.hole_offset, image.hole_length),
-            (100, 40, 8092)
-        );
+        assert_eq!(image.bytes.len(), 100);
+        assert_eq!(image.hole_offset, 40);
+        assert_eq!(image.hole_length, 8092);
         assert!(image.apply && image.codec == ImageCodec::Plain);
         assert_eq!(blocks[0].data, [1, 2, 3]);
         assert_eq!((blocks[1].block, blocks[1].fork), (9, Fork::VM));

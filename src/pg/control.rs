@@ -377,10 +377,8 @@ mod tests {
                 ),
                 (3, 2)
             );
-            assert_eq!(
-                (file.wal_segment_size.bytes(), file.block_size),
-                (0x10_0000, 8192)
-            );
+            assert_eq!(file.wal_segment_size.bytes(), 0x10_0000);
+            assert_eq!(file.block_size, 8192);
             assert!(file.checksums_enabled());
         }
     }

@@ -372,10 +372,8 @@ mod tests {
             BACKUP METHOD: streamed\nBACKUP FROM: primary\nSTART TIME: 2026-11-20 07:01:58 UTC\nLABEL: x\n\
             START TIMELINE: 1\nSTOP TIME: 2026-11-20 07:01:59 UTC\nSTOP TIMELINE: 1\n";
         let history = BackupHistory::parse(text.as_bytes()).unwrap();
-        assert_eq!(
-            (history.stop.lsn, history.stop_timeline),
-            (Lsn(0x900_0138), TimelineId::FIRST)
-        );
+        assert_eq!(history.stop.lsn, Lsn(0x900_0138));
+        assert_eq!(history.stop_timeline, TimelineId::FIRST);
         assert_eq!(history.stop.file.to_string(), "000000010000000000000009");
         assert_eq!(history.stop_time, b"2026-11-20 07:01:59 UTC");
         assert_eq!(history.label.label.as_deref(), Some(&b"x"[..]));

@@ -748,10 +748,8 @@ mod tests {
             assert_eq!(files.len(), 3);
             assert_eq!(files[0].path, b"backup_label");
             assert_eq!(files[0].checksum, Some(FileChecksum::Crc32c(0xbb52_0d67)));
-            assert_eq!(
-                (files[1].path.as_slice(), &files[1].checksum),
-                (&b"base\xff"[..], &None)
-            );
+            assert_eq!(files[1].path.as_slice(), &b"base\xff"[..]);
+            assert_eq!(&files[1].checksum, &None);
             assert_eq!(files[2].path, "a \"q\" ä".as_bytes());
             assert_eq!(end.system_identifier, Some(u64::MAX));
             assert_eq!((end.version, end.file_count), (2, 3));

@@ -777,10 +777,9 @@ mod tests {
             assert_eq!(summary.valid_end, expected[4].1);
             assert_eq!(summary.first_record, Some((expected[0].0, Lsn(0))));
             assert_eq!(summary.last_complete, Some(expected[4]));
-            assert_eq!(
-                (summary.records, summary.undecoded, summary.first_damage),
-                (5, 0, None)
-            );
+            assert_eq!(summary.records, 5);
+            assert_eq!(summary.undecoded, 0);
+            assert_eq!(summary.first_damage, None);
         }
     }
 
@@ -814,10 +813,9 @@ mod tests {
         assert_eq!(head.total, tail.total - tail.length);
         assert!(head.length < head.total);
         let end = c.head.as_ref().unwrap();
-        assert_eq!(
-            (end.total, end.length, end.end_lsn),
-            (head.total - head.length, end.total, Some(long.1))
-        );
+        assert_eq!(end.total, head.total - head.length);
+        assert_eq!(end.length, end.total);
+        assert_eq!(end.end_lsn, Some(long.1));
         assert_eq!(c.first_record, Some((last.0, long.0)));
         assert_eq!((a.records, b.records, c.records), (1, 0, 1));
     }
@@ -862,10 +860,9 @@ mod tests {
         let (start, end) = craft.main(crate::pg::rmgr::TRANSACTION, 0x80, 50, &main);
         noop(&mut craft, 8);
         let (seen, _) = clean(&craft);
-        assert_eq!(
-            (seen.truncated, seen.records[0].0, seen.records[0].1),
-            (1, start, end)
-        );
+        assert_eq!(seen.truncated, 1);
+        assert_eq!(seen.records[0].0, start);
+        assert_eq!(seen.records[0].1, end);
         let mut reader = Reader::new(&craft.identity).unwrap();
         let mut ends = Vec::new();
         for (i, segment) in craft.bytes.chunks(SEGMENT).enumerate() {
@@ -947,10 +944,8 @@ mod tests {
         bytes.resize(SEGMENT, 0);
         let (seen, summaries) = read_bytes(&craft, &bytes, SEGMENT);
         assert_eq!((seen.records.len(), seen.findings.len()), (1, 0));
-        assert_eq!(
-            (summaries[0].end, summaries[0].valid_end),
-            (SegmentEnd::StalePage, end)
-        );
+        assert_eq!(summaries[0].end, SegmentEnd::StalePage);
+        assert_eq!(summaries[0].valid_end, end);
     }
 
     #[test]
@@ -983,10 +978,8 @@ mod tests {
         let (seen, summaries) = clean(&craft);
         assert_eq!(seen.spans(), [(valid, end), marker, next]);
         assert!(summaries[0].overwritten);
-        assert_eq!(
-            (summaries[0].undecoded, summaries[0].first_damage),
-            (0, None)
-        );
+        assert_eq!(summaries[0].undecoded, 0);
+        assert_eq!(summaries[0].first_damage, None);
         // The replacement must name the record that was replaced.
         let mut wrong = craft.clone();
         wrong.bytes.truncate(2 * PAGE);
@@ -1109,10 +1102,8 @@ mod tests {
         craft.timeline = tli(3);
         craft.leave(0);
         let (seen, summaries) = clean(&craft);
-        assert_eq!(
-            (seen.records.len(), summaries[0].timelines),
-            (2, Some((2, 3)))
-        );
+        assert_eq!(seen.records.len(), 2);
+        assert_eq!(summaries[0].timelines, Some((2, 3)));
         craft.timeline = tli(2);
         craft.leave(0);
         assert_eq!(
@@ -1146,10 +1137,8 @@ mod tests {
         reader.feed(&vec![0; SEGMENT], &mut seen).unwrap();
         assert!(reader.feed(&[0; PAGE], &mut seen).is_err());
         let summary = reader.finish_segment();
-        assert_eq!(
-            (summary.end, summary.valid_end),
-            (SegmentEnd::ZeroPage, Lsn(SEGMENT as u64))
-        );
+        assert_eq!(summary.end, SegmentEnd::ZeroPage);
+        assert_eq!(summary.valid_end, Lsn(SEGMENT as u64));
         assert_eq!(seen, Seen::default());
     }
 

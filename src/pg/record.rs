@@ -238,10 +238,9 @@ mod tests {
     fn a_record_of_a_server_passes_its_checksum_and_one_flipped_bit_does_not() {
         let mut record = bytes(SWITCH);
         let read = parse(Major::V15, &record).unwrap();
-        assert_eq!(
-            (read.rmid, read.info, read.total_len),
-            (rmgr::XLOG, 0x40, 24)
-        );
+        assert_eq!(read.rmid, rmgr::XLOG);
+        assert_eq!(read.info, 0x40);
+        assert_eq!(read.total_len, 24);
         assert_eq!(read.prev, Lsn(0x85_2AA0));
         assert!(read.body().unwrap().blocks().next().is_none());
         for bit in 0..record.len() * 8 {

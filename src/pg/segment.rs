@@ -58,6 +58,12 @@ impl SegmentSize {
     }
 }
 
+impl Default for SegmentSize {
+    fn default() -> Self {
+        SegmentSize::DEFAULT
+    }
+}
+
 impl<'de> serde::Deserialize<'de> for SegmentSize {
     fn deserialize<D: serde::Deserializer<'de>>(
         deserializer: D,

@@ -3,9 +3,10 @@
 use super::lsn::Lsn;
 
 /// The end of valid WAL in a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SegmentEnd {
     /// It fills all pages that were read.
+    #[default]
     Full,
     /// A switch record, at this LSN, ended the segment.
     Switch(Lsn),
@@ -33,7 +34,7 @@ pub struct Fragment {
 }
 
 /// The content of a segment, complete when its last page has been read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SegmentSummary {
     /// First position of the segment.
     pub start_lsn: Lsn,
@@ -73,20 +74,8 @@ impl SegmentSummary {
     pub(super) fn of(start_lsn: Lsn) -> Self {
         SegmentSummary {
             start_lsn,
-            timelines: None,
-            head: None,
-            first_record: None,
-            last_begun: None,
-            last_complete: None,
-            last_before_damage: None,
-            tail: None,
-            end: SegmentEnd::Full,
             valid_end: start_lsn,
-            records: 0,
-            undecoded: 0,
-            findings: 0,
-            first_damage: None,
-            overwritten: false,
+            ..SegmentSummary::default()
         }
     }
 }

@@ -526,10 +526,8 @@ mod tests {
                 };
                 assert_eq!((p.xid, p.database, p.gid), (Xid(77), 5, &b"abc"[..]));
                 assert_eq!(p.subxids.iter().collect::<Vec<_>>(), [78, 79]);
-                assert_eq!(
-                    (p.time, p.origin),
-                    (TimestampTz(123), Some((Lsn(0x99), TimestampTz(0))))
-                );
+                assert_eq!(p.time, TimestampTz(123));
+                assert_eq!(p.origin, Some((Lsn(0x99), TimestampTz(0))));
                 for len in 0..main.len() {
                     assert!(decode(r, &main[..len]).is_err());
                 }

@@ -27,38 +27,14 @@ pub(super) fn blank(planner: &Planner<'_>) -> Plan {
         cluster: planner.inventory.cluster.clone(),
         system_identifier: planner.inventory.system_identifier,
         target: planner.target.clone(),
-        reachable: false,
-        reason: None,
-        explanation: None,
-        outcome: Outcome::Fatal,
-        fatal_message: None,
-        backup: None,
-        backups_not_chosen: Vec::new(),
-        target_timeline: None,
-        timelines: Vec::new(),
         segment_size_bytes: planner.inventory.segment_size.bytes(),
-        segments_needed: SegmentsNeeded::default(),
-        segments_missing: Vec::new(),
-        segments_missing_count: 0,
-        stop: None,
-        last_commit: None,
-        last_transaction: None,
-        first_excluded: None,
-        first_excluded_commit: None,
-        bytes_to_copy: 0,
-        bytes_to_replay: 0,
-        recovery_settings: BTreeMap::new(),
-        nearest_before: None,
-        nearest_after: None,
         warnings: planner
             .inventory
             .unreadable
             .iter()
             .map(|u| format!("backup {} cannot be read: {}", u.id, u.problem))
             .collect(),
-        backup_repository: None,
-        unasked: Vec::new(),
-        candidates: Vec::new(),
+        ..Plan::default()
     }
 }
 

@@ -12,8 +12,6 @@ use crate::pg::time::TimestampTz;
 pub(super) use crate::pg::timeline::tli;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::catalog::Parts;
-use crate::repo::decision::Decisions;
-use crate::repo::lives::Lives;
 use crate::repo::root::BackupKind;
 use crate::repo::runs::Runs;
 use crate::repo::wal_proof::RawHash;
@@ -52,7 +50,7 @@ pub struct Rec {
 }
 
 /// Everything that happened, and what of it is archived.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct World {
     pub size: SegmentSize,
     /// Records of each timeline from the very start, those of its ancestors included.
@@ -105,19 +103,10 @@ impl World {
     pub fn new() -> World {
         let mut world = World {
             size: SegmentSize::new(1 << 20).unwrap(),
-            records: BTreeMap::new(),
-            histories: BTreeMap::new(),
-            backups: Vec::new(),
-            archived: BTreeSet::new(),
-            cut: BTreeMap::new(),
-            bad_index: BTreeSet::new(),
-            bad_body: BTreeSet::new(),
-            hashes: BTreeMap::new(),
-            prefixes: BTreeMap::new(),
-            files: BTreeSet::new(),
             clock: 1_000_000_000,
             next_id: 1,
             next_xid: 700,
+            ..World::default()
         };
         world.records.insert(tli(1), Vec::new());
         world.histories.insert(tli(1), History::root(tli(1)));
@@ -321,7 +310,6 @@ impl World {
         let mut backups = self.backups.clone();
         inventory::sort(&mut backups);
         Inventory {
-            lives: Lives::default(),
             repository: "/r".into(),
             repository_uuid: "0".into(),
             cluster: "main".into(),
@@ -329,14 +317,8 @@ impl World {
             major: 17,
             segment_size: self.size,
             backups,
-            unreadable: Vec::new(),
-            is_unregistered: false,
-            lost: Vec::new(),
-            begun: Vec::new(),
             timelines,
-            suspects: BTreeSet::new(),
-            forged: Vec::new(),
-            decisions: Decisions::default(),
+            ..Inventory::default()
         }
     }
 

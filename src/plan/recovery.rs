@@ -65,7 +65,7 @@ pub struct Options {
 }
 
 /// How recovery ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// PostgreSQL stops at the target.
@@ -73,6 +73,7 @@ pub enum Outcome {
     /// All archived WAL is replayed.
     EndOfWal,
     /// PostgreSQL would stop with FATAL, or there is nothing to restore.
+    #[default]
     Fatal,
 }
 
@@ -267,7 +268,7 @@ pub struct Moment {
 }
 
 /// The plan of a recovery, from beginning to end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Plan {
     /// The repository whose WAL was looked at, without secrets.
     pub repository: String,

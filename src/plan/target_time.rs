@@ -734,10 +734,8 @@ mod tests {
             ),
         ] {
             let error = resolve("2026-11-20 06:00", &zones).unwrap_err();
-            assert_eq!(
-                (error.code(), error.to_string().as_str()),
-                (Code::Usage, message)
-            );
+            assert_eq!(error.code(), Code::Usage);
+            assert_eq!(error.to_string().as_str(), message);
             assert_eq!(error.hint_text(), Some(SAY_THE_ZONE));
         }
         // A zone written with the time needs nobody's agreement.

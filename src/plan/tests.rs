@@ -349,10 +349,9 @@ fn xid_inclusive_and_exclusive_name_both_sides() {
     let w = simple();
     let p = planned(&w, Target::Xid(703.into()));
     let stop = p.stop.unwrap();
-    assert_eq!(
-        (stop.side, stop.record, stop.xid),
-        (Side::After, StopRecord::Commit, Some(703))
-    );
+    assert_eq!(stop.side, Side::After);
+    assert_eq!(stop.record, StopRecord::Commit);
+    assert_eq!(stop.xid, Some(703));
     assert_eq!(p.last_commit.unwrap().xid, 703);
     assert_eq!(p.first_excluded.unwrap().xid, 704);
     let target = before(Target::Xid(703.into()));

@@ -214,7 +214,7 @@ mod tests {
     }
 
     /// A case in segments of 1 MiB; `stored` has the part of each segment that is covered.
-    #[derive(Clone)]
+    #[derive(Clone, Default)]
     struct Case {
         journal: Option<Position>,
         repository: Option<Position>,
@@ -229,13 +229,8 @@ mod tests {
     impl Case {
         fn new(server_end: u64) -> Case {
             Case {
-                journal: None,
-                repository: None,
-                slot: None,
-                switches: Vec::new(),
                 server_end,
-                removed_before: None,
-                stored: BTreeMap::new(),
+                ..Case::default()
             }
         }
 

@@ -18,7 +18,7 @@ pub const NAME: &str = "status.json";
 const LIMIT_BYTES: u64 = 1 << 20;
 
 /// The state of a receiver at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Status {
     /// When this was written.
     pub time: TimestampTz,
@@ -134,19 +134,15 @@ mod tests {
             time: TimestampTz(2_000_000),
             pid: 7,
             started: TimestampTz(1_000_000),
-            ended: None,
             disconnected: Some(TimestampTz(1_000_000)),
             cluster: "main".to_owned(),
             system_identifier: u64::MAX,
-            server: None,
             slot: Some("pitr".to_owned()),
             timeline: Some(TimelineId::FIRST),
             received_lsn: Some(Lsn(0x300_0100)),
             received_time: Some(TimestampTz(1_500_000)),
             flushed_lsn: Some(Lsn(0x300_0080)),
             safe_time: Some(TimestampTz(1_400_000)),
-            acknowledged_lsn: None,
-            server_lsn: None,
             repositories: vec![RepositoryStatus {
                 name: "local".to_owned(),
                 required: true,
@@ -156,8 +152,7 @@ mod tests {
                 last_error: Some("full".to_owned()),
             }],
             journal_bytes: 1,
-            journal_limit_bytes: None,
-            last_error: None,
+            ..Status::default()
         }
     }
 

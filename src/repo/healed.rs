@@ -256,12 +256,9 @@ impl Store for HealedStore {
         self.inner.delete(key)
     }
 
-    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
-        self.inner.create(key)
-    }
-
-    fn create_plain(&self, key: &Key) -> Result<Box<dyn NewObject>> {
-        self.inner.create_plain(key)
+    crate::store::forward! {
+        fn create(&self, key: &Key) -> Result<Box<dyn NewObject>>;
+        fn create_plain(&self, key: &Key) -> Result<Box<dyn NewObject>>;
     }
 
     fn healed_copies(&self, key: &Key) -> Result<Vec<Key>> {
@@ -323,12 +320,9 @@ impl Store for View<'_> {
         }
     }
 
-    fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
-        self.inner.create(key)
-    }
-
-    fn create_plain(&self, key: &Key) -> Result<Box<dyn NewObject>> {
-        self.inner.create_plain(key)
+    crate::store::forward! {
+        fn create(&self, key: &Key) -> Result<Box<dyn NewObject>>;
+        fn create_plain(&self, key: &Key) -> Result<Box<dyn NewObject>>;
     }
 
     crate::store::pass_keys!();

@@ -222,49 +222,33 @@ mod tests {
         let c = ClusterLayout::new("main", 7_000_000_000_000_000_001).unwrap();
         let p = "clusters/main/7000000000000000001";
         let file = |n: &str| c.wal_file(n.parse().unwrap()).to_string();
-        assert_eq!(
-            file("000000010000000A000000FE"),
-            format!("{p}/wal/00000001/0000000A/000000010000000A000000FE")
-        );
-        assert_eq!(
-            file("0000000B.history"),
-            format!("{p}/wal/0000000B/history")
-        );
-        assert_eq!(
-            file("000000010000000A000000FE.partial"),
-            format!("{p}/wal/00000001/partial/000000010000000A000000FE")
-        );
-        assert_eq!(
-            file("000000010000000A000000FE.00000028.backup"),
-            format!("{p}/wal/00000001/labels/000000010000000A000000FE.00000028.backup")
-        );
+        let is = |key: &str, rest: &str| assert_eq!(key, format!("{p}/{rest}"));
+        let name = "000000010000000A000000FE";
+        is(&file(name), &format!("wal/00000001/0000000A/{name}"));
+        is(&file("0000000B.history"), "wal/0000000B/history");
+        let partial = file(&format!("{name}.partial"));
+        is(&partial, &format!("wal/00000001/partial/{name}"));
+        let label = format!("{name}.00000028.backup");
+        is(&file(&label), &format!("wal/00000001/labels/{label}"));
         let range = LsnRange {
             start: Lsn(0xA_FE00_0000),
             end: Lsn(0xA_FE00_2010),
         };
-        let increment = c.increment("000000010000000A000000FE".parse().unwrap(), range);
-        assert_eq!(
+        let increment = c.increment(name.parse().unwrap(), range);
+        let ends = "0000000AFE000000-0000000AFE002010";
+        is(
             increment.as_str(),
-            format!(
-                "{p}/wal/00000001/open/000000010000000A000000FE/0000000AFE000000-0000000AFE002010"
-            )
+            &format!("wal/00000001/open/{name}/{ends}"),
         );
         assert_eq!(increment_range(increment.name()), Some(range));
         let conflict = c.conflict("0000000B.history".parse().unwrap(), &[0xAB; 32]);
-        assert_eq!(
-            conflict.as_str(),
-            format!("{p}/conflicts/0000000B.history-abababababababab")
-        );
-        let id: BackupId = "20261120T064049Z-2-full".parse().unwrap();
-        assert_eq!(
-            c.begin(&id).as_str(),
-            format!("{p}/events/20261120T064049Z-2-full/begin")
-        );
+        let kept = "conflicts/0000000B.history-abababababababab";
+        is(conflict.as_str(), kept);
+        let text = "20261120T064049Z-2-full";
+        let id: BackupId = text.parse().unwrap();
+        is(c.begin(&id).as_str(), &format!("events/{text}/begin"));
         let part = PartName { id, number: 7 };
-        assert_eq!(
-            c.pack(&part).as_str(),
-            format!("{p}/packs/20261120T064049Z-2-full/000007")
-        );
+        is(c.pack(&part).as_str(), &format!("packs/{text}/000007"));
         assert_eq!(part.to_string().parse::<PartName>().unwrap(), part);
     }
 

@@ -393,12 +393,9 @@ impl Object for PlainObject {
         Ok(())
     }
 
-    fn settle(&self) -> Result<()> {
-        self.inner.settle()
-    }
-
-    fn meta(&self) -> Option<Meta> {
-        self.inner.meta()
+    crate::store::forward! {
+        fn settle(&self) -> Result<()>;
+        fn meta(&self) -> Option<Meta>;
     }
 }
 
@@ -633,12 +630,9 @@ impl Object for SealedObject {
         Ok(())
     }
 
-    fn settle(&self) -> Result<()> {
-        self.inner.settle()
-    }
-
-    fn meta(&self) -> Option<Meta> {
-        self.inner.meta()
+    crate::store::forward! {
+        fn settle(&self) -> Result<()>;
+        fn meta(&self) -> Option<Meta>;
     }
 
     fn opaque(&self) -> Option<&dyn Opaque> {

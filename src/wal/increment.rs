@@ -35,7 +35,8 @@ impl OpenSegment {
         Ok(self.name.number(self.size)?.range(self.size))
     }
 
-    fn identity(&self, system_identifier: u64, range: LsnRange, hash: [u8; 32]) -> Identity {
+    /// The identity of an object with these bytes of it.
+    pub fn identity(&self, system_identifier: u64, range: LsnRange, hash: [u8; 32]) -> Identity {
         Identity {
             hash,
             raw_bytes: range.end.0 - range.start.0,

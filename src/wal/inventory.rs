@@ -37,7 +37,7 @@ const HISTORY_LIMIT_BYTES: u64 = 1 << 20;
 const LISTERS: usize = 4;
 
 /// Everything a plan needs to know.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Inventory {
     /// Location of the repository, without secrets.
     pub repository: String,
@@ -503,15 +503,10 @@ impl Inventory {
             major: registration.major,
             segment_size: SegmentSize::new(registration.segment_size_bytes)?,
             is_unregistered: registration.is_lost,
-            lost: Vec::new(),
-            begun: Vec::new(),
-            backups: Vec::new(),
-            unreadable: Vec::new(),
             timelines,
-            suspects: BTreeSet::new(),
-            forged: Vec::new(),
             decisions,
             lives: layout.lives().clone(),
+            ..Inventory::default()
         })
     }
 

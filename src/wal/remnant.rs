@@ -498,16 +498,11 @@ mod tests {
             let name = WalFileName::Partial(self.segment.name);
             let key = self.layout.wal_file(name);
             let range = self.segment.range().unwrap();
+            let hash = *blake3::hash(content).as_bytes();
+            let of = self.layout.system_identifier();
             let identity = Identity {
-                hash: *blake3::hash(content).as_bytes(),
-                raw_bytes: content.len() as u64,
-                system_identifier: self.layout.system_identifier(),
-                timeline: 1,
-                major: 17,
-                segment_size_bytes: SEGMENT as u64,
                 name: name.to_string(),
-                from_lsn: range.start.0,
-                to_lsn: range.end.0,
+                ..self.segment.identity(of, range, hash)
             };
             let mut index = SegmentIndex::nothing(range.start);
             index.summary.flags |= flags;

@@ -795,18 +795,12 @@ mod tests {
     #[test]
     fn defaults_are_libpqs() {
         let info = resolve("").unwrap();
-        assert_eq!(
-            (info.user.as_str(), info.dbname, info.sslmode),
-            ("ann", None, SslMode::Prefer)
-        );
+        assert_eq!((info.user.as_str(), info.dbname), ("ann", None));
+        assert_eq!(info.sslmode, SslMode::Prefer);
         let sockets: Vec<_> = info.hosts.iter().filter_map(Host::socket_path).collect();
-        assert_eq!(
-            sockets,
-            [
-                PathBuf::from("/var/run/postgresql/.s.PGSQL.5432"),
-                PathBuf::from("/tmp/.s.PGSQL.5432")
-            ]
-        );
+        let folders = ["/var/run/postgresql", "/tmp"];
+        let expected = folders.map(|folder| Path::new(folder).join(".s.PGSQL.5432"));
+        assert_eq!(sockets, expected);
         assert_eq!(info.passfile, Some(PathBuf::from("/home/ann/.pgpass")));
         let root = RootCertificates::File {
             path: "/home/ann/.postgresql/root.crt".into(),
@@ -835,43 +829,30 @@ mod tests {
         ] {
             let info = info.unwrap();
             assert_eq!(info.hosts, [tcp("db1", 5433), tcp("db2", 5433)]);
-            assert_eq!(
-                (info.user.as_str(), info.dbname.as_deref()),
-                ("a b", Some("x y"))
-            );
+            assert_eq!(info.user, "a b");
+            assert_eq!(info.dbname.as_deref(), Some("x y"));
             assert_eq!(info.password.unwrap().expose(), "it's");
-            assert_eq!(
-                (info.sslmode, info.connect_timeout),
-                (SslMode::VerifyFull, Some(Duration::from_secs(2)))
-            );
+            assert_eq!(info.sslmode, SslMode::VerifyFull);
+            assert_eq!(info.connect_timeout, Some(Duration::from_secs(2)));
         }
         let info = ConnInfo::resolve("host=db3 user=bob", &variables).unwrap();
-        assert_eq!(
-            (info.display_hosts().as_str(), info.user.as_str()),
-            ("db3:5433", "bob")
-        );
+        assert_eq!(info.display_hosts(), "db3:5433");
+        assert_eq!(info.user, "bob");
     }
 
     #[test]
     fn hosts_are_paired_with_ports_and_addresses() {
         let hosts = |text: &str| resolve(text).unwrap().hosts;
-        assert_eq!(
-            hosts("postgresql://db1:1,[fe80::1]:2,db3"),
-            [tcp("db1", 1), tcp("fe80::1", 2), tcp("db3", 5432)]
-        );
-        assert_eq!(
-            hosts("postgres://%2Frun%2Fpg/db")[0].socket_path(),
-            Some("/run/pg/.s.PGSQL.5432".into())
-        );
+        let three = [tcp("db1", 1), tcp("fe80::1", 2), tcp("db3", 5432)];
+        assert_eq!(hosts("postgresql://db1:1,[fe80::1]:2,db3"), three);
+        let socket = hosts("postgres://%2Frun%2Fpg/db")[0].socket_path();
+        assert_eq!(socket, Some("/run/pg/.s.PGSQL.5432".into()));
         let addressed = hosts("host=db1 hostaddr=10.0.0.1");
-        let address = Some("10.0.0.1".parse().unwrap());
-        assert_eq!(
-            addressed[0].address,
-            HostAddress::Tcp {
-                name: "db1".into(),
-                address
-            }
-        );
+        let expected = HostAddress::Tcp {
+            name: "db1".into(),
+            address: Some("10.0.0.1".parse().unwrap()),
+        };
+        assert_eq!(addressed[0].address, expected);
         assert_eq!(addressed[0].display(), "db1:5432");
         for bad in [
             "host=a,b port=1,2,3",
@@ -881,11 +862,8 @@ mod tests {
             "host=@x",
             "hostaddr=db1",
         ] {
-            assert_eq!(
-                resolve(bad).err().map(|e| e.code()),
-                Some(Code::Config),
-                "{bad}"
-            );
+            let error = resolve(bad).err().unwrap();
+            assert_eq!(error.code(), Code::Config, "{bad}");
         }
     }
 
@@ -902,10 +880,8 @@ mod tests {
         ] {
             let error = resolve(text).err().unwrap();
             assert_eq!(error.code(), Code::Config);
-            assert!(
-                !format!("{error} {:?} {:?}", error, error.hint_text()).contains("secret"),
-                "{text}"
-            );
+            let said = format!("{error} {:?} {:?}", error, error.hint_text());
+            assert!(!said.contains("secret"), "{text}");
         }
     }
 
@@ -921,29 +897,22 @@ mod tests {
             assert!(resolve(bad).is_err(), "{bad}");
         }
         let info = resolve("sslrootcert=system keepalives_idle=30 krbsrvname=postgres").unwrap();
-        assert_eq!(
-            (info.sslmode, info.keep_alive.idle),
-            (SslMode::VerifyFull, Some(Duration::from_secs(30)))
-        );
+        assert_eq!(info.sslmode, SslMode::VerifyFull);
+        assert_eq!(info.keep_alive.idle, Some(Duration::from_secs(30)));
     }
 
     #[test]
     fn service_fills_what_the_string_leaves_open() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("services");
-        std::fs::write(
-            &path,
-            "# all\n[other]\nhost=no\n[backup]\nhost = db9\nuser=svc\n\n[last]\nhost=no\n",
-        )
-        .unwrap();
+        let text = "# all\n[other]\nhost=no\n[backup]\nhost = db9\nuser=svc\n\n[last]\nhost=no\n";
+        std::fs::write(&path, text).unwrap();
         let path = path.display().to_string();
         let variables =
             environment(&[("PGSERVICEFILE", &path), ("PGUSER", "env"), ("PGPORT", "7")]);
         let info = ConnInfo::resolve("service=backup user=own", &variables).unwrap();
-        assert_eq!(
-            (info.display_hosts().as_str(), info.user.as_str()),
-            ("db9:7", "own")
-        );
+        assert_eq!(info.display_hosts(), "db9:7");
+        assert_eq!(info.user, "own");
         let info = ConnInfo::resolve("service=backup", &variables).unwrap();
         assert_eq!(info.user, "svc");
         assert!(ConnInfo::resolve("service=none", &variables).is_err());

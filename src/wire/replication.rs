@@ -438,10 +438,8 @@ mod tests {
         assert_eq!((first.start, first.end()), (Lsn(0x10), Lsn(0x13)));
         assert_eq!((&first.bytes[..], first.server_end), (&b"abc"[..], Lsn(9)));
         assert!(alive.reply_requested);
-        assert_eq!(
-            (alive.server_end, alive.server_time),
-            (Lsn(5), TimestampTz(3))
-        );
+        assert_eq!(alive.server_end, Lsn(5));
+        assert_eq!(alive.server_time, TimestampTz(3));
         assert_eq!(second.end(), Lsn(0x14));
         let next = next.unwrap();
         assert_eq!((next.timeline.get(), next.switch_lsn), (2, Lsn(0xA0)));

@@ -85,6 +85,7 @@ pub struct Lack {
 }
 
 /// The result of the rules.
+#[derive(Default)]
 pub struct Judgement<'a> {
     /// Every committed backup, oldest first.
     pub items: Vec<Item<'a>>,
@@ -108,13 +109,7 @@ impl<'a> Judgement<'a> {
     fn of(items: Vec<Item<'a>>) -> Judgement<'a> {
         Judgement {
             items,
-            marks: Vec::new(),
-            unmarks: Vec::new(),
-            warnings: Vec::new(),
-            refusal: None,
-            burst: None,
-            waiting: None,
-            window_begin: None,
+            ..Judgement::default()
         }
     }
 

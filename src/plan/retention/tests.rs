@@ -147,17 +147,8 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
 pub(super) fn policy(keep: u32, grace_hours: u32) -> Policy {
     Policy {
         rules: Retention::newest(keep),
-        zone: None,
-        copies: None,
-        proven: BTreeSet::new(),
         grace: HOUR * grace_hours,
-        spared: BTreeSet::new(),
-        given_up: BTreeSet::new(),
-        min_age: Duration::ZERO,
-        confirm_burst: false,
-        requested: None,
-        store_clock: None,
-        cluster: Vec::new(),
+        ..Policy::default()
     }
 }
 

@@ -17,10 +17,11 @@ use crate::text::{decimal, hex, path_of, text_or_hex, unhex};
 pub type BackupRoot = Root<ClusterContent>;
 
 /// How the files were read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// Over the replication protocol.
+    #[default]
     Stream,
     /// From the data directory.
     Local,
@@ -146,7 +147,7 @@ pub fn named(databases: &[LeftOutDatabase]) -> String {
 pub const PARTIAL: &str = "partial";
 
 /// The members of a cluster's root beside head and map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct ClusterContent {
     /// How the files were read.
     pub method: Method,
@@ -251,36 +252,18 @@ impl ClusterContent {
     /// The content of a backup of a cluster of PostgreSQL 17, for tests.
     pub fn sample() -> ClusterContent {
         ClusterContent {
-            method: Method::Stream,
             cluster: "main".into(),
             system_identifier: 7,
             major: 17,
             server_version_num: 170_009,
             catalog_version: 202_406_281,
-            start_lsn: Lsn::default(),
-            stop_lsn: Lsn::default(),
-            consistent_lsn: Lsn::default(),
-            checkpoint_lsn: Lsn::default(),
             start_timeline: 1,
             timeline: 1,
-            history: None,
-            history_hex: None,
-            from_standby: false,
             data_checksums: true,
             wal_segment_size_bytes: 1 << 20,
             block_size_bytes: 8192,
             relseg_blocks: 131_072,
-            timezone: None,
-            tablespaces: Vec::new(),
-            server_manifest: None,
-            relations: None,
-            wal_proof: None,
-            whole_scan_time: None,
-            left_out_databases: Vec::new(),
-            oldest_content: None,
-            damage: Vec::new(),
-            damage_count: 0,
-            damage_reported_by_server: false,
+            ..ClusterContent::default()
         }
     }
 }
