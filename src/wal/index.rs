@@ -296,7 +296,7 @@ fn decode_runs(r: &mut Reader<'_>) -> Result<Vec<(u32, u32)>> {
     Ok(runs)
 }
 
-/// Declares the events of section 5 with their numbers, and puts and takes their fields in their order, each in the form that stands behind it.
+/// Declares the events of section 5 with their numbers; their fields are put and taken in order, each in the form that stands behind it.
 macro_rules! events {
     ($($(#[$doc:meta])* $event:ident = $number:literal {
         $($(#[$of_field:meta])* $field:ident: $type:ty = $form:ident,)*
