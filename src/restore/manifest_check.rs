@@ -20,8 +20,10 @@ use crate::pg::manifest::{FileChecksum, ManifestReader, ManifestWriter};
 use crate::snapshot::filekey::{FileKey, Naming, RelationFile};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
-use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
+use crate::snapshot::sort::Sorter;
 
+/// Memory for records: a merge of more and smaller runs costs little, and the copy needs memory at the same time.
+const RECORDS_BYTES: usize = 4 << 20;
 /// Kinds of records; they follow the path in the key.
 const LISTED: u8 = 0;
 const MAPPED: u8 = 1;
@@ -41,7 +43,7 @@ impl ManifestCheck {
     /// looked at.
     pub fn new(folder: &Path, left_out: BTreeSet<u32>, unlogged: Unlogged) -> ManifestCheck {
         ManifestCheck {
-            records: Mutex::new(Sorter::new(folder, MEMORY_BYTES)),
+            records: Mutex::new(Sorter::new(folder, RECORDS_BYTES)),
             left_out,
             unlogged,
         }
