@@ -362,11 +362,13 @@ impl Running {
         let _ = rustix::process::kill_process(pid, signal);
     }
 
-    /// As [`wait_until`](super::wait_until), but fails as soon as it has ended.
+    /// As [`wait_until`](super::wait_until), but fails as soon as it has ended without that.
     pub fn until(&mut self, what: &str, mut done: impl FnMut() -> bool) {
         super::wait_until(what, || {
-            assert!(!self.is_done(), "it ended: {}", self.stderr());
-            done()
+            let has_ended = self.is_done();
+            let is_so = done();
+            assert!(is_so || !has_ended, "it ended: {}", self.stderr());
+            is_so
         });
     }
 
