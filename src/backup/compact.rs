@@ -325,16 +325,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn pack(number: u32, live: u64, all: Option<u64>) -> PackRef {
-        PackRef {
-            key: format!("20261120T064049Z-full/{number:06}")
-                .parse()
-                .unwrap(),
-            size_bytes: 1,
-            live_frames: 1,
-            live_bytes: live,
-            all_frames: all,
-            all_bytes: all,
-        }
+        incremental::rewrite::tests::pack(number, 1, live, all.map(|all| (all, all)))
     }
 
     fn limits(visible_percent: u8, max_bytes: Option<u64>) -> Limits {

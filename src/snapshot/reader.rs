@@ -1072,14 +1072,7 @@ mod tests {
     fn a_history_that_is_not_utf8_is_kept_in_hexadecimal() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::create(&dir.path().join("repo"), 1).unwrap();
-        let mut root = root(Written {
-            shards: Vec::new(),
-            packs: Vec::new(),
-            file_count: 0,
-            size_bytes: 0,
-            stored_bytes: 0,
-            has_chunks: false,
-        });
+        let mut root = root(Written::default());
         root.content.timeline = 2;
         root.content
             .set_history(b"1\t0/3000000\tat restore point \"caf\xe9\"\n");

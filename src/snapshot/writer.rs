@@ -67,7 +67,7 @@ impl Options {
 }
 
 /// The parts of a finished snapshot, for the root.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
     /// Key ranges and their layers, those of the prior among them.
     pub shards: Vec<Shard>,

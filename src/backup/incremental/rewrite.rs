@@ -44,13 +44,18 @@ fn visible_permille(pack: &PackRef) -> u128 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::backup) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
 
-    fn pack(number: u32, live_frames: u64, live_bytes: u64, all: Option<(u64, u64)>) -> PackRef {
+    pub(in crate::backup) fn pack(
+        number: u32,
+        live_frames: u64,
+        live_bytes: u64,
+        all: Option<(u64, u64)>,
+    ) -> PackRef {
         PackRef {
             key: format!("20261120T064049Z-full/{number:06}")
                 .parse()

@@ -238,6 +238,7 @@ fn panicked() -> crate::error::Error {
 }
 
 /// A directory whose objects are passing.
+#[derive(Default)]
 struct Level {
     path: Vec<u8>,
     /// Time of the newest object below it.
@@ -260,17 +261,11 @@ struct Walk<'w, 't> {
 
 impl<'w, 't> Walk<'w, 't> {
     fn new(source: &'w Source<'w>, sink: FileSink<'t>, wanted: SyncSender<Wanted>) -> Walk<'w, 't> {
-        let root = Level {
-            path: Vec::new(),
-            newest: 0,
-            marker: None,
-            is_excluded: false,
-        };
         Walk {
             source,
             sink,
             wanted,
-            open: vec![root],
+            open: vec![Level::default()],
             taken: Taken::default(),
             counts: Counts::default(),
         }
@@ -385,9 +380,8 @@ impl<'w, 't> Walk<'w, 't> {
             is_excluded |= selection.excludes(below, true).is_some();
             self.open.push(Level {
                 path: below.to_vec(),
-                newest: 0,
-                marker: None,
                 is_excluded,
+                ..Level::default()
             });
         }
         Ok(is_excluded)

@@ -173,13 +173,11 @@ mod tests {
                     std::fs::create_dir(at(name)).unwrap();
                     std::fs::write(at(name).join("which"), content).unwrap();
                 }
+                let beside = ["d.pitr-new", "d.replaced", "d.undone"].map(at);
                 let pair = Pair {
-                    place: at("d"),
-                    waiting: at("d.pitr-new"),
-                    replaced: at("d.replaced"),
-                    undone: at("d.undone"),
                     old: inode_of(&at(first)).unwrap(),
                     new: inode_of(&at(second)).unwrap(),
+                    ..pair(at("d"), beside).unwrap()
                 };
                 pair.put(way).unwrap();
                 let which = |name: &str| std::fs::read_to_string(at(name).join("which")).ok();
@@ -202,13 +200,10 @@ mod tests {
         for name in ["d", "d.pitr-new", "d.replaced"] {
             std::fs::create_dir(at(name)).unwrap();
         }
+        let beside = ["d.pitr-new", "d.replaced", "d.undone"].map(at);
         let pair = Pair {
-            place: at("d"),
-            waiting: at("d.pitr-new"),
-            replaced: at("d.replaced"),
-            undone: at("d.undone"),
             old: inode_of(&at("d.replaced")).unwrap(),
-            new: inode_of(&at("d.pitr-new")).unwrap(),
+            ..pair(at("d"), beside).unwrap()
         };
         let refused = pair.put(Way::Replace).unwrap_err();
         assert!(

@@ -11,7 +11,7 @@ use xmlparser::{ElementEnd, Token, Tokenizer};
 
 use super::answer::http_date;
 use super::listing::Page;
-use super::request::{Answer, Ask, Place};
+use super::request::{Answer, Ask, Place, with_query};
 use crate::store::Meta;
 use crate::store::http::failure::{Answered, Failure};
 use crate::text::percent_encoded;
@@ -106,21 +106,16 @@ pub(super) fn list(
     most: Option<usize>,
     after: &str,
 ) -> Ask {
-    let mut url = format!("{}?restype=container&comp=list", container(place));
-    let mut add = |name: &str, value: &str| {
-        if !value.is_empty() {
-            let value = percent_encoded(value.as_bytes(), b"");
-            url.push_str(&format!("&{name}={value}"));
-        }
-    };
-    add("prefix", prefix);
-    add("delimiter", if by_folder { "/" } else { "" });
-    add("marker", after);
-    add(
-        "maxresults",
-        &most.map(|n| n.to_string()).unwrap_or_default(),
-    );
-    ask(Method::GET, url)
+    let url = format!("{}?restype=container&comp=list", container(place));
+    let delimiter = if by_folder { "/" } else { "" };
+    let most = most.map(|n| n.to_string()).unwrap_or_default();
+    let parameters = [
+        ("prefix", prefix),
+        ("delimiter", delimiter),
+        ("marker", after),
+        ("maxresults", most.as_str()),
+    ];
+    ask(Method::GET, with_query(url, &parameters))
 }
 
 /// Reads a page of a listing. A document that ends in its middle is no shorter one.

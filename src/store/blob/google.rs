@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::answer::document_date;
 use super::listing::Page;
 use super::object::Head;
-use super::request::{Answer, Ask, Place};
+use super::request::{Answer, Ask, Place, with_query};
 use crate::store::Meta;
 use crate::store::http::failure::{Answered, Failure};
 use crate::text::percent_encoded;
@@ -131,20 +131,15 @@ pub(super) fn list(
     after: &str,
 ) -> Ask {
     let (base, bucket) = (&place.client.base, &place.bucket);
-    let mut url = format!(
-        "{base}/storage/v1/b/{bucket}/o?maxResults={}",
-        most.unwrap_or(1000)
-    );
-    let mut add = |name: &str, value: &str| {
-        if !value.is_empty() {
-            let value = percent_encoded(value.as_bytes(), b"");
-            url.push_str(&format!("&{name}={value}"));
-        }
-    };
-    add("prefix", prefix);
-    add("delimiter", if by_folder { "/" } else { "" });
-    add("pageToken", after);
-    Ask::new(Method::GET, url)
+    let most = most.unwrap_or(1000);
+    let url = format!("{base}/storage/v1/b/{bucket}/o?maxResults={most}");
+    let delimiter = if by_folder { "/" } else { "" };
+    let parameters = [
+        ("prefix", prefix),
+        ("delimiter", delimiter),
+        ("pageToken", after),
+    ];
+    Ask::new(Method::GET, with_query(url, &parameters))
 }
 
 fn document(answer: &Answer) -> Answered<Value> {

@@ -14,6 +14,7 @@ use crate::store::http::attempt::{Attempt, Watched, Way};
 use crate::store::http::failure::{Answered, Failure, Kind};
 use crate::store::http::retry::{Next, Purpose, Random, Time, Tried, given_up};
 use crate::store::life;
+use crate::text::percent_encoded;
 
 /// The longest answer that is no object.
 const ANSWER_MAX: usize = 16 << 20;
@@ -40,6 +41,15 @@ pub(super) struct Ask {
     pub(super) body: Bytes,
     /// Bytes that the answer may have.
     pub(super) most: usize,
+}
+
+/// Adds parameters to a query, but for empty ones.
+pub(super) fn with_query(mut url: String, parameters: &[(&str, &str)]) -> String {
+    for (name, value) in parameters.iter().filter(|(_, value)| !value.is_empty()) {
+        let value = percent_encoded(value.as_bytes(), b"");
+        url.push_str(&format!("&{name}={value}"));
+    }
+    url
 }
 
 impl Ask {
