@@ -14,7 +14,7 @@ use rustix::io::Errno;
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The value of a mutex. A thread that panicked with it leaves it as it is.
+/// The value of a mutex, also behind a thread that panicked with it: for values that are whole after each step.
 pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

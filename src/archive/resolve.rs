@@ -103,7 +103,7 @@ pub fn check(
             .hint("Nothing was changed. Run the command with a key file that can read the repository: the copy becomes the first segment of its life."));
     }
     let identity = refused.identity();
-    let is_own = refused.is_file(Kind::Segment, name, layout.system_identifier())
+    let is_own = refused.is_stored_as(Kind::Segment, name, layout.system_identifier())
         && hash_of(repository, refused)?.starts_with(&fork.copy);
     if !is_own {
         return Err(err!(

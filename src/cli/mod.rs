@@ -293,8 +293,8 @@ fn unconfirmed(shown: &str) -> Error {
 }
 
 /// Success of a command whose plan was only to be shown, or has been carried out; else its refusal as [`unconfirmed`].
-fn done_or_unconfirmed(is_done: bool, shown: &str) -> Result<u8> {
-    match is_done {
+fn done_or_unconfirmed(is_enough: bool, shown: &str) -> Result<u8> {
+    match is_enough {
         true => Ok(exit::SUCCESS),
         false => Err(unconfirmed(shown)),
     }

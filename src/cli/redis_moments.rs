@@ -45,8 +45,10 @@ impl TargetArgs {
     /// # Errors
     /// As [`TargetArgs::read`].
     pub fn read_or_end(&self) -> Result<Target> {
-        let (moment, replid) = (Moment::End, None);
-        Ok(self.read()?.unwrap_or(Target { moment, replid }))
+        Ok(self.read()?.unwrap_or(Target {
+            moment: Moment::End,
+            replid: None,
+        }))
     }
 
     /// The target; none where none of its options is given.

@@ -191,12 +191,9 @@ pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<(
             finding.object,
             finding.detail
         ))?;
-        cx.lines(
-            finding
-                .costs
-                .iter()
-                .map(|cost| format!("  lost here: {cost}")),
-        )?;
+        for cost in &finding.costs {
+            cx.line(&format!("  lost here: {cost}"))?;
+        }
         if finding.costs.is_empty() {
             cx.line("  lost here: nothing that recovery needs")?;
         }

@@ -333,7 +333,7 @@ pub struct Sink {
 pub(super) struct SinkDraft {
     pub kind: Option<SinkKind>,
     pub repeat: Option<Duration>,
-    /// All else.
+    /// All else. Name, kind and repetition of it are given by [`SinkDraft::finish`].
     pub sink: Sink,
 }
 

@@ -365,8 +365,8 @@ fn event_text(event: &WalEvent) -> String {
             let what = if *action == 1 { "dropped" } else { "created" };
             format!("tablespace {oid} {what}, transaction {xid}")
         }
-        WalEvent::FullPageWrites(on) => {
-            format!("full_page_writes {}", if *on { "on" } else { "off" })
+        WalEvent::FullPageWrites { is_on } => {
+            format!("full_page_writes {}", if *is_on { "on" } else { "off" })
         }
         WalEvent::Undecoded {
             rmid, info, xid, ..

@@ -636,7 +636,10 @@ mod tests {
         let (_folder, runs) = seen(start);
         let held = runs.hold().unwrap().unwrap();
         for n in 0..KEPT as u64 + 5 {
-            ends(&runs, &held, after(start, n), n);
+            let id = RunId::first(after(start, n));
+            begins(&runs, &held, id, n);
+            let failed = Ended::sample(id.scheduled, 1);
+            runs.record_end(&held, id, &failed, n).unwrap();
         }
         let state = runs.state(start).unwrap();
         assert_eq!(state.runs.len(), KEPT);

@@ -96,19 +96,19 @@ pub struct Checkpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClusterState {
     /// Starting up.
-    Startup,
+    Startup = 0,
     /// Shut down cleanly.
-    ShutDown,
+    ShutDown = 1,
     /// A standby, shut down cleanly.
-    ShutDownInRecovery,
+    ShutDownInRecovery = 2,
     /// Shutting down.
-    ShuttingDown,
+    ShuttingDown = 3,
     /// In crash recovery.
-    InCrashRecovery,
+    InCrashRecovery = 4,
     /// In archive recovery: a restored copy or a standby.
-    InArchiveRecovery,
+    InArchiveRecovery = 5,
     /// In production (or crashed there).
-    InProduction,
+    InProduction = 6,
 }
 
 impl ClusterState {

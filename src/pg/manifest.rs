@@ -51,7 +51,7 @@ pub struct ManifestFile {
 /// A checksum of a file's content.
 #[derive(Clone, PartialEq, Eq)]
 pub enum FileChecksum {
-    /// CRC-32C, PostgreSQL's default.
+    /// CRC-32C, PostgreSQL's default. The text holds its four bytes in memory order: little-endian on the machines we read.
     Crc32c(u32),
     /// One of the SHA-2 family, with its name.
     Sha(&'static str, Vec<u8>),

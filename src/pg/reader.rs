@@ -577,7 +577,7 @@ impl Reader {
         }
     }
 
-    /// Where WAL ends that a fault at a position stops: the start of the record that continues there.
+    /// The end of WAL that has a fault at a position: the start of the record that continues there.
     fn stop(&self, lsn: Lsn) -> Lsn {
         match self.state == State::Within && !self.pending.is_orphan() {
             true => self.pending.start_lsn,

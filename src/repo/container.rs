@@ -700,7 +700,7 @@ impl Container {
     }
 
     /// Whether it is the file of that kind and name, of the cluster with that system identifier.
-    pub fn is_file(&self, kind: Kind, name: impl Display, system_identifier: u64) -> bool {
+    pub fn is_stored_as(&self, kind: Kind, name: impl Display, system_identifier: u64) -> bool {
         let own = &self.identity;
         let is_named = self.kind() == kind && own.name == name.to_string();
         is_named && own.system_identifier == system_identifier

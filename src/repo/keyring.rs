@@ -143,7 +143,7 @@ impl Keys {
         Ok(Some((contents, own.recipient.clone())))
     }
 
-    /// None of a key set's.
+    /// No key of a key set.
     pub fn none(id: KeySetId) -> Keys {
         Keys {
             id,

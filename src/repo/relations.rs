@@ -305,7 +305,7 @@ pub fn open(
 /// Whether a container is the list that a root names.
 pub fn is_own(container: &Container, system_identifier: u64, wanted: &ListOfRelations) -> bool {
     let identity = container.identity();
-    container.is_file(Kind::Relations, NAME, system_identifier)
+    container.is_stored_as(Kind::Relations, NAME, system_identifier)
         && identity.raw_bytes == wanted.raw_bytes
         && blake3::Hash::from_bytes(identity.hash).to_hex().as_str() == wanted.hash
 }

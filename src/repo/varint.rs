@@ -175,7 +175,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A value in a form of its own width: integers little-endian, an LSN and a time as their numbers.
+/// A value in its first form: integers little-endian in their width, an LSN and a time as their numbers, a struct as its fields in order.
 pub trait Fixed: Sized {
     /// Appends it.
     fn put(&self, out: &mut Vec<u8>);
@@ -187,7 +187,7 @@ pub trait Fixed: Sized {
     fn take(r: &mut Reader<'_>) -> Result<Self>;
 }
 
-/// A value in the form of a varint, or of a length and bytes.
+/// A value in its second form: numbers as varints, bytes and texts behind their length, an option behind a varint that is 0 or 1.
 pub trait Varint: Sized {
     /// Appends it.
     fn put(&self, out: &mut Vec<u8>);

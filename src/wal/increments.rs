@@ -186,7 +186,7 @@ pub fn open(
             .ok_or_else(|| err!(Damaged, "it was listed, and is not there"))?;
         let container = Container::open(object)?;
         let identity = container.identity();
-        let own = container.is_file(Kind::Increment, segment.name, layout.system_identifier())
+        let own = container.is_stored_as(Kind::Increment, segment.name, layout.system_identifier())
             && identity.segment_size_bytes == segment.size.bytes()
             && identity.from_lsn == range.start.0
             && identity.to_lsn == range.end.0

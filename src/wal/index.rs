@@ -305,15 +305,12 @@ macro_rules! events {
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum WalEvent {
             $($(#[$doc])* $event { $($(#[$of_field])* $field: $type,)* },)*
-            /// full_page_writes changed.
-            FullPageWrites(bool),
         }
 
         impl WalEvent {
             fn kind(&self) -> u8 {
                 match self {
                     $(WalEvent::$event { .. } => $number,)*
-                    WalEvent::FullPageWrites(_) => 9,
                 }
             }
 
@@ -323,7 +320,6 @@ macro_rules! events {
                     $(WalEvent::$event { $($field),* } => {
                         $($form::put($field, &mut out);)*
                     })*
-                    WalEvent::FullPageWrites(is_on) => is_on.put(&mut out),
                 }
                 out
             }
@@ -333,7 +329,6 @@ macro_rules! events {
                 let mut r = Reader::new(body, "event of a segment");
                 Ok(Some(match kind {
                     $($number => WalEvent::$event { $($field: $form::take(&mut r)?),* },)*
-                    9 => WalEvent::FullPageWrites(bool::take(&mut r)?),
                     _ => return Ok(None),
                 }))
             }
@@ -415,6 +410,10 @@ events! {
         xid: u32 = Varint,
         /// Location, of a creation.
         path: Vec<u8> = Varint,
+    },
+    /// full_page_writes changed.
+    FullPageWrites = 9 {
+        is_on: bool = Fixed,
     },
     /// A transaction end larger than what is kept.
     Undecoded = 10 {
@@ -584,16 +583,16 @@ impl SegmentIndex {
             return sections;
         }
         let start = self.summary.start_lsn;
+        // Each is cut before the next one takes memory.
         let xids = self.xids.as_ref().map(XidSet::encode);
+        let xids = limited(xids, XIDS_LIMIT_BYTES);
+        sections.push(section(tag::XIDS, xids, true));
         let events = self.events.as_ref().map(|e| encode_events(start, e));
+        let events = limited(events, EVENTS_LIMIT_BYTES);
+        sections.push(section(tag::EVENTS, events, true));
         let blocks = self.blocks.as_ref().map(Blocks::encode);
-        for (tag, bytes, limit) in [
-            (tag::XIDS, xids, XIDS_LIMIT_BYTES),
-            (tag::EVENTS, events, EVENTS_LIMIT_BYTES),
-            (tag::BLOCKS, blocks, BLOCKS_LIMIT_BYTES),
-        ] {
-            sections.push(section(tag, limited(bytes, limit), true));
-        }
+        let blocks = limited(blocks, BLOCKS_LIMIT_BYTES);
+        sections.push(section(tag::BLOCKS, blocks, true));
         if !self.damage.is_empty() {
             sections.push(section(tag::DAMAGE, encode_damage(&self.damage), true));
         }
@@ -642,7 +641,11 @@ pub fn read_damage(container: &Container) -> Result<Vec<(DamageKind, Lsn)>> {
     };
     let mut r = Reader::new(&bytes, "findings of a segment");
     let count = r.count(9)?;
-    (0..count).map(|_| Fixed::take(&mut r)).collect()
+    let mut damage = Vec::with_capacity(count);
+    for _ in 0..count {
+        damage.push(Fixed::take(&mut r)?);
+    }
+    Ok(damage)
 }
 
 fn recorded<T>(
@@ -820,7 +823,7 @@ mod tests {
                 xid: 10,
                 path: b"/ts".to_vec(),
             },
-            WalEvent::FullPageWrites(true),
+            WalEvent::FullPageWrites { is_on: true },
             WalEvent::Undecoded {
                 rmid: 1,
                 info: 0,

@@ -219,6 +219,7 @@ struct Collected {
     prepares: u64,
     ends: Option<Ends>,
     xids: Xids,
+    /// None where they were given up, for their number.
     events: Option<Vec<(Lsn, WalEvent)>>,
     blocks: ChangedBlocks,
     damage: Vec<(DamageKind, Lsn)>,
@@ -395,7 +396,7 @@ impl Collected {
             XlogRecord::OverwriteContrecord { overwritten, .. } => {
                 WalEvent::OverwrittenContrecord { lsn: overwritten }
             }
-            XlogRecord::FullPageWrites(on) => WalEvent::FullPageWrites(on),
+            XlogRecord::FullPageWrites(is_on) => WalEvent::FullPageWrites { is_on },
             XlogRecord::CheckpointRedo(level) => {
                 self.level(level);
                 return Some(());

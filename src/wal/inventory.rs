@@ -941,7 +941,7 @@ fn read_history(
     let read = || -> Result<History> {
         let container = Container::open(object)?;
         let name = timeline.history_file_name();
-        if !container.is_file(Kind::History, name, layout.system_identifier()) {
+        if !container.is_stored_as(Kind::History, name, layout.system_identifier()) {
             return Err(err!(Damaged, "object \"{key}\" is another file"));
         }
         container.history(timeline, HISTORY_LIMIT_BYTES)

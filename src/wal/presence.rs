@@ -35,7 +35,7 @@ pub fn of_segment(
         }
         Err(e) => return Err(Error::context(e, format!("open segment \"{name}\""))),
     };
-    if !container.is_file(Kind::Segment, name, layout.system_identifier()) {
+    if !container.is_stored_as(Kind::Segment, name, layout.system_identifier()) {
         return Ok(Presence::Unusable("is another file".to_owned()));
     }
     container.object().settle()?;

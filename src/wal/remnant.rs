@@ -255,8 +255,8 @@ impl Reading<'_> {
             let container = Container::open(object)?;
             let identity = container.identity();
             let range = self.segment.range()?;
-            let (name, of) = (WalFileName::Partial(self.segment.name), self.layout);
-            let own = container.is_file(Kind::Partial, name, of.system_identifier())
+            let name = WalFileName::Partial(self.segment.name);
+            let own = container.is_stored_as(Kind::Partial, name, self.layout.system_identifier())
                 && identity.segment_size_bytes == self.segment.size.bytes()
                 && identity.raw_bytes == self.segment.size.bytes()
                 && identity.from_lsn == range.start.0;

@@ -114,7 +114,7 @@ impl Table {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
+fn lock_of<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
     mutex
         .lock()
         .map_err(|_| err!(Internal, "a thread panicked"))
@@ -173,11 +173,11 @@ impl<'a> Rollup<'a> {
     }
 
     fn recent(&self) -> Result<MutexGuard<'_, Recent<SegmentName, Container>>> {
-        locked(&self.opened)
+        lock_of(&self.opened)
     }
 
     fn hashes(&self) -> Result<MutexGuard<'_, Hashes>> {
-        locked(&self.hashes)
+        lock_of(&self.hashes)
     }
 
     /// The size of its segments.
@@ -187,7 +187,7 @@ impl<'a> Rollup<'a> {
 
     /// Runs `f` on a timeline's table, with what the cache holds of it.
     fn with_table<T>(&self, timeline: TimelineId, f: impl FnOnce(&mut Table) -> T) -> Result<T> {
-        let mut tables = locked(&self.tables)?;
+        let mut tables = lock_of(&self.tables)?;
         let table = tables
             .entry(timeline)
             .or_insert_with(|| self.load(timeline));
@@ -243,7 +243,7 @@ impl<'a> Rollup<'a> {
         self.changed.store(true, Ordering::Relaxed);
         self.is_cache_wrong.store(true, Ordering::Relaxed);
         *self.recent()? = Recent::new(OPENED_MAX, usize::MAX);
-        let mut tables = locked(&self.tables)?;
+        let mut tables = lock_of(&self.tables)?;
         tables.values_mut().for_each(Table::forget_all);
         Ok(())
     }
@@ -283,7 +283,7 @@ impl<'a> Rollup<'a> {
             let container = Container::open(object)?;
             let identity = container.identity();
             let range = name.number(self.size())?.range(self.size());
-            let own = container.is_file(Kind::Segment, name, self.inventory.system_identifier)
+            let own = container.is_stored_as(Kind::Segment, name, self.inventory.system_identifier)
                 && identity.timeline == name.timeline.get()
                 && identity.segment_size_bytes == self.size().bytes()
                 && identity.from_lsn == range.start.0
@@ -307,7 +307,7 @@ impl<'a> Rollup<'a> {
         if self.is_whole(name)? {
             return self.opened(name).map(Stored::Whole);
         }
-        if let Some(known) = locked(&self.tails)?.get(&name) {
+        if let Some(known) = lock_of(&self.tails)?.get(&name) {
             return Ok(Stored::Tail(Arc::clone(known)));
         }
         if self.meta(name)?.is_some() {
@@ -320,7 +320,7 @@ impl<'a> Rollup<'a> {
             return self.opened(name).map(Stored::Whole);
         };
         let found = Arc::new(found);
-        let mut tails = locked(&self.tails)?;
+        let mut tails = lock_of(&self.tails)?;
         Ok(Stored::Tail(Arc::clone(tails.entry(name).or_insert(found))))
     }
 
@@ -916,18 +916,19 @@ impl Sink for Visitor<'_> {
 }
 
 fn kind_of(record: &Record<'_>) -> EntryKind {
-    let is_asked_for = || {
-        let opcode = record.opcode();
-        let is_other = [xlog::PARAMETER_CHANGE, xlog::RESTORE_POINT_OPCODE].contains(&opcode);
-        is_other || xlog::is_checkpoint(record)
-    };
     match record.rmid {
         rmgr::TRANSACTION => end_of(record).unwrap_or(EntryKind::Transaction),
-        rmgr::XLOG if is_asked_for() => match xlog_of(record) {
+        rmgr::XLOG if xlog::is_checkpoint(record) => match xlog_of(record) {
             Some(XlogRecord::Checkpoint(c)) => EntryKind::Checkpoint {
                 next_xid: c.checkpoint.next_xid,
             },
+            _ => EntryKind::Other,
+        },
+        rmgr::XLOG if record.opcode() == xlog::PARAMETER_CHANGE => match xlog_of(record) {
             Some(XlogRecord::ParameterChange(p)) => EntryKind::ParameterChange((&p).into()),
+            _ => EntryKind::Other,
+        },
+        rmgr::XLOG if record.opcode() == xlog::RESTORE_POINT_OPCODE => match xlog_of(record) {
             Some(XlogRecord::RestorePoint(point)) => EntryKind::RestorePoint {
                 time: point.time,
                 name: point.name.to_vec(),

@@ -38,7 +38,7 @@ impl StoredWal {
         };
         let container =
             Container::open(object).map_err(|e| e.context(format!("open segment \"{name}\"")))?;
-        match container.is_file(Kind::Segment, name, layout.system_identifier()) {
+        match container.is_stored_as(Kind::Segment, name, layout.system_identifier()) {
             true => Ok(Some(StoredWal::Whole(Box::new(container)))),
             false => Err(err!(Damaged, "segment \"{name}\" is another file")),
         }

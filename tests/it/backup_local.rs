@@ -200,8 +200,7 @@ fn restored(site: &Site, cluster: &Cluster, id: &str) -> Cluster {
     restore.arg(&to).succeed();
     verify_backup(cluster.major(), &to);
     let copy = Cluster::open(cluster.major(), &to).without_fsync();
-    let copy = copy.promoted();
-    copy
+    copy.promoted()
 }
 
 #[test]

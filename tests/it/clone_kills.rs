@@ -164,7 +164,7 @@ fn mounts(cloned: &Cloned) -> String {
 /// Kills a command that works on a clone, once it is at work. The next list cleans up.
 fn kill_at_work(cloned: &Cloned, program: &Program, is_at_work: &dyn Fn() -> bool) {
     let mut running = program.spawn();
-    running.until("the command is at work", || is_at_work());
+    running.until("the command is at work", is_at_work);
     let begun = cloned.listed();
     let server = server(cloned, begun["id"].as_str().unwrap());
     assert!(server.is_some(), "{begun}");

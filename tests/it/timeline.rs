@@ -43,10 +43,9 @@ impl Lives {
     /// A copy that is promoted; it may not archive.
     fn copy(&self, name: &str, target: &[&str]) -> Cluster {
         let to = self.restored(name, target);
-        let copy = Cluster::open(self.origin.major(), to)
+        Cluster::open(self.origin.major(), to)
             .without_fsync()
-            .promoted();
-        copy
+            .promoted()
     }
 
     pub fn drill(&self, name: &str) -> Cluster {
@@ -103,11 +102,10 @@ impl Lives {
 /// A drill: the guard was taken away by hand, and the copy archives into the repository it came from.
 fn promoted_with_archiving(major: u32, to: &Path) -> Cluster {
     std::fs::remove_file(to.join("pg_wal/pitr.guard")).unwrap();
-    let drill = Cluster::open(major, to)
+    Cluster::open(major, to)
         .without_fsync()
         .option("archive_mode", "on")
-        .promoted();
-    drill
+        .promoted()
 }
 
 fn insert(cluster: &Cluster, who: &str, n: u32) {

@@ -261,8 +261,16 @@ fn how_many(limit: u32, size: SegmentSize) -> u64 {
 
 /// The segments that come after one on its timeline, in order.
 fn following(position: SegmentName, size: SegmentSize, count: u64) -> Vec<SegmentName> {
-    let next = std::iter::successors(position.next(size), |name| name.next(size));
-    next.zip(0..count).map(|(name, _)| name).collect()
+    let mut next = Vec::new();
+    let mut at = position;
+    for _ in 0..count {
+        let Some(name) = at.next(size) else {
+            break;
+        };
+        next.push(name);
+        at = name;
+    }
+    next
 }
 
 #[cfg(test)]

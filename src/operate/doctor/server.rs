@@ -220,7 +220,7 @@ fn standby(found: &mut Findings, values: &Values, settings: &Settings, cluster: 
     }
 }
 
-/// The archive_command that `pitr init` would print.
+/// The command that calls one of the small programs, as `pitr init` would print it.
 fn composed(settings: &Settings, cluster: &Cluster, program: &str) -> Option<String> {
     let program = std::env::current_exe().ok()?.parent()?.join(program);
     let name = Some(cluster.name.as_str());
@@ -370,31 +370,33 @@ fn command(found: &mut Findings, value: &str, seen: &mut Seen) {
 
 /// The program is there, and of our version.
 fn runs(found: &mut Findings, program: &Path) {
+    let shown = program.display();
+    let cannot = |found: &mut Findings, e: std::io::Error| {
+        found.fail(
+            "program",
+            shown.to_string(),
+            format!("it cannot be run: {e} (status 126 or 127 ends the archiver without counting a failure)"),
+            "install pitr-archive there, executable for the server's user",
+        );
+    };
     // Whoever may change the server's settings must not get root to run a program of his choice.
     let is_ours = std::env::current_exe().is_ok_and(|e| e.parent() == program.parent());
-    let is_run = is_ours || !rustix::process::geteuid().is_root();
-    let answer = match is_run {
-        true => std::process::Command::new(program)
-            .arg("--version")
-            .output()
-            .map(Some),
-        false => std::fs::metadata(program).map(|_| None),
-    };
-    let (shown, ours) = (program.display(), release::NUMBER);
-    let output = match answer {
-        Err(e) => {
-            return found.fail(
-                "program",
-                shown.to_string(),
-                format!("it cannot be run: {e} (status 126 or 127 ends the archiver without counting a failure)"),
-                "install pitr-archive there, executable for the server's user",
-            );
-        }
-        Ok(None) => return found.ok("program", format!("{shown} (not run by root)")),
-        Ok(Some(output)) => output,
+    if rustix::process::geteuid().is_root() && !is_ours {
+        return match std::fs::metadata(program) {
+            Ok(_) => found.ok("program", format!("{shown} (not run by root)")),
+            Err(e) => cannot(found, e),
+        };
+    }
+    let output = match std::process::Command::new(program)
+        .arg("--version")
+        .output()
+    {
+        Ok(output) => output,
+        Err(e) => return cannot(found, e),
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let version = text.split_whitespace().nth(1).unwrap_or_default();
+    let ours = release::NUMBER;
     match version == ours {
         true => found.ok("program", format!("{shown} {version}")),
         false => found.warn(

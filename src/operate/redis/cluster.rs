@@ -330,7 +330,7 @@ impl<'s> Live<'s> {
                 replids: account_of(&owner.map.node).map(|account| account.replids.as_slice()),
             })
             .collect();
-        let drawn = || {
+        let drawn_id = || {
             let ids: Vec<&str> = heard.iter().map(|owner| owner.node).collect();
             slot_map::cluster_id(&ids)
         };
@@ -342,7 +342,7 @@ impl<'s> Live<'s> {
             let newest = newest.max_by_key(|known| known.time);
             let newest = newest.map(|known| known.map.cluster.clone());
             let cluster = newest.or_else(|| state.cluster.clone());
-            let cluster = cluster.unwrap_or_else(drawn);
+            let cluster = cluster.unwrap_or_else(drawn_id);
             let (mut shards, mut seen, mut nameless) = (Vec::new(), Vec::new(), None);
             for (owner, name) in owners.iter().zip(names) {
                 let node = &owner.map.node;

@@ -699,10 +699,10 @@ impl Back<'_> {
                     let started = optional(self.session, &log, &self.set.start, None);
                     warn(&Step::StartApplications, started, warnings)?;
                 }
-                Some(member) => drop(
-                    work.start(self.session, &log)
-                        .map_err(|e| e.context(format!("start {member} again")))?,
-                ),
+                Some(member) => {
+                    let started = work.start(self.session, &log);
+                    started.map_err(|e| e.context(format!("start {member} again")))?;
+                }
             }
         }
         Ok(())

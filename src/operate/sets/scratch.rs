@@ -134,14 +134,14 @@ impl Work<'_> {
     fn words(&self, target: &[String]) -> Vec<String> {
         let name = self.member.name.as_str();
         let to = self.place.to_string_lossy();
-        let kind = self.member.kind.section();
-        let mut words = vec![kind, "restore", name, "--to", &to];
         let dir = self.dir.map(Path::to_string_lossy);
-        if self.member.kind == MemberKind::Cluster {
-            words = vec!["drill", "--cluster", name];
-            words.extend(dir.iter().flat_map(|dir| ["--dir", dir]));
+        match (self.member.kind, &dir) {
+            (MemberKind::Cluster, None) => own::with(&["drill", "--cluster", name], target),
+            (MemberKind::Cluster, Some(dir)) => {
+                own::with(&["drill", "--cluster", name, "--dir", dir], target)
+            }
+            (kind, _) => own::with(&[kind.section(), "restore", name, "--to", &to], target),
         }
-        own::with(&words, target)
     }
 
     /// Whether configuration has secrets, and the host no key of their pair.

@@ -266,11 +266,13 @@ impl Program {
     }
 
     /// Runs it to its end, and fails the test unless the exit status is 0.
+    #[track_caller]
     pub fn succeed(&self) -> Run {
         self.exits(0)
     }
 
     /// Runs it to its end, and fails the test unless the exit status is `code`.
+    #[track_caller]
     pub fn exits(&self, code: i32) -> Run {
         self.run().expect_code(code)
     }
@@ -362,13 +364,12 @@ impl Running {
         let _ = rustix::process::kill_process(pid, signal);
     }
 
-    /// As [`wait_until`](super::wait_until), but fails as soon as it has ended without that.
+    /// As [`wait_until`](super::wait_until), but fails as soon as it has ended.
+    #[track_caller]
     pub fn until(&mut self, what: &str, mut done: impl FnMut() -> bool) {
         super::wait_until(what, || {
-            let has_ended = self.is_done();
-            let is_so = done();
-            assert!(is_so || !has_ended, "it ended: {}", self.stderr());
-            is_so
+            assert!(!self.is_done(), "it ended: {}", self.stderr());
+            done()
         });
     }
 

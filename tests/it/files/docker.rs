@@ -10,8 +10,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::sources::with_program;
 use super::{World, path_text};
 use crate::common::mount::SmallDisk;
-use crate::common::{Program, wait_until};
+use crate::common::{Program, wait_within};
 use crate::require_mounts;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers as docker does, of what lies in the folder `engine`: `c-ID` has the status of a container, `v-ID` its volume, `rm-ID` is there for `--rm`, and
 /// `volume-NAME` is what it says about a volume. A file `fail-VERB` lets a command fail, and `slow-VERB` makes it slow.
@@ -150,14 +152,16 @@ fn u73_containers_run_again_when_pitr_is_killed() {
     let engine = Engine::new("quiesce = \"stop\"\n");
     engine.set("slow-stop", "");
     let running = engine.backup().spawn();
-    wait_until("containers are stopped", || {
+    wait_within(PATIENCE, "containers are stopped", || {
         engine.status("side") == "exited"
     });
     running.ended_by(Signal::KILL);
     // By the guardian, which hears of the end.
-    wait_until("they run again", || engine.all_run());
+    wait_within(PATIENCE, "they run again", || engine.all_run());
     fs::remove_file(engine.place("slow-stop")).unwrap();
-    wait_until("the lock is free", || engine.backup().run().code() != 7);
+    wait_within(PATIENCE, "the lock is free", || {
+        engine.backup().run().code() != 7
+    });
     assert!(engine.all_run());
 }
 
@@ -166,7 +170,7 @@ fn u74_the_next_run_starts_what_a_killed_guardian_did_not() {
     let engine = Engine::new("quiesce = \"stop\"\n");
     engine.set("slow-stop", "");
     let running = engine.backup().spawn();
-    wait_until("containers are stopped", || {
+    wait_within(PATIENCE, "containers are stopped", || {
         engine.status("side") == "exited"
     });
     for guardian in guardians(running.pid()) {

@@ -36,8 +36,7 @@ fn restored(site: &Site, major: u32, id: &str, name: &str) -> Cluster {
     let to = site.sandbox().join(format!("{name}/data"));
     let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
     restore.arg(&to).succeed();
-    let copy = Cluster::open(major, &to).without_fsync().promoted();
-    copy
+    Cluster::open(major, &to).without_fsync().promoted()
 }
 
 /// Every page is compared when that was not done for 30 days, and the next backup knows that it was.

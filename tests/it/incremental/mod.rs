@@ -187,8 +187,7 @@ impl World {
         restore.args(target).succeed();
         verify_backup(self.cluster.major(), &to);
         let copy = Cluster::open(self.cluster.major(), &to).without_fsync();
-        let copy = copy.promoted();
-        copy
+        copy.promoted()
     }
 
     /// The files of relations, with their kinds.

@@ -113,8 +113,7 @@ impl Host {
         restore.succeed();
         verify_backup(self.world.cluster.major(), &to);
         let copy = Cluster::open(self.world.cluster.major(), &to).without_fsync();
-        let copy = copy.promoted();
-        copy
+        copy.promoted()
     }
 
     /// Requires that an incremental gives what a full backup of the same moment gives, page by page; returns that one.
