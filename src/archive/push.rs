@@ -49,7 +49,7 @@ pub enum Pushed {
 /// Something that does not stop archiving but should be known.
 pub type Warnings = Vec<String>;
 
-/// What became of a file, and what should be known of it.
+/// The fate of a file, and facts that should be known of it.
 pub type Archived = (Pushed, Warnings);
 
 /// The file to push and the place where it belongs.

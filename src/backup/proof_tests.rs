@@ -270,7 +270,6 @@ impl Bench {
         }
     }
 
-    /// Offers a segment of a life; another copy under its name is kept as refused.
     /// With all the segments of a life that a backup needs.
     fn of(life: &Server) -> Bench {
         let bench = Bench::new();
@@ -278,6 +277,7 @@ impl Bench {
         bench
     }
 
+    /// Offers a segment of a life; another copy under its name is kept as refused.
     fn offer(&self, life: &Server, number: u64) {
         let path = std::path::PathBuf::from(name(number).to_string());
         let what = Push {

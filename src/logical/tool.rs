@@ -12,7 +12,7 @@ use crate::program::{self, Running};
 /// How many of these lines a message repeats.
 const SHOWN_LINES: usize = 5;
 
-/// What is called again and again while a program works: an error of it ends the program.
+/// A function that is called again and again while a program works: an error of it ends the program.
 pub type Tick<'t> = &'t mut dyn FnMut() -> Result<()>;
 
 /// A program of a known version.

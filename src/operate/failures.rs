@@ -27,7 +27,7 @@ impl Failures {
         !is_over
     }
 
-    /// What was done; a failure is taken down as [`add`](Failures::add) does.
+    /// Returns the result of a success; a failure is taken down as [`add`](Failures::add) does.
     pub fn note<T>(&mut self, done: Result<T>, doing: impl Into<String>) -> Option<T> {
         done.map_err(|e| self.add(e, doing.into())).ok()
     }

@@ -32,8 +32,6 @@ const STRETCHES_MAX: usize = 500_000;
 const QUEUED: usize = 64;
 /// Memory for checksums of pages whose frame is not settled yet.
 const CHECKSUMS_BYTES: usize = 4 << 20;
-/// Memory for what packs tell of their frames: the hashes of 8 GiB.
-const PACKS_BYTES: usize = 8 << 20;
 const TICK: Duration = Duration::from_millis(200);
 
 /// A stretch of a file in a frame.
@@ -63,7 +61,7 @@ pub fn find(
     survey: &Survey,
     how: &mut Copying<'_>,
 ) -> Result<(Frames, u64)> {
-    let hashes = PageHashes::within(snapshot, PACKS_BYTES);
+    let hashes = PageHashes::new(snapshot);
     let (sender, receiver) = sync_channel(QUEUED);
     let receiver = Arc::new(Mutex::new(receiver));
     let compare = Compare {

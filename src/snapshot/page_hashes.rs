@@ -53,7 +53,7 @@ impl<'s, 'a> PageHashes<'s, 'a> {
     }
 
     /// As [`PageHashes::new`], with so much memory for what packs tell.
-    pub fn within(snapshot: &'s Snapshot<'a>, packs_bytes: usize) -> PageHashes<'s, 'a> {
+    pub(super) fn within(snapshot: &'s Snapshot<'a>, packs_bytes: usize) -> PageHashes<'s, 'a> {
         PageHashes {
             snapshot,
             packs: Mutex::new(Recent::new(PACKS_MAX, packs_bytes)),

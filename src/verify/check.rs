@@ -341,10 +341,13 @@ impl<'a> Check<'a> {
             let threads: Vec<_> = (0..self.threads.max(1))
                 .map(|_| scope.spawn(work))
                 .collect();
-            threads.into_iter().fold(Ok(()), |result, thread| {
-                let read = thread.join();
-                result.and(read.unwrap_or_else(|_| Err(panicked())))
-            })
+            let mut result = Ok(());
+            // All of them end before the first error counts.
+            for thread in threads {
+                let ended = thread.join().unwrap_or_else(|_| Err(panicked()));
+                result = result.and(ended);
+            }
+            result
         })
     }
 

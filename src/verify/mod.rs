@@ -176,7 +176,7 @@ pub struct Report {
 
 impl Report {
     /// The report of what was recorded, or could not be.
-    fn told(mut self, recorded: Result<()>) -> Report {
+    fn with_record(mut self, recorded: Result<()>) -> Report {
         let failed = recorded.err();
         self.warnings.extend(
             failed.map(|e| format!("what was found could not be recorded in the repository: {e}")),
@@ -428,7 +428,7 @@ impl Verify<'_> {
             let read = || Survey::read(self.repository, self.registration).map(|s| s.catalog);
             recorder.record_sharing(read, &report.findings)
         });
-        report.told(result)
+        report.with_record(result)
     }
 }
 

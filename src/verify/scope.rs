@@ -139,7 +139,7 @@ impl VerifyScope<'_> {
         let recorded = recorder.record(&damaged, &known, &whole, &events_of);
         let recorded =
             recorded.and_then(|()| recorder.record_sharing(|| self.read(), &report.findings));
-        report.told(recorded)
+        report.with_record(recorded)
     }
 }
 

@@ -1109,7 +1109,7 @@ fn f11_an_object_that_is_not_what_it_should_be_is_never_delivered() {
     still.check(name);
 }
 
-/// What a container claims of a segment of 1 MiB, whatever is in it.
+/// The claims of a container about a segment of 1 MiB, whatever is in it.
 pub fn identity_of(
     name: &str,
     hash: [u8; 32],

@@ -93,9 +93,10 @@ impl<'a> Candidates<'a> {
         (repository, layout): (&'a Repository, &'a ClusterLayout),
         inventory: &'a Inventory,
     ) -> Candidates<'a> {
-        let damaged = repository
-            .kept()
-            .map_or(&[][..], |_| &inventory.unreadable[..]);
+        let damaged = match repository.kept() {
+            Some(_) => &inventory.unreadable[..],
+            None => &[],
+        };
         let unread = damaged.iter().map(|one| (&one.id, one.problem.clone()));
         Candidates {
             repository,

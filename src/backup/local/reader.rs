@@ -120,9 +120,10 @@ impl<'r, 'p, 't> Reader<'r, 'p, 't> {
 
     /// A file that has vanished since it was listed is in no backup.
     fn vanished(&self, task: &Task) -> Result<()> {
-        task.prior
-            .as_ref()
-            .map_or(Ok(()), |_| self.sink.gone(&task.key))
+        match task.prior {
+            Some(_) => self.sink.gone(&task.key),
+            None => Ok(()),
+        }
     }
 
     fn whole(&mut self, opened: &Opened<'_>) -> Result<()> {

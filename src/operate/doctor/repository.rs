@@ -207,7 +207,7 @@ fn lag(
     }
 }
 
-/// What is looked at in the store of a bucket, each by a connection of its own.
+/// A look at the store of a bucket, by a connection of its own.
 type Look = fn(&mut Findings, &Configured, Result<S3Store>, &Session);
 
 /// Rules of the bucket that delete what only expire may delete. Who may not read them learns nothing of them.

@@ -300,7 +300,7 @@ pub fn inode(path: &Path) -> Result<Option<u64>> {
     }
 }
 
-/// What is gone counts as removed.
+/// A file that is gone counts as removed.
 fn removed(path: &Path, done: std::io::Result<()>) -> Result<()> {
     match done {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

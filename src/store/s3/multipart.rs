@@ -45,8 +45,7 @@ impl Multipart {
         mark: &str,
         condition: Condition,
     ) -> Result<Multipart> {
-        let id =
-            { asked!(bucket = bucket, key = key, mark = mark => begin(&bucket, &key, &mark))? };
+        let id = asked!(bucket = bucket, key = key, mark = mark => begin(&bucket, &key, &mark))?;
         Ok(Multipart {
             bucket: Arc::clone(bucket),
             key: key.clone(),
