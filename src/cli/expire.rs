@@ -388,7 +388,7 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
         ));
         cx.table(&table.rows(plan.backups.iter().map(row)))?;
     }
-    cx.lines(&lines(done))
+    cx.lines(lines(done))
 }
 
 pub(super) fn is_set(done: &Done) -> bool {

@@ -244,7 +244,7 @@ fn copy_all(
         fault::pause("restore-map");
         source.snapshot()
     })?;
-    let snapshot = snapshot.spooling(&host.scratch);
+    let snapshot = snapshot.spooling(&host.scratch).in_order();
     if matches!(target.found, Found::Data { .. }) {
         ticking(tick, || in_place::check(target, &snapshot, &host.stop))?;
     }

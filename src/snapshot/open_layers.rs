@@ -29,6 +29,9 @@ const INDEXES_BYTES: usize = 14 << 20;
 const KEPT: usize = 4096;
 /// Memory for decoded blocks of lookups.
 const BLOCKS_BYTES: usize = 20 << 20;
+/// As much of it as lookups in the order of files need, by several threads: some, and some more for each layer of a shard.
+const BLOCKS_IN_ORDER_BYTES: usize = 4 << 20;
+const BLOCKS_OF_LAYER_BYTES: usize = 512 << 10;
 /// Layers that are opened at once across a network.
 pub(super) const THREADS: usize = 16;
 /// A request takes as long as the transfer of so many bytes.
@@ -65,6 +68,13 @@ impl<'a> OpenLayers<'a> {
             blocks: Mutex::new(Recent::new(KEPT, BLOCKS_BYTES)),
             spool: None,
         }
+    }
+
+    /// Keeps no more decoded blocks than lookups in the order of files need.
+    pub fn look_up_in_order(&mut self) {
+        let layers = self.map.shards.iter().map(|shard| shard.layers.len()).max();
+        let bytes = BLOCKS_IN_ORDER_BYTES + layers.unwrap_or(0) * BLOCKS_OF_LAYER_BYTES;
+        self.blocks = Mutex::new(Recent::new(KEPT, bytes.min(BLOCKS_BYTES)));
     }
 
     /// Copies layers that are asked often to an unnamed file in `scratch`, where each request is a round trip.

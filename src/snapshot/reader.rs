@@ -205,6 +205,13 @@ impl<'a> Snapshot<'a> {
         self
     }
 
+    /// Takes less memory for lookups, which come in the order of files or of frames.
+    #[must_use]
+    pub fn in_order(mut self) -> Snapshot<'a> {
+        self.layers.look_up_in_order();
+        self
+    }
+
     fn has_counts(&self, files: u64, bytes: u64) -> bool {
         (files, bytes) == (self.root.head.file_count, self.root.head.size_bytes)
     }

@@ -46,7 +46,7 @@ impl Shared {
 
 /// Creates databases, a tablespace and the first tables; returns nothing the record would not hold.
 pub fn set_up(cluster: &Cluster, shared: &Shared, tablespace: &std::path::Path) {
-    cluster.make_tablespace("fast", &tablespace);
+    cluster.make_tablespace("fast", tablespace);
     cluster.sql("create database shop tablespace fast");
     for database in DATABASES {
         let client = cluster.client_of(database);
