@@ -27,7 +27,7 @@ impl Read for Pieces {
             }
         }
         let n = self.piece.len().min(buffer.len());
-        // Of a slice, which is read as a whole.
+        // A slice is copied as a whole.
         (&self.piece.split_to(n)[..]).read(buffer)
     }
 }
