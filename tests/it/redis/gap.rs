@@ -58,6 +58,16 @@ impl Scene {
         held(&self.world, &self.pause)
     }
 
+    /// Waits until the repository has what lies behind the gap.
+    fn wait_begun(&self) {
+        wait_until("the beginning is stored", || {
+            let told = self.world.json(&["info", "cache"]);
+            let history = &told["histories"][0];
+            let count = |of: &str| history[of].as_array().unwrap().len();
+            count("beginnings") == 2 && count("ranges") == 2
+        });
+    }
+
     fn go_on(&self) {
         std::fs::remove_file(&self.pause).unwrap();
     }
@@ -147,11 +157,7 @@ fn r174_a_base_is_owed_when_the_journal_was_lost_as_well() {
     let running = scene.held();
     // The beginning behind the gap is stored before the journal goes.
     scene.server.feed("SET behind 1\n");
-    wait_until("the beginning is stored", || {
-        let told = scene.world.json(&["info", "cache"]);
-        let begun = told["histories"][0]["beginnings"].as_array().unwrap().len();
-        begun == 2 && told["histories"][0]["ranges"].as_array().unwrap().len() == 2
-    });
+    scene.wait_begun();
     running.ended_by(Signal::KILL);
     std::fs::remove_file(&scene.pause).unwrap();
     std::fs::remove_dir_all(scene.world.sandbox.join("journal")).unwrap();
@@ -190,6 +196,8 @@ fn r140_an_end_behind_a_gap_is_refused() {
     let running = scene.held();
     server.feed("SET behind 1\n");
     let behind = Moment::of(server).target();
+    // A receiver that ends before it has anything behind the gap records none.
+    scene.wait_begun();
     running.signal(Signal::TERM);
     scene.go_on();
     running.wait().success();
