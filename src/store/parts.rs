@@ -5,8 +5,8 @@ use tokio::task::JoinHandle;
 use super::Key;
 use crate::error::{Code, Error, Result};
 
-/// The error of a part, which is missing from then on. Nothing comes behind it: whoever passes over an error, as a writer does that is
-/// flushed when it is dropped, would else publish an object with a hole.
+/// The error of a part, which is missing from then on. Nothing is sent behind it. A writer that is flushed when it is dropped passes over
+/// errors, and would else publish an object with a hole.
 #[derive(Default)]
 pub(super) struct Broken(Option<(Code, String)>);
 

@@ -207,7 +207,7 @@ fn report_hole(
     work.find(FindingKind::Gap, &object, detail, About::Segment(first));
 }
 
-/// The segments from one to another, as they are told.
+/// The words for the segments from one to another.
 fn span(first: SegmentName, last: SegmentName) -> String {
     match first == last {
         true => first.to_string(),

@@ -66,7 +66,7 @@ impl fmt::Debug for Prefix {
 
 stored! {
     /// The first bytes of the records that cross the two ends of a segment.
-    /// The cache of `rollup_cache` stores the fields in this order: whoever changes it raises the number in its magic.
+    /// `rollup_cache` stores the fields in this order. A change of the order needs another number in its magic.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Edges {
         /// First bytes here of the record that reaches in from before.

@@ -34,7 +34,7 @@ pub mod flag {
 
 stored! {
     /// The facts from the index of a segment, reduced to the needs of plans. LSNs are 0/0 where there is none.
-    /// The cache of `rollup_cache` stores the fields in this order: whoever changes it raises the number in its magic.
+    /// `rollup_cache` stores the fields in this order. A change of the order needs another number in its magic.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Facts {
         /// Bits of [`super::index::flag`] and [`flag`].

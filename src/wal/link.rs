@@ -238,7 +238,7 @@ fn header_end(record: Lsn, start: Lsn, size: SegmentSize) -> u64 {
 
 stored! {
     /// A link as plans keep it: the first bytes of the marks, 0 where there is none.
-    /// The cache of `rollup_cache` stores the fields in this order: whoever changes it raises the number in its magic.
+    /// `rollup_cache` stores the fields in this order. A change of the order needs another number in its magic.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Brief {
         /// The segment's own mark.

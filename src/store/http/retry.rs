@@ -153,7 +153,7 @@ pub(in crate::store) enum Next {
 }
 
 impl Tried {
-    /// The failure as it is told, of doing something in a place.
+    /// The failure with its message: the deed, the place, and how often it was tried.
     pub(in crate::store) fn told(&self, doing: &str, place: &str, failure: Failure) -> Failure {
         let times = match self.again {
             0 | 1 => String::new(),
