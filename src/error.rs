@@ -192,6 +192,11 @@ impl Error {
         matches!(self.code(), Code::Damaged | Code::Unsupported)
     }
 
+    /// Whether one object is damaged, or its disk does not give it back: an answer about this object, too.
+    pub fn is_lost(&self) -> bool {
+        self.is_damage() || self.is_medium()
+    }
+
     /// Whether that is the cause.
     pub fn is_frozen(&self) -> bool {
         let mut own = causes(self).filter_map(|cause| cause.downcast_ref::<Error>());

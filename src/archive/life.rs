@@ -535,7 +535,7 @@ pub fn is_continued(
 /// being archived: a host may have no right to read, and damage is verify's to report.
 fn stored_link(repository: &Repository, key: &Key) -> Result<Option<(Link, bool)>> {
     match Link::stored(repository.store(), key) {
-        Err(e) if !is_passing(e.code()) => Ok(Some((Link::NONE, false))),
+        Err(e) if e.is_medium() || !is_passing(e.code()) => Ok(Some((Link::NONE, false))),
         read => read,
     }
 }

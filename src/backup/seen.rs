@@ -172,7 +172,7 @@ fn check_file(listed: &ManifestFile, size: u64, crc: u32) -> Result<()> {
 mod tests {
     use bytes::Bytes;
 
-    use crate::snapshot::pieces::pieces;
+    use crate::snapshot::byte_queue::byte_queue;
 
     use super::*;
     use std::fmt::Write;
@@ -212,10 +212,10 @@ mod tests {
                 .unwrap();
         }
         let expected = seen.rewind().unwrap();
-        let (sender, pieces) = pieces(QUEUED_PIECES);
+        let (sender, input) = byte_queue(QUEUED_PIECES);
         let text = manifest(listed);
         std::thread::scope(|scope| {
-            let compared = scope.spawn(|| expected.compare(pieces));
+            let compared = scope.spawn(|| expected.compare(input));
             for piece in text.as_bytes().chunks(7) {
                 if sender.send(Bytes::copy_from_slice(piece)).is_err() {
                     break;

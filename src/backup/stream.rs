@@ -23,9 +23,9 @@ use crate::pg::manifest::ManifestEnd;
 use crate::progress::Progress;
 use crate::repo::container::{Codec, ContainerWriter, Identity, Kind};
 use crate::repo::root::cluster::Method;
+use crate::snapshot::byte_queue::byte_queue;
 use crate::snapshot::filekey::{ClusterNaming, FileKey};
 use crate::snapshot::layer::Metadata;
-use crate::snapshot::pieces::pieces;
 use crate::snapshot::sink::FileSink;
 use crate::store::NewObject;
 use crate::wire::basebackup::{BackupEnd, BackupEvent, BackupStart};
@@ -330,7 +330,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
                     return Err(err!(Server, "the server sent two manifests"));
                 };
                 let expected = seen.rewind()?;
-                let (queue, input) = pieces(QUEUED_PIECES);
+                let (queue, input) = byte_queue(QUEUED_PIECES);
                 ArrivingManifest {
                     writer: ContainerWriter::new(object, Kind::ServerManifest, Codec::Lz4)
                         .map_err(failed)?,

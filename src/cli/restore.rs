@@ -9,7 +9,7 @@ use super::erasure::{ConsentArgs, Copied, apply_to_restored, judge, print_applie
 use super::restore_aside;
 use super::restore_from_standby;
 use super::restore_replaced::{self, Replaced};
-use super::restoring::{ShownReport, print_report};
+use super::restoring::{Place, ShownReport, print_report};
 use super::target::TargetArgs;
 use super::{Context, partial_unless, plan};
 use crate::err;
@@ -291,14 +291,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return status(cx, erased.as_ref());
     }
     cx.line("")?;
-    print_report(cx, job, &restored)?;
     if args.aside {
+        print_report(cx, job, &restored, Place::Aside)?;
         restore_aside::print_switch(cx, args)?;
         let recovered = Copied::Recovered;
         super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, recovered))?;
         restore_aside::print_adopt(cx, args)?;
         return Ok(exit::SUCCESS);
     }
+    print_report(cx, job, &restored, Place::Own)?;
     print_next(cx, &prepared, plan)?;
     if let Some(replaced) = &replaced {
         replaced.print(cx)?;

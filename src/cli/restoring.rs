@@ -85,15 +85,28 @@ impl<'a> ShownReport<'a> {
     }
 }
 
+/// Where a restore puts the cluster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Where it is started.
+    Own,
+    /// Beside the old cluster, which is still at the place that was named: to start there is to start the old one.
+    Aside,
+}
+
 /// Says what was restored, what it brought along, and how it is started.
 ///
 /// # Errors
 /// Those of the output.
-pub fn print_report(cx: &Context, job: &Job, restored: &Restored) -> Result<()> {
+pub fn print_report(cx: &Context, job: &Job, restored: &Restored, place: Place) -> Result<()> {
     let (out, report, start) = (&cx.out, &restored.report, &restored.start);
     let resumed = if report.resumed { "resumed and " } else { "" };
+    let into = match place {
+        Place::Own => "into",
+        Place::Aside => "beside",
+    };
     out.line(&format!(
-        "{resumed}restored backup {} into {}",
+        "{resumed}restored backup {} {into} {}",
         job.backup, job.request.to
     ))?;
     let compared = match report.compared_files {
@@ -137,6 +150,9 @@ pub fn print_report(cx: &Context, job: &Job, restored: &Restored) -> Result<()> 
     }
     print_settings(cx, job, report)?;
     print_configuration(cx, start)?;
+    if place == Place::Aside {
+        return Ok(());
+    }
     out.line("Next:")?;
     out.line(&format!("  {}", start.command))?;
     out.lines(&start.notes)

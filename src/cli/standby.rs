@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::restore::mapping;
-use super::restoring::{ShownReport, print_report};
+use super::restoring::{Place, ShownReport, print_report};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::pacing::MaxRate;
@@ -68,7 +68,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cx.json(&ShownReport::new(job, &restored))?;
         return Ok(exit::SUCCESS);
     }
-    print_report(cx, job, &restored)?;
+    print_report(cx, job, &restored, Place::Own)?;
     if let Some(timeline) = job.timeline {
         cx.warn(&format!(
             "recovery_target_timeline = '{0}', because a timeline with a higher number is not the cluster: the standby follows timeline {0}, and does not follow the next promotion by itself; after one, set it to the new number and reload",

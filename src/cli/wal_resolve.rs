@@ -99,8 +99,12 @@ fn print(cx: &Context, shown: &Resolution) -> Result<()> {
     ))?;
     if !shown.backups.is_empty() {
         let backups = shown.backups.join(", ");
+        let other = match shown.decision {
+            "resolve" => "need --as-stored then",
+            _ => "cannot be restored until another \"pitr wal resolve\" chooses it",
+        };
         cx.line(&format!(
-            "backups of timeline {timeline} behind the fork, of which those of the other server need --as-stored then: {backups}"
+            "backups of timeline {timeline} behind the fork, of which those of the other server {other}: {backups}"
         ))?;
     }
     for id in &shown.in_use {

@@ -197,14 +197,14 @@ impl<R> Catalog<R> {
         }
     }
 
-    /// Damage of one object is listed; everything else ends the reading.
+    /// An object that is lost is listed; everything else ends the reading.
     ///
     /// # Errors
-    /// Those of `result` that are no damage.
+    /// Those of `result` that are about more than its object.
     pub fn found<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
-            Err(e) if e.is_damage() => {
+            Err(e) if e.is_lost() => {
                 self.unreadable.push(e.to_string());
                 Ok(None)
             }

@@ -114,7 +114,7 @@ impl WalProof {
     }
 
     /// Returns the first segment of the proof that is stored with other content, as the stored objects describe
-    /// themselves. An object that is absent or damaged disagrees with nothing.
+    /// themselves. An object that is absent or damaged, or cannot be read from its disk, disagrees with nothing.
     ///
     /// # Errors
     /// Errors of the store.
@@ -126,7 +126,7 @@ impl WalProof {
         for (name, hash) in self.segments() {
             match Container::stored(store, &layout.segment(name)) {
                 Ok(Some(container)) if !hash.is_of(&container) => return Ok(Some(name)),
-                Err(e) if !e.is_damage() => {
+                Err(e) if !e.is_lost() => {
                     return Err(e.context(format!("open segment \"{name}\"")));
                 }
                 _ => {}

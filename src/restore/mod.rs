@@ -244,8 +244,9 @@ fn copy_all(
         fault::pause("restore-map");
         source.snapshot()
     })?;
-    let snapshot = snapshot.spooling(&host.scratch).in_order();
+    let mut snapshot = snapshot.spooling(&host.scratch);
     if matches!(target.found, Found::Data { .. }) {
+        snapshot.look_up_in_order();
         ticking(tick, || in_place::check(target, &snapshot, &host.stop))?;
     }
     let destination = prepare(target, job, *earlier != Earlier::None, survey.group, host)?;

@@ -18,6 +18,7 @@ use super::tree::{Owner, is_roots_alone};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
 use crate::archive::pid_file::PidFile;
+use crate::config::roots;
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Error, Result};
@@ -761,14 +762,15 @@ fn check_way(written: &Path, real: &Path, mapped: bool, target: &Target) -> Resu
         .owner
         .map_or_else(rustix::process::geteuid, |o| o.uid)
         .as_raw();
-    let uid = |at: &Path| {
-        let looked = std::fs::metadata(at).map(|m| m.uid());
-        looked.map_err(|e| Error::from_io(format!("look at \"{}\"", at.display()), e))
+    let look = |at: &Path| {
+        std::fs::metadata(at)
+            .map_err(|e| Error::from_io(format!("look at \"{}\"", at.display()), e))
     };
+    let uid = |at: &Path| look(at).map(|m| m.uid());
     for above in real.ancestors().skip(1) {
-        let found = uid(above)?;
-        if found != owner && found != 0 {
-            let above = above.display();
+        let found = look(above)?;
+        if found.uid() != owner && !roots::is_roots(&found) {
+            let (above, found) = (above.display(), found.uid());
             return refused(format!(
                 "\"{above}\" belongs to user id {found}, neither root nor the server's user"
             ));

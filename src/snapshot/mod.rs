@@ -4,6 +4,7 @@
 //! layers; the root that names them is the caller's, and is the commit point. Nothing here is visible before it.
 
 pub mod arrived;
+pub mod byte_queue;
 #[cfg(test)]
 mod chunk_tests;
 pub mod chunks;
@@ -24,7 +25,6 @@ mod open_layers;
 pub mod pack;
 pub mod page_hashes;
 pub mod piece;
-pub mod pieces;
 mod pipeline;
 pub mod reader;
 pub mod rebuilt;

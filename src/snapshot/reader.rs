@@ -205,11 +205,9 @@ impl<'a> Snapshot<'a> {
         self
     }
 
-    /// Takes less memory for lookups, which come in the order of files or of frames.
-    #[must_use]
-    pub fn in_order(mut self) -> Snapshot<'a> {
+    /// Takes less memory for lookups, which are few or come in the order of files.
+    pub fn look_up_in_order(&mut self) {
         self.layers.look_up_in_order();
-        self
     }
 
     fn has_counts(&self, files: u64, bytes: u64) -> bool {

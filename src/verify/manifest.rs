@@ -16,9 +16,9 @@ use crate::pg::joined_crc;
 use crate::pg::manifest::{FileChecksum, ManifestReader};
 use crate::repo::container::Container;
 use crate::repo::varint::{self, Reader};
+use crate::snapshot::byte_queue::byte_queue;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
-use crate::snapshot::pieces::pieces;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::sort::Sorter;
 
@@ -107,7 +107,7 @@ impl Sums {
     /// # Errors
     /// `Damaged` when the manifest itself is; what reading says.
     pub fn read(&self, container: &Container, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (sender, pieces) = pieces(2);
+        let (sender, input) = byte_queue(2);
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 container.read_body(&mut |piece| {
@@ -116,7 +116,7 @@ impl Sums {
                         .map_err(|_| err!(Interrupted, "the reader of the manifest has ended"))
                 })
             });
-            let parsed = self.parse(ManifestReader::new(pieces), snapshot);
+            let parsed = self.parse(ManifestReader::new(input), snapshot);
             let body = thread.join().unwrap_or_else(|_| Err(panicked()));
             match (parsed, body) {
                 // The parser ended first, and the body could not be sent any more.

@@ -197,7 +197,7 @@ pub(super) fn open_map<'r>(
     root: SnapshotRoot<'r>,
 ) -> Result<Option<Snapshot<'r>>> {
     let opened = Snapshot::open(work.store, &work.scope, root);
-    let opened = opened.map(|snapshot| snapshot.spooling(&work.host.scratch).in_order());
+    let opened = opened.map(|snapshot| snapshot.spooling(&work.host.scratch));
     let key = work.scope.manifest(&root.head.id);
     work.settle(opened, key.as_str(), About::Backup(root.head.id.clone()))
 }

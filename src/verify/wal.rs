@@ -23,6 +23,7 @@ use crate::plan::retention::wal::{Needed, Paths};
 use crate::repo::catalog::Manifest;
 use crate::repo::container::{Container, Identity, tag};
 use crate::repo::id::BackupId;
+use crate::repo::lives;
 use crate::wal::index::{self, SegmentIndex, flag};
 use crate::wal::link::{self, Before, Brief, Joined, Link, Mark};
 use crate::wal::survey::Survey;
@@ -345,14 +346,16 @@ fn check_joined(
             work.unlinked.fetch_add(1, Ordering::Relaxed);
             return Ok(true);
         }
-        _ if continues_another_life(work, before, link)? => {
-            work.warn(format!(
-                "segment \"{name}\" continues a life of timeline {} that is not followed: with --as-stored recovery gets there",
-                before.timeline.decimal()
-            ));
-            return Ok(true);
-        }
-        _ => format!("another server wrote it: it does not continue segment \"{before}\""),
+        _ => match other_life(work, before, name, link)? {
+            Some(way) => {
+                work.warn(format!(
+                    "segment \"{name}\" continues a life of timeline {} that is not followed: {way}",
+                    before.timeline.decimal()
+                ));
+                return Ok(true);
+            }
+            None => format!("another server wrote it: it does not continue segment \"{before}\""),
+        },
     };
     let key = work.layout.segment(name);
     let about = About::Record(name, start);
@@ -360,22 +363,42 @@ fn check_joined(
     Ok(false)
 }
 
-/// Whether a segment continues the one that was archived first where a resolution has given its timeline to another life: what descends from a life
-/// that lost its fork is no damage.
-fn continues_another_life(work: &Work<'_>, before: SegmentName, link: Link) -> Result<bool> {
-    let (Some(_), Before::Known(timeline, mark)) = (work.layout.lives().of(before), link.before)
-    else {
-        return Ok(false);
+/// The way to a life that is stored, not followed, and continued by a segment: what descends from a life that lost its fork is no damage.
+fn other_life(
+    work: &Work<'_>,
+    before: SegmentName,
+    name: SegmentName,
+    link: Link,
+) -> Result<Option<&'static str>> {
+    let Before::Known(timeline, mark) = link.before else {
+        return Ok(None);
     };
-    let stored = work.layout.home(before.timeline, None).segment(before);
-    match Link::stored(work.store, &stored) {
-        Ok(link) => {
-            Ok(timeline == before.timeline && link.is_some_and(|(l, _)| l.own == Some(mark)))
-        }
-        // Its own check tells of the damage.
-        Err(e) if e.code() == Code::Damaged => Ok(false),
-        Err(e) => Err(e),
+    let begins_life = || {
+        work.layout
+            .lives()
+            .of(name)
+            .is_some_and(|l| l.segment == name)
+    };
+    if timeline != before.timeline || (name.timeline == timeline && !begins_life()) {
+        return Ok(None);
     }
+    let homes = lives::stored_homes(work.store, &work.layout, before.timeline)?;
+    for (index, home) in homes.iter().enumerate() {
+        match Link::stored(work.store, &home.segment(before)) {
+            Ok(Some((link, _))) if link.own == Some(mark) => {
+                return Ok(Some(match index {
+                    0 => "with --as-stored recovery gets there",
+                    _ => {
+                        "its resolution was taken back or replaced, and recovery gets there when \"pitr wal resolve\" chooses it again"
+                    }
+                }));
+            }
+            // Its own check tells of the damage.
+            Err(e) if e.code() != Code::Damaged => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 /// The mark of the WAL in a segment. Its last bytes are at hand; where WAL ends far before them, it is read once more.

@@ -587,7 +587,7 @@ impl Wal for Rollup<'_> {
         }
         let is_so = match self.opened(name) {
             Ok(container) => hash.is_of(&container),
-            Err(e) if e.is_damage() => true,
+            Err(e) if e.is_lost() => true,
             Err(e) => return Err(e),
         };
         self.hashes()?.insert((name, hash), is_so);
@@ -841,7 +841,7 @@ impl Rollup<'_> {
                     };
                     match self.read_row(name) {
                         Ok(row) => read.rows.push(row),
-                        Err(e) if e.is_damage() => {
+                        Err(e) if e.is_lost() => {
                             read.damaged.push(*number);
                         }
                         Err(e) => return Err(e),

@@ -535,7 +535,9 @@ fn k57_what_only_root_may_change_is_trusted_in_a_clone_too() {
     require_root!("k57_what_only_root_may_change_is_trusted_in_a_clone_too");
     require_fuse!("k57_what_only_root_may_change_is_trusted_in_a_clone_too");
     let (sealed, cluster) = Sealed::archived(17);
-    cluster.sql("create table t as select 1 as id");
+    let space = Sandbox::new("space");
+    cluster.make_tablespace("fast", &space.dir("ts"));
+    cluster.sql("create table t tablespace fast as select 1 as id");
     sealed.on("writer").words("backup --quiet").succeed();
     let folder = Sandbox::new("c");
     let others = sealed.sandbox.file("others", "");

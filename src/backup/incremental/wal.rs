@@ -17,6 +17,7 @@ use crate::pg::page::WalIdentity;
 use crate::pg::record::{DEFAULT_BLOCK_SIZE, Record};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::summary::{SegmentEnd, SegmentSummary};
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::History;
 use crate::pg::version::Major;
 use crate::plan::chain::{Chain, Stretch, StretchEnd};
@@ -25,6 +26,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::ClusterContent;
 use crate::repo::wal_proof::{Prefix, RawHash, WalProof};
+use crate::store::{Key, Listed};
 use crate::wal::changed::{Changed, Decoder, Problem, add_record};
 use crate::wal::increment::OpenSegment;
 use crate::wal::index::{self, HeadEnd, Summary, flag};
@@ -52,6 +54,8 @@ pub struct Interval<'a> {
     pub major: Major,
     /// The backup at whose start it begins.
     pub prior: &'a ClusterContent,
+    /// When the prior began.
+    pub prior_time: TimestampTz,
     /// The server's history.
     pub history: &'a History,
     pub size: SegmentSize,
@@ -227,14 +231,25 @@ impl Interval<'_> {
                 continue;
             };
             let number = name.number(self.size)?;
-            let is_on_path = self.history.contains(name.timeline);
-            if is_on_path && first <= number && number <= last {
+            // One that was refused before the interval, but after the prior began, tells that another server has come: its WAL may go on later.
+            let is_doubt = || Ok::<_, Error>(first <= number || self.is_refused_since(&listed)?);
+            if self.history.contains(name.timeline) && number <= last && is_doubt()? {
                 return Ok(Err(format!(
                     "another copy of segment \"{name}\" was refused"
                 )));
             }
         }
         Ok(Ok(()))
+    }
+
+    /// Whether a copy was refused after the prior began.
+    fn is_refused_since(&self, listed: &Listed) -> Result<bool> {
+        let key = Key::new(format!("{}/{}", self.layout.conflicts(), listed.name))?;
+        let meta = match listed.meta {
+            Some(meta) => Some(meta),
+            None => self.repository.store().head(&key)?,
+        };
+        Ok(meta.is_none_or(|meta| meta.modified >= self.prior_time))
     }
 
     /// Requires that the server goes on from the prior's own end. The copy tells that a later timeline has, if it begins behind that end in the same
@@ -712,6 +727,7 @@ mod tests {
             layout: &layout,
             major: Major::V17,
             prior: &prior,
+            prior_time: TimestampTz(0),
             history: &history,
             size,
             end: Lsn(4 << 20),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind::{NotADirectory, NotFound};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::walk::existing;
 use crate::archive::left_out::{self, MARKER, MARKER_LIMIT_BYTES};
@@ -31,6 +31,40 @@ pub fn marked(root: &Path) -> Result<Vec<LeftOutDatabase>> {
     }
 }
 
+/// Returns those databases of the marker that were not dropped since.
+///
+/// # Errors
+/// Those of [`marked`], and of reading directories.
+pub fn marked_there(root: &Path) -> Result<Vec<LeftOutDatabase>> {
+    let mut named = marked(root)?;
+    if named.is_empty() {
+        return Ok(named);
+    }
+    let mut folders = vec![root.join("base")];
+    for space in folders_in(&root.join("pg_tblspc"))? {
+        folders.extend(folders_in(&space)?);
+    }
+    retain_there(&mut named, &folders);
+    Ok(named)
+}
+
+fn folders_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e| Error::from_io(format!("read \"{}\"", folder.display()), e);
+    let Some(entries) = existing(std::fs::read_dir(folder), folder)? else {
+        return Ok(Vec::new());
+    };
+    let paths = entries.map(|entry| entry.map(|e| e.path()).map_err(failed));
+    paths.collect()
+}
+
+/// Keeps the databases that have a directory in one of these folders.
+fn retain_there(named: &mut Vec<LeftOutDatabase>, folders: &[PathBuf]) {
+    named.retain(|database| {
+        let oid = database.oid.to_string();
+        folders.iter().any(|folder| folder.join(&oid).is_dir())
+    });
+}
+
 /// Returns the databases without content: those of the marker that have a directory, and those whose version files say so.
 ///
 /// # Errors
@@ -49,10 +83,7 @@ pub fn there(
         .map(|folder| root.join(folder))
         .collect();
     let mut named = marked(root)?;
-    named.retain(|database| {
-        let oid = database.oid.to_string();
-        folders.iter().any(|folder| folder.join(&oid).is_dir())
-    });
+    retain_there(&mut named, &folders);
     let mut closed = BTreeSet::new();
     for folder in folders {
         closed.append(&mut closed_in(&folder)?);

@@ -102,7 +102,7 @@ impl Producer for Local {
 
     fn why_full(&self) -> Result<Option<String>> {
         let path = self.owner.as_ref().map(Owner::path);
-        let marked = path.map_or_else(|| Ok(Vec::new()), left_out::marked)?;
+        let marked = path.map_or_else(|| Ok(Vec::new()), left_out::marked_there)?;
         // WAL tells nothing of pages that a restore did not bring.
         Ok((!marked.is_empty()).then(|| {
             format!(
@@ -233,6 +233,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             layout: self.work.layout,
             major: self.work.facts.major,
             prior: &prior.root.content,
+            prior_time: prior.root.head.start_time,
             history: &prior.history,
             size: self.work.facts.segment_size,
             end: start_lsn,

@@ -3,12 +3,13 @@
 //! `unshare` of util-linux makes them, for an ordinary user too: it begins a user namespace in which this user may mount. A host
 //! that does not allow that has fusermount3, and everybody sees the mount.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::config::{Environment, roots};
+use crate::config::{Environment, Settings, roots};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::session::Session;
@@ -65,12 +66,16 @@ pub fn command(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Command> {
     let program = std::env::current_exe().map_err(|e| Error::from_io("find this program", e))?;
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
     let mut command = match works(&UNSHARE) {
         true => {
             let [first, rest @ ..] = UNSHARE;
             let mut command = Command::new(first);
             command.args(rest).arg(program).env(INSIDE, "yes");
-            command.env(roots::VARIABLE, roots::noted(trusted_files(session)));
+            command.env(
+                roots::VARIABLE,
+                roots::noted(trusted_files(session).chain(places(session, &arguments))),
+            );
             command
         }
         false => Command::new(program),
@@ -93,10 +98,12 @@ pub fn enter(session: &Session) -> Result<()> {
 
 /// The files that only this user and root may have written: inside, nobody can tell which are root's. Without a configuration there are none; its
 /// error is told inside.
-fn trusted_files(session: &Session) -> Vec<PathBuf> {
-    let Ok(settings) = session.settings() else {
-        return Vec::new();
-    };
+fn trusted_files(session: &Session) -> impl Iterator<Item = PathBuf> {
+    let settings = session.settings().ok();
+    settings.into_iter().flat_map(files_of)
+}
+
+fn files_of(settings: Settings) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let repositories = settings.repositories.iter();
     for encryption in repositories.filter_map(|one| one.encryption.as_ref()) {
@@ -107,6 +114,26 @@ fn trusted_files(session: &Session) -> Vec<PathBuf> {
     files.extend(settings.path);
     files.extend(s3::usual_files());
     files
+}
+
+/// The directories below which tablespaces may lie: each on the command line, the configured one, and that of temporary files.
+fn places(session: &Session, arguments: &[OsString]) -> Vec<PathBuf> {
+    let environment = &session.environment;
+    let value = |argument: &OsString| {
+        let bytes = argument.as_bytes();
+        let value = bytes.iter().position(|b| *b == b'=').map_or(0, |at| at + 1);
+        PathBuf::from(OsStr::from_bytes(bytes.get(value..).unwrap_or_default()))
+    };
+    let named = arguments
+        .iter()
+        .map(|one| environment.absolute(&value(one)));
+    let clusters = session.settings().map(|s| s.clusters).unwrap_or_default();
+    let configured = clusters.into_iter();
+    let configured = configured.filter_map(|cluster| cluster.clone_dir);
+    named
+        .chain(configured)
+        .chain([session.host.scratch.clone()])
+        .collect()
 }
 
 /// The words before a server's own that take the network away, outside of namespaces; none where the host does not allow it.

@@ -1,4 +1,4 @@
-//! Bytes that one thread sends and another reads.
+//! A queue of bytes: one thread sends pieces of any length, another reads a stream.
 
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -6,19 +6,19 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use bytes::Bytes;
 
 /// The end of a queue that is read.
-pub struct Pieces {
+pub struct ByteQueue {
     receiver: Receiver<Bytes>,
     piece: Bytes,
 }
 
 /// A queue of at most so many pieces. The reader sees its end when the sender is dropped.
-pub fn pieces(queued: usize) -> (SyncSender<Bytes>, Pieces) {
+pub fn byte_queue(queued: usize) -> (SyncSender<Bytes>, ByteQueue) {
     let (sender, receiver) = sync_channel(queued);
     let piece = Bytes::new();
-    (sender, Pieces { receiver, piece })
+    (sender, ByteQueue { receiver, piece })
 }
 
-impl Read for Pieces {
+impl Read for ByteQueue {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
             match self.receiver.recv() {
