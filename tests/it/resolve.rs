@@ -407,32 +407,6 @@ fn l08_l18_what_a_timeline_descends_from_is_not_given_away() {
     two.production.stop(Stop::Immediate);
 }
 
-/// The life that was resolved lost its fork again: the timeline that left it is no damage, and `verify` says how recovery gets there.
-#[test]
-fn l08_what_left_a_life_that_was_taken_back_is_no_damage() {
-    let (mut two, _) = forked(lives(17));
-    let (site, production) = (&two.site, &mut two.production);
-    resolve(site, &["--confirm"]).success();
-    let event = conflicts(site)["resolutions"][0]["event"].clone();
-    production.stop(Stop::Fast);
-    production.touch("standby.signal");
-    production.start();
-    production.promote();
-    production.wait_promoted();
-    write(production, "prod");
-    assert!(production.archive_now().starts_with("00000002"));
-    production.stop(Stop::Fast);
-    let abandon = "timeline abandon 2 --reason wrong --confirm";
-    site.pitr().words(abandon).succeed();
-    let undo = ["wal", "resolve", "--confirm", "--undo"];
-    let undo = site.pitr().args(undo).arg(event.as_str().unwrap());
-    undo.succeed();
-    let verified = site.pitr().words("verify").run();
-    verified
-        .success()
-        .expect_stderr("its resolution was taken back or replaced");
-}
-
 /// Row T84: server and one repository went back together, and the other repository has what was written before. A sync brings none of that to
 /// the first one, which never had it, and follows the life that goes on.
 fn t84_no_sync_brings_back_the_wal_that_a_machine_had_before_it_was_set_back(major: u32) {
