@@ -291,15 +291,18 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return status(cx, erased.as_ref());
     }
     cx.line("")?;
+    let place = match args.aside {
+        true => Place::Aside,
+        false => Place::Own,
+    };
+    print_report(cx, job, &restored, place)?;
     if args.aside {
-        print_report(cx, job, &restored, Place::Aside)?;
         restore_aside::print_switch(cx, args)?;
         let recovered = Copied::Recovered;
         super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, recovered))?;
         restore_aside::print_adopt(cx, args)?;
         return Ok(exit::SUCCESS);
     }
-    print_report(cx, job, &restored, Place::Own)?;
     print_next(cx, &prepared, plan)?;
     if let Some(replaced) = &replaced {
         replaced.print(cx)?;

@@ -85,12 +85,12 @@ impl<'a> ShownReport<'a> {
     }
 }
 
-/// Where a restore puts the cluster.
+/// The place of a restored cluster.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// Where it is started.
+    /// The directory that was named.
     Own,
-    /// Beside the old cluster, which is still at the place that was named: to start there is to start the old one.
+    /// A directory beside the one that was named. The old cluster is still there, and a start there starts the old one.
     Aside,
 }
 

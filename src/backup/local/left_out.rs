@@ -41,14 +41,15 @@ pub fn marked_there(root: &Path) -> Result<Vec<LeftOutDatabase>> {
         return Ok(named);
     }
     let mut folders = vec![root.join("base")];
-    for space in folders_in(&root.join("pg_tblspc"))? {
-        folders.extend(folders_in(&space)?);
+    for space in entries_of(&root.join("pg_tblspc"))? {
+        folders.extend(entries_of(&space)?);
     }
     retain_there(&mut named, &folders);
     Ok(named)
 }
 
-fn folders_in(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The paths of a folder's entries; none where it is not there.
+fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let failed = |e| Error::from_io(format!("read \"{}\"", folder.display()), e);
     let Some(entries) = existing(std::fs::read_dir(folder), folder)? else {
         return Ok(Vec::new());
@@ -94,12 +95,9 @@ pub fn there(
 /// The databases of a folder whose version files say that they have no content. A database may be dropped meanwhile.
 fn closed_in(folder: &Path) -> Result<BTreeSet<u32>> {
     let failed = |e| Error::from_io(format!("read \"{}\"", folder.display()), e);
-    let Some(entries) = existing(std::fs::read_dir(folder), folder)? else {
-        return Ok(BTreeSet::new());
-    };
     let mut closed = BTreeSet::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path().join("PG_VERSION");
+    for entry in entries_of(folder)? {
+        let path = entry.join("PG_VERSION");
         match std::fs::read(&path) {
             Ok(content) => {
                 let path = path.as_os_str().as_encoded_bytes();

@@ -6,10 +6,10 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::config::{Environment, Settings, roots};
+use crate::config::{Environment, roots};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::session::Session;
@@ -72,10 +72,7 @@ pub fn command(
             let [first, rest @ ..] = UNSHARE;
             let mut command = Command::new(first);
             command.args(rest).arg(program).env(INSIDE, "yes");
-            command.env(
-                roots::VARIABLE,
-                roots::noted(trusted_files(session).chain(places(session, &arguments))),
-            );
+            command.env(roots::VARIABLE, roots::noted(trusted(session, &arguments)));
             command
         }
         false => Command::new(program),
@@ -96,44 +93,36 @@ pub fn enter(session: &Session) -> Result<()> {
     Err(err!(Io, "this program could not be run again").source(e))
 }
 
-/// The files that only this user and root may have written: inside, nobody can tell which are root's. Without a configuration there are none; its
-/// error is told inside.
-fn trusted_files(session: &Session) -> impl Iterator<Item = PathBuf> {
-    let settings = session.settings().ok();
-    settings.into_iter().flat_map(files_of)
-}
-
-fn files_of(settings: Settings) -> Vec<PathBuf> {
-    let mut files = Vec::new();
+/// The files and directories of which has to be known inside whether only this user and root may change them: nobody can tell there what is
+/// root's. Without a configuration there are none of its; its error is told inside.
+fn trusted(session: &Session, arguments: &[OsString]) -> Vec<PathBuf> {
+    let mut trusted = places(session, arguments);
+    let Ok(settings) = session.settings() else {
+        return trusted;
+    };
     let repositories = settings.repositories.iter();
     for encryption in repositories.filter_map(|one| one.encryption.as_ref()) {
         let commands = [&encryption.key_command, &encryption.passphrase_command];
-        files.extend(commands.into_iter().flatten().map(PathBuf::from));
-        files.extend(encryption.files().map(PathBuf::from));
+        trusted.extend(commands.into_iter().flatten().map(PathBuf::from));
+        trusted.extend(encryption.files().map(PathBuf::from));
     }
-    files.extend(settings.path);
-    files.extend(s3::usual_files());
-    files
+    let clusters = settings.clusters.into_iter();
+    trusted.extend(clusters.flat_map(|one| one.clone_dir.into_iter().chain(one.drill_dir)));
+    trusted.extend(settings.path);
+    trusted.extend(s3::usual_files());
+    trusted
 }
 
-/// The directories below which tablespaces may lie: each on the command line, the configured one, and that of temporary files.
+/// The directories below which tablespaces may lie, but for configured ones: each on the command line, and that of temporary files.
 fn places(session: &Session, arguments: &[OsString]) -> Vec<PathBuf> {
-    let environment = &session.environment;
     let value = |argument: &OsString| {
         let bytes = argument.as_bytes();
         let value = bytes.iter().position(|b| *b == b'=').map_or(0, |at| at + 1);
-        PathBuf::from(OsStr::from_bytes(bytes.get(value..).unwrap_or_default()))
+        let path = OsStr::from_bytes(bytes.get(value..).unwrap_or_default());
+        session.environment.absolute(Path::new(path))
     };
-    let named = arguments
-        .iter()
-        .map(|one| environment.absolute(&value(one)));
-    let clusters = session.settings().map(|s| s.clusters).unwrap_or_default();
-    let configured = clusters.into_iter();
-    let configured = configured.filter_map(|cluster| cluster.clone_dir);
-    named
-        .chain(configured)
-        .chain([session.host.scratch.clone()])
-        .collect()
+    let named = arguments.iter().map(value);
+    named.chain([session.host.scratch.clone()]).collect()
 }
 
 /// The words before a server's own that take the network away, outside of namespaces; none where the host does not allow it.
