@@ -58,6 +58,43 @@ impl Identity {
     }
 }
 
+/// The name of this process among all that ever run on one machine: its start, its namespaces of process numbers and of time, the number and the tick at which the
+/// process began. `None` where the system does not tell.
+#[cfg(feature = "full")]
+pub fn own_name() -> Option<String> {
+    let pid = std::process::id();
+    let (place, tick) = (place()?, started_at(pid)?);
+    Some(format!("{place} {pid} {tick}"))
+}
+
+/// Whether [`own_name`] was given to a process that has surely ended: one of this start of this machine, seen from the same namespaces.
+#[cfg(feature = "full")]
+pub fn has_named_ended(name: &str) -> bool {
+    let numbers = place().and_then(|place| name.strip_prefix(&format!("{place} ")));
+    let Some((pid, tick)) = numbers.and_then(|numbers| numbers.split_once(' ')) else {
+        return false;
+    };
+    let (Ok(pid), Ok(tick)) = (pid.parse(), tick.parse()) else {
+        return false;
+    };
+    let tick = Some(tick);
+    !Identity { pid, tick }.is_alive()
+}
+
+/// The place in which a number and a tick name one process. `None` where `/proc` is that of another namespace.
+#[cfg(feature = "full")]
+fn place() -> Option<String> {
+    let own = |name: &str| std::fs::read_link(format!("/proc/self{name}")).ok();
+    if own("")?.to_str()? != std::process::id().to_string() {
+        return None;
+    }
+    let numbers = own("/ns/pid")?;
+    // Ticks count from another beginning in each; older systems have one.
+    let ticks = own("/ns/time").unwrap_or_default();
+    let (boot, numbers, ticks) = (boot_id()?, numbers.to_str()?, ticks.to_str()?);
+    Some(format!("{} {numbers} {ticks}", boot.trim()))
+}
+
 /// Whether the process has started, by however many others, the one that asks.
 pub fn is_ancestor(pid: i32) -> bool {
     let mut at = rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get());
@@ -109,6 +146,27 @@ mod tests {
             ..own
         };
         assert!(!before.is_alive());
+    }
+
+    #[test]
+    #[cfg(feature = "full")]
+    fn only_a_process_of_this_place_is_known_to_have_ended() {
+        let own = own_name().unwrap();
+        assert!(!has_named_ended(&own));
+        let (place, tick) = own.rsplit_once(' ').unwrap();
+        let other = |tick: u64| format!("{place} {tick}");
+        let tick: u64 = tick.parse().unwrap();
+        assert!(has_named_ended(&other(tick - 1)));
+        let gone = other(tick - 1);
+        // Another start of the machine, another namespace, and no name at all.
+        let elsewhere = [
+            gone.replacen(|c: char| c.is_ascii_hexdigit(), "x", 1),
+            gone.replacen("pid:[", "pid:[1", 1),
+            gone.replacen(' ', "", 1),
+            format!("{place} x"),
+            String::new(),
+        ];
+        assert!(elsewhere.iter().all(|name| !has_named_ended(name)));
     }
 
     #[test]

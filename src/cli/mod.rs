@@ -474,8 +474,10 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
         Ok(cli) => cli,
         Err(e) if !e.use_stderr() => {
             // Help and version; a closed pipe is no error.
-            let _ = e.print();
-            return exit::SUCCESS;
+            return match e.print() {
+                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => exit::CRITICAL,
+                _ => exit::SUCCESS,
+            };
         }
         Err(e) => {
             let json = arguments.iter().any(|a| a == "--json");

@@ -178,6 +178,9 @@ pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
                 path.display()
             ))?;
         }
+        if is_confirmed && args.discard_changes {
+            cx.line("Where it was adopted and has archived, its timeline is followed still: \"pitr timeline list\" shows it, and \"pitr timeline abandon N --reason TEXT\" gives it up.")?;
+        }
         if lacks_discard {
             cx.line("It has accepted writes, which the old cluster does not have: --discard-changes is needed.")?;
         }

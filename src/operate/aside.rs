@@ -75,9 +75,11 @@ fn refused(old: &Old, why: &str) -> Error {
 /// Restores a cluster aside, and lets it recover there.
 ///
 /// # Errors
-/// Those of [`Prepared::copy`]; `Refused` without the programs of its major; `Findings` where the server did not end recovery as planned; those of
+/// `Refused` without the programs of its major; those of [`Prepared::copy`]; `Findings` where the server did not end recovery as planned; those of
 /// [`Quarantine::start`] and the wait for its recovery.
 pub fn restore(session: &Session, prepared: &Prepared, jobs: Option<u16>) -> Result<Restored> {
+    // Whoever lacks them learns it before hours of copying.
+    quarantine::programs(&session.environment, prepared.major(), None)?;
     let restored = prepared.copy(session, jobs)?;
     let (data, plan) = (&prepared.place().0.data, prepared.job.plan.as_ref());
     let plan = plan.ok_or_else(|| err!(Internal, "a restore without a plan"))?;

@@ -567,7 +567,7 @@ pub fn programs(environment: &Environment, major: u32, given: Option<&Path>) -> 
             Refused,
             "no server of PostgreSQL {major} was found on this host: initdb, pg_ctl and postgres of that very major are needed"
         )
-        .hint("Nothing was done. Install it, or name the folder of its programs with --bin DIR.")
+        .hint("Nothing was done. Install it, or put the folder of its programs into PATH; drill, query, rescue and clone also take --bin DIR.")
     })
 }
 

@@ -268,7 +268,7 @@ impl<'a> Chain<'a> {
         match self.wal.facts(self.name(timeline, number)?) {
             Ok(facts) => Ok(facts.valid_end > facts.start_lsn),
             // Whoever reads it learns what is wrong.
-            Err(e) if e.is_damage() => Ok(true),
+            Err(e) if e.is_lost() => Ok(true),
             Err(e) => Err(e),
         }
     }
@@ -519,9 +519,9 @@ impl<'a> Chain<'a> {
     }
 }
 
-/// Damage of a segment ends a stretch; every other error ends the plan.
+/// A segment that is lost ends a stretch; every other error ends the plan.
 fn damaged(at: SegmentName, e: Error) -> Result<StretchEnd> {
-    match e.is_damage() {
+    match e.is_lost() {
         true => Ok(StretchEnd::Damaged {
             at,
             why: e.to_string(),

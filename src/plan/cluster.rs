@@ -712,7 +712,7 @@ impl Side<'_> {
     /// Confirms what was read of a segment: [`Wal::confirm`], where this host has the key for it.
     fn confirm(&self, name: SegmentName) -> Result<()> {
         match self.wal.confirm(name) {
-            Err(e) if e.code() == Code::Key || e.is_damage() => Ok(()),
+            Err(e) if e.code() == Code::Key || e.is_lost() => Ok(()),
             confirmed => confirmed,
         }
     }
@@ -747,7 +747,7 @@ fn descending(held: &Timeline) -> impl Iterator<Item = SegmentNumber> + '_ {
 fn unless_damaged<T>(result: Result<T>) -> Result<std::result::Result<T, String>> {
     match result {
         Ok(value) => Ok(Ok(value)),
-        Err(e) if e.is_damage() => Ok(Err(e.to_string())),
+        Err(e) if e.is_lost() => Ok(Err(e.to_string())),
         Err(e) => Err(e),
     }
 }

@@ -52,7 +52,7 @@ impl Noting<'_> {
 
     fn note<T>(&self, name: SegmentName, result: Result<T>) -> Result<T> {
         if let Err(e) = &result
-            && e.is_damage()
+            && e.is_lost()
         {
             let mut damaged = self.damaged.borrow_mut();
             damaged.entry(name).or_insert_with(|| e.to_string());

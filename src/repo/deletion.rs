@@ -16,6 +16,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
+use crate::process;
 use crate::progress::Progress;
 use crate::store::{Store, reserve};
 
@@ -26,6 +27,9 @@ const HOLDS_SECONDS: u64 = 300;
 const RENEWAL_SECONDS: u64 = 60;
 /// How often the store's clock is asked: a virtual machine that was paused has no clock of its own that tells.
 const ASKED_SECONDS: u64 = 5;
+/// How long the claim of a run counts on whose machine it was seen to have ended: what it had sent to the store has an answer by then. A run that goes
+/// on all the same renews its claim within that time, and the time begins anew.
+const ENDED_SECONDS: i64 = RENEWAL_SECONDS.cast_signed() + 30;
 /// How often a waiting program looks.
 const LOOKS_AGAIN: Duration = Duration::from_millis(500);
 /// How often a claim is looked at while the repository is read.
@@ -146,6 +150,7 @@ impl<'a> DeletionClaim<'a> {
         let claim = Event {
             purpose: Some(PURPOSE.into()),
             seconds: Some(HOLDS_SECONDS),
+            process: process::own_name(),
             ..self.writer.event("claim", self.scope.whole())
         };
         let asked = seconds_since_boot();
@@ -195,7 +200,8 @@ fn check_age(seconds: u64) -> Result<()> {
 /// Waits until nobody deletes WAL of the cluster. `tick` is called meanwhile, and may end the wait with an error.
 ///
 /// The store's clock judges a claim of another host: this host's may be ahead. A store may have none: the claim then counts for as much longer
-/// as clocks may differ. A claim that was looked at for as long as it holds counts no more: its run was killed.
+/// as clocks may differ. A claim that was looked at for as long as it holds counts no more: its run was killed. On the machine of that run it is seen
+/// that it was, and the claim counts for [`ENDED_SECONDS`] only.
 ///
 /// # Errors
 /// Errors of the store, and `tick`.
@@ -205,8 +211,8 @@ pub fn wait(
     progress: &dyn Progress,
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
-    let mut is_said = false;
-    let mut seen: BTreeMap<String, i64> = BTreeMap::new();
+    let mut said = None;
+    let mut seen = Seen::default();
     loop {
         let events = match event::read_all(store, scope, scope.whole()) {
             // Other events of the cluster are not this module's business.
@@ -219,24 +225,54 @@ pub fn wait(
             return Ok(());
         };
         let now = seconds_since_boot();
-        let seen_for = of_expire.iter().map(|e| {
-            let since = *seen.entry(e.name.clone()).or_insert(now);
-            now.saturating_sub(since)
-        });
-        if seen_for.min() >= Some(HOLDS_SECONDS.cast_signed()) {
+        // Each of them is looked at: the times of all run at once.
+        let standing = of_expire.iter().filter(|claim| !seen.is_over(claim, now));
+        if standing.count() == 0 {
             return Ok(());
         }
-        if !is_said {
-            is_said = true;
+        let has_ended = of_expire.iter().all(|claim| has_ended(&claim.event));
+        if said.replace(has_ended) != Some(has_ended) {
+            let wait = match has_ended {
+                true => format!(
+                    "was killed: waiting for {ENDED_SECONDS} seconds, until what it had sent is done"
+                ),
+                false => format!(
+                    "deletes WAL: waiting until it has ended, or for {HOLDS_SECONDS} seconds where it was killed"
+                ),
+            };
+            let (host, location) = (&deleting.event.host, store.location());
             progress.note(&format!(
-                "\"pitr expire\" on host \"{}\" deletes WAL in \"{}\": waiting until it has ended, or for {HOLDS_SECONDS} seconds where it was killed",
-                deleting.event.host,
-                store.location()
+                "\"pitr expire\" on host \"{host}\", in \"{location}\", {wait}"
             ));
         }
         tick()?;
         std::thread::sleep(LOOKS_AGAIN);
     }
+}
+
+/// Since when claims were seen, and their runs to have ended, by the clock since boot.
+#[derive(Default)]
+struct Seen {
+    claims: BTreeMap<String, i64>,
+    ended: BTreeMap<String, i64>,
+}
+
+impl Seen {
+    /// Whether a claim counts no more.
+    fn is_over(&mut self, claim: &Recorded, now: i64) -> bool {
+        let since = |seen: &mut BTreeMap<String, i64>| {
+            let since = *seen.entry(claim.name.clone()).or_insert(now);
+            now.saturating_sub(since)
+        };
+        let is_silent = since(&mut self.claims) >= HOLDS_SECONDS.cast_signed();
+        is_silent || (has_ended(&claim.event) && since(&mut self.ended) >= ENDED_SECONDS)
+    }
+}
+
+/// Whether the process that made a claim is of this host, and has ended for all that it sees.
+fn has_ended(claim: &Event) -> bool {
+    let process = claim.process.as_deref();
+    claim.host == event::host() && process.is_some_and(process::has_named_ended)
 }
 
 /// Waits for a run of expire that may have decided before an event was there. The operator can end the wait.
@@ -339,6 +375,36 @@ mod tests {
         let mut late = deletion;
         late.renewed = seconds_since_boot() - HOLDS_SECONDS.cast_signed();
         assert_eq!(late.keep().unwrap_err().code(), Code::Conflict);
+    }
+
+    #[test]
+    fn x41_the_claim_of_a_process_that_has_ended_here_counts_for_a_moment() {
+        let claim = |host: &str, process: Option<&str>| Recorded {
+            name: "claim".to_owned(),
+            event: Event {
+                host: host.to_owned(),
+                process: process.map(str::to_owned),
+                ..Event::default()
+            },
+            stored: TimestampTz(0),
+            is_doubted: false,
+        };
+        let own = process::own_name().unwrap();
+        let (place, _) = own.rsplit_once(' ').unwrap();
+        let holds = HOLDS_SECONDS.cast_signed();
+        let host = event::host();
+        for (host, process, after) in [
+            (&*host, Some(format!("{place} 1")), ENDED_SECONDS),
+            ("elsewhere", Some(format!("{place} 1")), holds),
+            (&*host, Some(own.clone()), holds),
+            (&*host, Some("of another machine 7 1".to_owned()), holds),
+            (&*host, None, holds),
+        ] {
+            let (mut seen, claim) = (Seen::default(), claim(host, process.as_deref()));
+            assert!(!seen.is_over(&claim, 1000), "{process:?}");
+            assert!(!seen.is_over(&claim, 1000 + after - 1), "{process:?}");
+            assert!(seen.is_over(&claim, 1000 + after), "{process:?}");
+        }
     }
 
     #[test]

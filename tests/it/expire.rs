@@ -778,6 +778,38 @@ fn t62_a_restore_waits_for_a_run_of_expire_that_decided_before_its_claim() {
     assert!(!to.exists());
 }
 
+#[test]
+fn x41_a_backup_does_not_wait_long_for_a_run_of_expire_that_was_killed_here() {
+    let (site, _cluster, _) = with_backups(17, 2);
+    let decided = site.sandbox().dir("paused").join("expire-decided");
+    let expire = [
+        "expire",
+        "--min-age",
+        "0s",
+        "--keep",
+        "1",
+        "--grace",
+        "0",
+        "--confirm",
+    ];
+    let pause = format!("expire-decided={}", decided.display());
+    let running = site.pitr().args(expire).env("PITR_FAULT_PAUSE", pause);
+    let running = running.spawn();
+    wait_until("expire has decided", || decided.exists());
+    let mut backup = site.pitr().arg("backup").spawn();
+    wait_until("the backup waits", || {
+        backup.is_done() || backup.stderr().contains("deletes WAL: waiting")
+    });
+    running.ended_by(rustix::process::Signal::KILL);
+    let killed = std::time::Instant::now();
+    let run = backup.wait().success();
+    let run = run.expect_stderr("was killed: waiting for 90 seconds");
+    let waited = killed.elapsed().as_secs();
+    assert!((89..280).contains(&waited), "{waited} s: {run}");
+    // Its claim is not there for ever: the next run clears it away.
+    site.pitr().args(expire).succeed();
+}
+
 /// `PITR_SCALE_SEGMENTS=100000 cargo test --test it expire_over -- --nocapture` prints its memory and time.
 #[test]
 fn expire_over_many_segments_stays_small() {

@@ -1294,6 +1294,19 @@ fn m01_a_medium_that_cannot_be_read_is_no_end_of_wal() {
 }
 
 #[test]
+fn m01_a_segment_that_its_medium_cannot_read_stops_no_archiving() {
+    require_strace!("m01_a_segment_that_its_medium_cannot_read_stops_no_archiving");
+    let still = Still::new(17, 1, 2);
+    still.push(&still.segments[0]).succeed();
+    let next = still.push(&still.segments[1]);
+    let before = Fault::error("pread64", "EIO").on(still.site.object(&still.segments[0]));
+    let (run, fired) = fault::inject(&next, &before);
+    assert!(fired >= 1, "the segment before was not looked at");
+    run.success();
+    still.check(&still.segments[1]);
+}
+
+#[test]
 fn z04_a_body_that_unpacks_to_more_than_it_may_is_refused_in_little_memory() {
     use pitr::repo::container::{Codec, ContainerWriter, Kind};
     let still = archived(1);

@@ -435,6 +435,9 @@ fn b14_a_backup_of_what_was_left_out_is_partial(major: u32) {
         let id = run.id();
         assert_eq!(root(&world.site, &id).head.features, Vec::<String>::new());
     }
+    // The marker names what is gone: nothing of it keeps an incremental from being one.
+    let run = world.take(&server, &["--method", "local", "--incremental"]);
+    assert_eq!(run.success().json()["kind"], "incremental");
 
     // A marker that cannot be read is no reason to call a backup whole.
     let marker = world.to().join("pitr.partial");

@@ -757,6 +757,38 @@ fn t30_an_undo_that_moved_nothing_does_not_take_later_writes_away() {
 }
 
 #[test]
+fn t77_a_cluster_recovers_beside_one_that_runs_and_takes_its_place() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    cluster.sql("create table t as select 1 as a");
+    site.backup();
+    cluster.sql("select pg_create_restore_point('here')");
+    cluster.sql("insert into t values (2)");
+    cluster.archive_now();
+    let data = cluster.pgdata().to_owned();
+    let restore = |args: &str| {
+        let restore = site.pitr().args(["restore", "--to"]);
+        restore.arg(&data).words(args)
+    };
+    let beside = restore("--aside --target-name here");
+    // It is looked for before anything is copied.
+    let run = restore("--aside --target-name here").env("PATH", "").run();
+    let copy = data.with_added_extension("pitr-new");
+    assert!(run.is_success() || !copy.exists(), "{run}");
+    let programs = cluster.bin("initdb").unwrap();
+    let run = beside.env("PATH", programs.parent().unwrap()).succeed();
+    let run = run.expect_stdout("pitr restore --switch");
+    // Whoever is told to start a server in that directory starts the old one.
+    assert!(!run.stdout.contains("pg_ctl"), "{run}");
+    let count = "select count(*) from t";
+    assert_eq!(cluster.value(count), "2");
+    restore("--switch --confirm").exits(8);
+    cluster.stop(Stop::Fast);
+    restore("--switch --confirm").succeed();
+    cluster.start();
+    assert_eq!(cluster.value(count), "1");
+}
+
+#[test]
 fn t31_a_tablespace_that_the_new_cluster_made_is_put_aside_with_it() {
     let (site, mut cluster) = Site::with_cluster(17);
     let made = cluster.sandbox().dir("made");

@@ -21,6 +21,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::History;
 use crate::pg::version::Major;
 use crate::plan::chain::{Chain, Stretch, StretchEnd};
+use crate::repo::clock;
 use crate::repo::container::Container;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
@@ -242,14 +243,15 @@ impl Interval<'_> {
         Ok(Ok(()))
     }
 
-    /// Whether a copy was refused after the prior began.
+    /// Whether a copy was refused after the prior began, as far as the clocks of this host and the store agree.
     fn is_refused_since(&self, listed: &Listed) -> Result<bool> {
         let key = Key::new(format!("{}/{}", self.layout.conflicts(), listed.name))?;
         let meta = match listed.meta {
             Some(meta) => Some(meta),
             None => self.repository.store().head(&key)?,
         };
-        Ok(meta.is_none_or(|meta| meta.modified >= self.prior_time))
+        let since = self.prior_time.saturating_sub(clock::MAY_DIFFER);
+        Ok(meta.is_none_or(|meta| meta.modified >= since))
     }
 
     /// Requires that the server goes on from the prior's own end. The copy tells that a later timeline has, if it begins behind that end in the same

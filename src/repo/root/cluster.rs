@@ -126,7 +126,11 @@ impl LeftOutDatabase {
 impl std::fmt::Display for LeftOutDatabase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.name() {
-            Some(name) => write!(f, "\"{name}\" (oid {})", self.oid),
+            // A line end would cut what is said.
+            Some(name) => {
+                let name = name.replace(char::is_control, "?");
+                write!(f, "\"{name}\" (oid {})", self.oid)
+            }
             None => write!(f, "(oid {})", self.oid),
         }
     }

@@ -10,6 +10,9 @@ use crate::common::random::Random;
 
 /// Databases beside `postgres`, in which relations are changed, too.
 pub const OTHER: &str = "other";
+/// So many changes come as fast as they can. A step that takes long, because the machine is busy or something is waited for, gets fewer: else there
+/// would be ever more to do.
+const FAST: u64 = 150;
 /// Relations that a database has at most.
 const MOST: usize = 14;
 
@@ -56,7 +59,9 @@ impl Storm {
                 if !done {
                     return;
                 }
-                std::thread::sleep(Duration::from_millis(random.next() % 40));
+                let made = own.statements.load(Ordering::SeqCst) - before;
+                let pause = if made < FAST { 40 } else { 1000 };
+                std::thread::sleep(Duration::from_millis(random.next() % pause));
             }
         });
         Storm {

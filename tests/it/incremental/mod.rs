@@ -583,6 +583,43 @@ fn a_hole_in_the_wal_has_every_page_compared(major: u32) {
 }
 per_major!(a_hole_in_the_wal_has_every_page_compared, v14 v19);
 
+/// Another server's copy of an old segment, which was refused after the prior began: that server has come, and may go on later.
+#[test]
+fn b41_a_copy_that_was_refused_since_the_prior_began_has_every_page_compared() {
+    let world = World::new(16, true);
+    let old = [(); 2].map(|()| world.cluster.archive_now());
+    offer_other(&world, &old[0]);
+    let folder = world.site.cluster_folder().join("conflicts");
+    for kept in std::fs::read_dir(folder).unwrap() {
+        let file = std::fs::File::open(kept.unwrap().path()).unwrap();
+        let hour = Duration::from_secs(3600);
+        file.set_modified(std::time::SystemTime::now() - hour)
+            .unwrap();
+    }
+    take(&world.site, &FULL).success();
+    world.cluster.sql("update t set b = b || 'z' where a < 10");
+    world.cluster.archive_now();
+    // A copy that was refused before tells nothing of what came since.
+    let run = take(&world.site, &INCREMENTAL).success();
+    assert!(!run.stderr.contains("every page is read"), "{run}");
+    offer_other(&world, &old[1]);
+    world.cluster.sql("update t set b = b || 'y' where a < 10");
+    world.cluster.archive_now();
+    let why = format!("another copy of segment \"{}\" was refused", old[1]);
+    check_by(&world, Some(&why));
+}
+
+/// Offers an archived segment with another content, which is refused.
+fn offer_other(world: &World, name: &str) {
+    let other = world.site.sandbox().dir("other").join(name);
+    world.site.restore().arg(name).arg(&other).succeed();
+    let mut bytes = std::fs::read(&other).unwrap();
+    bytes[300_000] ^= 4;
+    std::fs::write(&other, bytes).unwrap();
+    world.site.archive().arg(&other).exits(20);
+    std::fs::remove_file(other).unwrap();
+}
+
 /// WAL that is not archived so far is taken from the server's own pg_wal.
 #[test]
 fn wal_that_is_not_archived_is_read_from_the_server() {
