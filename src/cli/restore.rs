@@ -21,8 +21,8 @@ use crate::operate::erasure::apply::{self, Consent};
 use crate::operate::erasure::scripts::{self, Applied};
 use crate::operate::erasure::{self, Lacking};
 use crate::operate::human;
+use crate::operate::opened::Opened;
 use crate::operate::pacing::MaxRate;
-use crate::operate::quarantine;
 use crate::operate::restore::{Asked, Unreached, Way, prepare};
 use crate::operate::restoring::Prepared;
 use crate::pg::conf;
@@ -173,6 +173,7 @@ struct Shown<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    check_recovers_in_private(args)?;
     match (args.undo, args.aside) {
         (true, _) if args.from_standby => return restore_from_standby::give_back(args, cx),
         (true, true) => return restore_aside::give_up(args, cx),
@@ -213,10 +214,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let left_out = prepared.left_out();
     let consent = args.erasures.consent();
     let erases = erases(args, cx, (&prepared, plan), &consent)?;
-    let lacking = erasure::lacking(&cx.session, &prepared.opened, plan).unwrap_or_else(|e| {
-        cx.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
-        None
-    });
+    let lacking = lacking(cx, (&prepared.opened, plan));
     let shown = Shown {
         plan,
         to: &job.request.to,
@@ -300,10 +298,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         restore_aside::print_switch(cx, args)?;
         let recovered = Copied::Recovered;
         super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, recovered))?;
-        restore_aside::print_adopt(cx, args)?;
+        restore_aside::print_adopt(cx, args, &prepared.opened)?;
         return Ok(exit::SUCCESS);
     }
-    print_next(cx, &prepared, plan)?;
+    let has_recovered = matches!(erased, Some(Ok(_)));
+    print_next(cx, &prepared, (plan, has_recovered))?;
     if let Some(replaced) = &replaced {
         replaced.print(cx)?;
     }
@@ -317,6 +316,44 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     status(cx, Some(&erased))
 }
 
+/// Refuses what a recovery in private would not do.
+fn check_recovers_in_private(args: &Args) -> Result<()> {
+    if !(args.aside || args.from_standby) {
+        return Ok(());
+    }
+    if args.target_action != TargetAction::Promote {
+        return Err(err!(Usage, "--aside and --from-standby end recovery at the target: --target-action is promote")
+            .hint("Nothing was done. A server that pauses or stops there is that of a plain restore: leave --aside and --from-standby out."));
+    }
+    check_no_consent(args)
+}
+
+/// Refuses consent to scripts that are not run.
+fn check_no_consent(args: &Args) -> Result<()> {
+    match args.erasures.consent() == Consent::default() {
+        true => Ok(()),
+        false => Err(
+            err!(Usage, "--skip-erasure and --unproven-erasures need --erase")
+                .hint("Nothing was done. Without --erase no script is run."),
+        ),
+    }
+}
+
+/// The erasures that a copy may lack. A warning says where that is not known.
+pub(super) fn lacking(cx: &Context, (opened, plan): (&Opened, &Plan)) -> Option<Lacking> {
+    erasure::lacking(&cx.session, opened, plan).unwrap_or_else(|e| {
+        cx.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
+        None
+    })
+}
+
+/// The line that lets a copy archive; its directory is a word of the shell.
+pub(super) fn adopt_line(cx: &Context, opened: &Opened, directory: &str) -> String {
+    let named = cx.session.flags.cluster.is_some() || opened.reading.settings.clusters.is_empty();
+    let options = cx.session.options(named.then_some(opened.layout.name()));
+    format!("pitr adopt{options} --pgdata {directory}")
+}
+
 /// Whether `--erase` has anything to do. An obstacle is found before anything is written.
 fn erases(
     args: &Args,
@@ -325,13 +362,7 @@ fn erases(
     consent: &Consent,
 ) -> Result<bool> {
     if !args.erase {
-        return match *consent == Consent::default() {
-            true => Ok(false),
-            false => Err(
-                err!(Usage, "--skip-erasure and --unproven-erasures need --erase")
-                    .hint("Nothing was done. Without --erase no script is run."),
-            ),
-        };
+        return check_no_consent(args).map(|()| false);
     }
     if args.target_action != TargetAction::Promote {
         return Err(err!(Usage, "--erase needs a copy that takes writes")
@@ -340,7 +371,7 @@ fn erases(
     let needed = scripts::needed(&cx.session, (&prepared.opened, plan), consent)?;
     if needed.is_some() {
         apply::check_user()?;
-        quarantine::programs(&cx.session.environment, prepared.major(), None)?;
+        aside::require_private(&cx.session, prepared.major())?;
     }
     Ok(needed.is_some())
 }
@@ -416,7 +447,11 @@ fn show_tablespaces(args: &Args, cx: &Context, job: &Job) -> Result<()> {
     Ok(())
 }
 
-fn print_next(cx: &Context, prepared: &Prepared, plan: &Plan) -> Result<()> {
+fn print_next(
+    cx: &Context,
+    prepared: &Prepared,
+    (plan, has_recovered): (&Plan, bool),
+) -> Result<()> {
     let (out, job, opened) = (&cx.out, &prepared.final_job(), &prepared.opened);
     let Purpose::Restore { action, adopt, .. } = &job.request.purpose else {
         return Ok(());
@@ -436,18 +471,19 @@ fn print_next(cx: &Context, prepared: &Prepared, plan: &Plan) -> Result<()> {
             "then shuts down; its log says \"shutdown at recovery target\". It does so at every start until recovery_target_action is changed"
         }
     };
-    out.line(&format!(
-        "PostgreSQL replays {} of WAL to {}, {ends}.",
-        human::size(plan.bytes_to_replay),
-        plan.target.target
-    ))?;
+    if !has_recovered {
+        out.line(&format!(
+            "PostgreSQL replays {} of WAL to {}, {ends}.",
+            human::size(plan.bytes_to_replay),
+            plan.target.target
+        ))?;
+    }
     let directory = shell_word(&job.request.to);
-    let named = cx.session.flags.cluster.is_some() || opened.reading.settings.clusters.is_empty();
     match adopt {
         true => out.line("It archives as the cluster's successor: make sure that the old one never starts again, and take a full backup."),
         false => out.line(&format!(
-            "It does not archive (archive_mode = off). If this copy replaces the cluster: pitr adopt{} --pgdata {directory}",
-            cx.session.options(named.then_some(opened.layout.name()))
+            "It does not archive (archive_mode = off). If this copy replaces the cluster: {}",
+            adopt_line(cx, opened, &directory)
         )),
     }
 }

@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
-use super::restore::Args;
+use super::restore::{Args, adopt_line};
 use super::restore_replaced::Replaced;
 use super::{Context, done_or_unconfirmed};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
 use crate::operate::aside;
+use crate::operate::opened::Opened;
 
 /// Says how the cluster gets into its place.
 pub(super) fn print_switch(cx: &Context, args: &Args) -> Result<()> {
@@ -18,9 +19,9 @@ pub(super) fn print_switch(cx: &Context, args: &Args) -> Result<()> {
 }
 
 /// Says what comes last, before its first start.
-pub(super) fn print_adopt(cx: &Context, args: &Args) -> Result<()> {
+pub(super) fn print_adopt(cx: &Context, args: &Args, opened: &Opened) -> Result<()> {
     let to = shell_word(&args.to.to_string_lossy());
-    cx.line(&format!("  pitr adopt --pgdata {to}"))
+    cx.line(&format!("  {}", adopt_line(cx, opened, &to)))
 }
 
 /// Puts the cluster that waits in its place.
@@ -28,8 +29,14 @@ pub(super) fn switch(args: &Args, cx: &Context) -> Result<u8> {
     let to = cx.session.environment.absolute(&args.to);
     let is_confirmed = args.confirm && !args.dry_run;
     let Some(standing) = aside::switch(&cx.session, &to, is_confirmed)? else {
-        let shown = "The cluster that has recovered aside would take its place.";
-        return done_or_unconfirmed(args.dry_run, shown);
+        const WOULD: &str = "The cluster that has recovered aside would take its place.";
+        if args.dry_run {
+            cx.answer(
+                &json!({ "to": args.to.to_string_lossy(), "replaced": null }),
+                || cx.line(WOULD),
+            )?;
+        }
+        return done_or_unconfirmed(args.dry_run, WOULD);
     };
     let replaced = Replaced::done(&standing);
     let (backup, target) = (standing.backup(), standing.target());

@@ -3,12 +3,12 @@
 use serde::Serialize;
 use serde_json::json;
 
-use super::restore::Args;
+use super::restore::{Args, adopt_line};
 use super::{Context, erasure as told, plan, unconfirmed};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
-use crate::operate::erasure::{self, Lacking};
+use crate::operate::erasure::Lacking;
 use crate::operate::from_standby::{self, Asked, Prepared};
 use crate::operate::human;
 use crate::plan::recovery::Plan;
@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8> {
         dry_run: args.dry_run,
     };
     let prepared = from_standby::prepare(&cx.session, &asked)?;
-    let lacking = erasure::lacking(&cx.session, &prepared.opened, &prepared.plan)?;
+    let lacking = super::restore::lacking(cx, (&prepared.opened, &prepared.plan));
     if !cx.is_json() {
         show(cx, &prepared)?;
     } else if args.dry_run {
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8> {
     )?;
     let to = shell_word(&data.to_string());
     cx.line("Before its service starts, let it archive:")?;
-    cx.line(&format!("  pitr adopt --pgdata {to}"))?;
+    cx.line(&format!("  {}", adopt_line(cx, &prepared.opened, &to)))?;
     Ok(exit::SUCCESS)
 }
 
@@ -112,19 +112,18 @@ fn show(cx: &Context, prepared: &Prepared) -> Result<()> {
 
 /// Makes a standby of it again.
 pub(super) fn give_back(args: &Args, cx: &Context) -> Result<u8> {
-    if args.dry_run {
-        return Ok(exit::SUCCESS);
+    const WOULD: &str = "The recovery would be given up, and the directory be a standby again.";
+    let is_confirmed = args.confirm && !args.dry_run;
+    let is_begun = from_standby::give_back(&cx.session, &args.to, is_confirmed)?;
+    if is_begun && !is_confirmed && !args.dry_run {
+        return Err(unconfirmed(WOULD));
     }
-    if !args.confirm {
-        return Err(unconfirmed(
-            "The recovery would be given up, and the directory be a standby again.",
-        ));
-    }
-    let is_back = from_standby::give_back(&cx.session, &args.to)?;
-    let text = match is_back {
-        true => "it is a standby again, and follows as before once it is started",
-        false => "no recovery was begun there",
+    let text = match (is_begun, is_confirmed) {
+        (true, true) => "it is a standby again, and follows as before once it is started",
+        (true, false) => WOULD,
+        (false, _) => "no recovery was begun there",
     };
+    let is_back = is_begun && is_confirmed;
     cx.answer(&json!({ "given_back": is_back }), || cx.line(text))?;
     Ok(exit::SUCCESS)
 }

@@ -30,7 +30,7 @@ const UNCHANGED: &str = "Nothing was changed.";
 /// Looks at the data directory beside which a cluster is to recover, and ends what a run that was killed left there.
 ///
 /// # Errors
-/// `Refused` for root, and where it cannot be so; those of [`Old::look_beside`].
+/// `Refused` for root, and where it cannot be so; `Locked` while another process recovers there; those of [`Old::look_beside`].
 pub fn look(to: &Path) -> Result<Old> {
     if rustix::process::geteuid().is_root() {
         return Err(
@@ -45,7 +45,7 @@ pub fn look(to: &Path) -> Result<Old> {
         return Err(refused(&old, why));
     }
     if let Ok(waits) = waits.canonicalize() {
-        apply::end_left_behind(&waits);
+        apply::end_left_behind(&waits)?;
     }
     Ok(old)
 }
@@ -78,8 +78,8 @@ fn refused(old: &Old, why: &str) -> Error {
 /// `Refused` without the programs of its major; those of [`Prepared::copy`]; `Findings` where the server did not end recovery as planned; those of
 /// [`Quarantine::start`] and the wait for its recovery.
 pub fn restore(session: &Session, prepared: &Prepared, jobs: Option<u16>) -> Result<Restored> {
-    // Whoever lacks them learns it before hours of copying.
-    quarantine::programs(&session.environment, prepared.major(), None)?;
+    // Whoever lacks something learns it before hours of copying.
+    require_private(session, prepared.major())?;
     let restored = prepared.copy(session, jobs)?;
     let (data, plan) = (&prepared.place().0.data, prepared.job.plan.as_ref());
     let plan = plan.ok_or_else(|| err!(Internal, "a restore without a plan"))?;
@@ -91,6 +91,18 @@ pub fn restore(session: &Session, prepared: &Prepared, jobs: Option<u16>) -> Res
     fault::point("aside-opened");
     recover(session, data, plan)?;
     Ok(restored)
+}
+
+/// Requires what a server in quarantine needs of this host, before anything is written.
+///
+/// # Errors
+/// `Refused` without the programs of its major, and without a place for its socket.
+pub fn require_private(session: &Session, major: u32) -> Result<()> {
+    quarantine::programs(&session.environment, major, None)?;
+    let sandbox = Sandbox::make(&session.host.scratch, false);
+    sandbox.map(drop).map_err(|e| {
+        e.hint("Nothing was done. Set TMPDIR to a directory with a short path, say /tmp.")
+    })
 }
 
 /// Runs the server of a data directory until it has recovered as planned, and notes that.
@@ -129,7 +141,7 @@ fn in_private(session: &Session, data: &Path, plan: &Plan) -> Result<()> {
     let major = control.major.number();
     let programs = quarantine::programs(&session.environment, major, None)?;
     let sandbox = Sandbox::make(&session.host.scratch, false).map_err(|e| {
-        e.hint("No server was stopped. Set TMPDIR to a directory with a short path, say /tmp.")
+        e.hint("Set TMPDIR to a directory with a short path, say /tmp, and run the same command again: it goes on.")
     })?;
     let quarantine = Quarantine {
         folder: sandbox.path(),
@@ -182,7 +194,10 @@ pub fn switch(session: &Session, to: &Path, is_confirmed: bool) -> Result<Option
                     false => Ok(None),
                 };
             }
-            (State::Switched, true) if !waits.exists() => return Ok(Some(standing)),
+            // After a server has run on it, this is the switch of another day.
+            (State::Switched, true) if !waits.exists() && standing.is_untouched()? => {
+                return Ok(Some(standing));
+            }
             (State::Switched, _) => {}
             (State::Switching | State::Undoing, _) => {
                 return Err(err!(
@@ -197,15 +212,14 @@ pub fn switch(session: &Session, to: &Path, is_confirmed: bool) -> Result<Option
             }
         }
     }
+    // The copy is looked at before its place, whose server would have to be stopped.
+    let data = to.canonicalize().unwrap_or_else(|_| to.to_owned());
+    waiting::require_recovered(&data.with_added_extension(replace::WAITING))?;
     let old = Old::look(to)?;
     if let Some(why) = old.why_not_aside() {
         return Err(refused(&old, why));
     }
     let waits = old.waiting();
-    if !is_confirmed {
-        return Ok(None);
-    }
-    waiting::require_recovered(&waits)?;
     let job = guard::written(&DataDirectory::at(&waits))?.job;
     let job: Job = serde_json::from_value(job)
         .map_err(|e| err!(Damaged, "the record of the restored copy cannot be read").source(e))?;
@@ -213,6 +227,10 @@ pub fn switch(session: &Session, to: &Path, is_confirmed: bool) -> Result<Option
         let waits = waits.display();
         return Err(err!(Refused, "\"{waits}\" is a copy of another cluster").hint(UNCHANGED));
     }
+    if !is_confirmed {
+        return Ok(None);
+    }
+    waiting::close(&waits)?;
     let target = job.plan.map(|plan| plan.target.target.to_string());
     let new = New {
         asked: ASKED,
@@ -226,12 +244,12 @@ pub fn switch(session: &Session, to: &Path, is_confirmed: bool) -> Result<Option
 /// Removes what was restored beside a data directory, and has not taken its place. Whether there was anything.
 ///
 /// # Errors
-/// Those of [`waiting::give_up`].
+/// `Locked` while another process recovers there; those of [`waiting::give_up`].
 pub fn give_up(to: &Path) -> Result<bool> {
     let data = to.canonicalize().unwrap_or_else(|_| to.to_owned());
     let waits = data.with_added_extension(replace::WAITING);
     if let Ok(waits) = waits.canonicalize() {
-        apply::end_left_behind(&waits);
+        apply::end_left_behind(&waits)?;
     }
     waiting::give_up(&waits)
 }

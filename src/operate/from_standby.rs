@@ -190,7 +190,7 @@ fn data_directory(to: &Path) -> Result<PathBuf> {
     }
     let data = to.canonicalize();
     let data = data.map_err(|e| Error::from_io(format!("look at \"{}\"", to.display()), e))?;
-    apply::end_left_behind(&data);
+    apply::end_left_behind(&data)?;
     Ok(data)
 }
 
@@ -433,6 +433,7 @@ pub fn recover(session: &Session, prepared: &Prepared) -> Result<()> {
         return Ok(());
     }
     let directory = DataDirectory::at(data);
+    aside::require_private(session, control_of(&directory)?.major.number())?;
     match prepared.is_begun {
         true => resume(&directory, &prepared.plan, &session.host)?,
         false => write(&directory, &prepared.job, &session.host)?,
@@ -516,11 +517,11 @@ fn remove(path: &Path) -> Result<()> {
     durable::remove(path).map_err(|e| failed(path, &e))
 }
 
-/// Makes a standby of it again that follows as before. Whether there was anything to take back.
+/// Makes a standby of it again that follows as before, where that is confirmed. Whether there was anything to take back.
 ///
 /// # Errors
 /// `Refused` while a server runs there, and once it was promoted; `TargetWrite`.
-pub fn give_back(session: &Session, to: &Path) -> Result<bool> {
+pub fn give_back(session: &Session, to: &Path, is_confirmed: bool) -> Result<bool> {
     let data = data_directory(&session.environment.absolute(to))?;
     let directory = DataDirectory::at(&data);
     let shown = data.display();
@@ -544,6 +545,9 @@ pub fn give_back(session: &Session, to: &Path) -> Result<bool> {
         .hint(format!(
             "{UNCHANGED} To have a standby again, make a new one: pitr standby"
         )));
+    }
+    if !is_confirmed {
+        return Ok(true);
     }
     let host = &session.host;
     put(&data.join(STANDBY), b"", host)?;

@@ -3,12 +3,16 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation::NonBlockingLockExclusive;
 
 use crate::err;
 use crate::error::Result;
+use crate::lock;
 
+/// So long a process may remove what is left over.
+const MOMENT: Duration = Duration::from_secs(3);
 /// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
 const FOLDER_BYTES_MAX: usize = 80;
 
@@ -48,6 +52,12 @@ pub(super) fn lock(folder: &Path, name: &str) -> std::io::Result<File> {
     let lock = File::create(folder.join(name))?;
     rustix::fs::flock(&lock, NonBlockingLockExclusive)?;
     Ok(lock)
+}
+
+/// Whether a process holds the lock of a folder, and does so for a while: who removes what is left over has it for a moment.
+pub(super) fn is_held(folder: &Path, name: &str) -> bool {
+    let file = File::open(folder.join(name));
+    file.is_ok_and(|file| matches!(lock::within(&file, MOMENT), Ok(false)))
 }
 
 /// Takes the lock of a folder that is left over; none where a process holds it.
@@ -93,7 +103,9 @@ mod tests {
         assert_eq!(found, [empty.clone(), held.clone()]);
         let taken = lock(&held, "lock").unwrap();
         assert!(take_over(&held, "lock").is_none());
+        assert!(is_held(&held, "lock") && !is_held(&empty, "lock"));
         drop(taken);
+        assert!(!is_held(&held, "lock"));
         assert!(take_over(&held, "lock").is_some());
         assert!(take_over(&empty, "lock").is_none() && !empty.exists());
     }

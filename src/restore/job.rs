@@ -175,7 +175,7 @@ pub fn earlier(found: &Found, request: &Request) -> Result<Earlier> {
     )
     .hint(match is_whole(request) {
         true => "Nothing was changed. Run the command that began it. It has changed nothing yet: pg_control is there, so do not empty the directory.",
-        false => "Nothing was changed. Run the command that began it, or empty the directory first.",
+        false => "Nothing was changed. Run the command that began it, or empty the directory first. What --aside made: pitr restore --aside --undo --to DIR --confirm",
     }))
 }
 

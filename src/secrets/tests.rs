@@ -1247,10 +1247,12 @@ fn the_work_grows_with_the_text_alone() {
 
 #[test]
 fn a_long_key_is_judged_in_short_time() {
-    let text = format!("{{\"{}\":[{}0]}}", "a".repeat(40_000), "0,".repeat(20_000));
-    let started = std::time::Instant::now();
+    let text = format!("{{\"{}\":[{}0]}}", "a".repeat(20_000), "0,".repeat(10_000));
+    // Its own time: the machine may be busy with other tests.
+    let time = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).tv_sec;
+    let started = time();
     recognise("a.json", text.as_bytes(), &Overrides::default());
-    assert!(started.elapsed().as_secs() < 60);
+    assert!(time() - started < 20);
 }
 
 proptest! {

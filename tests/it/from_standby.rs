@@ -81,6 +81,12 @@ fn r105_a_standby_recovers_to_the_target_without_a_copy(major: u32) {
     pair.standby.stop(Stop::Fast);
     let run = pair.here().exits(8);
     run.expect_stdout("--confirm");
+    let far = pair.site.sandbox().dir("f".repeat(120));
+    let far = pair.here().arg("--confirm").env("TMPDIR", far).exits(8);
+    far.expect_stdout("TMPDIR");
+    pair.here()
+        .words("--target-action pause --confirm")
+        .exits(2);
     assert!(pair.data().join("standby.signal").exists());
     for point in ["standby-written", "aside-recovered"] {
         let run = pair.here().arg("--confirm").env("PITR_FAULT", point).run();

@@ -769,13 +769,15 @@ fn t77_a_cluster_recovers_beside_one_that_runs_and_takes_its_place() {
         let restore = site.pitr().args(["restore", "--to"]);
         restore.arg(&data).words(args)
     };
-    let beside = restore("--aside --target-name here");
-    // It is looked for before anything is copied.
-    let run = restore("--aside --target-name here").env("PATH", "").run();
-    let copy = data.with_added_extension("pitr-new");
-    assert!(run.is_success() || !copy.exists(), "{run}");
-    let programs = cluster.bin("initdb").unwrap();
-    let run = beside.env("PATH", programs.parent().unwrap()).succeed();
+    let initdb = cluster.bin("initdb").unwrap();
+    let beside = restore("--aside --target-name here").env("PATH", initdb.parent().unwrap());
+    // A socket has no place there, which shows before anything is copied.
+    let far = site.sandbox().dir("f".repeat(120));
+    beside.clone().env("TMPDIR", far).exits(8);
+    beside.clone().words("--target-action pause").exits(2);
+    restore("--switch --dry-run").exits(2);
+    assert!(!data.with_added_extension("pitr-new").exists());
+    let run = beside.succeed();
     let run = run.expect_stdout("pitr restore --switch");
     // Whoever is told to start a server in that directory starts the old one.
     assert!(!run.stdout.contains("pg_ctl"), "{run}");
@@ -783,9 +785,16 @@ fn t77_a_cluster_recovers_beside_one_that_runs_and_takes_its_place() {
     assert_eq!(cluster.value(count), "2");
     restore("--switch --confirm").exits(8);
     cluster.stop(Stop::Fast);
-    restore("--switch --confirm").succeed();
+    let run = restore("--switch --dry-run").succeed();
+    run.expect_stdout("would take its place");
+    for _ in 0..2 {
+        restore("--switch --confirm").succeed();
+    }
     cluster.start();
     assert_eq!(cluster.value(count), "1");
+    cluster.stop(Stop::Fast);
+    // Nothing waits any more, and what took the place has had its day.
+    restore("--switch --confirm").exits(2);
 }
 
 #[test]

@@ -121,6 +121,11 @@ fn sweep(below: &Path) {
     }
 }
 
+/// Whether a process holds the lock of a folder. One that is gone, or was kept, has none.
+pub(in crate::operate) fn is_in_use(folder: &Path) -> bool {
+    leased::is_held(folder, LOCK)
+}
+
 /// Ends the servers of a data directory that pitr has named at once; whether none runs there any more. Nothing is read in the directory: a mount whose
 /// process was killed answers nobody.
 pub(in crate::operate) fn stop(data: &Path) -> bool {

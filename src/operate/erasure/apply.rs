@@ -296,7 +296,7 @@ impl Prepared {
         let Some((pid, _)) = self.directory.server() else {
             return Ok(());
         };
-        if !process::is_alive(pid) || end_left_behind(path) {
+        if !process::is_alive(pid) || end_left_behind(path)? {
             return Ok(());
         }
         Err(err!(
@@ -323,15 +323,51 @@ fn recovered(
 }
 
 /// Ends the private server that a killed run has left in a data directory, which is named without links. Whether it was such a server, and is gone.
-pub fn end_left_behind(data: &Path) -> bool {
+///
+/// # Errors
+/// `Locked` where its run goes on.
+pub fn end_left_behind(data: &Path) -> Result<bool> {
     let file = PidFile::read(data).unwrap_or_default();
     let folder = file.socket_directory.map(PathBuf::from);
     let name = folder.as_deref().and_then(Path::file_name);
     let is_ours = name.is_some_and(|n| n.to_string_lossy().starts_with(sandbox::PREFIX));
+    if is_ours && folder.is_some_and(|folder| sandbox::is_in_use(&folder)) {
+        let shown = data.display();
+        return Err(err!(
+            Locked,
+            "another pitr runs a server in private on \"{shown}\""
+        )
+        .hint("Nothing was done. Wait for its end, and run this again."));
+    }
     let is_gone = is_ours && sandbox::stop_named(data);
     if is_gone {
         // A server that was killed, or whose host was, leaves it; who waits for the end of a server reads it.
         let _ = std::fs::remove_file(data.join("postmaster.pid"));
     }
-    is_gone
+    Ok(is_gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t85_the_private_server_of_a_run_that_goes_on_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let running = Sandbox::make(scratch.path(), false).unwrap();
+        let data = scratch.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let lines = format!(
+            "1\n{}\n0\n5432\n{}\n",
+            data.display(),
+            running.path().display()
+        );
+        let file = data.join("postmaster.pid");
+        std::fs::write(&file, lines).unwrap();
+        assert_eq!(end_left_behind(&data).unwrap_err().code(), Code::Locked);
+        assert!(file.exists());
+        // Its process is none of ours: it has ended, and what it left goes.
+        drop(running);
+        assert!(end_left_behind(&data).unwrap() && !file.exists());
+    }
 }

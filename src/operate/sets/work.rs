@@ -326,7 +326,7 @@ impl<'p> Work<'p> {
                 let cluster = cluster(self.settings, &member.name)?;
                 // The service knows nothing of a server that erased, and whose run was killed.
                 if let Ok(data) = pgdata(cluster)?.canonicalize() {
-                    apply::end_left_behind(&data);
+                    apply::end_left_behind(&data)?;
                 }
                 if !service::is_cluster_stopped(cluster) {
                     service::command(session, log, &stop, None)?;

@@ -23,7 +23,7 @@ pub fn open(waiting: &Path) -> Result<()> {
 ///
 /// # Errors
 /// `TargetWrite`.
-pub(super) fn close(waiting: &Path) -> Result<()> {
+pub fn close(waiting: &Path) -> Result<()> {
     name_control(waiting, CONTROL, CLOSED)
 }
 
@@ -57,7 +57,7 @@ pub fn is_recovered(waiting: &Path) -> Result<bool> {
     Ok(noted.is_some() && noted == digest_of_control(waiting)?)
 }
 
-/// Requires that a cluster that waits is one that recovered in private, and closes it.
+/// Requires that a cluster that waits is one that recovered in private.
 ///
 /// # Errors
 /// `NotFound` where none waits; `Refused` for one that did not recover, or on which a server has run since.
@@ -72,7 +72,7 @@ pub fn require_recovered(waiting: &Path) -> Result<()> {
         );
     }
     match is_recovered(waiting)? {
-        true => close(waiting),
+        true => Ok(()),
         false => Err(err!(
             Refused,
             "the cluster in \"{shown}\" has not recovered in private, or a server has run on it since"
