@@ -475,7 +475,9 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
         Err(e) if !e.use_stderr() => {
             // Help and version; a closed pipe is no error.
             return match e.print() {
-                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => exit::CRITICAL,
+                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                    exit::status(Program::Pitr, Code::Io)
+                }
                 _ => exit::SUCCESS,
             };
         }
