@@ -581,6 +581,8 @@ fn r27_a_host_that_cannot_read_goes_on_in_an_encrypted_repository() {
     world.backup();
     world.hide_private_key(true);
     let running = receiver(&world, &server);
+    // Stopped before it has anything, it would begin anew.
+    confirm(&server, "SET first 1\n", 1);
     stop(running);
     world.hide_private_key(false);
     world.backup();
