@@ -201,7 +201,7 @@ fn check_age(seconds: u64) -> Result<()> {
 ///
 /// The store's clock judges a claim of another host: this host's may be ahead. A store may have none: the claim then counts for as much longer
 /// as clocks may differ. A claim that was looked at for as long as it holds counts no more: its run was killed. On the machine of that run it is seen
-/// that it was, and the claim counts for [`ENDED_SECONDS`] only.
+/// that it was, and the claim counts for 90 seconds only.
 ///
 /// # Errors
 /// Errors of the store, and `tick`.
