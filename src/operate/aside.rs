@@ -78,7 +78,7 @@ fn refused(old: &Old, why: &str) -> Error {
 /// `Refused` without the programs of its major; those of [`Prepared::copy`]; `Findings` where the server did not end recovery as planned; those of
 /// [`Quarantine::start`] and the wait for its recovery.
 pub fn restore(session: &Session, prepared: &Prepared, jobs: Option<u16>) -> Result<Restored> {
-    // Whoever lacks something learns it before hours of copying.
+    // A host that lacks something refuses before hours of copying.
     require_private(session, prepared.major())?;
     let restored = prepared.copy(session, jobs)?;
     let (data, plan) = (&prepared.place().0.data, prepared.job.plan.as_ref());

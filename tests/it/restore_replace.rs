@@ -779,7 +779,7 @@ fn t77_a_cluster_recovers_beside_one_that_runs_and_takes_its_place() {
     assert!(!data.with_added_extension("pitr-new").exists());
     let run = beside.succeed();
     let run = run.expect_stdout("pitr restore --switch");
-    // Whoever is told to start a server in that directory starts the old one.
+    // A server that is started in that directory is the old one.
     assert!(!run.stdout.contains("pg_ctl"), "{run}");
     let count = "select count(*) from t";
     assert_eq!(cluster.value(count), "2");

@@ -94,7 +94,7 @@ pub fn enter(session: &Session) -> Result<()> {
 }
 
 /// The files and directories of which has to be known inside whether only this user and root may change them: nobody can tell there what is
-/// root's. Without a configuration there are none of its; its error is told inside.
+/// root's. A configuration that cannot be read names none of them, and the program inside tells its error.
 fn trusted(session: &Session, arguments: &[OsString]) -> Vec<PathBuf> {
     let mut trusted = places(session, arguments);
     let Ok(settings) = session.settings() else {

@@ -126,7 +126,7 @@ impl LeftOutDatabase {
 impl std::fmt::Display for LeftOutDatabase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.name() {
-            // A line end would cut what is said.
+            // A line break in a name would cut the sentence that has it.
             Some(name) => {
                 let name = name.replace(char::is_control, "?");
                 write!(f, "\"{name}\" (oid {})", self.oid)
