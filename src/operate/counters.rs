@@ -4,7 +4,7 @@
 //! file of the host. A command that was killed adds nothing: it is noted before it begins, and the next one that looks finds its process gone.
 //! The file makes no command fail: what cannot be counted is warned about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::human;
+use super::of::Of;
 use super::session::Session;
 use super::tallies::Tallies;
 use crate::behalf;
@@ -274,6 +275,23 @@ pub fn succeeded(session: &Session, command: &str, cluster: &str) {
     note(session, |book| {
         book.successes.insert(format!("{command} {cluster}"), now);
     });
+}
+
+/// Notes that a command succeeded for a cluster, or, where none is named, for each that it found.
+pub fn succeeded_for<'a>(
+    session: &Session,
+    command: &str,
+    name: Option<&'a str>,
+    found: impl Iterator<Item = &'a Of>,
+) {
+    let mut names: BTreeSet<&str> = match name {
+        Some(_) => BTreeSet::new(),
+        None => found.filter_map(Of::cluster).collect(),
+    };
+    names.extend(name);
+    for name in names {
+        succeeded(session, command, name);
+    }
 }
 
 /// Notes what a command measured, which stands until it measures again.

@@ -92,7 +92,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<(Vec<Done>, Failures)> {
     failures.first_if(session, done.is_empty())?;
     locked_bytes(session, &done);
     if asked.is_confirmed && failures.is_empty() && done.iter().all(Done::went_well) {
-        counters::succeeded(session, "expire", name.unwrap_or_default());
+        counters::succeeded_for(session, "expire", name, done.iter().map(|d| &d.of));
     }
     match done.is_empty() {
         true => Err(no_rule()),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::agent_trouble::{self, Trouble};
+use super::backup_age;
 use super::blocked::{Blocked, PASSING, STUCK, Waiting};
 use super::exposure::{self, Exposure};
 use super::failures::Failures;
@@ -645,7 +646,7 @@ fn newest(
         .iter()
         .filter(|b| b.damage.is_none())
         .filter(leads)
-        .max_by_key(|b| b.stop_time);
+        .max_by_key(|b| (b.timeline, b.stop_lsn));
     let Some(newest) = newest else {
         if let Some(history) =
             history.filter(|_| inventory.backups.iter().any(|b| b.damage.is_none()))
@@ -677,19 +678,9 @@ fn newest(
         ))),
         Some(_) => {}
     }
-    let old = max_backup_age.and_then(|limit| too_old(newest.stop_time, limit, now));
+    let old = backup_age::trouble(newest.stop_time, max_backup_age, now);
     problems.extend(old.map(critical));
     problems
-}
-
-/// Explains that the newest backup, complete at `stop_time`, is older than `max_backup_age`.
-pub(super) fn too_old(stop_time: TimestampTz, limit: Duration, now: TimestampTz) -> Option<String> {
-    let age = now.duration_since(stop_time).filter(|age| *age > limit)?;
-    Some(format!(
-        "the newest backup is {} old, max_backup_age is {}",
-        human::duration(age),
-        human::duration(limit)
-    ))
 }
 
 /// Finds everything else that is wrong: each a warning.
@@ -787,5 +778,5 @@ pub fn of_cluster<'a>(
     let history = timeline.and_then(|t| inventory.history(t).ok());
     let leads = |w: &&Window| history.as_ref().is_none_or(|h| h.contains(w.timeline));
     let windows = windows.iter().filter(leads);
-    windows.max_by_key(|w| (w.timeline, w.to))
+    windows.max_by_key(|w| (w.timeline, w.to_lsn))
 }

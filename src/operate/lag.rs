@@ -52,6 +52,9 @@ pub struct Lag {
     pub newest: Vec<Newest>,
     pub newest_backup: Option<BackupId>,
     pub oldest_backup: Option<BackupId>,
+    /// Whether it has a backup of which no damage is recorded.
+    #[serde(skip)]
+    pub has_whole_backup: bool,
     /// Another of the repositories that is this very place: the two are one copy.
     pub same_place_as: Option<String>,
     /// Segments that "repo sync" would bring: others have them, and its backups need them.
@@ -342,6 +345,9 @@ impl Lag {
         let committed = survey.ids.iter().filter_map(|(id, s)| match &s.manifest {
             Manifest::Committed(root) => Some(((root.timeline, root.stop_lsn), id)),
             _ => None,
+        });
+        self.has_whole_backup = survey.ids.values().any(|s| {
+            matches!(s.manifest, Manifest::Committed(_)) && event::damage(&s.events).is_empty()
         });
         let (mut oldest, mut newest) = (None, None);
         for one in committed {

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod away;
 pub mod backfill;
 pub mod backup;
+pub mod backup_age;
 pub mod backup_delete;
 pub mod backup_need;
 pub mod blocked;

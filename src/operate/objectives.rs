@@ -74,7 +74,7 @@ fn of_copies(wanted: Copies, state: &State<'_>) -> Option<Finding> {
         [] => state.has_backup,
         lags => lags.iter().any(|lag| {
             let is_one = lag.away.is_none() && lag.same_place_as.is_none();
-            lag.name == repository.name && is_one && lag.newest_backup.is_some()
+            lag.name == repository.name && is_one && lag.has_whole_backup
         }),
     };
     let holding: Vec<&Repository> = state.repositories.iter().filter(holds).collect();

@@ -107,18 +107,23 @@ impl Reading {
             name,
             wal_from: None,
         };
+        reading.or_other(session)
+    }
+
+    /// The same, or another repository where this one does not know the cluster.
+    fn or_other(self, session: &Session) -> Result<Reading> {
         // One that is fresh knows nothing of the cluster yet.
-        if reading.settings.repositories.len() > 1
-            && reading.repository.registrations(&reading.name)?.is_empty()
-            && let Some(other) = reading.others(session).next()
+        if self.settings.repositories.len() > 1
+            && self.repository.registrations(&self.name)?.is_empty()
+            && let Some(other) = self.others(session).next()
         {
             session.warn(&format!(
                 "repository \"{}\" does not know cluster \"{}\": \"{}\" is read",
-                reading.configured.name, reading.name, other.configured.name
+                self.configured.name, self.name, other.configured.name
             ));
             return Ok(other);
         }
-        Ok(reading)
+        Ok(self)
     }
 
     /// The same cluster in the other repositories, as far as they can be opened and know it. Each is opened when it is asked for.
@@ -212,14 +217,15 @@ impl Reading {
             let settings = session.settings()?;
             let (configured, repository) = first_that_opens(session, &settings)?;
             let cluster = settings.clusters.iter().find(|c| c.name.as_str() == name);
-            Ok(Reading {
+            let reading = Reading {
                 cluster: cluster.cloned(),
                 settings,
                 configured,
                 repository,
                 name,
                 wal_from: None,
-            })
+            };
+            reading.or_other(session)
         };
         names.into_iter().map(one).collect()
     }

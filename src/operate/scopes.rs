@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
+use super::backup_age;
 use super::finding::{Finding, Level};
-use super::human;
 use super::of;
 use super::redis::watch::{self, Watched};
 use super::session::Session;
@@ -172,15 +172,8 @@ pub fn newest_trouble(
             "there is no undamaged backup: take one: pitr {kind} backup {name}"
         ));
     };
-    let age = now.duration_since(newest)?;
-    let limit = content.max_backup_age?.duration();
-    (age > limit).then(|| {
-        format!(
-            "the newest backup is {} old, max_backup_age is {}",
-            human::duration(age),
-            human::duration(limit)
-        )
-    })
+    let limit = content.max_backup_age.map(|limit| limit.duration());
+    backup_age::trouble(newest, limit, now)
 }
 
 /// Looks at one scope.

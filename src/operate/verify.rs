@@ -163,7 +163,7 @@ pub fn run(
     // A part of it, or a look that reads no content, is no verification.
     let is_whole = backup.is_none() && !matches!(depth, Depth::Fast);
     if is_whole && failures.is_empty() && done.iter().all(is_well) {
-        counters::succeeded(session, "verify", name.unwrap_or_default());
+        counters::succeeded_for(session, "verify", name, done.iter().map(|d| &d.of));
         let sealed = readable.iter().filter(|r| r.encryption.is_some());
         sealed.for_each(|r| counters::succeeded(session, counters::KEY, &r.name));
     }

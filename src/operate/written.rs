@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::backup_age;
 use super::blocked::Blocked;
 use super::finding::{Finding, Level};
 use super::info;
@@ -189,7 +190,7 @@ fn newest(known: &Known, limit: Option<Duration>, now: TimestampTz) -> Option<Fi
     let Some(newest) = known.complete.iter().map(|one| one.time).max() else {
         return known.is_empty.then(|| critical(info::NO_BACKUP.to_owned()));
     };
-    info::too_old(newest, limit?, now).map(critical)
+    backup_age::trouble(newest, limit, now).map(critical)
 }
 
 fn not_judged() -> Finding {

@@ -91,7 +91,9 @@ pub(super) fn fill(
 ) -> Result<()> {
     let size = planner.inventory.segment_size;
     let beyond = match planner.target.target {
-        Target::Time(at) => planner.backup_beyond(chain, &reached.stretch, at),
+        Target::Time(at) => {
+            planner.backup_beyond(chain, (&reached.stretch, reached.replay.last_end), at)
+        }
         _ => None,
     };
     let beyond = beyond.map(|b| b.id.clone());

@@ -12,7 +12,7 @@ use super::chain::{Chain, Stretch, StretchEnd};
 use super::cluster::{self, Cluster, Side, Tree};
 use super::elsewhere;
 use super::proof::with_proof;
-use super::recovery::{NotChosen, Options, Outcome, Plan, Reason, Stop};
+use super::recovery::{NotChosen, Options, Outcome, Plan, Reason, Stop, TransactionEnd};
 use super::search::Search;
 use super::stop::{Replay, Rule};
 use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
@@ -110,11 +110,11 @@ pub(super) struct Reached {
 
 /// The results of a replay that are kept.
 pub(super) struct ReplayFacts {
-    pub last_commit: Option<super::recovery::TransactionEnd>,
-    pub last_end: Option<super::recovery::TransactionEnd>,
-    pub excluded: Option<super::recovery::TransactionEnd>,
-    pub excluded_commit: Option<super::recovery::TransactionEnd>,
-    pub late: Option<super::recovery::TransactionEnd>,
+    pub last_commit: Option<TransactionEnd>,
+    pub last_end: Option<TransactionEnd>,
+    pub excluded: Option<TransactionEnd>,
+    pub excluded_commit: Option<TransactionEnd>,
+    pub late: Option<TransactionEnd>,
 }
 
 impl From<&Replay<'_>> for ReplayFacts {
@@ -446,8 +446,11 @@ impl Planner<'_> {
         };
         let replay = search.run(&rule)?;
         let Some(stop) = replay.stop.clone() else {
-            if stretch.end == StretchEnd::EndOfWal && self.is_end_meant(chain, &stretch) {
-                let (_, last_end) = search.last_transactions()?;
+            let (_, last_end) = match stretch.end {
+                StretchEnd::EndOfWal => search.last_transactions()?,
+                _ => (None, None),
+            };
+            if stretch.end == StretchEnd::EndOfWal && self.is_end_meant(chain, &stretch, last_end) {
                 if self.is_older(backup, last_end.is_some()) {
                     return Ok(too_late(backup, stretch));
                 }
@@ -483,24 +486,39 @@ impl Planner<'_> {
 
     /// Whether the end of the archived WAL is what a target means that no record of it reaches: because the operator says so, or because a
     /// backup that was complete later, by the server's clock, shows that the WAL goes beyond the target time.
-    fn is_end_meant(&self, chain: &Chain<'_>, stretch: &Stretch) -> bool {
+    fn is_end_meant(
+        &self,
+        chain: &Chain<'_>,
+        stretch: &Stretch,
+        last_end: Option<TransactionEnd>,
+    ) -> bool {
         match self.target.target {
             Target::Time(_) | Target::Lsn(_) if self.options.allow_end => true,
-            Target::Time(at) => self.backup_beyond(chain, stretch, at).is_some(),
+            Target::Time(at) => self.backup_beyond(chain, (stretch, last_end), at).is_some(),
             _ => false,
         }
     }
 
     /// The first backup on the way that was complete after a time, within the WAL that is there.
+    ///
+    /// The server's clock was ahead where that time has not come yet, or the last transaction came behind the backup and is older: then the
+    /// backup tells nothing about the target.
     pub(super) fn backup_beyond(
         &self,
         chain: &Chain<'_>,
-        stretch: &Stretch,
+        (stretch, last_end): (&Stretch, Option<TransactionEnd>),
         at: TimestampTz,
     ) -> Option<&Backup> {
         let reach = stretch.reach();
+        let was_ahead = |b: &Backup| {
+            let is_older = |end: TransactionEnd| end.lsn >= b.stop_lsn && end.time < b.stop_time;
+            self.is_ahead(b.stop_time) || last_end.is_some_and(is_older)
+        };
         let mut backups = self.inventory.backups.iter();
-        backups.find(|b| b.stop_time > at && b.stop_lsn <= reach && lies_on(chain.history(), b))
+        backups.find(|b| {
+            let is_beyond = b.stop_time > at && b.stop_lsn <= reach;
+            is_beyond && !was_ahead(b) && lies_on(chain.history(), b)
+        })
     }
 
     /// Whether the target time lies before the backup was even begun, so that it holds changes that came later.
@@ -618,7 +636,11 @@ impl Planner<'_> {
 
     /// Whether the target time has not come yet.
     pub(super) fn is_future(&self) -> bool {
-        matches!(self.target.target, Target::Time(at) if at > self.now.saturating_add(FUTURE_SLACK))
+        matches!(self.target.target, Target::Time(at) if self.is_ahead(at))
+    }
+
+    fn is_ahead(&self, at: TimestampTz) -> bool {
+        at > self.now.saturating_add(FUTURE_SLACK)
     }
 }
 

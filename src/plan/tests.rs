@@ -505,6 +505,29 @@ fn a12_a_backup_that_ended_later_shows_that_the_wal_goes_beyond_a_time() {
 }
 
 #[test]
+fn a12_a_backup_under_a_clock_that_was_ahead_shows_nothing_about_a_time() {
+    let hour = std::time::Duration::from_secs(3600);
+    let after_end = |w: &World, at: TimestampTz, now: TimestampTz| {
+        let target = latest(Target::Time(at));
+        let p = plan(&w.inventory(), w, &target, &options(), now).unwrap();
+        assert_eq!(p.reason, Some(Reason::AfterEnd));
+    };
+    // Its time has not come yet.
+    let mut w = simple();
+    let at = w.tick(1_000_000);
+    w.backup(tli(1), |_| {});
+    w.switch_and_archive(tli(1));
+    w.backups[1].stop_time = at.saturating_add(hour);
+    after_end(&w, at, at);
+    // It has come, but a transaction behind the backup is older.
+    w.commit(tli(1), true);
+    w.switch_and_archive(tli(1));
+    let at = w.tick(1_000_000);
+    w.backups[1].stop_time = at.saturating_add(hour);
+    after_end(&w, at, FAR);
+}
+
+#[test]
 fn a12_a_backup_that_a_check_found_damaged_is_taken_only_where_another_copy_helps() {
     let mut w = with_second_backup();
     let found = |backup: &mut Backup, copies| {

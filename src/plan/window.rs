@@ -187,7 +187,12 @@ fn of_timeline(
         found.windows.push(Window {
             timeline,
             from: first.stop_time,
-            to: end.map_or(last.stop_time, |e| e.time.max(last.stop_time)),
+            to: match end {
+                // The clock of a backup may have been ahead.
+                Some(end) if end.lsn >= last.stop_lsn => end.time,
+                Some(end) => end.time.max(last.stop_time),
+                None => last.stop_time,
+            },
             from_lsn: first.consistent_lsn,
             to_lsn: reach,
             to_end,

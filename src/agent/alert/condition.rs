@@ -171,9 +171,10 @@ pub fn of_start(error: &Error) -> Condition {
     new("agent/start", Severity::Critical, summary, next)
 }
 
-/// Whether it is of [`of_sink`].
+/// Whether it is of [`of_sink`]. Those of a cluster that is named "alerts" have more parts.
 pub fn is_of_sink(id: &str) -> bool {
-    id.starts_with("alerts/")
+    let sink = id.strip_prefix("alerts/");
+    sink.is_some_and(|sink| !sink.contains('/'))
 }
 
 /// A condition that is about no sink.

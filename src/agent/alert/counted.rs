@@ -1,5 +1,6 @@
 //! Conditions of what the commands of this host counted, and of what they have not done for long.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::condition::new;
@@ -33,8 +34,16 @@ pub fn conditions(
     if settings.audit.records != Records::Off {
         found.extend(audit_stale(now, counters));
     }
+    // A host that only checks has no cluster of its own: those that the looks see count.
+    let seen = metrics.info.iter().flat_map(|info| &info.clusters);
+    let seen = seen.map(|one| one.name.as_str());
     let clusters = settings.clusters.iter().map(|c| c.name.as_str());
-    found.extend(clusters.flat_map(|name| undone(now, name, counters)));
+    let clusters: BTreeSet<&str> = clusters.chain(seen).collect();
+    found.extend(
+        clusters
+            .into_iter()
+            .flat_map(|name| undone(now, name, counters)),
+    );
     let repositories = settings.repositories.iter().map(|r| r.name.as_str());
     found.extend(repositories.filter_map(|name| untried(now, name, counters)));
     for one in metrics.info.iter().flat_map(|info| &info.clusters) {

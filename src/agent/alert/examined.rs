@@ -60,6 +60,32 @@ const NEED_KEY: [(&str, &str); 3] = [
     ("repository", "gaps"),
     ("repository", "recorded gap"),
 ];
+/// Those of them that a look judges in the first repository alone.
+const OF_FIRST: [(&str, &str); 3] = [
+    ("repository", "gaps"),
+    ("repository", "newest backup"),
+    ("repository", "recorded gap"),
+];
+/// Findings that are the same for every cluster of the host: one of them tells.
+const SHARED: [(&str, &str); 17] = [
+    ("alerts", ""),
+    ("audit", ""),
+    ("certificates", ""),
+    ("configuration", ""),
+    ("content", ""),
+    ("redis", ""),
+    ("repository", "certificate"),
+    ("repository", "disk"),
+    ("repository", "encryption"),
+    ("repository", "epoch"),
+    ("repository", "lifecycle"),
+    ("repository", "locks"),
+    ("repository", "pair"),
+    ("repository", "recipient"),
+    ("repository", "space"),
+    ("repository", "writable and durable"),
+    ("sets", ""),
+];
 /// Group of the findings about repositories. A server that does not answer keeps nobody from them.
 const REPOSITORY: &str = "repository";
 /// Group of the findings on a host that lost its server: each look has those, too.
@@ -100,14 +126,21 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
                 continue;
             }
         };
+        // The repositories are looked at one behind the other, each behind its name.
+        let mut opened: Vec<&str> = Vec::new();
         for finding in &findings {
-            let Some(severity) = severity(finding, &looks) else {
+            if looks.are_of(finding) && finding.level == Level::Ok {
+                opened.push(&finding.name);
+            }
+            let other = opened.iter().skip(1).next_back().copied();
+            let Some(severity) = severity(finding, other, &looks) else {
                 continue;
             };
-            // The store of two clusters is one store.
+            let other = other.filter(|_| OF_FIRST.iter().any(|known| is_of(finding, known)));
+            let is_shared = SHARED.iter().any(|known| is_of(finding, known));
             let what = (finding.group, finding.name.clone(), finding.value.clone());
-            if !seen.contains(&what) {
-                kept.push(found(&subject, finding, severity));
+            if !(is_shared && seen.contains(&what)) {
+                kept.push(found(&subject, finding, other, severity));
                 seen.push(what);
             }
         }
@@ -178,18 +211,25 @@ struct Looks<'a> {
 }
 
 impl Looks<'_> {
-    fn find(&self, finding: &Finding) -> bool {
+    /// `other`: the repository that it is about, where that is not the first.
+    fn find(&self, finding: &Finding, other: Option<&str>) -> bool {
         let is_of = |known: &(&str, &str)| is_of(finding, known);
         let needs_key = NEED_KEY.iter().any(is_of);
+        let is_beyond = other.is_some() && OF_FIRST.iter().any(is_of);
         finding.group == LOST
-            || LOOKED_AT.iter().any(is_of) && !(needs_key && self.only_writes)
-            || (finding.group == "repository" && self.repositories.contains(&finding.name.as_str()))
+            || LOOKED_AT.iter().any(is_of) && !(needs_key && self.only_writes) && !is_beyond
+            || self.are_of(finding)
+    }
+
+    /// Whether a finding tells how a repository opened.
+    fn are_of(&self, finding: &Finding) -> bool {
+        finding.group == REPOSITORY && self.repositories.contains(&finding.name.as_str())
     }
 
     /// The group of a finding that keeps an examination from others: the server or a repository does not answer.
     fn are_blind_by(&self, finding: &Finding) -> Option<&'static str> {
         let name = finding.name.as_str();
-        let is_of_repository = finding.group == REPOSITORY && self.repositories.contains(&name);
+        let is_of_repository = self.are_of(finding);
         let is_of_server = finding.group == "server" && ["connection", "questions"].contains(&name);
         match (finding.level, is_of_repository, is_of_server) {
             (Level::Fail, true, _) => Some(REPOSITORY),
@@ -204,18 +244,18 @@ fn is_of(finding: &Finding, (group, name): &(&str, &str)) -> bool {
 }
 
 /// How bad a finding is for those who are to hear of it; none for the others.
-fn severity(finding: &Finding, looks: &Looks<'_>) -> Option<Severity> {
+fn severity(finding: &Finding, other: Option<&str>, looks: &Looks<'_>) -> Option<Severity> {
     match finding.level {
-        Level::Fail if !looks.find(finding) => Some(Severity::Critical),
+        Level::Fail if !looks.find(finding, other) => Some(Severity::Critical),
         Level::Warn if WARNINGS.iter().any(|known| is_of(finding, known)) => Some(Severity::Medium),
         _ => None,
     }
 }
 
-fn found(subject: &str, finding: &Finding, severity: Severity) -> Condition {
-    let Finding {
-        group, name, value, ..
-    } = finding;
+fn found(subject: &str, finding: &Finding, other: Option<&str>, severity: Severity) -> Condition {
+    let Finding { group, value, .. } = finding;
+    let other = other.map_or(String::new(), |other| format!(" of {other}"));
+    let name = format!("{}{other}", finding.name);
     let cause = finding.cause.as_ref();
     let cause = cause.map_or(String::new(), |cause| format!(" ({cause})"));
     let summary = format!("{subject}: {name}: {value}{cause}");
@@ -280,7 +320,7 @@ mod tests {
             repositories: vec!["local"],
             only_writes,
         };
-        severity(&Finding::new(group, name, level, "so"), &looks)
+        severity(&Finding::new(group, name, level, "so"), None, &looks)
     }
 
     #[test]
@@ -297,6 +337,16 @@ mod tests {
         assert_eq!(judged("repository", "local", Level::Fail), None);
         assert_eq!(judged("audit", "local", Level::Fail), critical);
         assert_eq!(judged(LOST, "backups to restore", Level::Fail), None);
+        let looks = Looks {
+            repositories: vec!["local", "offsite"],
+            only_writes: false,
+        };
+        let behind = |name| {
+            let finding = Finding::new("repository", name, Level::Fail, "so");
+            severity(&finding, Some("offsite"), &looks)
+        };
+        assert_eq!(behind("newest backup"), critical, "a look has the first");
+        assert_eq!(behind("space"), None, "a look has those of all");
         let medium = Some(Severity::Medium);
         assert_eq!(judged("clock", "server and host", Level::Fail), None);
         assert_eq!(judged("receiver", "kept WAL", Level::Fail), None);

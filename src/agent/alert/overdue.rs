@@ -5,9 +5,11 @@ use std::time::Duration;
 use super::condition::new;
 use super::decide::Condition;
 use crate::config::{Cluster, Settings, Severity};
+use crate::operate::backup_age;
 use crate::operate::human;
 use crate::operate::metrics::Metrics;
 use crate::operate::proven::Proven;
+use crate::operate::scopes::{self, ScopeInfo};
 use crate::operate::sets::watch::Watched;
 use crate::pg::time::TimestampTz;
 use crate::repo::root::BackupKind;
@@ -58,6 +60,18 @@ pub fn conditions(now: TimestampTz, settings: &Settings, metrics: &Metrics) -> V
         let times = own.map(|one| one.backups.iter().map(|b| b.stop_time).collect());
         found.extend(times.and_then(|times| of_backups(&scope, times, now)));
     }
+    let unlimited = settings.redis_clusters();
+    for content in unlimited.filter(|c| c.max_backup_age.is_none()) {
+        let is_shard = |one: &&ScopeInfo| {
+            scopes::cluster_of(settings, &one.scope).is_some_and(|own| own.name == content.name)
+        };
+        // A shard that has no slots any more gets no backup: the newest of all tells.
+        let shards = info.scopes.iter().filter(is_shard);
+        let times = shards.map(|one| one.backups.iter().map(|b| b.stop_time).collect::<Vec<_>>());
+        let newest = times.max_by_key(|times| times.iter().max().copied());
+        let name = format!("aux/{}/{}", content.kind, content.name);
+        found.extend(newest.and_then(|times| of_backups(&name, times, now)));
+    }
     found
 }
 
@@ -68,6 +82,8 @@ fn has_limit(cluster: &Cluster) -> bool {
 }
 
 fn of_backups(name: &str, mut times: Vec<TimestampTz>, now: TimestampTz) -> Option<Condition> {
+    // The time of a backup under a clock that was ahead tells no age.
+    times.retain(|time| !backup_age::is_ahead(*time, now));
     times.sort_unstable();
     let limit = usual(&times);
     let age = now.duration_since(*times.last()?)?;

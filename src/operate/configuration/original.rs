@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -208,14 +208,8 @@ pub fn restore(session: &Session, asked: &Restoring) -> Result<Restored> {
             for path in &files {
                 let original = door.original(&open, path)?;
                 let original = original.ok_or_else(|| err!(Damaged, "an original is gone"))?;
-                let flags = OFlags::WRONLY | OFlags::TRUNC;
-                let written = beneath::open(target, path, flags, Mode::empty())
-                    .map_err(std::io::Error::from)
-                    .and_then(|file| File::from(file).write_all(&original));
-                written.map_err(|e| {
-                    Error::from_io(format!("write \"{}\"", shown_path(path)), e)
-                        .with_code(Code::TargetWrite)
-                })?;
+                let written = made_file(target, path)?.write_all(&original);
+                written.map_err(|e| not_written(path, e))?;
             }
             Ok(())
         };
@@ -229,6 +223,27 @@ pub fn restore(session: &Session, asked: &Restoring) -> Result<Restored> {
             took: started.elapsed(),
         })
     })
+}
+
+/// The file that was made for an original, empty. A repository may name a device or a pipe in its place: nothing is written there.
+fn made_file(target: BorrowedFd<'_>, path: &[u8]) -> Result<File> {
+    let open = |flags| {
+        let opened = beneath::open(target, path, flags, Mode::empty());
+        opened.map_err(|e| not_written(path, e.into()))
+    };
+    let status = rustix::fs::fstat(open(OFlags::PATH)?).map_err(|e| not_written(path, e.into()))?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+        return Err(err!(
+            Damaged,
+            "the backup has an original of \"{}\", which is no file",
+            shown_path(path)
+        ));
+    }
+    Ok(open(OFlags::WRONLY | OFlags::TRUNC)?.into())
+}
+
+fn not_written(path: &[u8], e: std::io::Error) -> Error {
+    Error::from_io(format!("write \"{}\"", shown_path(path)), e).with_code(Code::TargetWrite)
 }
 
 /// The paths of files whose originals are kept apart.
@@ -274,6 +289,24 @@ mod tests {
 
     use super::*;
     use crate::seal::{Secret32, random_pair};
+
+    #[test]
+    fn an_original_is_written_to_files_alone() {
+        use std::os::fd::AsFd;
+        let dir = tempfile::tempdir().unwrap();
+        let root = File::open(dir.path()).unwrap();
+        std::fs::write(dir.path().join("file"), "redacted").unwrap();
+        let fifo = Mode::from_raw_mode(0o600);
+        rustix::fs::mkfifoat(&root, "pipe", fifo).unwrap();
+        std::fs::create_dir(dir.path().join("folder")).unwrap();
+        let made = |path: &[u8]| made_file(root.as_fd(), path);
+        made(b"file").unwrap().write_all(b"so").unwrap();
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"so");
+        for other in [&b"pipe"[..], b"folder"] {
+            assert_eq!(made(other).unwrap_err().code(), Code::Damaged);
+        }
+        assert_eq!(made(b"none").unwrap_err().code(), Code::TargetWrite);
+    }
 
     #[test]
     fn a_root_vouches_for_its_originals() {

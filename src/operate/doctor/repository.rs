@@ -14,7 +14,7 @@ use crate::operate::lag::{self, PATIENCE, answers};
 use crate::operate::owner::{Access, User};
 use crate::operate::proven::{self, Proven};
 use crate::operate::session::Session;
-use crate::operate::{human, receiver};
+use crate::operate::{backup_age, human, receiver};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
@@ -614,9 +614,15 @@ fn newest_backup(
     session: &Session,
 ) -> Result<()> {
     let newest = newest_leading(side, timeline)?;
+    let now = session.host.now();
     let age = newest
-        .and_then(|b| session.host.now().duration_since(b.stop_time))
+        .and_then(|b| now.duration_since(b.stop_time))
         .unwrap_or_default();
+    if let Some(ahead) = newest.filter(|b| backup_age::is_ahead(b.stop_time, now)) {
+        let value = format!("{}, dated {}", ahead.id, ahead.stop_time);
+        found.fail("newest backup", value, backup_age::AHEAD, new_backup);
+        return Ok(());
+    }
     let limit = cluster.max_backup_age.map(|p| p.duration());
     let value = newest.map(|b| format!("{}, {} old", b.id, human::duration(age)));
     match (value, limit.filter(|limit| age > *limit)) {
@@ -640,7 +646,7 @@ fn newest_leading<'a>(side: Side<'a>, timeline: Option<TimelineId>) -> Result<Op
     let Side { inventory, wal } = side;
     let mut usable: Vec<&Backup> = inventory.backups.iter().collect();
     usable.retain(|b| b.damage.is_none());
-    usable.sort_by_key(|b| b.stop_time);
+    usable.sort_by_key(|b| (b.timeline, b.stop_lsn));
     let known = timeline.filter(|t| inventory.history(*t).is_ok());
     for backup in usable.into_iter().rev() {
         let leads = known.map(|t| base::leads(inventory, wal, backup, t));

@@ -445,7 +445,7 @@ impl Prepared {
             fault::point(&format!("recover-done-{number}"));
         }
         run.write_end(&session.host, End::Complete)?;
-        report.outage.ms = Some(down(&run, &|_| true)?);
+        report.outage.ms = Some(lasted(&run)?);
         report.is_complete = true;
         Ok(report)
     }
@@ -503,10 +503,30 @@ impl Prepared {
             result = json!({});
         }
         result["ms"] = Value::from(ms);
+        result["ended_ms"] = Value::from(session.host.now().unix_micros().map(|at| at / 1000));
         fault::point(&format!("recover-worked-{number}"));
         run.write_done(&session.host, number, &result)?;
         Ok(ms)
     }
+}
+
+/// How long the applications were down, by the clock: the time between two tries of a step counts too.
+fn lasted(run: &Run) -> Result<u64> {
+    let steps = outage(&run.record.steps);
+    let ended = |number: usize| -> Result<Option<(u64, u64)>> {
+        let Some(done) = run.done(number)? else {
+            return Ok(None);
+        };
+        let (ended, ms) = (done["ended_ms"].as_u64(), done["ms"].as_u64());
+        Ok(ended.zip(ms))
+    };
+    let worked = down(run, &|_| true)?;
+    let last = steps.end.saturating_sub(1);
+    let (Some((stopped, ms)), Some((started, _))) = (ended(steps.start)?, ended(last)?) else {
+        return Ok(worked);
+    };
+    // A clock that was set back makes it no shorter than the work.
+    Ok((started + ms).saturating_sub(stopped).max(worked))
 }
 
 /// How long the steps of a run took during which the applications were down, as far as they count.

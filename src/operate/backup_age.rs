@@ -1,0 +1,50 @@
+//! The age of the newest backup of a scope.
+
+use std::time::Duration;
+
+use super::human;
+use crate::pg::time::TimestampTz;
+use crate::repo::clock;
+
+/// Explains that the newest backup, complete at `time`, is older than `max_backup_age`, or that nothing tells its age.
+pub fn trouble(time: TimestampTz, limit: Option<Duration>, now: TimestampTz) -> Option<String> {
+    if is_ahead(time, now) {
+        return Some(format!("the newest backup is dated {time}: {AHEAD}"));
+    }
+    let age = now.duration_since(time)?;
+    let limit = limit.filter(|limit| age > *limit)?;
+    Some(format!(
+        "the newest backup is {} old, max_backup_age is {}",
+        human::duration(age),
+        human::duration(limit)
+    ))
+}
+
+/// Why a backup of a time to come has no age.
+pub const AHEAD: &str = "a clock was ahead, and nothing tells its age";
+
+/// Whether a time has not come yet, as far as clocks agree.
+pub fn is_ahead(time: TimestampTz, now: TimestampTz) -> bool {
+    time > now.saturating_add(clock::MAY_DIFFER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_is_too_old_or_of_a_time_to_come() {
+        let now = TimestampTz::from_unix_seconds(1_800_000_000).unwrap();
+        let told = |seconds: i64, limit| {
+            let time = TimestampTz(now.0 - seconds * 1_000_000);
+            trouble(time, limit, now)
+        };
+        let hour = Some(Duration::from_secs(3600));
+        for (seconds, is_old) in [(-600, false), (0, false), (3600, false), (3601, true)] {
+            assert_eq!(told(seconds, hour).is_some(), is_old, "{seconds}");
+        }
+        assert_eq!(told(1 << 30, None), None);
+        let ahead = told(-601, None).unwrap();
+        assert!(ahead.contains("nothing tells its age"), "{ahead}");
+    }
+}
