@@ -129,11 +129,15 @@ impl<'p> Against<'p> {
             }
             Ok(())
         })?;
+        if !is_whole {
+            reader.fill_up(opened)?;
+        }
         Ok(has_new || !is_whole)
     }
 }
 
-/// Stores the pages that are named; whether there are any. A file that has been truncated meanwhile ends where no more can be read.
+/// Stores the pages that are named; whether there are any. A file that has been truncated meanwhile ends where no more can be read, or has zeros
+/// from there on.
 fn named(reader: &mut Reader<'_, '_, '_>, opened: &Opened<'_>, wanted: &Wanted) -> Result<bool> {
     if let Some(limit) = wanted.limit.filter(|_| !wanted.runs.is_empty()) {
         reader.sink.limit(opened.key, limit)?;
@@ -143,6 +147,7 @@ fn named(reader: &mut Reader<'_, '_, '_>, opened: &Opened<'_>, wanted: &Wanted) 
         let (start, end) = (run.start * PAGE, (run.end * PAGE).min(opened.length));
         reader.sink.skip(start - at)?;
         if !reader.stretch(opened, start, end, &mut |sink, bytes| sink.append(bytes))? {
+            reader.fill_up(opened)?;
             return Ok(true);
         }
         at = end;

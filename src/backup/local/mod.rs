@@ -43,6 +43,8 @@ mod pages;
 mod reader;
 mod session;
 mod task;
+#[cfg(test)]
+mod truncation_tests;
 mod walk;
 
 use against::Against;

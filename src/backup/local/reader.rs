@@ -1,9 +1,11 @@
 //! Reads files of a running server into a sink.
 //!
 //! A file is read up to the length that it has when it is opened; what is added later is in the WAL of the backup. One that has
-//! vanished or shrunk by then is left out or stays short: the WAL says so, too.
+//! vanished or shrunk by then is left out or stays short: the WAL says so, too. A full file of a relation keeps its length, with zeros at its
+//! end: replay of a truncation looks for the files after it only behind a full one.
 //!
-//! PostgreSQL: src/backend/backup/basebackup.c, sendFile, which fills up a file that shrinks with zeros.
+//! PostgreSQL: src/backend/backup/basebackup.c, sendFile, which fills up a file that shrinks with zeros; src/backend/storage/smgr/md.c, mdnblocks
+//! and mdtruncate.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -28,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::progress::Progress;
 use crate::snapshot::filekey::{ClusterNaming, FileKey, RelationFile};
+use crate::snapshot::frame::PAGE_BYTES;
 use crate::snapshot::sink::{FRAME_BYTES, FileSink};
 use crate::tree::walk;
 
@@ -102,6 +105,7 @@ impl<'r, 'p, 't> Reader<'r, 'p, 't> {
         let opened = Opened {
             key: &task.key,
             checked: self.reading.checked(&file, &task.key),
+            is_full: self.reading.is_full(&task.key, metadata.len()),
             file: &file,
             place: &place,
             length: metadata.len(),
@@ -129,10 +133,22 @@ impl<'r, 'p, 't> Reader<'r, 'p, 't> {
     fn whole(&mut self, opened: &Opened<'_>) -> Result<()> {
         self.sink.limit_frames(FRAME_BYTES);
         self.sink.begin(opened.key.clone())?;
-        self.stretch(opened, 0, opened.length, &mut |sink, bytes| {
+        let is_whole = self.stretch(opened, 0, opened.length, &mut |sink, bytes| {
             sink.append(bytes)
         })?;
+        if !is_whole {
+            self.fill_up(opened)?;
+        }
         self.sink.end(opened.mode, opened.mtime).map(|_| ())
+    }
+
+    /// Fills a full file of a relation up with zeros after a stretch that ended before. Any other file ends there.
+    pub(super) fn fill_up(&mut self, opened: &Opened<'_>) -> Result<()> {
+        let lacks = opened.length.saturating_sub(self.sink.position());
+        match opened.is_full {
+            true => self.sink.hole(lacks),
+            false => Ok(()),
+        }
     }
 
     /// The first block of a file, counted over all files of the fork.
@@ -156,6 +172,11 @@ impl<'r, 'p, 't> Reader<'r, 'p, 't> {
             let wanted = left.min(BUFFER_BYTES);
             let room = self.buffer.get_mut(..wanted).unwrap_or_default();
             let n = fill(opened.file, room, at).map_err(|e| opened.failed(e))?;
+            let n = match n < wanted && opened.is_full {
+                // A part of a page with zeros behind it would be a damaged one.
+                true => n - n % PAGE_BYTES,
+                false => n,
+            };
             let bytes = room.get_mut(..n).unwrap_or_default();
             let n = match &opened.checked {
                 Some(checked) => checked.check(bytes, at, &mut self.found)?,
@@ -180,6 +201,8 @@ pub(super) type Taker<'k, 't> = dyn FnMut(&mut FileSink<'t>, &[u8]) -> Result<()
 pub(super) struct Opened<'o> {
     pub key: &'o FileKey,
     checked: Option<Checked<'o>>,
+    /// Whether it is a file of a relation after which others of its fork may come.
+    is_full: bool,
     file: &'o File,
     place: &'o Path,
     pub length: u64,
@@ -208,6 +231,12 @@ impl Reading<'_, '_> {
             )
             .hint("Nothing was committed: PostgreSQL allows no link there. Put the directory in its place, or make it a tablespace.")),
         }
+    }
+
+    /// Whether a file is one of a relation that can grow no more.
+    fn is_full(&self, key: &FileKey, length: u64) -> bool {
+        let full = u64::from(self.relation_segment_blocks) * PAGE_BYTES as u64;
+        key.relation().is_some() && length >= full
     }
 
     /// The check for a file whose pages have checksums.
