@@ -1,7 +1,7 @@
 //! Packs that interrupted backups left behind: content to which a new snapshot leads, instead of storing it again.
 //!
-//! No root vouches for such a pack. So each is read back whole, and one that fails a check is left alone. Its frames say which bytes of which
-//! files they hold. These places lie sorted in an unnamed file, so that memory does not grow with the packs. A page is
+//! No root vouches for such a pack. So each is read back whole, and one that fails a check is left alone. Its writer may have died before it was
+//! durable, so that is made sure of, too. Its frames say which bytes of which files they hold. These places lie sorted in an unnamed file, so that memory does not grow with the packs. A page is
 //! taken over where a pack holds one of its length and hash, at its position in its file.
 
 use std::fs::File;
@@ -74,7 +74,8 @@ impl<'a> Leftovers<'a> {
     /// Reads packs back, on several threads; `tick` is called meanwhile.
     ///
     /// # Errors
-    /// Those of `tick`, of the scratch file, and of the store. A pack that is damaged, or that cannot be read here, is no error.
+    /// Those of `tick`, of the scratch file, and of the store. A pack that is damaged, that cannot be read here, or that cannot be made durable, is no
+    /// error.
     pub fn read(
         (store, scope): (&'a dyn Store, &Scope),
         naming: Naming,
@@ -366,10 +367,11 @@ impl Reading<'_> {
                 return Ok(found);
             };
             match self.pack(at, part) {
-                Ok(proven) => found.push((at, proven)),
-                Err(e) if is_of_the_pack(&e) => self.progress.warn(&format!(
-                    "pack \"{part}\" of an interrupted backup is not used: {e}"
-                )),
+                Ok((pack, proven)) => match pack.settle() {
+                    Ok(()) => found.push((at, proven)),
+                    Err(e) => self.leave_alone(part, &e),
+                },
+                Err(e) if is_of_the_pack(&e) => self.leave_alone(part, &e),
                 Err(e) => {
                     self.is_over.store(true, Ordering::Relaxed);
                     return Err(e);
@@ -378,8 +380,14 @@ impl Reading<'_> {
         }
     }
 
+    fn leave_alone(&self, part: &PartName, why: &Error) {
+        self.progress.warn(&format!(
+            "pack \"{part}\" of an interrupted backup is not used: {why}"
+        ));
+    }
+
     /// Reads every byte of a pack, and takes down what it holds.
-    fn pack(&self, at: usize, part: &PartName) -> Result<Proven> {
+    fn pack(&self, at: usize, part: &PartName) -> Result<(PackReader, Proven)> {
         let index = u32::try_from(at).map_err(|_| err!(Unsupported, "too many packs"))?;
         let pack = open((self.store, self.scope), part, self.naming)?;
         let hashes = pack.page_hashes()?;
@@ -398,12 +406,13 @@ impl Reading<'_> {
             raw_bytes += u64::from(entry.raw_bytes);
             self.progress.advance(u64::from(entry.stored_bytes));
         }
-        Ok(Proven {
+        let proven = Proven {
             hash: *pack.hash(),
             size_bytes: pack.stored_bytes(),
             frames: pack.frame_count(),
             raw_bytes,
-        })
+        };
+        Ok((pack, proven))
     }
 
     /// Takes down the places of a frame, whose page hashes begin at `first`.
@@ -517,6 +526,7 @@ mod tests {
     use crate::snapshot::frame::FrameCodec;
     use crate::snapshot::writer::{Options, SnapshotWriter, Written};
     use crate::store::file::FileStore;
+    use crate::store::{Key, NewObject, Object};
 
     const ONE: &str = "20261120T064049Z-000001-full";
     const TWO: &str = "20261120T064149Z-000002-full";
@@ -563,9 +573,18 @@ mod tests {
         }
 
         fn read(&self, ids: &[&str], progress: &Collector) -> Result<Leftovers<'_>> {
+            self.read_by(&self.store, ids, progress)
+        }
+
+        fn read_by<'a>(
+            &'a self,
+            store: &'a dyn Store,
+            ids: &[&str],
+            progress: &Collector,
+        ) -> Result<Leftovers<'a>> {
             let part = |id: &&str| format!("{id}/000000").parse().unwrap();
             Leftovers::read(
-                (&self.store, &self.scope),
+                (store, &self.scope),
                 NAMING,
                 ids.iter().map(part).collect(),
                 (2, self.folder.path()),
@@ -577,6 +596,57 @@ mod tests {
         fn pack(&self, id: &str) -> std::path::PathBuf {
             let part = format!("{id}/000000").parse().unwrap();
             self.folder.path().join(self.scope.pack(&part).as_str())
+        }
+    }
+
+    /// A store that keeps the keys of objects that were made durable again. That fails for those of one backup.
+    struct Settling<'s> {
+        inner: &'s FileStore,
+        broken: &'static str,
+        settled: Settled,
+    }
+
+    type Settled = Arc<Mutex<Vec<String>>>;
+
+    struct SettlingObject {
+        inner: Box<dyn Object>,
+        key: String,
+        is_broken: bool,
+        settled: Settled,
+    }
+
+    impl Store for Settling<'_> {
+        crate::store::pass_on!();
+
+        fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+            let settling = |inner| -> Box<dyn Object> {
+                Box::new(SettlingObject {
+                    inner,
+                    key: key.to_string(),
+                    is_broken: key.as_str().contains(self.broken),
+                    settled: Arc::clone(&self.settled),
+                })
+            };
+            Ok(self.inner.open(key)?.map(settling))
+        }
+
+        fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+            self.inner.create(key)
+        }
+    }
+
+    impl Object for SettlingObject {
+        crate::store::forward! {
+            fn size_bytes(&self) -> u64;
+            fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+        }
+
+        fn settle(&self) -> Result<()> {
+            if self.is_broken {
+                return Err(err!(Io, "the sync failed"));
+            }
+            self.settled.lock().unwrap().push(self.key.clone());
+            self.inner.settle()
         }
     }
 
@@ -672,6 +742,31 @@ mod tests {
         let left = place.read(&[ONE], &Collector::default()).unwrap();
         assert_eq!(left.packs().count(), 0);
         assert!(left.of(&key("base/1/2")).unwrap().is_none());
+    }
+
+    #[test]
+    fn b43_a_pack_is_made_durable_before_it_is_used_and_left_alone_where_that_fails() {
+        let place = Place::new();
+        let content = pages(&[1, 2, 3]);
+        place.write(ONE, &[("base/1/2", &content)], None);
+        place.write(TWO, &[("base/1/2", &content)], None);
+        let settled = Settled::default();
+        let store = Settling {
+            inner: &place.store,
+            broken: ONE,
+            settled: Arc::clone(&settled),
+        };
+        let progress = Collector::default();
+        let left = place.read_by(&store, &[ONE, TWO], &progress).unwrap();
+        let used: Vec<String> = left.packs().map(|p| p.id.to_string()).collect();
+        assert_eq!(used, [TWO]);
+        let part = format!("{TWO}/000000").parse().unwrap();
+        let own = place.scope.pack(&part).to_string();
+        assert_eq!(*settled.lock().unwrap(), [own]);
+        assert_eq!(progress.lines().len(), 1);
+        assert!(progress.lines()[0].contains("the sync failed"));
+        let mut file = left.of(&key("base/1/2")).unwrap().unwrap();
+        assert_eq!(file.find(0, &content[..8192]).unwrap().unwrap().pack, 1);
     }
 
     /// A pack that changes while it is used is no answer.

@@ -268,6 +268,14 @@ impl PackReader {
         self.object.size_bytes()
     }
 
+    /// Makes sure that the pack survives a power cut, whoever wrote it.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    pub fn settle(&self) -> Result<()> {
+        self.object.settle()
+    }
+
     /// How many frames there are.
     pub fn frame_count(&self) -> u32 {
         u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
