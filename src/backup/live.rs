@@ -21,7 +21,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
 use crate::wire::basebackup::{BackupEvent, BaseBackup, BaseBackupOptions};
-use crate::wire::client::{Client, Rows, Session};
+use crate::wire::client::{Client, Rows, Session, SystemIdentity};
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
 use crate::wire::runtime;
@@ -31,6 +31,13 @@ use crate::wire::stop::{unless_ended, unless_stopped};
 
 /// How often a wait for the server looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a server may take for an answer without which the backup goes on.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Since this version a server may end sessions that are idle.
+const IDLE_LIMIT_SINCE: u32 = 140_000;
+/// Takes the limit of the role or the database away from a session for SQL.
+const NO_IDLE_LIMIT: &str = "select pg_catalog.set_config('idle_session_timeout', '0', false) \
+     where pg_catalog.current_setting('idle_session_timeout') <> '0'";
 
 /// A server and the connections to it.
 pub struct LiveServer {
@@ -66,7 +73,8 @@ impl LiveServer {
         // No other of several hosts has the same WAL for sure, nor the same clock and archiver.
         let mut info = info.clone();
         info.hosts = vec![client.place().clone()];
-        let session = Sql::connect(&info, Arc::clone(&progress));
+        let client = runtime.block_on(without_idle_limit(client, &mut info, &progress));
+        let session = session(&info, Arc::clone(&progress));
         let sql = match runtime.block_on(session) {
             Ok(sql) => Some(sql),
             Err(e) => {
@@ -101,8 +109,30 @@ impl LiveServer {
     fn client(&mut self) -> Result<(&Runtime, &mut Client)> {
         match &mut self.replication {
             Replication::Idle(client) => Ok((&self.runtime, client)),
-            _ => Err(err!(Internal, "the connection is busy with a backup")),
+            _ => Err(busy()),
         }
+    }
+
+    /// Takes the connection for replication out, unless a backup runs on it.
+    fn take_idle(&mut self) -> Result<Option<Client>> {
+        match std::mem::replace(&mut self.replication, Replication::Gone) {
+            Replication::Idle(client) => Ok(Some(client)),
+            Replication::Gone => Ok(None),
+            running @ Replication::Running(_) => {
+                self.replication = running;
+                Err(busy())
+            }
+        }
+    }
+
+    /// Makes sure that the connection for replication answers, on which nothing may have been asked for hours.
+    fn wake(&mut self) -> Result<SystemIdentity> {
+        let idle = self.take_idle()?;
+        let awake = awake(idle, &self.info, &self.progress);
+        let awake = unless_stopped(&self.stop, awake);
+        let (client, identity) = self.runtime.block_on(awake)?;
+        self.replication = Replication::Idle(client);
+        Ok(identity)
     }
 
     fn show(&mut self, setting: &str) -> Option<String> {
@@ -127,6 +157,67 @@ impl LiveServer {
             }
         }
     }
+}
+
+fn busy() -> Error {
+    err!(Internal, "the connection is busy with a backup")
+}
+
+/// Gives a connection for replication back that the server does not end for being idle.
+///
+/// Such a connection takes settings at its start alone, and an older server refuses one that it does not know. So it is made anew, and only where the
+/// server has such a limit. PostgreSQL: src/backend/tcop/postgres.c, `PostgresMain`; src/backend/utils/init/postinit.c, `InitPostgres`;
+/// src/backend/replication/walsender.c, `exec_replication_command`.
+async fn without_idle_limit(
+    mut client: Client,
+    info: &mut ConnInfo,
+    progress: &Arc<dyn Progress>,
+) -> Client {
+    if client.version_num() < IDLE_LIMIT_SINCE {
+        return client;
+    }
+    match client.show("idle_session_timeout").await {
+        Ok(limit) if limit != "0" => {}
+        _ => return client,
+    }
+    let mut patient = info.clone();
+    let options = patient.options.take().unwrap_or_default();
+    patient.options = Some(format!("{options} -c idle_session_timeout=0"));
+    match Client::connect(&patient, Session::Replication, Arc::clone(progress)).await {
+        Ok(other) => {
+            *info = patient;
+            other
+        }
+        // The server has no second connection to spare. One that it ends is made anew when it is needed.
+        Err(_) => client,
+    }
+}
+
+/// Connects for SQL. A limit for idle sessions that cannot be taken away is none of a session that is used often.
+async fn session(info: &ConnInfo, progress: Arc<dyn Progress>) -> Result<Sql> {
+    let mut sql = Sql::connect(info, progress).await?;
+    if sql.version_num() >= IDLE_LIMIT_SINCE {
+        let _ = sql.query(NO_IDLE_LIMIT).await;
+    }
+    Ok(sql)
+}
+
+/// Returns the idle connection for replication where it still answers, else another one: the server or a firewall may have ended it.
+async fn awake(
+    idle: Option<Client>,
+    info: &ConnInfo,
+    progress: &Arc<dyn Progress>,
+) -> Result<(Client, SystemIdentity)> {
+    if let Some(mut client) = idle {
+        let asked = tokio::time::timeout(ANSWER_LIMIT, client.identify_system()).await;
+        if let Ok(Ok(identity)) = asked {
+            return Ok((client, identity));
+        }
+    }
+    let connecting = Client::connect(info, Session::Replication, Arc::clone(progress));
+    let mut client = connecting.await.map_err(of_server)?;
+    let identity = client.identify_system().await.map_err(of_server)?;
+    Ok((client, identity))
 }
 
 /// Streams WAL, and gives the connection back where it can be used again.
@@ -217,6 +308,7 @@ fn of_server(e: Error) -> Error {
 
 impl Source for LiveServer {
     fn facts(&mut self) -> Result<ServerFacts> {
+        let identity = self.wake()?;
         let timezone = self.show("TimeZone");
         let archive_mode = self.show("archive_mode");
         let archive_command = self.show("archive_command");
@@ -235,9 +327,6 @@ impl Source for LiveServer {
         let (runtime, client) = self.client()?;
         let size = runtime
             .block_on(client.show("wal_segment_size"))
-            .map_err(of_server)?;
-        let identity = runtime
-            .block_on(client.identify_system())
             .map_err(of_server)?;
         Ok(ServerFacts {
             host: client.host().to_owned(),
@@ -262,6 +351,18 @@ impl Source for LiveServer {
     fn clock(&mut self) -> Option<TimestampTz> {
         let row = self.ask("select (extract(epoch from clock_timestamp()) * 1000000)::bigint")?;
         TimestampTz::from_unix_micros(row.first()?.as_ref()?.parse().ok()?)
+    }
+
+    fn keep_alive(&mut self) {
+        self.clock();
+        if let Replication::Idle(client) = &mut self.replication {
+            let asked = tokio::time::timeout(ANSWER_LIMIT, client.identify_system());
+            let asked = unless_stopped(&self.stop, async { Ok(asked.await) });
+            // One that does not answer is made anew when it is needed.
+            if !matches!(self.runtime.block_on(asked), Ok(Ok(Ok(_)))) {
+                self.replication = Replication::Gone;
+            }
+        }
     }
 
     fn archiver(&mut self) -> Option<Archiver> {
@@ -311,14 +412,11 @@ impl Source for LiveServer {
     }
 
     fn begin(&mut self, options: &BaseBackupOptions) -> Result<()> {
-        match std::mem::replace(&mut self.replication, Replication::Gone) {
-            Replication::Idle(client) => {
-                let backup = self.runtime.block_on(BaseBackup::start(client, options));
-                self.replication = Replication::Running(Box::new(backup.map_err(of_server)?));
-                Ok(())
-            }
-            _ => Err(err!(Internal, "the connection is busy with a backup")),
-        }
+        self.wake()?;
+        let client = self.take_idle()?.ok_or_else(busy)?;
+        let backup = self.runtime.block_on(BaseBackup::start(client, options));
+        self.replication = Replication::Running(Box::new(backup.map_err(of_server)?));
+        Ok(())
     }
 
     fn next_event(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<Option<BackupEvent>> {
@@ -381,13 +479,8 @@ impl Source for LiveServer {
 
     fn history(&mut self, timeline: TimelineId) -> Result<Bytes> {
         self.end_backup();
-        if let Replication::Gone = self.replication {
-            // The stream of WAL ended with the connection.
-            let client =
-                Client::connect(&self.info, Session::Replication, Arc::clone(&self.progress));
-            let client = self.runtime.block_on(client).map_err(of_server)?;
-            self.replication = Replication::Idle(client);
-        }
+        // A stream of WAL may have ended with the connection.
+        self.wake()?;
         let (runtime, client) = self.client()?;
         let history = runtime.block_on(client.timeline_history(timeline));
         history.map(|h| h.content).map_err(of_server)
@@ -407,23 +500,16 @@ impl WalSource for LiveServer {
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         self.end_backup();
-        let (info, progress) = (&self.info, Arc::clone(&self.progress));
-        let client = std::mem::replace(&mut self.replication, Replication::Gone);
+        let idle = self.take_idle()?;
+        let (info, progress) = (&self.info, &self.progress);
         let streamed = async {
-            let client = match client {
-                Replication::Idle(client) => client,
-                // A stream before it ended with the connection.
-                Replication::Gone => Client::connect(info, Session::Replication, progress)
-                    .await
-                    .map_err(of_server)?,
-                Replication::Running(_) => {
-                    return Err(err!(Internal, "the connection is busy with a backup"));
-                }
-            };
+            // A stream before it may have ended with the connection.
+            let (client, _) = awake(idle, info, progress).await?;
             let (client, result) = stream(client, what, None, &self.stop, sink).await;
             Ok((client, result))
         };
-        let (client, result) = self.runtime.block_on(limited(what, streamed))?;
+        let streamed = unless_stopped(&self.stop, limited(what, streamed));
+        let (client, result) = self.runtime.block_on(streamed)?;
         if let Some(client) = client {
             self.replication = Replication::Idle(client);
         }

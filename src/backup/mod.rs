@@ -94,7 +94,7 @@ use source::{Lister, ServerFacts, Source, WalSource};
 use witness::{Listener, Witness};
 
 const LABEL_LIMIT_BYTES: usize = 1023;
-/// How often the session is used during a wait.
+/// How often the connections to the server are used during a wait.
 const PING: Duration = Duration::from_secs(10);
 
 /// How a backup is taken.
@@ -235,7 +235,7 @@ fn check_registration(
     .hint("Nothing was stored. A registered system identifier keeps its major version and its segment size: after pg_resetwal --wal-segsize give the cluster a new name, \"pitr init --cluster NAME\"."))
 }
 
-/// Waits for the end of another backup; whether there was one. The session is used meanwhile, so that nothing between takes it for dead.
+/// Waits for the end of another backup; whether there was one. The connections are used meanwhile, so that nothing between takes them for dead.
 fn wait_for_turn(
     (repository, layout): (&Repository, &ClusterLayout),
     source: &mut dyn Source,
@@ -245,7 +245,7 @@ fn wait_for_turn(
     let mut used = Instant::now();
     let mut tick = || {
         if used.elapsed() >= PING {
-            source.clock();
+            source.keep_alive();
             used = Instant::now();
         }
         Ok(())
@@ -550,7 +550,7 @@ struct Backup<'a, 'c> {
 }
 
 impl<'a> Backup<'a, '_> {
-    /// Claims what interrupted backups left, and reads it back. The session is used meanwhile.
+    /// Claims what interrupted backups left, and reads it back. The connections are used meanwhile.
     fn resume(
         &mut self,
         source: &mut dyn Source,
@@ -563,7 +563,7 @@ impl<'a> Backup<'a, '_> {
         let mut used = Instant::now();
         let mut tick = || {
             if used.elapsed() >= PING {
-                source.clock();
+                source.keep_alive();
                 used = Instant::now();
             }
             keep(host, claim, &mut self.others)

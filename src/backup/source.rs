@@ -107,6 +107,11 @@ pub trait Source: WalSource {
     /// The server's clock; `None` where it cannot be read.
     fn clock(&mut self) -> Option<TimestampTz>;
 
+    /// Uses the connections that wait, so that nothing between takes them for dead.
+    fn keep_alive(&mut self) {
+        self.clock();
+    }
+
     /// The state of the server's archiver; `None` where it cannot be read.
     fn archiver(&mut self) -> Option<Archiver>;
 

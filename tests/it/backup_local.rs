@@ -238,6 +238,32 @@ fn the_rate_is_kept() {
     assert!(started.elapsed().as_secs() >= least, "{size} bytes");
 }
 
+/// A local backup, and a streamed one that waits for its end: neither asks anything on its connection for replication.
+#[test]
+fn b44_connections_outlast_the_limit_for_idle_ones_and_lost_ones_are_made_anew() {
+    let (site, cluster) = slow();
+    cluster.sql("alter system set idle_session_timeout = '1s'");
+    cluster.sql("select pg_reload_conf()");
+    wait_until("the limit counts", || {
+        cluster.value("show idle_session_timeout") == "1s"
+    });
+    let first = start_at(&site, "2MiB");
+    let second = backup(&site)
+        .args(["--wait", "10m", "--wal-wait", "10m"])
+        .timeout(20 * PATIENCE)
+        .spawn();
+    let idle =
+        "from pg_stat_activity where backend_type = 'walsender' and wait_event = 'ClientRead'";
+    let count = format!("select count(*) {idle}");
+    wait_until("both have a connection", || cluster.value(&count) == "2");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(cluster.value(&count), "2");
+    cluster.sql(&format!("select pg_terminate_backend(pid) {idle}"));
+    first.wait().success();
+    second.wait().success();
+    assert_eq!(committed(&site).len(), 2);
+}
+
 /// A standby and its primary, both of which archive nothing by themselves in time: the tail of the standby's WAL is streamed.
 #[test]
 fn b05_a_local_backup_of_a_standby_completes() {
