@@ -17,7 +17,7 @@ use crate::archive::left_out::{self, MARKER};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::pg::control::{CONTROL_FILE_SIZE, ControlFile};
+use crate::pg::control::{self, CONTROL_FILE_SIZE, ControlFile};
 use crate::pg::label::BackupLabel;
 use crate::pg::manifest::ManifestEnd;
 use crate::progress::Progress;
@@ -87,7 +87,7 @@ fn shape(source: &mut dyn Source, facts: &ServerFacts) -> Result<Shape> {
         block_size_bytes: rows.value(0, 0)?,
         segment_size_bytes: facts.segment_size.bytes(),
         relation_segment_blocks: rows.value(0, 1)?,
-        data_checksums: checksum_version > 0,
+        data_checksums: control::are_checksums_on(checksum_version),
     })
 }
 

@@ -201,8 +201,15 @@ impl ControlFile {
 
     /// Whether data pages carry checksums.
     pub fn checksums_enabled(&self) -> bool {
-        self.data_checksum_version == 1
+        are_checksums_on(self.data_checksum_version)
     }
+}
+
+/// Whether a version of data checksums says that every page carries one. Since 19 there are others, of servers that are being switched.
+///
+/// PostgreSQL: src/include/storage/checksum.h, `ChecksumStateType`.
+pub fn are_checksums_on(version: u32) -> bool {
+    version == 1
 }
 
 fn short(bytes: &[u8]) -> Error {
@@ -321,6 +328,13 @@ fn bool_at(bytes: &[u8], offset: usize) -> Option<bool> {
 mod tests {
     use super::*;
     use crate::error::Code;
+
+    /// 19 has 2 and 3 while checksums are switched on and off.
+    #[test]
+    fn checksums_that_are_switched_are_not_on() {
+        let on = (0..4).filter(|version| are_checksums_on(*version));
+        assert!(on.eq([1]));
+    }
 
     fn sample(control_version: u32, catalog_version: u32) -> Vec<u8> {
         let mut bytes = vec![0u8; CONTROL_FILE_SIZE];
