@@ -14,6 +14,7 @@
 //! visibilitymap_set.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
@@ -125,7 +126,7 @@ impl Recheck<'_> {
         let place = self.root.join(&path);
         let failed = |e| Error::from_io(format!("read \"{}\"", place.display()), e);
         let file = match open_at_once(&place) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(failed)?,
         };
         let blocks = file.metadata().map_err(failed)?.len() / DEFAULT_PAGE_SIZE as u64;
@@ -159,6 +160,35 @@ impl Opened {
             lsn,
         };
         (self.number, page)
+    }
+
+    /// Reads the head of a page; `None` where the file ends before it.
+    fn header(&self, block: u64) -> Result<Option<PageHeader>> {
+        let mut header = [0; PAGE_HEADER_SIZE];
+        let is_there = self.read(&mut header, block * DEFAULT_PAGE_SIZE as u64)?;
+        Ok(PageHeader::parse(&header).filter(|_| is_there))
+    }
+
+    /// Whether a page says that a hash index owns it: records of these name pages that they only lock.
+    ///
+    /// PostgreSQL: src/include/access/hash.h, HASHO_PAGE_ID.
+    fn is_of_hash_index(&self, header: &PageHeader, block: u64) -> Result<bool> {
+        if usize::from(header.special) + 16 != DEFAULT_PAGE_SIZE {
+            return Ok(false);
+        }
+        let mut id = [0; 2];
+        let end = (block + 1) * DEFAULT_PAGE_SIZE as u64;
+        let is_there = self.read(&mut id, end - 2)?;
+        Ok(is_there && u16::from_le_bytes(id) == 0xFF80)
+    }
+
+    /// Fills a buffer from a position on; `false` where the file ends before.
+    fn read(&self, buffer: &mut [u8], position: u64) -> Result<bool> {
+        match self.file.read_exact_at(buffer, position) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok(false),
+            Err(e) => Err(Error::from_io(format!("read \"{}\"", self.path), e)),
+        }
     }
 }
 
@@ -272,15 +302,15 @@ impl Run<'_> {
                 Err(_) => return Err(panicked()),
             };
             match opened {
-                Some(opened) => self.file(&opened, &mut found),
+                Some(opened) => self.file(&opened, &mut found)?,
                 None => break,
             }
         }
         Ok(found)
     }
 
-    /// Looks through one file.
-    fn file(&self, opened: &Opened, found: &mut Found) {
+    /// Looks through one file, up to its end by now.
+    fn file(&self, opened: &Opened, found: &mut Found) -> Result<()> {
         let (recheck, changed) = (self.recheck, self.changed);
         let named = changed.wanted(&Segment {
             fork: opened.fork,
@@ -305,20 +335,20 @@ impl Run<'_> {
                 continue;
             }
             if self.is_over.load(Ordering::Relaxed) {
-                return;
+                return Ok(());
             }
             // Truncated meanwhile.
-            let Some(header) = header(&opened.file, block) else {
-                return;
+            let Some(header) = opened.header(block)? else {
+                return Ok(());
             };
             recheck.rate.take(HEAD_BYTES, self.is_over);
             let (from, to) = recheck.interval;
             if is_doubted && from < header.lsn && header.lsn <= to {
                 found.hole = Some(opened.page(block, header.lsn));
-                return;
+                return Ok(());
             }
             if since.is_some_and(|since| is_stale(&header, since))
-                && !is_of_hash_index(&opened.file, &header, block)
+                && !opened.is_of_hash_index(&header, block)?
                 && !changed.is_late(opened.fork, opened.first_block + block)
             {
                 found.stale_count += 1;
@@ -327,6 +357,7 @@ impl Run<'_> {
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -342,25 +373,6 @@ fn is_drawn(of_file: u64, block: u64) -> bool {
 /// Whether a page was last changed before a position, and would tell of a later change.
 fn is_stale(header: &PageHeader, since: Lsn) -> bool {
     header.lsn <= since && !header.is_new() && header.flags & ALL_VISIBLE == 0
-}
-
-/// Reads the head of a page; `None` where the file ends before it.
-fn header(file: &File, block: u64) -> Option<PageHeader> {
-    let mut header = [0; PAGE_HEADER_SIZE];
-    let read = file.read_exact_at(&mut header, block * DEFAULT_PAGE_SIZE as u64);
-    read.ok().and_then(|()| PageHeader::parse(&header))
-}
-
-/// Whether a page says that a hash index owns it: records of these name pages that they only lock.
-///
-/// PostgreSQL: src/include/access/hash.h, HASHO_PAGE_ID.
-fn is_of_hash_index(file: &File, header: &PageHeader, block: u64) -> bool {
-    let mut id = [0; 2];
-    let end = (block + 1) * DEFAULT_PAGE_SIZE as u64;
-    let read = file.read_exact_at(&mut id, end - 2);
-    usize::from(header.special) + 16 == DEFAULT_PAGE_SIZE
-        && read.is_ok()
-        && u16::from_le_bytes(id) == 0xFF80
 }
 
 #[cfg(test)]
@@ -483,6 +495,39 @@ mod tests {
         let hole = recheck.run(&changed, &mut || Ok(())).unwrap().hole.unwrap();
         assert_eq!((hole.path.as_str(), hole.lsn), ("base/5/7.1", Lsn(1500)));
         assert_eq!(hole.block, u64::from(SEGMENT_BLOCKS) + hidden);
+    }
+
+    /// A directory in place of the file fails each read.
+    #[test]
+    fn b40_a_page_that_cannot_be_read_is_told_and_a_truncated_file_is_none() {
+        let directory = Directory::new();
+        let rate = Rate::new(None);
+        let recheck = directory.recheck(1, &rate);
+        let changed = changed(&[3]);
+        let is_over = AtomicBool::new(false);
+        let run = Run {
+            recheck: &recheck,
+            changed: &changed,
+            is_over: &is_over,
+        };
+        let look = |place: &Path| {
+            let opened = Opened {
+                number: 0,
+                fork: (1663, 5, 7, 0),
+                first_block: 0,
+                path: "base/5/7".into(),
+                file: File::open(place).unwrap(),
+                blocks: u64::from(SEGMENT_BLOCKS),
+            };
+            let mut found = Found::default();
+            run.file(&opened, &mut found).map(|()| found.stale_count)
+        };
+        let failed = look(directory.0.path()).unwrap_err();
+        assert!(failed.to_string().contains("base/5/7"), "{failed}");
+        let place = directory.place("7");
+        let file = File::options().write(true).open(&place).unwrap();
+        file.set_len(3 * DEFAULT_PAGE_SIZE as u64).unwrap();
+        assert_eq!(look(&place).unwrap(), 0);
     }
 
     #[test]
