@@ -7,21 +7,46 @@
 //! PostgreSQL: src/backend/replication/slot.c, `ReplicationSlotReserveWal`; src/backend/backup/basebackup.c, `perform_base_backup`.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
+use super::live::ANSWER_LIMIT;
 use crate::error::Result;
 use crate::fault;
 use crate::progress::Progress;
 use crate::wire::client::{Client, Session};
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::slot::SlotName;
+use crate::wire::stop::within;
 
 /// The connection that listens to the first segment comes first: it may take the server's last one.
 const FIRST: Duration = Duration::from_secs(1);
 /// How often a stream's slot is made anew, and how long to wait after the first failure.
 const AGAIN: Duration = Duration::from_secs(10);
+
+/// How the server is waited for.
+#[derive(Clone, Copy)]
+pub struct Waiting<'w> {
+    pub runtime: &'w Runtime,
+    /// The operator's wish to stop.
+    pub stop: &'w AtomicBool,
+}
+
+impl Waiting<'_> {
+    /// Waits for an answer of the server, which may stand still.
+    ///
+    /// # Errors
+    /// `Deadline`; `Interrupted`; those of `work`.
+    pub fn answer<T>(self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let answered = within(ANSWER_LIMIT, self.stop, work);
+        self.runtime.block_on(answered)
+    }
+}
+
+/// The server as connections are made to it, and what hears its messages.
+type Server<'s> = (&'s ConnInfo, &'s Arc<dyn Progress>);
 
 /// A connection with a temporary slot.
 pub struct Keeper {
@@ -32,11 +57,11 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    fn start(runtime: &Runtime, info: &ConnInfo, progress: Arc<dyn Progress>) -> Result<Keeper> {
-        let connecting = Client::connect(info, Session::Replication, progress);
-        let mut client = runtime.block_on(connecting)?;
+    fn start(wait: Waiting<'_>, (info, progress): Server<'_>) -> Result<Keeper> {
+        let connecting = Client::connect(info, Session::Replication, Arc::clone(progress));
+        let mut client = wait.answer(connecting)?;
         let slot = name(&client, 0)?;
-        runtime.block_on(client.create_temporary_slot(&slot))?;
+        wait.answer(client.create_temporary_slot(&slot))?;
         Ok(Keeper {
             client,
             slot,
@@ -47,26 +72,26 @@ impl Keeper {
     /// Makes a slot anew. `is_sending` is asked after it was made: the old slot stays when the backup may have stopped meanwhile.
     fn renew(
         &mut self,
-        runtime: &Runtime,
+        wait: Waiting<'_>,
         is_sending: impl FnOnce() -> Result<bool>,
     ) -> Result<bool> {
         let new = name(&self.client, self.count)?;
         self.count += 1;
-        runtime.block_on(self.client.create_temporary_slot(&new))?;
+        wait.answer(self.client.create_temporary_slot(&new))?;
         let is_sending = is_sending()?;
         let old = match is_sending {
             true => std::mem::replace(&mut self.slot, new),
             false => new,
         };
-        runtime.block_on(self.client.drop_slot(&old))?;
+        wait.answer(self.client.drop_slot(&old))?;
         Ok(is_sending)
     }
 
     /// Drops the slot, and ends the connection.
-    fn end(mut self, runtime: &Runtime) {
+    fn end(mut self, wait: Waiting<'_>) {
         // The server drops it with the connection, too, though a moment later.
-        let _ = runtime.block_on(self.client.drop_slot(&self.slot));
-        let _ = runtime.block_on(self.client.close());
+        let _ = wait.answer(self.client.drop_slot(&self.slot));
+        let _ = wait.answer(self.client.close());
     }
 }
 
@@ -98,7 +123,8 @@ impl Keeping {
     /// Keeps WAL from now on while a stream runs, if it is time to. A refusal of the server fails no backup, and is followed by another attempt later.
     pub fn tick(
         &mut self,
-        (runtime, info, progress): (&Runtime, &ConnInfo, &Arc<dyn Progress>),
+        wait: Waiting<'_>,
+        server: Server<'_>,
         is_sending: impl FnOnce() -> Result<bool>,
     ) {
         let next = *self.next.get_or_insert_with(|| Instant::now() + FIRST);
@@ -106,8 +132,8 @@ impl Keeping {
             return;
         }
         let result = match &mut self.keeper {
-            Some(keeper) => keeper.renew(runtime, is_sending),
-            None => Keeper::start(runtime, info, Arc::clone(progress)).map(|keeper| {
+            Some(keeper) => keeper.renew(wait, is_sending),
+            None => Keeper::start(wait, server).map(|keeper| {
                 self.keeper = Some(keeper);
                 true
             }),
@@ -127,16 +153,16 @@ impl Keeping {
     }
 
     /// Keeps WAL from now on, just before the backup is stopped.
-    pub fn settle(&mut self, runtime: &Runtime, info: &ConnInfo, progress: &Arc<dyn Progress>) {
+    pub fn settle(&mut self, wait: Waiting<'_>, server: Server<'_>) {
         self.is_settled = true;
-        self.keeper = Keeper::start(runtime, info, Arc::clone(progress)).ok();
+        self.keeper = Keeper::start(wait, server).ok();
     }
 
     /// Lets the server remove its WAL.
-    pub fn end(&mut self, runtime: &Runtime) {
+    pub fn end(&mut self, wait: Waiting<'_>) {
         self.is_settled = true;
         if let Some(keeper) = self.keeper.take() {
-            keeper.end(runtime);
+            keeper.end(wait);
         }
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 
 use super::backoff::{Load, Probe};
-use super::keeper::Keeping;
+use super::keeper::{Keeping, Waiting};
 use super::relations;
 use super::source::{Archiver, Lister, Receivers, ServerFacts, Source, WalSource, WantedWal};
 use crate::err;
@@ -27,12 +27,12 @@ use crate::wire::replication::{Positions, ReplicationStream, StartReplication, S
 use crate::wire::runtime;
 use crate::wire::slot::SlotName;
 use crate::wire::sql::Sql;
-use crate::wire::stop::{unless_ended, unless_stopped};
+use crate::wire::stop::{unless_ended, unless_stopped, within};
 
 /// How often a wait for the server looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a server may take for an answer without which the backup goes on.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a server may take for an answer that can be done without: it may stand still.
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Since this version a server may end sessions that are idle.
 const IDLE_LIMIT_SINCE: u32 = 140_000;
 /// Takes the limit of the role or the database away from a session for SQL.
@@ -136,14 +136,17 @@ impl LiveServer {
     }
 
     fn show(&mut self, setting: &str) -> Option<String> {
+        let stop = Arc::clone(&self.stop);
         let (runtime, client) = self.client().ok()?;
-        runtime.block_on(client.show(setting)).ok()
+        let shown = within(ANSWER_LIMIT, &stop, client.show(setting));
+        runtime.block_on(shown).ok()
     }
 
-    /// Runs a query whose first row matters; a failure only means that it is not known.
+    /// Runs a query whose first row matters; a failure only means that it is not known, and so does an answer that takes too long.
     fn ask(&mut self, query: &str) -> Option<Vec<Option<String>>> {
         let client = self.sql.as_mut()?;
-        match self.runtime.block_on(client.query(query)) {
+        let asked = within(ANSWER_LIMIT, &self.stop, client.query(query));
+        match self.runtime.block_on(asked) {
             Ok(rows) => {
                 let columns = rows.columns.len();
                 let text = |column| rows.text(0, column).ok().flatten().map(str::to_owned);
@@ -309,6 +312,10 @@ fn of_server(e: Error) -> Error {
 impl Source for LiveServer {
     fn facts(&mut self) -> Result<ServerFacts> {
         let identity = self.wake()?;
+        let stop = Arc::clone(&self.stop);
+        let (runtime, client) = self.client()?;
+        let size = unless_stopped(&stop, client.show("wal_segment_size"));
+        let size = runtime.block_on(size).map_err(of_server)?;
         let timezone = self.show("TimeZone");
         let archive_mode = self.show("archive_mode");
         let archive_command = self.show("archive_command");
@@ -324,10 +331,7 @@ impl Source for LiveServer {
         let catalog_version = self
             .ask("select catalog_version_no from pg_control_system()")
             .and_then(|row| row.into_iter().next().flatten()?.parse().ok());
-        let (runtime, client) = self.client()?;
-        let size = runtime
-            .block_on(client.show("wal_segment_size"))
-            .map_err(of_server)?;
+        let (_, client) = self.client()?;
         Ok(ServerFacts {
             host: client.host().to_owned(),
             system_identifier: identity.system_identifier,
@@ -356,10 +360,9 @@ impl Source for LiveServer {
     fn keep_alive(&mut self) {
         self.clock();
         if let Replication::Idle(client) = &mut self.replication {
-            let asked = tokio::time::timeout(ANSWER_LIMIT, client.identify_system());
-            let asked = unless_stopped(&self.stop, async { Ok(asked.await) });
+            let asked = within(ANSWER_LIMIT, &self.stop, client.identify_system());
             // One that does not answer is made anew when it is needed.
-            if !matches!(self.runtime.block_on(asked), Ok(Ok(Ok(_)))) {
+            if self.runtime.block_on(asked).is_err() {
                 self.replication = Replication::Gone;
             }
         }
@@ -414,7 +417,8 @@ impl Source for LiveServer {
     fn begin(&mut self, options: &BaseBackupOptions) -> Result<()> {
         self.wake()?;
         let client = self.take_idle()?.ok_or_else(busy)?;
-        let backup = self.runtime.block_on(BaseBackup::start(client, options));
+        let backup = unless_stopped(&self.stop, BaseBackup::start(client, options));
+        let backup = self.runtime.block_on(backup);
         self.replication = Replication::Running(Box::new(backup.map_err(of_server)?));
         Ok(())
     }
@@ -452,9 +456,13 @@ impl Source for LiveServer {
     }
 
     fn keep_wal(&mut self, is_last: bool) {
-        let (runtime, info, progress) = (&self.runtime, &self.info, &self.progress);
+        let server = (&self.info, &self.progress);
+        let wait = Waiting {
+            runtime: &self.runtime,
+            stop: &self.stop,
+        };
         if is_last {
-            return self.keeping.settle(runtime, info, progress);
+            return self.keeping.settle(wait, server);
         }
         let Replication::Running(backup) = &self.replication else {
             return;
@@ -467,22 +475,27 @@ impl Source for LiveServer {
             "select phase = 'streaming database files' from pg_catalog.pg_stat_progress_basebackup where pid = {pid}"
         );
         let is_sending = || {
-            let rows = runtime.block_on(sql.query(&phase))?;
+            let rows = wait.answer(sql.query(&phase))?;
             Ok(!rows.rows.is_empty() && rows.text(0, 0)? == Some("t"))
         };
-        self.keeping.tick((runtime, info, progress), is_sending);
+        self.keeping.tick(wait, server, is_sending);
     }
 
     fn let_wal_go(&mut self) {
-        self.keeping.end(&self.runtime);
+        self.keeping.end(Waiting {
+            runtime: &self.runtime,
+            stop: &self.stop,
+        });
     }
 
     fn history(&mut self, timeline: TimelineId) -> Result<Bytes> {
         self.end_backup();
         // A stream of WAL may have ended with the connection.
         self.wake()?;
+        let stop = Arc::clone(&self.stop);
         let (runtime, client) = self.client()?;
-        let history = runtime.block_on(client.timeline_history(timeline));
+        let history = unless_stopped(&stop, client.timeline_history(timeline));
+        let history = runtime.block_on(history);
         history.map(|h| h.content).map_err(of_server)
     }
 

@@ -23,7 +23,7 @@ use pitr::store::file::FileStore;
 use pitr::store::{Key, Listed, Meta, NewObject, Object, Published, Room, Store};
 use pitr::wire::basebackup::StartCheckpoint;
 use pitr::wire::conninfo::{ConnInfo, Environment};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::backup::{backup, committed, extract, layout, root, store, verify_with_server_tool};
 use crate::common::fault::{self, Fault};
@@ -625,6 +625,63 @@ fn b04_a_broken_archive_command_is_said_at_once_and_does_not_wait_for_ever() {
         .expect_stderr(&format!("last for \"{failed}\""));
     assert!(started.elapsed() < PATIENCE, "{run}");
     nothing_is_visible(&site, &run);
+}
+
+/// A server that stands still until this goes.
+struct Frozen(Vec<Pid>);
+
+impl Frozen {
+    fn server(cluster: &Cluster) -> Frozen {
+        let postmaster = cluster.pid().unwrap().to_string();
+        let children = format!("/proc/{postmaster}/task/{postmaster}/children");
+        let children = std::fs::read_to_string(children).unwrap();
+        let all = std::iter::once(postmaster.as_str()).chain(children.split_whitespace());
+        let pids = all.map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap());
+        let frozen = Frozen(pids.collect());
+        frozen.signal(Signal::STOP);
+        frozen
+    }
+
+    fn signal(&self, signal: Signal) {
+        for pid in &self.0 {
+            let _ = kill_process(*pid, signal);
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.signal(Signal::CONT);
+    }
+}
+
+/// Its archiver is asked now and then during the wait, and once more at the end.
+#[test]
+fn b45_a_server_that_stands_still_holds_up_neither_the_limit_nor_the_stop() {
+    let mut cluster = Cluster::small(15).create();
+    let site = Site::new(&cluster);
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", "/bin/false");
+    cluster.start();
+    let waiting = |limit: &str| {
+        let program = site.pitr().args(["backup", "--wal-wait", limit]);
+        let running = program.timeout(2 * PATIENCE).spawn();
+        wait_until("the backup waits for its WAL", || {
+            running.stderr().contains("waiting for segment")
+        });
+        running
+    };
+    let running = waiting("8s");
+    let frozen = Frozen::server(&cluster);
+    let run = running.wait().expect_code(1);
+    let run = run.expect_stderr("after 8 seconds");
+    drop(frozen);
+    nothing_is_visible(&site, &run);
+    let running = waiting("10m");
+    let _frozen = Frozen::server(&cluster);
+    // By now the archiver is asked again.
+    std::thread::sleep(Duration::from_secs(4));
+    running.ended_by(Signal::TERM).expect_code(130);
 }
 
 /// Nothing is copied in vain, and nothing that may come by another way is refused.
