@@ -103,7 +103,7 @@ macro_rules! known {
 
 impl Interval<'_> {
     /// Returns what changed. While it is read, the archiver may store segments and the server remove them: each round goes on where the archived WAL
-    /// ended in the one before.
+    /// ended in the one before, with that segment. A record that began before it and ends behind it is a problem.
     ///
     /// # Errors
     /// `Interrupted`; what the store says, but for damage, which is a problem.
@@ -305,6 +305,9 @@ impl Interval<'_> {
             changed.set_late(name.number(self.size)?.range(self.size).end > self.end);
             let container = known!(told(self.open(*name))?);
             let summary = known!(told(index::read_summary(&container))?);
+            if crossing.is_none() && summary.head_end == HeadEnd::Continues {
+                return Ok(Err(lies_in_a_record(*name)));
+            }
             if let Some(ended) = Crossing::continued(&mut crossing, &container, &summary)? {
                 known!(self.joined(&ended, archived.get(ended.from..=at), changed)?);
             }
@@ -352,14 +355,14 @@ impl Interval<'_> {
         Ok(Ok(()))
     }
 
-    fn decode_one(&self, name: SegmentName, decoder: &mut Decoder<'_>) -> Told<()> {
+    fn decode_one(&self, name: SegmentName, decoder: &mut Decoder<'_>) -> Told<SegmentSummary> {
         let container = known!(told(self.open(name))?);
         decoder.begin(name, name.start_lsn(self.size)?);
         match container.read_body(&mut |piece| decoder.feed(piece)) {
             Err(e) if e.code() == Code::Key => known!(self.decode_own(name, &container, decoder)?),
             read => known!(told(read)?),
         }
-        Ok(whole(name, decoder).map(drop))
+        Ok(whole(name, decoder))
     }
 
     /// Decodes a segment that cannot be read back from the server's file of it, which has to have the same bytes.
@@ -456,15 +459,18 @@ impl Interval<'_> {
         let (mut number, last) = self.bounds();
         let mut edge = None;
         if let Some(newest) = newest {
-            let decoded = self.decode_one(newest, &mut decoder)?;
-            if let Err(problem) = decoded {
-                // Its own file would have the bytes.
-                let is_there = self.server.join(newest.to_string()).exists();
-                if self.repository.kept().is_none() || is_there {
-                    return Ok(Err(problem));
+            match self.decode_one(newest, &mut decoder)? {
+                Ok(summary) if is_all_middle(&summary) => return Ok(Err(lies_in_a_record(newest))),
+                Ok(_) => {}
+                Err(problem) => {
+                    // Its own file would have the bytes.
+                    let is_there = self.server.join(newest.to_string()).exists();
+                    if self.repository.kept().is_none() || is_there {
+                        return Ok(Err(problem));
+                    }
+                    decoder.restart();
+                    edge = Some(known!(self.edge(newest)?));
                 }
-                decoder.restart();
-                edge = Some(known!(self.edge(newest)?));
             }
             number = newest.number(self.size)?.next();
         }
@@ -557,6 +563,17 @@ impl Interval<'_> {
                 && wal.segment_size == self.size
         })
     }
+}
+
+/// Whether a segment is all middle of a record.
+fn is_all_middle(summary: &SegmentSummary) -> bool {
+    let head = summary.head.as_ref();
+    head.is_some_and(|head| head.end_lsn.is_none()) && summary.first_record.is_none()
+}
+
+/// The problem of such a segment, where reading begins with it.
+fn lies_in_a_record(name: SegmentName) -> Problem {
+    format!("segment \"{name}\" lies in a record that begins before it and ends behind it")
 }
 
 /// Requires that a segment was whole.
@@ -695,7 +712,7 @@ fn describe(end: &StretchEnd) -> String {
 mod tests {
     use super::*;
     use crate::pg::change::Change;
-    use crate::pg::craft::Craft;
+    use crate::pg::craft::{Craft, long_main_data};
     use crate::pg::record::Relation;
     use crate::pg::timeline::TimelineId;
     use crate::wal::crafted;
@@ -711,6 +728,48 @@ mod tests {
             }));
         }
         changed
+    }
+
+    /// A later round begins with the newest segment of the one before.
+    #[test]
+    fn b46_a_record_whose_beginning_was_read_in_an_earlier_round_is_a_problem() {
+        let mut craft = Craft::new(Major::V17);
+        craft.main(0, 0x20, 0, &[7; 40]);
+        // From the first segment through the second into the third.
+        craft.record(0, 0x20, 0, &long_main_data(&vec![7; 5 << 19]));
+        craft.switch();
+        let dir = tempfile::tempdir().unwrap();
+        let repository = crafted::repository(dir.path(), &craft);
+        let size = craft.identity.segment_size;
+        let layout = ClusterLayout::new("main", craft.identity.system_identifier).unwrap();
+        let (prior, history) = (ClusterContent::sample(), History::root(TimelineId::FIRST));
+        let mut tick = || -> Result<()> { Ok(()) };
+        let interval = Interval {
+            repository: &repository,
+            layout: &layout,
+            major: Major::V17,
+            prior: &prior,
+            prior_time: TimestampTz(0),
+            history: &history,
+            size,
+            end: Lsn(4 << 20),
+            server: dir.path(),
+            tick: RefCell::new(&mut tick),
+        };
+        let [one, two, three] =
+            [1, 2, 3].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
+        let indexed = |segments: &[SegmentName]| {
+            let mut changed = Changed::default();
+            interval.indexed(segments, &mut changed).unwrap()
+        };
+        assert_eq!(indexed(&[one, two, three]), Ok(()));
+        assert_eq!(indexed(&[one, two]), Ok(()));
+        assert_eq!(indexed(&[three]), Ok(()), "the earlier round had it");
+        let problem = Err(lies_in_a_record(two));
+        assert_eq!(indexed(&[two, three]), problem);
+        let mut changed = Changed::default();
+        let unarchived = interval.unarchived(Some(two), &mut changed).unwrap();
+        assert_eq!(unarchived, problem);
     }
 
     #[test]
