@@ -1,5 +1,6 @@
 //! Takes a directory back to a backup of files where it lies.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Choice, choose};
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use crate::backup::files::selection;
 use crate::config::Source;
+use crate::config::trust::is_own;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::restore::content::Open;
@@ -21,6 +23,8 @@ use crate::tree::selection::Selection;
 use crate::tree::settle::Permit;
 
 const KIND: &str = "files";
+/// Linux follows no more links on one path.
+const LINKS_MAX: usize = 40;
 
 /// A restore that is asked for.
 #[derive(Debug, Clone)]
@@ -160,19 +164,65 @@ fn check_rules(member: &Value, rules: Option<&Selection>, name: &str) -> Result<
     })
 }
 
-/// The directory that is configured under a name.
+/// The directory that is configured under a name, with links in its place followed as a backup follows them: the walk of a restore follows none.
 ///
 /// # Errors
-/// `Usage` for a name that is not configured, and for a source that is no directory.
+/// `Usage` for a name that is not configured, and for a source that is no directory; `Refused` for a link of somebody else.
 pub fn source(session: &Session, name: &str) -> Result<PathBuf> {
     let settings = session.settings()?;
     match &settings.files_named(name)?.source {
-        Source::Directory(directory) => Ok(directory.clone()),
+        Source::Directory(directory) => followed(directory),
         _ => Err(err!(
             Usage,
             "the source of \"{name}\" is no directory: nothing of it can be taken back in place"
         )
         .hint("Restore it into a directory: --to DIR")),
+    }
+}
+
+/// The directory that a path leads to. Each link is root's, this user's, or of the directory's owner: others could have any directory replaced.
+///
+/// The directory itself is opened without following links, so that nobody puts one there meanwhile. One that is missing is told of there, too.
+fn followed(path: &Path) -> Result<PathBuf> {
+    let mut at: PathBuf = path.components().collect();
+    let mut foreign: Vec<(PathBuf, u32)> = Vec::new();
+    let mut is_linked = false;
+    for _ in 0..LINKS_MAX {
+        let Ok(found) = at.symlink_metadata() else {
+            return Ok(at);
+        };
+        if !found.is_symlink() {
+            if let Some((link, owner)) = foreign.iter().find(|(_, owner)| *owner != found.uid()) {
+                return Err(err!(
+                    Refused,
+                    "\"{}\" is a link of user id {owner}, and leads to \"{}\" of user id {}",
+                    link.display(),
+                    at.display(),
+                    found.uid()
+                )
+                .hint("Nothing was changed. If it is right, name the directory itself as the source, or give the link to root (chown -h root)."));
+            }
+            return Ok(match is_linked {
+                true => without_links(&at).unwrap_or(at),
+                false => path.to_owned(),
+            });
+        }
+        if !is_own(&found) {
+            foreign.push((at.clone(), found.uid()));
+        }
+        let read = std::fs::read_link(&at);
+        let to = read.map_err(|e| Error::from_io(format!("read \"{}\"", at.display()), e))?;
+        at = at.parent().unwrap_or(&at).join(to).components().collect();
+        is_linked = true;
+    }
+    Ok(at)
+}
+
+/// The path of an entry with the links above it followed; none where they lead nowhere.
+fn without_links(at: &Path) -> Option<PathBuf> {
+    match (at.parent(), at.file_name()) {
+        (Some(parent), Some(name)) => Some(parent.canonicalize().ok()?.join(name)),
+        _ => at.canonicalize().ok(),
     }
 }
 
@@ -190,6 +240,30 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn links_in_the_place_of_a_directory_lead_to_it() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let at = |name: &str| root.join(name);
+        std::fs::create_dir_all(at("disk/real")).unwrap();
+        symlink("disk", at("above")).unwrap();
+        symlink("../above/real/.", at("disk/one")).unwrap();
+        symlink(at("disk/one"), at("two")).unwrap();
+        symlink("missing", at("dangling")).unwrap();
+        symlink("around", at("around")).unwrap();
+        let to = |name: &str| followed(&at(name)).unwrap();
+        for name in ["two", "two/", "disk/one"] {
+            assert_eq!(to(name), at("disk/real"), "{name}");
+        }
+        // A path without a link in its last place stays as it is written.
+        for name in ["disk/real", "above/real", "missing"] {
+            assert_eq!(to(name), at(name));
+        }
+        assert_eq!(to("dangling"), at("missing"));
+        assert_eq!(to("around"), at("around"));
+    }
 
     #[test]
     fn rules_are_those_of_the_backup_or_nothing_is_removed() {

@@ -169,7 +169,8 @@ pub fn prepare(
             check_standby(session, &settings, (member, words))?;
             continue;
         }
-        let old = check(session, &settings, (member, words))?;
+        let deletes = !kept.contains_key(member);
+        let old = check(session, &settings, (member, words), deletes)?;
         if let Some(data_set) = planned.data_sets.get(member) {
             require_modules(session, data_set)?;
         }
@@ -294,11 +295,13 @@ pub(super) fn from_standby(name: &str, pgdata: &Path, words: &[String]) -> Vec<S
     own::with(&line, words)
 }
 
-/// Requires what the steps of a member need, before the first of them. Returns the data directory of a cluster.
+/// Requires what the steps of a member need, before the first of them; `deletes` tells whether files go that the backup lacks. Returns the data
+/// directory of a cluster.
 fn check(
     session: &Session,
     settings: &Settings,
     (member, words): (&SetMember, &[String]),
+    deletes: bool,
 ) -> Result<Option<Old>> {
     match member.kind {
         MemberKind::Cluster => {
@@ -314,8 +317,9 @@ fn check(
             }
             loads::require(session, redis).map(|()| None)
         }
-        // Their backups were looked at before.
-        MemberKind::Files => Ok(None),
+        MemberKind::Files => {
+            trees::require_in_place(session, (member, words), deletes).map(|()| None)
+        }
         MemberKind::Config => trees::require_opened(session, (member, words)).map(|()| None),
     }
 }

@@ -43,20 +43,44 @@ pub fn told(member: &str, why: &str) -> String {
     format!("entries of {member} that its backup lacks stay: {why}")
 }
 
+/// Requires that a directory can go back in place, as its step does it: the plan of that is made, and no entry of it is changed.
+pub fn require_in_place(
+    session: &Session,
+    (member, words): (&SetMember, &[String]),
+    deletes: bool,
+) -> Result<()> {
+    let delete = if deletes { &["--delete"][..] } else { &[] };
+    match rehearse(session, (member, words), delete) {
+        Err(e) if e.hint_text().is_none() => Err(e.hint(UNCHANGED)),
+        done => done,
+    }
+}
+
 /// Requires that configuration can come back with its secrets. Every envelope is opened for that.
 pub fn require_opened(session: &Session, (member, words): (&SetMember, &[String])) -> Result<()> {
-    let mut line = vec!["config", "restore", &member.name, "--in-place"];
+    match rehearse(session, (member, words), &[]) {
+        Err(e) if e.code() == Code::Key => Err(e.hint(format!(
+            "{UNCHANGED} {member} has secrets, and comes back with them: name the key file of a recipient of the secrets pair for as long as the recovery lasts (secrets_key in [repositories.NAME.encryption]). pitr recover database brings the servers back without it."
+        ))),
+        done => done,
+    }
+}
+
+/// Runs the restore in place of a member without carrying it out.
+fn rehearse(
+    session: &Session,
+    (member, words): (&SetMember, &[String]),
+    more: &[&str],
+) -> Result<()> {
+    let kind = member.kind.section();
+    let mut line = vec![kind, "restore", &member.name, "--in-place"];
+    line.extend(more);
     if Work::is_privileged() {
         line.push("--privileged");
     }
     line.extend(words.iter().map(String::as_str));
     line.push("--dry-run");
-    match own::run(session, &line, None) {
-        Err(e) if e.code() == Code::Key => Err(e.hint(format!(
-            "{UNCHANGED} {member} has secrets, and comes back with them: name the key file of a recipient of the secrets pair for as long as the recovery lasts (secrets_key in [repositories.NAME.encryption]). pitr recover database brings the servers back without it."
-        ))),
-        done => done.map(|_| ()),
-    }
+    own::run(session, &line, None).map(|_| ())
 }
 
 /// The restores in place of a member that are kept, oldest first. Those of one second are told apart by their journals.

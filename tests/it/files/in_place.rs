@@ -12,7 +12,7 @@ use super::tree::{Changes, Tree, describe};
 use super::{World, id, is_same};
 use crate::common::mount::{DiskOver, SmallDisk};
 use crate::common::{Program, fault};
-use crate::{require_mounts, require_strace};
+use crate::{require_mounts, require_root, require_strace};
 
 const STEPS: u64 = 48;
 const STEPS_TO_BACKUP: u64 = 4;
@@ -214,6 +214,56 @@ fn without_a_confirmation_both_show_their_plan() {
         let run = other.pitr(&[&["files"], arguments].concat()).run();
         run.expect_code(2).expect_stderr("is no directory");
     }
+}
+
+/// Uploads are on another disk, and a link leads there: `/srv/app/uploads -> /mnt/uploads`.
+#[test]
+fn u102_a_source_that_is_a_link_goes_back_in_place() {
+    let world = World::new("");
+    let (link, real) = (world.source(), world.sandbox.join("disk"));
+    fs::rename(&link, &real).unwrap();
+    symlink(&real, &link).unwrap();
+    fs::write(real.join("one"), "old").unwrap();
+    let backup = world.backup();
+    fs::write(real.join("one"), "new, and longer").unwrap();
+    fs::write(real.join("stray"), "").unwrap();
+    let is = |one: &str, stray: bool| {
+        assert_eq!(fs::read_to_string(real.join("one")).unwrap(), one);
+        assert_eq!(real.join("stray").exists(), stray);
+        assert_eq!(fs::read_link(&link).unwrap(), real, "the link stays");
+    };
+    let plan = in_place(&world, id(&backup), &["--dry-run"]).succeed();
+    assert_eq!(plan.json()["changes"]["removed_count"], 1, "{plan}");
+    is("new, and longer", true);
+    in_place(&world, id(&backup), &["--confirm"]).succeed();
+    is("old", false);
+    rollback(&world, &["--confirm"]).succeed();
+    is("new, and longer", true);
+}
+
+/// Somebody who may write above the source exchanges it for a link: root takes no other directory back.
+#[test]
+fn u102_a_link_of_somebody_else_is_refused() {
+    require_root!("u102_a_link_of_somebody_else_is_refused");
+    let world = World::new("");
+    let (link, other) = (world.source(), world.sandbox.dir("other"));
+    fs::write(link.join("one"), "old").unwrap();
+    let backup = world.backup();
+    fs::remove_dir_all(&link).unwrap();
+    fs::write(other.join("stray"), "").unwrap();
+    symlink(&other, &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(1234), None).unwrap();
+    std::os::unix::fs::lchown(&other, Some(0), None).unwrap();
+    for more in ["--dry-run", "--confirm"] {
+        let run = in_place(&world, id(&backup), &[more]).exits(8);
+        run.expect_stdout("is a link of user id 1234");
+    }
+    rollback(&world, &[]).exits(8);
+    assert!(other.join("stray").exists() && !other.join("one").exists());
+    // It is the directory's owner who has moved it.
+    std::os::unix::fs::lchown(&other, Some(1234), None).unwrap();
+    in_place(&world, id(&backup), &["--confirm"]).succeed();
+    assert!(!other.join("stray").exists() && other.join("one").exists());
 }
 
 /// A restore is killed at every call that changes something, and undone: the source is as it was. So it is when the next restore comes first.

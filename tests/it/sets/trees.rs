@@ -140,6 +140,33 @@ fn r190_a_backup_that_cannot_tell_what_to_remove_stops_nothing() {
     assert!(!host.path("up/stray").exists());
 }
 
+/// Uploads are on another disk, and a link leads there. A directory that the restore cannot open stops nothing.
+#[test]
+fn u102_files_that_a_link_leads_to_are_recovered_and_refusals_come_before_the_stop() {
+    let host = Host::new("\"files:up\"");
+    let (link, real) = (host.path("up"), host.path("disk"));
+    fs::rename(&link, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let mark = host.mark();
+    host.write("disk/a", "new");
+    host.write("disk/stray", "");
+    let rights = fs::metadata(&real).unwrap().permissions();
+    fs::set_permissions(&real, PermissionsExt::from_mode(0o000)).unwrap();
+    let refused = host.recover(&mark, &["--confirm"]).run();
+    fs::set_permissions(&real, rights).unwrap();
+    assert!(!refused.is_success(), "{refused}");
+    refused
+        .expect_stderr("pitr files restore up --in-place")
+        .expect_stderr("Permission denied");
+    assert!(!host.is_stopped());
+    host.recover(&mark, &["--confirm"]).succeed();
+    assert!(host.is_stopped() && !host.path("disk/stray").exists());
+    assert_eq!(read(&host.path("disk/a")), "old");
+    host.pitr(&["recover", "rollback", "--confirm"]).succeed();
+    assert_eq!(read(&host.path("disk/a")), "new");
+    assert!(host.path("disk/stray").exists());
+}
+
 /// The host has the pair, and no key of a recipient, as it is recommended.
 #[test]
 fn r191_settings_with_secrets_need_their_key_before_anything_is_stopped() {
