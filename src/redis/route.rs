@@ -125,7 +125,15 @@ pub fn plan_while(
 
 /// Pure: whether a place lies in a history that leads to where one was left, and not behind that.
 pub fn is_before(histories: &[Known], from: (&str, u64), left: &Parent) -> bool {
-    from.1 <= left.fork && chain(histories, from, &left.replid).is_ok()
+    from.1 <= left.fork && leads_to(histories, from, &left.replid).is_ok()
+}
+
+/// Pure: requires that a history leads from a place of it to another one, whether or not the bytes between are stored.
+///
+/// # Errors
+/// `OutOfReach`.
+pub fn leads_to(histories: &[Known], from: (&str, u64), wanted: &str) -> Result<()> {
+    chain(histories, from, wanted).map(|_| ())
 }
 
 /// The histories on the way from a position of one to another, each with the position at which the one before it is left, last first.

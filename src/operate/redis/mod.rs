@@ -38,7 +38,7 @@ use crate::redis::member::Member;
 use crate::redis::nodes::digits;
 use crate::redis::route::{self, Moment, Route, Target};
 use crate::redis::source::Source;
-use crate::redis::walk;
+use crate::redis::walk::{self, Known};
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
@@ -241,8 +241,12 @@ fn on_way(
                 .collect(),
             None => search::newest_first(repository, scope, is_whole)?,
         };
-        let (mut failure, mut alone) = (None, None);
+        let (mut failure, mut alone, mut elsewhere) = (None, None, None);
         let mut attempts = 0;
+        let histories = match target.replid {
+            Some(_) => walk::histories(repository, scope)?,
+            None => Vec::new(),
+        };
         // A server that was started often has many newer backups of other histories.
         let passes: &[bool] = match target.replid {
             Some(_) => &[true, false],
@@ -268,6 +272,10 @@ fn on_way(
                 alone.get_or_insert_with(|| stands_alone(name, id, &member));
                 continue;
             }
+            if let Err(e) = leads_to(&histories, &member, target) {
+                elsewhere.get_or_insert(e);
+                continue;
+            }
             match way_from((session, repository, scope), &member, target) {
                 Ok(route) => {
                     way.replace(Some(route));
@@ -280,7 +288,7 @@ fn on_way(
                 Err(e) => return Err(e),
             }
         }
-        failure.or(alone).map_or(Ok(None), Err)
+        failure.or(alone).or(elsewhere).map_or(Ok(None), Err)
     })?;
     match (found, way.into_inner()) {
         (Some(backup), Some(route)) => Ok((read(backup)?, route)),
@@ -296,6 +304,15 @@ fn on_way(
 
 /// The log in a repository, and the session that looks at it.
 type Place<'p> = (&'p Session, &'p Repository, &'p Scope);
+
+/// Requires that the history of a data set leads to the one that is wanted, where one is. No object of the log is read for that, so that such
+/// data sets are no attempts.
+fn leads_to(histories: &[Known], member: &Member, target: &Target) -> Result<()> {
+    match (&target.replid, member.position()) {
+        (Some(wanted), Some(position)) => route::leads_to(histories, position, wanted),
+        _ => Ok(()),
+    }
+}
 
 /// Whether a data set is one of before the target.
 fn is_before(

@@ -96,6 +96,44 @@ impl Moment {
     }
 }
 
+/// A server goes on from an older dump, and then starts empty again and again: the newer backups are of histories that lead nowhere.
+#[test]
+fn a_history_is_reached_past_any_number_of_backups_of_others() {
+    const OTHERS: usize = 17;
+    let (mut server, world, running) = received("redis-7", "");
+    let base = world.backup();
+    confirm(&server, "SET saved 1\n", 1);
+    wait_until("the server saves", || server.ask(&["SAVE"]) == "OK");
+    stop(running);
+    server.kill();
+    server.begin();
+    let running = receiver(&world, &server);
+    confirm(&server, "SET kept 1\nSET kept 2\n", 1);
+    let end = Moment::of(&server);
+    stop(running);
+    for _ in 0..OTHERS {
+        server.kill();
+        let _ = std::fs::remove_file(server.data().join("dump.rdb"));
+        server.begin();
+        let other = world.backup();
+        assert_ne!(other["redis"]["replid"], *end.replid, "{other}");
+    }
+    let ways: [&[&str]; 2] = [
+        &["--latest", "--history", &end.replid],
+        &["--target-offset", &end.target()],
+    ];
+    for (n, way) in ways.iter().enumerate() {
+        let plan = world.json(&[&["plan", "cache"], *way].concat());
+        assert_eq!(plan["backup"], base["id"], "{plan}");
+        let copy = world.restore(&format!("copy{n}"), way);
+        assert_eq!(Server::on("redis-7", &copy, &[]).content(), end.content);
+    }
+    let none = world.sandbox.join("none");
+    let unknown = "f".repeat(40);
+    let run = world.restoring(&none, &["--latest", "--history", &unknown]);
+    run.exits(5).expect_stderr("does not go on from history");
+}
+
 /// The receiver is killed again and again while it receives: what `WAIT` confirmed comes back.
 fn r21_what_wait_confirmed_survives_a_kill_of_the_receiver(name: &'static str) {
     let (server, world, mut running) = received(name, "");
