@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::err;
 use crate::error::Result;
 
-/// So many words of a command are kept: its name, and what tells one request from another.
-const WORDS_KEPT: usize = 3;
+/// So many words of a command are kept: its name, and what tells one request from another. `COPY from to REPLACE DB n` is the longest that counts.
+const WORDS_KEPT: usize = 6;
 /// So many bytes of a word are kept.
 const WORD_BYTES_KEPT: usize = 64;
 /// No length is longer in decimal digits, with the sign before it and the line end.
@@ -58,18 +58,18 @@ pub struct Command<'a> {
 impl Command<'_> {
     /// The greatest number of a database that it names; 0 where it names none.
     pub fn greatest_db(&self) -> u32 {
-        let names = match self.effect {
-            Effect::Select | Effect::Swap => self.words.get(1..).unwrap_or_default(),
-            Effect::Write if self.words.first().is_some_and(|name| *name == b"MOVE") => {
-                self.words.get(2..).unwrap_or_default()
+        let from = |at: usize| self.words.get(at..).unwrap_or_default();
+        let named = |words: &[&[u8]]| words.iter().filter_map(|word| database(word)).max();
+        let found = match (self.effect, self.words.first().copied()) {
+            (Effect::Select | Effect::Swap, _) => named(from(1)),
+            (Effect::Write, Some(b"MOVE")) => named(from(2)),
+            (Effect::Write, Some(b"COPY")) => {
+                let options = from(3).windows(2);
+                options.filter_map(database_of_option).max()
             }
-            _ => &[],
+            _ => None,
         };
-        let numbers = names.iter().filter_map(|word| decimal(word));
-        numbers
-            .filter_map(|n| u32::try_from(n).ok())
-            .max()
-            .unwrap_or(0)
+        found.unwrap_or(0)
     }
 
     /// Whether the server asks how far its replica is.
@@ -263,8 +263,7 @@ impl Reader {
         let effect = effect(words);
         match effect {
             Effect::Select => {
-                let db = words.get(1).and_then(|word| decimal(word));
-                let db = db.and_then(|db| u32::try_from(db).ok());
+                let db = words.get(1).and_then(|word| database(word));
                 self.db = Some(db.ok_or_else(|| self.no_command())?);
             }
             Effect::Transaction => {
@@ -367,6 +366,19 @@ fn number(first: u8, line: &[u8]) -> Option<u64> {
     decimal(line.strip_prefix(&[first])?.strip_suffix(b"\r\n")?)
 }
 
+/// The number of a database.
+fn database(word: &[u8]) -> Option<u32> {
+    decimal(word).and_then(|number| u32::try_from(number).ok())
+}
+
+/// The database of two words of `COPY`, where they are the option `DB n`.
+fn database_of_option(pair: &[&[u8]]) -> Option<u32> {
+    match pair {
+        [option, number] if option.eq_ignore_ascii_case(b"DB") => database(number),
+        _ => None,
+    }
+}
+
 fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
@@ -442,7 +454,7 @@ mod tests {
         let long = vec![b'x'; 200];
         let commands: &[&[&[u8]]] = &[
             &[b"SELECT", b"3"],
-            &[b"RPUSH", b"key", &long, &long, b""],
+            &[b"RPUSH", b"key", &long, &long, b"", b"a", b"b"],
             &[b"MULTI"],
             &[b"INCR", b"n"],
             &[b"EXEC"],
@@ -465,6 +477,41 @@ mod tests {
         let kept = &expected[1].2;
         assert_eq!(kept.len(), WORDS_KEPT);
         assert_eq!(kept[2], vec![b'x'; WORD_BYTES_KEPT]);
+    }
+
+    #[test]
+    fn the_greatest_database_of_a_command_is_known_whatever_names_it() {
+        let greatest = |words: &[&[u8]]| {
+            let mut found = Vec::new();
+            let mut out = |command: &Command<'_>| {
+                found.push(command.greatest_db());
+                Ok(())
+            };
+            let bytes = resp::command(words);
+            Reader::new(0, None).read(&bytes, &mut out).unwrap();
+            // Byte by byte it is read the slow way.
+            let mut slow = Reader::new(0, None);
+            for byte in bytes.chunks(1) {
+                slow.read(byte, &mut out).unwrap();
+            }
+            assert_eq!(found.len(), 2);
+            assert_eq!(found[0], found[1], "{words:?}");
+            found[0]
+        };
+        let named: [(&[&[u8]], u32); 9] = [
+            (&[b"SELECT", b"20"], 20),
+            (&[b"SWAPDB", b"3", b"20"], 20),
+            (&[b"move", b"30", b"20"], 20),
+            (&[b"COPY", b"30", b"40", b"DB", b"20"], 20),
+            (&[b"copy", b"30", b"40", b"db", b"20", b"REPLACE"], 20),
+            (&[b"COPY", b"30", b"40", b"replace", b"Db", b"20"], 20),
+            (&[b"COPY", b"DB", b"40"], 0),
+            (&[b"COPY", b"30", b"DB", b"REPLACE"], 0),
+            (&[b"SET", b"key", b"value", b"DB", b"20"], 0),
+        ];
+        for (words, expected) in named {
+            assert_eq!(greatest(words), expected, "{words:?}");
+        }
     }
 
     #[test]

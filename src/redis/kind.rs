@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::append_only;
 use super::connection::Tick;
 use super::files::{Opened, Place};
-use super::member::{AOF, BGSAVE, Member, NO_HISTORY, PSYNC};
+use super::member::{AOF, BGSAVE, Database, Member, NO_HISTORY, PSYNC};
 use super::rdb::Passing;
 use super::resp::FullResync;
 use super::saved;
@@ -16,7 +16,7 @@ use super::source::{Source, no_backup};
 use super::transfer::{self, Received};
 use crate::config::RedisSource;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::snapshot::filekey::{FileKey, Naming};
@@ -35,10 +35,15 @@ pub const BASE: &str = "base.rdb";
 /// The file of the commands behind it, where the server keeps some.
 pub const TAIL: &str = "tail.aof";
 
+/// Connects to the server once more.
+pub type Again<'a> = dyn Fn(Tick<'_>) -> Result<Source> + 'a;
+
 /// A server whose data set is taken.
-pub struct Base {
+pub struct Base<'a> {
     /// The server.
     pub source: Source,
+    /// A second connection to it: the first one is that of a replica once a data set came by it.
+    pub again: &'a Again<'a>,
     /// The text that tells it from others.
     pub identity: String,
     /// The way in which it is taken.
@@ -59,14 +64,34 @@ struct Facts {
     times: (TimestampTz, TimestampTz),
 }
 
-impl Base {
+impl Base<'_> {
     fn receive(&mut self, work: &mut Work<'_, '_>) -> Result<Member> {
         let facts = match self.way {
             RedisSource::Psync => self.by_psync(work)?,
             RedisSource::Bgsave => self.by_save(work)?,
             RedisSource::Aof => self.by_append_only(work)?,
         };
-        Ok(self.told(facts))
+        let keyspace = self.keyspace(work)?;
+        Ok(self.told(facts, keyspace))
+    }
+
+    /// The databases with keys before and behind the fork. The data set of the moment between may have one that the server did not have before.
+    fn keyspace(&mut self, work: &mut Work<'_, '_>) -> Result<Vec<Database>> {
+        let before = self.source.info.keyspace();
+        let behind = match self.way {
+            RedisSource::Psync => (self.again)(work.tick).map(|source| source.info),
+            RedisSource::Bgsave | RedisSource::Aof => self.source.ask("keyspace", work.tick),
+        };
+        match behind {
+            Ok(info) => Ok(with_greater(before, info.keyspace())),
+            Err(e) if e.code() == Code::Interrupted => Err(e),
+            Err(e) => {
+                work.host.progress.warn(&format!(
+                    "which databases the server has was asked before its fork alone: set \"databases\" by hand where a restored server says that it needs more ({e})"
+                ));
+                Ok(before)
+            }
+        }
     }
 
     fn by_psync(&mut self, work: &mut Work<'_, '_>) -> Result<Facts> {
@@ -141,7 +166,7 @@ impl Base {
         })
     }
 
-    fn told(&self, facts: Facts) -> Member {
+    fn told(&self, facts: Facts, keyspace: Vec<Database>) -> Member {
         let (info, version) = (&self.source.info, &self.source.version);
         let head = &facts.received.head;
         let position = facts.position.as_ref();
@@ -159,7 +184,7 @@ impl Base {
             role: self.source.role().to_owned(),
             run_id: info.field("run_id").unwrap_or_default().to_owned(),
             stream_db: stream_db.and_then(|db| db.parse().ok()),
-            keyspace: info.keyspace(),
+            keyspace,
             modules: info.modules.clone(),
             rdb_bytes: facts.received.bytes,
             has_checksum: facts.received.has_checksum,
@@ -169,6 +194,13 @@ impl Base {
             tail_bytes: facts.tail_bytes,
         }
     }
+}
+
+/// Pure: the databases of an account, and those of a later one with greater numbers.
+fn with_greater(mut before: Vec<Database>, behind: Vec<Database>) -> Vec<Database> {
+    let last = before.last().map(|last| last.db);
+    before.extend(behind.into_iter().filter(|one| Some(one.db) > last));
+    before
 }
 
 /// Waits until no save runs, and returns the position of the server then. One that runs already may be handed to a further replica, and is older than its
@@ -249,7 +281,7 @@ impl<'w, 's> Tree<'w, 's> {
     }
 }
 
-impl Kind for Base {
+impl Kind for Base<'_> {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -274,5 +306,28 @@ fn moment(time: TimestampTz) -> Moment {
     Moment {
         seconds: time.unix_micros().unwrap_or_default().div_euclid(1_000_000),
         nanoseconds: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn databases_that_appeared_behind_the_first_look_count_with_greater_numbers() {
+        let of = |numbers: &[(u32, u64)]| -> Vec<Database> {
+            let numbers = numbers.iter();
+            let database = |(db, keys): &(u32, u64)| Database {
+                db: *db,
+                keys: *keys,
+                expires: 0,
+            };
+            numbers.map(database).collect()
+        };
+        let both = |before, behind| with_greater(of(before), of(behind));
+        let found = both(&[(0, 7), (4, 1)], &[(0, 8), (2, 1), (20, 3)]);
+        assert_eq!(found, of(&[(0, 7), (4, 1), (20, 3)]));
+        assert_eq!(both(&[], &[(0, 1), (3, 1)]), of(&[(0, 1), (3, 1)]));
+        assert_eq!(both(&[(5, 1)], &[]), of(&[(5, 1)]));
     }
 }

@@ -39,7 +39,7 @@ pub struct Member {
     pub run_id: String,
     /// The database that the history had selected at the offset, where the file says so.
     pub stream_db: Option<u32>,
-    /// The databases with keys, as the server counted them just before.
+    /// The databases with keys, as the server counted them just before; those with greater numbers as it counted them just behind.
     pub keyspace: Vec<Database>,
     /// Modules that the server had loaded.
     pub modules: Vec<Module>,

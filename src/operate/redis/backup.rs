@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::cluster::{Learned, Live, Nodes, of_shard};
 use super::receive::{origin, pause};
-use super::{configured, connect, identity, sentinels, server};
+use super::{configured, connect, connect_to, identity, sentinels, server};
 use crate::backup::content::{self, Options};
 use crate::config::{self, Redis, Settings};
 use crate::err;
@@ -205,8 +205,10 @@ fn take(
     source.check_ready().map_err(no_backup)?;
     is_connecting.set(false);
     let is_alone = source.is_shard() && live.is_none();
+    let address = source.connection.address().clone();
     let mut base = Base {
         source,
+        again: &|tick| connect_to(wanted, &address, tick),
         identity: identity(wanted),
         way: wanted.source,
         directory: wanted.service.data_directory.clone(),

@@ -174,6 +174,35 @@ fn r148_a_save_that_runs_for_another_replica_is_waited_for() {
     assert_eq!(Server::on("redis-6", &copy, &[]).ask(&["GET", "late"]), "1");
 }
 
+/// A client uses a new database while the backup waits for the save of another one: the restored server has to have that many.
+#[test]
+fn r161_a_database_that_appears_before_the_fork_is_counted() {
+    let more = ["--repl-diskless-sync-delay", "0", "--databases", "64"];
+    let server = Server::start("redis-7", &more);
+    server.ask(&["DEBUG", "POPULATE", "4000"]);
+    let world = World::new(&server);
+    server.ask(&["CONFIG", "SET", "rdb-key-save-delay", "2000"]);
+    server.ask(&["BGSAVE"]);
+    server.ask(&["CONFIG", "SET", "rdb-key-save-delay", "0"]);
+    let running = world.redis(&["backup", "cache", "--json"]).spawn();
+    wait_until(
+        "pitr has asked what there is, and waits for the save",
+        || {
+            let clients = server.ask(&["CLIENT", "LIST"]);
+            clients.contains("cmd=info") && clients.contains("age=1 ")
+        },
+    );
+    assert_eq!(server.info("rdb_bgsave_in_progress"), "1", "it still runs");
+    server.feed("SELECT 40\nSET late 1\n");
+    let taken = running.wait().success().json();
+    let keyspace = &taken["redis"]["keyspace"];
+    assert_eq!(keyspace[1]["db"], 40, "{taken}");
+    let copy = world.restore("copy", &[]);
+    let restored = Server::on("redis-7", &copy, &[]);
+    let asked = restored.cli(&[]).stdin(b"SELECT 40\nGET late\n").run();
+    assert_eq!(asked.stdout.lines().nth(1), Some("1"), "{asked}");
+}
+
 #[test]
 fn r05_a_data_set_without_a_checksum_is_said_to_have_none() {
     let server = Server::start("redis-7", &["--rdbchecksum", "no"]);

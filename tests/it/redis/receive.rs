@@ -1273,6 +1273,24 @@ fn r161_a_key_that_was_moved_into_a_high_database_is_there() {
     let world = World::new(&server);
     configure(&world, &server, "");
     let running = receiver(&world, &server);
+/// Row R161: a database is named by the options of COPY alone.
+#[test]
+fn r161_a_key_that_was_copied_into_a_high_database_is_there() {
+    let more = ["--repl-diskless-sync-delay", "0", "--databases", "64"];
+    let server = Server::start("redis-7", &more);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    confirm(&server, "SET k 1\n", 1);
+    world.backup();
+    confirm(&server, "COPY k there replace db 40\nDEL k\n", 1);
+    stop(running);
+    let copy = world.restore("copy", &["--latest"]);
+    let restored = Server::on("redis-7", &copy, &[]);
+    let asked = restored.cli(&[]).stdin(b"SELECT 40\nGET there\n").run();
+    assert_eq!(asked.stdout.lines().nth(1), Some("1"), "{asked}");
+}
+
     confirm(&server, "SET k 1\n", 1);
     world.backup();
     confirm(&server, "MOVE k 40\n", 1);
