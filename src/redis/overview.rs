@@ -5,10 +5,10 @@ use serde::Serialize;
 use super::command::Effect;
 use super::history::{Beginning, History, Parent};
 use super::log::Event;
-use super::walk;
-use crate::error::{Code, Result};
+use super::walk::{self, Seen};
+use crate::error::{Code, Error, Result};
 use crate::pg::time::TimestampTz;
-use crate::repo::log_keys::{self, LogKeys};
+use crate::repo::log_keys::{self, LogKeys, SEGMENT_BYTES, segment_of};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 
@@ -55,28 +55,44 @@ pub struct Line {
     pub notable: Vec<Notable>,
 }
 
-/// Looks at all histories of a server, the one whose bytes arrived first at the front. `with_commands` reads the index of each object.
+/// Hears what is not known because of damage. Its error ends the look.
+pub type Passes<'p> = &'p dyn Fn(Error) -> Result<()>;
+
+/// Looks at all histories of a server, the one whose bytes arrived first at the front. `with_commands` reads the index of each object. `passes` hears
+/// of each object of the log that is damaged.
 ///
 /// # Errors
-/// `Damaged`; those of the store.
-pub fn read(repository: &Repository, scope: &Scope, with_commands: bool) -> Result<Vec<Line>> {
+/// Those of `passes`; `Damaged` where it is not known which histories there are; those of the store.
+pub fn read(
+    repository: &Repository,
+    scope: &Scope,
+    with_commands: bool,
+    passes: Passes<'_>,
+) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     for (replid, parents) in walk::histories(repository, scope)? {
         let keys = LogKeys::new(scope, &replid);
+        let look = Look {
+            repository,
+            keys: &keys,
+            replid: &replid,
+            passes,
+        };
         let ranges = walk::ranges(repository, &keys)?;
         let notable = match with_commands {
-            true => notable(repository, &keys, &ranges)?,
+            true => look.notable(&ranges)?,
             false => Vec::new(),
         };
-        let ranges: Result<Vec<Range>> = ranges
-            .into_iter()
-            .map(|range| timed(repository, &keys, range))
-            .collect();
+        let ranges: Result<Vec<Range>> =
+            ranges.into_iter().map(|range| look.timed(range)).collect();
+        let server = look.readable("the server", History::read(repository, &keys))?;
+        let beginnings = Beginning::of(repository, &keys).map(Some);
+        let beginnings = look.readable("each beginning", beginnings)?;
         lines.push(Line {
-            server: readable(History::read(repository, &keys))?.flatten(),
+            server,
             parents,
             ranges: ranges?,
-            beginnings: readable(Beginning::of(repository, &keys))?.unwrap_or_default(),
+            beginnings: beginnings.unwrap_or_default(),
             notable,
             replid,
         });
@@ -85,57 +101,92 @@ pub fn read(repository: &Repository, scope: &Scope, with_commands: bool) -> Resu
     Ok(lines)
 }
 
-/// None where the key is missing.
-fn readable<T>(read: Result<T>) -> Result<Option<T>> {
-    match read {
-        Err(e) if e.code() == Code::Key => Ok(None),
-        other => other.map(Some),
-    }
+/// A look at one history.
+struct Look<'l> {
+    repository: &'l Repository,
+    keys: &'l LogKeys,
+    replid: &'l str,
+    passes: Passes<'l>,
 }
 
-fn timed(repository: &Repository, keys: &LogKeys, (from, to): (u64, u64)) -> Result<Range> {
-    let time = |position: u64, is_first: bool| -> Result<Option<TimestampTz>> {
-        let seen = readable(walk::object_at(repository, keys, position))?.flatten();
-        let mark = seen.and_then(|seen| match is_first {
-            true => seen.marks.first().copied(),
-            false => seen.marks.last().copied(),
-        });
-        Ok(mark.and_then(|mark| TimestampTz::from_unix_micros(mark.arrived_us)))
-    };
-    Ok(Range {
-        from,
-        to,
-        from_time: time(from, true)?,
-        to_time: time(to.saturating_sub(1), false)?,
-    })
-}
-
-fn notable(repository: &Repository, keys: &LogKeys, ranges: &[(u64, u64)]) -> Result<Vec<Notable>> {
-    let mut found: Vec<Notable> = Vec::new();
-    for (from, to) in ranges {
-        let mut reached = *from;
-        while reached < *to {
-            let Some((seen, events)) = walk::events_at(repository, keys, reached)? else {
-                break;
-            };
-            for event in events {
-                let is_new = found
-                    .last()
-                    .is_none_or(|last| last.position < event.position);
-                if is_new && let Some(command) = name(event) {
-                    let behind = seen.marks.iter().find(|m| m.position > event.position);
-                    found.push(Notable {
-                        command,
-                        position: event.position,
-                        time: behind.and_then(|m| TimestampTz::from_unix_micros(m.arrived_us)),
-                        db: event.db,
-                    });
-                }
-            }
-            reached = seen.to;
+impl Look<'_> {
+    /// A fact; none where the key is missing, and where its object is damaged.
+    fn readable<T>(&self, what: &str, read: Result<Option<T>>) -> Result<Option<T>> {
+        match read {
+            Err(e) if e.code() == Code::Key => Ok(None),
+            other => Ok(self.undamaged(what, other)?.flatten()),
         }
     }
-    Ok(found)
+
+    /// A fact; none where its object is damaged.
+    fn undamaged<T>(&self, what: &str, read: Result<T>) -> Result<Option<T>> {
+        match read {
+            Err(e) if e.is_lost() => {
+                let text = format!("{what} of history {} is not known", self.replid);
+                (self.passes)(e.context(text)).map(|()| None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    /// The times of the first and the last byte of a range.
+    fn timed(&self, (from, to): (u64, u64)) -> Result<Range> {
+        let time = |position: u64, is_first: bool| -> Result<Option<TimestampTz>> {
+            let what = format!("the time of the bytes at offset {position}");
+            let seen = walk::object_at(self.repository, self.keys, position);
+            let seen = self.readable(&what, seen)?;
+            let mark = seen.and_then(|seen| match is_first {
+                true => seen.marks.first().copied(),
+                false => seen.marks.last().copied(),
+            });
+            Ok(mark.and_then(|mark| TimestampTz::from_unix_micros(mark.arrived_us)))
+        };
+        Ok(Range {
+            from,
+            to,
+            from_time: time(from, true)?,
+            to_time: time(to.saturating_sub(1), false)?,
+        })
+    }
+
+    fn notable(&self, ranges: &[(u64, u64)]) -> Result<Vec<Notable>> {
+        let mut found: Vec<Notable> = Vec::new();
+        for (from, to) in ranges {
+            let mut reached = *from;
+            while reached < *to {
+                let behind = segment_of(reached).saturating_add(SEGMENT_BYTES);
+                let last = behind.min(*to);
+                let what = format!("each command between offsets {reached} and {last}");
+                let seen = walk::events_at(self.repository, self.keys, reached);
+                reached = match self.undamaged(&what, seen)? {
+                    Some(Some((seen, events))) => {
+                        note(&mut found, &seen, events);
+                        seen.to
+                    }
+                    Some(None) => break,
+                    None => behind,
+                };
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Adds the commands of an object that are not there yet.
+fn note(found: &mut Vec<Notable>, seen: &Seen, events: Vec<Event>) {
+    for event in events {
+        let last = found.last();
+        let is_new = last.is_none_or(|last| last.position < event.position);
+        if is_new && let Some(command) = name(event) {
+            let behind = seen.marks.iter().find(|m| m.position > event.position);
+            found.push(Notable {
+                command,
+                position: event.position,
+                time: behind.and_then(|m| TimestampTz::from_unix_micros(m.arrived_us)),
+                db: event.db,
+            });
+        }
+    }
 }
 
 fn name(event: Event) -> Option<&'static str> {

@@ -71,7 +71,7 @@ pub fn look(
     scope: &Scope,
     backups: &[ScopeBackup],
 ) -> Result<Option<Watched>> {
-    let lines = overview::read(repository, scope, false)?;
+    let lines = overview::read(repository, scope, false, &Err)?;
     let ends = lines.iter().map(end);
     let Some(ends): Option<Vec<TimestampTz>> = ends.collect() else {
         return Ok(None);

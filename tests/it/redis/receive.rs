@@ -419,6 +419,24 @@ fn r25_a_damaged_object_of_the_log_is_passed_over_or_named() {
         run.expect_code(1).expect_stderr("error damaged");
         assert!(!none.exists());
     }
+    // The overview has all that it can know, also where nothing of an object can be read.
+    for file in files
+        .iter()
+        .filter(|f| is_whole(f) || f.starts_with("open/"))
+    {
+        let path = log.join(file);
+        let length = std::fs::metadata(&path).unwrap().len();
+        std::fs::remove_file(&path).unwrap();
+        let zeros = vec![0_u8; usize::try_from(length).unwrap()];
+        std::fs::write(&path, zeros).unwrap();
+    }
+    let shown = world.redis(&["info", "cache", "--commands"]).succeed();
+    shown
+        .expect_stdout(&format!("history {}", end.replid))
+        .expect_stdout("? to ?")
+        .expect_stderr("the time of the bytes at offset")
+        .expect_stderr("each command between offsets")
+        .expect_stderr("is not known");
 }
 
 /// Runs that read what was read longest ago come to the log, too; each reads it once.
