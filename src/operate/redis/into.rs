@@ -366,8 +366,8 @@ impl Work<'_> {
             }
         }
         self.session.host.progress.note(&format!(
-            "from here on the server is a replica for a while. If this command is killed: {}",
-            self.line()
+            "from here on the server is a replica for a while. If this command is killed, the server stays one. {}",
+            self.by_hand()
         ));
         self.session.host.progress.phase("replace the keys", None);
         let followed = self.follow(running, scratch, &former);
@@ -517,10 +517,15 @@ impl Work<'_> {
                 "THE SERVER AT {} IS LEFT AS A REPLICA OF A SCRATCH SERVER THAT IS GONE, AND TAKES NO WRITES",
                 self.redis.place()
             ))
-            .hint(format!(
-                "Make it its own master again: {}\nThen put masterauth, masteruser and replica-read-only back as redis.conf has them (CONFIG SET), or start the server again.",
-                self.line()
-            ))
+            .hint(self.by_hand())
+    }
+
+    /// The steps that make a server that was left as a replica what it was.
+    fn by_hand(&self) -> String {
+        format!(
+            "Make it its own master again: {}\nThen put masterauth, masteruser and replica-read-only back as redis.conf has them (CONFIG SET), or start the server again.",
+            self.line()
+        )
     }
 }
 

@@ -172,6 +172,9 @@ fn r52_a_restore_that_is_stopped_leaves_a_master() {
     assert!(!run.is_success(), "{run}");
     run.expect_stderr("its own master again")
         .expect_stderr("REPLICAOF NO ONE")
+        // The note of before the server became a replica, should the command be killed.
+        .expect_stderr("If this command is killed")
+        .expect_stderr("put masterauth, masteruser and replica-read-only back")
         .expect_stderr("--into live --confirm");
     is_master_again(&world, &live);
 }
