@@ -61,6 +61,8 @@ pub struct BackupArgs {
 /// --into fills an empty database by pg_restore, in one transaction unless --jobs or --create is given. A database that is not empty is refused (8). With
 /// --replace --confirm whatever the dump names is dropped first, as pg_restore --clean --if-exists does.
 ///
+/// A dump of content = "data" fills tables that are there and have no rows. --create and --replace do not go with it (8).
+///
 /// Example: pitr logical restore main --into "host=db2 dbname=app" --database app --table public.orders
 #[derive(clap::Args, Debug)]
 #[command(group = clap::ArgGroup::new("target").required(true).args(["to", "into"]))]

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod check;
+mod data;
 pub mod restore;
 mod scratch;
 

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::{Stored, find, folders};
-use crate::config;
+use super::{Stored, data, find, folders};
+use crate::config::{self, LogicalContent};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::logical::kind::put_back;
 use crate::logical::member::{DatabaseMember, Member};
 use crate::logical::read_check::{contents, printed};
+use crate::logical::rows::{self, TableRows};
 use crate::logical::source::{SqlSession, write_service};
 use crate::logical::spool::Spool;
 use crate::logical::tool::{self, Tool};
@@ -117,7 +118,8 @@ pub(super) fn extract(session: &Session, stored: &Stored, to: &Path) -> Result<(
 /// Restores one database of a backup into a database of a live server.
 ///
 /// # Errors
-/// `Usage`; `Refused` when the database is not empty, or exists already; `Server` when `pg_restore` fails; those of [`content::read`].
+/// `Usage`; `Refused` when the database is not empty, or exists already, and for data alone when a table is missing or has rows; `Server` when
+/// `pg_restore` fails; those of [`content::read`].
 pub fn to_server(
     session: &Session,
     name: &str,
@@ -131,6 +133,9 @@ pub fn to_server(
         ));
     }
     let stored = find(session, name, backup)?;
+    if stored.member.content == LogicalContent::Data {
+        data::check_options(asked)?;
+    }
     let database = stored.member.database(asked.database.as_deref())?.clone();
     let least = Major::from_number(stored.member.pg_dump_major)?;
     let pg_restore = Tool::find("pg_restore", least, &folders(session, asked.bin.as_deref()))?;
@@ -146,6 +151,10 @@ pub fn to_server(
         existing: &target.schemas,
     };
     let selected = selection.lines(&pg_restore, &directory, &spool, &mut tick)?;
+    if stored.member.content == LogicalContent::Data {
+        let tables = rows::read(&dumps.join(database.rows_file()))?;
+        target.require_empty_tables(session, asked, (&database, tables))?;
+    }
     let steps = match (&selected, asked.jobs) {
         (None, None) => vec![Step::default()],
         (Some(lines), None) => vec![Step::of(None, lines.clone())],
@@ -260,6 +269,11 @@ impl Into {
         self.jobs.is_none() && !self.create
     }
 
+    /// Whether a part of the dump is selected.
+    pub(super) fn is_part(&self) -> bool {
+        !self.schemas.is_empty() || !self.tables.is_empty()
+    }
+
     fn explained(&self, e: Error, database: &DatabaseMember) -> Error {
         let state = match (self.is_whole(), self.create) {
             (true, _) => "The database is as it was.".to_owned(),
@@ -272,13 +286,12 @@ impl Into {
                     .to_owned()
             }
         };
-        let is_part = !self.schemas.is_empty() || !self.tables.is_empty();
         let next = match e.to_string() {
             _ if e.code() == Code::Interrupted => "",
             text if text.contains("role \"") => {
                 "\nCreate the roles from globals.sql of pitr logical restore --to DIR, or add --no-owner --no-privileges."
             }
-            _ if is_part => {
+            _ if self.is_part() => {
                 "\nTypes, functions and tables outside of the selected part are not restored with it: select their schemas, too."
             }
             _ => "\nMend what the server names, then run the same command again.",
@@ -334,7 +347,11 @@ impl Target {
         if asked.create {
             check_absent(&mut sql, &database.name)?;
         } else {
-            check_contents(&mut sql, asked, &named)?;
+            check_primary(&mut sql)?;
+            // Data alone needs tables. They are looked at once the dump has told which.
+            if member.content != LogicalContent::Data {
+                check_contents(&mut sql, asked, &named)?;
+            }
         }
         let rows = sql.query("select nspname from pg_catalog.pg_namespace")?;
         Ok(Target {
@@ -342,6 +359,22 @@ impl Target {
             database: named,
             info,
         })
+    }
+
+    /// Requires that the tables which data goes into are there, and have no rows.
+    fn require_empty_tables(
+        &self,
+        session: &Session,
+        asked: &Into,
+        (dumped, tables): (&DatabaseMember, Vec<TableRows>),
+    ) -> Result<()> {
+        let host = &session.host;
+        let mut sql = SqlSession::connect(&self.info, &host.progress, &host.stop)?;
+        data::check_tables(&mut sql, &self.database, &data::selected(tables, asked))?;
+        match asked.is_part() {
+            true => Ok(()),
+            false => data::check_large_objects(&mut sql, &self.database, dumped.large_objects),
+        }
     }
 }
 
@@ -378,6 +411,18 @@ fn check_absent(sql: &mut SqlSession, name: &str) -> Result<()> {
     }
 }
 
+/// Requires that the server takes writes.
+fn check_primary(sql: &mut SqlSession) -> Result<()> {
+    let rows = sql.query("select pg_catalog.pg_is_in_recovery()")?;
+    match rows.text(0, 0)? {
+        Some("t") => Err(
+            err!(Refused, "the server is a standby, and takes no writes")
+                .hint("Nothing was done. Name its primary with --into."),
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Requires that the database is empty, or that what the dump names may be dropped.
 fn check_contents(sql: &mut SqlSession, asked: &Into, name: &str) -> Result<()> {
     // The contents that initdb and extensions made do not count.
@@ -390,15 +435,8 @@ fn check_contents(sql: &mut SqlSession, asked: &Into, name: &str) -> Result<()> 
            and not exists (select from member m where m.classid = 'pg_catalog.pg_proc'::regclass and m.objid = p.oid)), \
          (select count(*) from pg_catalog.pg_type t where typnamespace in (select oid from own) and typrelid = 0 and typelem = 0 \
            and not exists (select from member m where m.classid = 'pg_catalog.pg_type'::regclass and m.objid = t.oid)), \
-         (select count(*) from own where oid >= 16384), (select count(*) from pg_catalog.pg_largeobject_metadata), \
-         pg_catalog.pg_is_in_recovery()",
+         (select count(*) from own where oid >= 16384), (select count(*) from pg_catalog.pg_largeobject_metadata)",
     )?;
-    if rows.text(0, 5)? == Some("t") {
-        return Err(
-            err!(Refused, "the server is a standby, and takes no writes")
-                .hint("Nothing was done. Name its primary with --into."),
-        );
-    }
     let mut found = Vec::new();
     let nouns = ["relation", "function", "type", "schema", "large object"];
     for (column, noun) in nouns.into_iter().enumerate() {
@@ -433,7 +471,7 @@ impl Selection<'_> {
         spool: &Spool,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Option<Vec<String>>> {
-        if self.asked.schemas.is_empty() && self.asked.tables.is_empty() {
+        if !self.asked.is_part() {
             return Ok(None);
         }
         let file = spool.file("list", b"")?;

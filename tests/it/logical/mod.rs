@@ -244,6 +244,74 @@ fn definitions_and_data_are_dumped_apart() {
     }
 }
 
+/// Data goes into tables that are there and empty, as a whole or in part; nothing is appended, and nothing is dropped.
+fn data_alone_fills_empty_tables(major: u32) {
+    let world = World::new(major);
+    for name in ["definitions", "data"] {
+        world.logical(&["backup", name]).succeed();
+    }
+    let copy = world.database("copy");
+    let into = world.cluster.conninfo("copy");
+    let restore = |options: &[&str]| {
+        let line = ["restore", "data", "--into", &into];
+        world.logical(&[&line[..], options].concat()).run()
+    };
+    restore(&[])
+        .expect_code(8)
+        .expect_stderr("database \"copy\" lacks")
+        .expect_stderr("app.accounts")
+        .expect_stderr("more");
+    for options in [&["--create"][..], &["--replace", "--confirm"]] {
+        let refused = restore(options).expect_code(8);
+        refused.expect_stderr("needs definitions, and the dump has data alone");
+    }
+    world
+        .logical(&["restore", "definitions", "--into", &into])
+        .succeed();
+    // A part, into the tables of that part.
+    restore(&["--table", "public.plain"]).success();
+    assert_eq!(copy.value("select count(*) from public.plain"), "30");
+    assert_eq!(copy.value("select count(*) from app.accounts"), "0");
+    for options in [&["--table", "public.plain"][..], &[]] {
+        restore(options)
+            .expect_code(8)
+            .expect_stderr("database \"copy\" has rows in 1 table: public.plain");
+    }
+    assert_eq!(copy.value("select count(*) from public.plain"), "30");
+    // All of it.
+    copy.sql("truncate public.plain");
+    restore(&[]).success();
+    world.assert_spool_is_empty();
+    let original = world.cluster.client_of("app");
+    for table in [
+        "app.accounts",
+        "app.parts",
+        "app.moods",
+        "app.secrets",
+        "public.plain",
+        "app.\"Odd \"\"name\"\"; drop\"",
+    ] {
+        let sql = format!("select md5(string_agg(t::text, ',' order by t::text)) from {table} t");
+        assert_eq!(copy.value(&sql), original.value(&sql), "{table}");
+    }
+    assert_eq!(
+        copy.value("select nextval(pg_get_serial_sequence('public.plain', 'id'))"),
+        "31"
+    );
+    let objects = || copy.value("select count(*) from pg_largeobject_metadata");
+    assert_eq!(objects(), "1");
+    // Large objects keep their numbers: those that are there stand in the way.
+    copy.sql("truncate app.accounts, app.history, app.parts, app.\"Odd \"\"name\"\"; drop\", app.moods, app.secrets, app.scratch, app.empty, app.no_columns, app.derived, app.hens, app.eggs, public.plain");
+    restore(&[])
+        .expect_code(8)
+        .expect_stderr("database \"copy\" has 1 large object");
+    copy.value("select lo_unlink(oid) from pg_largeobject_metadata");
+    restore(&["--jobs", "2"]).success();
+    assert_eq!(copy.value("select count(*) from app.accounts"), "500");
+    assert_eq!(objects(), "1");
+}
+per_major!(data_alone_fills_empty_tables, v13 v17 v19);
+
 #[test]
 fn a_standby_is_dumped() {
     let world = World::new(18);
