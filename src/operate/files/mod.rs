@@ -215,14 +215,45 @@ struct Candidate {
     is_marked: bool,
 }
 
-/// Chooses the backup of a name in the first repository that has a fitting one.
+impl Candidate {
+    /// Why another backup is better.
+    fn why_not(&self) -> String {
+        match self.is_damaged {
+            true => "it is damaged, and pitr verify says what of it".to_owned(),
+            false => format!(
+                "it is marked for deletion, and --backup {} takes it",
+                self.id
+            ),
+        }
+    }
+}
+
+/// Chooses the backup of a name in the first repository that has a fitting one. A newer one that is passed over is a warning.
 pub(super) fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Stored> {
+    choose_saying(session, name, choice, &|text| session.warn(text))
+}
+
+/// As [`choose`]; `passed` hears of a newer one that is passed over.
+fn choose_saying(
+    session: &Session,
+    name: &str,
+    choice: &Choice,
+    passed: &dyn Fn(&str),
+) -> Result<Stored> {
     let found = search::first(session, (KIND, name), |repository, scope| {
         let all = backups(repository, scope)?;
         let chosen = fitting(&all, choice);
         if let Some(Candidate { id, .. }) = chosen.filter(|one| one.is_damaged) {
             session.warn(&format!(
                 "backup \"{id}\" is damaged: pitr verify says what of it"
+            ));
+        }
+        if let Some((newer, chosen)) = passed_over(&all, choice).zip(chosen) {
+            passed(&format!(
+                "backup \"{}\" is newer than \"{}\", which is taken, and is passed over: {}",
+                newer.id,
+                chosen.id,
+                newer.why_not()
             ));
         }
         Ok(chosen.map(|one| one.id.clone()))
@@ -255,13 +286,27 @@ fn backups(repository: &Repository, scope: &Scope) -> Result<Vec<Candidate>> {
 
 /// Pure: the backup that is meant. One without known damage comes first, then one that is not marked for deletion, then the newest.
 fn fitting<'a>(backups: &'a [Candidate], choice: &Choice) -> Option<&'a Candidate> {
-    let fits = |one: &&Candidate| match (&choice.backup, choice.by_time) {
+    let fitting = all_fitting(backups, choice);
+    fitting.max_by_key(|one| (!one.is_damaged, !one.is_marked, one.ended, &one.id))
+}
+
+/// Pure: the newest backup that fits, where another one is meant.
+fn passed_over<'a>(backups: &'a [Candidate], choice: &Choice) -> Option<&'a Candidate> {
+    let newest = all_fitting(backups, choice).max_by_key(|one| (one.ended, &one.id))?;
+    let chosen = fitting(backups, choice)?;
+    (chosen.id != newest.id).then_some(newest)
+}
+
+fn all_fitting<'a>(
+    backups: &'a [Candidate],
+    choice: &Choice,
+) -> impl Iterator<Item = &'a Candidate> {
+    let fits = move |one: &&Candidate| match (&choice.backup, choice.by_time) {
         (Some(wanted), _) => *wanted == one.id,
         (None, Some(time)) => one.ended <= time,
         (None, None) => true,
     };
-    let fitting = backups.iter().filter(fits);
-    fitting.max_by_key(|one| (!one.is_damaged, !one.is_marked, one.ended, &one.id))
+    backups.iter().filter(fits)
 }
 
 /// A restore that is asked for.
@@ -560,7 +605,8 @@ pub fn find(
     see: &mut dyn FnMut(&BackupId, TimestampTz, Entry) -> Result<()>,
 ) -> Result<()> {
     let selection = Selection::new(&[pattern.to_owned()])?;
-    let chosen = choose(session, name, &Choice::default())?;
+    // All of them are read.
+    let chosen = choose_saying(session, name, &Choice::default(), &|_| {})?;
     let backups = backups(&chosen.repository, &chosen.scope)?;
     for Candidate { id, ended, .. } in backups.iter().rev() {
         chosen.read_other(session, id, |open| {
@@ -759,10 +805,19 @@ mod tests {
         for (named, expected) in [(2, Some(id(2))), (4, None)] {
             assert_eq!(chosen(&backups, choice(None, Some(named))), expected);
         }
+        let passed = |backups: &[Candidate], choice: Choice| {
+            passed_over(backups, &choice).map(|one| (one.id.clone(), one.why_not()))
+        };
+        assert_eq!(passed(&backups, Choice::default()), None);
         backups[2].is_damaged = true;
         backups[1].is_marked = true;
         assert_eq!(chosen(&backups, Choice::default()), Some(id(1)));
         assert_eq!(chosen(&backups, choice(None, Some(3))), Some(id(3)));
+        assert_eq!(passed(&backups, choice(None, Some(3))), None);
+        let (newest, why) = passed(&backups, Choice::default()).unwrap();
+        assert!(newest == id(3) && why.contains("damaged"), "{why}");
+        let (newest, why) = passed(&backups, choice(Some(29), None)).unwrap();
+        assert!(newest == id(2) && why.contains("marked"), "{why}");
         backups[0].is_damaged = true;
         assert_eq!(chosen(&backups, Choice::default()), Some(id(2)));
     }

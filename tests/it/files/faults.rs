@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::shared::flip;
 use super::tree::describe;
-use super::{World, id, path_text};
+use super::{World, id, is_same, path_text};
 
 use crate::common::mount::{DiskOver, PowerDisk, SmallDisk};
 use crate::common::random::Random;
@@ -614,6 +614,37 @@ fn u11_a_damaged_layer_makes_the_next_backup_a_full_one() {
     let next = run.success().expect_stderr("cannot be built on").json();
     assert_eq!(next["kind"], "full", "{next}");
     world.gives(id(&next), &describe(&world.source()), "after the damage");
+}
+
+#[test]
+fn a_newer_backup_that_is_damaged_is_passed_over_with_a_warning() {
+    let world = World::new("");
+    fill(&world.source(), 50, 0);
+    fs::write(world.source().join("one"), "first").unwrap();
+    let before = describe(&world.source());
+    let first = world.backup();
+    fill(&world.source(), 50, 1);
+    let second = world.backup();
+    let repository = world.sandbox.join("repo/aux/files/up/packs");
+    let packs = fs::read_dir(repository.join(id(&second))).unwrap();
+    packs.for_each(|pack| flip(&pack.unwrap().path()));
+    world.pitr(&["verify"]).exits(4);
+    for command in [&["files", "cat", "up", "one"][..], &["files", "ls", "up"]] {
+        let run = world.pitr(command).succeed();
+        run.expect_stderr(id(&second))
+            .expect_stderr("is passed over: it is damaged");
+    }
+    let back = path_text(&world.sandbox.join("back"));
+    let restore = ["files", "restore", "up", "--privileged", "--to", &back];
+    let run = world.pitr(&restore).succeed();
+    run.expect_stderr("is passed over: it is damaged");
+    is_same(&describe(Path::new(&back)), &before, "the first");
+    // A named backup is taken, and a search reads all of them.
+    let named = ["files", "ls", "up", "--backup", id(&first)];
+    for command in [&named[..], &["files", "find", "up", "one"]] {
+        let run = world.pitr(command).succeed();
+        assert!(!run.stderr.contains("passed over"), "{run}");
+    }
 }
 
 #[test]

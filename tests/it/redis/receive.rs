@@ -1283,14 +1283,6 @@ fn r195_a_key_ends_in_time_where_a_newer_replica_passes_the_log_on() {
     assert_ends(&Server::on("redis-7", &copy, &[]));
 }
 
-/// Row R161: a database is named by MOVE alone.
-#[test]
-fn r161_a_key_that_was_moved_into_a_high_database_is_there() {
-    let more = ["--repl-diskless-sync-delay", "0", "--databases", "64"];
-    let server = Server::start("redis-7", &more);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
 /// Row R161: a database is named by the options of COPY alone.
 #[test]
 fn r161_a_key_that_was_copied_into_a_high_database_is_there() {
@@ -1309,6 +1301,14 @@ fn r161_a_key_that_was_copied_into_a_high_database_is_there() {
     assert_eq!(asked.stdout.lines().nth(1), Some("1"), "{asked}");
 }
 
+/// Row R161: a database is named by MOVE alone.
+#[test]
+fn r161_a_key_that_was_moved_into_a_high_database_is_there() {
+    let more = ["--repl-diskless-sync-delay", "0", "--databases", "64"];
+    let server = Server::start("redis-7", &more);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
     confirm(&server, "SET k 1\n", 1);
     world.backup();
     confirm(&server, "MOVE k 40\n", 1);
