@@ -8,6 +8,7 @@
 pub mod belonging;
 pub mod compare;
 pub mod content;
+mod histories;
 pub mod holdings;
 pub mod in_step;
 pub mod kept;

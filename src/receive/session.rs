@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::belonging::{Place, Proof};
@@ -213,6 +214,11 @@ fn is_outage(error: &Error) -> bool {
         error.code(),
         Code::Unreachable | Code::NoRepository | Code::Io | Code::Deadline | Code::Denied
     )
+}
+
+/// Whether a repository may store later what it does not store now.
+fn takes_nothing(error: &Error) -> bool {
+    is_outage(error) || matches!(error.code(), Code::Full | Code::ReadOnly | Code::Key)
 }
 
 /// Does what may block apart from the connection, and waits for it only so long: a repository may hang.
@@ -902,11 +908,7 @@ impl<'a> Session<'a> {
         for timeline in wanted {
             let host = client.host().to_owned();
             match upstream::answered(&host, client.timeline_history(timeline)).await {
-                Ok(history) => {
-                    let shipper = Arc::clone(self.shipper);
-                    let store = move || shipper.archive_history(timeline, &history.content);
-                    aside("archive a timeline's history", store).await?;
-                }
+                Ok(history) => self.archive_history(timeline, history.content).await?,
                 // Servers need not keep those of ancestors.
                 Err(error) if timeline != own && error.code() == Code::Server => continue,
                 Err(error) => return Err(error),
@@ -914,6 +916,24 @@ impl<'a> Session<'a> {
             self.archived_histories.insert(timeline);
         }
         Ok(())
+    }
+
+    /// Stores a history in the required repositories. Where one takes nothing, a journal keeps it: commits do not wait for that repository.
+    async fn archive_history(&self, timeline: TimelineId, content: Bytes) -> Result<()> {
+        let (shipper, given) = (Arc::clone(self.shipper), content.clone());
+        let store = move || shipper.archive_history(timeline, &given);
+        let is_archived = match aside("archive a timeline's history", store).await {
+            Ok(()) => true,
+            Err(error) if self.journal_end().is_some() && takes_nothing(&error) => {
+                self.host.progress.warn(&format!(
+                    "{error}; the history of timeline {} waits in the journal, and WAL of that timeline behind it",
+                    timeline.decimal()
+                ));
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        self.shipper.keep_history((timeline, &content), is_archived)
     }
 
     /// How the WAL of a stream is acknowledged. Behind WAL that may be another life's nothing is shipped, and the journal is to be moved away: the

@@ -1,14 +1,17 @@
 //! Ships the durable WAL of the journal into the repositories: whole segments by the engine of archiving, the open one as increments.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::belonging::{Evidence, Place, Proof};
-use super::shipment::Shipment;
+use super::histories::Histories;
+use super::shipment::{Known, Shipment};
 use crate::archive::push::push_history;
 use crate::config::Acknowledge;
+use crate::err;
 use crate::error::Result;
 use crate::journal::Journal;
 use crate::journal::shipping::{self, Shipped, Work};
@@ -31,6 +34,7 @@ pub struct Options {
 pub struct Shipper {
     layout: ClusterLayout,
     evidence: Arc<Evidence>,
+    histories: Arc<Histories>,
     inner: shipping::Shipper,
 }
 
@@ -38,7 +42,7 @@ impl Shipper {
     /// Starts them. Each looks at what its repository holds, and assumes nothing.
     ///
     /// # Errors
-    /// `Usage` when the cluster's name is none; `Io` when a thread cannot be started.
+    /// `Usage` when the cluster's name is none; `Io` when a thread cannot be started or the journal's directory cannot be read.
     pub fn start(
         journal: &Journal,
         options: Options,
@@ -48,14 +52,21 @@ impl Shipper {
         let layout = ClusterLayout::new(&options.cluster, system_identifier)?;
         let (of, acknowledge) = (layout.clone(), options.acknowledge);
         let evidence = Arc::new(Evidence::default());
-        let known = Arc::clone(&evidence);
+        let segments = journal.follower().segments();
+        let count = options.shipping.repositories.len();
+        let histories = Arc::new(Histories::begin(journal.path(), &segments, count)?);
+        let known = Known {
+            evidence: Arc::clone(&evidence),
+            histories: Arc::clone(&histories),
+        };
         let work: Work = Arc::new(move |ship, index| {
-            let known = Arc::clone(&known);
+            let known = known.clone();
             Shipment::new(Arc::clone(ship), (index, acknowledge), of.clone(), known).run()
         });
         Ok(Shipper {
             layout,
             evidence,
+            histories,
             inner: shipping::Shipper::start(journal, options.shipping, &work, progress)?,
         })
     }
@@ -96,24 +107,68 @@ impl Shipper {
         self.inner.finish(deadline)
     }
 
-    /// Stores a timeline's history file, as the server gave it, in every repository. Call it before WAL of that timeline is fed.
+    /// Stores a timeline's history file, as the server gave it, in every required repository.
     ///
     /// # Errors
-    /// Those of [`push_history`], of the first required repository that failed. Others only cause a warning.
+    /// Those of [`push_history`], of the first one that failed.
     pub fn archive_history(&self, timeline: TimelineId, content: &[u8]) -> Result<()> {
         let ship = self.inner.ship();
-        for (index, shipped) in self.shipped().iter().enumerate() {
-            let place = ship.place(index);
-            let stored = repo::open(place, ship.next_nonce())
+        let shipped = self.shipped();
+        for (index, row) in shipped.iter().enumerate().filter(|(_, s)| s.is_required) {
+            repo::open(ship.place(index), ship.next_nonce())
                 .and_then(|r| push_history(&r, &self.layout, timeline, content))
-                .map_err(|e| e.context(format!("repository \"{}\"", shipped.repository)));
-            match stored {
-                Ok(_) => {}
-                Err(e) if shipped.is_required => return Err(e),
-                Err(e) => ship.progress.warn(&e.to_string()),
-            }
+                .map_err(|e| e.context(format!("repository \"{}\"", row.repository)))?;
         }
         Ok(())
+    }
+
+    /// Keeps a timeline's history for the repositories that are not known to have it: those that are not required, or all. Each of them gets it
+    /// before WAL of that timeline. Call it before such WAL is fed.
+    ///
+    /// # Errors
+    /// `TimelineReused` when the journal has WAL of another history of that number; `Full` or `Io` when a required repository lacks it, and the
+    /// journal's disk does not take it.
+    pub fn keep_history(
+        &self,
+        (timeline, content): (TimelineId, &[u8]),
+        is_archived: bool,
+    ) -> Result<()> {
+        let ship = self.inner.ship();
+        self.check_kept(timeline, content)?;
+        let mut lacking = BTreeSet::new();
+        for (index, row) in self.shipped().iter().enumerate() {
+            match is_archived && row.is_required {
+                true => self.histories.stored(index, timeline),
+                false => _ = lacking.insert(index),
+            }
+        }
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        let kept = self
+            .histories
+            .keep((timeline, content), lacking, ship.next_nonce());
+        match kept {
+            // A repository that is not required holds up nothing.
+            Err(e) if is_archived => ship.progress.warn(&e.to_string()),
+            kept => kept?,
+        }
+        Ok(())
+    }
+
+    /// Requires that the journal has no WAL of another history of a timeline.
+    fn check_kept(&self, timeline: TimelineId, content: &[u8]) -> Result<()> {
+        let segments = self.inner.ship().follower.segments();
+        let has_wal = segments.iter().any(|s| s.name.timeline == timeline);
+        match self.histories.of(timeline) {
+            Some(kept) if has_wal && *kept != *content => Err(err!(
+                TimelineReused,
+                "the journal has WAL of another timeline {} than the server's",
+                timeline.decimal()
+            )
+            .hint("Nothing was received. Two servers were promoted to the same timeline number: stop the one that is not the cluster.")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -506,12 +561,11 @@ mod tests {
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(SEGMENT + 10_000)));
         bench.feed(&journal, SEGMENT + 10_000, switch);
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(switch)));
-        let second = TimelineId::new(2).unwrap();
-        let lsn = Lsn(bench.start().0 + switch);
-        let history = History::root(TimelineId::FIRST).child(second, lsn, b"no recovery target");
+        let second = second();
+        let history = history(&bench, switch, b"no recovery target");
         let archive = |bytes: &[u8]| shipper.archive_history(second, bytes);
-        archive(&history.to_bytes()).unwrap();
-        archive(&history.to_bytes()).unwrap();
+        archive(&history).unwrap();
+        archive(&history).unwrap();
         let refused = archive(b"1\t0/100\tother\n").unwrap_err();
         assert_eq!(refused.code(), Code::TimelineReused);
         let key = bench.layout().wal_file(WalFileName::History(second));
@@ -527,6 +581,114 @@ mod tests {
         assert!(bench.increments("one", 1).contains(&(SEGMENT, switch)));
         wait_until(|| journal.follower().segments().len() == 1);
         assert!(journal.follower().segments()[0].name.timeline == second);
+    }
+
+    fn second() -> TimelineId {
+        TimelineId::new(2).unwrap()
+    }
+
+    /// The history of timeline 2, which begins behind so many bytes, for this reason.
+    fn history(bench: &Bench, switch: u64, reason: &[u8]) -> Vec<u8> {
+        let lsn = Lsn(bench.start().0 + switch);
+        let history = History::root(TimelineId::FIRST).child(second(), lsn, reason);
+        history.to_bytes()
+    }
+
+    fn has_history(bench: &Bench, name: &str) -> bool {
+        let key = bench.layout().wal_file(WalFileName::History(second()));
+        bench.repository(name).store().open(&key).unwrap().is_some()
+    }
+
+    /// Row W68.
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it stands for an unmounted disk, not for a durable rename"
+    )]
+    fn w68_wal_of_a_timeline_waits_for_its_history_also_behind_a_restart() {
+        let bench = bench(2);
+        let switch = 40_000;
+        let content = history(&bench, switch, b"no recovery target");
+        let at = Position {
+            timeline: second(),
+            lsn: Lsn(bench.start().0 + 60_000),
+        };
+        let away = bench.path("away");
+        {
+            let journal = bench.journal();
+            let shipper = bench.shipper(&journal, &["one", "two?"], Acknowledge::Repository);
+            bench.feed(&journal, 0, switch);
+            wait_until(|| *shipper.archived().borrow() == Some(bench.at(switch)));
+            std::fs::rename(bench.path("one"), &away).unwrap();
+            let refused = shipper.archive_history(second(), &content).unwrap_err();
+            assert_eq!(refused.code(), Code::NoRepository);
+            shipper.keep_history((second(), &content), false).unwrap();
+            bench.feed_of(second(), &journal, 0, 60_000);
+            // The other one waits for nobody.
+            wait_until(|| position(&shipper, "two?") == Some(at));
+            assert!(has_history(&bench, "two"));
+            wait_until(|| shipper.shipped()[0].error.is_some());
+            assert!(!shipper.finish(Duration::from_secs(60)));
+            journal.close().unwrap();
+        }
+        std::fs::rename(&away, bench.path("one")).unwrap();
+        assert!(!has_history(&bench, "one"));
+        let journal = bench.journal();
+        let kept = journal.path().join("history-00000002");
+        assert!(kept.exists());
+        // No server tells of it again.
+        let shipper = bench.shipper(&journal, &["one", "two?"], Acknowledge::Repository);
+        wait_until(|| *shipper.archived().borrow() == Some(at));
+        assert!(has_history(&bench, "one"));
+        wait_until(|| !kept.exists());
+        assert!(shipper.finish(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn no_wal_of_a_timeline_is_stored_where_its_history_is_refused() {
+        let bench = bench(1);
+        let other = history(&bench, 50_000, b"another server");
+        let own = history(&bench, 40_000, b"no recovery target");
+        let repository = bench.repository("one");
+        push_history(&repository, &bench.layout(), second(), &other).unwrap();
+        let journal = bench.journal();
+        let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
+        bench.feed(&journal, 0, 40_000);
+        shipper.keep_history((second(), &own), false).unwrap();
+        bench.feed_of(second(), &journal, 0, 60_000);
+        wait_until(|| shipper.shipped()[0].error.is_some());
+        let error = shipper.shipped()[0].error.clone().unwrap();
+        assert!(
+            error.contains("already belongs to another history"),
+            "{error}"
+        );
+        let name = SegmentName::of(second(), bench.start(), bench.craft.identity.segment_size);
+        let stored = increment::list(&repository, &bench.layout(), name).unwrap();
+        assert_eq!(stored, []);
+        // The journal has WAL of the one that is kept.
+        let refused = shipper.keep_history((second(), &other), false);
+        assert_eq!(refused.unwrap_err().code(), Code::TimelineReused);
+        assert!(!shipper.finish(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_history_that_the_journal_cannot_keep_counts_where_a_required_repository_lacks_it() {
+        let bench = bench(1);
+        let journal = bench.journal();
+        let shipper = bench.shipper(&journal, &["one", "two?"], Acknowledge::Journal);
+        // A directory in the place of its file.
+        std::fs::create_dir(journal.path().join("history-00000002")).unwrap();
+        let content = history(&bench, 40_000, b"no recovery target");
+        let lacked = shipper.keep_history((second(), &content), false);
+        assert_eq!(lacked.unwrap_err().code(), Code::Io);
+        assert_eq!(bench.said.lines(), Vec::<String>::new());
+        shipper.archive_history(second(), &content).unwrap();
+        shipper.keep_history((second(), &content), true).unwrap();
+        let lines = bench.said.lines().join("\n");
+        assert!(lines.contains("keep the history of timeline 2"), "{lines}");
+        bench.feed_of(second(), &journal, 0, 60_000);
+        wait_until(|| has_history(&bench, "one") && has_history(&bench, "two"));
+        assert!(shipper.finish(Duration::from_secs(60)));
     }
 
     #[test]

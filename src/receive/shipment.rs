@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::belonging::{self, Evidence};
 use super::content::Received;
+use super::histories::Histories;
 use crate::archive::life;
-use crate::archive::push::{Push, push_content};
+use crate::archive::push::{Push, push_content, push_history};
 use crate::archive::received::Prefix;
 use crate::config::Acknowledge;
 use crate::err;
@@ -16,7 +17,7 @@ use crate::journal::shipping::{Attempts, Ship};
 use crate::journal::{Segment, Wake};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, WalFileName};
-use crate::pg::timeline::Position;
+use crate::pg::timeline::{Position, TimelineId};
 use crate::repo::container::{Codec, Container};
 use crate::repo::kept_open::KeptOpen;
 use crate::repo::layout::ClusterLayout;
@@ -39,6 +40,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Nothing to do: it is looked up again even so.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// The facts that the session finds out for all repositories.
+#[derive(Clone)]
+pub(super) struct Known {
+    pub(super) evidence: Arc<Evidence>,
+    pub(super) histories: Arc<Histories>,
+}
+
 /// One repository, and what is known to be in it.
 pub(super) struct Shipment {
     ship: Arc<Ship>,
@@ -54,7 +62,7 @@ pub(super) struct Shipment {
     farthest: Option<Position>,
     tail: Option<Tail>,
     attempts: Attempts,
-    evidence: Arc<Evidence>,
+    known: Known,
     /// Nothing was stored last, for nothing proves of which life it is.
     is_unproven: bool,
     began: Instant,
@@ -97,12 +105,12 @@ impl Shipment {
         ship: Arc<Ship>,
         (index, acknowledge): (usize, Acknowledge),
         layout: ClusterLayout,
-        evidence: Arc<Evidence>,
+        known: Known,
     ) -> Shipment {
         Shipment {
             layout,
             acknowledge,
-            evidence,
+            known,
             is_unproven: false,
             began: Instant::now(),
             attempts: Attempts::new(&ship, index, "WAL"),
@@ -239,7 +247,18 @@ impl Shipment {
         Ok(())
     }
 
+    /// Stores the histories up to a timeline that wait for this repository: no WAL of it comes before.
+    fn histories(&self, repository: &Repository, timeline: TimelineId) -> Result<()> {
+        let histories = &self.known.histories;
+        for (timeline, content) in histories.lacked(self.index, timeline) {
+            push_history(repository, &self.layout, timeline, &content)?;
+            histories.stored(self.index, timeline);
+        }
+        Ok(())
+    }
+
     fn whole(&mut self, repository: &Repository, segment: Segment) -> Result<()> {
+        self.histories(repository, segment.name.timeline)?;
         let tail = self.tail.as_ref();
         let has_own =
             tail.is_some_and(|tail| tail.segment.name == segment.name && tail.is_compared());
@@ -337,6 +356,7 @@ impl Shipment {
     }
 
     fn increment(&mut self, repository: &Repository, segment: Segment) -> Result<()> {
+        self.histories(repository, segment.name.timeline)?;
         let begins = self
             .tail
             .as_ref()
@@ -393,7 +413,7 @@ impl Shipment {
         if joined == Joined::Yes || !is_chosen || repository.store().head(&key)?.is_some() {
             return Ok(());
         }
-        let proof = self.evidence.at((name.timeline, segment.from));
+        let proof = self.known.evidence.at((name.timeline, segment.from));
         let mut content = Received::open(&self.ship.follower, segment)?;
         let content = (segment, &mut content);
         let required = belonging::require(repository, &self.layout, content, proof);

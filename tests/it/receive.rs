@@ -217,6 +217,43 @@ fn w07_a_promotion_is_followed_without_a_gap(major: u32) {
 }
 per_major!(w07_a_promotion_is_followed_without_a_gap);
 
+/// W68: the server is promoted while the repository is away, and the receiver starts again behind that. No commit waits for the repository, and WAL of
+/// the new timeline gets there behind its history.
+#[test]
+fn w68_a_promotion_is_followed_while_the_repository_is_away() {
+    let (site, mut primary) = receiving(keeping(small(17)), "");
+    let standby = keeping(Cluster::builder(17).standby_of(&primary).without_fsync()).start();
+    follow_primary(&site, &primary, &standby);
+    let mut running = program(&site).spawn();
+    let before = write_wal(&primary);
+    wait_safe(&mut running, &primary, &before);
+    standby.wait_replayed(&before);
+    let away = site.sandbox().join("away");
+    std::fs::rename(site.repository(), &away).unwrap();
+    primary.stop(Stop::Immediate);
+    standby.promote();
+    let after = write_wal(&standby);
+    wait_safe(&mut running, &standby, &after);
+    let run = running.ended_by(Signal::KILL);
+    let told = "the history of timeline 2 waits in the journal";
+    assert!(run.stderr.contains(told), "{run}");
+
+    let mut running = program(&site).spawn();
+    let last = write_wal(&standby);
+    wait_safe(&mut running, &standby, &last);
+    std::fs::rename(&away, site.repository()).unwrap();
+    wait_until("both timelines are stored", || {
+        stored_end(&site, 1) >= lsn(&before) && stored_end(&site, 2) >= lsn(&last)
+    });
+    let run = stop(running).success();
+    assert!(!run.stderr.contains("lost"), "{run}");
+    let history = std::fs::read(standby.pgdata().join("pg_wal/00000002.history")).unwrap();
+    let target = site.sandbox().join("history");
+    let fetch = site.pitr().words("wal fetch 00000002.history").arg(&target);
+    fetch.succeed();
+    assert_eq!(std::fs::read(&target).unwrap(), history);
+}
+
 /// The position in the only line of a history file.
 fn switch_of(history: &[u8]) -> u64 {
     let text = String::from_utf8(history.to_vec()).unwrap();
