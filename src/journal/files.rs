@@ -209,6 +209,11 @@ impl Files {
         self.kept().bytes()
     }
 
+    /// Bytes of the files of segments: spare ones give way.
+    pub fn segment_bytes(&self) -> u64 {
+        self.kept().segments.values().sum()
+    }
+
     /// How large they may become together, by the configuration and the filesystem.
     pub fn ceiling_bytes(&self) -> u64 {
         let free = rustix::fs::fstatvfs(&self.directory)

@@ -582,6 +582,13 @@ impl Follower {
         Ok(state.damaged.contains(&name))
     }
 
+    /// Bytes that the files of segments take beyond so many percent of the journal's room.
+    pub fn bytes_beyond(&self, percent: u64) -> u64 {
+        let files = &self.shared.files;
+        let share = files.ceiling_bytes() / 100 * percent;
+        files.segment_bytes().saturating_sub(share)
+    }
+
     /// Whether the segment before is damaged. After a restart, a file behind it alone tells that it was here.
     pub fn is_witness(&self, name: SegmentName) -> bool {
         let state = self.shared.state();

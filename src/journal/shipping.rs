@@ -15,11 +15,19 @@ use super::let_go::{self, Mark};
 use super::{Follower, Journal};
 use crate::config;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::host::Clock;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::Position;
 use crate::progress::Progress;
+
+/// How long files wait for a repository that is not required, and that takes nothing without an error.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// The share of the journal's room, in percent, up to which files wait for a repository that is not required.
+const ROOM_PERCENT: u64 = 90;
+/// How often it is looked whether files still wait for such a repository.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The repository to ship to, and how.
 pub struct Options {
@@ -74,10 +82,82 @@ struct Row {
     shipped: Shipped,
     /// Segments in the journal that it holds.
     stored: BTreeSet<SegmentName>,
-    /// How many segments were let go that it does not hold, since it began to fail.
+    /// How many segments were let go that it does not hold, since that was told last.
     missed: u64,
+    /// The first of them since it stored one: the one that it may be storing even so.
+    missed_first: Option<SegmentName>,
+    /// Since when files wait for it, and it takes nothing.
+    silent_since: Option<Instant>,
+    /// Its error is silence.
+    is_silent: bool,
     /// Set when its thread has ended: whether it holds all that is durable.
     ended: Option<bool>,
+}
+
+impl Row {
+    /// Whether files wait for it.
+    fn counts(&self) -> bool {
+        self.shipped.is_required || self.shipped.error.is_none()
+    }
+
+    /// It takes something.
+    fn moves(&mut self) {
+        self.silent_since = None;
+        if std::mem::take(&mut self.is_silent) {
+            self.shipped.error = None;
+        }
+    }
+
+    /// Returns what to warn of, once files have waited too long for a repository that takes nothing. `waiting` are those that wait for no
+    /// required one.
+    fn look(&mut self, waiting: &[SegmentName], now: Instant) -> Option<String> {
+        let lacks = |name: &SegmentName| !self.stored.contains(name);
+        if self.shipped.is_required || !self.counts() || !waiting.iter().any(lacks) {
+            self.silent_since = None;
+            return None;
+        }
+        let since = *self.silent_since.get_or_insert(now);
+        let silence = now.duration_since(since);
+        if silence < fault::shortened(SILENCE_MAX) {
+            return None;
+        }
+        self.is_silent = true;
+        let why = format!("it has taken nothing for {} s", silence.as_secs());
+        let told = format!(
+            "repository \"{}\" is not required, and {why}: the journal keeps no WAL for it until it does",
+            self.shipped.repository
+        );
+        self.shipped.error = Some(why);
+        Some(told)
+    }
+
+    /// A segment is let go that it does not hold; returns what to warn of for the first one.
+    fn misses(&mut self, name: SegmentName) -> Option<String> {
+        self.missed += 1;
+        self.missed_first.get_or_insert(name);
+        let why = match self.counts() {
+            true => "does not keep up, and the journal has little room",
+            false => "fails",
+        };
+        (self.missed == 1).then(|| {
+            format!(
+                "repository \"{}\" is not required and {why}: segment \"{name}\" is let go without it",
+                self.shipped.repository
+            )
+        })
+    }
+
+    /// Returns what to warn of where segments were let go without it.
+    fn take_missed(&mut self) -> Option<String> {
+        self.missed_first = None;
+        let missed = std::mem::take(&mut self.missed);
+        (missed > 0).then(|| {
+            format!(
+                "repository \"{}\" lacks {missed} segments that were let go while it failed or did not keep up; the required repositories have them",
+                self.shipped.repository
+            )
+        })
+    }
 }
 
 impl Ship {
@@ -121,13 +201,12 @@ impl Ship {
     /// A repository takes nothing at present, or takes something again.
     pub fn set_error(&self, index: usize, error: Option<String>) {
         if let Some(row) = self.table().rows.get_mut(index) {
-            if error.is_none() && row.missed > 0 {
-                self.progress.warn(&format!(
-                    "repository \"{}\" lacks {} segments that were let go while it failed; the required repositories have them",
-                    row.shipped.repository, row.missed
-                ));
-                row.missed = 0;
+            if error.is_none()
+                && let Some(told) = row.take_missed()
+            {
+                self.progress.warn(&told);
             }
+            row.is_silent = false;
             row.shipped.error = error;
         }
         // An optional repository that fails holds no file back.
@@ -138,6 +217,7 @@ impl Ship {
     pub fn reached(&self, index: usize, position: Position) {
         let mut table = self.table();
         if let Some(row) = table.rows.get_mut(index) {
+            row.moves();
             row.shipped.position = Some(position);
             row.shipped.since = Some((self.clock)());
         }
@@ -167,49 +247,73 @@ impl Ship {
 
     /// A repository holds all that there will be of a segment.
     pub fn stored(&self, index: usize, name: SegmentName) {
+        let segments = self.follower.segments();
         if let Some(row) = self.table().rows.get_mut(index) {
+            row.moves();
             row.stored.insert(name);
+            // It was let go while it was being stored.
+            if row.missed_first.take() == Some(name) {
+                row.missed = row.missed.saturating_sub(1);
+            }
+            let mut whole = segments.iter().filter(|s| s.is_complete());
+            if row.counts()
+                && whole.all(|s| row.stored.contains(&s.name))
+                && let Some(told) = row.take_missed()
+            {
+                self.progress.warn(&told);
+            }
         }
         self.let_go();
     }
 
-    /// Lets files go that every required repository holds, and every other one that takes anything.
     fn let_go(&self) {
+        self.let_go_at(Instant::now());
+    }
+
+    /// Lets files go that every required repository holds, and every other one that takes something while there is room.
+    fn let_go_at(&self, now: Instant) {
         let mut table = self.table();
         let segments = self.follower.segments();
         for row in &mut table.rows {
             row.stored
                 .retain(|name| segments.binary_search_by_key(name, |s| s.name).is_ok());
         }
-        let is_needed = |name: &SegmentName| {
-            table.rows.iter().any(|row| {
-                let waits = row.shipped.is_required || row.shipped.error.is_none();
-                waits && !row.stored.contains(name)
-            })
+        let lacks = |row: &Row, name: &SegmentName| !row.stored.contains(name);
+        let is_required = |name: &SegmentName| {
+            let mut rows = table.rows.iter().filter(|row| row.shipped.is_required);
+            rows.any(|row| lacks(row, name))
         };
-        // In the table's lock, so that two threads do not let the same file go.
-        let unneeded: Vec<SegmentName> = segments
+        let waiting: Vec<SegmentName> = segments
             .iter()
             .map(|s| s.name)
-            .filter(|name| !is_needed(name) && !self.follower.is_witness(*name))
+            .filter(|name| !is_required(name) && !self.follower.is_witness(*name))
             .collect();
-        for name in unneeded {
-            if let Some(mark) = table.marks.get(&name).copied() {
-                // It is evidence, which another one stands for where it is lacking.
-                let _ = let_go::write(&self.directory, (name, mark), self.next_nonce());
-                table.marks.retain(|older, _| *older >= name);
+        for row in &mut table.rows {
+            if let Some(told) = row.look(&waiting, now) {
+                self.progress.warn(&told);
             }
-            if let Err(e) = self.follower.release(name) {
-                self.progress.warn(&e.to_string());
+        }
+        // In the table's lock, so that two threads do not let the same file go.
+        for name in waiting {
+            let is_wanted = table.rows.iter().any(|r| r.counts() && lacks(r, &name));
+            if !is_wanted || self.follower.bytes_beyond(ROOM_PERCENT) > 0 {
+                self.let_one_go(&mut table, name);
             }
-            for row in table.rows.iter_mut().filter(|r| !r.stored.contains(&name)) {
-                row.missed += 1;
-                if row.missed == 1 {
-                    self.progress.warn(&format!(
-                        "repository \"{}\" is not required and fails: segment \"{name}\" is let go without it",
-                        row.shipped.repository
-                    ));
-                }
+        }
+    }
+
+    fn let_one_go(&self, table: &mut Table, name: SegmentName) {
+        if let Some(mark) = table.marks.get(&name).copied() {
+            // It is evidence, which another one stands for where it is lacking.
+            let _ = let_go::write(&self.directory, (name, mark), self.next_nonce());
+            table.marks.retain(|older, _| *older >= name);
+        }
+        if let Err(e) = self.follower.release(name) {
+            self.progress.warn(&e.to_string());
+        }
+        for row in table.rows.iter_mut().filter(|r| !r.stored.contains(&name)) {
+            if let Some(told) = row.misses(name) {
+                self.progress.warn(&told);
             }
         }
     }
@@ -300,6 +404,8 @@ pub type Work = Arc<dyn Fn(&Arc<Ship>, usize) -> bool + Send + Sync>;
 pub struct Shipper {
     ship: Arc<Ship>,
     threads: Vec<JoinHandle<()>>,
+    /// The thread that looks after room, where a repository is not required.
+    watch: Option<JoinHandle<()>>,
 }
 
 impl Shipper {
@@ -325,6 +431,9 @@ impl Shipper {
             },
             stored: BTreeSet::new(),
             missed: 0,
+            missed_first: None,
+            silent_since: None,
+            is_silent: false,
             ended: None,
         });
         let (archived, _) = watch::channel(None);
@@ -345,10 +454,14 @@ impl Shipper {
         });
         let mut shipper = Shipper {
             threads: Vec::new(),
+            watch: None,
             ship,
         };
         for index in 0..shipper.ship.places.len() {
             shipper.threads.push(start_one(&shipper.ship, index, work)?);
+        }
+        if shipper.shipped().iter().any(|row| !row.is_required) {
+            shipper.watch = Some(start_watch(&shipper.ship)?);
         }
         Ok(shipper)
     }
@@ -381,6 +494,9 @@ impl Shipper {
         };
         for (thread, _) in self.threads.drain(..).zip(has_ended).filter(|(_, e)| *e) {
             let _ = thread.join();
+        }
+        if let Some(watch) = self.watch.take() {
+            let _ = watch.join();
         }
         is_done
     }
@@ -438,4 +554,194 @@ fn start_one(ship: &Arc<Ship>, index: usize, work: &Work) -> Result<JoinHandle<(
             ended.2 = work(&ended.0, index);
         })
         .map_err(|e| Error::from_io("start a thread that ships", e))
+}
+
+/// A repository that hangs says nothing: so this looks whether files wait for it too long, or for want of room no longer.
+fn start_watch(ship: &Arc<Ship>) -> Result<JoinHandle<()>> {
+    let ship = Arc::clone(ship);
+    std::thread::Builder::new()
+        .name("ship-watch".to_owned())
+        .spawn(move || {
+            while !ship.is_stopping() {
+                ship.let_go();
+                ship.pause(LOOK);
+            }
+        })
+        .map_err(|e| Error::from_io("start a thread that looks after room", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::Location;
+    use crate::journal;
+    use crate::pg::lsn::Lsn;
+    use crate::pg::segment::SegmentSize;
+    use crate::pg::timeline::TimelineId;
+    use crate::progress::Collector;
+
+    const SIZE: u64 = 1 << 20;
+    const FILE: u64 = SIZE + SIZE / 16 + 4096;
+
+    struct Bench {
+        directory: tempfile::TempDir,
+        said: Arc<Collector>,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            Bench {
+                directory: tempfile::tempdir().unwrap(),
+                said: Arc::new(Collector::default()),
+            }
+        }
+
+        fn progress(&self) -> Arc<dyn Progress> {
+            Arc::clone(&self.said) as _
+        }
+
+        /// A journal that has room for so many files.
+        fn journal(&self, files: u64) -> Journal {
+            let options = journal::Options {
+                directory: self.directory.path().to_owned(),
+                system_identifier: 7,
+                segment_size: SegmentSize::new(SIZE).unwrap(),
+                limit_bytes: Some(files * FILE),
+                is_mended: true,
+                nonce: 1,
+                now: TimestampTz(0),
+            };
+            Journal::open(&options, self.progress()).unwrap()
+        }
+
+        /// A required repository that takes each segment at once, and another that hangs.
+        fn shipper(&self, journal: &Journal) -> Shipper {
+            let repositories = ["takes", "hangs"].map(|name| config::Repository {
+                name: name.to_owned(),
+                required: name == "takes",
+                ..config::Repository::at(Location::File(self.directory.path().join(name)))
+            });
+            let options = Options {
+                repositories: repositories.to_vec(),
+                nonce: 2,
+                clock: Arc::new(|| TimestampTz(5)),
+            };
+            let work: Work = Arc::new(|ship, index| {
+                while !ship.is_stopping() {
+                    for segment in ship.follower.segments() {
+                        if index == 0 && segment.is_complete() {
+                            ship.stored(index, segment.name);
+                        }
+                    }
+                    ship.pause(Duration::from_millis(5));
+                }
+                index == 0
+            });
+            Shipper::start(journal, options, &work, self.progress()).unwrap()
+        }
+
+        /// Whether this was said.
+        fn has_said(&self, words: &str) -> bool {
+            self.said.lines().join("\n").contains(words)
+        }
+    }
+
+    /// Feeds whole segments, and waits until they are durable: for a minute.
+    fn feed(journal: &Journal, numbers: std::ops::Range<u64>) {
+        let feeder = journal.feeder();
+        let timeline = TimelineId::FIRST;
+        let all = async {
+            for number in numbers.clone() {
+                let wal = Bytes::from(vec![7; usize::try_from(SIZE).unwrap()]);
+                let room = feeder.room(wal.len()).await.unwrap();
+                let lsn = Lsn(number * SIZE);
+                feeder.feed(room, timeline, lsn, wal).unwrap();
+            }
+            let lsn = Lsn(numbers.end * SIZE);
+            let end = Some(Position { timeline, lsn });
+            let mut watch = journal.watch();
+            watch.wait_for(|d| d.position >= end).await.unwrap();
+        };
+        let runtime = crate::wire::runtime::start().unwrap();
+        let limit = Duration::from_secs(60);
+        let in_time = runtime.block_on(async { tokio::time::timeout(limit, all).await });
+        in_time.expect("the journal takes it");
+    }
+
+    #[track_caller]
+    fn wait_until(mut condition: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            let is_late = begun.elapsed() >= Duration::from_secs(60);
+            assert!(!is_late, "it does not come");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn name(number: u64) -> SegmentName {
+        let size = SegmentSize::new(SIZE).unwrap();
+        SegmentName::of(TimelineId::FIRST, Lsn(number * SIZE), size)
+    }
+
+    /// Row W69: the journal would be full for a repository that is not required.
+    #[test]
+    fn w69_files_wait_for_a_repository_that_hangs_only_while_there_is_room() {
+        let bench = Bench::new();
+        let journal = bench.journal(12);
+        let shipper = bench.shipper(&journal);
+        feed(&journal, 1..5);
+        let stored = || shipper.ship.table().rows[0].stored.len();
+        wait_until(|| stored() == 4);
+        assert_eq!(journal.follower().segments().len(), 4);
+        assert!(!bench.has_said("is let go"));
+        feed(&journal, 5..40);
+        wait_until(|| stored() == journal.follower().segments().len());
+        let told =
+            "\"hangs\" is not required and does not keep up, and the journal has little room";
+        assert!(bench.has_said(told), "{:?}", bench.said.lines());
+        assert_eq!(shipper.shipped()[1].error, None);
+        // The newest ones are there for it, and it is told what it lacks.
+        let held = journal.follower().segments();
+        assert!(held.len() > 5, "{}", held.len());
+        let lacks = held[0].from.0 / SIZE - 1;
+        for segment in held {
+            shipper.ship.stored(1, segment.name);
+        }
+        let told = format!("\"hangs\" lacks {lacks} segments");
+        assert!(bench.has_said(&told), "{:?}", bench.said.lines());
+        assert!(shipper.finish(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn w69_files_wait_for_a_silent_repository_only_so_long() {
+        let bench = Bench::new();
+        let journal = bench.journal(100);
+        let shipper = bench.shipper(&journal);
+        feed(&journal, 1..4);
+        let ship = Arc::clone(shipper.ship());
+        wait_until(|| ship.table().rows[0].stored.len() == 3);
+        let now = Instant::now();
+        ship.let_go_at(now);
+        assert_eq!(journal.follower().segments().len(), 3);
+        ship.let_go_at(now + SILENCE_MAX);
+        assert_eq!(journal.follower().segments().len(), 0);
+        let error = shipper.shipped()[1].error.clone().unwrap();
+        assert!(error.starts_with("it has taken nothing for "), "{error}");
+        assert!(bench.has_said("the journal keeps no WAL for it until it does"));
+        feed(&journal, 4..5);
+        wait_until(|| journal.follower().segments().is_empty());
+        // It had one of them under way.
+        ship.stored(1, name(1));
+        assert_eq!(shipper.shipped()[1].error, None);
+        assert!(bench.has_said("\"hangs\" lacks 3 segments"));
+        feed(&journal, 5..6);
+        wait_until(|| ship.table().rows[0].stored.contains(&name(5)));
+        assert_eq!(journal.follower().segments().len(), 1);
+        ship.stored(1, name(5));
+        assert_eq!(journal.follower().segments().len(), 0);
+        drop(ship);
+        assert!(shipper.finish(Duration::from_secs(60)));
+    }
 }
