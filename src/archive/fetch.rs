@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::datadir::DataDirectory;
 use super::life;
 use super::offer::Offer;
 use super::own;
-use super::push::{is_same_history, own_history, read_history};
+use super::push::{is_ancestor, is_same_history, own_history, read_history, sound_history};
 use crate::durable::Delivery;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -344,9 +344,7 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
     let layout = what
         .followed
         .apply(repository, layout_of(what, repository)?)?;
-    if let WalFileName::History(timeline) = what.name
-        && is_of_other_server(what, timeline, repository, &layout)
-    {
+    if is_of_other_server(what, repository, &layout) {
         return Ok(Found::Absent);
     }
     let key = layout.wal_file(what.name);
@@ -407,30 +405,24 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
     }
 }
 
-/// Whether the server was promoted to a timeline by itself, and the repository has that of another server under the number.
+/// Whether the server was promoted to a timeline by itself, or follows one that was, and the repository has that of another server under the number.
 ///
-/// PostgreSQL puts what it is given in the place of its own file, and from then on says of its own WAL that it is the other server's: that would
-/// be archived behind the other one's. Told that there is none, it reads its own.
+/// PostgreSQL puts a history that it is given in the place of its own file, and from then on says of its own WAL that it is the other server's: that
+/// would be archived behind the other one's. Told that there is none, it reads its own. A segment of the other server holds what never happened here.
 ///
 /// PostgreSQL: src/backend/access/transam/timeline.c, readTimeLineHistory, restoreTimeLineHistoryFiles.
-fn is_of_other_server(
-    what: &Fetch,
-    timeline: TimelineId,
-    repository: &Repository,
-    layout: &ClusterLayout,
-) -> bool {
-    // A person who names that very file wants it replaced.
-    if what.target.file_name().and_then(OsStr::to_str) == Some(&timeline.history_file_name()) {
+fn is_of_other_server(what: &Fetch, repository: &Repository, layout: &ClusterLayout) -> bool {
+    let (WalFileName::History(timeline) | WalFileName::Segment(SegmentName { timeline, .. })) =
+        what.name
+    else {
+        return false;
+    };
+    // A person who names that very file wants it, or wants it replaced.
+    if what.target.file_name().and_then(OsStr::to_str) == Some(&what.name.to_string()) {
         return false;
     }
-    let Some(own) = own_history(&what.target, timeline) else {
-        return false;
-    };
-    // A history file that cannot be read is met again, and reported, when it is delivered.
-    let Ok(Some(known)) = read_history(repository, layout, timeline) else {
-        return false;
-    };
-    let is_other = !is_same_history(&own, &known);
+    let read = || read_history(repository, layout, timeline);
+    let is_other = is_other_history(&what.target, what.name, read);
     if is_other {
         what.progress.warn(&format!(
             "this server has another history of timeline {0} than the archive: two servers were promoted to that number. It goes on by its own \"{1}\"",
@@ -441,18 +433,60 @@ fn is_of_other_server(
     is_other
 }
 
-/// Copies a segment that `repository` has whole, every byte checked as when it is delivered, for later; `false` when it is not there. Nothing
-/// is proven by that, and nothing looked for besides.
+/// Whether the server has another history beside a file than `read` finds in the repository, of the timeline that was asked for. A segment is that of
+/// the repository all the same where a later timeline that the server knows leads through it.
+fn is_other_history(
+    beside: &FilePath,
+    name: WalFileName,
+    read: impl FnOnce() -> Result<Option<History>>,
+) -> bool {
+    let timeline = name.timeline();
+    if timeline == TimelineId::FIRST {
+        return false;
+    }
+    let Some(own) = own_history(beside, timeline) else {
+        return false;
+    };
+    // A history file that cannot be read is met again, and reported, when it is delivered.
+    let Ok(Some(known)) = read() else {
+        return false;
+    };
+    let is_segment = matches!(name, WalFileName::Segment(_));
+    !is_same_history(&own, &known) && !(is_segment && is_led_through(beside, &known))
+}
+
+/// Whether a history of a later timeline beside a file leads through this one.
+fn is_led_through(beside: &FilePath, known: &History) -> bool {
+    let directory = DataDirectory::of_wal_file(beside);
+    let Ok(entries) = std::fs::read_dir(directory.wal()) else {
+        return false;
+    };
+    let later = entries
+        .flatten()
+        .filter_map(|entry| match entry.file_name().to_str()?.parse() {
+            Ok(WalFileName::History(later)) => own_history(beside, later),
+            _ => None,
+        });
+    let mut later = later.filter(|later| later.timeline() > known.timeline());
+    later.any(|later| is_ancestor(known, &later))
+}
+
+/// Copies a segment that `repository` has whole, every byte checked as when it is delivered, for later; `false` when it is not there, or is not that of
+/// the server's history, `beside` which it is put. Nothing is proven by that, and nothing looked for besides.
 ///
 /// # Errors
 /// `Damaged`, also for a segment of another size; what the repository and the sink say.
 pub fn copy(
     name: SegmentName,
     size: SegmentSize,
-    repository: &Repository,
-    layout: &ClusterLayout,
+    (repository, layout): (&Repository, &ClusterLayout),
+    beside: &FilePath,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<bool> {
+    let known = || sound_history(repository, layout, name.timeline);
+    if is_other_history(beside, WalFileName::Segment(name), known) {
+        return Ok(false);
+    }
     let key = layout.segment(name);
     let Some(object) = repository.store().open(&key)? else {
         return Ok(false);

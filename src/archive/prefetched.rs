@@ -200,6 +200,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// Its directory, in that of WAL.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes the directory this process's own, empties it, and notes what for; `None` where another worker is at work.
     ///
     /// # Errors

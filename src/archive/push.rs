@@ -20,7 +20,7 @@ use crate::pg::label::BackupHistory;
 use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
-use crate::pg::timeline::{History, TimelineId};
+use crate::pg::timeline::{Ancestor, History, TimelineId};
 use crate::pg::version::Major;
 use crate::repo::container::{self, Codec, Container, ContainerWriter, Identity, Kind};
 use crate::repo::healed::{self, COPIES_MAX};
@@ -535,7 +535,20 @@ pub(super) fn own_history(beside: &Path, timeline: TimelineId) -> Option<History
 
 /// Without a key the reasons in a history are not known.
 pub(crate) fn is_same_history(own: &History, known: &History) -> bool {
-    let (own, known) = (own.ancestors(), known.ancestors());
+    is_same_path(own.ancestors(), known.ancestors())
+}
+
+/// Whether the timeline of one history is an ancestor in another one, by the same way.
+pub(super) fn is_ancestor(known: &History, later: &History) -> bool {
+    let length = known.ancestors().len();
+    let way = later.ancestors().split_at_checked(length);
+    way.is_some_and(|(before, rest)| {
+        let is_next = |a: &Ancestor| a.timeline == known.timeline();
+        rest.first().is_some_and(is_next) && is_same_path(before, known.ancestors())
+    })
+}
+
+fn is_same_path(own: &[Ancestor], known: &[Ancestor]) -> bool {
     own.len() == known.len()
         && own.iter().zip(known).all(|(own, known)| {
             (own.timeline, own.switch_lsn) == (known.timeline, known.switch_lsn)

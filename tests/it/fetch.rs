@@ -924,6 +924,62 @@ fn l17_a_server_keeps_its_own_history_of_a_number_that_another_one_took() {
     assert_eq!(still.fetched(name), b"1\t0/3000000\tx\n");
 }
 
+/// Two servers were promoted to one number. A standby follows the one whose WAL is not in the archive, and its walreceiver has put that one's history
+/// into pg_wal: no segment of the other one is handed over.
+#[test]
+fn f25_no_segment_of_another_servers_timeline_of_that_number_is_handed_over() {
+    let still = Still::new(17, 1, 2);
+    let [before, first] = still.segments.as_slice() else {
+        panic!("two segments")
+    };
+    still.push(before).succeed();
+    // The server that is archived was promoted where the second segment begins.
+    let number = u32::from_str_radix(&first[16..], 16).unwrap();
+    let switch = |more: u32| format!("0/{:X}", (number << 20) + more);
+    let write = |name: &str, text: &str| {
+        std::fs::write(still.wal(name), text).unwrap();
+        user::own(&still.wal(name));
+    };
+    let archived = format!("1\t{}\tx\n", switch(0));
+    write("00000002.history", &archived);
+    still.push("00000002.history").succeed();
+    let mut bytes = std::fs::read(still.wal(first)).unwrap();
+    for page in bytes.chunks_exact_mut(8192) {
+        if page[..2] != [0, 0] {
+            page[4..8].copy_from_slice(&2_u32.to_le_bytes());
+        }
+    }
+    let name = format!("00000002{}", &first[8..]);
+    std::fs::write(still.wal(&name), &bytes).unwrap();
+    user::own(&still.wal(&name));
+    still.push(&name).succeed();
+    std::fs::remove_file(still.wal(&name)).unwrap();
+
+    for signal in ["standby.signal", "recovery.signal"] {
+        mode(&still, signal, false);
+        write("00000002.history", &archived);
+        assert!(still.fetched(&name) == bytes, "{signal}");
+        write("00000002.history", &format!("1\t{}\tx\n", switch(0x8000)));
+        let run = still.fetch(&name).exits(1);
+        run.expect_stderr("this server has another history of timeline 2");
+        assert!(!still.wal("RECOVERYXLOG").exists());
+        // A later timeline that the server knows leads through the archive's, or through its own.
+        for (way, is_led) in [(0, true), (0x8000, false)] {
+            let later = format!("1\t{}\tx\n\n2\t{}\tx\n", switch(way), switch(0x90000));
+            write("00000003.history", &later);
+            match is_led {
+                true => assert!(still.fetched(&name) == bytes, "{signal}"),
+                false => _ = still.fetch(&name).exits(1),
+            }
+        }
+        std::fs::remove_file(still.wal("00000003.history")).unwrap();
+    }
+    // A person who names that very file gets it.
+    let fetch = still.site.pitr().args(["wal", "fetch", &name]);
+    fetch.arg(still.wal(&name)).succeed();
+    assert!(std::fs::read(still.wal(&name)).unwrap() == bytes);
+}
+
 #[test]
 fn f06_f18_what_a_promotion_needs_is_decided_while_the_archive_is_there() {
     let still = archived(1);

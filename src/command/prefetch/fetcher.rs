@@ -133,9 +133,10 @@ impl Fetcher {
         archive: &Arc<Archive>,
     ) -> Option<Result<(bool, Coming)>> {
         let (size, archive) = (self.size, Arc::clone(archive));
+        let beside = self.store.path().to_owned();
         place.ask(move |pieces| {
-            let (repository, layout) = (&archive.repository, &archive.layout);
-            let is_there = fetch::copy(name, size, repository, layout, &mut |piece| {
+            let archived = (&archive.repository, &archive.layout);
+            let is_there = fetch::copy(name, size, archived, &beside, &mut |piece| {
                 pieces.fetch_add(1, Ordering::Relaxed);
                 coming.write(piece)
             })?;
