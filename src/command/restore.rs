@@ -528,6 +528,8 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
             | Code::Damaged
             | Code::Gap
             | Code::Key
+            // An object of a newer format, or the part of a segment of a newer PostgreSQL.
+            | Code::Unsupported
     );
     if !archive_trouble {
         return Verdict::Fail;

@@ -17,6 +17,7 @@ use crate::common::s3::KEY;
 use crate::common::s3::peer::Peer;
 use crate::common::walsender::{Act, Answer, Identity, Walsender};
 use crate::common::{Still, paths_below, pitr, pitr_archive, pitr_restore};
+use crate::fetch::{mode, not_here_with_warning};
 use crate::sealed::keygen;
 
 const NEWEST: u32 = 19;
@@ -339,4 +340,48 @@ fn p23_the_receiver_stores_what_a_newer_server_streams_and_a_backup_is_refused()
         .arg(still.site.sandbox().join("other"))
         .run()
         .expect_stderr("version 2000");
+}
+
+/// The end of such WAL is not known, so that recovery stops. A standby streams what it lacks, and its promotion does not stop either.
+#[test]
+fn p23_a_part_of_a_segment_of_a_newer_major_stops_recovery_and_no_standby() {
+    let still = newer();
+    let name = &still.segments[0];
+    let mut data = std::fs::read(still.wal(name)).unwrap();
+    data.truncate(data.len() / 2);
+    let number = u64::from_str_radix(&name[16..], 16).unwrap();
+    let start = number * SEGMENT;
+    let end = start + data.len() as u64;
+    let identity = Identity {
+        system_identifier: still.site.system_identifier(),
+        timeline: 1,
+        flush: end,
+        version: "20.1".into(),
+        segment_size: "1MB".into(),
+        restart: Some(start),
+    };
+    let stream = [Act::Wal { start, data }, Act::AwaitFlush(end), Act::Silence];
+    let server =
+        Walsender::start(identity).on("START_REPLICATION", [Answer::Stream(stream.into())]);
+    let journal = still.site.sandbox().join("journal");
+    reception::configure(&still.site, &server.conninfo(), &journal);
+    let mut running = still.site.pitr().arg("receive").spawn();
+    running.until("a part is stored", || {
+        still
+            .site
+            .files()
+            .iter()
+            .any(|file| file.contains("/open/"))
+    });
+    running.ended_by(Signal::TERM).success();
+
+    let told = "newer than 19 (page magic D123), which this pitr cannot read";
+    mode(&still, "recovery.signal", false);
+    still.fetch(name).exits(201).expect_stderr(told);
+    mode(&still, "standby.signal", true);
+    let run = still.fetch(name).run();
+    assert!(run.stderr.contains(told), "{run}");
+    not_here_with_warning(&still, run);
+    still.cluster.touch("promote");
+    not_here_with_warning(&still, still.fetch(name).run());
 }
