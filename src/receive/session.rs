@@ -249,6 +249,8 @@ struct Session<'a> {
     status_written: Option<Instant>,
     /// Hosts that turned out not to be received from, until one is.
     left_out: Vec<String>,
+    /// Standbys that have yet to follow or to catch up, until each of the others was tried, too.
+    passed_over: Vec<String>,
     /// The server's timeline when it was last found to be the cluster's.
     checked_timeline: Option<TimelineId>,
     archived_histories: BTreeSet<TimelineId>,
@@ -299,6 +301,7 @@ impl<'a> Session<'a> {
             status,
             status_written: None,
             left_out: Vec::new(),
+            passed_over: Vec::new(),
             checked_timeline: None,
             archived_histories: BTreeSet::new(),
             has_lives: false,
@@ -382,13 +385,18 @@ impl<'a> Session<'a> {
 
     /// One connection, through as many timelines as it leads, until it was stopped or everything that was asked for is safe.
     async fn attempt(&mut self) -> Result<()> {
-        let info = self.candidates();
+        let mut info = self.candidates();
+        if info.hosts.is_empty() {
+            self.passed_over.clear();
+            info = self.candidates();
+        }
         let stop = &self.host.stop;
         let connect = upstream::connect(&info, Arc::clone(&self.host.progress));
         let connected = unless_stopped(stop, connect).await;
         let mut client = connected.inspect_err(|_| {
             // None of the others can be reached: those left out may have changed meanwhile.
             self.left_out.clear();
+            self.passed_over.clear();
         })?;
         let mut is_compared = false;
         loop {
@@ -396,6 +404,7 @@ impl<'a> Session<'a> {
             let (connection, start, server) = unless_stopped(stop, prepared).await?;
             is_compared = true;
             self.left_out.clear();
+            self.passed_over.clear();
             match self.stream(connection, &start, &server).await? {
                 Some(connection) => client = connection,
                 None => return Ok(()),
@@ -418,7 +427,7 @@ impl<'a> Session<'a> {
         if let Err(error) = self.check_timeline(&facts).await {
             return Err(match error.code() {
                 // A standby that has yet to follow.
-                Code::Diverged if facts.in_recovery => error.with_code(Code::Unreachable),
+                Code::Diverged if facts.in_recovery => self.pass_over(&host, error),
                 Code::Diverged => self.leave_out(client.host(), error),
                 _ => error,
             });
@@ -441,7 +450,7 @@ impl<'a> Session<'a> {
             Ok(start) => start,
             Err(error) if error.code() == Code::Diverged && facts.in_recovery => {
                 // A standby that has yet to catch up.
-                return Err(error.with_code(Code::Unreachable));
+                return Err(self.pass_over(&host, error));
             }
             Err(error) if error.code() == Code::Diverged => {
                 return Err(self.leave_out(client.host(), error));
@@ -607,21 +616,29 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The servers that have not turned out to be the wrong ones.
+    /// The servers that have not turned out to be the wrong ones, and wait for no other one.
     fn candidates(&self) -> ConnInfo {
         let mut info = self.options.conninfo.clone();
-        info.hosts
-            .retain(|host| !self.left_out.contains(&host.display()));
+        let is_out =
+            |host: &String| self.left_out.contains(host) || self.passed_over.contains(host);
+        info.hosts.retain(|host| !is_out(&host.display()));
         info
     }
 
     /// This host is none to receive from. Others may be; without any left, that is the end.
     fn leave_out(&mut self, host: &str, error: Error) -> Error {
         self.left_out.push(host.to_owned());
-        match self.candidates().hosts.is_empty() {
+        let mut hosts = self.options.conninfo.hosts.iter();
+        match hosts.all(|host| self.left_out.contains(&host.display())) {
             true => error,
             false => error.with_code(Code::Unreachable),
         }
+    }
+
+    /// This standby may be one to receive from later. One that is stuck keeps nobody from the others: they are tried before it is again.
+    fn pass_over(&mut self, host: &str, error: Error) -> Error {
+        self.passed_over.push(host.to_owned());
+        error.with_code(Code::Unreachable)
     }
 
     fn check_server(&self, facts: &ServerFacts) -> Result<()> {

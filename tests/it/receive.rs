@@ -577,6 +577,39 @@ fn w09_an_old_primary_that_comes_back_is_left_out() {
     program(&site).exits(8).expect_stderr("error diverged");
 }
 
+/// W70: a standby that no longer follows comes first in the list. The primary behind it is received from.
+#[test]
+fn w70_a_standby_that_is_stuck_keeps_nobody_from_the_primary() {
+    let (site, mut primary) = receiving(keeping(small(16)), "");
+    let standby = primary.standby().start();
+    let stuck = primary.standby().start();
+    follow_primary(&site, &primary, &standby);
+    let mut running = program(&site).spawn();
+    let position = write_wal(&primary);
+    wait_safe(&mut running, &primary, &position);
+    standby.wait_replayed(&position);
+    primary.stop(Stop::Immediate);
+    standby.promote();
+    let position = write_wal(&standby);
+    wait_safe(&mut running, &standby, &position);
+    wait_until("the new timeline is stored", || {
+        stored_end(&site, 2) >= lsn(&position)
+    });
+    stop(running).success();
+
+    let conninfo = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres",
+        stuck.port(),
+        standby.port()
+    );
+    site.connect_by(&conninfo);
+    let mut running = program(&site).spawn();
+    let position = write_wal(&standby);
+    wait_safe(&mut running, &standby, &position);
+    let run = stop(running).success();
+    assert!(run.stderr.contains("has timeline 2 already"), "{run}");
+}
+
 /// The receiver notifies the service manager, an end can be asked for, and `pitr info` prints how far it is.
 #[test]
 fn it_runs_as_a_service_and_to_a_position() {
