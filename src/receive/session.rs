@@ -764,8 +764,16 @@ impl<'a> Session<'a> {
         let Some((holdings, _)) = self.holdings(true, &facts.history).await? else {
             return Ok(client);
         };
+        let held = self.journal.follower().segments();
         for segment in damaged {
-            let Some(lost) = lacking(&holdings, segment, &facts.history)? else {
+            let is_next =
+                |s: &Segment| s.name.timeline == segment.name.timeline && s.from >= segment.end;
+            let lacking = Lacking::of(&holdings, segment, &facts.history)?;
+            // Only a file behind it tells that the timeline went on so far here.
+            if let Some(gap) = lacking.behind.filter(|_| held.iter().any(is_next)) {
+                self.record_gap(&holdings, &gap)?;
+            }
+            let Some(lost) = lacking.asked else {
                 self.journal.give_up(segment.name);
                 continue;
             };
@@ -829,16 +837,22 @@ impl<'a> Session<'a> {
             ));
             return Ok(());
         }
-        let lost = holdings.lost(&gap)?;
+        self.record_gap(holdings, &gap)?;
+        self.journal.give_up(segment.name);
+        Ok(())
+    }
+
+    /// Records what is lost of WAL that the journal has lost and no server gives, and says it once.
+    fn record_gap(&self, holdings: &Holdings, gap: &Gap) -> Result<()> {
+        let lost = holdings.lost(gap)?;
         if lost.is_held_by_another {
-            self.host.progress.warn(&held_by_another(&gap));
+            self.host.progress.warn(&held_by_another(gap));
         }
         if holdings.record(&lost, &Writer::of(self.host))? {
             for part in &lost.parts {
                 self.host.progress.warn(&lost_for_good(part));
             }
         }
-        self.journal.give_up(segment.name);
         Ok(())
     }
 
@@ -1199,16 +1213,29 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The WAL of a damaged segment that no repository has, and that the server's history leads through.
-fn lacking(holdings: &Holdings, segment: Segment, history: &History) -> Result<Option<Gap>> {
-    let timeline = segment.name.timeline;
-    if !history.contains(timeline) {
-        return Ok(None);
+/// The WAL of a damaged segment that a repository lacks.
+struct Lacking {
+    /// The server's history leads through it.
+    asked: Option<Gap>,
+    /// It lies behind the place where the server left the timeline: no server has it.
+    behind: Option<Gap>,
+}
+
+impl Lacking {
+    fn of(holdings: &Holdings, segment: Segment, history: &History) -> Result<Lacking> {
+        let timeline = segment.name.timeline;
+        let left = match history.contains(timeline) {
+            true => history.switch_point(timeline).unwrap_or(segment.end),
+            false => segment.from,
+        };
+        let left = left.clamp(segment.from, segment.end);
+        let from = holdings.covered(segment.name)?.max(segment.to);
+        let gap = |from: Lsn, to: Lsn| (from < to).then_some(Gap { timeline, from, to });
+        Ok(Lacking {
+            asked: gap(from, left),
+            behind: gap(from.max(left), segment.end),
+        })
     }
-    let switch = history.switch_point(timeline);
-    let to = switch.map_or(segment.end, |switch| switch.min(segment.end));
-    let from = holdings.covered(segment.name)?.max(segment.to);
-    Ok((from < to).then_some(Gap { timeline, from, to }))
 }
 
 fn lost_for_good(gap: &Gap) -> String {

@@ -552,6 +552,47 @@ fn rotten(place: Rot, which: usize, is_lost: bool) {
     assert!(run.stderr.contains(told), "{place:?}: {run}");
 }
 
+/// The standby that is promoted had less than the receiver. What rots of the rest before it was shipped is in no server any more.
+#[test]
+fn w71_rotten_wal_behind_a_switch_point_is_recorded_as_a_gap() {
+    let sandbox = crate::common::Sandbox::new("journal");
+    let folder = sandbox.dir("disk");
+    let (site, mut primary) = receiving(&folder, "");
+    let mut standby = primary.standby().start();
+    site.connect_by(&format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres target_session_attrs=primary application_name=pitr",
+        primary.port(),
+        standby.port()
+    ));
+    let running = start(&site, &primary);
+    standby.stop(Stop::Fast);
+    exchange(&site, true);
+    write_wal(&primary, 6 << 20);
+    wait_until("all of it is acknowledged", || is_safe(&primary));
+    running.ended_by(Signal::KILL);
+    primary.stop(Stop::Immediate);
+    let held = complete(&folder);
+    assert!(held.len() > 4, "{held:?}");
+    let (name, path) = &held[2];
+    rot(path, Rot::FrameHeader);
+    standby.start();
+    standby.promote();
+    exchange(&site, false);
+    let mut running = site.pitr().words("receive --create-slot").spawn();
+    let size = SegmentSize::new(SEGMENT).unwrap();
+    let end = name.number(size).unwrap().range(size).end;
+    wait_for_words(
+        &mut running,
+        &format!(" to {end} of timeline 1 is lost: neither the server nor"),
+    );
+    let last = &held[held.len() - 1].0;
+    wait_until("what lies behind is shipped", || {
+        site.object(&last.to_string()).exists()
+    });
+    let run = running.ended_by(Signal::TERM).success();
+    assert!(run.stderr.contains("leaves timeline 1 at"), "{run}");
+}
+
 /// Has the server remove a segment.
 fn lose(cluster: &Cluster, name: SegmentName) {
     for (setting, value) in [
