@@ -17,7 +17,7 @@ use super::received::{self, Prefix};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::label::BackupHistory;
-use crate::pg::lsn::Lsn;
+use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::{Ancestor, History, TimelineId};
@@ -372,7 +372,7 @@ fn partial_of_other(source: &mut dyn Content, checked: &Checked<'_>) -> Result<A
     source.rewind()?;
     let (hash, _) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
     let key = keep_refused(source, checked, &hash)?;
-    settle_kept(checked.repository, &key)?;
+    settle_kept(checked, &key)?;
     Ok((
         Pushed::Stored,
         vec![format!(
@@ -1170,12 +1170,15 @@ fn keep_refused(source: &mut dyn Content, checked: &Checked<'_>, hash: &[u8; 32]
     Ok(conflict)
 }
 
-/// Makes sure that a copy which is kept is durable, whoever stored it.
-fn settle_kept(repository: &Repository, key: &Key) -> Result<()> {
-    match repository.store().open(key)? {
-        Some(object) => object.settle(),
-        None => Err(err!(Unreachable, "object \"{key}\" came and went")),
-    }
+/// Makes sure that a copy which is kept is whole and durable, whoever stored it: it is acknowledged behind this.
+fn settle_kept(checked: &Checked<'_>, key: &Key) -> Result<()> {
+    let Some(object) = checked.repository.store().open(key)? else {
+        return Err(err!(Unreachable, "object \"{key}\" came and went"));
+    };
+    let container = Container::open(object).map_err(|e| stored_damaged(key, e))?;
+    check_named(&container, checked, key)?;
+    check_stored(&container, key)?;
+    container.object().settle()
 }
 
 /// Another partial of the same segment: more of the same WAL, a second promotion in it, or other stale bytes behind. Recovery never asks for a
@@ -1197,7 +1200,7 @@ fn beside(
         return Ok(lengthened);
     }
     let key = keep_refused(source, checked, hash)?;
-    settle_kept(checked.repository, &key)?;
+    settle_kept(checked, &key)?;
     let why = match stored.is_opaque() {
         true => {
             "The archived one is encrypted, and this host cannot read it: whether this one continues it is unknown"
@@ -1234,8 +1237,8 @@ fn lengthen(source: &dyn Content, checked: &Checked<'_>, end: Lsn) -> Result<Opt
         Err(e) if is_unknown(e.code()) => return Ok(None),
         Err(e) => return Err(e),
     };
-    let known = stored.valid_end();
-    let length = known.min(end).0.saturating_sub(checked.wal.start_lsn.0);
+    let (start, known) = (checked.wal.start_lsn, stored.valid_end());
+    let length = known.min(end).0.saturating_sub(start.0);
     let mut read = |buffer: &mut [u8], at| source.read_at(buffer, at);
     let mut prefix = Prefix::new(length, &mut read);
     stored.read_pages(repository, layout, &mut |bytes| prefix.compare(bytes))?;
@@ -1249,6 +1252,10 @@ fn lengthen(source: &dyn Content, checked: &Checked<'_>, end: Lsn) -> Result<Opt
         source.read_at(buffer, from)
     };
     let put = increment::put_merged(repository, layout, &segment, end, &mut next)?;
+    require_whole(
+        repository,
+        &layout.increment(segment.name, LsnRange { start, end }),
+    )?;
     if put == Published::Exists {
         return Ok(Some((Pushed::AlreadyThere, Vec::new())));
     }
@@ -1261,6 +1268,17 @@ fn lengthen(source: &dyn Content, checked: &Checked<'_>, end: Lsn) -> Result<Opt
         checked.segment.timeline.decimal()
     );
     Ok(Some((Pushed::Stored, vec![told])))
+}
+
+/// Requires that an increment can be read back whole, where the store has not said so.
+fn require_whole(repository: &Repository, key: &Key) -> Result<()> {
+    if repository.store().is_confirming() {
+        return Ok(());
+    }
+    let object = repository.store().open(key)?;
+    let object = object.ok_or_else(|| err!(ReadBack, "object \"{key}\" is gone"))?;
+    let read = Container::open(object).and_then(|container| container.check_stored());
+    read.map_err(|e| stored_damaged(key, e))
 }
 
 /// Whether the stored copy holds the same bytes up to where the offered WAL ends; unknown, and so no, where it cannot be read for want of a key.

@@ -1090,6 +1090,46 @@ fn a8_l07_another_partial_of_a_segment_is_kept_beside_the_first_and_nobody_waits
     assert!(!conflicts.exists());
 }
 
+/// A partial of a timeline whose number another server has is kept aside. What was kept before is read before that is said again.
+#[test]
+fn p09_a_partial_that_is_kept_aside_is_whole_before_it_is_acknowledged() {
+    let still = Still::new(17, 1, 1);
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(still.wal(name), bytes).unwrap();
+        user::own(&still.wal(name));
+    };
+    let history = "00000002.history";
+    write(history, b"1\t0/3000000\tx\n");
+    still.push(history).succeed();
+    write(history, b"1\t0/4000000\tx\n");
+    let mut bytes = std::fs::read(still.wal(&still.segments[0])).unwrap();
+    for page in bytes.chunks_exact_mut(8192) {
+        if page[..2] != [0, 0] {
+            page[4..8].copy_from_slice(&2_u32.to_le_bytes());
+        }
+    }
+    let partial = format!("00000002{}.partial", &still.segments[0][8..]);
+    write(&partial, &bytes);
+    let told = "timeline 2 is that of another server in the archive";
+    for _ in 0..2 {
+        still.push(&partial).succeed().expect_stderr(told);
+    }
+    let files = still.site.files();
+    let kept: Vec<_> = files.iter().filter(|f| f.contains("/conflicts/")).collect();
+    assert_eq!(kept.len(), 1, "{files:?}");
+    let kept = still.site.repository().join(kept[0]);
+    let mut damaged = std::fs::read(&kept).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&kept, damaged).unwrap();
+    let run = still.push(&partial).run();
+    assert!(!run.is_success(), "{run}");
+    run.expect_stderr("is damaged");
+    std::fs::remove_file(&kept).unwrap();
+    still.push(&partial).succeed().expect_stderr(told);
+    assert!(kept.exists());
+}
+
 #[test]
 fn pg_waldump_reads_what_comes_back() {
     let Some(waldump) = bin(15, "pg_waldump") else {
