@@ -305,6 +305,12 @@ impl Interval<'_> {
             changed.set_late(name.number(self.size)?.range(self.size).end > self.end);
             let container = known!(told(self.open(*name))?);
             let summary = known!(told(index::read_summary(&container))?);
+            if summary.has(flag::UNDECODED) {
+                // Its index does not tell of records that cross its borders.
+                return Ok(Err(format!(
+                    "segment \"{name}\" was archived by a program that could not decode it"
+                )));
+            }
             if crossing.is_none() && summary.head_end == HeadEnd::Continues {
                 return Ok(Err(lies_in_a_record(*name)));
             }
@@ -598,7 +604,7 @@ fn has_room(changed: &Changed) -> std::result::Result<(), Problem> {
 
 /// Adds what an index tells; `false` where it does not tell everything.
 fn take_index(container: &Container, summary: &Summary, changed: &mut Changed) -> Result<bool> {
-    let silent = flag::DAMAGED | flag::MINIMAL | flag::UNDECODED | flag::ENDS_INSIDE;
+    let silent = flag::DAMAGED | flag::MINIMAL | flag::ENDS_INSIDE;
     if summary.has(silent) {
         return Ok(false);
     }
@@ -715,6 +721,7 @@ mod tests {
     use crate::pg::craft::{Craft, long_main_data};
     use crate::pg::record::Relation;
     use crate::pg::timeline::TimelineId;
+    use crate::repo;
     use crate::wal::crafted;
 
     /// More dropped relations than are kept.
@@ -770,6 +777,38 @@ mod tests {
         let mut changed = Changed::default();
         let unarchived = interval.unarchived(Some(two), &mut changed).unwrap();
         assert_eq!(unarchived, problem);
+    }
+
+    /// The record that ends in such a segment, or begins there, would be passed over.
+    #[test]
+    fn b46_a_segment_that_its_archiver_could_not_decode_is_a_problem() {
+        let mut craft = Craft::new(Major::V17);
+        craft.record(0, 0x20, 0, &long_main_data(&vec![7; 3 << 19]));
+        craft.switch();
+        let dir = tempfile::tempdir().unwrap();
+        let (repository, _) = repo::crafted::create(dir.path(), &craft);
+        for (number, segment) in (1..).zip(craft.bytes.chunks(1 << 20)) {
+            crafted::store_as(&repository, &craft, (number, segment), number == 2);
+        }
+        let size = craft.identity.segment_size;
+        let layout = ClusterLayout::new("main", craft.identity.system_identifier).unwrap();
+        let (prior, history) = (ClusterContent::sample(), History::root(TimelineId::FIRST));
+        let mut tick = || -> Result<()> { Ok(()) };
+        let interval = Interval {
+            repository: &repository,
+            layout: &layout,
+            major: Major::V17,
+            prior: &prior,
+            prior_time: TimestampTz(0),
+            history: &history,
+            size,
+            end: Lsn(3 << 20),
+            server: dir.path(),
+            tick: RefCell::new(&mut tick),
+        };
+        let segments = [1, 2].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
+        let told = interval.indexed(&segments, &mut Changed::default());
+        assert!(told.unwrap().unwrap_err().contains("could not decode"));
     }
 
     #[test]
