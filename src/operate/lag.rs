@@ -1,6 +1,6 @@
 //! The lag of each of several repositories: how far it is behind the others, and for how long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
+use crate::plan::cluster;
 use crate::plan::lacking::{Cause, lacking};
 use crate::plan::retention::Policy;
 use crate::repo;
@@ -207,6 +208,8 @@ fn compare(session: &Session, layout: &ClusterLayout, seen: &mut [(Lag, Option<A
         .filter_map(|a| a.registration.as_ref())
         .find_map(|r| SegmentSize::new(r.segment_size_bytes).ok());
     let Some(size) = size else { return };
+    let asked = seen.iter().filter_map(|(_, asked)| asked.as_ref());
+    let followed = followed(session, layout, &asked.collect::<Vec<_>>());
     let empty = Survey::empty(size);
     let mut measured = Vec::new();
     for (at, (_, asked)) in seen.iter().enumerate() {
@@ -218,7 +221,7 @@ fn compare(session: &Session, layout: &ClusterLayout, seen: &mut [(Lag, Option<A
                     _ if other == at => {}
                     Some(from) => {
                         let is_kin = asked.keys() == from.keys();
-                        let to = (to, asked.rules.as_ref());
+                        let to = (to, asked.rules.as_ref(), &*followed);
                         behind.add(session, layout, size, to, (&lag.name, from, is_kin));
                     }
                     None => behind.unasked.push(lag.name.clone()),
@@ -232,6 +235,23 @@ fn compare(session: &Session, layout: &ClusterLayout, seen: &mut [(Lag, Option<A
             lag.measured(behind, size);
         }
     }
+}
+
+/// The timelines that may be the cluster, by what all of these hold; none where there is one timeline alone.
+fn followed(session: &Session, layout: &ClusterLayout, asked: &[&Asked]) -> Vec<TimelineId> {
+    let surveys = asked.iter().filter_map(|asked| asked.survey.as_ref());
+    let timelines: BTreeSet<_> = surveys.flat_map(|s| s.timelines.keys()).collect();
+    if timelines.len() < 2 {
+        return Vec::new();
+    }
+    let registered = asked.iter().filter(|asked| asked.registration.is_some());
+    let all = registered.map(|asked| &asked.repository);
+    cluster::candidates_in(all, layout).unwrap_or_else(|e| {
+        session.warn(&format!(
+            "it is not known which timeline is the cluster, and the newest counts for what repositories lack: {e}"
+        ));
+        Vec::new()
+    })
 }
 
 /// The lack of one repository against the others.
@@ -254,13 +274,13 @@ impl Behind {
         session: &Session,
         layout: &ClusterLayout,
         size: SegmentSize,
-        (to, rules): (&Survey, Option<&Policy>),
+        (to, rules, followed): (&Survey, Option<&Policy>, &[TimelineId]),
         (name, other, is_kin): (&str, &Asked, bool),
     ) {
         let Some(from) = &other.survey else { return };
         // A clock that is ahead of this one makes nothing older.
         let age = |since| session.host.now().duration_since(since).unwrap_or_default();
-        let lacking = lacking(from, to, (false, rules), session.host.now());
+        let lacking = lacking(from, to, (false, rules), followed, session.host.now());
         self.comes_by_sync |=
             is_kin && !(lacking.backups.is_empty() && lacking.segments.is_empty());
         // Each of two with different keys has backups of its own, of which two may have one id; archiving brings WAL into both.

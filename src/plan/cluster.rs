@@ -512,6 +512,28 @@ pub fn decide_in<'a>(
     layout: &ClusterLayout,
     history: &History,
 ) -> Result<Cluster> {
+    by_wal_of(repositories, layout, |sides| decide_with(sides, history))
+}
+
+/// The timelines that may be the cluster, by the WAL that these repositories hold of it: each has it registered.
+///
+/// # Errors
+/// Those of [`Inventory::of_wal`].
+pub fn candidates_in<'a>(
+    repositories: impl IntoIterator<Item = &'a Repository>,
+    layout: &ClusterLayout,
+) -> Result<Vec<TimelineId>> {
+    by_wal_of(repositories, layout, |sides| {
+        Ok(decide_by(sides)?.candidates())
+    })
+}
+
+/// Asks by the WAL that these repositories hold of a cluster.
+fn by_wal_of<'a, T>(
+    repositories: impl IntoIterator<Item = &'a Repository>,
+    layout: &ClusterLayout,
+    ask: impl FnOnce(&[Side<'_>]) -> Result<T>,
+) -> Result<T> {
     let read = |repository: &'a Repository| {
         let read = Inventory::of_wal(repository, layout.name(), layout.system_identifier());
         read.map(|inventory| (repository, inventory))
@@ -526,7 +548,7 @@ pub fn decide_in<'a>(
         .iter()
         .map(|(inventory, wal)| Side { inventory, wal })
         .collect();
-    decide_with(&sides, history)
+    ask(&sides)
 }
 
 /// The timelines and the decisions of all sides.

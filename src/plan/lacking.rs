@@ -1,8 +1,8 @@
 //! The objects of one repository that another one lacks and may receive. Pure.
 //!
 //! An object that the receiving side expired by its own retention does not come back. A backup that is older than every
-//! backup kept there counts as expired there. WAL is copied only as far as the backups of the receiving side, and those
-//! that it receives, need it. Pins are the exception, for they say "keep".
+//! backup kept there on the way to the cluster counts as expired there. WAL is copied only as far as the backups of the
+//! receiving side, and those that it receives, need it. Pins are the exception, for they say "keep".
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,8 +20,10 @@ use crate::store::Key;
 use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::survey::{Root, Subject, Survey};
 use backups::Verdict;
+use floors::Floors;
 
 mod backups;
+mod floors;
 pub mod scope;
 
 /// Something that is not copied, and why.
@@ -98,24 +100,31 @@ impl Lacking {
     }
 }
 
-/// Computes what `to` lacks of `from`; with `everything` also what it may have expired, and what its `rules` would not keep.
+/// Computes what `to` lacks of `from`; with `everything` also what it may have expired, and what its `rules` would not keep. `followed` are the timelines that may
+/// be the cluster, by what both sides hold (`plan::cluster`); none where there is nothing to decide.
 pub fn lacking(
     from: &Survey,
     to: &Survey,
     (everything, rules): (bool, Option<&Policy>),
+    followed: &[TimelineId],
     now: TimestampTz,
 ) -> Lacking {
+    let both = as_one(from, to);
     let unwanted = rules.filter(|_| !everything).map(|rules| {
-        let plan = retention(&as_one(from, to), rules, now);
-        backups::not_kept(&plan)
+        let rules = Policy {
+            cluster: followed.to_vec(),
+            ..rules.clone()
+        };
+        backups::not_kept(&retention(&both, &rules, now))
     });
+    let ways = Paths::new(&both);
     let mut asked = Asked {
         from,
         to,
         everything,
         unwanted: unwanted.unwrap_or_default(),
         now,
-        floor: floor(to),
+        floors: Floors::new(to, &ways, followed),
         torn: BTreeSet::new(),
         out: Lacking {
             unreadable: from.unreadable.clone(),
@@ -140,12 +149,6 @@ type Order = (TimelineId, Lsn, BackupId);
 
 fn order(id: &BackupId, root: &Root) -> Order {
     (root.timeline, root.stop_lsn, id.clone())
-}
-
-/// The oldest backup that the side keeps of its own accord.
-fn floor(to: &Survey) -> Option<Order> {
-    let ordered = to.committed();
-    backups::floor(ordered.map(|(id, subject, root)| (order(id, root), subject)))
 }
 
 /// Returns the receiving side as it would be with all that the giving side has.
@@ -178,7 +181,7 @@ struct Asked<'a> {
     /// Backups that retention over there would not keep.
     unwanted: BTreeSet<BackupId>,
     now: TimestampTz,
-    floor: Option<Order>,
+    floors: Floors<'a>,
     /// Timelines of which the two have different histories.
     torn: BTreeSet<TimelineId>,
     out: Lacking,
@@ -309,15 +312,11 @@ impl Asked<'_> {
             is_torn.then_some("the two have different histories of its timeline"),
             match self.everything {
                 true => None,
-                false if self.is_below_floor(id, root) => Some(backups::BELOW_FLOOR),
+                false if self.floors.is_below(id, root) => Some(backups::BELOW_FLOOR),
                 false => self.unwanted.contains(id).then_some(backups::NOT_KEPT),
             },
             self.now,
         )
-    }
-
-    fn is_below_floor(&self, id: &BackupId, root: &Root) -> bool {
-        self.floor.as_ref().is_some_and(|f| order(id, root) < *f)
     }
 
     /// The receiving side as it will be.
@@ -348,7 +347,7 @@ impl Asked<'_> {
                 // WAL after the backup that was let go there does not come back.
                 let held = &Names(&self.to.timelines);
                 paths.need_unbroken(root.timeline, (root.start_lsn, end), held, &mut needed);
-            } else if self.is_below_floor(id, root) && !self.is_followed(paths, root, end) {
+            } else if self.floors.is_below(id, root) && !self.is_followed(paths, root, end) {
                 let range = (root.start_lsn, root.stop_lsn);
                 paths.need_to_end(root.timeline, range, end, &mut needed);
             } else {

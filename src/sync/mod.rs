@@ -24,6 +24,8 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+use crate::pg::timeline::TimelineId;
+use crate::plan::cluster;
 use crate::plan::lacking::{Lacking, lacking};
 use crate::plan::retention::Policy;
 use crate::repo::container::Container;
@@ -166,10 +168,20 @@ impl<'a> Transfer<'a> {
             )
             .hint("Nothing was copied. Run the command again."));
         }
-        let now = self.host.now();
-        let options = &self.options;
-        let rules = options.rules;
-        Ok(lacking(&from, &to, (options.everything, rules), now))
+        let followed = self.followed(&from, &to)?;
+        let wanted = (self.options.everything, self.options.rules);
+        Ok(lacking(&from, &to, wanted, &followed, self.host.now()))
+    }
+
+    /// The timelines that may be the cluster, by what both sides hold; none where there is one timeline alone.
+    fn followed(&self, from: &Survey, to: &Survey) -> Result<Vec<TimelineId>> {
+        let timelines = from.timelines.keys().chain(to.timelines.keys());
+        if timelines.collect::<BTreeSet<_>>().len() < 2 {
+            return Ok(Vec::new());
+        }
+        let is_there = self.to.registration(&self.layout)?.is_some();
+        let there = is_there.then_some(self.to);
+        cluster::candidates_in([self.from].into_iter().chain(there), &self.layout)
     }
 
     /// Copies what a plan made just now says.
@@ -307,8 +319,8 @@ impl<'a> Transfer<'a> {
         for listed in self.from.store().list(&self.layout.events())? {
             let subject = listed.name.as_str();
             let timeline = subject.strip_prefix("wal-");
-            let is_fact = subject == "cluster"
-                || timeline.is_some_and(|t| t.parse::<crate::pg::timeline::TimelineId>().is_ok());
+            let is_fact =
+                subject == "cluster" || timeline.is_some_and(|t| t.parse::<TimelineId>().is_ok());
             if !is_fact {
                 continue;
             }

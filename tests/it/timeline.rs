@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::common::{Cluster, Program, Run, Site, Stop, wait_until};
 use crate::per_major;
-use crate::several::Two;
+use crate::several::{Two, transfer};
 
 /// A cluster that archives and was backed up, and copies of it.
 pub struct Lives {
@@ -464,6 +464,40 @@ fn a_decision_reaches_every_repository_and_is_synced_to_those_that_were_away() {
     let run = abandon().success();
     assert_eq!(run.json()["recorded_in"].as_array().unwrap().len(), 2);
     assert_eq!(two.site.files(), files, "nothing is said twice");
+}
+
+/// Row X42: the first backup in a new repository is one of a branch, which is abandoned afterwards.
+#[test]
+fn x42_a_repository_with_a_branch_s_backup_alone_gets_those_of_the_cluster() {
+    let two = Two::new();
+    two.work(10);
+    let backup = |repository: &str, server: &Cluster| {
+        let words = ["backup", "--json", "--quiet", "--repository", repository];
+        let backup = two.site.pitr().args(words);
+        let conninfo = server.conninfo("postgres");
+        let run = backup.env("PITR_CLUSTERS_MAIN_CONNINFO", conninfo).run();
+        run.success().id()
+    };
+    let of_cluster = backup(&two.first(), &two.cluster);
+    let to = two.site.sandbox().dir("copies").join("exercise");
+    two.site.pitr().restore_to(&to).succeed();
+    let branch = promoted_with_archiving(two.cluster.major(), &to);
+    branch.sql("create table d (a int)");
+    branch.archive_now();
+    backup("second", &branch);
+    drop(branch);
+    let decide = two.site.pitr().words("timeline abandon 2 --confirm");
+    decide.args(["--reason", "an exercise"]).succeed();
+    two.work(10);
+    let sync = || two.sync().args(["--to", "second"]);
+    let dry = sync().arg("--dry-run").succeed();
+    let lacking = transfer(&dry, "second")["lacking"]["backups"].clone();
+    assert_eq!(lacking, serde_json::json!([of_cluster]), "{dry}");
+    sync().succeed();
+    let plan = ["plan", "--json", "--repository", "second"];
+    let plan = two.site.pitr().args(plan).run().json();
+    assert_eq!(plan["target_timeline"], 1, "{plan}");
+    assert_eq!(plan["backup"]["id"], of_cluster.as_str(), "{plan}");
 }
 
 /// Row L09: two standbys were promoted from one segment of a primary that went on. The old primary is rewound to the second one, follows it, and is

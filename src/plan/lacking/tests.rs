@@ -10,6 +10,16 @@ use crate::wal::inventory::Timeline;
 
 const MIB: u64 = 1 << 20;
 
+/// What `to` lacks of `from` where nothing is to be decided about timelines.
+fn lacking(
+    from: &Survey,
+    to: &Survey,
+    wanted: (bool, Option<&Policy>),
+    now: TimestampTz,
+) -> Lacking {
+    super::lacking(from, to, wanted, &[], now)
+}
+
 fn size() -> SegmentSize {
     SegmentSize::new(MIB).unwrap()
 }
@@ -197,6 +207,74 @@ fn a_pinned_backup_comes_at_any_age_with_its_pins_and_the_way_to_its_end() {
     let backups = |now| lacking(&from, &to, (false, None), TimestampTz(now)).backups;
     assert_eq!(backups(4), ids(&[2]));
     assert_eq!(backups(5), []);
+}
+
+fn second() -> TimelineId {
+    TimelineId::new(2).unwrap()
+}
+
+/// Adds timeline 2, which left timeline 1 in segment 95, with these backups, as [`survey`] has them.
+fn branch(survey: &mut Survey, backups: &[u64]) {
+    let history = History::root(TimelineId::FIRST).child(second(), Lsn(95 * MIB), b"test");
+    let timeline = Timeline {
+        history: HistoryFile::Known(history),
+        segments: runs(&[(95, 120)]),
+        ..Timeline::default()
+    };
+    survey.timelines.insert(second(), timeline);
+    for n in backups {
+        let start = Lsn(n * 10 * MIB + 40);
+        let root = Root {
+            stop_time: now(),
+            ..Root::sample(second(), start, Lsn(start.0 + MIB))
+        };
+        let subject = Subject {
+            manifest: Manifest::Committed(Box::new(root)),
+            ..Subject::default()
+        };
+        survey.ids.insert(id(*n), subject);
+    }
+}
+
+#[test]
+fn x42_backups_of_a_branch_make_none_of_the_cluster_look_expired() {
+    let from = survey(&[1, 5, 9], &[(1, 100)]);
+    let mut to = survey(&[], &[]);
+    branch(&mut to, &[10]);
+    let lacks =
+        |followed: &[TimelineId]| super::lacking(&from, &to, (false, None), followed, now());
+    let first = TimelineId::FIRST;
+    let all = lacks(&[first]);
+    assert_eq!(all.backups, ids(&[1, 5, 9]));
+    assert_eq!((copied(&all), older(&all)), (vec![(10, 100)], 0));
+    // While it is undecided which of the two is the cluster, both get theirs.
+    assert_eq!(lacks(&[second(), first]).backups, ids(&[1, 5, 9]));
+    // Timeline 2 is the cluster, and goes on from these: they are older than what is kept of it.
+    assert_eq!(
+        (lacks(&[second()]).backups, older(&lacks(&[second()]))),
+        (vec![], 3)
+    );
+    // Once the cluster has backups there, older ones of it are expired, and those of the branch are compared with all.
+    to.ids.insert(id(5), from.ids[&id(5)].clone());
+    let lacks = |from: &Survey| super::lacking(from, &to, (false, None), &[first], now());
+    assert_eq!((lacks(&from).backups, older(&lacks(&from))), (ids(&[9]), 1));
+    let mut with_branch = from.clone();
+    branch(&mut with_branch, &[11]);
+    assert_eq!(lacks(&with_branch).backups, ids(&[9, 11]));
+}
+
+#[test]
+fn x42_by_rules_a_branch_pushes_out_no_backup_of_the_cluster() {
+    let from = survey(&[7, 8, 9], &[(60, 100)]);
+    let mut to = survey(&[7, 8], &[(60, 100)]);
+    branch(&mut to, &[10, 11]);
+    let rules = Policy {
+        rules: Retention::newest(2),
+        ..Policy::default()
+    };
+    let first = TimelineId::FIRST;
+    let lacks = super::lacking(&from, &to, (false, Some(&rules)), &[first], now());
+    assert_eq!(lacks.backups, ids(&[9]));
 }
 
 #[test]
