@@ -204,9 +204,18 @@ impl<'a> Transfer<'a> {
         }
         wal.copy_rest()?;
         wal.copy_beside()?;
-        self.copy_pins(&lacking.pins, &lacking.backups)?;
+        self.copy_pins(&self.pins_of(lacking), &lacking.backups)?;
         self.copy_erasures()?;
         self.copy_facts()
+    }
+
+    /// The events of backups that come at the end. The record of a hole comes behind all WAL, and only if all came: a hole that something left which did not come
+    /// is a gap.
+    fn pins_of(&self, lacking: &Lacking) -> Vec<(BackupId, String)> {
+        let is_whole = self.locked().problem_count == 0;
+        let is_meant = |name: &str| is_whole || event::kind_in(name) != event::TRIMMED;
+        let pins = lacking.pins.iter().filter(|(_, name)| is_meant(name));
+        pins.cloned().collect()
     }
 
     /// Copies the erasures that the other side lacks, also those that its janitor has let go.

@@ -278,6 +278,37 @@ fn x42_by_rules_a_branch_pushes_out_no_backup_of_the_cluster() {
 }
 
 #[test]
+fn x44_the_record_of_a_hole_comes_with_the_hole_and_with_no_other() {
+    let segments = [(20, 21), (50, 52), (90, 100)];
+    let mut from = survey(&[2, 5, 9], &segments);
+    let name = add(&mut from, 2, event::TRIMMED);
+    add(&mut from, 5, event::TRIMMED);
+    let records = |to: &Survey| {
+        let lacks = lacking(&from, to, (false, None), now());
+        let pins = lacks.pins.into_iter();
+        pins.map(|(of, pin)| (of, pin == name)).collect::<Vec<_>>()
+    };
+    let both = [(id(2), true), (id(5), true)];
+    // Backups that come, and those that are there already.
+    assert_eq!(records(&survey(&[], &[])), both);
+    let mut to = survey(&[2, 5, 9], &segments);
+    assert_eq!(records(&to), both);
+    // The first hole is another one: nobody has said that it was left on purpose.
+    hold(&mut to, &[(20, 24), (50, 52), (90, 100)]);
+    assert_eq!(records(&to), both[1..]);
+    hold(&mut to, &[(20, 100)]);
+    assert_eq!(records(&to), []);
+    hold(&mut to, &segments);
+    add(&mut to, 2, event::TRIMMED);
+    assert_eq!(records(&to), both[1..]);
+    // A backup that stays away needs none.
+    let mut marked = survey(&[], &[]);
+    marked.ids.insert(id(5), from.ids[&id(5)].clone());
+    marked.ids.get_mut(&id(5)).unwrap().manifest = Manifest::Tombstone;
+    assert_eq!(records(&marked), both[..1]);
+}
+
+#[test]
 fn what_cannot_be_read_is_named() {
     let (mut from, mut to) = both();
     from.unreadable.push("root of x".into());
