@@ -14,8 +14,8 @@ use crate::repo::id::BackupId;
 /// has it or in the one that --repository names. The same command deletes it once the grace period is over; a mark lapses seven days later. pitr
 /// expire deletes no backup on account of such a mark that it would keep, and none instead of it.
 ///
-/// Refused with exit status 8: the newest good backup, the only one that leads to the cluster's timeline, one that is pinned or in use; and when
-/// neither --confirm nor --dry-run is given.
+/// Refused with exit status 8: the newest good backup of the cluster, the only one that leads to its timeline, one that is pinned or in use; and when
+/// neither --confirm nor --dry-run is given. The last one of a branch, or of a system identifier from before pg_upgrade, may go.
 ///
 /// Example: pitr backup delete 20261120T064049Z-full --confirm
 #[derive(clap::Args, Debug)]

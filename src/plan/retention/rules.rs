@@ -131,7 +131,7 @@ pub fn judge<'a>(
     warn_of_the_future(&mut judged, now);
     read_times(&mut judged, constraint, policy, now);
     if let Some(id) = &policy.requested {
-        keep_all_but(&mut judged, constraint, id);
+        keep_all_but(&mut judged, constraint, (policy, id));
         hold_others(&mut judged, policy, now);
         refuse_held(&mut judged, id);
     } else {
@@ -298,19 +298,37 @@ fn keep_counted(
     }
 }
 
-/// Keeps every backup but the one that was asked for, and that one, too, where recovery hangs on it.
-fn keep_all_but(judged: &mut Judgement<'_>, constraint: &dyn Constraint, id: &BackupId) {
+/// Keeps every backup but the one that was asked for, and that one, too, where recovery hangs on it. Each of a former cluster may go: no other one can be taken.
+fn keep_all_but(
+    judged: &mut Judgement<'_>,
+    constraint: &dyn Constraint,
+    (policy, id): (&Policy, &BackupId),
+) {
     for item in judged.items.iter_mut().filter(|i| i.id != id) {
         item.hold("nobody asked for its deletion".to_owned());
     }
-    let good = || judged.items.iter().filter(|i| i.damage.is_none());
-    let newest = good().next_back();
-    let is_newest = newest.is_some_and(|i| i.id == id);
+    let needed = (!policy.is_former).then(|| why_needed(&judged.items, constraint, id));
+    let Some(why) = needed.flatten() else { return };
+    judged.refusal = Some(format!(
+        "backup \"{id}\" is not deleted: {why}. First take another one: pitr backup"
+    ));
+    if let Some(item) = judged.items.iter_mut().find(|i| i.id == id) {
+        item.hold(why);
+    }
+}
+
+/// Why a backup that was asked for has to stay. The newest is that of the cluster, whatever a branch has; while it is undecided, that of each timeline.
+fn why_needed(items: &[Item<'_>], constraint: &dyn Constraint, id: &BackupId) -> Option<String> {
+    let good = || items.iter().filter(|i| i.damage.is_none());
+    let newest_on = |way| items.get(*newest_first(items, way).first()?);
+    let newest: Vec<&Item<'_>> = ways(items).into_iter().filter_map(newest_on).collect();
+    let is_newest = newest.iter().any(|i| i.id == id);
     let asked = good().find(|i| i.id == id);
-    let twin = newest.filter(|i| asked.is_some_and(|a| !is_newest && a.counted() == i.counted()));
-    let why = if good().next().is_none() {
+    let is_twin = |i: &Item<'_>| asked.is_some_and(|a| !is_newest && a.counted() == i.counted());
+    let twin = newest.iter().find(|i| is_twin(i));
+    if good().next().is_none() {
         Some("no other backup is known to be good".to_owned())
-    } else if asked.is_some_and(|asked| asked.has_stand_in(&judged.items)) {
+    } else if asked.is_some_and(|asked| asked.has_stand_in(items)) {
         None
     } else if let Some(twin) = twin {
         let newer = format!("\"{}\", which was compacted from it", twin.id);
@@ -320,14 +338,7 @@ fn keep_all_but(judged: &mut Judgement<'_>, constraint: &dyn Constraint, id: &Ba
     } else if is_newest {
         Some("it is the newest good one".to_owned())
     } else {
-        constraint.hangs_on(&judged.items, id)
-    };
-    let Some(why) = why else { return };
-    judged.refusal = Some(format!(
-        "backup \"{id}\" is not deleted: {why}. First take another one: pitr backup"
-    ));
-    if let Some(item) = judged.items.iter_mut().find(|i| i.id == id) {
-        item.hold(why);
+        constraint.hangs_on(items, id)
     }
 }
 
