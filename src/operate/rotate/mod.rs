@@ -388,10 +388,11 @@ pub fn take_back(session: &Session, dir: &std::path::Path, confirm: bool) -> Res
     };
     let _lock = directory.lock()?;
     directory.check_unchanged(State::Unfinished)?;
+    let mac = set.mac()?;
     let mut repositories = Vec::new();
     for place in &set.places {
         let keys = place
-            .take_back(&unfinished, confirm)
+            .take_back(&unfinished, mac, confirm)
             .map_err(|e| e.context(format!("take back from repository \"{}\"", place.name)))?;
         repositories.push(Deleted {
             repository: place.name.clone(),

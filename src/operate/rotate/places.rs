@@ -398,7 +398,7 @@ impl Place {
         Ok(lacking)
     }
 
-    /// Requires that the epoch is in the repository as the file has it, and opens: the epoch that is made with these recipients alone.
+    /// Requires that the epoch is in the repository as the file has it, and opens: the epoch that is made with this pair alone.
     ///
     /// # Errors
     /// `Refused` where another rotation stored something meanwhile; `ReadBack` and `Key` where it does not open.
@@ -409,13 +409,9 @@ impl Place {
         mac: &MacKey,
     ) -> Result<()> {
         if state != State::Finished {
+            let made = self.of_pair(file, mac)?;
             let there = recipient_names(self.store(), file.epoch())?;
-            let mut own: Vec<&str> = file
-                .recipients_of(file.epoch())
-                .map(|r| r.recipient.as_str())
-                .collect();
-            own.sort_unstable();
-            if there != own {
+            if there.iter().any(|name| !made.contains(name)) {
                 return Err(self.other_pair(file.epoch()));
             }
         }
@@ -433,25 +429,38 @@ impl Place {
         Ok(())
     }
 
+    /// The recipients of the epoch that is made: those of the file, and those who got access to its pair by a rewrap meanwhile.
+    fn of_pair(&self, file: &WriterFile, mac: &MacKey) -> Result<Vec<String>> {
+        let epoch = file.epoch();
+        let is_own = |there: &Recipient| {
+            let half = there.public_half.as_deref();
+            let has_pair = half.is_some() && half == file.pair_of(epoch);
+            file.recipients_of(epoch).any(|wanted| wanted == there)
+                || (there.is_of(mac) && has_pair)
+        };
+        let mut own = Vec::new();
+        for name in recipient_names(self.store(), epoch)? {
+            match recipient(self.store(), epoch, &name) {
+                Err(e) if e.is_damage() => {}
+                there => own.extend(there?.filter(is_own).map(|_| name)),
+            }
+        }
+        Ok(own)
+    }
+
     /// Deletes the objects of a rotation that is not finished; returns their keys.
     ///
     /// # Errors
     /// Errors of the store.
-    pub fn take_back(&self, file: &WriterFile, confirm: bool) -> Result<Vec<String>> {
-        let mut own = Vec::new();
-        for wanted in file.recipients_of(file.epoch()) {
-            let there = match recipient(self.store(), wanted.epoch, &wanted.recipient) {
-                Err(e) if e.is_damage() => continue,
-                other => other?,
-            };
-            if there.as_ref() != Some(wanted) {
-                continue;
-            }
-            own.push(key_of(wanted)?);
+    pub fn take_back(&self, file: &WriterFile, mac: &MacKey, confirm: bool) -> Result<Vec<String>> {
+        let mut keys = Vec::new();
+        for name in self.of_pair(file, mac)? {
+            let key = scope::recipient(file.epoch(), &name)?;
+            keys.push(key.as_str().to_owned());
             if confirm {
-                keyring::withdraw(self.store(), wanted.epoch, &wanted.recipient)?;
+                keyring::withdraw(self.store(), file.epoch(), &name)?;
             }
         }
-        Ok(own)
+        Ok(keys)
     }
 }

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use rustix::process::Signal;
+
+use super::rivals::paused;
 use super::{Rotated, block, unblock};
 use crate::common::fault::{self, MUTATING};
 use crate::require_strace;
@@ -134,6 +137,39 @@ fn z12_a_rotation_that_is_not_finished_is_taken_back_and_a_finished_one_is_not()
     rotated.host(&still.cluster, "later", &moved.display().to_string(), None);
     rotated.sealed.push(&still, "later", 0).succeed();
     rotated.sealed.fetch(&still, "reader", 0).succeed();
+}
+
+#[test]
+fn y50_access_that_is_given_before_a_rotation_is_finished_is_in_no_way_of_it() {
+    for takes_back in [false, true] {
+        let (rotated, still) = Rotated::still();
+        let second = rotated.second("operator");
+        let stores = [&rotated.sealed.repository, &second];
+        let rotate = rotated.rotate("operator", "next");
+        let (running, gate) = paused(rotate, "rotate-stored", &rotated);
+        running.ended_by(Signal::KILL);
+        let _ = std::fs::remove_file(gate);
+        rotated.add("comer");
+        for store in stores {
+            let names = Rotated::recipients(store, 2);
+            assert_eq!(names, ["comer", "escrow", "ops"]);
+        }
+        if takes_back {
+            // All of the epoch goes, for a repository that shows it is one that nobody rotates.
+            let taken = rotated.take_back("operator", "next").succeed();
+            taken.expect_stdout("keys/2/comer");
+            for store in stores {
+                assert_eq!(Rotated::recipients(store, 2), [""; 0]);
+            }
+        }
+        rotated.rotate("operator", "next").succeed();
+        let comer = (!takes_back).then_some("comer").into_iter();
+        let names: Vec<&str> = comer.chain(["escrow", "ops"]).collect();
+        assert_eq!(Rotated::recipients(&second, 2), names);
+        rotated.host(&still.cluster, "later", &rotated.writer("next"), None);
+        rotated.sealed.push(&still, "later", 0).succeed();
+        rotated.sealed.fetch(&still, "reader", 0).succeed();
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::common::Program;
 use crate::sealed::refused;
 
 /// Stops a rotation at a named point until the file is removed.
-fn paused(
+pub fn paused(
     rotate: Program,
     at: &str,
     rotated: &Rotated,
