@@ -65,13 +65,22 @@ async fn pages(
     loop {
         let mut page = page(place, prefix, extent, &after).await?;
         let next = std::mem::take(&mut page.next);
-        if !see(page) || next.is_empty() {
+        if !see(page) {
             return Ok(());
         }
-        if next == after {
-            return Err(Failure::again("the listing does not go on"));
+        match behind(&after, next)? {
+            Some(next) => after = next,
+            None => return Ok(()),
         }
-        after = next;
+    }
+}
+
+/// The token of the page behind the one that was asked for with `after`; none behind the last one. A store that gives the same again would do so for ever.
+fn behind(after: &str, next: String) -> Answered<Option<String>> {
+    match next {
+        next if next.is_empty() => Ok(None),
+        next if next == after => Err(Failure::again("the listing does not go on")),
+        next => Ok(Some(next)),
     }
 }
 
@@ -131,10 +140,10 @@ pub(super) async fn all(place: &Place, send: &SyncSender<(String, Meta)>) -> Ans
                 return Ok(());
             }
         }
-        if page.next.is_empty() {
-            return Ok(());
+        match behind(&after, page.next)? {
+            Some(next) => after = next,
+            None => return Ok(()),
         }
-        after = page.next;
     }
 }
 
@@ -228,4 +237,19 @@ pub(super) async fn clock(place: &Place) -> Answered<Option<TimestampTz>> {
         date.map(|date| answer::http_date(Some(date))).transpose()
     };
     place.run("read the clock", &ask, read).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_that_gives_the_same_page_again_is_no_endless_one() {
+        let next = |after: &str, next: &str| behind(after, next.to_owned()).ok();
+        assert_eq!(next("", ""), Some(None));
+        assert_eq!(next("a", ""), Some(None));
+        assert_eq!(next("", "a"), Some(Some("a".to_owned())));
+        assert_eq!(next("a", "b"), Some(Some("b".to_owned())));
+        assert_eq!(next("a", "a"), None);
+    }
 }
