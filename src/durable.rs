@@ -20,6 +20,9 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 /// Names that begin so are unfinished files of some writer.
 pub const TEMPORARY_PREFIX: &str = ".tmp.";
 
+/// So often a directory is made again that others remove while it is empty.
+pub const REMOVALS_MAX: usize = 8;
+
 /// The result of a create-only write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Published {
@@ -80,15 +83,25 @@ impl NewFile {
     /// Syncs the content, gives it its name if the name is free, and syncs the directory.
     ///
     /// On `Created` the object survives a power cut. On `Exists` nothing was done to the existing file; see [`settle`].
-    pub fn publish(mut self) -> io::Result<Published> {
+    pub fn publish(self) -> io::Result<Published> {
+        self.publish_in(&|| Err(rustix::io::Errno::NOENT.into()))
+    }
+
+    /// As [`NewFile::publish`]. `anew` makes the directory again, where another process has removed it while it was empty.
+    pub fn publish_in(mut self, anew: &dyn Fn() -> io::Result<OwnedFd>) -> io::Result<Published> {
         let Some(file) = self.file.take() else {
             return Err(io::Error::other("file already published"));
         };
         file.sync_all()?;
-        let linked = match self.link(&file) {
-            Err(rustix::io::Errno::EXIST) if self.is_named(&file) => Ok(()),
-            linked => linked,
-        };
+        let mut linked = self.named(&file);
+        for _ in 0..REMOVALS_MAX {
+            // A directory with a temporary file in it was not empty.
+            if linked != Err(rustix::io::Errno::NOENT) || self.temporary.is_some() {
+                break;
+            }
+            self.directory = anew()?;
+            linked = self.named(&file);
+        }
         // NFS and quotas report a lost write on close; only an explicit close sees it.
         close(file)?;
         match linked {
@@ -98,6 +111,14 @@ impl NewFile {
             }
             Err(rustix::io::Errno::EXIST) => Ok(Published::Exists),
             Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Links the file to its name, if that is free or its own already.
+    fn named(&mut self, file: &File) -> rustix::io::Result<()> {
+        match self.link(file) {
+            Err(rustix::io::Errno::EXIST) if self.is_named(file) => Ok(()),
+            linked => linked,
         }
     }
 

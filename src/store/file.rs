@@ -19,7 +19,7 @@ use rustix::process::{Gid, Uid};
 use super::{
     Irregular, Key, Listed, Meta, NewObject, Object, Published, Room, Store, is_part, reserve,
 };
-use crate::durable::{self, NewFile, TEMPORARY_PREFIX};
+use crate::durable::{self, NewFile, REMOVALS_MAX, TEMPORARY_PREFIX};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
@@ -189,9 +189,31 @@ impl FileStore {
         error
     }
 
+    /// The same store, for an object that gets its name later.
+    fn another(&self) -> io::Result<FileStore> {
+        Ok(FileStore {
+            root: self.root.try_clone()?,
+            path: self.path.clone(),
+            nonce: AtomicU64::new(0),
+            owner: self.owner,
+            reads_medium: AtomicBool::new(false),
+        })
+    }
+
     fn next_nonce(&self) -> u64 {
         self.nonce.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// Repeats work for which a directory was lacking: another process may have removed it meanwhile, because it was empty.
+fn unless_removed<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..REMOVALS_MAX {
+        match work() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            done => return done,
+        }
+    }
+    work()
 }
 
 /// Removes a file, or a directory with what lies in it; a symbolic link is not followed.
@@ -282,22 +304,16 @@ impl Store for FileStore {
     }
 
     fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
-        let file = self
-            .directory_for(key)
-            .and_then(|d| NewFile::create(d, key.name(), self.next_nonce()))
-            .and_then(|new| {
-                new.file().map(|file| self.give(file)).transpose()?;
-                Ok(new)
-            })
-            .map_err(|e| self.write_error(key, e))?;
+        let begin = || -> io::Result<(NewFile, FileStore)> {
+            let new = NewFile::create(self.directory_for(key)?, key.name(), self.next_nonce())?;
+            new.file().map(|file| self.give(file)).transpose()?;
+            Ok((new, self.another()?))
+        };
+        let (file, store) = unless_removed(begin).map_err(|e| self.write_error(key, e))?;
         Ok(Box::new(NewFileObject {
             file,
             key: key.clone(),
-            root: self
-                .root
-                .try_clone()
-                .map_err(|e| self.write_error(key, e))?,
-            path: self.path.clone(),
+            store,
         }))
     }
 
@@ -513,7 +529,8 @@ impl FileStore {
         Ok(())
     }
 
-    /// Directories carry no meaning; an empty one is only clutter. A writer that loses its directory to this creates it again.
+    /// Directories carry no meaning; an empty one is only clutter. A writer that loses its directory to this makes it again, as long as it has not linked its
+    /// object ([`NewFile::publish_in`]).
     fn remove_empty_parents(&self, key: &Key) {
         let mut at = key.parent();
         while let Some(directory) = at {
@@ -567,8 +584,7 @@ impl Object for FileObject {
 struct NewFileObject {
     file: NewFile,
     key: Key,
-    root: OwnedFd,
-    path: PathBuf,
+    store: FileStore,
 }
 
 impl Write for NewFileObject {
@@ -583,22 +599,10 @@ impl Write for NewFileObject {
 
 impl NewObject for NewFileObject {
     fn publish(self: Box<Self>) -> Result<Published> {
-        let NewFileObject {
-            file,
-            key,
-            root,
-            path,
-        } = *self;
-        file.publish().map_err(|e| {
-            let store = FileStore {
-                root,
-                path,
-                nonce: AtomicU64::new(0),
-                owner: None,
-                reads_medium: AtomicBool::new(false),
-            };
-            store.write_error(&key, e)
-        })
+        let NewFileObject { file, key, store } = *self;
+        let anew = || unless_removed(|| store.directory_for(&key));
+        let published = file.publish_in(&anew);
+        published.map_err(|e| store.write_error(&key, e))
     }
 }
 
@@ -627,6 +631,48 @@ mod tests {
         );
         assert!(store.delete(&key).unwrap());
         assert!(!store.delete(&key).unwrap());
+    }
+
+    #[test]
+    fn y51_a_writer_makes_the_directory_again_that_a_deletion_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let key = |name: &str| Key::new(&format!("clusters/main/1/events/cluster/{name}")).unwrap();
+        let mut begun = store.create(&key("own")).unwrap();
+        begun.write_all(b"one").unwrap();
+        // Another process takes the last object away, and the directory with it.
+        put(&store, &key("other"), b"two").unwrap();
+        assert!(store.delete(&key("other")).unwrap());
+        assert_eq!(begun.publish().unwrap(), Published::Created);
+        assert_eq!(get(&store, &key("own"), 9).unwrap().unwrap(), b"one");
+        // The name is still given once only.
+        let begun = store.create(&key("own")).unwrap();
+        assert_eq!(begun.publish().unwrap(), Published::Exists);
+    }
+
+    #[test]
+    fn y51_a_directory_that_is_removed_again_and_again_is_not_waited_for_for_ever() {
+        let gone = || io::Error::from(Errno::NOENT);
+        let mut tries = 0;
+        let third = unless_removed(|| {
+            tries += 1;
+            (tries > 2).then_some(tries).ok_or_else(gone)
+        });
+        assert_eq!(third.unwrap(), 3);
+        let mut tries = 0;
+        let never = unless_removed(|| {
+            tries += 1;
+            Err::<(), _>(gone())
+        });
+        assert_eq!(never.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(tries, REMOVALS_MAX + 1);
+        // Nothing else is done again.
+        let mut tries = 0;
+        let denied = unless_removed(|| {
+            tries += 1;
+            Err::<(), _>(io::Error::from(Errno::ACCESS))
+        });
+        assert!(denied.is_err() && tries == 1);
     }
 
     #[test]
