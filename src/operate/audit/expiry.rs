@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{About, Log, readable};
 use crate::config;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::repo::audit::{self, Numbers, Outcome, Record};
@@ -25,55 +25,121 @@ pub fn expire(
         return Ok(0);
     };
     let now = session.host.now();
-    let due = due(store, log.settings.audit.keep(), now)?;
+    let chains = audit::names(store)?.chains;
+    let due = due((store, &chains), log.settings.audit.keep(), now)?;
     if due.is_empty() {
         return Ok(0);
     }
     clock::check(store, now)?;
-    let about = About {
-        command: "expire",
-        object: Some(configured.name.clone()),
-    };
     let expired = due.iter().filter_map(|(writer, seqs)| {
         let last = seqs.last()?;
         Some((writer.clone(), *last))
     });
-    let record = Record {
-        outcome: Outcome::Noted,
-        expired: expired.collect(),
-        ..about.record(session)
-    };
-    let record = log.append(record)?;
+    let expired = expired.collect();
     // Without that record the beginning of the chains would look as if somebody had removed it.
-    if audit::read(store, &record.writer, record.seq)?.is_none() {
+    if !is_said(&log, (store, &chains), &expired)?
+        && !say(session, &log, configured, store, expired)?
+    {
         session.warn(&format!(
             "no record of the audit log expired in repository \"{}\": it takes no record of that",
             configured.name
         ));
         return Ok(0);
     }
-    let mut count = 0;
-    for (writer, seqs) in &due {
+    let (count, denied) = delete(session, store, &due)?;
+    if let Some(e) = denied {
+        session.warn(&format!(
+            "records of the audit log that are old enough stay in repository \"{}\": {e}",
+            configured.name
+        ));
+    }
+    Ok(count)
+}
+
+/// So many of this host's last records are looked at for one that says the same.
+const LOOKED_AT: usize = 64;
+
+/// Whether a record of this host in the repository says already that these expire: a store that keeps its records gets no more of them.
+fn is_said(
+    log: &Log<'_>,
+    (store, chains): (&dyn Store, &BTreeMap<String, Numbers>),
+    expired: &BTreeMap<String, u64>,
+) -> Result<bool> {
+    let Some(writer) = log.spool.writer()? else {
+        return Ok(false);
+    };
+    // One that expires itself says nothing any more.
+    let first = expired
+        .get(&writer)
+        .map_or(0, |last| last.saturating_add(1));
+    let own = chains.get(&writer).into_iter();
+    let own = own.flat_map(|own| own.range(first..).rev());
+    for (seq, _) in own.take(LOOKED_AT) {
+        let read = readable(store, (&writer, *seq), &|_| ())?;
+        if read.is_some_and(|read| !read.is_doubted && read.record.expired == *expired) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Records that these expire; `false` where the repository does not take that.
+fn say(
+    session: &Session,
+    log: &Log<'_>,
+    configured: &config::Repository,
+    store: &dyn Store,
+    expired: BTreeMap<String, u64>,
+) -> Result<bool> {
+    let about = About {
+        command: "expire",
+        object: Some(configured.name.clone()),
+    };
+    let record = Record {
+        outcome: Outcome::Noted,
+        expired,
+        ..about.record(session)
+    };
+    let record = log.append(record)?;
+    Ok(audit::read(store, &record.writer, record.seq)?.is_some())
+}
+
+/// Deletes the records; how many, and why others stay where this host may not delete them.
+fn delete(
+    session: &Session,
+    store: &dyn Store,
+    due: &BTreeMap<String, Vec<u64>>,
+) -> Result<(u64, Option<Error>)> {
+    let (mut count, mut denied) = (0, None);
+    for (writer, seqs) in due {
         for seq in seqs {
             session.host.check_stop()?;
             match store.delete(&audit::key(writer, *seq)?) {
                 Ok(_) => count += 1,
                 // A store that still keeps the oldest keeps the younger ones as well.
                 Err(e) if e.code() == Code::Locked => break,
+                Err(e) if e.code() == Code::Denied => {
+                    denied = Some(e);
+                    break;
+                }
                 Err(e) => return Err(e),
             }
         }
     }
-    Ok(count)
+    Ok((count, denied))
 }
 
 /// The records that are old enough, from the beginning of each chain.
-fn due(store: &dyn Store, keep: Duration, now: TimestampTz) -> Result<BTreeMap<String, Vec<u64>>> {
+fn due(
+    (store, chains): (&dyn Store, &BTreeMap<String, Numbers>),
+    keep: Duration,
+    now: TimestampTz,
+) -> Result<BTreeMap<String, Vec<u64>>> {
     let mut due = BTreeMap::new();
-    for (writer, numbers) in audit::names(store)?.chains {
-        let seqs = old(store, &writer, numbers, now.saturating_sub(keep), now)?;
+    for (writer, numbers) in chains {
+        let seqs = old(store, writer, numbers, now.saturating_sub(keep), now)?;
         if !seqs.is_empty() {
-            due.insert(writer, seqs);
+            due.insert(writer.clone(), seqs);
         }
     }
     Ok(due)
@@ -82,15 +148,16 @@ fn due(store: &dyn Store, keep: Duration, now: TimestampTz) -> Result<BTreeMap<S
 fn old(
     store: &dyn Store,
     writer: &str,
-    numbers: Numbers,
+    numbers: &Numbers,
     before: TimestampTz,
     now: TimestampTz,
 ) -> Result<Vec<u64>> {
     let mut seqs = Vec::new();
     for (seq, meta) in numbers {
+        let seq = *seq;
         let meta = match meta {
             None => store.head(&audit::key(writer, seq)?)?,
-            known => known,
+            known => *known,
         };
         // One that somebody deletes meanwhile is gone.
         let Some(stored) = meta.map(|meta| meta.modified) else {
