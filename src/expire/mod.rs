@@ -7,6 +7,7 @@
 //! before it is deleted. Only this module deletes objects, but for a failed backup, which takes back its own (`backup`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Code, Error, Result};
@@ -22,7 +23,7 @@ use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::root::outline::Outline;
-use crate::store::Store;
+use crate::store::{self, Key, Store};
 use crate::wal::inventory::Inventory;
 use crate::wal::link::{Brief, Joined, Link};
 use crate::wal::rollup::Rollup;
@@ -44,6 +45,8 @@ pub struct Expire<'a> {
     pub policy: Policy,
     /// The host that it runs on.
     pub host: &'a Host,
+    /// The links that were read so far.
+    pub links: Links,
 }
 
 /// The result of a run.
@@ -109,7 +112,7 @@ impl Expire<'_> {
 
     /// Computes what is kept. A backup stands for older ones only where the links of its WAL hold, which are read where anything would go.
     fn judge(&self, survey: &mut Survey, policy: &Policy, now: TimestampTz) -> Result<ExpirePlan> {
-        let mut links = Links::new(self.repository, survey.layout(self.registration)?);
+        let layout = survey.layout(self.registration)?;
         loop {
             let plan = retention(survey, policy, now);
             if plan.only_clears() {
@@ -120,7 +123,7 @@ impl Expire<'_> {
             let paths = Paths::new(survey);
             let mut broken = Vec::new();
             for id in good {
-                if let Some(name) = links.first_break(survey, &paths, &id)? {
+                if let Some(name) = self.first_break((&*survey, &layout), &paths, &id)? {
                     broken.push((id, name));
                 }
             }
@@ -136,6 +139,39 @@ impl Expire<'_> {
                 }
             }
         }
+    }
+
+    /// The first segment from a backup's start to its end that does not continue the one before.
+    fn first_break(
+        &self,
+        (survey, layout): (&Survey, &ClusterLayout),
+        paths: &Paths<'_>,
+        id: &BackupId,
+    ) -> Result<Option<SegmentName>> {
+        let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) else {
+            return Ok(None);
+        };
+        let size = survey.segment_size;
+        let first = SegmentNumber::of(root.start_lsn, size);
+        let last = SegmentNumber::ending_at(root.stop_lsn, size);
+        let numbers = (first.0..=last.0).map(SegmentNumber);
+        let name = |number: SegmentNumber| number.name(paths.holder(root.timeline, number), size);
+        let names: Vec<SegmentName> = numbers.map_while(name).collect();
+        let keys: Vec<Key> = names.iter().map(|name| layout.segment(*name)).collect();
+        let links = self.links.of(self.repository.store(), &keys)?;
+        let mut before: Option<(SegmentName, (Brief, bool))> = None;
+        for (name, link) in names.into_iter().zip(links) {
+            if let Some((previous, (own, as_keyed))) = before
+                && let Some((link, is_keyed)) = link
+                // Raw and keyed marks tell nothing of one another.
+                && as_keyed == is_keyed
+                && link.continues(own.own, previous.timeline) == Joined::No
+            {
+                return Ok(Some(name));
+            }
+            before = link.map(|link| (name, link));
+        }
+        Ok(None)
     }
 
     /// Returns the rules of retention, with the timelines that may be the cluster.
@@ -213,68 +249,26 @@ fn judged_again(
     judge(&policy)
 }
 
-/// The links of stored segments, each read once.
-struct Links<'a> {
-    repository: &'a Repository,
-    layout: ClusterLayout,
-    known: BTreeMap<SegmentName, Option<(Brief, bool)>>,
-}
+/// The links of stored segments, by their keys. A link never changes, so each is read once in all judgements of a run.
+#[derive(Default)]
+pub struct Links(Mutex<BTreeMap<Key, (Brief, bool)>>);
 
-impl<'a> Links<'a> {
-    fn new(repository: &'a Repository, layout: ClusterLayout) -> Links<'a> {
-        Links {
-            repository,
-            layout,
-            known: BTreeMap::new(),
-        }
-    }
-
-    /// The first segment from a backup's start to its end that does not continue the one before.
-    fn first_break(
-        &mut self,
-        survey: &Survey,
-        paths: &Paths<'_>,
-        id: &BackupId,
-    ) -> Result<Option<SegmentName>> {
-        let Some(Manifest::Committed(root)) = survey.ids.get(id).map(|s| &s.manifest) else {
-            return Ok(None);
-        };
-        let size = survey.segment_size;
-        let first = SegmentNumber::of(root.start_lsn, size);
-        let last = SegmentNumber::ending_at(root.stop_lsn, size);
-        let mut before: Option<(SegmentName, (Brief, bool))> = None;
-        for number in (first.0..=last.0).map(SegmentNumber) {
-            let Some(name) = number.name(paths.holder(root.timeline, number), size) else {
-                break;
-            };
-            let Some((link, is_keyed)) = self.of(name)? else {
-                before = None;
-                continue;
-            };
-            if let Some((previous, (own, as_keyed))) = before
-                // Raw and keyed marks tell nothing of one another.
-                && as_keyed == is_keyed
-                && link.continues(own.own, previous.timeline) == Joined::No
-            {
-                return Ok(Some(name));
+impl Links {
+    /// The links under some keys, in their order, and whether the marks of each are keyed; none where a segment is not stored whole, or damaged: names and verify
+    /// tell of that.
+    fn of(&self, store: &dyn Store, keys: &[Key]) -> Result<Vec<Option<(Brief, bool)>>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lacking: Vec<&Key> = keys.iter().filter(|k| !known.contains_key(*k)).collect();
+        let read = store::beside(store, &lacking, |key| match Link::stored(store, key) {
+            Err(e) if e.is_damage() || e.code() == Code::Key => Ok(None),
+            read => Ok(read?.map(|(link, is_keyed)| (Brief::from(link), is_keyed))),
+        });
+        for (key, link) in lacking.into_iter().zip(read) {
+            if let Some(link) = link? {
+                known.insert(key.clone(), link);
             }
-            before = Some((name, (link, is_keyed)));
         }
-        Ok(None)
-    }
-
-    /// The link of a segment, and whether its marks are keyed; none where it is not stored whole, or damaged: names and verify tell of that.
-    fn of(&mut self, name: SegmentName) -> Result<Option<(Brief, bool)>> {
-        if let Some(known) = self.known.get(&name) {
-            return Ok(*known);
-        }
-        let read = Link::stored(self.repository.store(), &self.layout.segment(name));
-        let link = match read {
-            Err(e) if e.is_damage() || e.code() == Code::Key => None,
-            read => read?.map(|(link, is_keyed)| (Brief::from(link), is_keyed)),
-        };
-        self.known.insert(name, link);
-        Ok(link)
+        Ok(keys.iter().map(|key| known.get(key).copied()).collect())
     }
 }
 
@@ -387,12 +381,13 @@ mod tests {
         (id.parse().unwrap(), subject)
     }
 
-    /// Plans for a backup of the first segment, and for one of the last four, which has these events. So many are to be kept.
-    fn judged(
-        (repository, registration): &(Repository, Registration),
-        (keep, events): (u32, Vec<Recorded>),
-    ) -> ExpirePlan {
-        let expire = Expire {
+    /// A run that keeps so many backups.
+    fn expire<'a>(
+        (repository, registration): &'a (Repository, Registration),
+        keep: u32,
+        host: &'a Host,
+    ) -> Expire<'a> {
+        Expire {
             repository,
             registration,
             policy: Policy {
@@ -400,8 +395,13 @@ mod tests {
                 grace: Duration::from_secs(3600),
                 ..Policy::default()
             },
-            host: &Host::still(NOW, 7),
-        };
+            host,
+            links: Links::default(),
+        }
+    }
+
+    /// Plans for a backup of the first segment, and for one of the last four, which has these events.
+    fn judged(expire: &Expire<'_>, events: Vec<Recorded>) -> ExpirePlan {
         let timeline = Timeline {
             segments: Runs::from_numbers((1..=5).collect()),
             ..Timeline::default()
@@ -419,10 +419,14 @@ mod tests {
         expire.judge(&mut survey, &expire.policy, NOW).unwrap()
     }
 
+    fn shown(plan: &ExpirePlan) -> Vec<&'static str> {
+        plan.backups.iter().map(|b| b.fate.as_str()).collect()
+    }
+
     /// The fates of the two, of which one is to be kept.
     fn fates(archived: &(Repository, Registration)) -> Vec<&'static str> {
-        let plan = judged(archived, (1, Vec::new()));
-        plan.backups.iter().map(|b| b.fate.as_str()).collect()
+        let host = Host::still(NOW, 7);
+        shown(&judged(&expire(archived, 1, &host), Vec::new()))
     }
 
     /// Puts a segment of another server in the middle of the WAL of the newer backup, where no proof of a backup looks.
@@ -439,8 +443,13 @@ mod tests {
         let one = archived(own.path(), 1);
         let other = archived(others.path(), 2);
         assert_eq!(fates(&one), ["mark", "keep"]);
+        let host = Host::still(NOW, 7);
+        let run = expire(&one, 1, &host);
+        assert_eq!(shown(&judged(&run, Vec::new())), ["mark", "keep"]);
         mix((own.path(), &one.1), others.path());
         assert_eq!(fates(&one), ["keep", "keep"]);
+        // A run reads each link once, in whichever of its judgements.
+        assert_eq!(shown(&judged(&run, Vec::new())), ["mark", "keep"]);
         drop(other);
     }
 
@@ -461,7 +470,8 @@ mod tests {
             stored: TimestampTz(0),
             is_doubted: false,
         };
-        let plan = judged(&one, (2, vec![claim]));
+        let host = Host::still(NOW, 7);
+        let plan = judged(&expire(&one, 2, &host), vec![claim]);
         assert!(plan.only_clears() && !plan.is_empty(), "{plan:?}");
         // Nobody has looked whether the WAL belongs together.
         assert_eq!(plan.backups[1].damage, None);

@@ -12,7 +12,7 @@ use super::unproven;
 use crate::config::Retention;
 use crate::err;
 use crate::error::{Code, Result};
-use crate::expire::{Expire, Outcome};
+use crate::expire::{Expire, Links, Outcome};
 use crate::host::Host;
 use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
@@ -177,6 +177,7 @@ fn plan_in(
         registration: &registration,
         policy: policy.clone(),
         host,
+        links: Links::default(),
     };
     // The deletions of now, and those in the end, whenever that is.
     let (plan, then) = expire.plan_to_the_end()?;
@@ -247,6 +248,7 @@ fn carry_out(one: &mut Deletion, id: &BackupId, host: &Host) -> Result<()> {
         registration: &one.registration,
         policy: one.policy.clone(),
         host,
+        links: Links::default(),
     };
     let mut outcome = Outcome::default();
     let ran = expire.run(&one.plan, &mut outcome);

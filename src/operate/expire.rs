@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::expire::erasures;
 use crate::expire::marks::ExpireMarks;
 use crate::expire::scope::ExpireScope;
-use crate::expire::{Expire, Outcome};
+use crate::expire::{Expire, Links, Outcome};
 use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{ExpirePlan, Fate, Judged, Policy};
@@ -182,6 +182,7 @@ fn all_scopes(
             registration: &registration,
             policy,
             host: &session.host,
+            links: Links::default(),
         };
         let size = SegmentSize::new(registration.segment_size_bytes)?;
         run.one((of, size), expire.plan()?, |plan, outcome| {

@@ -10,8 +10,8 @@ use super::session::Session;
 use crate::config::{self, Location, Price, StorageClass, Tier};
 use crate::err;
 use crate::error::{Code, Result};
-use crate::expire::Expire;
 use crate::expire::scope::ExpireScope;
+use crate::expire::{Expire, Links};
 use crate::fault;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
@@ -403,6 +403,7 @@ fn of_cluster(
             registration,
             policy,
             host,
+            links: Links::default(),
         }
         .plan()
     });
