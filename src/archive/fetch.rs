@@ -405,7 +405,7 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
     }
 }
 
-/// Whether the server was promoted to a timeline by itself, or follows one that was, and the repository has that of another server under the number.
+/// Whether the server, or the one that it follows, was promoted to a timeline by itself, and the repository has another one under that number.
 ///
 /// PostgreSQL puts a history that it is given in the place of its own file, and from then on says of its own WAL that it is the other server's: that
 /// would be archived behind the other one's. Told that there is none, it reads its own. A segment of the other server holds what never happened here.

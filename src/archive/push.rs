@@ -1175,7 +1175,7 @@ fn settle_kept(checked: &Checked<'_>, key: &Key) -> Result<()> {
     let Some(object) = checked.repository.store().open(key)? else {
         return Err(err!(Unreachable, "object \"{key}\" came and went"));
     };
-    let container = Container::open(object).map_err(|e| stored_damaged(key, e))?;
+    let container = Container::open_under(key, object).map_err(|e| stored_damaged(key, e))?;
     check_named(&container, checked, key)?;
     check_stored(&container, key)?;
     container.object().settle()

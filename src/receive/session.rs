@@ -949,7 +949,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Stores a history in the required repositories. Where one takes nothing, a journal keeps it: commits do not wait for that repository.
+    /// Stores a history in the required repositories. A journal keeps it where one of them takes nothing: commits do not wait for that one.
     async fn archive_history(&self, timeline: TimelineId, content: Bytes) -> Result<()> {
         let (shipper, given) = (Arc::clone(self.shipper), content.clone());
         let store = move || shipper.archive_history(timeline, &given);

@@ -552,7 +552,7 @@ fn rotten(place: Rot, which: usize, is_lost: bool) {
     assert!(run.stderr.contains(told), "{place:?}: {run}");
 }
 
-/// The standby that is promoted had less than the receiver. What rots of the rest before it was shipped is in no server any more.
+/// The standby that is promoted had less than the receiver. No server has what rots of the rest before it was shipped.
 #[test]
 fn w71_rotten_wal_behind_a_switch_point_is_recorded_as_a_gap() {
     let sandbox = crate::common::Sandbox::new("journal");
@@ -564,7 +564,14 @@ fn w71_rotten_wal_behind_a_switch_point_is_recorded_as_a_gap() {
         primary.port(),
         standby.port()
     ));
-    let running = start(&site, &primary);
+    let mut running = site.pitr().words("receive --create-slot").spawn();
+    running.until("the receiver streams", || {
+        let sql = "select count(*) from pg_stat_replication where state = 'streaming' and reply_time is not null and application_name = 'pitr'";
+        primary.value(sql) == "1"
+    });
+    make_synchronous(&primary);
+    primary.sql("set synchronous_commit = local; create table t (x text)");
+    standby.wait_replayed(&primary.value("select pg_current_wal_flush_lsn()"));
     standby.stop(Stop::Fast);
     exchange(&site, true);
     write_wal(&primary, 6 << 20);
