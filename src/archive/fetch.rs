@@ -468,7 +468,7 @@ fn is_other_history(
         return false;
     };
     let is_segment = matches!(name, WalFileName::Segment(_));
-    !is_same_history(&own, &known) && !(is_segment && is_led_through(beside, &known))
+    !(is_same_history(&own, &known) || is_segment && is_led_through(beside, &known))
 }
 
 /// Whether a history of a later timeline beside a file leads through this one.

@@ -637,7 +637,7 @@ mod tests {
     fn y51_a_writer_makes_the_directory_again_that_a_deletion_removed() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path(), 1).unwrap();
-        let key = |name: &str| Key::new(&format!("clusters/main/1/events/cluster/{name}")).unwrap();
+        let key = |name: &str| Key::new(format!("clusters/main/1/events/cluster/{name}")).unwrap();
         let mut begun = store.create(&key("own")).unwrap();
         begun.write_all(b"one").unwrap();
         // Another process takes the last object away, and the directory with it.

@@ -10,7 +10,7 @@ use crate::wal::inventory::Timeline;
 
 const MIB: u64 = 1 << 20;
 
-/// What `to` lacks of `from` where nothing is to be decided about timelines.
+/// The objects that `to` lacks of `from`, where nothing is to be decided about timelines.
 fn lacking(
     from: &Survey,
     to: &Survey,
