@@ -421,13 +421,8 @@ fn is_of_other_server(what: &Fetch, repository: &Repository, layout: &ClusterLay
     if what.target.file_name().and_then(OsStr::to_str) == Some(&what.name.to_string()) {
         return false;
     }
-    // The segment before is of the server's own timeline, and the stored one is compared with it: nothing more needs to be read.
-    if let WalFileName::Segment(name) = what.name
-        && has_before(&what.target, name)
-    {
-        return false;
-    }
-    let read = || read_history(repository, layout, timeline);
+    // A process that fetches many segments from an object store reads it once.
+    let read = || sound_history(repository, layout, timeline);
     let is_other = is_other_history(&what.target, what.name, read);
     if is_other {
         what.progress.warn(&format!(
@@ -437,16 +432,6 @@ fn is_of_other_server(what: &Fetch, repository: &Repository, layout: &ClusterLay
         ));
     }
     is_other
-}
-
-/// Whether the server has the segment before, of the same timeline. At a border of 4 GiB nobody looks.
-fn has_before(beside: &FilePath, name: SegmentName) -> bool {
-    let before = name
-        .seg
-        .checked_sub(1)
-        .map(|seg| SegmentName { seg, ..name });
-    let wal = DataDirectory::of_wal_file(beside);
-    before.is_some_and(|before| wal.wal().join(before.to_string()).exists())
 }
 
 /// Whether the server has another history beside a file than `read` finds in the repository, of the timeline that was asked for. A segment is that of

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
-use super::live::ANSWER_LIMIT;
 use crate::error::Result;
 use crate::fault;
 use crate::progress::Progress;
@@ -32,6 +31,8 @@ pub struct Waiting<'w> {
     pub runtime: &'w Runtime,
     /// The operator's wish to stop.
     pub stop: &'w AtomicBool,
+    /// How long an answer may take.
+    pub limit: Duration,
 }
 
 impl Waiting<'_> {
@@ -40,7 +41,7 @@ impl Waiting<'_> {
     /// # Errors
     /// `Deadline`; `Interrupted`; those of `work`.
     pub fn answer<T>(self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let answered = within(ANSWER_LIMIT, self.stop, work);
+        let answered = within(self.limit, self.stop, work);
         self.runtime.block_on(answered)
     }
 }

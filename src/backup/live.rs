@@ -32,7 +32,11 @@ use crate::wire::stop::{unless_ended, unless_stopped, within};
 /// How often a wait for the server looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
 /// How long a server may take for an answer that can be done without: it may stand still.
-pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long the last slot of a backup may take.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+/// How long it may take for an answer by which a backup is refused.
+const FACT_LIMIT: Duration = Duration::from_secs(120);
 /// Since this version a server may end sessions that are idle.
 const IDLE_LIMIT_SINCE: u32 = 140_000;
 /// Takes the limit of the role or the database away from a session for SQL.
@@ -47,6 +51,8 @@ pub struct LiveServer {
     stop: Arc<AtomicBool>,
     /// For another connection, should this one end.
     info: ConnInfo,
+    /// The server of which the facts are.
+    known: Option<(u64, TimelineId)>,
     progress: Arc<dyn Progress>,
     keeping: Keeping,
 }
@@ -90,6 +96,7 @@ impl LiveServer {
             sql,
             stop,
             info,
+            known: None,
             progress,
             keeping: Keeping::new(),
         })
@@ -135,17 +142,23 @@ impl LiveServer {
         Ok(identity)
     }
 
+    /// The setting decides what is refused: the answer may take its time.
     fn show(&mut self, setting: &str) -> Option<String> {
         let stop = Arc::clone(&self.stop);
         let (runtime, client) = self.client().ok()?;
-        let shown = within(ANSWER_LIMIT, &stop, client.show(setting));
+        let shown = unless_stopped(&stop, client.show(setting));
         runtime.block_on(shown).ok()
     }
 
     /// Runs a query whose first row matters; a failure only means that it is not known, and so does an answer that takes too long.
     fn ask(&mut self, query: &str) -> Option<Vec<Option<String>>> {
+        self.ask_for(ANSWER_LIMIT, query)
+    }
+
+    /// As [`LiveServer::ask`], for no longer than `limit`.
+    fn ask_for(&mut self, limit: Duration, query: &str) -> Option<Vec<Option<String>>> {
         let client = self.sql.as_mut()?;
-        let asked = within(ANSWER_LIMIT, &self.stop, client.query(query));
+        let asked = within(limit, &self.stop, client.query(query));
         match self.runtime.block_on(asked) {
             Ok(rows) => {
                 let columns = rows.columns.len();
@@ -312,6 +325,7 @@ fn of_server(e: Error) -> Error {
 impl Source for LiveServer {
     fn facts(&mut self) -> Result<ServerFacts> {
         let identity = self.wake()?;
+        self.known = Some((identity.system_identifier, identity.timeline));
         let stop = Arc::clone(&self.stop);
         let (runtime, client) = self.client()?;
         let size = unless_stopped(&stop, client.show("wal_segment_size"));
@@ -325,11 +339,14 @@ impl Source for LiveServer {
             false => Some(String::new()),
         };
         let in_recovery = self
-            .ask("select pg_is_in_recovery()")
+            .ask_for(FACT_LIMIT, "select pg_is_in_recovery()")
             .and_then(|row| row.into_iter().next().flatten())
             .map(|text| text == "t");
         let catalog_version = self
-            .ask("select catalog_version_no from pg_control_system()")
+            .ask_for(
+                FACT_LIMIT,
+                "select catalog_version_no from pg_control_system()",
+            )
             .and_then(|row| row.into_iter().next().flatten()?.parse().ok());
         let (_, client) = self.client()?;
         Ok(ServerFacts {
@@ -415,7 +432,15 @@ impl Source for LiveServer {
     }
 
     fn begin(&mut self, options: &BaseBackupOptions) -> Result<()> {
-        self.wake()?;
+        let identity = self.wake()?;
+        let now = (identity.system_identifier, identity.timeline);
+        if self.known.is_some_and(|known| known != now) {
+            return Err(err!(
+                Server,
+                "behind the connection is another server than before, or it has been promoted"
+            )
+            .hint("Nothing was stored. Take the backup again."));
+        }
         let client = self.take_idle()?.ok_or_else(busy)?;
         let backup = unless_stopped(&self.stop, BaseBackup::start(client, options));
         let backup = self.runtime.block_on(backup);
@@ -460,6 +485,8 @@ impl Source for LiveServer {
         let wait = Waiting {
             runtime: &self.runtime,
             stop: &self.stop,
+            // Without it WAL of the backup may go before it is archived, and there is one try.
+            limit: if is_last { SETTLE_LIMIT } else { ANSWER_LIMIT },
         };
         if is_last {
             return self.keeping.settle(wait, server);
@@ -485,6 +512,7 @@ impl Source for LiveServer {
         self.keeping.end(Waiting {
             runtime: &self.runtime,
             stop: &self.stop,
+            limit: ANSWER_LIMIT,
         });
     }
 

@@ -15,7 +15,7 @@ use crate::repo::id::BackupId;
 /// expire deletes no backup on account of such a mark that it would keep, and none instead of it.
 ///
 /// Refused with exit status 8: the newest good backup of the cluster, the only one that leads to its timeline, one that is pinned or in use; and when
-/// neither --confirm nor --dry-run is given. The last one of a branch, or of a system identifier from before pg_upgrade, may go.
+/// neither --confirm nor --dry-run is given. The last one of a branch may go.
 ///
 /// Example: pitr backup delete 20261120T064049Z-full --confirm
 #[derive(clap::Args, Debug)]

@@ -589,6 +589,8 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
             Verdict::NotHere(ASKS_AGAIN)
         }
         (Mode::ArchiveOnly, Some(Decision::Promote)) => Verdict::NotHere(ASKS_AGAIN),
+        // Only a newer pitr mends it.
+        (Mode::ArchiveOnly, _) if error.code() == Code::Unsupported => Verdict::Fail,
         (Mode::ArchiveOnly, _) => Verdict::Wait(None, ""),
     }
 }

@@ -45,7 +45,7 @@ pub struct Expire<'a> {
     pub policy: Policy,
     /// The host that it runs on.
     pub host: &'a Host,
-    /// The links that were read so far.
+    /// The links that were read so far: for the plan, or by a run since its beginning.
     pub links: Links,
 }
 
@@ -209,6 +209,8 @@ impl Expire<'_> {
     pub fn run(&self, shown: &ExpirePlan, outcome: &mut Outcome) -> Result<()> {
         let layout = self.layout()?;
         let place = (self.repository.store(), &*layout);
+        // The decisions under the claim, from here on, read the links anew as well.
+        self.links.forget();
         Run::new(self, place, &self.policy, self.host, outcome).run(shown, &self.policy)
     }
 }
@@ -249,11 +251,17 @@ fn judged_again(
     judge(&policy)
 }
 
-/// The links of stored segments, by their keys. A link never changes, so each is read once in all judgements of a run.
+/// The links of stored segments, by their keys. Each is read once in all judgements of a plan, and once more in those of a run, in all its rounds.
 #[derive(Default)]
 pub struct Links(Mutex<BTreeMap<Key, (Brief, bool)>>);
 
 impl Links {
+    /// Forgets all: they are read anew.
+    fn forget(&self) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clear();
+    }
+
     /// The links under some keys, in their order, and whether the marks of each are keyed; none where a segment is not stored whole, or damaged: names and verify
     /// tell of that.
     fn of(&self, store: &dyn Store, keys: &[Key]) -> Result<Vec<Option<(Brief, bool)>>> {
@@ -448,8 +456,13 @@ mod tests {
         assert_eq!(shown(&judged(&run, Vec::new())), ["mark", "keep"]);
         mix((own.path(), &one.1), others.path());
         assert_eq!(fates(&one), ["keep", "keep"]);
-        // A run reads each link once, in whichever of its judgements.
-        assert_eq!(shown(&judged(&run, Vec::new())), ["mark", "keep"]);
+        // A plan reads each link once, in whichever of its judgements.
+        let plan = judged(&run, Vec::new());
+        assert_eq!(shown(&plan), ["mark", "keep"]);
+        // What its run decides under the claim does not go by those: it forgets them first.
+        let nothing = ExpirePlan::default();
+        run.run(&nothing, &mut Outcome::default()).unwrap();
+        assert_eq!(shown(&judged(&run, Vec::new())), ["keep", "keep"]);
         drop(other);
     }
 

@@ -214,6 +214,11 @@ impl Files {
         self.kept().segments.values().sum()
     }
 
+    /// Bytes of the file of a segment; 0 where there is none.
+    pub fn bytes_of(&self, name: SegmentName) -> u64 {
+        self.kept().segments.get(&name).copied().unwrap_or(0)
+    }
+
     /// How large they may become together, by the configuration and the filesystem.
     pub fn ceiling_bytes(&self) -> u64 {
         let free = rustix::fs::fstatvfs(&self.directory)

@@ -589,6 +589,11 @@ impl Follower {
         files.segment_bytes().saturating_sub(share)
     }
 
+    /// Bytes that the file of a segment takes.
+    pub fn bytes_of(&self, name: SegmentName) -> u64 {
+        self.shared.files.bytes_of(name)
+    }
+
     /// Whether the segment before is damaged. After a restart, a file behind it alone tells that it was here.
     pub fn is_witness(&self, name: SegmentName) -> bool {
         let state = self.shared.state();

@@ -22,7 +22,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::Position;
 use crate::progress::Progress;
 
-/// How long files wait for a repository that is not required, and that takes nothing without an error.
+/// How long files wait for a repository that is not required, and for which nothing is read or stored without an error.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// The share of the journal's room, in percent, up to which files wait for a repository that is not required.
 const ROOM_PERCENT: u64 = 90;
@@ -86,6 +86,10 @@ struct Row {
     missed: u64,
     /// The first of them since it stored one: the one that it may be storing even so.
     missed_first: Option<SegmentName>,
+    /// Bytes that were read of segments on their way to it: a large one takes a slow repository long.
+    read: Arc<AtomicU64>,
+    /// How many there were when it was looked last.
+    read_before: u64,
     /// Since when files wait for it, and it takes nothing.
     silent_since: Option<Instant>,
     /// Its error is silence.
@@ -111,6 +115,10 @@ impl Row {
     /// Returns what to warn of, once files have waited too long for a repository that takes nothing. `waiting` are those that wait for no
     /// required one.
     fn look(&mut self, waiting: &[SegmentName], now: Instant) -> Option<String> {
+        let read = self.read.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.read_before, read) != read {
+            self.silent_since = None;
+        }
         let lacks = |name: &SegmentName| !self.stored.contains(name);
         if self.shipped.is_required || !self.counts() || !waiting.iter().any(lacks) {
             self.silent_since = None;
@@ -196,6 +204,13 @@ impl Ship {
         let _ = self
             .changed
             .wait_timeout_while(table, time, |_| !self.is_stopping());
+    }
+
+    /// Counts bytes that are read of a segment on its way to a repository: while they become more, that one is not silent.
+    pub fn reading(&self, index: usize) -> Arc<AtomicU64> {
+        let table = self.table();
+        let row = table.rows.get(index);
+        row.map_or_else(Arc::default, |row| Arc::clone(&row.read))
     }
 
     /// A repository takes nothing at present, or takes something again.
@@ -293,10 +308,15 @@ impl Ship {
                 self.progress.warn(&told);
             }
         }
+        if waiting.is_empty() {
+            return;
+        }
         // In the table's lock, so that two threads do not let the same file go.
+        let mut excess = self.follower.bytes_beyond(ROOM_PERCENT);
         for name in waiting {
             let is_wanted = table.rows.iter().any(|r| r.counts() && lacks(r, &name));
-            if !is_wanted || self.follower.bytes_beyond(ROOM_PERCENT) > 0 {
+            if !is_wanted || excess > 0 {
+                excess = excess.saturating_sub(self.follower.bytes_of(name));
                 self.let_one_go(&mut table, name);
             }
         }
@@ -432,6 +452,8 @@ impl Shipper {
             stored: BTreeSet::new(),
             missed: 0,
             missed_first: None,
+            read: Arc::default(),
+            read_before: 0,
             silent_since: None,
             is_silent: false,
             ended: None,
@@ -697,7 +719,11 @@ mod tests {
         assert_eq!(journal.follower().segments().len(), 4);
         assert!(!bench.has_said("is let go"));
         feed(&journal, 5..40);
-        wait_until(|| stored() == journal.follower().segments().len());
+        let follower = journal.follower();
+        // The lock of the table comes last: it waits for who lets files go.
+        wait_until(|| {
+            follower.bytes_beyond(ROOM_PERCENT) == 0 && stored() == follower.segments().len()
+        });
         let told =
             "\"hangs\" is not required and does not keep up, and the journal has little room";
         assert!(bench.has_said(told), "{:?}", bench.said.lines());
@@ -725,7 +751,11 @@ mod tests {
         let now = Instant::now();
         ship.let_go_at(now);
         assert_eq!(journal.follower().segments().len(), 3);
+        // A segment is on its way to it.
+        ship.reading(1).fetch_add(1, Ordering::Relaxed);
         ship.let_go_at(now + SILENCE_MAX);
+        assert_eq!(journal.follower().segments().len(), 3);
+        ship.let_go_at(now + 2 * SILENCE_MAX);
         assert_eq!(journal.follower().segments().len(), 0);
         let error = shipper.shipped()[1].error.clone().unwrap();
         assert!(error.starts_with("it has taken nothing for "), "{error}");

@@ -23,6 +23,11 @@ pub fn trouble(time: TimestampTz, limit: Option<Duration>, now: TimestampTz) -> 
 /// Why a backup of a time to come has no age.
 pub const AHEAD: &str = "a clock was ahead, and nothing tells its age";
 
+/// The newest of some times, but for those of a clock that was ahead; one of these where there is no other.
+pub fn newest(times: impl Iterator<Item = TimestampTz>, now: TimestampTz) -> Option<TimestampTz> {
+    times.max_by_key(|time| (!is_ahead(*time, now), *time))
+}
+
 /// Whether a time has not come yet, as far as clocks agree.
 pub fn is_ahead(time: TimestampTz, now: TimestampTz) -> bool {
     time > now.saturating_add(clock::MAY_DIFFER)
@@ -44,6 +49,15 @@ mod tests {
             assert_eq!(told(seconds, hour).is_some(), is_old, "{seconds}");
         }
         assert_eq!(told(1 << 30, None), None);
+        let at = |seconds: i64| TimestampTz(now.0 + seconds * 1_000_000);
+        for (times, of) in [
+            (vec![-9, 601, -5], Some(-5)),
+            (vec![601], Some(601)),
+            (vec![], None),
+        ] {
+            let times = times.into_iter().map(at);
+            assert_eq!(newest(times, now), of.map(at));
+        }
         let ahead = told(-601, None).unwrap();
         assert!(ahead.contains("nothing tells its age"), "{ahead}");
     }

@@ -20,7 +20,7 @@ use crate::plan::retention::{self, ExpirePlan, Fate, Policy};
 use crate::plan::window::Window;
 use crate::repo::id::BackupId;
 use crate::repo::repository::Registration;
-use crate::wal::inventory::{Inventory, newest_identifier};
+use crate::wal::inventory::Inventory;
 
 /// The danger of a run that cannot tell forged backups.
 const FORGED: &str = "a backup that somebody forged counts as the newer one that is left";
@@ -169,7 +169,6 @@ fn plan_in(
         rules: Retention::newest(1),
         grace,
         requested: Some(backup.clone()),
-        is_former: newest_identifier(&reading.repository, &reading.name)? != identifier,
         ..Policy::default()
     };
     let expire = Expire {

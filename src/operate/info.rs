@@ -646,7 +646,11 @@ fn newest(
         .iter()
         .filter(|b| b.damage.is_none())
         .filter(leads)
-        .max_by_key(|b| (b.timeline, b.stop_lsn));
+        .max_by_key(|b| {
+            // WAL tells which is newer, whatever the clock said. While the timeline is undecided, it does not.
+            let on_way = history.is_some().then_some((b.timeline, b.stop_lsn));
+            (on_way, !backup_age::is_ahead(b.stop_time, now), b.stop_time)
+        });
     let Some(newest) = newest else {
         if let Some(history) =
             history.filter(|_| inventory.backups.iter().any(|b| b.damage.is_none()))

@@ -1,6 +1,6 @@
 //! The lag of each of several repositories: how far it is behind the others, and for how long.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -237,11 +237,10 @@ fn compare(session: &Session, layout: &ClusterLayout, seen: &mut [(Lag, Option<A
     }
 }
 
-/// The timelines that may be the cluster, by what all of these hold; none where there is one timeline alone.
+/// The timelines that may be the cluster, by what all of these hold; none where there is nothing to decide.
 fn followed(session: &Session, layout: &ClusterLayout, asked: &[&Asked]) -> Vec<TimelineId> {
     let surveys = asked.iter().filter_map(|asked| asked.survey.as_ref());
-    let timelines: BTreeSet<_> = surveys.flat_map(|s| s.timelines.keys()).collect();
-    if timelines.len() < 2 {
+    if cluster::is_straight(&surveys.collect::<Vec<_>>()) {
         return Vec::new();
     }
     let registered = asked.iter().filter(|asked| asked.registration.is_some());

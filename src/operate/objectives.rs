@@ -99,7 +99,7 @@ fn of_copies(wanted: Copies, state: &State<'_>) -> Option<Finding> {
     };
     (!lacking.is_empty()).then(|| {
         let value = format!(
-            "copies are fewer than {}-{}-{} asks for: {}. A repository counts that answers and has a backup",
+            "copies are fewer than {}-{}-{} asks for: {}. A repository counts that answers and has a backup without recorded damage",
             wanted.total,
             wanted.media,
             wanted.elsewhere,

@@ -112,9 +112,10 @@ impl Reading {
 
     /// The same, or another repository where this one does not know the cluster.
     fn or_other(self, session: &Session) -> Result<Reading> {
-        // One that is fresh knows nothing of the cluster yet.
+        // One that is fresh knows nothing of the cluster yet. Whoever reads on meets what cannot be read.
+        let known = self.repository.registrations(&self.name);
         if self.settings.repositories.len() > 1
-            && self.repository.registrations(&self.name)?.is_empty()
+            && known.is_ok_and(|known| known.is_empty())
             && let Some(other) = self.others(session).next()
         {
             session.warn(&format!(

@@ -313,7 +313,9 @@ impl ScopeInfo {
     }
 
     fn judge_end(&mut self, content: &config::Content<'_>, now: TimestampTz) {
-        if let Some(what) = newest_trouble(content, self.newest_end(), now) {
+        let whole = self.backups.iter().filter(|b| b.damage.is_none());
+        let newest = backup_age::newest(whole.map(|b| b.stop_time), now);
+        if let Some(what) = newest_trouble(content, newest, now) {
             self.state = Level::Fail;
             let next = format!("pitr {} backup {}", content.kind, content.name);
             let found = Finding::new("content", "newest backup", Level::Fail, what);

@@ -187,7 +187,8 @@ fn newest(known: &Known, limit: Option<Duration>, now: TimestampTz) -> Option<Fi
     let critical = |value| {
         Finding::new("recovery", "newest backup", Level::Fail, value).with_next("pitr backup")
     };
-    let Some(newest) = known.complete.iter().map(|one| one.time).max() else {
+    let times = known.complete.iter().map(|one| one.time);
+    let Some(newest) = backup_age::newest(times, now) else {
         return known.is_empty.then(|| critical(info::NO_BACKUP.to_owned()));
     };
     backup_age::trouble(newest, limit, now).map(critical)

@@ -446,8 +446,9 @@ impl Planner<'_> {
         };
         let replay = search.run(&rule)?;
         let Some(stop) = replay.stop.clone() else {
+            let may_mean_end = matches!(self.target.target, Target::Time(_) | Target::Lsn(_));
             let (_, last_end) = match stretch.end {
-                StretchEnd::EndOfWal => search.last_transactions()?,
+                StretchEnd::EndOfWal if may_mean_end => search.last_transactions()?,
                 _ => (None, None),
             };
             if stretch.end == StretchEnd::EndOfWal && self.is_end_meant(chain, &stretch, last_end) {
@@ -501,8 +502,8 @@ impl Planner<'_> {
 
     /// The first backup on the way that was complete after a time, within the WAL that is there.
     ///
-    /// The server's clock was ahead where that time has not come yet, or the last transaction came behind the backup and is older: then the
-    /// backup tells nothing about the target.
+    /// The server's clock was ahead where that time has not come yet, or the last transaction came behind the backup and is older than its start:
+    /// then the backup tells nothing about the target. Between the end of its WAL and its own end other transactions may lie.
     pub(super) fn backup_beyond(
         &self,
         chain: &Chain<'_>,
@@ -511,7 +512,7 @@ impl Planner<'_> {
     ) -> Option<&Backup> {
         let reach = stretch.reach();
         let was_ahead = |b: &Backup| {
-            let is_older = |end: TransactionEnd| end.lsn >= b.stop_lsn && end.time < b.stop_time;
+            let is_older = |end: TransactionEnd| end.lsn >= b.stop_lsn && end.time < b.start_time;
             self.is_ahead(b.stop_time) || last_end.is_some_and(is_older)
         };
         let mut backups = self.inventory.backups.iter();

@@ -22,6 +22,7 @@ use crate::repo::repository::Repository;
 use crate::wal::facts::{EntryKind, Facts, Wal};
 use crate::wal::inventory::{HistoryFile, Inventory, Timeline};
 use crate::wal::rollup::Rollup;
+use crate::wal::survey::Survey;
 
 /// The timelines that can be followed, each with its history where that can be read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -526,6 +527,54 @@ pub fn candidates_in<'a>(
     by_wal_of(repositories, layout, |sides| {
         Ok(decide_by(sides)?.candidates())
     })
+}
+
+/// Pure: whether these leave nothing to decide, as after failovers. All timelines lie on the way to the greatest, and nothing goes on beside that way.
+///
+/// It is asked before [`candidates_in`], which lists the WAL of all repositories. One whole segment behind a switch point is enough for that.
+pub fn is_straight(surveys: &[&Survey]) -> bool {
+    let mut timelines = BTreeSet::new();
+    for survey in surveys {
+        timelines.extend(survey.timelines.keys().copied());
+        timelines.extend(survey.committed().map(|(.., root)| root.timeline));
+    }
+    let Some(newest) = timelines.last().copied().filter(|_| timelines.len() > 1) else {
+        return true;
+    };
+    let mut way: Option<&History> = None;
+    for survey in surveys {
+        let Some(held) = survey.timelines.get(&newest) else {
+            continue;
+        };
+        if let HistoryFile::Known(history) = &held.history {
+            if way.is_some_and(|known| known != history) {
+                return false;
+            }
+            way = Some(history);
+        }
+    }
+    way.is_some_and(|way| {
+        timelines.iter().all(|timeline| way.contains(*timeline))
+            && surveys.iter().all(|survey| lies_on(survey, way))
+    })
+}
+
+/// Whether nothing of the ancestors lies behind the points where the way leaves them.
+fn lies_on(survey: &Survey, way: &History) -> bool {
+    let is_short = |(timeline, held): (&TimelineId, &Timeline)| {
+        let Some(left) = way.switch_point(*timeline) else {
+            return true;
+        };
+        let at = SegmentNumber::of(left, survey.segment_size);
+        let whole = held.segments.bounds().is_none_or(|(_, last)| last < at);
+        whole && held.tails.values().all(|reached| *reached <= left)
+    };
+    let mut roots = survey.committed().map(|(.., root)| root);
+    survey.timelines.iter().all(is_short)
+        && roots.all(|root| {
+            let left = way.switch_point(root.timeline);
+            left.is_none_or(|left| root.stop_lsn <= left)
+        })
 }
 
 /// Asks by the WAL that these repositories hold of a cluster.

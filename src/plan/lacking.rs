@@ -24,7 +24,6 @@ use floors::Floors;
 
 mod backups;
 mod floors;
-mod holes;
 pub mod scope;
 
 /// Something that is not copied, and why.
@@ -64,8 +63,7 @@ pub struct Lacking {
     pub refused: Vec<(WalFileName, Key)>,
     /// Backups, oldest first.
     pub backups: Vec<BackupId>,
-    /// Pins of backups that both have or will have, what says that one is complete, and that a hole behind it was left on purpose: subject and the last part of
-    /// the key.
+    /// Pins of backups that both have or will have, and what says that one is complete: subject and the last part of the key.
     pub pins: Vec<(BackupId, String)>,
     /// How many objects of the log of an aux scope.
     pub log_objects: u64,
@@ -142,7 +140,7 @@ pub fn lacking(
     let needed = asked.needed(&merged, &paths);
     asked.wal(needed.as_ref());
     asked.beside(needed.as_ref());
-    asked.pins(&paths);
+    asked.pins();
     asked.out
 }
 
@@ -478,11 +476,8 @@ impl Asked<'_> {
         self.out.refused = refused.cloned().collect();
     }
 
-    fn pins(&mut self, paths: &Paths<'_>) {
-        let sides = (&self.from.catalog, &self.to.catalog);
-        let mut pins = backups::pins(sides, &self.out.backups);
-        pins.extend(self.holes(paths));
-        self.out.pins = pins;
+    fn pins(&mut self) {
+        self.out.pins = backups::pins((&self.from.catalog, &self.to.catalog), &self.out.backups);
     }
 }
 

@@ -523,8 +523,14 @@ fn a12_a_backup_under_a_clock_that_was_ahead_shows_nothing_about_a_time() {
     w.commit(tli(1), true);
     w.switch_and_archive(tli(1));
     let at = w.tick(1_000_000);
-    w.backups[1].stop_time = at.saturating_add(hour);
+    let ahead = at.saturating_add(hour);
+    (w.backups[1].start_time, w.backups[1].stop_time) = (ahead, ahead);
     after_end(&w, at, FAR);
+    // A transaction while it was stored, behind the end of its WAL, is no such sign.
+    w.backups[1].start_time = w.backups[0].stop_time;
+    let target = latest(Target::Time(at));
+    let p = plan(&w.inventory(), &w, &target, &options(), FAR).unwrap();
+    assert_eq!((p.reachable, p.outcome), (true, Outcome::EndOfWal));
 }
 
 #[test]

@@ -184,15 +184,16 @@ fn of_timeline(
             consistent_lsn: last.consistent_lsn,
         };
         let (_, end) = search.last_transactions()?;
+        let to = match end {
+            // The clock of the backup was ahead.
+            Some(end) if end.lsn >= last.stop_lsn && end.time < last.start_time => end.time,
+            Some(end) => end.time.max(last.stop_time),
+            None => last.stop_time,
+        };
         found.windows.push(Window {
             timeline,
-            from: first.stop_time,
-            to: match end {
-                // The clock of a backup may have been ahead.
-                Some(end) if end.lsn >= last.stop_lsn => end.time,
-                Some(end) => end.time.max(last.stop_time),
-                None => last.stop_time,
-            },
+            from: first.stop_time.min(to),
+            to,
             from_lsn: first.consistent_lsn,
             to_lsn: reach,
             to_end,

@@ -1,6 +1,8 @@
 //! WAL of one segment as it is read from the journal.
 
 use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::archive::push::Content;
 use crate::err;
@@ -16,6 +18,8 @@ pub struct Received {
     segment: Segment,
     frames: Frames<File>,
     has_own_increments: bool,
+    /// Bytes that were read: see [`Received::counted_by`].
+    read: Arc<AtomicU64>,
 }
 
 impl Received {
@@ -37,6 +41,7 @@ impl Received {
             segment,
             frames,
             has_own_increments: false,
+            read: Arc::default(),
         })
     }
 
@@ -46,6 +51,11 @@ impl Received {
             has_own_increments,
             ..self
         }
+    }
+
+    /// The same content, whose bytes are counted as they are read.
+    pub fn counted_by(self, read: Arc<AtomicU64>) -> Received {
+        Received { read, ..self }
     }
 
     /// The position of the next byte.
@@ -86,7 +96,10 @@ impl Received {
         while let Some(rest) = buffer.get_mut(filled..).filter(|r| !r.is_empty()) {
             match self.frames.read(rest) {
                 Ok(0) => return Err(self.damaged()),
-                Ok(n) => filled += n,
+                Ok(n) => {
+                    filled += n;
+                    self.read.fetch_add(n as u64, Ordering::Relaxed);
+                }
                 Err(e) => return Err(self.damaged().source(e)),
             }
         }

@@ -249,7 +249,7 @@ struct Session<'a> {
     status_written: Option<Instant>,
     /// Hosts that turned out not to be received from, until one is.
     left_out: Vec<String>,
-    /// Standbys that have yet to follow or to catch up, until each of the others was tried, too.
+    /// Standbys that lag, and servers behind them that are set up wrongly, until each of the others was tried, too.
     passed_over: Vec<String>,
     /// The server's timeline when it was last found to be the cluster's.
     checked_timeline: Option<TimelineId>,
@@ -267,6 +267,10 @@ struct Session<'a> {
     kept: Kept,
     /// When damage of the journal was last looked at.
     mended: Option<Instant>,
+    /// Gaps behind a switch point that are recorded.
+    recorded: Vec<Gap>,
+    /// Those that could not be recorded, which was said.
+    unrecorded: Vec<Gap>,
 }
 
 impl<'a> Session<'a> {
@@ -312,6 +316,8 @@ impl<'a> Session<'a> {
             is_unproven_told: false,
             kept: Kept::default(),
             mended: None,
+            recorded: Vec::new(),
+            unrecorded: Vec::new(),
         }
     }
 
@@ -387,24 +393,34 @@ impl<'a> Session<'a> {
     async fn attempt(&mut self) -> Result<()> {
         let mut info = self.candidates();
         if info.hosts.is_empty() {
-            self.passed_over.clear();
+            self.forget_others();
             info = self.candidates();
         }
         let stop = &self.host.stop;
         let connect = upstream::connect(&info, Arc::clone(&self.host.progress));
         let connected = unless_stopped(stop, connect).await;
-        let mut client = connected.inspect_err(|_| {
+        let mut client = connected.map_err(|error| {
+            let error = match self.is_put_off(&error) {
+                true => error.with_code(Code::Unreachable),
+                false => error,
+            };
             // None of the others can be reached: those left out may have changed meanwhile.
-            self.left_out.clear();
-            self.passed_over.clear();
+            self.forget_others();
+            error
         })?;
         let mut is_compared = false;
         loop {
+            let host = client.host().to_owned();
             let prepared = Box::pin(self.prepare(client, &info, is_compared));
-            let (connection, start, server) = unless_stopped(stop, prepared).await?;
+            let prepared = unless_stopped(stop, prepared).await;
+            let (connection, start, server) =
+                prepared.map_err(|error| match self.is_put_off(&error) {
+                    // The standby is tried again before it.
+                    true => self.pass_over(&host, error),
+                    false => error,
+                })?;
             is_compared = true;
-            self.left_out.clear();
-            self.passed_over.clear();
+            self.forget_others();
             match self.stream(connection, &start, &server).await? {
                 Some(connection) => client = connection,
                 None => return Ok(()),
@@ -635,10 +651,22 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// This standby may be one to receive from later. One that is stuck keeps nobody from the others: they are tried before it is again.
+    /// This server may be one to receive from later. A standby that is stuck keeps nobody from the others: they are tried before it is again.
     fn pass_over(&mut self, host: &str, error: Error) -> Error {
         self.passed_over.push(host.to_owned());
         error.with_code(Code::Unreachable)
+    }
+
+    /// Another server that is set up wrongly ends nothing while a standby may be one to receive from later.
+    fn is_put_off(&self, error: &Error) -> bool {
+        let is_other = matches!(error.code(), Code::NotFound | Code::Denied | Code::Server);
+        is_other && !self.passed_over.is_empty()
+    }
+
+    /// All servers are tried again.
+    fn forget_others(&mut self) {
+        self.left_out.clear();
+        self.passed_over.clear();
     }
 
     fn check_server(&self, facts: &ServerFacts) -> Result<()> {
@@ -770,11 +798,13 @@ impl<'a> Session<'a> {
                 |s: &Segment| s.name.timeline == segment.name.timeline && s.from >= segment.end;
             let lacking = Lacking::of(&holdings, segment, &facts.history)?;
             // Only a file behind it tells that the timeline went on so far here.
-            if let Some(gap) = lacking.behind.filter(|_| held.iter().any(is_next)) {
-                self.record_gap(&holdings, &gap)?;
-            }
+            let behind = lacking.behind.filter(|_| held.iter().any(is_next));
+            let is_recorded = behind.is_none_or(|gap| self.record_behind(&holdings, gap));
             let Some(lost) = lacking.asked else {
-                self.journal.give_up(segment.name);
+                // Else the next look tries to record it again.
+                if is_recorded {
+                    self.journal.give_up(segment.name);
+                }
                 continue;
             };
             if facts.identity.flush_lsn < lost.to {
@@ -842,13 +872,39 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Records the gap behind a switch point; returns whether it is recorded. A repository that does not take it keeps nothing from being streamed.
+    fn record_behind(&mut self, holdings: &Holdings, gap: Gap) -> bool {
+        if self.recorded.contains(&gap) {
+            return true;
+        }
+        match self.record_gap(holdings, &gap) {
+            Ok(()) => {
+                self.recorded.push(gap);
+                true
+            }
+            Err(error) => {
+                if !self.unrecorded.contains(&gap) {
+                    self.unrecorded.push(gap);
+                    self.host.progress.warn(&format!(
+                        "WAL from {} to {} of timeline {} is lost in the journal, and that could not be recorded: {error}",
+                        gap.from,
+                        gap.to,
+                        gap.timeline.decimal()
+                    ));
+                }
+                false
+            }
+        }
+    }
+
     /// Records what is lost of WAL that the journal has lost and no server gives, and says it once.
     fn record_gap(&self, holdings: &Holdings, gap: &Gap) -> Result<()> {
         let lost = holdings.lost(gap)?;
+        let is_new = holdings.record(&lost, &Writer::of(self.host))?;
         if lost.is_held_by_another {
             self.host.progress.warn(&held_by_another(gap));
         }
-        if holdings.record(&lost, &Writer::of(self.host))? {
+        if is_new {
             for part in &lost.parts {
                 self.host.progress.warn(&lost_for_good(part));
             }
@@ -951,6 +1007,8 @@ impl<'a> Session<'a> {
 
     /// Stores a history in the required repositories. A journal keeps it where one of them takes nothing: commits do not wait for that one.
     async fn archive_history(&self, timeline: TimelineId, content: Bytes) -> Result<()> {
+        // A history that is stored is the archive's for good: that of another server must not come before WAL that was acknowledged.
+        self.shipper.check_kept(timeline, &content)?;
         let (shipper, given) = (Arc::clone(self.shipper), content.clone());
         let store = move || shipper.archive_history(timeline, &given);
         let is_archived = match aside("archive a timeline's history", store).await {

@@ -156,8 +156,11 @@ impl Shipper {
         Ok(())
     }
 
-    /// Requires that the journal has no WAL of another history of a timeline.
-    fn check_kept(&self, timeline: TimelineId, content: &[u8]) -> Result<()> {
+    /// Requires that the journal has no WAL of another history of a timeline. Call it before that history goes anywhere.
+    ///
+    /// # Errors
+    /// `TimelineReused`.
+    pub fn check_kept(&self, timeline: TimelineId, content: &[u8]) -> Result<()> {
         let segments = self.inner.ship().follower.segments();
         let has_wal = segments.iter().any(|s| s.name.timeline == timeline);
         match self.histories.of(timeline) {
@@ -666,6 +669,8 @@ mod tests {
         let stored = increment::list(&repository, &bench.layout(), name).unwrap();
         assert_eq!(stored, []);
         // The journal has WAL of the one that is kept.
+        let refused = shipper.check_kept(second(), &other);
+        assert_eq!(refused.unwrap_err().code(), Code::TimelineReused);
         let refused = shipper.keep_history((second(), &other), false);
         assert_eq!(refused.unwrap_err().code(), Code::TimelineReused);
         assert!(!shipper.finish(Duration::from_secs(60)));

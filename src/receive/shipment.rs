@@ -262,7 +262,9 @@ impl Shipment {
         let tail = self.tail.as_ref();
         let has_own =
             tail.is_some_and(|tail| tail.segment.name == segment.name && tail.is_compared());
-        let content = Received::open(&self.ship.follower, segment)?.with_own_increments(has_own);
+        let content = Received::open(&self.ship.follower, segment)?
+            .with_own_increments(has_own)
+            .counted_by(self.ship.reading(self.index));
         if !has_own && self.layout.lives().of(segment.name).is_some() {
             self.require_life(repository, segment)?;
         }
@@ -431,7 +433,8 @@ impl Shipment {
                 size: self.ship.follower.segment_size(),
                 major: registration.major,
             },
-            content: Received::open(&self.ship.follower, segment)?,
+            content: Received::open(&self.ship.follower, segment)?
+                .counted_by(self.ship.reading(self.index)),
             to: segment.from,
             count: found.len() as u64,
             found,

@@ -173,15 +173,22 @@ impl<'a> Transfer<'a> {
         Ok(lacking(&from, &to, wanted, &followed, self.host.now()))
     }
 
-    /// The timelines that may be the cluster, by what both sides hold; none where there is one timeline alone.
+    /// The timelines that may be the cluster, by what both sides hold; none where there is nothing to decide.
     fn followed(&self, from: &Survey, to: &Survey) -> Result<Vec<TimelineId>> {
-        let timelines = from.timelines.keys().chain(to.timelines.keys());
-        if timelines.collect::<BTreeSet<_>>().len() < 2 {
+        if cluster::is_straight(&[from, to]) {
             return Ok(Vec::new());
         }
         let is_there = self.to.registration(&self.layout)?.is_some();
         let there = is_there.then_some(self.to);
-        cluster::candidates_in([self.from].into_iter().chain(there), &self.layout)
+        match cluster::candidates_in([self.from].into_iter().chain(there), &self.layout) {
+            Err(e) if e.code() != Code::Interrupted => {
+                self.host.progress.warn(&format!(
+                    "it is not known which timeline is the cluster, and the newest counts for what is copied: {e}"
+                ));
+                Ok(Vec::new())
+            }
+            found => found,
+        }
     }
 
     /// Copies what a plan made just now says.
@@ -204,18 +211,9 @@ impl<'a> Transfer<'a> {
         }
         wal.copy_rest()?;
         wal.copy_beside()?;
-        self.copy_pins(&self.pins_of(lacking), &lacking.backups)?;
+        self.copy_pins(&lacking.pins, &lacking.backups)?;
         self.copy_erasures()?;
         self.copy_facts()
-    }
-
-    /// The events of backups that come at the end. The record of a hole comes behind all WAL, and only if all came: a hole that something left which did not come
-    /// is a gap.
-    fn pins_of(&self, lacking: &Lacking) -> Vec<(BackupId, String)> {
-        let is_whole = self.locked().problem_count == 0;
-        let is_meant = |name: &str| is_whole || event::kind_in(name) != event::TRIMMED;
-        let pins = lacking.pins.iter().filter(|(_, name)| is_meant(name));
-        pins.cloned().collect()
     }
 
     /// Copies the erasures that the other side lacks, also those that its janitor has let go.

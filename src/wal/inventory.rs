@@ -603,14 +603,6 @@ pub fn sort(backups: &mut [Backup]) {
     });
 }
 
-/// The system identifier of the newest backup under a name: that of the cluster which is read where no other is named.
-///
-/// # Errors
-/// `NotFound` when the cluster is not registered; what the store says.
-pub fn newest_identifier(repository: &Repository, cluster: &str) -> Result<u64> {
-    Ok(choose_registration(repository, cluster, None)?.system_identifier)
-}
-
 /// The registration that readers take: the one asked for, the only one, or that of the newest backup.
 fn choose_registration(
     repository: &Repository,

@@ -254,10 +254,8 @@ fn b44_connections_outlast_the_limit_for_idle_ones_and_lost_ones_are_made_anew()
         .spawn();
     let idle =
         "from pg_stat_activity where backend_type = 'walsender' and wait_event = 'ClientRead'";
-    let count = format!("select count(*) {idle}");
-    wait_until("both have a connection", || cluster.value(&count) == "2");
-    std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(cluster.value(&count), "2");
+    let outlast = format!("select count(*) {idle} and state_change < now() - interval '2 s'");
+    wait_until("both outlast the limit", || cluster.value(&outlast) == "2");
     cluster.sql(&format!("select pg_terminate_backend(pid) {idle}"));
     first.wait().success();
     second.wait().success();

@@ -963,6 +963,12 @@ fn f25_no_segment_of_another_servers_timeline_of_that_number_is_handed_over() {
         let run = still.fetch(&name).exits(1);
         run.expect_stderr("this server has another history of timeline 2");
         assert!(!still.wal("RECOVERYXLOG").exists());
+        // The segment before, which is in pg_wal, proves nothing.
+        let earlier = still.wal(&format!("00000002{}", &before[8..]));
+        std::fs::write(&earlier, &bytes).unwrap();
+        user::own(&earlier);
+        still.fetch(&name).exits(1);
+        std::fs::remove_file(&earlier).unwrap();
         // A later timeline that the server knows leads through the archive's, or through its own.
         for (way, is_led) in [(0, true), (0x8000, false)] {
             let later = format!("1\t{}\tx\n\n2\t{}\tx\n", switch(way), switch(0x90000));

@@ -378,6 +378,9 @@ fn p23_a_part_of_a_segment_of_a_newer_major_stops_recovery_and_no_standby() {
     let told = "newer than 19 (page magic D123), which this pitr cannot read";
     mode(&still, "recovery.signal", false);
     still.fetch(name).exits(201).expect_stderr(told);
+    // Nothing but the archive gives it to this one.
+    mode(&still, "standby.signal", false);
+    still.fetch(name).exits(201).expect_stderr(told);
     mode(&still, "standby.signal", true);
     let run = still.fetch(name).run();
     assert!(run.stderr.contains(told), "{run}");

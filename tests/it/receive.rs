@@ -608,6 +608,20 @@ fn w70_a_standby_that_is_stuck_keeps_nobody_from_the_primary() {
     wait_safe(&mut running, &standby, &position);
     let run = stop(running).success();
     assert!(run.stderr.contains("has timeline 2 already"), "{run}");
+
+    // Without its slot the primary is waited for, too.
+    let is_free = "select not active from pg_replication_slots where slot_name = 'pitr'";
+    wait_until("the slot is free", || standby.value(is_free) == "t");
+    standby.sql("select pg_drop_replication_slot('pitr')");
+    let position = write_wal(&standby);
+    let mut running = site.pitr().arg("receive").spawn();
+    wait_until("it says that there is no slot", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        running.stderr().contains("slot \"pitr\" does not exist")
+    });
+    standby.sql("select pg_create_physical_replication_slot('pitr', true)");
+    wait_safe(&mut running, &standby, &position);
+    stop(running).success();
 }
 
 /// The receiver notifies the service manager, an end can be asked for, and `pitr info` prints how far it is.

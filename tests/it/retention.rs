@@ -10,7 +10,7 @@ use pitr::repo::root::BackupRoot;
 use pitr::store::file::FileStore;
 use serde_json::Value;
 
-use crate::common::{Cluster, Run, copy_all, list_of, paths_below};
+use crate::common::{Cluster, Run, copy_all, list_of};
 use crate::per_major;
 use crate::pin::Kept;
 
@@ -270,35 +270,6 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
     }
     kept.pitr(&["verify", "--quiet"]).succeed();
     the_hole_outlives_a_compacted_backup(&kept, left.iter().next().copied().unwrap());
-    x44_a_copy_knows_the_holes(&kept);
-}
-
-/// Row X44: a new repository is filled with backups behind which WAL was let go; then it is as an older program filled it.
-fn x44_a_copy_knows_the_holes(kept: &Kept) {
-    let second = kept.site.add_repository("second", "required = false\n");
-    let sync = [
-        "repo", "sync", "--from", "local", "--to", "second", "--quiet",
-    ];
-    let verify = || {
-        let verify = ["verify", "--quiet", "--repository", "second"];
-        kept.pitr(&verify).run()
-    };
-    let records = || {
-        let mut all = paths_below(&second);
-        all.retain(|path| path.to_str().unwrap().contains("-trimmed-"));
-        all
-    };
-    kept.pitr(&sync).succeed();
-    verify().success();
-    assert!(!records().is_empty());
-    for record in records() {
-        std::fs::remove_file(record).unwrap();
-    }
-    let gap = verify();
-    assert!(!gap.is_success(), "{gap}");
-    kept.pitr(&sync).succeed();
-    verify().success();
-    assert!(!records().is_empty());
 }
 
 /// The hole behind a backup is known after it was compacted, and has expired.

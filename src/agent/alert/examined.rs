@@ -9,7 +9,7 @@ use super::decide::Condition;
 use crate::agent::examinations::INTERVAL;
 use crate::agent::load::Loaded;
 use crate::behalf;
-use crate::config::{Settings, Severity};
+use crate::config::{Repository, Settings, Severity};
 use crate::error::Result;
 use crate::fault;
 use crate::operate::doctor;
@@ -126,17 +126,15 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
                 continue;
             }
         };
-        // The repositories are looked at one behind the other, each behind its name.
-        let mut opened: Vec<&str> = Vec::new();
+        let mut opened = Opened::new(settings);
         for finding in &findings {
-            if looks.are_of(finding) && finding.level == Level::Ok {
-                opened.push(&finding.name);
-            }
-            let other = opened.iter().skip(1).next_back().copied();
+            opened.meet(finding);
+            let other = opened.other();
             let Some(severity) = severity(finding, other, &looks) else {
                 continue;
             };
             let other = other.filter(|_| OF_FIRST.iter().any(|known| is_of(finding, known)));
+            let other = other.map(|repository| repository.name.as_str());
             let is_shared = SHARED.iter().any(|known| is_of(finding, known));
             let what = (finding.group, finding.name.clone(), finding.value.clone());
             if !(is_shared && seen.contains(&what)) {
@@ -202,6 +200,43 @@ fn subjects(session: &Session, settings: &Settings) -> Vec<(String, Session)> {
     }
 }
 
+/// The repository that the findings of `pitr doctor` are about: each is looked at behind the one before, in the order of the configuration, and named first.
+struct Opened<'s> {
+    later: &'s [Repository],
+    first: Option<&'s Repository>,
+    now: Option<&'s Repository>,
+}
+
+impl<'s> Opened<'s> {
+    fn new(settings: &'s Settings) -> Opened<'s> {
+        Opened {
+            later: &settings.repositories,
+            first: None,
+            now: None,
+        }
+    }
+
+    fn meet(&mut self, finding: &Finding) {
+        if finding.group != REPOSITORY || finding.level != Level::Ok {
+            return;
+        }
+        let at = self.later.iter().position(|one| one.name == finding.name);
+        let Some((one, later)) = at.and_then(|at| self.later.get(at..)?.split_first()) else {
+            return;
+        };
+        self.first = self.first.or(Some(one));
+        (self.now, self.later) = (Some(one), later);
+    }
+
+    /// The repository of now, where it is not the first: that one is looked at anyway. Backups of one with the same keys come by copies, which a look
+    /// judges, and one that is not required may hold WAL alone.
+    fn other(&self) -> Option<&'s Repository> {
+        let first = self.first?;
+        let is_own = |one: &&Repository| one.required && one.encryption != first.encryption;
+        self.now.filter(|one| one.name != first.name).filter(is_own)
+    }
+}
+
 /// The findings that the looks of this host have by themselves.
 struct Looks<'a> {
     /// Repositories that they open.
@@ -212,7 +247,7 @@ struct Looks<'a> {
 
 impl Looks<'_> {
     /// `other`: the repository that it is about, where that is not the first.
-    fn find(&self, finding: &Finding, other: Option<&str>) -> bool {
+    fn find(&self, finding: &Finding, other: Option<&Repository>) -> bool {
         let is_of = |known: &(&str, &str)| is_of(finding, known);
         let needs_key = NEED_KEY.iter().any(is_of);
         let is_beyond = other.is_some() && OF_FIRST.iter().any(is_of);
@@ -244,7 +279,7 @@ fn is_of(finding: &Finding, (group, name): &(&str, &str)) -> bool {
 }
 
 /// How bad a finding is for those who are to hear of it; none for the others.
-fn severity(finding: &Finding, other: Option<&str>, looks: &Looks<'_>) -> Option<Severity> {
+fn severity(finding: &Finding, other: Option<&Repository>, looks: &Looks<'_>) -> Option<Severity> {
     match finding.level {
         Level::Fail if !looks.find(finding, other) => Some(Severity::Critical),
         Level::Warn if WARNINGS.iter().any(|known| is_of(finding, known)) => Some(Severity::Medium),
@@ -305,6 +340,7 @@ fn write(session: &Session, state_dir: &Path, kept: &Kept) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Location;
 
     fn judged(group: &'static str, name: &str, level: Level) -> Option<Severity> {
         judged_by(group, name, level, false)
@@ -337,21 +373,44 @@ mod tests {
         assert_eq!(judged("repository", "local", Level::Fail), None);
         assert_eq!(judged("audit", "local", Level::Fail), critical);
         assert_eq!(judged(LOST, "backups to restore", Level::Fail), None);
-        let looks = Looks {
-            repositories: vec!["local", "offsite"],
-            only_writes: false,
-        };
-        let behind = |name| {
-            let finding = Finding::new("repository", name, Level::Fail, "so");
-            severity(&finding, Some("offsite"), &looks)
-        };
-        assert_eq!(behind("newest backup"), critical, "a look has the first");
-        assert_eq!(behind("space"), None, "a look has those of all");
         let medium = Some(Severity::Medium);
         assert_eq!(judged("clock", "server and host", Level::Fail), None);
         assert_eq!(judged("receiver", "kept WAL", Level::Fail), None);
         assert_eq!(judged("repository", "certificate", Level::Warn), medium);
         assert_eq!(judged("server", "data_checksums", Level::Warn), None);
         assert_eq!(judged("repository", "certificate", Level::Ok), None);
+    }
+
+    #[test]
+    fn a_repository_of_other_keys_is_judged_behind_the_first() {
+        let place = |name: &str, required: bool| Repository {
+            name: name.to_owned(),
+            required,
+            ..Repository::at(Location::File("/a".into()))
+        };
+        let (local, offsite) = (place("local", true), place("newest", true));
+        let later = [local.clone(), offsite.clone()];
+        let of = |name: &str| Finding::new(REPOSITORY, name, Level::Ok, "so");
+        let mut opened = Opened {
+            later: &later,
+            first: None,
+            now: None,
+        };
+        for name in ["local", "newest backup", "local", "newest"] {
+            opened.meet(&of(name));
+            assert!(opened.other().is_none(), "copies come by sync: {name}");
+        }
+        assert_eq!(opened.now.map(|one| &*one.name), Some("newest"));
+        let looks = Looks {
+            repositories: vec!["local", "newest"],
+            only_writes: false,
+        };
+        let behind = |name: &str| {
+            let finding = Finding::new(REPOSITORY, name, Level::Fail, "so");
+            severity(&finding, Some(&offsite), &looks)
+        };
+        let critical = Some(Severity::Critical);
+        assert_eq!(behind("newest backup"), critical, "a look has the first");
+        assert_eq!(behind("space"), None, "a look has those of all");
     }
 }

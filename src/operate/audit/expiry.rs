@@ -26,7 +26,7 @@ pub fn expire(
     };
     let now = session.host.now();
     let chains = audit::names(store)?.chains;
-    let due = due((store, &chains), log.settings.audit.keep(), now)?;
+    let mut due = due((store, &chains), log.settings.audit.keep(), now)?;
     if due.is_empty() {
         return Ok(0);
     }
@@ -35,39 +35,74 @@ pub fn expire(
         let last = seqs.last()?;
         Some((writer.clone(), *last))
     });
-    let expired = expired.collect();
-    // Without that record the beginning of the chains would look as if somebody had removed it.
-    if !is_said(&log, (store, &chains), &expired)?
-        && !say(session, &log, configured, store, expired)?
-    {
-        session.warn(&format!(
-            "no record of the audit log expired in repository \"{}\": it takes no record of that",
-            configured.name
-        ));
-        return Ok(0);
-    }
-    let (count, denied) = delete(session, store, &due)?;
-    if let Some(e) = denied {
+    let expired: BTreeMap<String, u64> = expired.collect();
+    let stay = |e: &Error| {
         session.warn(&format!(
             "records of the audit log that are old enough stay in repository \"{}\": {e}",
             configured.name
         ));
+    };
+    let mut count = 0;
+    let said = said(&log, (store, &chains), (&expired, &due))?;
+    // More are due each day: where the oldest may not go, no record says so of the others.
+    if said == Said::Oldest {
+        let oldest = due.iter().filter_map(|(writer, seqs)| {
+            let first = seqs.first()?;
+            Some((writer.clone(), vec![*first]))
+        });
+        let (gone, denied) = delete(session, store, &oldest.collect())?;
+        if gone == 0 {
+            if let Some(e) = &denied {
+                stay(e);
+            }
+            return Ok(0);
+        }
+        count += gone;
+        // Those that are gone are not counted twice; one that stays is asked for again.
+        let left = audit::names(store)?.chains;
+        for (writer, seqs) in &mut due {
+            let left = left.get(writer);
+            seqs.retain(|seq| left.is_some_and(|numbers| numbers.contains_key(seq)));
+        }
     }
-    Ok(count)
+    // Without that record the beginning of the chains would look as if somebody had removed it.
+    if said != Said::All && !say(session, &log, configured, store, expired)? {
+        session.warn(&format!(
+            "no record of the audit log expired in repository \"{}\": it takes no record of that",
+            configured.name
+        ));
+        return Ok(count);
+    }
+    let (others, denied) = delete(session, store, &due)?;
+    if let Some(e) = &denied {
+        stay(e);
+    }
+    Ok(count + others)
 }
 
 /// So many of this host's last records are looked at for one that says the same.
 const LOOKED_AT: usize = 64;
 
-/// Whether a record of this host in the repository says already that these expire: a store that keeps its records gets no more of them.
-fn is_said(
+/// The extent to which a record of this host tells already of what is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    /// One says that these expire.
+    All,
+    /// One says so of the oldest of each chain.
+    Oldest,
+    Nothing,
+}
+
+/// Looks how far a record of this host in the repository says already that these expire: a store that keeps its records gets no more of them.
+fn said(
     log: &Log<'_>,
     (store, chains): (&dyn Store, &BTreeMap<String, Numbers>),
-    expired: &BTreeMap<String, u64>,
-) -> Result<bool> {
+    (expired, due): (&BTreeMap<String, u64>, &BTreeMap<String, Vec<u64>>),
+) -> Result<Said> {
     let Some(writer) = log.spool.writer()? else {
-        return Ok(false);
+        return Ok(Said::Nothing);
     };
+    let mut found = Said::Nothing;
     // One that expires itself says nothing any more.
     let first = expired
         .get(&writer)
@@ -76,11 +111,26 @@ fn is_said(
     let own = own.flat_map(|own| own.range(first..).rev());
     for (seq, _) in own.take(LOOKED_AT) {
         let read = readable(store, (&writer, *seq), &|_| ())?;
-        if read.is_some_and(|read| !read.is_doubted && read.record.expired == *expired) {
-            return Ok(true);
+        let Some(read) = read.filter(|read| !read.is_doubted) else {
+            continue;
+        };
+        if read.record.expired == *expired {
+            return Ok(Said::All);
+        }
+        if covers(&read.record.expired, due) {
+            found = Said::Oldest;
         }
     }
-    Ok(false)
+    Ok(found)
+}
+
+/// Pure: whether a record says of the oldest of each chain that it expires.
+fn covers(said: &BTreeMap<String, u64>, due: &BTreeMap<String, Vec<u64>>) -> bool {
+    due.iter().all(|(writer, seqs)| {
+        let last = said.get(writer);
+        seqs.first()
+            .is_none_or(|first| last.is_some_and(|last| first <= last))
+    })
 }
 
 /// Records that these expire; `false` where the repository does not take that.
@@ -185,4 +235,21 @@ fn is_old(
     };
     let stored = readable(store, (writer, seq), &|_| ())?;
     Ok(stored.is_none_or(|stored| is_old(stored.record.time)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x45_a_record_covers_what_is_due_by_the_oldest_of_each_chain() {
+        let due = |first: u64, second: u64| {
+            let chain = |name: &str, from: u64| (name.to_owned(), (from..from + 9).collect());
+            BTreeMap::from([chain("a", first), chain("b", second)])
+        };
+        let said = BTreeMap::from([("a".to_owned(), 4), ("b".to_owned(), 2)]);
+        assert!(covers(&said, &due(1, 1)) && covers(&said, &due(4, 2)));
+        assert!(!covers(&said, &due(5, 1)) && !covers(&said, &due(1, 3)));
+        assert!(!covers(&BTreeMap::new(), &due(1, 1)));
+    }
 }

@@ -17,6 +17,7 @@ use crate::operate::session::Session;
 use crate::operate::{backup_age, human, receiver};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::base;
 use crate::plan::cluster::{self, DECIDE, Side, Tree};
@@ -613,8 +614,8 @@ fn newest_backup(
     new_backup: &str,
     session: &Session,
 ) -> Result<()> {
-    let newest = newest_leading(side, timeline)?;
     let now = session.host.now();
+    let newest = newest_leading(side, timeline, now)?;
     let age = newest
         .and_then(|b| now.duration_since(b.stop_time))
         .unwrap_or_default();
@@ -642,12 +643,19 @@ fn newest_backup(
 }
 
 /// The newest undamaged backup from which recovery gets to the timeline.
-fn newest_leading<'a>(side: Side<'a>, timeline: Option<TimelineId>) -> Result<Option<&'a Backup>> {
+fn newest_leading<'a>(
+    side: Side<'a>,
+    timeline: Option<TimelineId>,
+    now: TimestampTz,
+) -> Result<Option<&'a Backup>> {
     let Side { inventory, wal } = side;
     let mut usable: Vec<&Backup> = inventory.backups.iter().collect();
     usable.retain(|b| b.damage.is_none());
-    usable.sort_by_key(|b| (b.timeline, b.stop_lsn));
     let known = timeline.filter(|t| inventory.history(*t).is_ok());
+    usable.sort_by_key(|b| {
+        let on_way = known.map(|_| (b.timeline, b.stop_lsn));
+        (on_way, !backup_age::is_ahead(b.stop_time, now), b.stop_time)
+    });
     for backup in usable.into_iter().rev() {
         let leads = known.map(|t| base::leads(inventory, wal, backup, t));
         if leads.transpose()?.unwrap_or(true) {

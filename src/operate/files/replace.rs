@@ -180,35 +180,30 @@ pub fn source(session: &Session, name: &str) -> Result<PathBuf> {
     }
 }
 
-/// The directory that a path leads to. Each link is root's, this user's, or of the directory's owner: others could have any directory replaced.
+/// The directory that a path leads to. Each link in its place is root's or this user's: others could have any directory replaced.
 ///
 /// The directory itself is opened without following links, so that nobody puts one there meanwhile. One that is missing is told of there, too.
 fn followed(path: &Path) -> Result<PathBuf> {
     let mut at: PathBuf = path.components().collect();
-    let mut foreign: Vec<(PathBuf, u32)> = Vec::new();
     let mut is_linked = false;
     for _ in 0..LINKS_MAX {
         let Ok(found) = at.symlink_metadata() else {
             return Ok(at);
         };
         if !found.is_symlink() {
-            if let Some((link, owner)) = foreign.iter().find(|(_, owner)| *owner != found.uid()) {
-                return Err(err!(
-                    Refused,
-                    "\"{}\" is a link of user id {owner}, and leads to \"{}\" of user id {}",
-                    link.display(),
-                    at.display(),
-                    found.uid()
-                )
-                .hint("Nothing was changed. If it is right, name the directory itself as the source, or give the link to root (chown -h root)."));
-            }
             return Ok(match is_linked {
                 true => without_links(&at).unwrap_or(at),
                 false => path.to_owned(),
             });
         }
         if !is_own(&found) {
-            foreign.push((at.clone(), found.uid()));
+            return Err(err!(
+                Refused,
+                "\"{}\" is a link of user id {}, who could lead it to any directory",
+                at.display(),
+                found.uid()
+            )
+            .hint("Nothing was changed. If it is right, name the directory itself as the source, or give the link to root (chown -h root)."));
         }
         let read = std::fs::read_link(&at);
         let to = read.map_err(|e| Error::from_io(format!("read \"{}\"", at.display()), e))?;

@@ -400,6 +400,15 @@ pub fn take_back(session: &Session, dir: &std::path::Path, confirm: bool) -> Res
         });
     }
     if confirm {
+        // A rewrap may have given access meanwhile, and without the file nobody could take that back.
+        for (place, deleted) in set.places.iter().zip(&mut repositories) {
+            let later = place
+                .take_back(&unfinished, mac, true)
+                .map_err(|e| e.context(format!("take back from repository \"{}\"", place.name)))?;
+            let keys = later.into_iter().filter(|key| !deleted.keys.contains(key));
+            let keys: Vec<String> = keys.collect();
+            deleted.keys.extend(keys);
+        }
         directory.forget()?;
     }
     Ok(TakenBack {

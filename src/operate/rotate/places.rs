@@ -441,7 +441,11 @@ impl Place {
         let mut own = Vec::new();
         for name in recipient_names(self.store(), epoch)? {
             match recipient(self.store(), epoch, &name) {
-                Err(e) if e.is_damage() => {}
+                // One of a name of the file is damage of this rotation, and no sign of another.
+                Err(e) if e.is_damage() => {
+                    let mut wanted = file.recipients_of(epoch);
+                    own.extend(wanted.any(|r| r.recipient == name).then_some(name));
+                }
                 there => own.extend(there?.filter(is_own).map(|_| name)),
             }
         }

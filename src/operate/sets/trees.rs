@@ -8,11 +8,22 @@ use super::recover::UNCHANGED;
 use super::work::Work;
 use crate::config::{MemberKind, SetMember};
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::operate::configuration;
 use crate::operate::files::{self, Choice};
 use crate::operate::session::Session;
 use crate::tree::replace::undo::{Kept, kept_at};
+
+/// So often a plan is made that an entry ends which vanishes meanwhile.
+const ATTEMPTS: u32 = 3;
+/// The errors of an entry that another process removes or exchanges while it is compared.
+const VANISHED: [&str; 3] = [
+    "No such file or directory",
+    "Not a directory",
+    "Too many levels of symbolic links",
+];
+/// An error of the directory itself says this: it does not pass.
+const OF_THE_TOP: &str = "open directory \"";
 
 /// Finds the files of which a restore may remove nothing that the backup lacks, and why.
 ///
@@ -44,16 +55,36 @@ pub fn told(member: &str, why: &str) -> String {
 }
 
 /// Requires that a directory can go back in place, as its step does it: the plan of that is made, and no entry of it is changed.
+///
+/// Applications still write there. An entry that vanishes under the plan is no obstacle once they are stopped: it is tried again, and then told.
 pub fn require_in_place(
     session: &Session,
     (member, words): (&SetMember, &[String]),
     deletes: bool,
 ) -> Result<()> {
     let delete = if deletes { &["--delete"][..] } else { &[] };
-    match rehearse(session, (member, words), delete) {
-        Err(e) if e.hint_text().is_none() => Err(e.hint(UNCHANGED)),
-        done => done,
+    let mut attempt = 1;
+    loop {
+        match rehearse(session, (member, words), delete) {
+            Err(e) if has_vanished(&e) && attempt < ATTEMPTS => attempt += 1,
+            Err(e) if has_vanished(&e) => {
+                session.warn(&format!(
+                    "whether {member} can go back was not seen, because entries vanish there while it is compared: {e}"
+                ));
+                return Ok(());
+            }
+            Err(e) if e.hint_text().is_none() => return Err(e.hint(UNCHANGED)),
+            done => return done,
+        }
     }
+}
+
+/// Whether a plan failed because of an entry that another process has removed or exchanged.
+fn has_vanished(e: &Error) -> bool {
+    let text = e.to_string();
+    matches!(e.code(), Code::TargetWrite | Code::SourceMissing)
+        && VANISHED.iter().any(|cause| text.contains(cause))
+        && !text.contains(OF_THE_TOP)
 }
 
 /// Requires that configuration can come back with its secrets. Every envelope is opened for that.
@@ -116,6 +147,21 @@ pub fn of_step(runs: &[String], before: Option<&str>, last: Option<&str>) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn u102_entries_that_vanish_are_told_from_a_directory_that_cannot_go_back() {
+        let vanished = |code: Code, text: &str| has_vanished(&Error::new(code, text));
+        let entry = "pitr files restore up --in-place: open \"a/b\": No such file or directory (os error 2)";
+        assert!(vanished(Code::TargetWrite, entry));
+        assert!(vanished(Code::TargetWrite, "read \"a\": Not a directory"));
+        assert!(!vanished(Code::Refused, entry));
+        assert!(!vanished(
+            Code::TargetWrite,
+            "open \"a\": Permission denied"
+        ));
+        let top = "open directory \"/srv/up\": Not a directory (os error 20)";
+        assert!(!vanished(Code::TargetWrite, top));
+    }
 
     #[test]
     fn the_restores_of_a_step_are_those_between_its_begin_and_its_end() {

@@ -31,16 +31,17 @@ impl<'a> Floors<'a> {
         }
     }
 
-    /// Whether a backup is older than each that is kept: on each way on which it lies, or of all where it is of a branch. A branch with a higher number lets
-    /// nothing of the cluster look expired.
+    /// Whether a backup is older than each that is kept: on a way on which it lies, or of all where it is of a branch. A branch with a higher number lets nothing
+    /// of the cluster look expired. Where a backup lies on several ways, one without a floor brings back nothing that is below another.
     pub fn is_below(&self, id: &BackupId, root: &Root) -> bool {
         let own = order(id, root);
         let is_below = |floor: &Option<Order>| floor.as_ref().is_some_and(|floor| own < *floor);
         let ways = self.followed.iter();
-        let mut ways = ways.filter(|(target, _)| leads(self.paths, root, **target));
-        match ways.next() {
-            None => is_below(&self.of_all),
-            Some((_, first)) => is_below(first) && ways.all(|(_, floor)| is_below(floor)),
+        let ways = ways.filter(|(target, _)| leads(self.paths, root, **target));
+        let floors: Vec<_> = ways.map(|(_, floor)| floor).collect();
+        match floors.is_empty() {
+            true => is_below(&self.of_all),
+            false => floors.into_iter().any(is_below),
         }
     }
 }

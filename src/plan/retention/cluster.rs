@@ -37,8 +37,6 @@ pub struct Backups<'a> {
     has_window: bool,
     /// Copies in other repositories, where WAL leaves only with them.
     copies: Option<&'a Copies>,
-    /// Its WAL goes, too, where no backup is left.
-    is_former: bool,
     /// How far WAL reaches on the way to a timeline from a position: asked again and again.
     reached: RefCell<BTreeMap<(TimelineId, Lsn), Lsn>>,
 }
@@ -60,7 +58,6 @@ impl<'a> Backups<'a> {
             window: policy.rules.wal_window,
             has_window: policy.rules.wal_window.is_some(),
             copies: policy.copies.as_ref(),
-            is_former: policy.is_former,
             reached: RefCell::default(),
         }
     }
@@ -90,11 +87,6 @@ impl<'a> Backups<'a> {
             .collect();
         self.find_twins(&mut items);
         items
-    }
-
-    /// Whether nothing tells which WAL will be needed.
-    pub fn is_without_any(&self) -> bool {
-        self.roots.is_empty() && !self.is_former
     }
 
     /// Some of the timelines that may be the cluster.

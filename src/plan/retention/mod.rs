@@ -99,8 +99,6 @@ pub struct Policy {
     pub confirm_burst: bool,
     /// A person asked for this backup to be deleted: nothing else goes but it, and the WAL that nothing needs then. How many are kept does not matter.
     pub requested: Option<BackupId>,
-    /// Another system identifier of this name has a newer backup: nothing takes one of this cluster any more, and a person may let its last one go.
-    pub is_former: bool,
     /// The store's clock, where it can be asked: a pin with an end is over only when this one, too, is past it.
     pub store_clock: Option<TimestampTz>,
     /// The timelines that may be the cluster (`plan::cluster`): each keeps a base. If none is named, the newest does.
@@ -334,8 +332,7 @@ fn plan<R: Needs>(
     plan.withheld.extend(
         unreadable.map(|what| format!("nothing is deleted, because this cannot be read: {what}")),
     );
-    let must_keep = !policy.is_former && !judged.items.is_empty();
-    if plan.withheld.is_empty() && judged.keeps_nothing() && must_keep {
+    if plan.withheld.is_empty() && judged.keeps_nothing() && !judged.items.is_empty() {
         plan.withheld
             .push("nothing is deleted, because no backup is known to be good".to_owned());
     }

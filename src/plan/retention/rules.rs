@@ -131,7 +131,7 @@ pub fn judge<'a>(
     warn_of_the_future(&mut judged, now);
     read_times(&mut judged, constraint, policy, now);
     if let Some(id) = &policy.requested {
-        keep_all_but(&mut judged, constraint, (policy, id));
+        keep_all_but(&mut judged, constraint, id);
         hold_others(&mut judged, policy, now);
         refuse_held(&mut judged, id);
     } else {
@@ -298,17 +298,14 @@ fn keep_counted(
     }
 }
 
-/// Keeps every backup but the one that was asked for, and that one, too, where recovery hangs on it. Each of a former cluster may go: no other one can be taken.
-fn keep_all_but(
-    judged: &mut Judgement<'_>,
-    constraint: &dyn Constraint,
-    (policy, id): (&Policy, &BackupId),
-) {
+/// Keeps every backup but the one that was asked for, and that one, too, where recovery hangs on it.
+fn keep_all_but(judged: &mut Judgement<'_>, constraint: &dyn Constraint, id: &BackupId) {
     for item in judged.items.iter_mut().filter(|i| i.id != id) {
         item.hold("nobody asked for its deletion".to_owned());
     }
-    let needed = (!policy.is_former).then(|| why_needed(&judged.items, constraint, id));
-    let Some(why) = needed.flatten() else { return };
+    let Some(why) = why_needed(&judged.items, constraint, id) else {
+        return;
+    };
     judged.refusal = Some(format!(
         "backup \"{id}\" is not deleted: {why}. First take another one: pitr backup"
     ));

@@ -1158,38 +1158,6 @@ fn x43_a_branch_stands_for_no_backup_whose_deletion_is_asked_for() {
 }
 
 #[test]
-fn x43_the_last_backup_of_a_former_system_identifier_goes_with_its_wal() {
-    let mut survey = straight();
-    survey.ids.retain(|of, _| *of == id(9));
-    let asked = |is_former: bool| Policy {
-        requested: Some(id(9)),
-        is_former,
-        ..policy(1, 0)
-    };
-    let plan = survey_plan(&survey, &asked(false));
-    assert!(plan.refusal.unwrap().contains("the only one"));
-    assert!(plan.deletions.is_empty());
-    let plan = survey_plan(&survey, &asked(true));
-    assert_eq!(
-        (plan.refusal.as_deref(), fates(&plan)),
-        (None, vec!["delete"])
-    );
-    assert_eq!(
-        (plan.withheld.as_slice(), segments(&plan)),
-        ([].as_slice(), vec![(1, 1, 100)])
-    );
-    // A later round of the same run finds the backup gone, and goes on with the WAL.
-    survey.ids.clear();
-    assert_eq!(segments(&survey_plan(&survey, &asked(true))), [(1, 1, 100)]);
-    assert!(segments(&survey_plan(&survey, &asked(false))).is_empty());
-    // A pin stops it like any other.
-    let mut pinned = straight();
-    add(&mut pinned, &id(9), event("pin", ago(1)));
-    let plan = survey_plan(&pinned, &asked(true));
-    assert!(plan.refusal.unwrap().contains("pitr unpin"));
-}
-
-#[test]
 fn the_newest_timeline_keeps_its_base_even_before_the_promise() {
     let mut survey = straight();
     branch(&mut survey, 2, (1, 35 * MIB), 35..=40);

@@ -42,7 +42,7 @@ pub fn delete(
             paths.need_from(*timeline, *start, behind, &mut needed);
         }
     }
-    if backups.is_without_any() {
+    if items.is_empty() {
         doubts.push("no WAL is deleted, because there is no backup".to_owned());
     }
     if !doubts.is_empty() {

@@ -260,8 +260,10 @@ fn u102_a_link_of_somebody_else_is_refused() {
     }
     rollback(&world, &[]).exits(8);
     assert!(other.join("stray").exists() && !other.join("one").exists());
-    // It is the directory's owner who has moved it.
+    // Nor does the directory's owner lead root there: the directory could be exchanged behind the look.
     std::os::unix::fs::lchown(&other, Some(1234), None).unwrap();
+    in_place(&world, id(&backup), &["--confirm"]).exits(8);
+    std::os::unix::fs::lchown(&link, Some(0), None).unwrap();
     in_place(&world, id(&backup), &["--confirm"]).succeed();
     assert!(!other.join("stray").exists() && other.join("one").exists());
 }
