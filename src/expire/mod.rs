@@ -459,7 +459,7 @@ mod tests {
         // A plan reads each link once, in whichever of its judgements.
         let plan = judged(&run, Vec::new());
         assert_eq!(shown(&plan), ["mark", "keep"]);
-        // What its run decides under the claim does not go by those: it forgets them first.
+        // A run forgets them first: its decisions under the claim do not go by those.
         let nothing = ExpirePlan::default();
         run.run(&nothing, &mut Outcome::default()).unwrap();
         assert_eq!(shown(&judged(&run, Vec::new())), ["keep", "keep"]);

@@ -32,7 +32,7 @@ impl<'a> Floors<'a> {
     }
 
     /// Whether a backup is older than each that is kept: on a way on which it lies, or of all where it is of a branch. A branch with a higher number lets nothing
-    /// of the cluster look expired. Where a backup lies on several ways, one without a floor brings back nothing that is below another.
+    /// of the cluster look expired. A way without a floor brings nothing back that is below the floor of another way.
     pub fn is_below(&self, id: &BackupId, root: &Root) -> bool {
         let own = order(id, root);
         let is_below = |floor: &Option<Order>| floor.as_ref().is_some_and(|floor| own < *floor);
