@@ -123,6 +123,13 @@ impl Sink {
         !self.heard(id).is_empty() && letters.iter().any(|letter| letter[0] == id)
     }
 
+    /// Whether so many notices of a condition have reached both servers.
+    pub fn has_heard(&self, id: &str, count: usize) -> bool {
+        let letters = self.lines("letters");
+        let letters = letters.iter().filter(|letter| letter[0] == id);
+        self.heard(id).len() == count && letters.count() == count
+    }
+
     /// The conditions of all notices.
     pub fn all(&self) -> Vec<String> {
         let notices = self.lines("heard").into_iter();
