@@ -1170,7 +1170,7 @@ fn keep_refused(source: &mut dyn Content, checked: &Checked<'_>, hash: &[u8; 32]
     Ok(conflict)
 }
 
-/// Makes sure that a copy which is kept is whole and durable, whoever stored it: it is acknowledged behind this.
+/// Requires that a kept copy is whole, and makes it durable. Another process may have stored it; the acknowledgement comes behind this.
 fn settle_kept(checked: &Checked<'_>, key: &Key) -> Result<()> {
     let Some(object) = checked.repository.store().open(key)? else {
         return Err(err!(Unreachable, "object \"{key}\" came and went"));

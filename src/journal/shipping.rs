@@ -82,7 +82,7 @@ struct Row {
     shipped: Shipped,
     /// Segments in the journal that it holds.
     stored: BTreeSet<SegmentName>,
-    /// How many segments were let go that it does not hold, since that was told last.
+    /// How many segments the journal let go without it since the last warning.
     missed: u64,
     /// The first of them since it stored one: the one that it may be storing even so.
     missed_first: Option<SegmentName>,
@@ -664,7 +664,7 @@ mod tests {
             Shipper::start(journal, options, &work, self.progress()).unwrap()
         }
 
-        /// Whether this was said.
+        /// Whether a message has this text.
         fn has_said(&self, words: &str) -> bool {
             self.said.lines().join("\n").contains(words)
         }
@@ -728,7 +728,7 @@ mod tests {
             "\"hangs\" is not required and does not keep up, and the journal has little room";
         assert!(bench.has_said(told), "{:?}", bench.said.lines());
         assert_eq!(shipper.shipped()[1].error, None);
-        // The newest ones are there for it, and it is told what it lacks.
+        // The journal still has the newest segments for it. A warning counts the others.
         let held = journal.follower().segments();
         assert!(held.len() > 5, "{}", held.len());
         let lacks = held[0].from.0 / SIZE - 1;

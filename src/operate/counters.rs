@@ -284,11 +284,10 @@ pub fn succeeded_for<'a>(
     name: Option<&'a str>,
     found: impl Iterator<Item = &'a Of>,
 ) {
-    let mut names: BTreeSet<&str> = match name {
-        Some(_) => BTreeSet::new(),
+    let names: BTreeSet<&str> = match name {
+        Some(name) => BTreeSet::from([name]),
         None => found.filter_map(Of::cluster).collect(),
     };
-    names.extend(name);
     for name in names {
         succeeded(session, command, name);
     }

@@ -112,7 +112,7 @@ impl Reading {
 
     /// The same, or another repository where this one does not know the cluster.
     fn or_other(self, session: &Session) -> Result<Reading> {
-        // One that is fresh knows nothing of the cluster yet. Whoever reads on meets what cannot be read.
+        // A fresh repository knows no cluster yet. An error here comes again when its content is read.
         let known = self.repository.registrations(&self.name);
         if self.settings.repositories.len() > 1
             && known.is_ok_and(|known| known.is_empty())

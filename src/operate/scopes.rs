@@ -258,8 +258,13 @@ impl ScopeInfo {
 
     /// When the newest backup ended that no check found damaged.
     pub fn newest_end(&self) -> Option<TimestampTz> {
+        self.ends().max()
+    }
+
+    /// When each backup ended that no check found damaged.
+    fn ends(&self) -> impl Iterator<Item = TimestampTz> {
         let whole = self.backups.iter().filter(|b| b.damage.is_none());
-        whole.map(|b| b.stop_time).max()
+        whole.map(|b| b.stop_time)
     }
 
     /// Judges the newest backup, where the scope is configured here.
@@ -313,8 +318,7 @@ impl ScopeInfo {
     }
 
     fn judge_end(&mut self, content: &config::Content<'_>, now: TimestampTz) {
-        let whole = self.backups.iter().filter(|b| b.damage.is_none());
-        let newest = backup_age::newest(whole.map(|b| b.stop_time), now);
+        let newest = backup_age::newest(self.ends(), now);
         if let Some(what) = newest_trouble(content, newest, now) {
             self.state = Level::Fail;
             let next = format!("pitr {} backup {}", content.kind, content.name);

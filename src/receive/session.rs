@@ -269,7 +269,7 @@ struct Session<'a> {
     mended: Option<Instant>,
     /// Gaps behind a switch point that are recorded.
     recorded: Vec<Gap>,
-    /// Those that could not be recorded, which was said.
+    /// Gaps that no repository recorded; a warning named each.
     unrecorded: Vec<Gap>,
 }
 

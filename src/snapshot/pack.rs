@@ -268,7 +268,7 @@ impl PackReader {
         self.object.size_bytes()
     }
 
-    /// Makes sure that the pack survives a power cut, whoever wrote it.
+    /// Makes the pack durable: its writer may have died before it did.
     ///
     /// # Errors
     /// Errors of the store.

@@ -1090,7 +1090,7 @@ fn a8_l07_another_partial_of_a_segment_is_kept_beside_the_first_and_nobody_waits
     assert!(!conflicts.exists());
 }
 
-/// A partial of a timeline whose number another server has is kept aside. The copy that was kept before is read before that is said again.
+/// A partial of a timeline whose number another server has is kept aside. `pitr-archive` reads the kept copy before it acknowledges the partial again.
 #[test]
 fn p09_a_partial_that_is_kept_aside_is_whole_before_it_is_acknowledged() {
     let still = Still::new(17, 1, 1);

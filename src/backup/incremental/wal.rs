@@ -737,6 +737,30 @@ mod tests {
         changed
     }
 
+    /// Reads what changed from the start of crafted WAL to `end`, in a repository; the server's own WAL would be in `server`.
+    fn in_interval(
+        craft: &Craft,
+        (repository, server): (&Repository, &std::path::Path),
+        end: Lsn,
+        read: impl FnOnce(&Interval<'_>),
+    ) {
+        let layout = ClusterLayout::new("main", craft.identity.system_identifier).unwrap();
+        let (prior, history) = (ClusterContent::sample(), History::root(TimelineId::FIRST));
+        let mut tick = || -> Result<()> { Ok(()) };
+        read(&Interval {
+            repository,
+            layout: &layout,
+            major: Major::V17,
+            prior: &prior,
+            prior_time: TimestampTz(0),
+            history: &history,
+            size: craft.identity.segment_size,
+            end,
+            server,
+            tick: RefCell::new(&mut tick),
+        });
+    }
+
     /// A later round begins with the newest segment of the one before.
     #[test]
     fn b46_a_record_whose_beginning_was_read_in_an_earlier_round_is_a_problem() {
@@ -747,36 +771,28 @@ mod tests {
         craft.switch();
         let dir = tempfile::tempdir().unwrap();
         let repository = crafted::repository(dir.path(), &craft);
-        let size = craft.identity.segment_size;
-        let layout = ClusterLayout::new("main", craft.identity.system_identifier).unwrap();
-        let (prior, history) = (ClusterContent::sample(), History::root(TimelineId::FIRST));
-        let mut tick = || -> Result<()> { Ok(()) };
-        let interval = Interval {
-            repository: &repository,
-            layout: &layout,
-            major: Major::V17,
-            prior: &prior,
-            prior_time: TimestampTz(0),
-            history: &history,
-            size,
-            end: Lsn(4 << 20),
-            server: dir.path(),
-            tick: RefCell::new(&mut tick),
-        };
-        let [one, two, three] =
-            [1, 2, 3].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
-        let indexed = |segments: &[SegmentName]| {
-            let mut changed = Changed::default();
-            interval.indexed(segments, &mut changed).unwrap()
-        };
-        assert_eq!(indexed(&[one, two, three]), Ok(()));
-        assert_eq!(indexed(&[one, two]), Ok(()));
-        assert_eq!(indexed(&[three]), Ok(()), "the earlier round had it");
-        let problem = Err(lies_in_a_record(two));
-        assert_eq!(indexed(&[two, three]), problem);
-        let mut changed = Changed::default();
-        let unarchived = interval.unarchived(Some(two), &mut changed).unwrap();
-        assert_eq!(unarchived, problem);
+        in_interval(
+            &craft,
+            (&repository, dir.path()),
+            Lsn(4 << 20),
+            |interval| {
+                let size = interval.size;
+                let [one, two, three] =
+                    [1, 2, 3].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
+                let indexed = |segments: &[SegmentName]| {
+                    let mut changed = Changed::default();
+                    interval.indexed(segments, &mut changed).unwrap()
+                };
+                assert_eq!(indexed(&[one, two, three]), Ok(()));
+                assert_eq!(indexed(&[one, two]), Ok(()));
+                assert_eq!(indexed(&[three]), Ok(()), "the earlier round had it");
+                let problem = Err(lies_in_a_record(two));
+                assert_eq!(indexed(&[two, three]), problem);
+                let mut changed = Changed::default();
+                let unarchived = interval.unarchived(Some(two), &mut changed).unwrap();
+                assert_eq!(unarchived, problem);
+            },
+        );
     }
 
     /// The record that ends in such a segment, or begins there, would be passed over.
@@ -790,25 +806,18 @@ mod tests {
         for (number, segment) in (1..).zip(craft.bytes.chunks(1 << 20)) {
             crafted::store_as(&repository, &craft, (number, segment), number == 2);
         }
-        let size = craft.identity.segment_size;
-        let layout = ClusterLayout::new("main", craft.identity.system_identifier).unwrap();
-        let (prior, history) = (ClusterContent::sample(), History::root(TimelineId::FIRST));
-        let mut tick = || -> Result<()> { Ok(()) };
-        let interval = Interval {
-            repository: &repository,
-            layout: &layout,
-            major: Major::V17,
-            prior: &prior,
-            prior_time: TimestampTz(0),
-            history: &history,
-            size,
-            end: Lsn(3 << 20),
-            server: dir.path(),
-            tick: RefCell::new(&mut tick),
-        };
-        let segments = [1, 2].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
-        let told = interval.indexed(&segments, &mut Changed::default());
-        assert!(told.unwrap().unwrap_err().contains("could not decode"));
+        in_interval(
+            &craft,
+            (&repository, dir.path()),
+            Lsn(3 << 20),
+            |interval| {
+                let size = interval.size;
+                let segments =
+                    [1, 2].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
+                let told = interval.indexed(&segments, &mut Changed::default());
+                assert!(told.unwrap().unwrap_err().contains("could not decode"));
+            },
+        );
     }
 
     #[test]
@@ -818,26 +827,19 @@ mod tests {
         craft.switch();
         let dir = tempfile::tempdir().unwrap();
         let repository = crafted::repository(dir.path(), &craft);
-        let size = craft.identity.segment_size;
-        let layout = ClusterLayout::new("main", craft.identity.system_identifier).unwrap();
-        let (prior, history) = (ClusterContent::sample(), History::root(TimelineId::FIRST));
-        let mut tick = || -> Result<()> { Ok(()) };
-        let interval = Interval {
-            repository: &repository,
-            layout: &layout,
-            major: Major::V17,
-            prior: &prior,
-            prior_time: TimestampTz(0),
-            history: &history,
-            size,
-            end: Lsn(4 << 20),
-            server: dir.path(),
-            tick: RefCell::new(&mut tick),
-        };
-        // The second one is not there.
-        let segments = [1, 2].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
-        let of = |mut changed: Changed| interval.indexed(&segments, &mut changed).unwrap();
-        assert_eq!(of(too_many()), Err("it names too many files".to_owned()));
-        assert!(of(Changed::default()).unwrap_err().contains("is gone"));
+        in_interval(
+            &craft,
+            (&repository, dir.path()),
+            Lsn(4 << 20),
+            |interval| {
+                let size = interval.size;
+                // The second one is not there.
+                let segments =
+                    [1, 2].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
+                let of = |mut changed: Changed| interval.indexed(&segments, &mut changed).unwrap();
+                assert_eq!(of(too_many()), Err("it names too many files".to_owned()));
+                assert!(of(Changed::default()).unwrap_err().contains("is gone"));
+            },
+        );
     }
 }

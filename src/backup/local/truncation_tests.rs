@@ -166,7 +166,7 @@ fn naming() -> ClusterNaming {
     ClusterNaming::from(&ClusterContent::sample())
 }
 
-/// Pages that are told apart by their bytes.
+/// Pages, each of which is filled with a byte of its own.
 fn pages(first: u8, blocks: u8) -> Vec<u8> {
     let bytes = (0..blocks).flat_map(|block| [first + block; PAGE_BYTES]);
     bytes.collect()

@@ -182,7 +182,7 @@ pub fn source(session: &Session, name: &str) -> Result<PathBuf> {
 
 /// The directory that a path leads to. Each link in its place is root's or this user's: others could have any directory replaced.
 ///
-/// The directory itself is opened without following links, so that nobody puts one there meanwhile. One that is missing is told of there, too.
+/// The restore opens the directory itself without following links, so nobody can put one there meanwhile. It also reports a missing directory.
 fn followed(path: &Path) -> Result<PathBuf> {
     let mut at: PathBuf = path.components().collect();
     let mut is_linked = false;

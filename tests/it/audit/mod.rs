@@ -359,7 +359,7 @@ fn x45_a_store_that_keeps_its_records_gets_one_that_says_so() {
         run.expect_stderr("records of the audit log that are old enough stay");
     }
     assert!(oldest.exists());
-    // Nothing is said twice; on a slow machine more may be old enough the second time.
+    // The second run adds no record. On a slow machine more records may be old enough by then.
     let mut said: Vec<String> = Vec::new();
     for record in world.list() {
         let expired = &record["expired"];
