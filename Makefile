@@ -78,30 +78,14 @@ demo-full: build ## a shop of PostgreSQL, Redis, uploads and settings is wrecked
 demo-s3: build ## the lost server with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 450 MB)
 	scripts/s3-server moto bash -c 'PITR_DEMO_S3=$$PITR_TEST_S3 exec scripts/demo'
 
-# With a number as PITR_TEST_TURN (.ci/run sets it) one of six turns runs: of the tests that are listed by major those of one and of 19. Sweeps over
-# every call take every third one. Tests that take long are in one of six groups, of which each has its day: of some modules nothing runs on the others.
-OLDER := 13 14 15 16 17 18
-# Of Redis one older version and the newest.
-OLDER_REDIS := redis6 redis7 valkey8 valkey9
-CHOSEN_REDIS = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 4 + 1 ))),$(OLDER_REDIS))
-CHOSEN = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 6 + 1 ))),$(OLDER))
-GROUP1 := absence::f06 agent::j01 agent::j12 clone_faults:: doctor::a_repository_that_hangs files::bucket:: files::campaign:: find::edge find::renamed golden::guide:: heal::copies:: incremental::a_hole incremental::need:: incremental::stream:: incremental::wal_that logical::every plan::m11 proof:: recipients:: redis::cluster:: rescue::k restore_faults:: s3_hard:: s3_slow:: several:: sizing:: timeline::a7 verify::what_a
-GROUP2 := absence::t11 agent::an_idle agent_claims::j10 alert_conditions:: archive::every backup_faults:: clock::k0 clone_keep:: config::rewrap:: files::git find::n01 frozen::a_ incremental::compact:: key_wrapping:: medium:: metrics_recorded:: receive_journal:: redis::rounds:: resolve:: restore::a_tablespace restore::h03 restore::t02 restore_start:: s3_cycle:: several_plans:: takeover:: verify::h05 wal_decode::
-GROUP3 := agent::a_job_runs archive::a2_l16 backup_local::b0 clone::k4 config::secrecy:: corruption::tm5 drain:: expire::x02 files::delta:: golden::frozen heal::v0 incremental::a_segment incremental::kind incremental::of_an incremental::servers_own:: incremental::under_load limits:: logical::faults:: prefetch:: redis::a_newer redis::r02 redis::sentinel:: restore_databases:: s3_roles:: sets:: ship:: timeline::l06 verify::z04
-GROUP4 := absence::f18 agent_week:: calendar::x10_in_a_ clone::k0 clone_quarantine:: content::content_lives drain_s3::p20 expire::what_a fetch::f01 files::sources:: find::list frozen_content:: golden::live_damage growth:: hold:: incremental::bucket:: incremental::chain:: logical::dumps metrics_trust:: patroni:: receive_network:: recovering:: redis::faults:: redis::keys:: restore_replace:: retention::x09 rotation:: s3_content:: sealed_events:: sftp_cycle::
-GROUP5 := agent::j03 archive_faults:: blob:: clone::k1 demo:: drain_s3::workers drill::y expire::a_restore expire::c07 files::in_place:: golden::live_repositories heal::v1 incremental::a_chain incremental::blocks_that incremental::write_only:: key_command:: logical::campaign:: map_scale:: metrics::rules_ metrics_values:: oracle:: plan_scale:: receive::a_shutdown redis::into:: restore_delta:: s3_faults:: sealed:: tenants:: turns:: underway:: verify_damage::
-GROUP6 := absence::f02 agent::a_host_that_only agent::j08 alert:: archive::h05 calendar::x10_in_an_ clone_kills:: config::corpus:: erasure:: estimates:: expire::i5 files::watch find::history:: golden::live_lives heal::campaign:: incremental::b01 incremental::resume:: lives:: plan::h05 promises:: receive::w01 redis::receive:: restore_hostile:: restore_unlogged:: s3_tiers:: secrets:: receiver_soak:: sftp:: tails:: verify_depth::
-# Shifted with every round of the majors, so that each group meets each of them.
-GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 6 + 1 ))),1 2 3 4 5 6),$(GROUP$(n)))
-OF_TURN = $(if $(PITR_TEST_TURN),$(addprefix --skip ,$(addprefix ::v,$(filter-out $(CHOSEN),$(OLDER))) $(addprefix ::,$(filter-out $(CHOSEN_REDIS),$(OLDER_REDIS))) $(GROUPS_OF_OTHER_DAYS)))
-
+# With a number as PITR_TEST_TURN (.ci/run sets it) one turn runs: the tests that scripts/tests-of-turn chooses, and every third call of a sweep.
 test: ## all tests, on PostgreSQL 13 to 19
 	scripts/get-tools test
 	scripts/get-postgres
 	scripts/get-redis
-	@# Turns are those of the tests on servers: modules of the library may have like names.
 	status=0; $(CARGO) test --workspace --no-fail-fast --lib --bins --test tidy || status=1; \
-	$(CARGO) test --no-fail-fast --test it -- $(OF_TURN) || status=1; \
+	$(if $(PITR_TEST_TURN),set -o pipefail; names=$$($(CARGO) test --test it -- --list | scripts/tests-of-turn $(PITR_TEST_TURN)) || exit 1;) \
+	$(CARGO) test --no-fail-fast --test it -- $(if $(PITR_TEST_TURN),--exact $$names) || status=1; \
 	$(CARGO) test --workspace --doc || status=1; exit $$status
 
 test-moto: ## the contract of stores, whole cycles and the policies of roles on moto's S3, which pip fetches once (450 MB)

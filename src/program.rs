@@ -22,8 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const KEPT_BYTES: usize = 16 << 10;
 /// How many of these lines a message repeats.
 const SHOWN_LINES: usize = 5;
-/// Variables that hold secrets of repositories, which concern no other program.
-const OWN_VARIABLES: &[u8] = b"PITR_REPOSITORIES_";
+/// Beginnings of variables that concern no other program: secrets of repositories, and what pitr's processes tell their own steps. A server that is
+/// started here would keep these for as long as it lives, and its `archive_command` would go by them.
+const OWN_VARIABLES: [&[u8]; 4] = [
+    b"PITR_REPOSITORIES_",
+    b"PITR_IN_FORCE",
+    b"PITR_FOLLOWS",
+    b"PITR_CLONE_FOLDER",
+];
 
 /// A program that runs. Dropped, it ends with its workers.
 pub struct Running {
@@ -33,7 +39,7 @@ pub struct Running {
     has_ended: bool,
 }
 
-/// A command of these words. It inherits the environment without the secrets of repositories.
+/// A command of these words. It inherits the environment without pitr's own variables.
 ///
 /// # Errors
 /// `Config` for an empty list.
@@ -44,7 +50,9 @@ pub fn command(words: &[String]) -> Result<Command> {
     };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
-    remove_variables(&mut command, OWN_VARIABLES);
+    for prefix in OWN_VARIABLES {
+        remove_variables(&mut command, prefix);
+    }
     Ok(command)
 }
 

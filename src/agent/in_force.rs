@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::load::{self, Check, Loaded};
 use crate::behalf;
-use crate::config::{Environment, Flags, IN_FORCE, Settings};
+use crate::config::{Environment, Flags, IN_FORCE, IN_FORCE_OF, Settings};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::operate::agent_trouble;
@@ -21,6 +21,8 @@ pub struct InForce<'a> {
     check: Check,
     /// It is none without a file, and where it could not be kept.
     copy: Option<PathBuf>,
+    /// The file that it is a copy of.
+    file: PathBuf,
     state_dir: PathBuf,
     /// Why the last reload took nothing. The file may look well since: the agent has not read it.
     refused: Option<String>,
@@ -41,6 +43,7 @@ impl<'a> InForce<'a> {
             session,
             check,
             copy,
+            file: loaded.settings.path.clone().unwrap_or_default(),
             state_dir: loaded.state_dir.clone(),
             refused: None,
             told: RefCell::default(),
@@ -56,7 +59,7 @@ impl<'a> InForce<'a> {
         let wrong = wrong.map(|e| e.to_string());
         let wrong = wrong.or_else(|| self.refused.clone());
         if wrong.is_some() {
-            command.env(IN_FORCE, copy);
+            command.env(IN_FORCE, copy).env(IN_FORCE_OF, &self.file);
         }
         if *self.told.borrow() != wrong {
             self.tell(wrong);
@@ -95,7 +98,8 @@ impl<'a> InForce<'a> {
 pub fn before(session: &Session, check: Check, state_dir: &Path) -> Result<Loaded> {
     let mut own = session.again();
     let copy = state_dir.join(FILE);
-    own.environment = own.environment.with(IN_FORCE, copy.as_os_str());
+    let environment = own.environment.with(IN_FORCE, copy.as_os_str());
+    own.environment = environment.with(IN_FORCE_OF, "".as_ref());
     load::load(&own, check)
 }
 
@@ -129,7 +133,7 @@ pub fn lend_copy(
         return Ok(());
     }
     if behalf::read(&copy).is_ok() {
-        command.env(IN_FORCE, copy);
+        command.env(IN_FORCE, copy).env(IN_FORCE_OF, file);
         return Ok(());
     }
     // Without the copy, another directory than the agent's would get locks and records.

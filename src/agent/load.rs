@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::schedule::Schedule;
+use super::schedule::{Schedule, named_zone};
 use super::scheduler::{Planned, Trigger};
 use crate::config::{Environment, Flags, IN_FORCE, Job, Settings, When};
 use crate::err;
@@ -139,6 +139,19 @@ pub fn checked(settings: Settings, environment: &Environment, check: Check) -> R
     })
 }
 
+/// Requires that the zone of each alert with quiet hours is known. An agent starts all the same, and such an alert has no quiet hours.
+///
+/// # Errors
+/// `Config` for one that is not known.
+pub fn check_zones(settings: &Settings) -> Result<()> {
+    for sink in &settings.alerts {
+        if let (Some(zone), true) = (&sink.zone, sink.quiet_hours.is_some()) {
+            named_zone(zone).map_err(|e| e.context(format!("alert \"{}\"", sink.name)))?;
+        }
+    }
+    Ok(())
+}
+
 /// The job of this name.
 ///
 /// # Errors
@@ -225,6 +238,34 @@ fn delay(job: &Job, host: &str) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Sink;
+    use crate::error::Code;
+
+    #[test]
+    fn the_zone_of_an_alert_is_checked_and_keeps_no_agent_from_its_start() {
+        let environment = Environment::new([("HOME", "/home/x")], None);
+        let read = |zone: &str, hours: Option<&str>| {
+            let mut settings = Settings::default();
+            settings.alerts.push(Sink {
+                name: "mail".to_owned(),
+                zone: Some(zone.to_owned()),
+                quiet_hours: hours.map(|hours| hours.parse().unwrap()),
+                ..Sink::default()
+            });
+            let zones = check_zones(&settings);
+            assert!(checked(settings, &environment, |_| Ok(())).is_ok());
+            zones
+        };
+        let hours = Some("22:00-06:00");
+        assert!(read("Europe/Berlin", hours).is_ok());
+        assert!(read("Europe/Berlni", None).is_ok(), "nobody asks for it");
+        let e = read("Europe/Berlni", hours).unwrap_err();
+        assert_eq!(e.code(), Code::Config);
+        assert_eq!(
+            e.to_string(),
+            "alert \"mail\": \"Europe/Berlni\" is no zone"
+        );
+    }
 
     #[test]
     fn jitter_gives_each_host_a_part_of_its_own_and_always_the_same() {

@@ -26,17 +26,24 @@ pub struct Schedule {
     known: Cell<Option<(TimestampTz, TimestampTz)>>,
 }
 
+/// The zone of this name.
+///
+/// # Errors
+/// `Config` for one that is not known.
+pub fn named_zone(name: &str) -> Result<Tz> {
+    name.parse().map_err(|_| {
+        err!(Config, "\"{}\" is no zone", name.escape_debug())
+            .hint("Name one of the tz database, such as Europe/Berlin.")
+    })
+}
+
 impl Schedule {
     /// Reads an expression of five fields, or one of `@daily` and its like.
     ///
     /// # Errors
     /// `Config` for one that has no meaning or is never due, and for a zone that is not known.
     pub fn new(text: &str, zone: Option<&str>) -> Result<Schedule> {
-        let zone = zone.unwrap_or("UTC");
-        let zone: Tz = zone.parse().map_err(|_| {
-            err!(Config, "\"{}\" is no zone", zone.escape_debug())
-                .hint("Name one of the tz database, such as Europe/Berlin.")
-        })?;
+        let zone = named_zone(zone.unwrap_or("UTC"))?;
         let parser = CronParser::builder()
             .seconds(Seconds::Disallowed)
             .year(Year::Disallowed)

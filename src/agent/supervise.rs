@@ -106,6 +106,11 @@ fn begin<'a>(session: &'a Session, requests: &Requests, check: Check) -> Result<
     let loaded = load::load(session, check)?;
     make(&loaded.state_dir)?;
     let lock = lock(&loaded.state_dir)?;
+    if let Err(e) = load::check_zones(&loaded.settings) {
+        session.warn(&format!(
+            "there are no quiet hours, and a reload will refuse this file: {e}"
+        ));
+    }
     // The agent writes the copy before the page answers: a client that waits for the page may change the file at once.
     let in_force = InForce::keep(session, check, &loaded);
     let page = match requests.is_tenant {
@@ -263,6 +268,7 @@ impl Agent<'_> {
     fn reload(&mut self) {
         let read = || -> Result<Loaded> {
             let loaded = load::load(self.session, self.check)?;
+            load::check_zones(&loaded.settings)?;
             loaded
                 .require_place(&self.loaded.state_dir)
                 .inspect_err(|_| {

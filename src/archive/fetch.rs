@@ -418,7 +418,7 @@ fn is_of_other_server(what: &Fetch, repository: &Repository, layout: &ClusterLay
         return false;
     };
     // A person who names that very file wants it, or wants it replaced.
-    if what.target.file_name().and_then(OsStr::to_str) == Some(&what.name.to_string()) {
+    if is_named_itself(&what.target, what.name) {
         return false;
     }
     // A process that fetches many segments from an object store reads it once.
@@ -432,6 +432,11 @@ fn is_of_other_server(what: &Fetch, repository: &Repository, layout: &ClusterLay
         ));
     }
     is_other
+}
+
+/// Whether the target bears the name of the WAL file: then a person or pg_rewind asks. A server names a file that it renames.
+pub fn is_named_itself(target: &FilePath, name: WalFileName) -> bool {
+    target.file_name().and_then(OsStr::to_str) == Some(&name.to_string())
 }
 
 /// Whether the server has another history beside a file than `read` finds in the repository, of the timeline that was asked for. A segment is that of

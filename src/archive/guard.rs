@@ -4,7 +4,7 @@
 //! | file | there from | until |
 //! |---|---|---|
 //! | `pitr.restore` | before the first byte is copied | everything but the name of pg_control is durable |
-//! | `pitr.settings` | the copy's end | recovery has ended (adopted restores, standbys) or the copy is adopted |
+//! | `pitr.settings` | the copy's end | the copy is adopted; without a guard (adopted restores, standbys) recovery has ended |
 //! | `pitr.guard` | the copy's end | the copy is adopted |
 //!
 //! PostgreSQL ignores names in pg_wal that are none of its own, and no base backup copies them. Settings are removed by
@@ -68,6 +68,12 @@ pub struct WrittenSettings {
     /// BLAKE3 of pg_control once the copy has recovered in private and waits for its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered: Option<String>,
+    /// Whether a recovery that was cut short goes on, whose end is yet to be held to the plan.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_resumed: bool,
+    /// Whether erasures have begun to be run, and some of them have not succeeded yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_erasing: bool,
 }
 
 /// Which of the settings to take away.
@@ -83,7 +89,8 @@ pub enum Which {
 
 /// Takes settings away from postgresql.auto.conf; returns those that were there.
 ///
-/// When nothing is left to take away, the record goes too. Repeating it does no harm. `nonce` is random, for a temporary name.
+/// When nothing is left to take away, the record goes too, unless recovery has ended and the copy is not adopted: it tells where the copy comes from.
+/// Repeating it does no harm. `nonce` is random, for a temporary name.
 ///
 /// # Errors
 /// `Io`, `Denied`, `Full` when the files cannot be read or written; `Damaged` when the record is none. Nothing has changed then.
@@ -111,7 +118,10 @@ pub fn take_away(directory: &DataDirectory, which: Which, nonce: u64) -> Result<
         durable::rewrite(&path, &left, nonce)
             .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
     }
-    if record.until_recovery_ended.is_empty() && record.until_adopted.is_empty() {
+    let is_empty = record.until_recovery_ended.is_empty() && record.until_adopted.is_empty();
+    let is_guarded = || std::fs::symlink_metadata(directory.wal().join(GUARD)).is_ok();
+    let is_kept = which == Which::Recovery && is_guarded();
+    if is_empty && !is_kept {
         remove(&record_path)?;
     } else if !unwanted.is_empty() {
         let json = serde_json::to_vec_pretty(&record)
@@ -135,9 +145,23 @@ pub fn read(directory: &DataDirectory) -> Result<Option<Guard>> {
 /// # Errors
 /// `Damaged`, `NotFound` without a record; what the system says.
 pub fn note_recovered(directory: &DataDirectory, control: &str, nonce: u64) -> Result<()> {
+    note(directory, nonce, |record| {
+        record.recovered = Some(control.to_owned());
+    })
+}
+
+/// Notes something in the record of a copy.
+///
+/// # Errors
+/// As [`note_recovered`].
+pub fn note(
+    directory: &DataDirectory,
+    nonce: u64,
+    change: impl FnOnce(&mut WrittenSettings),
+) -> Result<()> {
     let path = directory.wal().join(SETTINGS);
     let mut record = written(directory)?;
-    record.recovered = Some(control.to_owned());
+    change(&mut record);
     let json = serde_json::to_vec_pretty(&record)
         .map_err(|e| err!(Internal, "could not write \"{SETTINGS}\"").source(e))?;
     durable::rewrite(&path, &json, nonce)
@@ -249,6 +273,34 @@ mod tests {
         assert_eq!(take_away(&data, Which::Recovery, 1).unwrap().len(), 2);
         assert_eq!(auto_conf(&data), "work_mem = '4MB'\n");
         assert!(!data.wal().join(SETTINGS).exists());
+    }
+
+    #[test]
+    fn t86_the_record_of_a_copy_with_a_guard_outlives_its_recovery() {
+        let (_dir, data, record) = directory();
+        // The operator's own archive_mode is off, so that the restore has none to take away.
+        let record = WrittenSettings {
+            until_adopted: Vec::new(),
+            job: "a job".into(),
+            was_standby: true,
+            ..record
+        };
+        let path = data.wal().join(SETTINGS);
+        std::fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+        std::fs::write(data.wal().join(GUARD), "{}").unwrap();
+        for found in [2, 0] {
+            let removed = take_away(&data, Which::Recovery, 1).unwrap();
+            assert_eq!(removed.len(), found);
+            let left = written(&data).unwrap();
+            assert!(left.was_standby && left.job == record.job);
+            assert!(left.until_recovery_ended.is_empty());
+        }
+        note_recovered(&data, "a digest", 1).unwrap();
+        note(&data, 1, |record| record.is_resumed = true).unwrap();
+        let left = written(&data).unwrap();
+        assert!(left.is_resumed && left.recovered.is_some());
+        take_away(&data, Which::All, 1).unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

@@ -199,8 +199,10 @@ pub fn undo(
 fn store_first(repository: &Repository, key: &Key, refused: &Container) -> Result<()> {
     let failed = |e| Error::from_io(format!("write object \"{key}\""), e);
     let store = repository.store();
-    let mut writer =
+    let writer =
         ContainerWriter::new(store.create(key)?, Kind::Segment, Codec::Lz4).map_err(failed)?;
+    // Its index says nothing of the records, and is to be made anew by a newer program.
+    let mut writer = writer.undecoded(refused.is_undecoded());
     refused.read_body(&mut |piece| writer.write(piece).map_err(failed))?;
     let mut sections = Vec::new();
     for (tag, compress) in SECTIONS {

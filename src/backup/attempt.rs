@@ -27,9 +27,6 @@ pub struct Attempt<'a> {
 
 /// How the root of one kind of content is written and read.
 pub trait Commit {
-    /// The map of the root.
-    fn map(&self) -> &Map;
-
     /// Writes the root.
     ///
     /// # Errors
@@ -96,14 +93,16 @@ impl<'a> Attempt<'a> {
     /// # Errors
     /// `Conflict` when a janitor gave the id up; `Damaged` when a part of the prior was found damaged meanwhile; what the store says.
     pub fn commit(&mut self, root: &dyn Commit, prior: Option<&BackupId>) -> Result<()> {
-        self.extend_locks(root.map());
         self.publish(root)?;
         prior.map_or(Ok(()), |prior| self.check_inherited(prior))
     }
 
     /// Has the store keep for another period what earlier backups have stored and this one needs, and what opens the repository. The backup
-    /// goes on where it cannot: it is no worse than without a lock.
-    fn extend_locks(&self, map: &Map) {
+    /// goes on where it cannot: it is no worse than without a lock. That lasts where there is much, and `tick` is called meanwhile.
+    ///
+    /// # Errors
+    /// Those of `tick`.
+    pub fn extend_locks(&self, map: &Map, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let layers = map.shards.iter().flat_map(|shard| &shard.layers);
         let layers = layers.map(|layer| (PartKind::Layer, &layer.key));
         let packs = map.packs.iter().map(|pack| (PartKind::Pack, &pack.key));
@@ -116,14 +115,21 @@ impl<'a> Attempt<'a> {
         places.extend(fixed.map(|key| key.to_string()));
         places.insert(scope::KEYS.to_owned());
         for place in places {
-            if let Err(e) = self.store.extend_locks(&place) {
-                self.host.progress.warn(&format!(
-                    "what backup \"{}\" needs of earlier ones can be deleted once its first lock ends: {e}",
-                    self.id
-                ));
-                return;
+            let mut is_stopped = false;
+            let mut tick = || tick().inspect_err(|_| is_stopped = true);
+            match self.store.extend_locks(&place, &mut tick) {
+                Ok(_) => {}
+                Err(e) if is_stopped => return Err(e),
+                Err(e) => {
+                    self.host.progress.warn(&format!(
+                        "what backup \"{}\" needs of earlier ones can be deleted once its first lock ends: {e}",
+                        self.id
+                    ));
+                    return Ok(());
+                }
             }
         }
+        Ok(())
     }
 
     fn publish(&mut self, root: &dyn Commit) -> Result<()> {

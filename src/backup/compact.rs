@@ -189,6 +189,7 @@ impl Compaction<'_> {
         let written = self.copy(&id, &mut tick)?;
         let root = self.root(attempt, written, &mut tick)?;
         self.copy_server_manifest(&root)?;
+        attempt.extend_locks(&root.map, &mut tick)?;
         let place = (store, &**self.layout);
         let progress = host.progress.as_ref();
         deletion::wait(place, host.clock.as_ref(), progress, &mut tick)?;

@@ -82,14 +82,24 @@ pub fn member(taken: &Taken, facts: Option<Value>) -> Value {
     let examples = taken.left_out.examples().iter().take(EXAMPLES);
     let mut member = json!({
         "excluded_count": taken.excluded,
+        "excluded_by_state_count": taken.excluded_by_state.count,
         "unchanged_count": taken.unchanged,
         "read_count": taken.read,
         "read_bytes": taken.read_bytes,
         "reused_bytes": taken.reused_bytes,
         "left_out": examples.map(Example::as_json).collect::<Vec<_>>(),
     });
-    if let (Some(member), Some(facts)) = (member.as_object_mut(), facts) {
-        member.insert("source".to_owned(), facts);
+    let by_state = taken.excluded_by_state.paths.iter();
+    let by_state: Vec<&str> = by_state
+        .filter_map(|path| std::str::from_utf8(path).ok())
+        .collect();
+    if let Some(member) = member.as_object_mut() {
+        if !by_state.is_empty() {
+            member.insert("excluded_by_state".to_owned(), by_state.into());
+        }
+        if let Some(facts) = facts {
+            member.insert("source".to_owned(), facts);
+        }
     }
     member
 }

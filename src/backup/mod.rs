@@ -711,6 +711,8 @@ impl<'a> Backup<'a, '_> {
             root.content.set_history(&self.history(source, timeline)?);
         }
         host.check_stop()?;
+        let mut tick = || keep(host, claim, &mut self.others);
+        self.attempt.extend_locks(&root.map, &mut tick)?;
         if is_shared {
             resume::check_packs(store, layout, &root.map.packs)?;
         }
@@ -991,10 +993,6 @@ struct RootOfCluster<'a> {
 }
 
 impl Commit for RootOfCluster<'_> {
-    fn map(&self) -> &Map {
-        &self.root.map
-    }
-
     fn write(&self) -> Result<Published> {
         self.root.commit(self.store, self.layout)
     }

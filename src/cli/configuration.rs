@@ -87,7 +87,7 @@ pub struct ShowArgs {
 
 /// Compare two backups, or a backup with this host, without secrets
 ///
-/// Without FROM it is the backup before the last one, without TO the last. A mark differs where the secret does. Leaves with 6 when something differs.
+/// Without FROM it is the backup before the last one, without TO the last. A mark differs where the secret does; where nothing seals, originals are compared. Leaves with 6 when something differs.
 ///
 /// Example: pitr config diff host --live
 #[derive(clap::Args, Debug)]

@@ -29,19 +29,33 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     report(&findings, cx)
 }
 
-/// Checks the jobs of the file as the agent does at its start; what the agent noted of the file is among the findings already.
+/// Checks the jobs and alerts of the file as the agent does; what the agent noted of the file is among the findings already.
 fn jobs(cx: &Context, findings: &[Finding]) -> Option<Finding> {
     let settings = cx.session.settings().ok()?;
     let is_noted = |one: &Finding| (one.group, one.name.as_str()) == ("agent", "configuration");
-    if settings.jobs.is_empty() || findings.iter().any(is_noted) {
+    if findings.iter().any(is_noted) {
         return None;
     }
-    let checked = load::checked(settings, &cx.session.environment, is_command);
-    let value = "the agent refuses this file: no job starts by it";
-    let found = Finding::new("agent", "configuration", Level::Fail, value);
+    let zones = load::check_zones(&settings);
+    let refused = match settings.jobs.is_empty() {
+        true => None,
+        false => load::checked(settings, &cx.session.environment, is_command).err(),
+    };
+    let (level, value, what, cause) = match (refused, zones) {
+        (Some(e), _) => {
+            let value = "the agent refuses this file: no job starts by it";
+            (Level::Fail, value, "job", e)
+        }
+        (None, Err(e)) => {
+            let value = "an alert has no quiet hours, and a reload refuses this file";
+            (Level::Warn, value, "zone", e)
+        }
+        (None, Ok(())) => return None,
+    };
+    let next = format!("mend the {what}, then: systemctl reload-or-restart pitr-agent");
     Some(Finding {
-        cause: Some(checked.err()?.to_string()),
-        ..found.with_next("mend the job, then: systemctl reload-or-restart pitr-agent")
+        cause: Some(cause.to_string()),
+        ..Finding::new("agent", "configuration", level, value).with_next(next)
     })
 }
 

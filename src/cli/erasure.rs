@@ -233,8 +233,12 @@ fn remove(id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
     let mut listing = erasure::list(&cx.session)?;
     if !is_confirmed {
         listing.entry(id)?;
-        return Err(unconfirmed(&format!(
-            "Erasure {id} would be deleted, and copies that are restored later keep what it erased."
+        return Err(err!(
+            Refused,
+            "nothing was changed, because --confirm is not given"
+        )
+        .hint(format!(
+            "Erasure {id} would be deleted, and copies that are restored later keep what it erased.\nAdd --confirm to do it. pitr erasure show {id} prints it."
         )));
     }
     let removed = listing.remove(&cx.session, id)?;

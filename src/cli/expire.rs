@@ -9,8 +9,7 @@ use super::output::Table;
 use super::{Context, expire_explain, partial_unless, warnings_unless};
 use crate::config::Period;
 use crate::err;
-use crate::error::{Error, Result};
-use crate::exit;
+use crate::error::{Code, Error, Result};
 use crate::operate::expire::{self, Asked, Done};
 use crate::operate::human;
 use crate::operate::of;
@@ -34,6 +33,8 @@ use crate::repo::slot_map;
 /// Without either the plan is shown, and refused with exit status 8 if there is anything to do. Exit status 8 also when the clocks of
 /// host and repository differ by more than ten minutes, and when only damaged backups are newer than the last good one, which is kept;
 /// 10 when the repository refused to delete something; 6 when WAL or more is withheld from deletion, with the cause.
+///
+/// Without --cluster it goes through all clusters of the configuration, and other content.
 ///
 /// Example: pitr expire --keep 7 --dry-run
 #[derive(clap::Args, Debug)]
@@ -128,9 +129,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let (done, mut failures) = expire::run(&cx.session, &asked)?;
     if let Some(explained) = &args.explain {
-        expire_explain::report(cx, explained, &done)?;
-        cx.told(failures)?;
-        return Ok(exit::SUCCESS);
+        let reported = expire_explain::report(cx, explained, &done);
+        if let Err(e) = &reported
+            && e.code() == Code::NotFound
+        {
+            // A repository that could not be read may be the one that has it.
+            failures.first_if(&cx.session, true)?;
+        }
+        reported?;
+        return partial_unless(cx.told(failures)?);
     }
     report(cx, args, &done)?;
     failures.first_if(&cx.session, done.iter().all(|d| d.is_cut_short))?;
@@ -560,7 +567,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::error::Code;
+    use crate::exit;
     use crate::expire::Outcome;
     use crate::plan::retention::claims::SpentClaims;
     use crate::repo::scope::Scope;

@@ -96,6 +96,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 /// Returns where clones may be made. A clone has namespaces of its own, which this command enters before anything else.
 fn place(args: &Args, cx: &Context) -> Result<Option<Place>> {
     if !args.clones {
+        if args.place.dir.is_some() {
+            return Err(err!(
+                Usage,
+                "--dir is where clones are made, and none is made without --clone"
+            ));
+        }
         cx.stop_in_order()?;
         return Ok(None);
     }

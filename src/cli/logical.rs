@@ -120,7 +120,7 @@ pub struct RestoreArgs {
     pub no_privileges: bool,
 
     /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "into")]
     pub bin: Option<PathBuf>,
 }
 
@@ -324,5 +324,28 @@ fn print_check(cx: &Context, checked: &Checked) -> Result<()> {
             "backup {} is damaged: restore another one, and take a new one",
             checked.id
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::RestoreArgs;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        _args: RestoreArgs,
+    }
+
+    #[test]
+    fn programs_are_needed_by_a_server_alone() {
+        let parses = |words: &[&str]| {
+            let words = ["x", "app", "--bin", "/bin"].iter().chain(words);
+            Line::try_parse_from(words).is_ok()
+        };
+        assert!(parses(&["--into", "host=db"]));
+        assert!(!parses(&["--to", "/to"]));
     }
 }

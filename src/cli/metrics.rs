@@ -15,8 +15,8 @@ use crate::operate::metrics;
 /// Backups, archiving, recovery windows, gaps, drills and repositories, in the text format of Prometheus. Counts of attempts, successes and failures are those of this host:
 /// the commands keep them in state_dir of the section "agent". A value that is not known has no series. The names are in docs/metrics.md.
 ///
-/// With --textfile the file is replaced as a whole, for the textfile collector of node_exporter. When the repositories do not answer, the series that they would tell are
-/// missing, and the exit status is that of pitr info.
+/// With --textfile the file is replaced as a whole, for the textfile collector of node_exporter. When no repository answers, the series that they would tell are
+/// missing, and the exit status is that of pitr info. When one of several does not, its series are missing, standard error tells why, and the exit status is 0.
 ///
 /// With --compat dashboards and rules that were made for other tools go on working. There is a series for each backup then.
 ///

@@ -134,9 +134,14 @@ impl Output {
     /// # Errors
     /// As [`Output::line`].
     pub fn table(&self, table: &Table) -> Result<()> {
+        self.data(&Output::fitted(table))
+    }
+
+    /// The text of a table, in a form that fits into the terminal, where standard output is one.
+    pub(super) fn fitted(table: &Table) -> String {
         let terminal = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
         let columns = terminal.map(|size| usize::from(size.ws_col));
-        self.data(&table.fitting(columns.filter(|n| *n > 0)))
+        table.fitting(columns.filter(|n| *n > 0))
     }
 
     /// Prints a note on standard error, unless unwanted.
@@ -303,7 +308,7 @@ impl Table {
     }
 
     /// The table as text, each line ended: rows as lines where these fit into so many columns, else each row as a list of its cells.
-    fn fitting(&self, columns: Option<usize>) -> String {
+    pub(super) fn fitting(&self, columns: Option<usize>) -> String {
         let text = self.render();
         let is_wide = |columns| text.lines().any(|line| line.chars().count() > columns);
         match columns {

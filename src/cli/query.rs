@@ -73,7 +73,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         answer.search_path, answer.time_zone, answer.date_style
     ));
     if args.csv {
-        cx.line(csv(&rows.columns, &cells).trim_end_matches('\n'))?;
+        // Programs read it: a value stays as it is, and a null at the end is a line.
+        cx.raw(&csv(&rows.columns, &cells))?;
     } else if !rows.columns.is_empty() {
         let cells = cells
             .iter()

@@ -74,11 +74,22 @@ pub struct MomentArgs {
     pub target_time: Option<String>,
 }
 
+/// The timelines of clusters.
+#[derive(clap::Args, Debug)]
+pub struct TimelineArgs {
+    /// Follow this timeline to the time, where several have commits for it; with the name of the cluster where the set has several
+    #[arg(long, value_name = "[CLUSTER=]N", conflicts_with = "mark")]
+    pub target_timeline: Vec<String>,
+}
+
 /// A test.
 #[derive(clap::Args, Debug)]
 pub struct TestArgs {
     #[command(flatten)]
     pub moment: MomentArgs,
+
+    #[command(flatten)]
+    pub timelines: TimelineArgs,
 
     /// Restore below this directory; without it where temporary files go
     #[arg(long, value_name = "DIR")]
@@ -109,6 +120,9 @@ pub struct InPlaceArgs {
 pub struct ClustersArgs {
     #[command(flatten)]
     pub in_place: InPlaceArgs,
+
+    #[command(flatten)]
+    pub timelines: TimelineArgs,
 
     /// Restore clusters after the applications and servers were stopped, with "pitr restore --replace", and not beside them beforehand
     #[arg(long)]
@@ -171,15 +185,20 @@ impl MomentArgs {
             with_erasures: false,
             after_stop: false,
             from_standby: false,
+            timelines: Vec::new(),
         })
     }
 
     /// The words by which the same command is known again.
-    fn words(&self) -> String {
-        match (&self.mark, &self.target_time) {
+    fn words(&self, timelines: &[String]) -> String {
+        let mut words = match (&self.mark, &self.target_time) {
             (Some(mark), _) => format!("mark {mark}"),
             (None, time) => format!("time {}", time.as_deref().unwrap_or_default()),
+        };
+        for timeline in timelines {
+            words.push_str(&format!(", timeline {timeline}"));
         }
+        words
     }
 }
 
@@ -199,8 +218,12 @@ pub fn run(command: &Command, cx: &Context) -> Result<u8> {
 
 fn test(args: &TestArgs, cx: &Context) -> Result<u8> {
     cx.stop_with_cleanup()?;
-    let asked = args.moment.asked(Extent::Full)?;
+    let asked = AskedRecovery {
+        timelines: args.timelines.target_timeline.clone(),
+        ..args.moment.asked(Extent::Full)?
+    };
     let prepared = scratch::prepare(&cx.session, &asked)?;
+    warn_of_plan(cx, &prepared.1.plan);
     if args.dry_run {
         cx.answer(&prepared.1, || print_plan(cx, &prepared.1.plan))?;
         return Ok(exit::SUCCESS);
@@ -239,6 +262,7 @@ fn clusters(args: &ClustersArgs, extent: Extent, cx: &Context) -> Result<u8> {
         with_erasures: true,
         after_stop: args.after_stop,
         from_standby: args.from_standby,
+        timelines: args.timelines.target_timeline.clone(),
         ..args.in_place.moment.asked(extent)?
     };
     in_place(&args.in_place, (asked, &args.erasures.consent()), cx)
@@ -249,16 +273,17 @@ fn in_place(
     (asked, consent): (AskedRecovery, &Consent),
     cx: &Context,
 ) -> Result<u8> {
-    let words = args.moment.words();
+    let words = args.moment.words(&asked.timelines);
     let prepared = recover::prepare(&cx.session, &asked, (&words, consent))?;
     if !args.confirm {
         let shown = prepared.shown()?;
-        warn_of_scripts(cx, &shown);
+        warn_of(cx, &shown);
         answer(cx, &shown)?;
         return done_or_unconfirmed(args.dry_run, "The steps above would be carried out.");
     }
     cx.stop_with_cleanup()?;
-    warn_of_scripts(cx, &prepared.shown()?);
+    warn_of(cx, &prepared.shown()?);
+    prepared.require_decided()?;
     let what = format!("the recovery of set \"{}\" to {words}", prepared.set());
     let told = Told::begin(cx, prepared.set(), what)?;
     let report = told.end(cx, prepared.carry_out(&cx.session))?;
@@ -337,8 +362,20 @@ impl Told {
     }
 }
 
-/// Warns of scripts that anybody may have recorded.
-fn warn_of_scripts(cx: &Context, report: &Report) {
+/// Warns of what the plans of members say.
+fn warn_of_plan(cx: &Context, plan: &SetPlan) {
+    for one in &plan.members {
+        for warning in one.reached.iter().flat_map(|reached| &reached.warnings) {
+            cx.warn(&format!("{}: {warning}", one.member));
+        }
+    }
+}
+
+/// Warns of what the plan says, and of scripts that anybody may have recorded.
+fn warn_of(cx: &Context, report: &Report) {
+    if let Some(plan) = &report.plan {
+        warn_of_plan(cx, plan);
+    }
     for one in &report.erasures {
         for name in &one.unproven {
             cx.warn(&format!(

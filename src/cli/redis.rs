@@ -131,9 +131,9 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "PATTERN", requires = "into")]
     pub keys: Option<OsString>,
 
-    /// The database of --key and --keys
-    #[arg(long, value_name = "N", requires = "into", default_value_t = 0)]
-    pub db: u32,
+    /// The database of --key and --keys; without it 0
+    #[arg(long, value_name = "N", requires = "into")]
+    pub db: Option<u32>,
 
     /// Replace the keys that the running server has
     #[arg(long, requires = "into")]
@@ -355,12 +355,13 @@ fn picked(args: &RestoreArgs) -> Result<Option<Picked>> {
     let names = match (&args.key, &args.keys) {
         (Some(key), _) => Names::One(bytes(key)),
         (None, Some(pattern)) => Names::Matching(bytes(pattern)),
-        (None, None) if args.db != 0 => {
+        // Without names all databases are replaced: whoever names one does not want that.
+        (None, None) if args.db.is_some() => {
             return Err(err!(Usage, "--db needs --key or --keys"));
         }
         (None, None) => return Ok(None),
     };
-    let db = args.db;
+    let db = args.db.unwrap_or(0);
     Ok(Some(Picked { db, names }))
 }
 

@@ -1,5 +1,7 @@
 //! `pitr repo claims`.
 
+use std::collections::BTreeSet;
+
 use super::output::Table;
 use super::{Context, partial_unless, unconfirmed};
 use crate::err;
@@ -51,12 +53,15 @@ fn report(args: &Args, cx: &Context, shown: &[Claimed]) -> Result<()> {
         }
         return Ok(());
     }
+    let clusters: BTreeSet<&str> = shown.iter().filter_map(|c| c.cluster.as_deref()).collect();
+    let are_several = clusters.len() > 1;
     let mut table =
         Table::of("backup | repository | held by a | on host | since | until | keeps WAL from");
     for one in shown {
-        let backup = match &one.scope {
+        let cluster = one.cluster.as_ref().filter(|_| are_several);
+        let backup = match one.scope.as_ref().or(cluster) {
             None => one.backup.clone(),
-            Some(scope) => format!("{scope} {}", one.backup),
+            Some(of) => format!("{of} {}", one.backup),
         };
         table.row([
             backup.as_str(),

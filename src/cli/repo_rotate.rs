@@ -57,6 +57,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let mut plan = rotate::plan(&cx.session, &asked)?;
     let is_change = plan.is_change();
+    let idle = plan.rotates_nothing();
     let done = match args.confirm {
         true => plan.carry_out(&cx.session),
         false => Ok(()),
@@ -66,6 +67,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cx.warn("no host has the epoch before the file for hosts is made; the same command goes on with the rest");
     }
     done?;
+    // A rotation that is done may be asked for again. The directory of `repo keygen` would pass for one.
+    match idle {
+        Some(e) if plan.is_of_keygen() && !args.dry_run => return Err(e),
+        Some(e) => cx.warn(&e.to_string()),
+        None => {}
+    }
     let is_done = !is_change || args.confirm || args.dry_run;
     done_or_unconfirmed(is_done, "The plan above would be carried out.")
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::audit::RangeArgs;
-use super::output::Table;
+use super::output::{Output, Table};
 use super::{Context, report_page};
 use crate::durable;
 use crate::error::{Code, Error, Result};
@@ -13,6 +13,7 @@ use crate::operate::finding::Level;
 use crate::operate::human;
 use crate::operate::objectives_history::Kept;
 use crate::operate::report::{self, Kind, Proof, Report, Run};
+use crate::text::escaped;
 
 /// Report what ran, what is proven, and what is to be done
 ///
@@ -35,7 +36,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 
-    /// Write the HTML page or the JSON into this file
+    /// Write the report into this file
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -77,7 +78,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         false => args.format,
     };
     match format {
-        Format::Text => print(cx, &report)?,
+        Format::Text if args.output.is_none() => cx.raw(&text(&report, &Output::fitted))?,
+        Format::Text => write(cx, args, text(&report, &|table| table.fitting(None)))?,
         Format::Html => write(cx, args, report_page::page(&report))?,
         Format::Json if args.output.is_none() => cx.json(&report)?,
         Format::Json => {
@@ -293,18 +295,17 @@ fn state(level: Level) -> String {
     level.state().to_owned()
 }
 
-fn print(cx: &Context, report: &Report) -> Result<()> {
-    cx.line(&title(report))?;
+fn text(report: &Report, form: &dyn Fn(&Table) -> String) -> String {
+    let mut text = format!("{}\n", escaped(&title(report)));
     if let Some(anchor) = &report.anchor {
-        cx.line(&format!("Audit log of this host: {anchor}"))?;
+        text.push_str(&format!("Audit log of this host: {}\n", escaped(anchor)));
     }
     for part in parts(report) {
-        cx.line(&format!("\n{}", part.title))?;
-        if part.rows.is_empty() {
-            cx.line(part.none)?;
-            continue;
+        text.push_str(&format!("\n{}\n", part.title));
+        match part.rows.is_empty() {
+            true => text.push_str(&format!("{}\n", part.none)),
+            false => text.push_str(&form(&Table::of(part.columns).rows(&part.rows))),
         }
-        cx.table(&Table::of(part.columns).rows(&part.rows))?;
     }
-    Ok(())
+    text
 }

@@ -73,19 +73,19 @@ pub struct Args {
     pub aside: bool,
 
     /// Take the standby in the directory, which was shut down before it replayed the target: it recovers there in private, and no backup is copied; then run pitr adopt; with --confirm. With --undo, make a standby of it again, if it is not promoted yet
-    #[arg(long, conflicts_with_all = ["aside", "switch", "delta", "replace", "adopt", "erase", "databases", "exclude_databases", "tablespace_mapping"])]
+    #[arg(long, conflicts_with_all = ["aside", "switch", "delta", "replace", "adopt", "erase", "databases", "exclude_databases", "tablespace_mapping", "jobs", "max_rate"])]
     pub from_standby: bool,
 
     /// Put the cluster that --aside has recovered in the place of the data directory, whose server is stopped; then run pitr adopt; with --confirm
-    #[arg(long, conflicts_with_all = ["aside", "replace", "delta", "adopt", "erase", "undo", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
+    #[arg(long, conflicts_with_all = ["aside", "replace", "delta", "adopt", "erase", "undo", "target", "timezone", "exclusive", "allow_end", "backup", "target_timeline", "as_stored", "target_action", "jobs", "max_rate", "skip_erasure", "unproven_erasures", "databases", "exclude_databases", "tablespace_mapping"])]
     pub switch: bool,
 
     /// Put the cluster back that --replace or --switch has moved aside; with --confirm
-    #[arg(long, conflicts_with_all = ["replace", "delta", "adopt", "erase", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
+    #[arg(long, conflicts_with_all = ["replace", "delta", "adopt", "erase", "target", "timezone", "exclusive", "allow_end", "backup", "target_timeline", "as_stored", "target_action", "jobs", "max_rate", "skip_erasure", "unproven_erasures", "databases", "exclude_databases", "tablespace_mapping"])]
     pub undo: bool,
 
     /// Undo it even though the restored cluster has accepted writes; it is kept aside
-    #[arg(long, requires = "undo")]
+    #[arg(long, requires = "undo", conflicts_with_all = ["aside", "from_standby"])]
     pub discard_changes: bool,
 
     /// Restore the content of these databases only, by name or oid, with commas between; others become files of zeros that can be dropped
@@ -213,7 +213,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let left_out = prepared.left_out();
     let consent = args.erasures.consent();
-    let erases = erases(args, cx, (&prepared, plan), &consent)?;
+    let erases = erases(args, cx, (&prepared.opened, plan), &consent)?;
+    if erases {
+        aside::require_private(&cx.session, prepared.major())?;
+    }
     let lacking = lacking(cx, (&prepared.opened, plan));
     let shown = Shown {
         plan,
@@ -329,7 +332,7 @@ fn check_recovers_in_private(args: &Args) -> Result<()> {
 }
 
 /// Refuses consent to scripts that are not run.
-fn check_no_consent(args: &Args) -> Result<()> {
+pub(super) fn check_no_consent(args: &Args) -> Result<()> {
     match args.erasures.consent() == Consent::default() {
         true => Ok(()),
         false => Err(
@@ -355,10 +358,10 @@ pub(super) fn adopt_line(cx: &Context, opened: &Opened, directory: &str) -> Stri
 }
 
 /// Whether `--erase` has anything to do. An obstacle is found before anything is written.
-fn erases(
+pub(super) fn erases(
     args: &Args,
     cx: &Context,
-    (prepared, plan): (&Prepared, &Plan),
+    (opened, plan): (&Opened, &Plan),
     consent: &Consent,
 ) -> Result<bool> {
     if !args.erase {
@@ -368,16 +371,15 @@ fn erases(
         return Err(err!(Usage, "--erase needs a copy that takes writes")
             .hint("Nothing was done. Leave --target-action out, or run \"pitr erasure apply\" once the copy was promoted."));
     }
-    let needed = scripts::needed(&cx.session, (&prepared.opened, plan), consent)?;
+    let needed = scripts::needed(&cx.session, (opened, plan), consent)?;
     if needed.is_some() {
         apply::check_user()?;
-        aside::require_private(&cx.session, prepared.major())?;
     }
     Ok(needed.is_some())
 }
 
 /// The exit status of a restore whose erasures were repeated.
-fn status(cx: &Context, erased: Option<&(Vec<Applied>, bool)>) -> Result<u8> {
+pub(super) fn status(cx: &Context, erased: Option<&(Vec<Applied>, bool)>) -> Result<u8> {
     let Some((applied, is_whole)) = erased else {
         return Ok(exit::SUCCESS);
     };
@@ -491,6 +493,69 @@ fn print_next(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    #[derive(Parser, Debug)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn is_taken(words: &str) -> bool {
+        let line = format!("pitr --to /d --confirm {words}");
+        let parsed = Line::try_parse_from(line.split(' '));
+        parsed.is_ok_and(|line| line.args.confirm)
+    }
+
+    #[test]
+    fn what_a_command_would_pass_over_is_refused() {
+        let target = "--target-lsn 0/1 --target-timeline 2 --backup x --as-stored";
+        // A recovery of a set gives these.
+        for (words, more) in [
+            ("--switch", ""),
+            ("--undo", " --discard-changes"),
+            ("--aside --undo", ""),
+            ("--from-standby --undo", ""),
+            ("--aside", target),
+            ("--from-standby", target),
+            ("--replace --adopt", target),
+        ] {
+            assert!(is_taken(words), "{words}");
+            let line = format!("{words} {}", more.trim());
+            assert!(is_taken(line.trim()), "{line}");
+        }
+        for words in [
+            "--switch",
+            "--undo",
+            "--aside --undo",
+            "--from-standby --undo",
+        ] {
+            for more in [
+                "--target-lsn 0/1",
+                "--target-timeline 2",
+                "--timezone UTC",
+                "--exclusive",
+                "--allow-end",
+                "--as-stored",
+                "--target-action pause",
+                "--jobs 2",
+                "--max-rate 1MB",
+                "--skip-erasure 20261120T064049.123456Z-0f1e2d3c4b5a6978",
+                "--unproven-erasures",
+            ] {
+                assert!(!is_taken(&format!("{words} {more}")), "{words} {more}");
+            }
+        }
+        for words in [
+            "--aside --undo --discard-changes",
+            "--from-standby --undo --discard-changes",
+            "--from-standby --jobs 2",
+            "--from-standby --max-rate 1MB",
+        ] {
+            assert!(!is_taken(words), "{words}");
+        }
+        assert!(is_taken("--aside --jobs 2 --max-rate 1MB"));
+    }
 
     #[test]
     fn what_postgresql_reads_as_off_is_off() {

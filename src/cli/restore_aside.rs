@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::restore::{Args, adopt_line};
 use super::restore_replaced::Replaced;
-use super::{Context, done_or_unconfirmed};
+use super::{Context, done_or_unconfirmed, unconfirmed};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
@@ -54,13 +54,15 @@ pub(super) fn switch(args: &Args, cx: &Context) -> Result<u8> {
 
 /// Removes the copy that waits.
 pub(super) fn give_up(args: &Args, cx: &Context) -> Result<u8> {
-    if !args.confirm || args.dry_run {
-        return done_or_unconfirmed(args.dry_run, "The copy that waits would be removed.");
-    }
+    const WOULD: &str = "The copy that waits would be removed.";
     let to = cx.session.environment.absolute(&args.to);
-    let is_removed = aside::give_up(&to)?;
+    if !(args.confirm || args.dry_run) {
+        return Err(unconfirmed(WOULD));
+    }
+    let is_removed = !args.dry_run && aside::give_up(&to)?;
     let text = match is_removed {
         true => "the copy that waited is removed",
+        false if args.dry_run && aside::waits(&to) => WOULD,
         false => "no copy waits",
     };
     cx.answer(&json!({ "removed": is_removed }), || cx.line(text))?;

@@ -5,14 +5,19 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 
-use super::restore::Args;
+use super::erasure::{Copied, apply_to_restored, print_applied, tell};
+use super::restore::{Args, check_no_consent, erases, lacking, status};
 use super::{Context, done_or_unconfirmed, unconfirmed};
+use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
+use crate::operate::aside;
+use crate::operate::erasure::Lacking;
+use crate::operate::erasure::scripts::Applied;
 use crate::operate::human;
-use crate::operate::replace::{self, Earlier};
+use crate::operate::replace::{self, Earlier, Undone};
 use crate::operate::restore::Asked;
 use crate::operate::restoring::Prepared;
 use crate::restore::replace::{Old, Standing, State};
@@ -103,28 +108,94 @@ pub(super) fn warn(cx: &Context, prepared: &Prepared) -> Result<()> {
     Ok(())
 }
 
+/// A replacement of an earlier run, as JSON.
+#[derive(Serialize)]
+struct TakenUp<'a> {
+    to: &'a str,
+    backup: &'a str,
+    target: &'a str,
+    complete: bool,
+    dry_run: bool,
+    replaced: &'a Replaced,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erasures: Option<&'a Lacking>,
+    /// The outcome of each of them, where they were repeated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erased: Option<&'a [Applied]>,
+}
+
+/// The erasures that the cluster of an earlier run may lack, and whether `--erase` has to repeat some. None where its record does not tell its plan.
+fn erasures_of(
+    args: &Args,
+    cx: &Context,
+    standing: &Standing,
+) -> Result<Option<(Option<Lacking>, bool)>> {
+    let (opened, plan) = match replace::source_of(&cx.session, standing) {
+        Ok(Some(source)) => source,
+        Ok(None) => return Ok(None),
+        Err(e) if args.erase => return Err(e),
+        Err(e) => {
+            cx.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
+            return Ok(Some((None, false)));
+        }
+    };
+    let is_needed = erases(args, cx, (&opened, &plan), &args.erasures.consent())?;
+    if let Some(backup) = plan.backup.as_ref().filter(|_| is_needed) {
+        aside::require_private(&cx.session, backup.major)?;
+    }
+    Ok(Some((lacking(cx, (&opened, &plan)), is_needed)))
+}
+
 /// Goes on with a replacement that was interrupted while names were exchanged, or tells that it is complete. None where there is none.
 pub(super) fn taken_up(args: &Args, asked: &Asked, cx: &Context) -> Result<Option<u8>> {
-    let (mut standing, is_complete) = match replace::earlier(&cx.session, asked)? {
+    let (mut standing, is_complete) = match replace::earlier(&cx.session, asked, args.erase)? {
         Earlier::None => return Ok(None),
         Earlier::Interrupted(standing) => (standing, false),
         Earlier::Complete(standing) => (standing, true),
     };
-    let is_due = !is_complete && args.confirm && !args.dry_run;
+    let is_confirmed = args.confirm && !args.dry_run;
+    let is_due = !is_complete && is_confirmed;
+    // An obstacle to the erasures is found before anything changes. Nothing else waits for a repository: no server starts there until names are exchanged.
+    let mut known = match args.erase || !is_due {
+        true => erasures_of(args, cx, &standing)?,
+        false => None,
+    };
     if is_due {
+        if !args.erase {
+            check_no_consent(args)?;
+        }
         standing.finish(&cx.session.host)?;
+        if known.is_none() {
+            known = erasures_of(args, cx, &standing)?;
+        }
     }
+    let is_in_place = is_complete || is_due;
+    let (lacking, is_needed) = known.unwrap_or((None, args.erase));
     let replaced = Replaced::done(&standing);
     let data = text(standing.data());
-    let shown = json!({
-        "to": data,
-        "backup": standing.backup(),
-        "target": standing.target(),
-        "complete": is_complete || is_due,
-        "dry_run": args.dry_run,
-        "replaced": replaced,
-    });
-    cx.answer(&shown, || {
+    let is_run = is_needed && is_in_place && is_confirmed;
+    let erased = is_run.then(|| apply_to_restored(cx, &data, &args.erasures.consent()));
+    let shown = TakenUp {
+        to: &data,
+        backup: standing.backup(),
+        target: standing.target(),
+        complete: is_in_place,
+        dry_run: args.dry_run,
+        replaced: &replaced,
+        erasures: lacking.as_ref(),
+        erased: None,
+    };
+    if cx.is_json() {
+        let erased = erased.transpose()?;
+        let applied = erased.as_ref().map(|(applied, _)| applied.as_slice());
+        cx.json(&TakenUp {
+            erased: applied,
+            ..shown
+        })?;
+        if erased.is_some() {
+            return status(cx, erased.as_ref()).map(Some);
+        }
+    } else {
         let how = match (is_complete, is_due) {
             (true, _) => "was put in place before, and no server has run since",
             (false, true) => "is in its place",
@@ -135,22 +206,39 @@ pub(super) fn taken_up(args: &Args, asked: &Asked, cx: &Context) -> Result<Optio
             standing.backup(),
             standing.target()
         ))?;
-        match is_complete || is_due {
-            true => replaced.print(cx),
-            false => Ok(()),
+        if is_in_place {
+            replaced.print(cx)?;
         }
-    })?;
-    let is_done = is_complete || is_due || args.dry_run;
-    done_or_unconfirmed(is_done, "The restored cluster would take its place.").map(Some)
+        if let Some(erased) = erased {
+            let erased = erased?;
+            print_applied(cx, &erased.0)?;
+            return status(cx, Some(&erased)).map(Some);
+        }
+        if is_in_place {
+            let is_guarded = DataDirectory::at(standing.data()).has(&format!("pg_wal/{GUARD}"));
+            let copied = match is_guarded {
+                true => Copied::Guarded,
+                false => Copied::Adopted,
+            };
+            tell(cx, lacking.as_ref(), (&data, copied))?;
+        }
+    }
+    let is_done = (is_in_place && !is_needed) || args.dry_run;
+    let would = match is_in_place {
+        true => "The erasures that the restored cluster lacks would be repeated in it.",
+        false => "The restored cluster would take its place.",
+    };
+    done_or_unconfirmed(is_done, would).map(Some)
 }
 
 /// Puts the old cluster back, or shows what that does.
 pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
     let is_confirmed = args.confirm && !args.dry_run;
-    let standing = replace::undo(&cx.session, &args.to, args.discard_changes, is_confirmed)?;
+    let (to, discards) = (&args.to, args.discard_changes);
+    let Undone { standing, adopted } = replace::undo(&cx.session, to, discards, is_confirmed)?;
     let wrote = !is_confirmed && standing.has_accepted_writes()?;
     // An undo that has begun was allowed.
-    let lacks_discard = wrote && !args.discard_changes && standing.state() != State::Undoing;
+    let lacks_discard = wrote && !discards && standing.state() != State::Undoing;
     let (data, aside) = (text(standing.data()), standing.undone());
     if cx.is_json() {
         cx.json(&json!({
@@ -161,6 +249,7 @@ pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
             "interrupted": standing.state() != State::Switched,
             "accepted_writes": wrote,
             "confirmed": is_confirmed,
+            "adopted_timeline": adopted,
             "aside": aside.iter().map(|path| text(path)).collect::<Vec<_>>(),
         }))?;
     } else {
@@ -178,7 +267,10 @@ pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
                 path.display()
             ))?;
         }
-        if is_confirmed && args.discard_changes {
+        if let Some(timeline) = adopted {
+            // Under which name it was adopted is not known here.
+            cx.line(&format!("It was adopted: its timeline {} may be archived, and followed still. \"pitr timeline list\" shows it.", timeline.decimal()))?;
+        } else if is_confirmed && discards {
             cx.line("Where it was adopted and has archived, its timeline is followed still: \"pitr timeline list\" shows it, and \"pitr timeline abandon N --reason TEXT\" gives it up.")?;
         }
         if lacks_discard {

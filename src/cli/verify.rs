@@ -26,6 +26,8 @@ use crate::verify::depth::{Budget, Depth};
 /// --fast reads no content: it finds what is missing, has another length, or does not belong together. Exit status 4 when there is damage or a gap, 10 when something could not be checked: a repository that cannot be opened,
 /// or an object that a newer version wrote. A repository that this host only writes is left out beside others, and named.
 ///
+/// Without --cluster it goes through all clusters of the configuration, and other content.
+///
 /// Example: pitr verify --backup 20261120T064049Z-full
 #[derive(clap::Args, Debug)]
 pub struct Args {

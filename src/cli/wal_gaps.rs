@@ -1,7 +1,7 @@
 //! `pitr wal gaps`: WAL that should be there and is not.
 
-use super::Context;
 use super::output::Table;
+use super::{Context, partial_unless};
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::gaps::{self, NamedGap};
@@ -9,7 +9,7 @@ use crate::operate::gaps::{self, NamedGap};
 /// `pitr wal gaps --heal`.
 pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
     cx.stop_in_order()?;
-    let done = gaps::heal(&cx.session, dry_run)?;
+    let (done, failures) = gaps::heal(&cx.session, dry_run)?;
     let found = done
         .iter()
         .any(|one| !one.gaps.is_empty() || !one.not_healed.is_empty());
@@ -43,7 +43,12 @@ pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
         }
         Ok(())
     })?;
-    Ok(status(found))
+    // A gap that is left weighs more than a place that failed.
+    let partial = partial_unless(cx.told(failures)?)?;
+    Ok(match found {
+        true => status(found),
+        false => partial,
+    })
 }
 
 fn table(cx: &Context, gaps: &[NamedGap]) -> Result<()> {

@@ -70,7 +70,7 @@ pub fn watched(arguments: Arguments, settings: Settings, nonce: u64) -> Result<T
     let told = archive::under_watch(deadline(), move |acknowledged| {
         let ahead = Ahead::new(&arguments, &settings, &Environment::of_process(), nonce);
         if let Some(ahead) = &ahead
-            && let Some(told) = ahead.ask(&arguments)?
+            && let Some(told) = ahead.ask()?
         {
             return Ok(told);
         }
@@ -109,7 +109,7 @@ pub fn delegated(
     let begun = Instant::now();
     let ahead = Ahead::new(arguments, settings, &Environment::of_process(), nonce);
     if let Some(ahead) = &ahead
-        && let Some(told) = ahead.ask(arguments)?
+        && let Some(told) = ahead.ask()?
     {
         return Ok(told);
     }
@@ -214,7 +214,7 @@ impl<'a> Ahead<'a> {
     }
 
     /// Returns the result to report; `None` when the caller has to archive the file itself.
-    fn ask(&self, arguments: &Arguments) -> Result<Option<Told>> {
+    fn ask(&self) -> Result<Option<Told>> {
         if let Some(told) = self.noted()? {
             return Ok(Some(told));
         }
@@ -234,7 +234,7 @@ impl<'a> Ahead<'a> {
                         return Ok(Some(told));
                     }
                     let starts = may_start && self.is_worth_a_worker(failure.as_ref());
-                    if !starts || self.start(arguments, lock).is_err() {
+                    if !starts || self.start(lock).is_err() {
                         return Ok(None);
                     }
                     may_start = false;
@@ -370,7 +370,7 @@ impl<'a> Ahead<'a> {
     }
 
     /// Starts a worker, which takes the lock along.
-    fn start(&self, arguments: &Arguments, lock: File) -> Result<()> {
+    fn start(&self, lock: File) -> Result<()> {
         let failed = |e| Error::from_io("start a worker", e);
         // That was about the one before.
         self.spool.unmark_hung();
@@ -386,9 +386,8 @@ impl<'a> Ahead<'a> {
         if let Some(config) = &self.settings.path {
             words.extend(["--config".into(), config.into()]);
         }
-        if let Some(cluster) = &arguments.flags.cluster {
-            words.extend(["--cluster".into(), cluster.into()]);
-        }
+        // Its file is a directory, so its path does not say which of several clusters it is.
+        words.extend(["--cluster".into(), OsString::from(&self.cluster)]);
         words.extend(["--".into(), self.data.wal().into()]);
         detach::start(Path::new(&program), &words, lock).map_err(failed)
     }

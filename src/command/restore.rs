@@ -14,7 +14,7 @@ use super::watch::Pulse;
 use super::{AS_STORED, Arguments};
 use crate::archive::asking::{Inquiry, is_proof};
 use crate::archive::datadir::DataDirectory;
-use crate::archive::fetch::{Fetch, Fetched, Place, Questions, fetch};
+use crate::archive::fetch::{Fetch, Fetched, Place, Questions, fetch, is_named_itself};
 use crate::archive::startup::is_choosing_timeline;
 use crate::config::{self, Environment, PromoteUnreachable, Settings, StandbyOutage};
 use crate::durable;
@@ -262,6 +262,19 @@ impl Job {
         fetched
     }
 
+    /// A server names a file of its own as the target, and renames it (PostgreSQL: xlogarchive.c, RestoreArchivedFile). A person and pg_rewind name
+    /// the WAL file itself (src/fe_utils/archive.c): what the server is doing says nothing of what they are to hear.
+    fn is_asked_by_server(&self) -> bool {
+        !is_named_itself(&self.target, self.name)
+    }
+
+    fn mode(&self) -> Mode {
+        match self.is_asked_by_server() {
+            true => Mode::of(&self.directory, self.name),
+            false => Mode::Recovery,
+        }
+    }
+
     /// There never is a history of the first timeline: PostgreSQL asks all the same while it promotes, when an error does most harm.
     fn can_never_be(&self) -> bool {
         self.name == WalFileName::History(TimelineId::FIRST)
@@ -303,10 +316,12 @@ impl Job {
     /// Returns the meaning of an error for the server. In recovery, a file that is damaged or lost in one repository
     /// may come from another that is still silent.
     fn verdict(&self, outage: Outage, error: &Error) -> Verdict {
-        let verdict = verdict(outage, error, &self.directory, self.name);
-        let may_come = is_proof(error.code())
-            && self.inquiry.is_waiting()
-            && Mode::of(&self.directory, self.name) == Mode::Recovery;
+        let verdict = match self.is_asked_by_server() {
+            true => verdict(outage, error, &self.directory, self.name),
+            false => verdict_of_one_call(error),
+        };
+        let may_come =
+            is_proof(error.code()) && self.inquiry.is_waiting() && self.mode() == Mode::Recovery;
         match verdict {
             Verdict::Fail if may_come => {
                 Verdict::Wait(Some(fault::shortened(PATIENCE_RECOVERY)), MAY_COME)
@@ -318,6 +333,7 @@ impl Job {
     /// A promotion asks for more files, and by then nothing tells that it goes on.
     fn note_promotion(&self, fetched: Fetched, environment: &Environment) {
         if let WalFileName::Segment(wanted) = self.name
+            && self.is_asked_by_server()
             && fetched == Fetched::ProvenAbsent
             && self.directory.is_promoted()
         {
@@ -388,8 +404,10 @@ impl Job {
         patience_promoted: Duration,
     ) -> Option<Result<Fetched>> {
         let silence = pulse.silence();
-        let promoted = silence >= patience_promoted && self.directory.is_promoted();
-        let patience = match Mode::of(&self.directory, self.name) {
+        let promoted = silence >= patience_promoted
+            && self.is_asked_by_server()
+            && self.directory.is_promoted();
+        let patience = match self.mode() {
             Mode::Streaming | Mode::Leaving => PATIENCE_STREAMING,
             Mode::Recovery => fault::shortened(PATIENCE_RECOVERY),
             Mode::ArchiveOnly => progress_interval(),
@@ -519,19 +537,7 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
             _ => Verdict::Wait(None, MUST_NOT_STOP),
         };
     }
-    let archive_trouble = matches!(
-        error.code(),
-        Code::Unreachable
-            | Code::NoRepository
-            | Code::Io
-            | Code::Denied
-            | Code::Damaged
-            | Code::Gap
-            | Code::Key
-            // An object of a newer format, or the part of a segment of a newer PostgreSQL.
-            | Code::Unsupported
-    );
-    if !archive_trouble {
+    if !is_trouble_of_archive(error) {
         return Verdict::Fail;
     }
     // No streaming fills it: the number of a timeline that is known to exist.
@@ -572,10 +578,8 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
             Verdict::Fail
         }
         (Mode::Recovery, Some(_)) => Verdict::NotHere(ASKS_AGAIN),
-        (Mode::Recovery, None) if error.code().is_retryable() => {
-            Verdict::Wait(Some(fault::shortened(PATIENCE_RECOVERY)), "")
-        }
-        (Mode::Recovery | Mode::Leaving, _) => Verdict::Fail,
+        (Mode::Recovery, None) => verdict_of_one_call(error),
+        (Mode::Leaving, _) => Verdict::Fail,
         // A hole can be filled by streaming, whatever is to be done about an outage.
         (Mode::Streaming, _)
             if outage.standby == StandbyOutage::Stop && error.code() != Code::Gap =>
@@ -592,6 +596,29 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
         // Only a newer pitr mends it.
         (Mode::ArchiveOnly, _) if error.code() == Code::Unsupported => Verdict::Fail,
         (Mode::ArchiveOnly, _) => Verdict::Wait(None, ""),
+    }
+}
+
+fn is_trouble_of_archive(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Code::Unreachable
+            | Code::NoRepository
+            | Code::Io
+            | Code::Denied
+            | Code::Damaged
+            | Code::Gap
+            | Code::Key
+            // An object of a newer format, or the part of a segment of a newer PostgreSQL.
+            | Code::Unsupported
+    )
+}
+
+/// Returns the meaning of an error for who waits for the answer and asks no second time: recovery, pg_rewind, a person.
+fn verdict_of_one_call(error: &Error) -> Verdict {
+    match is_trouble_of_archive(error) && error.code().is_retryable() {
+        true => Verdict::Wait(Some(fault::shortened(PATIENCE_RECOVERY)), ""),
+        false => Verdict::Fail,
     }
 }
 

@@ -61,7 +61,7 @@ pub use s3::{
 pub use secret::Secret;
 pub use set::{MemberKind, RecoverySet, Service, SetMember};
 pub use sftp::SftpSettings;
-pub use tier::{StorageClass, Tier, TierBy, TierKind};
+pub use tier::{StorageClass, Tier, TierBy, TierKind, not_by_copy};
 pub use unit::{Millis, Period, Size};
 
 use account::Account;
@@ -72,6 +72,8 @@ const SYSTEM_FILE: &str = "/etc/pitr/pitr.toml";
 
 /// The variable by which the agent has its processes read a copy instead of the file, which is wrong since.
 pub const IN_FORCE: &str = "PITR_IN_FORCE";
+/// The variable with the file that this copy was made of. It stands in for no other one.
+pub const IN_FORCE_OF: &str = "PITR_IN_FORCE_OF";
 
 /// The process's environment, as an argument: variables, working directory, and the account's home.
 #[derive(Debug, Clone, Default)]
@@ -776,6 +778,14 @@ impl Settings {
             let location = Location::from_argument(wanted)?;
             self.bare = true;
             self.repositories.retain(|r| r.location == location);
+            if self.repositories.len() > 1 {
+                let names: Vec<_> = self.repositories.iter().map(|r| r.name.as_str()).collect();
+                return Err(err!(
+                    Usage,
+                    "several repositories are configured as \"{location}\""
+                )
+                .hint(format!("Name one of them: {}", names.join(", "))));
+            }
             if self.repositories.is_empty() {
                 self.repositories.push(Repository::at(location));
             }
@@ -859,7 +869,10 @@ fn find(flags: &Flags, environment: &Environment, parse: Parse) -> Result<Found>
         }
         let path = environment.absolute(path);
         // Messages name the file.
-        let read = match environment.get(IN_FORCE) {
+        let is_of = |file: &OsStr| Path::new(file) == path;
+        let copy = environment.get(IN_FORCE);
+        let copy = copy.filter(|_| environment.get(IN_FORCE_OF).is_none_or(is_of));
+        let read = match copy {
             Some(copy) => Document::read_copy(Path::new(copy), &path, parse),
             None => Document::read(&path, parse, |_| Ok(())),
         };
@@ -1625,6 +1638,43 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
         assert_eq!(error.to_string(), "no repository \"3\" is configured");
         let known = "Known: disk (file:///r1), attic (file:///r2)";
         assert_eq!(error.hint_text(), Some(known));
+    }
+
+    #[test]
+    fn a_place_that_two_repositories_have_chooses_none_of_them() {
+        let one = |name: &str| {
+            format!(
+                "[repositories.{name}]\nurl='s3://b/p'\nregion='r'\nendpoint='https://{name}.example'\n"
+            )
+        };
+        let (_directory, environment) = place(Some(&(one("a") + &one("b"))));
+        let error = failed(&flags(None, Some("s3://b/p")), &environment);
+        assert_eq!(error.code(), Code::Usage);
+        assert_eq!(error.hint_text(), Some("Name one of them: a, b"));
+        let settings = loaded(&flags(None, Some("b")), &environment);
+        assert_eq!(settings.repositories.len(), 1);
+    }
+
+    #[test]
+    fn u110_a_copy_stands_in_for_its_own_file_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, copy] = ["own", "copy"].map(|name| {
+            let file = folder.path().join(name);
+            let text = format!("[repositories.{name}]\nurl='file:///{name}'");
+            std::fs::write(&file, text).unwrap();
+            file
+        });
+        let named = |of: &Path| {
+            let variables = [(IN_FORCE, copy.as_os_str()), (IN_FORCE_OF, of.as_os_str())];
+            let flags = Flags {
+                config: Some(own.clone()),
+                ..Flags::default()
+            };
+            let settings = loaded(&flags, &Environment::new(variables, None));
+            settings.repositories[0].name.clone()
+        };
+        assert_eq!(named(&own), "copy");
+        assert_eq!(named(Path::new("/other")), "own");
     }
 
     #[test]

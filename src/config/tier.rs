@@ -215,6 +215,18 @@ pub(super) fn check(tiers: &[Tier], by: TierBy) -> Result<()> {
     }
 }
 
+/// Two classes of a kind of which a copy does not lead from the first to the second. A copy begins with reading, and nothing thaws an object for that.
+pub fn not_by_copy(tiers: &[Tier]) -> Option<(StorageClass, StorageClass)> {
+    let of_kind = |kind: TierKind| {
+        let mut own = tiers.iter().filter(|tier| tier.kind == kind);
+        let archive = own.find(|tier| tier.class.is_archive())?;
+        own.next().map(|next| (archive.class, next.class))
+    };
+    [TierKind::Packs, TierKind::Wal]
+        .into_iter()
+        .find_map(of_kind)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,9 +270,27 @@ mod tests {
             ("29d:STANDARD_IA", TierBy::Rules, false),
             ("29d:STANDARD_IA", TierBy::Copy, true),
             ("1d:GLACIER_IR", TierBy::Rules, true),
+            // Such configurations run; "pitr repo tier" warns.
+            ("90d:GLACIER,180d:DEEP_ARCHIVE", TierBy::Copy, true),
         ] {
             let read = tiers(text).unwrap();
             assert_eq!(check(&read, by).is_ok(), fits, "{text}");
+        }
+    }
+
+    #[test]
+    fn s40_a_copy_does_not_lead_from_one_archive_to_the_next() {
+        use StorageClass::{DeepArchive, Glacier};
+        for (text, found) in [
+            (
+                "90d:GLACIER,180d:DEEP_ARCHIVE",
+                Some((Glacier, DeepArchive)),
+            ),
+            ("30d:GLACIER_IR,90d:DEEP_ARCHIVE", None),
+            ("30d:STANDARD_IA,90d:GLACIER", None),
+            ("90d:GLACIER,180d:GLACIER_IR:wal", None),
+        ] {
+            assert_eq!(not_by_copy(&tiers(text).unwrap()), found, "{text}");
         }
     }
 

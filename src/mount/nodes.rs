@@ -19,6 +19,8 @@ struct Node {
     /// None once it was removed.
     path: Option<PathBuf>,
     lookups: u64,
+    /// Whether it was given a second name.
+    is_linked: bool,
 }
 
 impl Nodes {
@@ -27,6 +29,7 @@ impl Nodes {
         let root = Node {
             path: Some(PathBuf::new()),
             lookups: 1,
+            is_linked: false,
         };
         Nodes {
             by_number: HashMap::from([(ROOT, root)]),
@@ -51,6 +54,7 @@ impl Nodes {
         let node = self.by_number.entry(number).or_insert_with(|| Node {
             path: Some(path.to_owned()),
             lookups: 0,
+            is_linked: false,
         });
         node.lookups += 1;
         number
@@ -61,6 +65,7 @@ impl Nodes {
         if let Some(node) = self.by_number.get_mut(&number) {
             node.path = Some(path.to_owned());
             node.lookups += 1;
+            node.is_linked = true;
             self.by_path.insert(path.to_owned(), number);
         }
     }
@@ -77,20 +82,31 @@ impl Nodes {
             {
                 self.by_path.remove(&path);
             }
+            if node.is_linked {
+                self.by_path.retain(|_, known| *known != number);
+            }
             self.by_number.remove(&number);
         }
     }
 
     /// A path was removed.
     pub fn removed(&mut self, path: &Path) {
-        let node = self.by_path.remove(path);
-        let node = node.and_then(|number| self.by_number.get_mut(&number));
-        // A file with a second name lives on under that.
-        if let Some(node) = node
-            && node.path.as_deref() == Some(path)
-        {
-            node.path = None;
+        let Some(number) = self.by_path.remove(path) else {
+            return;
+        };
+        let Some(node) = self.by_number.get_mut(&number) else {
+            return;
+        };
+        if node.path.as_deref() != Some(path) {
+            return;
         }
+        // A file with another name lives on under that. The kernel remembers that name, and does not ask for it again.
+        let mut names = self.by_path.iter();
+        let other = match node.is_linked {
+            true => names.find(|(_, known)| **known == number),
+            false => None,
+        };
+        node.path = other.map(|(path, _)| path.clone());
     }
 
     /// A path has a new name, and so has all below it where it is a directory.
@@ -151,9 +167,31 @@ mod tests {
         nodes.removed(Path::new("e/c"));
         // Another file of the same name has another number.
         assert_ne!(nodes.look_up(Path::new("e/c")), a);
+        assert_eq!(of(&nodes, a), None);
         nodes.forget(a, 9);
         nodes.forget(b, 1);
         assert_eq!(of(&nodes, a), None);
         assert_eq!(of(&nodes, 1), Some(PathBuf::new()));
+    }
+
+    #[test]
+    fn a_file_whose_second_name_was_removed_keeps_its_first() {
+        let mut nodes = Nodes::new();
+        let (a, b) = (Path::new("a"), Path::new("b"));
+        let number = nodes.look_up(a);
+        nodes.linked(number, b);
+        nodes.removed(b);
+        assert_eq!(nodes.path(number), Some(a));
+        nodes.linked(number, b);
+        nodes.renamed(Path::new("c"), b, false);
+        assert_eq!(nodes.path(number), Some(a));
+        nodes.removed(a);
+        assert_eq!(nodes.path(number), None);
+        // Nothing is left of a number that the kernel forgot.
+        let number = nodes.look_up(a);
+        nodes.linked(number, b);
+        nodes.forget(number, 2);
+        assert_ne!(nodes.look_up(a), number);
+        assert_ne!(nodes.look_up(b), number);
     }
 }

@@ -427,15 +427,15 @@ mod tests {
 
     /// A rename that looked through all names would take half a second here.
     #[test]
-    fn the_rename_of_a_file_costs_the_same_among_a_million() {
+    fn the_rename_of_a_file_costs_the_same_among_very_many() {
         use crate::mount::nodes::Nodes;
         use std::time::{Duration, Instant};
         let folder = tempfile::tempdir().unwrap();
         let name = |number| format!("base/1/{number}");
-        let files = (0..1_000_000).map(|number| file(folder.path(), &name(number), 0));
+        let files = (0..300_000).map(|number| file(folder.path(), &name(number), 0));
         let shadow = shadow_of(folder.path(), files.collect());
         let mut nodes = Nodes::new();
-        for number in 0..1_000_000 {
+        for number in 0..300_000 {
             nodes.look_up(Path::new(&name(number)));
         }
         let began = Instant::now();

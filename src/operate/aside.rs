@@ -155,6 +155,7 @@ fn in_private(session: &Session, data: &Path, plan: &Plan) -> Result<()> {
     let preload = server_conf::value_of(data, "shared_preload_libraries");
     let libraries = Libraries::of(&preload.unwrap_or_default(), &programs);
     session.host.progress.phase("replay", None);
+    recovery::resume(&directory, plan, &session.host)?;
     let mut server = quarantine.start(&session.host, &libraries, &[])?;
     if let Some((_, cause)) = recovery::wait(session, &mut server)?.broken {
         return Err(err!(Server, "the copy did not recover: {cause}")
@@ -239,6 +240,12 @@ pub fn switch(session: &Session, to: &Path, is_confirmed: bool) -> Result<Option
         tablespaces: &[],
     };
     replace::replace(&old, &new, &session.host).map(Some)
+}
+
+/// Whether something lies beside a data directory that may have been restored there.
+pub fn waits(to: &Path) -> bool {
+    let data = to.canonicalize().unwrap_or_else(|_| to.to_owned());
+    std::fs::symlink_metadata(data.with_added_extension(replace::WAITING)).is_ok()
 }
 
 /// Removes what was restored beside a data directory, and has not taken its place. Whether there was anything.

@@ -1,12 +1,15 @@
 //! Claims, which keep backups, and the WAL of a cluster, from deletion for a time.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::failures::Failures;
-use super::of::{self, Of};
+use super::of::{self, Of, Wanted};
 use super::session::Session;
 use super::unproven;
 use crate::config;
+use crate::err;
 use crate::error::Result;
 use crate::host::Host;
 use crate::pg::lsn::Lsn;
@@ -60,31 +63,69 @@ pub struct Claimed {
 /// Lists the claims of every repository, or those on the backup that is to be released; where that is confirmed, ends them.
 ///
 /// # Errors
-/// `Config` without a repository; the first failure when none could be looked at.
+/// `Config` without a repository; the first failure when none could be looked at; `Usage` where a backup of several clusters is to be released.
 pub fn run(
     session: &Session,
     release: Option<&BackupId>,
     is_confirmed: bool,
 ) -> Result<(Vec<Claimed>, Failures)> {
     let settings = session.settings_with_repositories()?;
-    let wanted = settings.cluster_if_named()?;
-    let wanted = wanted.as_ref().map(|c| c.name.as_str());
+    let wanted = Wanted::all(session, &settings)?;
     let (mut claimed, mut failures) = (Vec::new(), Failures::default());
+    let mut repositories: Vec<&config::Repository> = settings.repositories.iter().collect();
+    if let (Some(id), true) = (release, is_confirmed) {
+        require_one_cluster(session, (&mut repositories, &wanted), id, &mut failures)?;
+    }
     let mut looked_at = 0;
-    for configured in &settings.repositories {
+    for configured in repositories {
         let asked = (release, is_confirmed);
-        let done = one_repository(session, configured, wanted, asked, &mut claimed);
-        let doing = format!("look at repository \"{}\"", configured.name);
-        looked_at += usize::from(failures.note(done, doing).is_some());
+        let done = one_repository(session, configured, &wanted, asked, &mut claimed);
+        looked_at += usize::from(failures.note(done, looking_at(configured)).is_some());
     }
     failures.first_if(session, looked_at == 0)?;
     Ok((claimed, failures))
 }
 
+fn looking_at(configured: &config::Repository) -> String {
+    format!("look at repository \"{}\"", configured.name)
+}
+
+/// Requires that backups of one cluster alone are meant: timers of two clusters can give two backups one id. Leaves out the repositories that could not be
+/// looked at: in them nobody knows what is meant.
+fn require_one_cluster(
+    session: &Session,
+    (repositories, wanted): (&mut Vec<&config::Repository>, &Wanted),
+    id: &BackupId,
+    failures: &mut Failures,
+) -> Result<()> {
+    if wanted.only().is_some() {
+        return Ok(());
+    }
+    let mut claimed = Vec::new();
+    repositories.retain(|configured| {
+        let looked = one_repository(session, configured, wanted, (Some(id), false), &mut claimed);
+        failures.note(looked, looking_at(configured)).is_some()
+    });
+    let names: BTreeSet<&str> = claimed
+        .iter()
+        .filter_map(|c| c.cluster.as_deref())
+        .collect();
+    let names: Vec<&str> = names.into_iter().collect();
+    match names.len() {
+        0 | 1 => Ok(()),
+        _ => Err(err!(
+            Usage,
+            "backups \"{id}\" of several clusters are held: {}",
+            names.join(", ")
+        )
+        .hint("Nothing was changed. Add --cluster NAME.")),
+    }
+}
+
 fn one_repository(
     session: &Session,
     configured: &config::Repository,
-    wanted: Option<&str>,
+    wanted: &Wanted,
     (release, is_confirmed): (Option<&BackupId>, bool),
     claimed: &mut Vec<Claimed>,
 ) -> Result<()> {
@@ -102,7 +143,7 @@ fn one_repository(
         claimed,
     };
     for name in repository.cluster_names()? {
-        if wanted.is_some_and(|wanted| wanted != name) {
+        if !wanted.has(&name) {
             continue;
         }
         for registration in repository.registrations(&name)? {

@@ -277,20 +277,36 @@ pub fn succeeded(session: &Session, command: &str, cluster: &str) {
     });
 }
 
-/// Notes that a command succeeded for a cluster, or, where none is named, for each that it found.
+/// Notes that a command succeeded for a cluster, or, where none is named, for each that it found. Each has what it did, and whether that went well;
+/// `failed` are clusters in which it failed. A cluster counts whatever became of the others, but not of other content.
 pub fn succeeded_for<'a>(
-    session: &Session,
-    command: &str,
+    (session, command): (&Session, &str),
     name: Option<&'a str>,
-    found: impl Iterator<Item = &'a Of>,
+    failed: &BTreeSet<String>,
+    done: impl Iterator<Item = (&'a Of, bool)>,
 ) {
-    let names: BTreeSet<&str> = match name {
-        Some(name) => BTreeSet::from([name]),
-        None => found.filter_map(Of::cluster).collect(),
-    };
-    for name in names {
+    for name in well(name, failed, done) {
         succeeded(session, command, name);
     }
+}
+
+fn well<'a>(
+    name: Option<&'a str>,
+    failed: &BTreeSet<String>,
+    done: impl Iterator<Item = (&'a Of, bool)>,
+) -> Vec<&'a str> {
+    let mut clusters: BTreeMap<&str, bool> = name.map(|name| (name, true)).into_iter().collect();
+    let mut is_content_well = true;
+    for (of, went_well) in done {
+        match of.cluster() {
+            Some(cluster) => *clusters.entry(cluster).or_insert(true) &= went_well,
+            None => is_content_well &= went_well,
+        }
+    }
+    let counts = |(name, is_well): (&'a str, bool)| {
+        (is_well && is_content_well && !failed.contains(name)).then_some(name)
+    };
+    clusters.into_iter().filter_map(counts).collect()
 }
 
 /// Notes what a command measured, which stands until it measures again.
@@ -533,6 +549,8 @@ fn lock(path: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::repository::Registration;
+    use crate::repo::scope::Scope;
 
     fn label(kind: &str) -> Label {
         Label {
@@ -580,6 +598,38 @@ mod tests {
         assert_eq!(book.running.len(), 1);
         assert_eq!(book.series[0].counts.failures[KILLED], 1);
         assert_eq!(book.series[0].counts.last_ms, None);
+    }
+
+    #[test]
+    fn x46_a_cluster_succeeds_whatever_becomes_of_the_others() {
+        let cluster = |name: &str| {
+            Of::Cluster(Registration {
+                name: name.into(),
+                system_identifier: 7,
+                major: 17,
+                segment_size_bytes: 16 << 20,
+                block_size_bytes: 8192,
+                wal_block_size_bytes: 8192,
+                first_seen: TimestampTz(0),
+                features: Vec::new(),
+                is_lost: false,
+            })
+        };
+        let (a, b, c) = (cluster("a"), cluster("b"), cluster("c"));
+        let content = Of::Scope(Scope::cluster("d", 7).unwrap());
+        let failed = BTreeSet::from(["c".to_owned()]);
+        let done = |is_content_well| {
+            let in_one = [(&a, true), (&b, true), (&c, true)];
+            let in_other = [(&a, true), (&b, false), (&content, is_content_well)];
+            in_one.into_iter().chain(in_other)
+        };
+        assert_eq!(well(None, &failed, done(true)), ["a"]);
+        assert!(well(None, &failed, done(false)).is_empty());
+        let none = BTreeSet::new();
+        assert_eq!(
+            well(Some("a"), &none, [(&content, true)].into_iter()),
+            ["a"]
+        );
     }
 
     #[test]

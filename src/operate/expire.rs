@@ -6,7 +6,8 @@ use super::audit;
 use super::counters;
 use super::failures::Failures;
 use super::human;
-use super::of::{self, Of};
+use super::of::{self, Of, Wanted};
+use super::registered::registrations;
 use super::retention::{Rules, no_rule};
 use super::session::Session;
 use super::unproven;
@@ -82,17 +83,21 @@ pub fn run(session: &Session, asked: &Asked) -> Result<(Vec<Done>, Failures)> {
     let settings = session.settings_with_repositories()?;
     let rules = Rules::new(session, settings.clone(), asked.keep).with_default(asked.default_keep);
     rules.check()?;
-    let wanted = settings.cluster_if_named()?;
-    let name = wanted.as_ref().map(|c| c.name.as_str());
+    let wanted = Wanted::all(session, &settings)?;
     let mut done = Vec::new();
-    let mut failures = Failures::default();
+    let (mut failures, mut of_clusters) = (Failures::default(), Failures::default());
     failures.in_each(&settings.repositories, "expire in", |configured| {
-        one_repository(session, (configured, &rules), name, asked, &mut done)
+        let found = (&mut done, &mut of_clusters);
+        one_repository(session, (configured, &rules), &wanted, asked, found)
     });
+    let is_all_read = failures.is_empty();
+    failures.take_over(of_clusters);
     failures.first_if(session, done.is_empty())?;
+    wanted.check_held(session, is_all_read, done.is_empty())?;
     locked_bytes(session, &done);
-    if asked.is_confirmed && failures.is_empty() && done.iter().all(Done::went_well) {
-        counters::succeeded_for(session, "expire", name, done.iter().map(|d| &d.of));
+    if asked.is_confirmed && is_all_read {
+        let all = done.iter().map(|d| (&d.of, d.went_well()));
+        counters::succeeded_for((session, "expire"), wanted.only(), &failures.clusters, all);
     }
     match done.is_empty() {
         true => Err(no_rule()),
@@ -122,13 +127,13 @@ fn locked_bytes(session: &Session, done: &[Done]) {
 fn one_repository(
     session: &Session,
     (configured, rules): (&config::Repository, &Rules),
-    cluster: Option<&str>,
+    wanted: &Wanted,
     asked: &Asked,
-    done: &mut Vec<Done>,
+    found: (&mut Vec<Done>, &mut Failures),
 ) -> Result<()> {
     let repository = session.open(configured)?;
     let place = (configured, &repository, rules);
-    let ran = all_scopes(session, place, cluster, asked, done);
+    let ran = all_scopes(session, place, wanted, asked, found);
     if asked.is_confirmed {
         keep_reserve(session, &configured.name, repository.store());
     }
@@ -138,9 +143,9 @@ fn one_repository(
 fn all_scopes(
     session: &Session,
     (configured, repository, rules): (&config::Repository, &Repository, &Rules),
-    cluster: Option<&str>,
+    wanted: &Wanted,
     asked: &Asked,
-    done: &mut Vec<Done>,
+    (done, failures): (&mut Vec<Done>, &mut Failures),
 ) -> Result<()> {
     let scopes = of::scopes(session, repository)?;
     if asked.is_confirmed {
@@ -155,8 +160,8 @@ fn all_scopes(
     let (sets, scopes): (Vec<Scope>, Vec<Scope>) = scopes
         .into_iter()
         .partition(|scope| scope.kind() == Some(set_mark::KIND));
-    let registrations = of::registrations_beside(&scopes, session, repository, cluster)?;
-    let names: BTreeSet<String> = registrations.iter().map(|r| r.name.clone()).collect();
+    let clusters = wanted.ruled_beside(session, &scopes, (&configured.name, repository))?;
+    let mut names = BTreeSet::new();
     let first = done.len();
     let mut run = Run {
         repository: &configured.name,
@@ -165,30 +170,37 @@ fn all_scopes(
         warning: unproven::warning(configured, repository, FORGED),
         done,
     };
-    // A cluster that went through pg_upgrade has several identifiers; each keeps its own backups.
-    for registration in registrations {
-        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
-        let of = Of::Cluster(registration.clone());
-        let place = (&*layout, of.cluster());
-        let Some(policy) = rules.policy::<Root>(session, configured, place, &asked.policy)? else {
-            session.warn(&unruled(&of, configured));
-            continue;
-        };
-        let proven = Rules::proven(&policy.rules, repository.store(), &layout)?;
-        let policy = Policy { proven, ..policy };
-        let policy = rules.with_wal_elsewhere(session, configured, &registration, policy);
-        let expire = Expire {
-            repository,
-            registration: &registration,
-            policy,
-            host: &session.host,
-            links: Links::default(),
-        };
-        let size = SegmentSize::new(registration.segment_size_bytes)?;
-        run.one((of, size), expire.plan()?, |plan, outcome| {
-            expire.run(plan, outcome)
-        })?;
-    }
+    let place = ("expire", configured.name.as_str());
+    of::in_each_cluster(&clusters, place, failures, |name| {
+        let found = registrations(session, repository, name)?;
+        // A cluster that went through pg_upgrade has several identifiers; each keeps its own backups.
+        for registration in &found {
+            let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+            let of = Of::Cluster(registration.clone());
+            let place = (&*layout, of.cluster());
+            let policy = rules.policy::<Root>(session, configured, place, &asked.policy)?;
+            let Some(policy) = policy else {
+                session.warn(&unruled(&of, configured));
+                continue;
+            };
+            let proven = Rules::proven(&policy.rules, repository.store(), &layout)?;
+            let policy = Policy { proven, ..policy };
+            let policy = rules.with_wal_elsewhere(session, configured, registration, policy);
+            let expire = Expire {
+                repository,
+                registration,
+                policy,
+                host: &session.host,
+                links: Links::default(),
+            };
+            let size = SegmentSize::new(registration.segment_size_bytes)?;
+            run.one((of, size), expire.plan()?, |plan, outcome| {
+                expire.run(plan, outcome)
+            })?;
+        }
+        names.extend(found.into_iter().map(|r| r.name));
+        Ok(())
+    })?;
     for scope in scopes {
         let of = (Of::Scope(scope.clone()), SegmentSize::DEFAULT);
         let place = (&scope, None);

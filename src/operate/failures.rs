@@ -1,5 +1,7 @@
 //! Errors of a verb that works on several repositories: one that fails does not keep the others from being worked on.
 
+use std::collections::BTreeSet;
+
 use super::session::Session;
 use serde::{Serialize, Serializer};
 
@@ -14,6 +16,8 @@ pub struct Failures {
     pub errors: Vec<Error>,
     /// The operator's wish to stop.
     pub interrupted: Option<Error>,
+    /// The clusters, of several, in which something failed.
+    pub clusters: BTreeSet<String>,
 }
 
 impl Failures {
@@ -56,6 +60,7 @@ impl Failures {
             }
         }
         self.interrupted = self.interrupted.take().or(others.interrupted);
+        self.clusters.extend(others.clusters);
     }
 
     /// The errors and the operator's wish to stop, each in a line.

@@ -104,8 +104,8 @@ fn content(session: &Session, id: &BackupId) -> Result<Option<Error>> {
             if repository.store().head(&scope.manifest(id))?.is_some() {
                 let scope = scope.prefix();
                 return Ok(Some(
-                    err!(Refused, "backup \"{id}\" is one of \"{scope}\", and only backups of a cluster can be held or deleted by request")
-                        .hint("Nothing was changed. \"pitr pin ID --of KIND:NAME\" keeps it. \"pitr expire --keep N --dry-run\" shows what becomes of it."),
+                    err!(Refused, "backup \"{id}\" is one of \"{scope}\": without --of the command is about backups of a cluster")
+                        .hint("Nothing was changed. \"pitr pin\", \"unpin\", \"hold\" and \"unhold\" take it with --of KIND:NAME. Only a backup of a cluster is deleted by request: \"pitr expire --keep N --dry-run\" shows what becomes of this one."),
                 ));
             }
         }

@@ -8,7 +8,7 @@
 //! The plan is one whose backup began before the restartpoint: all WAL from there to the target is proven. That the standby is of that WAL, `pitr-restore` checks
 //! (`archive::own`).
 //!
-//! Order of what is written: the guard, the record, the settings, `recovery.signal`; then `standby.signal` goes.
+//! Order of what is written: the record, the guard, the settings, `recovery.signal`; then `standby.signal` goes.
 
 use std::path::{Path, PathBuf};
 
@@ -434,9 +434,8 @@ pub fn recover(session: &Session, prepared: &Prepared) -> Result<()> {
     }
     let directory = DataDirectory::at(data);
     aside::require_private(session, control_of(&directory)?.major.number())?;
-    match prepared.is_begun {
-        true => resume(&directory, &prepared.plan, &session.host)?,
-        false => write(&directory, &prepared.job, &session.host)?,
+    if !prepared.is_begun {
+        write(&directory, &prepared.job, &session.host)?;
     }
     fault::point("standby-written");
     aside::recover(session, data, &prepared.plan)?;
@@ -450,26 +449,10 @@ pub fn recover(session: &Session, prepared: &Prepared) -> Result<()> {
     Ok(())
 }
 
-/// Has a server recover once more that was killed as it ended recovery. PostgreSQL removes the signal before the checkpoint that makes the end durable: the next start
-/// would replay all WAL that is there, without a target.
-fn resume(directory: &DataDirectory, plan: &Plan, host: &Host) -> Result<()> {
-    let control = control_of(directory)?;
-    let is_old = |timeline: TimelineId| plan.timelines.iter().any(|part| part.timeline == timeline);
-    let is_ended = matches!(
-        control.state,
-        ClusterState::ShutDown | ClusterState::InProduction
-    );
-    if is_ended || directory.has(RECOVERY) || !is_old(control.checkpoint_copy.timeline) {
-        return Ok(());
-    }
-    let path = directory.path().join(RECOVERY);
-    put(&path, b"", host)
-}
-
 fn write(directory: &DataDirectory, job: &Job, host: &Host) -> Result<()> {
     let put = |path: &Path, bytes: &[u8]| put(path, bytes, host);
     // An attempt that was killed before it began may have written some.
-    guard::take_away(directory, Which::All, host.random())?;
+    clear(directory, host)?;
     let plan = job.plan.as_ref();
     let wanted = plan.ok_or_else(|| err!(Internal, "a recovery without a plan"))?;
     let auto = directory.path().join(AUTO_CONF);
@@ -488,8 +471,8 @@ fn write(directory: &DataDirectory, job: &Job, host: &Host) -> Result<()> {
         program: PROGRAM.into(),
     };
     let (data, wal) = (directory.path(), directory.wal());
-    put(&wal.join(GUARD), json(&guard)?.to_string().as_bytes())?;
     put(&wal.join(SETTINGS), json(&written)?.to_string().as_bytes())?;
+    put(&wal.join(GUARD), json(&guard)?.to_string().as_bytes())?;
     let all = [
         &written.until_recovery_ended[..],
         &written.until_adopted[..],
@@ -552,9 +535,18 @@ pub fn give_back(session: &Session, to: &Path, is_confirmed: bool) -> Result<boo
     let host = &session.host;
     put(&data.join(STANDBY), b"", host)?;
     remove(&data.join(RECOVERY))?;
-    guard::take_away(&directory, Which::All, host.random())?;
-    guard::remove_guard(&directory)?;
+    clear(&directory, host)?;
     Ok(true)
+}
+
+/// Takes away what a recovery has written that was not begun, or is given up. The record goes last: by it the next run sees that this one was killed. The
+/// settings that end recovery go before the guard.
+fn clear(directory: &DataDirectory, host: &Host) -> Result<()> {
+    guard::take_away(directory, Which::Recovery, host.random())?;
+    guard::remove_guard(directory)?;
+    fault::point("standby-unguarded");
+    guard::take_away(directory, Which::All, host.random())?;
+    Ok(())
 }
 
 /// Whether a server has written the history of a new timeline: a standby would follow it.

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::failures::Failures;
 use super::heal::{self, Healed, Outcome, Unhealed};
 use super::of::Of;
 use super::reading::Reading;
 use super::session::Session;
 use crate::error::Result;
-use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::plan::gap::{self, Gap};
 use crate::repo::container::Container;
 use crate::repo::event;
@@ -35,25 +36,42 @@ pub struct NamedGap {
 /// # Errors
 /// Errors of the repository.
 pub fn look(session: &Session) -> Result<Vec<NamedGap>> {
-    look_in(session, &Reading::open(session)?).map(|(_, gaps)| gaps)
+    Ok(look_in(session, &Reading::open(session)?)?.named())
 }
 
-/// Returns the gaps of the life that is read, by its system identifier.
-fn look_in(session: &Session, reading: &Reading) -> Result<(u64, Vec<NamedGap>)> {
+/// The gaps of the life that is read.
+struct Found {
+    system_identifier: u64,
+    segment_size: SegmentSize,
+    gaps: Vec<Gap>,
+}
+
+impl Found {
+    /// The first so many segments of a gap.
+    fn names(&self, gap: &Gap, max: u64) -> impl Iterator<Item = SegmentName> {
+        let (size, timeline) = (self.segment_size, gap.timeline);
+        let first = gap.from_lsn.0 / size.bytes();
+        let numbers = first..first + gap.segments.min(max);
+        numbers.filter_map(move |n| SegmentNumber(n).name(timeline, size))
+    }
+
+    fn named(&self) -> Vec<NamedGap> {
+        let named = |gap: &Gap| NamedGap {
+            gap: gap.clone(),
+            names: self.names(gap, NAMES_MAX).collect(),
+        };
+        self.gaps.iter().map(named).collect()
+    }
+}
+
+fn look_in(session: &Session, reading: &Reading) -> Result<Found> {
     let inventory = reading.inventory(session)?;
-    let size = inventory.segment_size;
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
-    let gaps = gap::gaps(&inventory, oldest.unwrap_or_default())
-        .into_iter()
-        .map(|gap| {
-            let first = gap.from_lsn.0 / size.bytes();
-            let names = (first..first + gap.segments.min(NAMES_MAX))
-                .filter_map(|n| SegmentNumber(n).name(gap.timeline, size))
-                .collect();
-            NamedGap { gap, names }
-        })
-        .collect();
-    Ok((inventory.system_identifier, gaps))
+    Ok(Found {
+        system_identifier: inventory.system_identifier,
+        segment_size: inventory.segment_size,
+        gaps: gap::gaps(&inventory, oldest.unwrap_or_default()),
+    })
 }
 
 /// The gaps of one repository, and what was done about them.
@@ -70,11 +88,12 @@ pub struct HealedGaps {
 }
 
 /// Fills the gaps of every repository, and heals the segments of which damage is recorded: from the pg_wal of the configured server, where it is
-/// on this host, and from the other repositories. A place that cannot be asked is a warning.
+/// on this host, and from the other repositories. A place that cannot be asked is a warning; a repository that fails keeps no other from being
+/// healed.
 ///
 /// # Errors
-/// Errors of the repositories; `Interrupted`.
-pub fn heal(session: &Session, dry_run: bool) -> Result<Vec<HealedGaps>> {
+/// Errors of the first repository; where nothing could be looked at, of the others; `Interrupted`.
+pub fn heal(session: &Session, dry_run: bool) -> Result<(Vec<HealedGaps>, Failures)> {
     let own = Reading::open(session)?;
     let readings: Vec<Reading> = match session.flags.repository {
         Some(_) => vec![own],
@@ -84,35 +103,47 @@ pub fn heal(session: &Session, dry_run: bool) -> Result<Vec<HealedGaps>> {
         }
     };
     let mut done = Vec::new();
+    let mut failures = Failures::default();
     for reading in &readings {
-        let name = reading.configured.name.clone();
-        let (identifier, mut gaps) = look_in(session, reading)?;
-        let Outcome { healed, unhealed } = fill(session, reading, (identifier, &gaps), dry_run)?;
-        if !dry_run && !healed.is_empty() {
-            (_, gaps) = look_in(session, reading)?;
+        let name = &reading.configured.name;
+        let doing = || format!("heal repository \"{name}\"");
+        let Some(mut found) = failures.note(look_in(session, reading), doing()) else {
+            continue;
+        };
+        let mut outcome = Outcome::default();
+        let filled = fill(session, reading, &found, (dry_run, &mut outcome));
+        let goes_on = filled.map_err(|e| failures.add(e, doing()));
+        if !dry_run && !outcome.healed.is_empty() {
+            // The gaps of before are told where it cannot be read again.
+            let left = failures.note(look_in(session, reading), doing());
+            found = left.unwrap_or(found);
         }
         done.push(HealedGaps {
-            repository: name,
-            healed,
-            not_healed: unhealed,
-            gaps,
+            repository: name.clone(),
+            healed: outcome.healed,
+            not_healed: outcome.unhealed,
+            gaps: found.named(),
         });
+        if goes_on == Err(false) {
+            break;
+        }
     }
-    Ok(done)
+    failures.first_if(session, done.is_empty())?;
+    Ok((done, failures))
 }
 
 fn fill(
     session: &Session,
     reading: &Reading,
-    (identifier, gaps): (u64, &[NamedGap]),
-    dry_run: bool,
-) -> Result<Outcome> {
-    let missing: BTreeSet<SegmentName> =
-        gaps.iter().flat_map(|g| g.names.iter().copied()).collect();
+    found: &Found,
+    (dry_run, outcome): (bool, &mut Outcome),
+) -> Result<()> {
+    let identifier = found.system_identifier;
+    let names = |gap| found.names(gap, heal::GAP_MAX);
+    let missing: BTreeSet<SegmentName> = found.gaps.iter().flat_map(names).collect();
     let damaged = damaged(reading, identifier)?;
-    let mut outcome = Outcome::default();
     if missing.is_empty() && damaged.is_empty() {
-        return Ok(outcome);
+        return Ok(());
     }
     let registrations = reading.repository.registrations(&reading.name)?;
     let others = heal::others(session, &reading.configured)?;
@@ -123,11 +154,10 @@ fn fill(
     {
         let of = Of::Cluster(registration);
         let place = (&reading.repository, &of);
-        let filled = heal::fill(session, place, (&missing, &damaged), &others, dry_run)?;
-        outcome.healed.extend(filled.healed);
-        outcome.unhealed.extend(filled.unhealed);
+        let what = (&missing, damaged.as_slice());
+        heal::fill(session, place, what, &others, (dry_run, &mut *outcome))?;
     }
-    Ok(outcome)
+    Ok(())
 }
 
 /// The segments of which damage is recorded, and of which no copy is whole.

@@ -18,7 +18,7 @@ use crate::sync::{Options, Transfer};
 use crate::verify::{Finding, FindingKind, Report};
 
 /// Segments of one gap that are looked for.
-const GAP_MAX: u64 = 100_000;
+pub const GAP_MAX: u64 = 100_000;
 
 /// The giver of a pack that was put together again.
 pub const OTHER_BACKUPS: &str = "other backups of this repository";
@@ -160,10 +160,18 @@ pub fn heal(
     let missing = size_of(of)?.map(|size| missing(&report.findings, size));
     let objects = objects(&report.findings);
     let what = (&missing.unwrap_or_default(), objects.as_slice());
-    fill(session, (repository, of), what, others, dry_run)
+    let mut outcome = Outcome::default();
+    fill(
+        session,
+        (repository, of),
+        what,
+        others,
+        (dry_run, &mut outcome),
+    )?;
+    Ok(outcome)
 }
 
-/// Brings missing segments of a cluster, and copies of damaged ones, by their keys.
+/// Brings missing segments of a cluster, and copies of damaged ones, by their keys. The outcome has what came before an error, too.
 ///
 /// # Errors
 /// Those of [`heal`].
@@ -172,9 +180,8 @@ pub fn fill(
     (repository, of): (&Repository, &Of),
     (missing, damaged): (&BTreeSet<SegmentName>, &[Key]),
     others: &[Other],
-    dry_run: bool,
-) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+    (dry_run, outcome): (bool, &mut Outcome),
+) -> Result<()> {
     let work = Work {
         session,
         repository,
@@ -184,9 +191,8 @@ pub fn fill(
         dry_run,
     };
     // A segment that says nothing of itself any more is proven by the one after it.
-    work.segments(missing, &mut outcome)?;
-    work.objects(damaged, &mut outcome)?;
-    Ok(outcome)
+    work.segments(missing, outcome)?;
+    work.objects(damaged, outcome)
 }
 
 /// The damaged and the missing objects: roots first, then layers, without which nothing is known of packs.
@@ -343,7 +349,7 @@ impl Work<'_> {
         left: &mut BTreeSet<SegmentName>,
         outcome: &mut Outcome,
     ) -> Result<()> {
-        for name in left.clone() {
+        for name in pg_wal.likely(left) {
             self.session.host.check_stop()?;
             match pg_wal.fill(self.repository, name, self.dry_run) {
                 Ok(()) => {

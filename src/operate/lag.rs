@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::away::PATIENCE;
 use super::failures::ShownError;
 use super::finding::{Finding, Level};
 use super::human;
@@ -12,7 +13,6 @@ use super::one_place::is_one_place;
 use super::retention::Rules;
 use super::session::Session;
 use crate::config::{self, Settings};
-use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
@@ -20,7 +20,6 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::cluster;
 use crate::plan::lacking::{Cause, lacking};
 use crate::plan::retention::Policy;
-use crate::repo;
 use crate::repo::catalog::Manifest;
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
@@ -29,8 +28,6 @@ use crate::repo::repository::{Registration, Repository};
 use crate::repo::runs::Runs;
 use crate::wal::survey::Survey;
 
-/// How long a repository may take to open.
-pub const PATIENCE: Duration = Duration::from_secs(10);
 /// A repository that lacks WAL for longer than this is behind; before, it is on its way. The same of the only backups that there are.
 const ON_ITS_WAY: Duration = Duration::from_secs(300);
 /// One that lacks the newest backups is behind when it has for this long; where the configuration says how old a backup may become, then.
@@ -125,6 +122,10 @@ pub fn look(
     let patience = configured.and_then(|c| c.max_backup_age);
     let patience = patience.map_or(BACKUP_ON_ITS_WAY, |age| age.duration());
     let rules = Rules::new(session, settings.clone(), None);
+    // The rules of one open the others, which must not hang there.
+    for configured in &settings.repositories {
+        let _ = session.require_answer(configured, PATIENCE);
+    }
     let mut seen: Vec<(Lag, Option<Asked>)> = Vec::new();
     for configured in &settings.repositories {
         let mut lag = Lag::new(configured, patience);
@@ -146,13 +147,7 @@ fn ask(
     configured: &config::Repository,
     layout: &ClusterLayout,
 ) -> Result<Asked> {
-    if !answers(configured, session.host.random()) {
-        let seconds = PATIENCE.as_secs();
-        return Err(err!(
-            Unreachable,
-            "it has not answered for {seconds} s: whatever touches it hangs"
-        ));
-    }
+    session.require_answer(configured, PATIENCE)?;
     let repository = session.open(configured)?;
     let registration = repository.registration(layout)?;
     let survey = registration.as_ref();
@@ -163,21 +158,6 @@ fn ask(
         repository,
         registration,
     })
-}
-
-/// Whether the repository answers at all, be it with an error. A thread that hangs is left behind; it ends with the process.
-pub fn answers(configured: &config::Repository, nonce: u64) -> bool {
-    // An object store is asked for a bounded time, and its error says more.
-    if configured.location.is_remote() {
-        return true;
-    }
-    let (done, answer) = std::sync::mpsc::channel();
-    let configured = configured.clone();
-    std::thread::spawn(move || {
-        let _ = repo::open(&configured, nonce);
-        let _ = done.send(());
-    });
-    answer.recv_timeout(PATIENCE).is_ok()
 }
 
 /// Names each that is the same place as one before it, by another path or another name of the host.

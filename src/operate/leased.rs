@@ -1,9 +1,10 @@
 //! Private folders of servers that pitr starts. Each process holds the lock in its own; a folder whose lock is free is left over.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation::NonBlockingLockExclusive;
 
@@ -13,6 +14,7 @@ use crate::lock;
 
 /// So long a process may remove what is left over.
 const MOMENT: Duration = Duration::from_secs(3);
+const GLANCE: Duration = Duration::from_millis(5);
 /// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
 const FOLDER_BYTES_MAX: usize = 80;
 
@@ -44,14 +46,43 @@ pub(super) fn check_path(folder: &Path) -> Result<()> {
     }
 }
 
-/// Makes the lock of a folder, and holds it.
+/// Makes a folder with its lock, and holds that. Who removes what is left over may come between the two: then it is made again.
 ///
 /// # Errors
 /// Those of the system.
-pub(super) fn lock(folder: &Path, name: &str) -> std::io::Result<File> {
-    let lock = File::create(folder.join(name))?;
+pub(super) fn make<F: AsRef<Path>>(
+    name: &str,
+    mut folder: impl FnMut() -> std::io::Result<F>,
+) -> std::io::Result<(F, File)> {
+    let began = Instant::now();
+    let mut was_removed = false;
+    loop {
+        let made = folder().and_then(|folder| {
+            let lock = lock(folder.as_ref(), name)?;
+            Ok((folder, lock))
+        });
+        let kind = made.as_ref().err().map(std::io::Error::kind);
+        let is_removed = matches!(kind, Some(ErrorKind::NotFound | ErrorKind::WouldBlock));
+        was_removed |= is_removed;
+        // A name that was chosen is free again in a moment.
+        let is_going = was_removed && kind == Some(ErrorKind::AlreadyExists);
+        if !(is_removed || is_going) || began.elapsed() > MOMENT {
+            return made;
+        }
+        std::thread::sleep(GLANCE);
+    }
+}
+
+/// Makes the lock of a folder, and holds it. `NotFound` where the folder was removed before it was held.
+fn lock(folder: &Path, name: &str) -> std::io::Result<File> {
+    let path = folder.join(name);
+    let lock = File::create(&path)?;
     rustix::fs::flock(&lock, NonBlockingLockExclusive)?;
-    Ok(lock)
+    let (there, held) = (std::fs::metadata(&path)?, lock.metadata()?);
+    match (there.dev(), there.ino()) == (held.dev(), held.ino()) {
+        true => Ok(lock),
+        false => Err(ErrorKind::NotFound.into()),
+    }
 }
 
 /// Whether a process holds the lock of a folder, and does so for a while: who removes what is left over has it for a moment.
@@ -87,6 +118,36 @@ pub(super) fn folders(below: &Path, prefix: &str) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_removes_what_is_left_over_keeps_nobody_from_making_a_folder() {
+        let below = tempfile::tempdir().unwrap();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    for folder in folders(below.path(), "own-") {
+                        let taken = take_over(&folder, "lock");
+                        taken.map(|_lock| std::fs::remove_dir_all(&folder));
+                    }
+                }
+            });
+            for n in 0..300 {
+                let chosen = below.path().join(format!("own-{n}"));
+                let (folder, lock) = make("lock", || {
+                    std::fs::create_dir(&chosen)?;
+                    // The other one has its chance.
+                    std::thread::yield_now();
+                    Ok(chosen.clone())
+                })
+                .unwrap();
+                std::thread::yield_now();
+                assert!(folder.join("lock").exists(), "{n}");
+                drop(lock);
+            }
+            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
 
     #[test]
     fn a_folder_is_left_over_when_nobody_holds_its_lock() {

@@ -4,11 +4,13 @@
 //! reaches what lies beneath, also through a descriptor that was opened before. The kernel mounts by path. So every directory above has
 //! to be root's, or another one could be put in its place.
 
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Dir, Gid, Mode, OFlags, Stat, Uid};
+use rustix::io::Errno;
 
 use super::restoring::path_text;
 use crate::err;
@@ -28,9 +30,17 @@ impl MountPoint {
     /// # Errors
     /// `Refused` for one that is not there or not empty, and, for root, for one whose owner is root or whose place is not; `Io`.
     pub(super) fn take(at: &Path) -> Result<MountPoint> {
-        let path = at.canonicalize().ok().filter(|path| path.is_dir());
-        let path = path.ok_or_else(|| {
-            refused(at, "is not a directory").hint("Nothing was done. Name an empty directory.")
+        let path = at.canonicalize().and_then(|path| {
+            let is_directory = std::fs::metadata(&path)?.is_dir();
+            is_directory
+                .then_some(path)
+                .ok_or(ErrorKind::NotADirectory.into())
+        });
+        let path = path.map_err(|e| match is_dead(&e) {
+            true => left_behind(at),
+            false => {
+                refused(at, "is not a directory").hint("Nothing was done. Name an empty directory.")
+            }
         })?;
         path_text(&path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -141,10 +151,47 @@ fn refused(at: &Path, why: &str) -> Error {
     err!(Refused, "\"{}\" {why}", at.display())
 }
 
+/// The error for a mount whose process was killed.
+fn left_behind(at: &Path) -> Error {
+    let unmount = match rustix::process::geteuid().is_root() {
+        // pg_wal is mounted inside of it.
+        true => "umount -l",
+        false => "fusermount3 -u",
+    };
+    let shown = at.display();
+    refused(at, "is a mount whose program was killed").hint(format!(
+        "Nothing was done. Take it away: {unmount} \"{shown}\"\nThen remove what it has left: \"{shown}/data\" and \"{shown}/tablespaces\"."
+    ))
+}
+
 fn failed(at: &Path) -> impl Fn(rustix::io::Errno) -> Error + '_ {
     move |e| io(at, e.into())
 }
 
 fn io(at: &Path, e: std::io::Error) -> Error {
-    Error::from_io(format!("take the directory \"{}\"", at.display()), e)
+    match is_dead(&e) {
+        true => left_behind(at),
+        false => Error::from_io(format!("take the directory \"{}\"", at.display()), e),
+    }
+}
+
+/// Whether nobody answers for a mount any more.
+fn is_dead(e: &std::io::Error) -> bool {
+    e.raw_os_error() == Some(Errno::NOTCONN.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k63_a_mount_that_nobody_answers_for_is_named_with_the_way_out() {
+        let at = Path::new("/mnt/noon");
+        let e = failed(at)(Errno::NOTCONN);
+        assert!(e.to_string().contains("program was killed"), "{e}");
+        let hint = e.hint_text().unwrap_or_default().to_owned();
+        assert!(hint.contains("mount") && hint.contains("\"/mnt/noon/tablespaces\""));
+        let e = failed(at)(Errno::ACCESS);
+        assert!(!e.to_string().contains("was killed"), "{e}");
+    }
 }

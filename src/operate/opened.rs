@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::human;
 use super::reading::Reading;
+use super::replayed;
 use super::session::Session;
 use crate::err;
 use crate::error::{Error, Result};
@@ -72,7 +73,7 @@ impl Opened {
         }
     }
 
-    /// Requires that the WAL of a plan that was made earlier is still what it was, in the repository that it was made on.
+    /// Requires that the WAL of a plan that was made earlier is still what it was.
     ///
     /// # Errors
     /// Those of [`Reading::check_again`].
@@ -82,14 +83,14 @@ impl Opened {
         })?;
         if checked.is_none() {
             session.warn(&format!(
-                "the WAL of this restore was planned in repository \"{}\", which cannot be opened: it is not looked at again",
+                "the WAL of this restore was planned in repository \"{}\", which cannot be opened, and no other has all of it: it is not looked at again",
                 plan.repository
             ));
         }
         Ok(())
     }
 
-    /// Asks the repository whose WAL a plan was made on; `None` where it cannot be opened.
+    /// Asks the repository whose WAL a plan was made on, else one that has all of it. Its address may have changed, or it is lost. `None` where there is none.
     ///
     /// # Errors
     /// Those of [`Inventory::read`] and of `ask`.
@@ -102,12 +103,24 @@ impl Opened {
         if self.inventory.repository == plan.repository {
             return ask(&self.reading, &self.inventory).map(Some);
         }
-        let is_it = |r: &Reading| r.repository.store().location() == plan.repository;
-        let Some(other) = self.reading.others(session).find(is_it) else {
-            return Ok(None);
-        };
-        let inventory = other.inventory(session)?;
-        ask(&other, &inventory).map(Some)
+        let others: Vec<Reading> = self.reading.others(session).collect();
+        let is_it = |r: &&Reading| r.repository.store().location() == plan.repository;
+        if let Some(other) = others.iter().find(is_it) {
+            let inventory = other.inventory(session)?;
+            return ask(other, &inventory).map(Some);
+        }
+        if replayed::has_all(&self.inventory, plan)? {
+            return ask(&self.reading, &self.inventory).map(Some);
+        }
+        for other in &others {
+            let Ok(inventory) = other.inventory(session) else {
+                continue;
+            };
+            if replayed::has_all(&inventory, plan)? {
+                return ask(other, &inventory).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     /// The other repositories, for objects that are damaged in this one.

@@ -1,5 +1,6 @@
 //! The WAL that a configured server of a cluster keeps in its `pg_wal`, as a giver of segments that a repository lacks or has damaged.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::streamed_wal::StreamedWal;
@@ -17,6 +18,9 @@ use crate::repo::healed;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::store::Key;
+
+/// A server is asked for at most so many segments.
+const ASKED_MAX: usize = 1000;
 
 /// The `pg_wal` of one server.
 pub struct PgWal {
@@ -75,11 +79,22 @@ impl PgWal {
     /// `NotFound` where the server has not this segment whole; `SourceMissing` where it cannot be asked; those of [`push::check_heals`] and
     /// [`push::push`].
     pub fn fill(&self, repository: &Repository, name: SegmentName, dry_run: bool) -> Result<()> {
-        let key = ClusterLayout::new(&self.cluster, self.identifier)?.segment(name);
+        if let Place::Folder(folder) = &self.place {
+            path_in(folder, name)?;
+        }
+        let key = self.layout(repository)?.segment(name);
         if repository.store().head(&key)?.is_some() {
             return Err(err!(NotFound, "the repository does not lack it"));
         }
         self.offer(repository, (name, None), dry_run)
+    }
+
+    /// Those of many missing segments that are worth a question. A server has the newest, and each that it has not takes a connection to it.
+    pub fn likely(&self, missing: &BTreeSet<SegmentName>) -> BTreeSet<SegmentName> {
+        match &self.place {
+            Place::Folder(_) => missing.clone(),
+            Place::Server(_) => missing.iter().rev().take(ASKED_MAX).copied().collect(),
+        }
     }
 
     /// Archives a segment beside the damaged one under a key, and returns the key of the copy; none where what is stored is whole.
@@ -92,6 +107,7 @@ impl PgWal {
         (name, key): (SegmentName, &Key),
         dry_run: bool,
     ) -> Result<Option<Key>> {
+        self.layout(repository)?;
         let store = repository.store();
         let is_whole = |object| {
             let container = Container::open_under(key, object);
@@ -107,6 +123,11 @@ impl PgWal {
         Ok(Some(copies.last().unwrap_or(key).clone()))
     }
 
+    /// The layout with the resolutions of the repository, which a push into an object store takes as they were read last.
+    fn layout(&self, repository: &Repository) -> Result<ClusterLayout> {
+        repository.recent_lives(&ClusterLayout::new(&self.cluster, self.identifier)?)
+    }
+
     fn offer(
         &self,
         repository: &Repository,
@@ -115,10 +136,7 @@ impl PgWal {
     ) -> Result<()> {
         match &self.place {
             Place::Folder(folder) => {
-                let path = folder.join(name.to_string());
-                if !path.is_file() {
-                    return Err(err!(NotFound, "it is not there any more"));
-                }
+                let path = path_in(folder, name)?;
                 self.offer_file(repository, (name, key), &path, dry_run)
             }
             Place::Server(server) => {
@@ -153,5 +171,13 @@ impl PgWal {
             push::push(&push)?;
         }
         Ok(())
+    }
+}
+
+fn path_in(folder: &Path, name: SegmentName) -> Result<PathBuf> {
+    let path = folder.join(name.to_string());
+    match path.is_file() {
+        true => Ok(path),
+        false => Err(err!(NotFound, "it is not there any more")),
     }
 }

@@ -19,7 +19,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::outside::{Answering, Commands, Outside};
 use super::programs::Programs;
 use super::server::Server;
-use crate::archive::guard::{AUTO_CONF, COMMENT};
+use crate::archive::datadir::DataDirectory;
+use crate::archive::guard::{self, AUTO_CONF, COMMENT};
 use crate::command::outside::SOCKET;
 use crate::config::Environment;
 use crate::durable;
@@ -268,9 +269,8 @@ impl Quarantine<'_> {
         let superusers = superusers(self.data);
         let text = match &self.lasts {
             Lasts::Passing => {
-                let text = conf::append(b"", COMMENT, written)?;
-                write(&self.data.join(AUTO_CONF), &text)?;
-                PASSING.to_owned()
+                write(&self.data.join(AUTO_CONF), &auto_conf(self.data, written)?)?;
+                format!("{PASSING}{}", parameters(written)?)
             }
             Lasts::Staying(own) | Lasts::Archiving(own) => {
                 let parameters = Parameters::from(own);
@@ -362,6 +362,37 @@ impl Quarantine<'_> {
             }
         }
     }
+}
+
+/// The content of postgresql.auto.conf of a server that is thrown away.
+fn auto_conf(data: &Path, written: &[Setting]) -> Result<Vec<u8>> {
+    match that_count(data, written)?.as_slice() {
+        // The comment would stay in a clone that is kept.
+        [] => Ok(Vec::new()),
+        settings => conf::append(b"", COMMENT, settings),
+    }
+}
+
+/// The settings of a restore that count at this start: once recovery has ended, those that are not taken away yet. A clone that is kept would have the others
+/// for ever.
+fn that_count(data: &Path, written: &[Setting]) -> Result<Vec<Setting>> {
+    let directory = DataDirectory::at(data);
+    if directory.has("recovery.signal") {
+        return Ok(written.to_vec());
+    }
+    match guard::written(&directory) {
+        Ok(record) => Ok([record.until_recovery_ended, record.until_adopted].concat()),
+        Err(e) if e.code() == Code::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// The parameters among settings, as lines. A start behind the recovery needs room for prepared transactions, too.
+fn parameters(written: &[Setting]) -> Result<String> {
+    let parameters = written.iter().filter(|s| Parameters::is_name(&s.name));
+    parameters
+        .map(|s| s.line().map(|line| line + "\n"))
+        .collect()
 }
 
 /// Whether a variable may say how to get into a store.
@@ -597,6 +628,36 @@ mod tests {
         assert_eq!(libraries.left_out, ["pg_cron", "$libdir/timescaledb.so"]);
         assert_eq!(libraries.missing, ["pg_tde"]);
         assert!(libraries.kept.is_empty());
+    }
+
+    #[test]
+    fn k62_a_start_behind_the_recovery_gets_none_of_its_settings() {
+        let data = tempfile::tempdir().unwrap();
+        let wal = data.path().join("pg_wal");
+        std::fs::create_dir(&wal).unwrap();
+        let archive = Setting::new("archive_mode", "off");
+        let written = [
+            Setting::new("recovery_target_lsn", "0/5"),
+            Setting::new("max_prepared_transactions", "7"),
+            archive.clone(),
+        ];
+        let of = || that_count(data.path(), &written).unwrap();
+        let signal = data.path().join("recovery.signal");
+        std::fs::write(&signal, "").unwrap();
+        assert_eq!(of(), written);
+        std::fs::remove_file(&signal).unwrap();
+        // All were taken away.
+        assert!(of().is_empty());
+        assert!(auto_conf(data.path(), &written).unwrap().is_empty());
+        let record = guard::WrittenSettings {
+            until_adopted: vec![archive.clone()],
+            ..guard::WrittenSettings::default()
+        };
+        let json = serde_json::to_vec(&record).unwrap();
+        std::fs::write(wal.join(guard::SETTINGS), json).unwrap();
+        assert_eq!(of(), [archive]);
+        let lines = parameters(&written).unwrap();
+        assert_eq!(lines, "max_prepared_transactions = '7'\n");
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Reading {
 
     /// `None` when the cluster is not known there.
     fn other(&self, session: &Session, configured: &config::Repository) -> Result<Option<Reading>> {
-        let repository = session.open(configured)?;
+        let repository = session.open_or_give_up(configured, &self.settings)?;
         if repository.registrations(&self.name)?.is_empty() {
             return Ok(None);
         }
@@ -618,7 +618,7 @@ fn first_that_opens(
 ) -> Result<(config::Repository, Repository)> {
     let mut first_error = None;
     for configured in &settings.repositories {
-        match session.open(configured) {
+        match session.open_or_give_up(configured, settings) {
             Ok(repository) => {
                 if first_error.is_some() {
                     session.warn(&format!(

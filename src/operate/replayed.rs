@@ -3,6 +3,7 @@
 use super::opened::Opened;
 use super::reading::Reading;
 use super::session::Session;
+use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
@@ -16,8 +17,8 @@ use crate::wal::unlogged::Replayed;
 /// Asks about it. The facts of its segments were read for the plan, and the cache has them.
 ///
 /// # Errors
-/// Errors of the store; `Damaged` when the history of a standby's timeline is; those of `ask`.
-pub fn of_job<T: Default>(
+/// Errors of the store; `Unreachable` without a repository that has the planned WAL; `Damaged` when the history of a standby's timeline is; those of `ask`.
+pub fn of_job<T>(
     session: &Session,
     opened: &Opened,
     (job, root): (&Job, &BackupRoot),
@@ -41,7 +42,14 @@ pub fn of_job<T: Default>(
         let until = stop.map_or(Lsn(u64::MAX), |stop| stop.recovery_end_lsn);
         find(reading, inventory, needed(inventory, plan)?, until)
     })?;
-    Ok(found.unwrap_or_default())
+    found.ok_or_else(|| {
+        err!(
+            Unreachable,
+            "the WAL of this restore was planned in repository \"{}\", which cannot be opened, and no other has all of it",
+            plan.repository
+        )
+        .hint("Nothing was changed. That WAL tells which files recovery makes, and none of these may be there before. Run the same command again once the repository is there, or restore anew into an empty directory.")
+    })
 }
 
 /// The segments that a plan needs.
@@ -54,6 +62,24 @@ fn needed(inventory: &Inventory, plan: &Plan) -> Result<Vec<SegmentName>> {
         names.extend(numbers.filter_map(name));
     }
     Ok(names)
+}
+
+/// Whether a repository has all WAL of a plan, the last segment at least up to where recovery ends.
+///
+/// # Errors
+/// `WalName` for segments of another size.
+pub(super) fn has_all(inventory: &Inventory, plan: &Plan) -> Result<bool> {
+    let end = plan.stop.as_ref().map(|stop| stop.recovery_end_lsn);
+    for name in needed(inventory, plan)? {
+        let number = name.number(inventory.segment_size)?;
+        let timeline = inventory.timelines.get(&name.timeline);
+        let tail = timeline.and_then(|one| one.tails.get(&number));
+        let reaches = tail.is_some_and(|valid| end.is_some_and(|end| *valid >= end));
+        if !reaches && !inventory.has(name.timeline, number) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The segments that a standby finds archived, up to the first hole.

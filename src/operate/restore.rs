@@ -133,7 +133,8 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         _ => None,
     };
     check_cluster(found, opened.inventory.system_identifier)?;
-    if matches!(target.found, Found::Data { .. }) && earlier == Earlier::None {
+    // A server may have run since a restore in place was killed that had changed nothing yet.
+    if target.is_whole_cluster() {
         last_wal::require(session, &target.data, &opened)?;
     }
     let cluster = opened.reading.cluster.as_ref();

@@ -20,7 +20,7 @@ use crate::restore::extract::{LeftOut, Survey};
 use crate::restore::job::{Earlier, Job, Purpose};
 use crate::restore::replace::{self, New, Old, Standing};
 use crate::restore::settings::{self, Brought};
-use crate::restore::target_dir::{self, Found, Mapping, Target, Wanted};
+use crate::restore::target_dir::{self, Mapping, Target, Wanted};
 use crate::restore::{self, Report, Source};
 use crate::snapshot::spare::Spares;
 use crate::wal::tablespaces::Made;
@@ -241,7 +241,7 @@ impl Prepared {
 
     /// Whether a data directory is overwritten in place.
     pub fn is_in_place(&self) -> bool {
-        matches!(self.target.found, Found::Data { .. })
+        self.target.is_whole_cluster()
     }
 
     /// The databases whose content is left out, with their size.

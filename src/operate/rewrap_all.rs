@@ -18,9 +18,8 @@ use super::session::Session;
 use crate::config;
 use crate::err;
 use crate::error::{Code, Result};
-use crate::pg::time::TimestampTz;
 use crate::repo::epochs;
-use crate::repo::keyring::{self, Keys, PublicFile, ReaderFile, Withdrawn, WriterFile};
+use crate::repo::keyring::{self, Keys, PublicFile, ReaderFile, Version, Withdrawn, WriterFile};
 use crate::repo::repository::Repository;
 use crate::seal::{Access, Contents, FIRST_EPOCH, KeySetId, Recipient, public_of};
 use crate::text;
@@ -53,9 +52,9 @@ pub struct Set {
     pub given: Vec<String>,
     /// Who lost it in this run.
     pub withdrawn: Vec<String>,
-    /// The ones among those of whom the store keeps a version until then.
+    /// The ones among those of whom the store keeps a version, or may.
     #[serde(skip)]
-    hidden: Vec<(String, TimestampTz)>,
+    hidden: Vec<(String, Version)>,
     #[serde(skip)]
     key_set: KeySetId,
     #[serde(skip)]
@@ -621,13 +620,13 @@ impl Set {
 
     /// Tells of keys that the store still has.
     fn warn_of_versions(&self, session: &Session) {
-        for (name, until) in &self.hidden {
+        for (name, version) in &self.hidden {
             let words = self.words();
             let next = match self.kind {
                 Kind::Data => "rotate the keys: pitr repo rotate",
                 Kind::Secrets => secrets::NEXT,
             };
-            let told = secrets::kept_version((&self.repository, &words), name, (*until, next));
+            let told = secrets::kept_version((&self.repository, &words), name, (*version, next));
             session.warn(&told);
         }
     }
@@ -648,8 +647,8 @@ impl Set {
             };
             match gone {
                 Ok(gone) => {
-                    if let Withdrawn::Hidden(until) = gone {
-                        self.hidden.push((name.clone(), until));
+                    if let Withdrawn::Hidden(version) = gone {
+                        self.hidden.push((name.clone(), version));
                     }
                     self.withdrawn.push(name);
                 }

@@ -34,7 +34,7 @@ pub struct Room {
 /// The file of the notes, below `state_dir`. That of the page is long, and each look would read it.
 const FILE: &str = "rooms.json";
 
-/// The file of the notes, below `state_dir`. The page has another one, which is long.
+/// The free bytes of one repository, as they were noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted {
     repository: String,
@@ -45,10 +45,15 @@ struct Noted {
 impl Room {
     /// The share that is used, in per cent.
     pub fn used_percent(&self) -> u64 {
-        let free = self.free_bytes.saturating_mul(100);
-        let free = free.checked_div(self.total_bytes).unwrap_or(0);
-        100_u64.saturating_sub(free)
+        let free = free_percent(self.free_bytes, self.total_bytes);
+        free.map_or(0, |free| 100_u64.saturating_sub(free))
     }
+}
+
+/// The free share of a filesystem in per cent; none where it tells no size. One in a cloud may tell 2^63 bytes.
+pub fn free_percent(free: u64, total: u64) -> Option<u64> {
+    let percent = (u128::from(free) * 100).checked_div(u128::from(total))?;
+    Some(u64::try_from(percent).unwrap_or(u64::MAX))
 }
 
 /// Adds the forecast to what a look has measured; whether it was noted, too. Without the file of notes, the forecast begins anew; without a place for it,
@@ -136,6 +141,24 @@ fn full_since((since, then): (TimestampTz, u64), free: u64, now: TimestampTz) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn w74_a_filesystem_of_any_size_is_as_full_as_it_is() {
+        let used = |free_bytes, total_bytes| {
+            let room = Room {
+                repository: "r".into(),
+                total_bytes,
+                free_bytes,
+                full_in_s: None,
+            };
+            room.used_percent()
+        };
+        assert_eq!(used(1 << 63, 1 << 63), 0);
+        assert_eq!(used(1 << 61, 1 << 63), 75);
+        assert_eq!(used(u64::MAX, u64::MAX), 0);
+        assert_eq!(used(0, 1000), 100);
+        assert_eq!(free_percent(0, 0), None, "it tells no size");
+    }
 
     #[test]
     fn a_disk_that_fills_is_foretold_after_a_day_and_not_before() {

@@ -75,7 +75,7 @@ pub fn look(session: &Session) -> Result<Vec<ScopeInfo>> {
     let mut all = Vec::new();
     for (index, configured) in settings.repositories.iter().enumerate() {
         // One that does not answer is reported with the clusters.
-        let Ok(repository) = session.open(configured) else {
+        let Ok(repository) = session.open_or_give_up(configured, &settings) else {
             continue;
         };
         let scopes = of::scopes(session, &repository)?;

@@ -1,7 +1,10 @@
 //! The search for a backup of content: in the first repository that has it.
 
+use std::cell::RefCell;
+
+use super::away::PATIENCE_ALONE;
 use super::session::Session;
-use crate::config;
+use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
@@ -19,8 +22,17 @@ pub struct Stored {
     pub configured: config::Repository,
     pub scope: Scope,
     pub id: BackupId,
+    /// Whether the choice had nothing against it.
+    pub is_good: bool,
     /// When it was chosen.
     planned: TimestampTz,
+}
+
+/// A backup that a repository has.
+pub struct Found {
+    pub id: BackupId,
+    /// Whether nothing is against this copy: another repository's copy of the same backup may be better.
+    pub is_good: bool,
 }
 
 impl Stored {
@@ -78,21 +90,50 @@ pub fn first(
     (kind, name): (&str, &str),
     choose: impl Fn(&Repository, &Scope) -> Result<Option<BackupId>>,
 ) -> Result<Option<Stored>> {
+    best(session, (kind, name), |repository, scope| {
+        let id = choose(repository, scope)?;
+        Ok(id.map(|id| Found { id, is_good: true }))
+    })
+}
+
+/// As [`first`], but a repository whose copy is good goes before one whose copy is not.
+///
+/// # Errors
+/// As [`first`].
+pub fn best(
+    session: &Session,
+    (kind, name): (&str, &str),
+    choose: impl Fn(&Repository, &Scope) -> Result<Option<Found>>,
+) -> Result<Option<Stored>> {
     let scope = Scope::aux(kind, name)?;
     let planned = session.host.now();
-    in_first(session, |repository, configured| {
-        let id = choose(&repository, &scope)?;
-        Ok(id.map(|id| Stored {
+    let second_best = RefCell::new(None);
+    let good = in_first(session, |repository, configured| {
+        let Some(Found { id, is_good }) = choose(&repository, &scope)? else {
+            return Ok(None);
+        };
+        let stored = Stored {
             repository,
             configured,
             scope: scope.clone(),
             id,
+            is_good,
             planned,
-        }))
-    })
+        };
+        if is_good {
+            return Ok(Some(stored));
+        }
+        second_best.borrow_mut().get_or_insert(stored);
+        Ok(None)
+    });
+    match (good, second_best.into_inner()) {
+        (Ok(None) | Err(_), Some(stored)) => Ok(Some(stored)),
+        (good, _) => good,
+    }
 }
 
-/// Returns what `find` finds in the first repository in which it finds anything; none where every repository answers and none has anything.
+/// Returns what `find` finds in the first repository in which it finds anything; none where every repository answers and none has anything. A directory has the
+/// time that a disk takes to wake up: what another repository has may be older.
 ///
 /// # Errors
 /// The error of the first repository that failed, where no other one has anything.
@@ -100,12 +141,38 @@ pub fn in_first<T>(
     session: &Session,
     find: impl Fn(Repository, config::Repository) -> Result<Option<T>>,
 ) -> Result<Option<T>> {
+    let open = |configured: &config::Repository, _: &Settings| {
+        session.require_answer(configured, PATIENCE_ALONE)?;
+        session.open(configured)
+    };
+    in_first_opened(session, open, find)
+}
+
+/// As [`in_first`], for what only looks: see [`Session::open_or_give_up`].
+///
+/// # Errors
+/// As [`in_first`].
+pub fn look_in_first<T>(
+    session: &Session,
+    find: impl Fn(Repository, config::Repository) -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let open = |configured: &config::Repository, settings: &Settings| {
+        session.open_or_give_up(configured, settings)
+    };
+    in_first_opened(session, open, find)
+}
+
+fn in_first_opened<T>(
+    session: &Session,
+    open: impl Fn(&config::Repository, &Settings) -> Result<Repository>,
+    find: impl Fn(Repository, config::Repository) -> Result<Option<T>>,
+) -> Result<Option<T>> {
     let mut failure: Option<Error> = None;
-    for configured in session.settings_with_repositories()?.repositories {
-        let name = configured.name.clone();
-        let found = session
-            .open(&configured)
-            .and_then(|repository| find(repository, configured));
+    let settings = session.settings_with_repositories()?;
+    for configured in &settings.repositories {
+        let name = &configured.name;
+        let found =
+            open(configured, &settings).and_then(|repository| find(repository, configured.clone()));
         match found {
             Ok(None) => {}
             Ok(found) => return Ok(found),
@@ -145,7 +212,7 @@ pub fn named_or_newest(
     scope: &Scope,
     wanted: Option<&BackupId>,
     is_good: impl Fn(&[Recorded]) -> bool,
-) -> Result<Option<BackupId>> {
+) -> Result<Option<Found>> {
     let catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
     let mut committed = catalog.committed();
     let found = match wanted {
@@ -154,5 +221,8 @@ pub fn named_or_newest(
             .filter(|(_, subject, _)| is_good(&subject.events))
             .max_by_key(|(id, subject, backup)| (backup.end(subject.stored), *id)),
     };
-    Ok(found.map(|(id, ..)| id.clone()))
+    Ok(found.map(|(id, subject, _)| Found {
+        id: id.clone(),
+        is_good: is_good(&subject.events),
+    }))
 }

@@ -66,6 +66,8 @@ pub struct Archiver {
     pub reset_s: Option<f64>,
     /// Its process; none where the server needs none, before PostgreSQL 14, and for a role that is not of pg_monitor.
     pub process: Option<Process>,
+    /// Whether it archives as a standby, too: `archive_mode = always`.
+    pub is_always: bool,
 }
 
 /// The process of an archiver that is to run.
@@ -226,7 +228,8 @@ fn archiver(server: &mut Server) -> Result<Archiver> {
          and exists (select from pg_catalog.pg_stat_activity p where p.backend_type = 'checkpointer') \
          and (pg_catalog.current_setting('archive_mode') = 'always' \
          or pg_catalog.current_setting('archive_mode') = 'on' and not pg_catalog.pg_is_in_recovery()), \
-         extract(epoch from a.last_archived_time), extract(epoch from a.last_failed_time), extract(epoch from a.stats_reset) \
+         extract(epoch from a.last_archived_time), extract(epoch from a.last_failed_time), extract(epoch from a.stats_reset), \
+         pg_catalog.current_setting('archive_mode') = 'always' \
          from pg_catalog.pg_stat_archiver a",
     )?;
     let is_to_be_seen = rows.text(0, 4)? == Some("t");
@@ -243,6 +246,7 @@ fn archiver(server: &mut Server) -> Result<Archiver> {
         last_failed_s: real(&rows, 6)?,
         reset_s: real(&rows, 7)?,
         process,
+        is_always: rows.text(0, 8)? == Some("t"),
     })
 }
 

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::access;
 use super::archive_command::shell_word;
-use super::away::Away;
+use super::away::{Away, PATIENCE, PATIENCE_ALONE};
 use super::pacing::Pacing;
 use super::readers;
 use super::unproven;
@@ -32,7 +33,7 @@ pub struct Session {
     pub system_identifier: Option<u64>,
     /// The segments of a forked timeline that are read.
     pub followed: Followed,
-    /// Object stores that did not answer.
+    /// Repositories that did not answer.
     pub away: Away,
     /// The limits of what is read from repositories and written to them.
     pub pacing: Pacing,
@@ -88,6 +89,36 @@ impl Session {
         let pace = self.pace(repository)?;
         let opened = self.away.open(repository, &self.host, pace);
         opened.map_err(|e| access::explain(e, path.as_slice()))
+    }
+
+    /// As [`Session::open`], for what only looks: a directory that hangs is given up, sooner where another of `settings` can be asked instead.
+    ///
+    /// # Errors
+    /// As [`Session::open`]; `Unreachable` where it hangs.
+    pub fn open_or_give_up(
+        &self,
+        repository: &config::Repository,
+        settings: &Settings,
+    ) -> Result<Repository> {
+        let patience = match settings.repositories.len() {
+            0 | 1 => PATIENCE_ALONE,
+            _ => PATIENCE,
+        };
+        self.require_answer(repository, patience)?;
+        self.open(repository)
+    }
+
+    /// See [`Away::require_answer`].
+    ///
+    /// # Errors
+    /// Those of [`Away::require_answer`].
+    pub fn require_answer(
+        &self,
+        repository: &config::Repository,
+        patience: Duration,
+    ) -> Result<()> {
+        let nonce = self.host.random();
+        self.away.require_answer(repository, nonce, patience)
     }
 
     /// Opens a repository that a backup goes into, and warns where nobody can open what is stored there.

@@ -140,6 +140,8 @@ impl StreamedWal {
     fn judged(&self, e: Error) -> Error {
         match e.code() {
             Code::NotFound | Code::Gap | Code::Server => e.with_code(Code::NotFound),
+            // The file is this host's, and the server as good as before.
+            Code::Full | Code::ReadOnly | Code::Io => e.with_code(Code::SourceMissing),
             _ => {
                 self.state.replace(State::Useless);
                 e.context("ask the server for WAL")

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::audit;
 use super::configuration::recipients::{self, Brought};
 use super::failures::Failures;
-use super::of::{self, Of};
+use super::of::{self, Of, Wanted};
 use super::retention::Rules;
 use super::session::Session;
 use super::unproven;
@@ -91,8 +91,7 @@ impl Done {
 pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
     let settings = session.settings()?;
     check(asked, session, &settings)?;
-    let wanted = settings.cluster_if_named()?;
-    let wanted = wanted.as_ref().map(|c| c.name.as_str());
+    let wanted = Wanted::all(session, &settings)?;
     let mut failures = Failures::default();
     let opened = open(asked, session, &settings, &mut failures);
     let warning =
@@ -109,7 +108,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
         failures,
     };
     for (to, from) in of_same_keys(session, pairs(asked, &opened)) {
-        if !sync.pair(from, to, wanted) {
+        if !sync.pair(from, to, &wanted) {
             break;
         }
     }
@@ -122,7 +121,8 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
         .iter()
         .filter(|(c, _)| asked.heal && is_getting(&c.name))
     {
-        let done = verify::heal_known((session, configured, repository), wanted, wish);
+        let place = (session, *configured, repository);
+        let done = verify::heal_known(place, &wanted, wish, &mut sync.failures);
         match done {
             Ok(done) => healed.extend(done),
             Err(e) => {
@@ -135,7 +135,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
     }
     sync.failures.first_if(session, sync.done.is_empty())?;
     if sync.clusters.is_empty() {
-        return Err(no_cluster(wanted));
+        return Err(no_cluster(wanted.only()));
     }
     Ok(Synced {
         done: sync.done,
@@ -261,7 +261,7 @@ struct Sync<'a> {
 impl Sync<'_> {
     /// Brings one repository up to date from another; a cluster that cannot be copied does not keep the others from it. `false` when the
     /// operator wants no more.
-    fn pair(&mut self, from: &Opened<'_>, to: &Opened<'_>, wanted: Option<&str>) -> bool {
+    fn pair(&mut self, from: &Opened<'_>, to: &Opened<'_>, wanted: &Wanted) -> bool {
         let doing = format!(
             "bring repository \"{}\" up to date from \"{}\"",
             to.0.name, from.0.name
@@ -276,14 +276,10 @@ impl Sync<'_> {
         &mut self,
         from: &Opened<'_>,
         to: &Opened<'_>,
-        wanted: Option<&str>,
+        wanted: &Wanted,
         doing: &str,
     ) -> Result<bool> {
-        let names = match wanted {
-            Some(name) => vec![name.to_owned()],
-            None => from.1.cluster_names()?,
-        };
-        for name in names {
+        for name in wanted.names(&from.1)? {
             let places = from.1.clusters(&name)?;
             let known = registered(&to.1, &name)?;
             for layout in places {
@@ -357,7 +353,8 @@ impl Sync<'_> {
     ) -> Result<()> {
         self.clusters.insert(layout.name().to_owned());
         let Some(registration) = from.registration(layout)? else {
-            return Ok(());
+            let is_there = known.contains(&layout.system_identifier());
+            return require_empty((&from_name.name, from), (&to_name.name, is_there), layout);
         };
         if !self.asked.is_confirmed {
             check_name(layout, from_name, to_name, known)?;
@@ -391,6 +388,40 @@ impl Sync<'_> {
         });
         ran
     }
+}
+
+/// Requires that a place without a registration holds nothing of the cluster: what nobody copies would be taken for copied. `is_there` says whether the
+/// receiving side has the cluster.
+fn require_empty(
+    (from, repository): (&str, &Repository),
+    (to, is_there): (&str, bool),
+    layout: &ClusterLayout,
+) -> Result<()> {
+    let store = repository.store();
+    let holds = |prefix: String| -> Result<bool> { Ok(!store.list(&prefix)?.is_empty()) };
+    let is_lost = match is_there {
+        true => holds(layout.prefix())?,
+        false => holds(layout.backups())? || holds(layout.wal())?,
+    };
+    if !is_lost {
+        return Ok(());
+    }
+    let (name, own) = (layout.name(), layout.system_identifier());
+    let again = match is_there {
+        true => format!(
+            "pitr repo sync --from {to} --to {from} brings it back, as does pitr init --cluster {name} on the cluster's host."
+        ),
+        false => format!(
+            "Register the cluster again on its host, with its data directory: pitr init --cluster {name}"
+        ),
+    };
+    Err(err!(
+        WrongCluster,
+        "the registration of cluster \"{name}\" ({own}) is lost in repository \"{from}\""
+    )
+    .hint(format!(
+        "Nothing of it was copied to \"{to}\". {again}\nThen run the same command again. Look what deleted it, a lifecycle rule or a person."
+    )))
 }
 
 /// The system identifiers under a name. One whose registration cannot be read is there, too.

@@ -82,6 +82,7 @@ pub fn plan(session: &Session, asked: &Asked) -> Result<Planned> {
             let archived = archived(&store, &needed)?;
             let mut objects = Vec::new();
             for object in archived {
+                session.host.check_stop()?;
                 let state = store.thaw_state(&object.key)?;
                 // Most of what the store may archive by itself it has not.
                 let is_warm = class::tiers_itself(object.class) && matches!(state, Thaw::Thawed(_));

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::failures::Failures;
-use super::of::{self, Of};
+use super::of::{self, Of, Wanted};
+use super::registered::registrations;
 use super::retention::Rules;
 use super::session::Session;
-use crate::config::{self, Location, Price, StorageClass, Tier};
+use crate::config::{self, Location, Price, StorageClass, Tier, TierBy};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::expire::scope::ExpireScope;
@@ -107,29 +108,49 @@ pub fn run(session: &Session, is_confirmed: bool) -> Result<(Vec<Done>, Failures
             "Nothing was moved. Write tier = [{ after = \"90d\", class = \"GLACIER_IR\" }] into the section of a repository in an object store; one in a directory has no storage classes.",
         ));
     }
+    for configured in &tiered {
+        warn_of_copies(session, configured);
+    }
     let rules = Rules::new(session, settings.clone(), None);
-    let wanted = settings.cluster_if_named()?;
-    let name = wanted.as_ref().map(|c| c.name.as_str());
+    let wanted = Wanted::all(session, &settings)?;
     let mut done = Vec::new();
-    let mut failures = Failures::default();
+    let (mut failures, mut of_clusters) = (Failures::default(), Failures::default());
     failures.in_each(&tiered, "move objects in", |configured| {
-        one_repository(session, (configured, &rules), name, is_confirmed, &mut done)
+        let found = (&mut done, &mut of_clusters);
+        one_repository(session, (configured, &rules), &wanted, is_confirmed, found)
     });
+    let is_all_read = failures.is_empty();
+    failures.take_over(of_clusters);
     failures.first_if(session, done.is_empty())?;
+    // A repository without tiers may hold what none with tiers does.
+    let are_all_read = is_all_read && tiered.len() == settings.repositories.len();
+    wanted.check_held(session, are_all_read, done.is_empty())?;
     Ok((done, failures))
+}
+
+/// Tells where moves will be refused once they are due. All other moves go on, so it is no reason to refuse them.
+fn warn_of_copies(session: &Session, configured: &config::Repository) {
+    let pair = config::not_by_copy(&configured.s3.tiers);
+    let Some((one, next)) = pair.filter(|_| configured.s3.tier_by == TierBy::Copy) else {
+        return;
+    };
+    session.warn(&format!(
+        "what has moved to {one} in repository \"{}\" must be thawed before it can be copied to {next}: name one of the two, or have rules of the bucket move (tier_by = \"rules\")",
+        configured.name
+    ));
 }
 
 fn one_repository(
     session: &Session,
     (configured, rules): (&config::Repository, &Rules),
-    cluster: Option<&str>,
+    wanted: &Wanted,
     is_confirmed: bool,
-    done: &mut Vec<Done>,
+    (done, failures): (&mut Vec<Done>, &mut Failures),
 ) -> Result<()> {
     let repository = session.open(configured)?;
     clock::check(repository.store(), session.host.now())?;
     let scopes = of::scopes(session, &repository)?;
-    let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
+    let clusters = wanted.ruled_beside(session, &scopes, (&configured.name, &repository))?;
     // Before the backups: a pack that a backup names which commits meanwhile is then not among them.
     let mut objects = objects(&repository)?;
     let mut run = Run {
@@ -140,13 +161,17 @@ fn one_repository(
         done,
     };
     let of = (session, configured, rules, &repository);
-    for registration in registrations {
-        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
-        let listed = objects.remove(&layout.prefix()).unwrap_or_default();
-        let plan = || of_cluster(of, &registration, &layout, &listed);
-        let place: (&dyn Store, &Scope) = (repository.store(), &layout);
-        run.one(Of::Cluster(registration.clone()), place, &plan)?;
-    }
+    let place = ("move objects of", configured.name.as_str());
+    of::in_each_cluster(&clusters, place, failures, |name| {
+        for registration in registrations(session, &repository, name)? {
+            let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+            let listed = objects.remove(&layout.prefix()).unwrap_or_default();
+            let plan = || of_cluster(of, &registration, &layout, &listed);
+            let place: (&dyn Store, &Scope) = (repository.store(), &layout);
+            run.one(Of::Cluster(registration.clone()), place, &plan)?;
+        }
+        Ok(())
+    })?;
     for scope in scopes {
         let listed = objects.remove(&scope.prefix()).unwrap_or_default();
         let plan = || of_scope(of, &scope, &listed);
@@ -603,7 +628,8 @@ impl Run<'_> {
             Err(e) if e.code() == Code::Locked => {
                 refused(&mut outcome.locked, &mut outcome.locked_count, e);
             }
-            Err(e) if matches!(e.code(), Code::Denied | Code::Refused) => {
+            // One that is frozen already, by whomever, holds up no other.
+            Err(e) if e.is_frozen() || matches!(e.code(), Code::Denied | Code::Refused) => {
                 refused(&mut outcome.refused, &mut outcome.refused_count, e);
             }
             Err(e) => {

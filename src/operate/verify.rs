@@ -3,7 +3,8 @@
 use super::counters;
 use super::failures::Failures;
 use super::heal::{self, Outcome};
-use super::of::{self, Of};
+use super::of::{self, Of, Wanted};
+use super::registered::registrations;
 use super::session::Session;
 use crate::config;
 use crate::err;
@@ -133,11 +134,13 @@ pub fn run(
     wish: Option<Heal>,
 ) -> Result<Verified> {
     let settings = session.settings_with_repositories()?;
-    let wanted = settings.cluster_if_named()?;
-    let name = wanted.as_ref().map(|c| c.name.as_str());
+    let wanted = match backup {
+        None => Wanted::all(session, &settings)?,
+        Some(_) => Wanted::one(&settings)?,
+    };
     let mut done = Vec::new();
-    let mut failures = Failures::default();
-    let one = |configured: &config::Repository, done: &mut Vec<Done>| {
+    let (mut failures, mut of_clusters) = (Failures::default(), Failures::default());
+    let one = |configured: &config::Repository, found: (&mut Vec<Done>, &mut Failures)| {
         let repository = session.open(configured)?;
         let healer = Healer {
             session,
@@ -145,25 +148,34 @@ pub fn run(
             repository: &repository,
             wish,
         };
-        one_repository(&healer, name, (backup, depth), done)
+        one_repository(&healer, &wanted, (backup, depth), found)
     };
     let repositories = settings.repositories.iter().cloned();
     let (mut sealed, readable): (Vec<_>, Vec<_>) = repositories.partition(|r| r.only_writes());
-    failures.in_each(&readable, "verify", |r| one(r, &mut done));
+    failures.in_each(&readable, "verify", |r| {
+        one(r, (&mut done, &mut of_clusters))
+    });
     if done.is_empty() && failures.interrupted.is_none() {
         let sealed = std::mem::take(&mut sealed);
-        failures.in_each(&sealed, "verify", |r| one(r, &mut done));
+        failures.in_each(&sealed, "verify", |r| one(r, (&mut done, &mut of_clusters)));
     }
+    let is_all_read = failures.is_empty();
+    failures.take_over(of_clusters);
     // A backup is in one repository, as a rule.
     if backup.is_some() && !done.is_empty() {
         failures.forget(Code::NotFound);
     }
     failures.first_if(session, done.is_empty())?;
+    let are_all_read = is_all_read && sealed.is_empty();
+    wanted.check_held(session, are_all_read, done.is_empty())?;
     let is_well = |d: &Done| d.report.finding_count == 0 && d.report.unsupported_count == 0;
     // A part of it, or a look that reads no content, is no verification.
     let is_whole = backup.is_none() && !matches!(depth, Depth::Fast);
+    if is_whole && is_all_read {
+        let all = done.iter().map(|d| (&d.of, is_well(d)));
+        counters::succeeded_for((session, "verify"), wanted.only(), &failures.clusters, all);
+    }
     if is_whole && failures.is_empty() && done.iter().all(is_well) {
-        counters::succeeded_for(session, "verify", name, done.iter().map(|d| &d.of));
         let sealed = readable.iter().filter(|r| r.encryption.is_some());
         sealed.for_each(|r| counters::succeeded(session, counters::KEY, &r.name));
     }
@@ -175,13 +187,15 @@ pub fn run(
 }
 
 /// Heals a repository in which something shows without reading content, or was recorded as damaged before: what is found so is then read whole.
+/// One of several clusters that fails does not keep the others from it.
 ///
 /// # Errors
 /// Those of [`run`].
 pub fn heal_known(
     (session, configured, repository): (&Session, &config::Repository, &Repository),
-    cluster: Option<&str>,
+    wanted: &Wanted,
     wish: Heal,
+    failures: &mut Failures,
 ) -> Result<Vec<Done>> {
     let healer = Healer {
         session,
@@ -191,14 +205,19 @@ pub fn heal_known(
     };
     let mut done = Vec::new();
     let scopes = of::scopes(session, repository)?;
-    for registration in of::registrations_beside(&scopes, session, repository, cluster)? {
-        let verify = |depth| healer.cluster(&registration, None, &depth);
-        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
-        if verify(Depth::Fast)?.finding_count > 0 || has_damage(repository, &layout)? {
-            let of = Of::Cluster(registration.clone());
-            done.push(healer.run(of, &|| verify(Depth::Everything))?);
+    let clusters = wanted.clusters_beside(&scopes, repository)?;
+    let place = ("heal", configured.name.as_str());
+    of::in_each_cluster(&clusters, place, failures, |name| {
+        for registration in registrations(session, repository, name)? {
+            let verify = |depth| healer.cluster(&registration, None, &depth);
+            let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+            if verify(Depth::Fast)?.finding_count > 0 || has_damage(repository, &layout)? {
+                let of = Of::Cluster(registration.clone());
+                done.push(healer.run(of, &|| verify(Depth::Everything))?);
+            }
         }
-    }
+        Ok(())
+    })?;
     for scope in scopes {
         let verify = |depth| healer.scope(&scope, &depth);
         if verify(Depth::Fast)?.finding_count > 0 || has_damage(repository, &scope)? {
@@ -228,9 +247,9 @@ fn has_damage(repository: &Repository, scope: &Scope) -> Result<bool> {
 
 fn one_repository(
     healer: &Healer<'_>,
-    cluster: Option<&str>,
+    wanted: &Wanted,
     (backup, depth): (Option<&BackupId>, &Depth),
-    done: &mut Vec<Done>,
+    (done, failures): (&mut Vec<Done>, &mut Failures),
 ) -> Result<()> {
     let (session, repository) = (healer.session, healer.repository);
     let mut missing = None;
@@ -238,17 +257,21 @@ fn one_repository(
         None => of::scopes(session, repository)?,
         Some(_) => Vec::new(),
     };
-    let registrations = of::registrations_beside(&scopes, session, repository, cluster)?;
+    let clusters = wanted.clusters_beside(&scopes, repository)?;
     let before = done.len();
-    for registration in registrations {
-        let verify = || healer.cluster(&registration, backup, depth);
-        match healer.run(Of::Cluster(registration.clone()), &verify) {
-            Ok(one) => done.push(one),
-            // Another identifier of the cluster may have it.
-            Err(e) if e.code() == Code::NotFound => missing = Some(e),
-            Err(e) => return Err(e),
+    let place = ("verify", healer.configured.name.as_str());
+    of::in_each_cluster(&clusters, place, failures, |name| {
+        for registration in registrations(session, repository, name)? {
+            let verify = || healer.cluster(&registration, backup, depth);
+            match healer.run(Of::Cluster(registration.clone()), &verify) {
+                Ok(one) => done.push(one),
+                // Another identifier of the cluster may have it.
+                Err(e) if e.code() == Code::NotFound => missing = Some(e),
+                Err(e) => return Err(e),
+            }
         }
-    }
+        Ok(())
+    })?;
     for scope in scopes {
         let verify = || healer.scope(&scope, depth);
         done.push(healer.run(Of::Scope(scope.clone()), &verify)?);
@@ -293,7 +316,7 @@ fn layout_with(
     id: &BackupId,
 ) -> Result<Option<(Repository, ClusterLayout)>> {
     let repository = session.open(configured)?;
-    for registration in of::registrations_beside(&[], session, &repository, cluster)? {
+    for registration in registrations(session, &repository, cluster)? {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         if repository.store().head(&layout.manifest(id))?.is_some() {
             return Ok(Some((repository, layout)));

@@ -69,9 +69,12 @@ impl Elsewhere<'_> {
     fn warn(&self, plan: &mut Plan) -> Result<()> {
         for timeline in self.others() {
             let fork = self.tree.parts_from(timeline, self.own);
-            let Some(held) = self.holds(timeline, fork)? else {
+            let Some((held, is_undecided)) = self.holds(timeline, fork)? else {
                 continue;
             };
+            if is_undecided {
+                plan.others_meant.push(timeline);
+            }
             plan.warnings.push(format!(
                 "timeline {0}, which is not on the way to timeline {1}, holds {held}: --target-timeline {0} follows it{2}",
                 timeline.decimal(),
@@ -83,8 +86,8 @@ impl Elsewhere<'_> {
     }
 
     /// Describes the commits after the point where a timeline and the own one part; `None` unless the target may mean
-    /// them.
-    fn holds(&self, timeline: TimelineId, fork: Lsn) -> Result<Option<String>> {
+    /// them. The second one says whether nothing tells which of the two it means.
+    fn holds(&self, timeline: TimelineId, fork: Lsn) -> Result<Option<(String, bool)>> {
         let last = match self.side.last_commit(timeline, fork)? {
             LastCommit::None => return Ok(None),
             LastCommit::At(time) => Some(time),
@@ -94,42 +97,44 @@ impl Elsewhere<'_> {
             || "commits that cannot be read".to_owned(),
             |time| format!("commits up to {time}"),
         );
-        let is_meant = match &self.planner.target.target {
-            Target::Time(at) => self.is_meant(timeline, fork, *at, last)?,
+        let (is_meant, is_undecided) = match &self.planner.target.target {
+            Target::Time(at) => self.may_mean(timeline, fork, *at, last)?,
             Target::Lsn(at) => {
                 let size = self.planner.inventory.segment_size;
                 let number = SegmentNumber::of(*at, size);
-                *at > fork && self.planner.inventory.holds(timeline, number)
+                let is_there = *at > fork && self.planner.inventory.holds(timeline, number);
+                (is_there, true)
             }
             Target::Xid(_) | Target::Name(_) => {
                 let plan = self.plan_on(timeline)?;
                 let stop = plan.stop.filter(|_| plan.reachable);
                 return Ok(stop.filter(|stop| stop.lsn >= fork).map(|stop| {
                     let target = &self.planner.target.target;
-                    format!("{target}, too, at {}, and {shown}", stop.lsn)
+                    let held = format!("{target}, too, at {}, and {shown}", stop.lsn);
+                    (held, true)
                 }));
             }
-            Target::Immediate | Target::End => false,
+            Target::Immediate | Target::End => (false, false),
         };
-        Ok(is_meant
-            .then(|| format!("{shown} behind {fork}, of which some are at or before the target")))
+        let held = format!("{shown} behind {fork}, of which some are at or before the target");
+        Ok(is_meant.then_some((held, is_undecided)))
     }
 
-    /// Whether a time target may mean this timeline: it has commits before it, and either the own timeline had none yet, or both went on.
-    fn is_meant(
+    /// Whether a time target may mean this timeline, which has commits before it, and whether nothing tells which one it means: see [`between`].
+    fn may_mean(
         &self,
         timeline: TimelineId,
         fork: Lsn,
         at: TimestampTz,
         last: Option<TimestampTz>,
-    ) -> Result<bool> {
+    ) -> Result<(bool, bool)> {
         let first = self.side.first_commit(timeline, fork)?;
         if first.is_some_and(|first| first > at) {
-            return Ok(false);
+            return Ok((false, false));
         }
         let own = self.tree.parts_from(self.own, timeline);
         let begun = self.side.first_commit(self.own, own)?;
-        Ok(begun.is_none_or(|begun| at < begun || last.is_none_or(|last| last > begun)))
+        Ok(between(at, begun, last))
     }
 
     /// Describes the commits of the own timeline that recovery loses if it follows `timeline`.
@@ -157,5 +162,40 @@ impl Elsewhere<'_> {
             ..*self.planner
         };
         other.plan()
+    }
+}
+
+/// Pure: whether a time may mean a timeline with that last commit: the own one, which has that first commit, had none yet, or both went on. The second one says
+/// whether that is undecided: the own one had none yet, or the other one goes on behind the time.
+fn between(at: TimestampTz, begun: Option<TimestampTz>, last: Option<TimestampTz>) -> (bool, bool) {
+    let is_before_own = begun.is_none_or(|begun| at < begun);
+    let went_on = begun.is_none_or(|begun| last.is_none_or(|last| last > begun));
+    let lasts = last.is_none_or(|last| last >= at);
+    (is_before_own || went_on, is_before_own || lasts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r210_a_time_long_behind_a_failover_means_the_own_timeline() {
+        let of = |at: i64, begun: Option<i64>, last: Option<i64>| {
+            between(
+                TimestampTz(at),
+                begun.map(TimestampTz),
+                last.map(TimestampTz),
+            )
+        };
+        // Both went on at the failover: a time between is undecided, a later one is not.
+        assert_eq!(of(15, Some(10), Some(20)), (true, true));
+        assert_eq!(of(900, Some(10), Some(20)), (true, false));
+        // The own one had no commit yet.
+        assert_eq!(of(25, Some(40), Some(30)), (true, true));
+        assert_eq!(of(35, Some(40), Some(30)), (true, true));
+        assert_eq!(of(25, None, Some(20)), (true, true));
+        // The other one ended before.
+        assert!(!of(50, Some(40), Some(30)).0);
+        assert_eq!(of(50, Some(40), None), (true, true));
     }
 }

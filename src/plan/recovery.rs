@@ -333,6 +333,9 @@ pub struct Plan {
     /// The timelines that may be the cluster, where that is undecided.
     #[serde(default)]
     pub candidates: Vec<TimelineId>,
+    /// Timelines besides the one that is followed which the target may mean as well; the warnings say why.
+    #[serde(skip)]
+    pub others_meant: Vec<TimelineId>,
 }
 
 impl Plan {

@@ -75,6 +75,8 @@ pub struct Reached {
     pub basis: Option<Basis>,
     /// The exactness.
     pub level: Level,
+    /// Warnings of its plan, such as another timeline that has commits for the moment.
+    pub warnings: Vec<String>,
 }
 
 /// The plan of one member.
@@ -372,6 +374,7 @@ mod tests {
             ms: Some(1000),
             basis: Some(Basis::Measured),
             level,
+            warnings: Vec::new(),
         })
     }
 

@@ -88,6 +88,7 @@ impl Plan<'_> {
     /// The text of the configuration. `last_db` is the greatest number of a database that the log names.
     pub fn configuration(&self, last_db: u32) -> Vec<u8> {
         let member = self.member;
+        let databases = USUAL_DATABASES.max(member.last_db().max(last_db) + 1);
         let mut lines = vec![
             format!(
                 "# The data set of {} {} at {}, restored by pitr. Give the port: --port N",
@@ -106,10 +107,15 @@ impl Plan<'_> {
             "aof-use-rdb-preamble yes".to_owned(),
             "# A file that is cut must not pass for a whole one.".to_owned(),
             "aof-load-truncated no".to_owned(),
-            format!(
-                "databases {}",
-                USUAL_DATABASES.max(member.last_db().max(last_db) + 1)
-            ),
+            format!("databases {databases}"),
+        ]);
+        if self.target.has_cluster_databases() {
+            lines.extend([
+                "# The same of a node of a cluster, which goes by this alone.".to_owned(),
+                format!("cluster-databases {databases}"),
+            ]);
+        }
+        lines.extend([
             "# Nobody but this host, until passwords and users are set up again.".to_owned(),
             "bind 127.0.0.1".to_owned(),
         ]);
@@ -386,7 +392,7 @@ mod tests {
     fn text(version: &str, as_replica: bool) -> String {
         let plan = Plan {
             member: &member(),
-            target: &ServerVersion::new(Flavor::Redis, version).unwrap(),
+            target: &ServerVersion::named(version, Flavor::Redis).unwrap(),
             to: Path::new("/srv/a \"b\"\n"),
             as_replica,
         };
@@ -405,6 +411,18 @@ mod tests {
         assert!(!six.contains("appenddirname"), "{six}");
         assert!(six.contains("\nreplicaof 127.0.0.1 1\n"), "{six}");
         assert!(text("4.0", true).contains("\nslaveof 127.0.0.1 1\n"));
+    }
+
+    #[test]
+    fn r217_a_node_of_a_cluster_gets_as_many_databases() {
+        let nine = text("valkey 9.0", false);
+        assert!(nine.contains("\ndatabases 32\n"), "{nine}");
+        assert!(nine.contains("\ncluster-databases 32\n"), "{nine}");
+        // Others do not know the setting, and would not start.
+        for version in ["valkey 8.1", "redis 9.0", "7.0"] {
+            let other = text(version, false);
+            assert!(!other.contains("cluster-databases"), "{other}");
+        }
     }
 
     #[test]

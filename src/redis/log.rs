@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use super::command::{Effect, Reader};
+use super::command::{Command, Effect, Reader};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::repo::container::{Codec, Container, ContainerWriter, Identity, Kind, Section, tag};
@@ -164,15 +164,10 @@ fn summarize(reader: &Reader, bytes: &[u8]) -> Result<(Summary, Vec<Event>)> {
             summary.first.get_or_insert(cut);
             summary.last = Some(cut);
         }
-        if event_number(command.effect).is_some() {
-            if events.len() < EVENTS_MAX {
-                events.push(Event {
-                    effect: command.effect,
-                    position: command.start,
-                    db,
-                });
-            } else {
-                summary.has_more_events = true;
+        if let Some(event) = event_of(command, db) {
+            match events.len() < EVENTS_MAX {
+                true => events.push(event),
+                false => summary.has_more_events = true,
             }
         }
         db = command.db;
@@ -225,6 +220,27 @@ fn database(db: Option<u32>) -> u64 {
 
 fn of_database(number: u64) -> Option<u32> {
     u32::try_from(number.checked_sub(1)?).ok()
+}
+
+/// The event that a command is, in front of which this database was selected.
+fn event_of(command: &Command<'_>, db: Option<u32>) -> Option<Event> {
+    event_number(command.effect).map(|_| Event {
+        effect: command.effect,
+        position: command.start,
+        db,
+    })
+}
+
+/// Pure: adds the events behind those that an object names, from its bytes behind the first place where a reading may begin.
+fn add_events(events: &mut Vec<Event>, first: Cut, bytes: &[u8]) -> Result<()> {
+    let named = events.last().map(|event| event.position);
+    let mut db = first.db;
+    Reader::new(first.position, first.db).read(bytes, &mut |command| {
+        let event = event_of(command, db);
+        events.extend(event.filter(|event| named.is_none_or(|named| named < event.position)));
+        db = command.db;
+        Ok(())
+    })
 }
 
 fn event_number(effect: Effect) -> Option<u64> {
@@ -465,13 +481,20 @@ impl Stored {
         decode_marks(&bytes, (self.from, self.to))
     }
 
-    /// The events that it names.
+    /// Its events. Where there are more than it names, its bytes are read.
     ///
     /// # Errors
     /// `Damaged`; those of the store.
     pub fn events(&self) -> Result<Vec<Event>> {
         let bytes = self.container.section(EVENTS)?.unwrap_or_default();
-        decode_events(&bytes, self.from)
+        let mut events = decode_events(&bytes, self.from)?;
+        let summary = self.summary()?;
+        if let Some(first) = summary.first.filter(|_| summary.has_more_events) {
+            let bytes = self.bytes()?;
+            let begin = usize::try_from(first.position - self.from).unwrap_or(usize::MAX);
+            add_events(&mut events, first, bytes.get(begin..).unwrap_or_default())?;
+        }
+        Ok(events)
     }
 
     /// The bytes, checked against their hash.
@@ -508,6 +531,27 @@ pub fn increments(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redis::resp;
+
+    #[test]
+    fn events_behind_those_that_an_object_names_are_read_from_its_bytes() {
+        let mut bytes = resp::command(&[b"SELECT", b"3"]);
+        for _ in 0..EVENTS_MAX + 2 {
+            bytes.extend(resp::command(&[b"FLUSHDB"]));
+            bytes.extend(resp::command(&[b"SET", b"key", b"value"]));
+        }
+        let (summary, mut events) = summarize(&Reader::new(70, None), &bytes).unwrap();
+        assert!(summary.has_more_events);
+        assert_eq!(events.len(), EVENTS_MAX);
+        add_events(&mut events, summary.first.unwrap(), &bytes).unwrap();
+        assert_eq!(events.len(), EVENTS_MAX + 2);
+        assert!(events.is_sorted_by_key(|event| event.position));
+        let last = bytes.len() as u64 + 70
+            - resp::command(&[b"FLUSHDB"]).len() as u64
+            - resp::command(&[b"SET", b"key", b"value"]).len() as u64;
+        assert_eq!(events.last().map(|event| event.position), Some(last));
+        assert!(events.iter().all(|event| event.db == Some(3)));
+    }
 
     #[test]
     fn marks_tell_within_a_millisecond_when_bytes_came_also_after_a_pause_and_a_clock_that_was_set_back()

@@ -10,14 +10,16 @@ use crate::error::Result;
 
 /// The length of the checksum, with which a file ends.
 pub const CRC_BYTES: usize = 8;
-/// The head is looked for in so many bytes.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+/// The head is looked for in so many bytes: Valkey names each slot of a shard there that is on its way, 48 bytes for one.
+const HEAD_BYTES_MAX: usize = 1 << 20;
 /// The oldest version that is written by a server with histories: Redis 4.
 const VERSION_MIN: u32 = 8;
 /// The byte before a field of the head.
 const AUX: u8 = 0xFA;
 /// The byte before the checksum.
 const END: u8 = 0xFF;
+/// The byte before a string that is packed by LZF, as servers do with those of more than 20 bytes.
+const PACKED: u8 = 0xC3;
 
 /// The head of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,29 +111,94 @@ impl Head {
 
 /// Reads a string, and where it ends; none where more bytes are needed.
 fn string(bytes: &[u8], at: usize) -> Result<Option<(String, usize)>> {
+    match bytes.get(at) {
+        None => return Ok(None),
+        Some(first) if (0xC0..=0xC2).contains(first) => {
+            return Ok(integer(bytes, at + 1, 1 << (first & 3)));
+        }
+        Some(&PACKED) => return packed(bytes, at + 1),
+        Some(_) => {}
+    }
+    let Some((length, start)) = length(bytes, at)? else {
+        return Ok(None);
+    };
+    let text = bytes.get(start..start + length);
+    let text = text.map(|text| String::from_utf8_lossy(text).into_owned());
+    Ok(text.map(|text| (text, start + length)))
+}
+
+/// Reads a length, and where it ends; none where more bytes are needed.
+fn length(bytes: &[u8], at: usize) -> Result<Option<(usize, usize)>> {
     let Some(&first) = bytes.get(at) else {
         return Ok(None);
     };
     let low = usize::from(first & 0x3F);
-    let (start, length) = match (first >> 6, low) {
-        (0, length) => (at + 1, length),
+    let (length, end) = match (first >> 6, low) {
+        (0, length) => (length, at + 1),
         (1, high) => match bytes.get(at + 1) {
             None => return Ok(None),
-            Some(&low) => (at + 2, high << 8 | usize::from(low)),
+            Some(&low) => (high << 8 | usize::from(low), at + 2),
         },
         (2, 0) => match bytes.get(at + 1..).and_then(|b| b.first_chunk::<4>()) {
             None => return Ok(None),
-            Some(length) => (at + 5, u32::from_be_bytes(*length) as usize),
+            Some(length) => (u32::from_be_bytes(*length) as usize, at + 5),
         },
-        (3, size @ 0..=2) => return Ok(integer(bytes, at + 1, 1 << size)),
         _ => return Err(err!(Damaged, "a field of its head has an unknown form")),
     };
     if length > HEAD_BYTES_MAX {
         return Err(err!(Damaged, "a field of its head has {length} bytes"));
     }
-    let text = bytes.get(start..start + length);
-    let text = text.map(|text| String::from_utf8_lossy(text).into_owned());
-    Ok(text.map(|text| (text, start + length)))
+    Ok(Some((length, end)))
+}
+
+/// Reads a string that was packed, behind the byte that says so: two lengths stand before it.
+fn packed(bytes: &[u8], at: usize) -> Result<Option<(String, usize)>> {
+    let Some((packed, at)) = length(bytes, at)? else {
+        return Ok(None);
+    };
+    let Some((whole, start)) = length(bytes, at)? else {
+        return Ok(None);
+    };
+    let Some(content) = bytes.get(start..start + packed) else {
+        return Ok(None);
+    };
+    let text = unpack(content, whole)
+        .ok_or_else(|| err!(Damaged, "a field of its head cannot be unpacked"))?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    Ok(Some((text, start + packed)))
+}
+
+/// Unpacks so many bytes (Redis: src/lzf_d.c); none where it is not so many.
+fn unpack(packed: &[u8], length: usize) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(length);
+    let mut rest = packed;
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        let mut count = usize::from(first >> 5);
+        if count == 0 {
+            let (plain, after) = rest.split_at_checked(usize::from(first) + 1)?;
+            out.extend_from_slice(plain);
+            rest = after;
+        } else {
+            if count == 7 {
+                let (&more, after) = rest.split_first()?;
+                count += usize::from(more);
+                rest = after;
+            }
+            let (&low, after) = rest.split_first()?;
+            rest = after;
+            let back = (usize::from(first & 0x1F) << 8 | usize::from(low)) + 1;
+            let start = out.len().checked_sub(back)?;
+            // These bytes may be among those that they are copied to.
+            for at in start..start + count + 2 {
+                out.push(*out.get(at)?);
+            }
+        }
+        if out.len() > length {
+            return None;
+        }
+    }
+    (out.len() == length).then_some(out)
 }
 
 /// Reads a number of 1, 2 or 4 bytes.
@@ -328,6 +395,39 @@ mod tests {
         assert_eq!(Head::read(b"VALKEY080\xFF").unwrap().unwrap().version, 80);
     }
 
+    /// The states of two slots are packed: `rdbSaveRawString` does so with what is longer than 20 bytes and repeats itself.
+    #[test]
+    fn r215_a_field_that_is_packed_is_read() {
+        // "100>", 40 times "a", ",101>", 40 times "a" again, and ",".
+        let mut content = b"\x04100>a\xE0\x1E\x00\x04,101>\xE0\x1F\x2C\x00,".to_vec();
+        let text = format!("100>{0},101>{0},", "a".repeat(40));
+        let (packed, whole) = (content.len(), text.len());
+        assert_eq!(unpack(&content, whole), Some(text.clone().into_bytes()));
+        let mut file = b"VALKEY080\xFA\x13cluster-slot-states\xC3".to_vec();
+        file.extend([packed, 0x40, whole].map(|number| u8::try_from(number).unwrap()));
+        file.append(&mut content);
+        let body = file.len();
+        file.push(END);
+        let head = Head::read(&file).unwrap().unwrap();
+        assert_eq!(head.field("cluster-slot-states"), Some(text.as_str()));
+        for end in 0..body {
+            assert_eq!(Head::read(&file[..end]).unwrap(), None, "{end}");
+        }
+    }
+
+    /// A shard with all slots on their way has a head of 768 KiB.
+    #[test]
+    fn r215_a_head_that_names_every_slot_is_read() {
+        let mut file = b"VALKEY080\xFA\x13cluster-slot-states\x80".to_vec();
+        let length = 48 << 14;
+        file.extend_from_slice(&u32::to_be_bytes(length));
+        file.resize(file.len() + length as usize, b'x');
+        file.push(END);
+        let (passing, _) = pass(&[&file[..], &[0; CRC_BYTES]].concat(), 1 << 16, b"");
+        let (head, _) = passing.end(&mut |_| Ok(())).unwrap();
+        assert_eq!(head.fields.len(), 1);
+    }
+
     #[test]
     fn other_files_are_refused() {
         for bytes in [
@@ -337,7 +437,10 @@ mod tests {
             b"REDIS0080\xFF",
             b"VALKEY011\xFF",
             b"REDIS0003\xFF",
-            b"REDIS0010\xFA\xC3\x01",
+            b"REDIS0010\xFA\xC4\x01",
+            // A copy from before the beginning, and a string that is shorter than it says.
+            b"REDIS0010\xFA\xC3\x02\x03\x20\x00",
+            b"REDIS0010\xFA\xC3\x02\x03\x00a",
             b"REDIS0010\xFA\x81",
         ] {
             assert!(Head::read(bytes).is_err(), "{bytes:?}");

@@ -34,6 +34,8 @@ const VALKEY: [Greatest; 3] = [((7, 2), 11), ((9, 0), 80), ((9, 2), 81)];
 const FIRST_WITH_DIRECTORY: (u32, u32) = (7, 0);
 /// The first release that is told of its master by `replicaof`.
 const FIRST_WITH_REPLICAOF: (u32, u32) = (5, 0);
+/// The first release of Valkey whose clusters have numbered databases.
+const FIRST_WITH_CLUSTER_DATABASES: (u32, u32) = (9, 0);
 
 /// The family of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +183,11 @@ impl ServerVersion {
     /// Whether it keeps its append-only files in a directory of their own, with a manifest.
     pub fn has_directory(&self) -> bool {
         self.release >= FIRST_WITH_DIRECTORY
+    }
+
+    /// Whether it has a setting of its own for the number of databases in a cluster.
+    pub fn has_cluster_databases(&self) -> bool {
+        self.flavor == Flavor::Valkey && self.release >= FIRST_WITH_CLUSTER_DATABASES
     }
 
     /// The setting that makes it a replica.

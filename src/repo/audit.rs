@@ -10,6 +10,7 @@ use super::scope::is_scope_name;
 use super::{event, json};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::pg::time::TimestampTz;
 use crate::store::{self, Key, Meta, Published, Store, get};
 use crate::text::{hex, unhex_array};
@@ -255,34 +256,56 @@ pub struct Names {
 /// # Errors
 /// `Unsupported` for more than can be checked; those of the store.
 pub fn names(store: &dyn Store) -> Result<Names> {
-    let mut names = Names::default();
+    let most = fault::lowered(NAMES_MAX);
+    let (writers, strange) = writers(store)?;
+    let mut names = Names {
+        strange,
+        ..Names::default()
+    };
     let mut count = 0_usize;
-    for writer in store.list(ROOT)? {
-        let is_writer = writer.is_prefix && is_scope_name(&writer.name);
-        if !is_writer {
-            names.strange.push(format!("{ROOT}/{}", writer.name));
-            continue;
+    for writer in writers {
+        let (numbers, strange) = numbers(store, &writer)?;
+        names.strange.extend(strange);
+        count += numbers.len();
+        if count + names.strange.len() > most {
+            return Err(
+                err!(Unsupported, "the audit log has more than {most} records")
+                    .hint("Shorten [audit] keep, and run \"pitr expire --confirm\"."),
+            );
         }
-        let mut numbers = Numbers::new();
-        for one in store.list(&format!("{ROOT}/{}", writer.name))? {
-            match number(&one.name).filter(|_| !one.is_prefix) {
-                Some(seq) => drop(numbers.insert(seq, one.meta)),
-                None => names
-                    .strange
-                    .push(format!("{ROOT}/{}/{}", writer.name, one.name)),
-            }
-        }
-        count += numbers.len() + names.strange.len();
-        if count > NAMES_MAX {
-            return Err(err!(
-                Unsupported,
-                "the audit log has more than {NAMES_MAX} records"
-            )
-            .hint("Shorten [audit] keep, and run \"pitr expire\"."));
-        }
-        names.chains.insert(writer.name, numbers);
+        names.chains.insert(writer, numbers);
     }
     Ok(names)
+}
+
+/// Lists the writers, and the names beside them that are none.
+///
+/// # Errors
+/// Those of the store.
+pub fn writers(store: &dyn Store) -> Result<(Vec<String>, Vec<String>)> {
+    let (mut writers, mut strange) = (Vec::new(), Vec::new());
+    for writer in store.list(ROOT)? {
+        match writer.is_prefix && is_scope_name(&writer.name) {
+            true => writers.push(writer.name),
+            false => strange.push(format!("{ROOT}/{}", writer.name)),
+        }
+    }
+    Ok((writers, strange))
+}
+
+/// Lists the numbers of one chain, and the names beside them that are none.
+///
+/// # Errors
+/// Those of the store.
+pub fn numbers(store: &dyn Store, writer: &str) -> Result<(Numbers, Vec<String>)> {
+    let (mut numbers, mut strange) = (Numbers::new(), Vec::new());
+    for one in store.list(&format!("{ROOT}/{writer}"))? {
+        match number(&one.name).filter(|_| !one.is_prefix) {
+            Some(seq) => drop(numbers.insert(seq, one.meta)),
+            None => strange.push(format!("{ROOT}/{writer}/{}", one.name)),
+        }
+    }
+    Ok((numbers, strange))
 }
 
 /// A hash of content from its hexadecimal digits.

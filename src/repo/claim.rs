@@ -11,6 +11,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::fault;
 use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::store::Store;
 
@@ -37,6 +38,8 @@ pub struct Claim<'a> {
     standing: String,
     /// In seconds since boot. Signed: a test on a machine that has just been booted renews a claim before that.
     renewed: i64,
+    /// The store's time before that; none where it has no clock, and where nothing is committed under the claim.
+    granted: Option<TimestampTz>,
 }
 
 impl<'a> Claim<'a> {
@@ -60,6 +63,7 @@ impl<'a> Claim<'a> {
             start,
             standing: String::new(),
             renewed: 0,
+            granted: None,
         };
         claim.record(None, HOLDS_SECONDS)?;
         Ok(claim)
@@ -123,9 +127,9 @@ impl<'a> Claim<'a> {
     /// Requires that the claim has never ended: else expire may have deleted what the backup needs. Asked before the root is written.
     ///
     /// # Errors
-    /// `Conflict`.
+    /// `Conflict`; what the store says.
     pub fn check(&self) -> Result<()> {
-        let age = self.age_seconds();
+        let age = self.age_seconds().max(self.age_elsewhere()?);
         if age < HOLDS_SECONDS {
             return Ok(());
         }
@@ -151,6 +155,16 @@ impl<'a> Claim<'a> {
         u64::try_from(age).unwrap_or(0)
     }
 
+    /// The age by the store's clock: a virtual machine that was paused has no clock of its own that tells.
+    fn age_elsewhere(&self) -> Result<u64> {
+        let Some(granted) = self.granted else {
+            return Ok(0);
+        };
+        let age = self.store.clock()?;
+        let age = age.and_then(|now| now.duration_since(granted));
+        Ok(age.map_or(0, |age| age.as_secs()))
+    }
+
     fn record(&mut self, replaced: Option<String>, seconds: u64) -> Result<()> {
         let claim = Event {
             ends: replaced,
@@ -162,14 +176,21 @@ impl<'a> Claim<'a> {
         };
         // From before the write: the store dates the claim while it is written.
         let asked = seconds_since_boot();
+        // A sync looks for the parts before it commits, and a restore goes on without a claim.
+        let granted = match self.purpose {
+            "backup" | "prior" => self.store.clock()?,
+            _ => None,
+        };
         self.standing = self.writer.record(self.store, self.scope, &claim)?;
-        self.renewed = asked;
+        (self.renewed, self.granted) = (asked, granted);
         Ok(())
     }
 
-    /// Whether the claim is so young that no other backup takes its writer for killed.
+    /// Whether the claim is so young that no other backup takes its writer for killed. Where the store's clock
+    /// cannot be asked, that is not known.
     pub fn is_fresh(&self) -> bool {
-        self.age_seconds() < DELETES_SECONDS
+        let elsewhere = self.age_elsewhere();
+        elsewhere.is_ok_and(|age| age.max(self.age_seconds()) < DELETES_SECONDS)
     }
 
     /// Ends the claim of a backup that failed. One of purpose `prior` takes its place: what was stored stays for a day.
@@ -255,5 +276,37 @@ mod tests {
         for result in [claim.check(), claim.keep(), claim.protect_from(1, Lsn(8))] {
             assert_eq!(result.unwrap_err().code(), Code::Conflict);
         }
+    }
+
+    /// A virtual machine that was paused: the clock since boot stood still, and that of the store did not.
+    #[test]
+    fn x48_nothing_is_committed_under_a_claim_that_has_ended_by_the_clock_of_the_store() {
+        let (_dir, store, scope) = crafted::scope();
+        let nonce = std::sync::atomic::AtomicU64::new(1);
+        let clock = || -> TimestampTz { "2026-11-20T06:40:49Z".parse().unwrap() };
+        let random = || nonce.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let id: BackupId = "20261120T064049Z-full".parse().unwrap();
+        let take = |purpose: &'static str| {
+            let writer = Writer::new(&clock, &random);
+            Claim::take((&store, &scope), writer, &id, purpose, None).unwrap()
+        };
+        let paused = Duration::from_secs(HOLDS_SECONDS);
+        for purpose in ["backup", "prior"] {
+            let mut claim = take(purpose);
+            claim.check().unwrap();
+            let granted = claim.granted.unwrap();
+            assert!(claim.is_fresh());
+            let silent = Duration::from_secs(DELETES_SECONDS);
+            claim.granted = Some(granted.saturating_sub(silent));
+            claim.check().unwrap();
+            assert!(!claim.is_fresh(), "what others may take over stays");
+            claim.granted = Some(granted.saturating_sub(paused));
+            claim.keep().unwrap();
+            assert_eq!(claim.check().unwrap_err().code(), Code::Conflict);
+            // A renewal does not hide that, either.
+            claim.renewed = seconds_since_boot() - RENEWAL_SECONDS.cast_signed();
+            assert_eq!(claim.keep().unwrap_err().code(), Code::Conflict);
+        }
+        assert_eq!(take("sync").granted, None);
     }
 }

@@ -346,6 +346,17 @@ pub fn give_access(store: &dyn Store, recipient: &Recipient) -> Result<()> {
     }
 }
 
+/// The version of an object that a store keeps behind its deletion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Nobody can delete it before this time.
+    Until(TimestampTz),
+    /// It is listed.
+    There,
+    /// The store keeps versions, and does not tell whether it is there.
+    Untold,
+}
+
 /// The fate of the object that a recipient opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Withdrawn {
@@ -353,8 +364,8 @@ pub enum Withdrawn {
     Absent,
     /// It is deleted.
     Deleted,
-    /// The store keeps a version of it until then, and does not show it any more.
-    Hidden(TimestampTz),
+    /// The store keeps a version of it, or may, and does not show it any more.
+    Hidden(Version),
 }
 
 /// Takes away what one recipient opens of an epoch.
@@ -373,9 +384,20 @@ pub fn take_away(store: &dyn Store, key: &Key) -> Result<Withdrawn> {
             .hint("Nothing was deleted. It is taken away with pitr unhold."));
     }
     match store.delete(key) {
-        Ok(true) => Ok(Withdrawn::Deleted),
+        // A store that keeps versions tells of its marker behind an absence.
+        Ok(true) => match store.head(key).and_then(|_| store.deleted(key)) {
+            Ok(Some(deleted)) => Ok(match deleted.is_kept {
+                Some(true) => Withdrawn::Hidden(Version::There),
+                Some(false) => Withdrawn::Deleted,
+                None => Withdrawn::Hidden(Version::Untold),
+            }),
+            _ => Ok(Withdrawn::Deleted),
+        },
         Ok(false) => Ok(Withdrawn::Absent),
-        Err(e) if e.code() == Code::Locked => store.hide(key)?.map(Withdrawn::Hidden).ok_or(e),
+        Err(e) if e.code() == Code::Locked => match store.hide(key)? {
+            Some(until) => Ok(Withdrawn::Hidden(Version::Until(until))),
+            None => Err(e),
+        },
         Err(e) => Err(e),
     }
 }
@@ -575,21 +597,43 @@ pub fn passphrase(from: &Encryption) -> Result<Zeroizing<Vec<u8>>> {
         let text = from.passphrase.as_ref().map(config::Secret::expose);
         Zeroizing::new(text.unwrap_or_default().as_bytes().to_vec())
     };
-    while text.last().is_some_and(|b| *b == b'\n' || *b == b'\r') {
-        text.pop();
-    }
+    trim_end(&mut text);
     match text.is_empty() {
         true => Err(err!(Key, "the passphrase is empty")),
         false => Ok(text),
     }
 }
 
+/// The end of a line is no part of a passphrase.
+fn trim_end(text: &mut Vec<u8>) {
+    while text.last().is_some_and(|b| *b == b'\n' || *b == b'\r') {
+        text.pop();
+    }
+}
+
+/// Greatest length of a passphrase that is read from a descriptor, without the end of its line.
+const DESCRIPTOR_LIMIT_BYTES: usize = 4096;
+/// So many more are read: the end of the line, and a byte that tells of more.
+const DESCRIPTOR_MORE_BYTES: usize = 3;
+
 fn read_descriptor(number: i32) -> Result<Zeroizing<Vec<u8>>> {
     let failed = |e| err!(Key, "could not read a passphrase from descriptor {number}").source(e);
     let file = File::open(format!("/proc/self/fd/{number}")).map_err(failed)?;
-    let mut text = Zeroizing::new(Vec::with_capacity(4096));
-    file.take(4096).read_to_end(&mut text).map_err(failed)?;
-    Ok(text)
+    let most = DESCRIPTOR_LIMIT_BYTES + DESCRIPTOR_MORE_BYTES;
+    let mut text = Zeroizing::new(Vec::with_capacity(most));
+    file.take(most as u64)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
+    trim_end(&mut text);
+    // A part of it would open nothing, or only what was made with that part.
+    match text.len() > DESCRIPTOR_LIMIT_BYTES {
+        true => Err(err!(
+            Key,
+            "the passphrase of descriptor {number} has more than {DESCRIPTOR_LIMIT_BYTES} bytes"
+        )
+        .hint("Name a file with it: passphrase_file. Older versions took the first 4096 bytes alone: what was encrypted by them opens with those.")),
+        false => Ok(text),
+    }
 }
 
 /// Reads a file that holds a secret, and that nobody else may read.
@@ -750,4 +794,31 @@ pub(super) fn pretty(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>> {
     let mut text = serde_json::to_vec_pretty(value).map_err(failed)?;
     text.push(b'\n');
     Ok(Zeroizing::new(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    #[test]
+    fn a_passphrase_of_a_descriptor_is_read_whole_or_refused() {
+        let read = |bytes: usize, end: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let mut text = vec![b'x'; bytes];
+            text.extend_from_slice(end.as_bytes());
+            std::fs::write(file.path(), text).unwrap();
+            read_descriptor(file.as_file().as_raw_fd()).map(|text| text.len())
+        };
+        for end in ["", "\n", "\r\n"] {
+            let whole = read(DESCRIPTOR_LIMIT_BYTES, end).unwrap();
+            assert_eq!(whole, DESCRIPTOR_LIMIT_BYTES, "{end:?}");
+        }
+        for (bytes, end) in [(1, ""), (1, "\n"), (0, "\nx"), (0, "\r\nx"), (99, "\r\n")] {
+            let refused = read(DESCRIPTOR_LIMIT_BYTES + bytes, end).unwrap_err();
+            assert_eq!(refused.code(), Code::Key);
+            assert!(refused.to_string().contains("4096 bytes"), "{refused}");
+        }
+    }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -124,6 +124,8 @@ pub struct LeftOut {
 /// The places for the paths of a snapshot.
 pub struct Destination {
     data: Arc<Tree>,
+    /// The directory pg_wal, which may be a filesystem of its own; opened before the first write that is not synced by itself.
+    wal: Option<OwnedFd>,
     tablespaces: BTreeMap<u32, PlaceOfTablespace>,
     owner: Option<Owner>,
     /// Those that are open, the one used last in front.
@@ -159,7 +161,12 @@ impl Destination {
     /// # Errors
     /// Those of [`Tree::make`].
     pub(super) fn make(target: &Target, data: Tree, group: bool) -> Result<Destination> {
-        Destination::of(target, data, |path| Tree::make(path, target.owner, group))
+        let wal = data.directory(b"pg_wal")?;
+        let make = |path: &Path| Tree::make(path, target.owner, group);
+        Ok(Destination {
+            wal: Some(wal),
+            ..Destination::of(target, data, make)?
+        })
     }
 
     /// The directories that an earlier run has made.
@@ -185,6 +192,7 @@ impl Destination {
         });
         Ok(Destination {
             data: Arc::new(data),
+            wal: None,
             tablespaces: placed.collect::<Result<_>>()?,
             owner: target.owner,
             open: Mutex::default(),
@@ -194,6 +202,11 @@ impl Destination {
     /// The data directory.
     pub fn data(&self) -> &Tree {
         &self.data
+    }
+
+    /// The directory pg_wal, where it was opened before it was written to.
+    pub fn wal(&self) -> Option<BorrowedFd<'_>> {
+        self.wal.as_ref().map(AsFd::as_fd)
     }
 
     /// The data directory and all tablespaces.
@@ -482,9 +495,9 @@ impl Survey {
             .any(|&oid| oid != 0 && !is_placed(oid))
     }
 
-    /// The need of a restore to `target`: tablespaces in place count with the data directory, and so do `wal_bytes`.
+    /// The need of a restore to `target`: tablespaces in place count with the data directory.
     pub fn need_of(&self, target: &Target, wal_bytes: u64) -> Need {
-        let mut need = Need::default();
+        let mut need = Need::of_wal(wal_bytes);
         let is_placed = |oid: u32| target.tablespaces.iter().any(|t| t.oid == oid);
         for (from, to) in [
             (&self.need.bytes, &mut need.bytes),
@@ -495,7 +508,6 @@ impl Survey {
                 *to.entry(oid).or_default() += n;
             }
         }
-        *need.bytes.entry(0).or_default() += wal_bytes;
         need
     }
 }
@@ -1010,6 +1022,7 @@ mod tests {
         std::fs::create_dir(&data).unwrap();
         let destination = Destination {
             data: Arc::new(Tree::open(&data, None).unwrap()),
+            wal: None,
             tablespaces: BTreeMap::new(),
             owner: None,
             open: Mutex::default(),

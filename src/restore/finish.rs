@@ -382,7 +382,21 @@ pub fn sync(destination: &Destination) -> Result<()> {
         let parent = tree.path().parent().unwrap_or(tree.path());
         durable::sync_directory_at(parent).map_err(failed)?;
     }
-    Ok(())
+    sync_wal(destination, &synced)
+}
+
+/// Makes pg_wal durable where it is a filesystem of its own, which has the record and the guard.
+fn sync_wal(destination: &Destination, synced: &BTreeSet<u64>) -> Result<()> {
+    let failed = |e| write_error("pg_wal", e);
+    let (own, _) = destination.data().device_and_inode()?;
+    let Some(wal) = destination.wal() else {
+        return Ok(());
+    };
+    let device = rustix::fs::fstat(wal).map_err(|e| failed(e.into()))?.st_dev;
+    match device == own || synced.contains(&device) {
+        true => Ok(()),
+        false => sync_whole(wal).map_err(failed),
+    }
 }
 
 /// Makes everything beneath a directory durable: its filesystem at once where that is sound, else file by file.

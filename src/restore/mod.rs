@@ -155,10 +155,11 @@ pub fn survey(
         .map_or(WAL_KEPT_BYTES, |p| p.bytes_to_replay);
     let wal = replayed.min(WAL_KEPT_BYTES) + SEGMENTS_BESIDES * segment;
     let need = match is_hollow {
-        true => Need::of_data_directory(wal),
+        true => Need::of_wal(wal),
         false => survey.need_of(target, wal),
     };
-    target_dir::check_space(target, &need)?;
+    let version = extract::version_of(snapshot.naming());
+    target_dir::check_space(target, &need, &version)?;
     Ok(survey)
 }
 
@@ -245,7 +246,7 @@ fn copy_all(
         source.snapshot()
     })?;
     let mut snapshot = snapshot.spooling(&host.scratch);
-    if matches!(target.found, Found::Data { .. }) {
+    if target.is_whole_cluster() {
         snapshot.look_up_in_order();
         ticking(tick, || in_place::check(target, &snapshot, &host.stop))?;
     }

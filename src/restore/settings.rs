@@ -136,10 +136,8 @@ pub fn complete(
     if is_partial {
         add("ignore_invalid_pages", "on");
     }
-    let delay = brought.value("recovery_min_apply_delay");
-    if delay.is_some_and(|v| v != "0") {
-        add("recovery_min_apply_delay", "0");
-    }
+    // A configuration outside of the data directory, which is not seen here, may have it.
+    add("recovery_min_apply_delay", "0");
     if !is_adopted {
         add(ARCHIVE_MODE, "off");
     }
@@ -290,6 +288,14 @@ mod tests {
         );
         complete(&mut adopted, (true, true), &brought);
         assert!(of_restore(&adopted).until_adopted.is_empty());
+    }
+
+    #[test]
+    fn r207_recovery_is_never_held_back_by_the_delay_of_another_host() {
+        let mut wanted = BTreeMap::new();
+        complete(&mut wanted, (false, false), &Brought::default());
+        let delay = wanted.get("recovery_min_apply_delay");
+        assert_eq!(delay.map(String::as_str), Some("0"));
     }
 
     #[test]

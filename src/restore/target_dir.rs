@@ -211,8 +211,17 @@ pub struct Target {
     pub owner: Option<Owner>,
     /// The state that was found.
     pub found: Found,
+    /// BLAKE3 of pg_control where an unfinished restore in place has not taken it away yet: servers may have run since.
+    pub untaken: Option<blake3::Hash>,
     /// The name that pg_control gets in the end: [`CLOSED`] where the cluster has yet to take another one's place.
     pub control: &'static str,
+}
+
+impl Target {
+    /// Whether a server can start on the cluster that is restored in place, so that nothing of it is changed yet.
+    pub fn is_whole_cluster(&self) -> bool {
+        matches!(self.found, Found::Data { .. }) || self.untaken.is_some()
+    }
 }
 
 /// Space that a restore takes.
@@ -222,14 +231,16 @@ pub struct Need {
     pub bytes: BTreeMap<u32, u64>,
     /// Files and directories, likewise.
     pub files: BTreeMap<u32, u64>,
+    /// Bytes in pg_wal, which may be a filesystem of its own.
+    pub wal_bytes: u64,
 }
 
 impl Need {
-    /// So many bytes in the data directory, and nothing else.
-    pub fn of_data_directory(bytes: u64) -> Need {
+    /// So many bytes in pg_wal, and nothing else.
+    pub fn of_wal(wal_bytes: u64) -> Need {
         Need {
-            bytes: BTreeMap::from([(0, bytes)]),
-            files: BTreeMap::new(),
+            wal_bytes,
+            ..Need::default()
         }
     }
 }
@@ -243,12 +254,14 @@ pub fn look(wanted: &Wanted<'_>) -> Result<Target> {
     check_not_special(&data, wanted)?;
     check_not_inside_another(&data)?;
     let found = inspect(&data, wanted.delta, wanted.replaces.is_some())?;
+    let untaken = untaken(&data, wanted.delta, &found)?;
     let owner = check_rights(&data)?;
     Ok(Target {
         data,
         tablespaces: Vec::new(),
         owner,
         found,
+        untaken,
         control: wanted.replaces.map_or(CONTROL, |_| CLOSED),
     })
 }
@@ -271,7 +284,8 @@ pub fn place(target: Target, wanted: &Wanted<'_>, tablespaces: &[Tablespace]) ->
 /// `Refused`; those of [`look`].
 pub fn check_as_found(target: &Target, delta: bool) -> Result<()> {
     let found = inspect(&target.data, delta, target.control == CLOSED)?;
-    if found != target.found {
+    let untaken = untaken(&target.data, delta, &found)?;
+    if found != target.found || untaken != target.untaken {
         return Err(err!(
             Refused,
             "directory \"{}\" has changed since the restore was planned",
@@ -279,12 +293,19 @@ pub fn check_as_found(target: &Target, delta: bool) -> Result<()> {
         )
         .hint("Nothing was changed. Look who uses it, then run the same command again."));
     }
-    // A run that was killed before it took pg_control away left a directory in which servers may have run since.
-    let is_whole = || std::fs::symlink_metadata(target.data.join(CONTROL)).is_ok();
-    match delta && matches!(found, Found::Unfinished(_)) && is_whole() {
-        true => in_place(&target.data).map(|_| ()),
-        false => Ok(()),
+    match untaken {
+        Some(_) => in_place(&target.data).map(|_| ()),
+        None => Ok(()),
     }
+}
+
+/// BLAKE3 of pg_control where a restore in place was killed before it took that away.
+fn untaken(data: &Path, delta: bool, found: &Found) -> Result<Option<blake3::Hash>> {
+    if !delta || !matches!(found, Found::Unfinished(_)) {
+        return Ok(None);
+    }
+    let control = read_limited(&data.join(CONTROL))?;
+    Ok(control.map(|bytes| blake3::hash(&bytes)))
 }
 
 /// The place without links: of a directory that does not exist yet, its parent's.
@@ -854,34 +875,53 @@ pub(super) fn is_linked_from(data: &Path, tablespace: &Path) -> bool {
     places.any(|link| link.path().canonicalize().is_ok_and(|at| at == tablespace))
 }
 
-/// Requires that each filesystem has room for what comes to it; what an unfinished restore has there already counts as room.
+/// Requires that each filesystem has room for what comes to it. Files that an unfinished restore, or a cluster that is restored in place, has there count as room:
+/// in a tablespace those below the directory of the server's `version`.
 ///
 /// # Errors
 /// `Refused` with the numbers.
-pub fn check_space(target: &Target, need: &Need) -> Result<()> {
+pub fn check_space(target: &Target, need: &Need, version: &str) -> Result<()> {
     struct Demand {
         place: PathBuf,
         bytes: u64,
         files: u64,
     }
     let mut demands: BTreeMap<u64, Demand> = BTreeMap::new();
+    let wal = target.data.join("pg_wal");
+    let wal_device = std::fs::symlink_metadata(&wal).ok().map(|meta| meta.dev());
+    let mut wal_bytes = need.wal_bytes;
     let tablespaces = target.tablespaces.iter().map(|t| (t.oid, t.real.as_path()));
     for (oid, path) in std::iter::once((0, target.data.as_path())).chain(tablespaces) {
-        let (there_bytes, there_files) = match target.found {
-            Found::Empty => (0, 0),
-            _ => allocated(path),
-        };
         let existing = path.ancestors().find(|p| p.exists()).unwrap_or(path);
         let failed = |e| Error::from_io(format!("look at \"{}\"", existing.display()), e);
         let device = std::fs::metadata(existing).map_err(failed)?.dev();
+        let is_with_wal = oid == 0 && wal_device.is_none_or(|one| one == device);
+        let with_it = match is_with_wal {
+            true => std::mem::take(&mut wal_bytes),
+            false => 0,
+        };
+        let (there_bytes, there_files) = match (&target.found, oid) {
+            (Found::Empty, _) => (0, 0),
+            (_, 0) => allocated(path, device),
+            _ => allocated(&path.join(version), device),
+        };
         let demand = demands.entry(device).or_insert(Demand {
             place: existing.to_owned(),
             bytes: 0,
             files: 0,
         });
         let of = |map: &BTreeMap<u32, u64>| map.get(&oid).copied().unwrap_or(0);
-        demand.bytes += of(&need.bytes).saturating_sub(there_bytes);
+        demand.bytes += (of(&need.bytes) + with_it).saturating_sub(there_bytes);
         demand.files += of(&need.files).saturating_sub(there_files);
+    }
+    if let Some(device) = wal_device.filter(|_| wal_bytes > 0) {
+        let (there, _) = allocated(&wal, device);
+        let demand = demands.entry(device).or_insert(Demand {
+            place: wal,
+            bytes: 0,
+            files: 0,
+        });
+        demand.bytes += wal_bytes.saturating_sub(there);
     }
     for demand in demands.values() {
         let shown = demand.place.display();
@@ -911,10 +951,14 @@ pub fn check_space(target: &Target, need: &Need) -> Result<()> {
     Ok(())
 }
 
-/// Bytes and files below a directory that belong to it alone; what cannot be read counts as nothing.
-fn allocated(path: &Path) -> (u64, u64) {
+/// Bytes and files below a directory that belong to it alone, on the filesystem of this device; what cannot be read counts as nothing.
+fn allocated(path: &Path, device: u64) -> (u64, u64) {
     let (mut bytes, mut files) = (0, 0);
-    let mut todo = vec![path.to_owned()];
+    let is_there = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.dev() == device);
+    let mut todo = match is_there {
+        true => vec![path.to_owned()],
+        false => Vec::new(),
+    };
     while let Some(directory) = todo.pop() {
         let entries = std::fs::read_dir(&directory)
             .into_iter()
@@ -923,6 +967,10 @@ fn allocated(path: &Path) -> (u64, u64) {
         for entry in entries {
             // Links, to tablespaces for one, are not followed.
             let Ok(meta) = entry.metadata() else { continue };
+            // Nothing is removed of what is mounted there.
+            if meta.dev() != device {
+                continue;
+            }
             files += 1;
             bytes += meta.blocks() * 512;
             if meta.is_dir() {
@@ -1096,14 +1144,75 @@ pub(super) mod tests {
         let target = look(&wanted(&dir.path().join("new"))).unwrap();
         let mut need = Need::default();
         need.bytes.insert(0, 1 << 20);
-        check_space(&target, &need).unwrap();
+        check_space(&target, &need, "").unwrap();
         need.bytes.insert(0, 1 << 60);
-        let e = check_space(&target, &need).unwrap_err();
+        let e = check_space(&target, &need, "").unwrap_err();
         assert_eq!(e.code(), Code::Refused);
         assert!(
             e.to_string()
                 .contains("1152921504606846976 bytes are needed")
         );
+    }
+
+    #[test]
+    fn r206_only_files_of_the_cluster_count_as_room() {
+        let dir = directory();
+        let version = "PG_17_202406281";
+        let place = dir.path().join("space");
+        for other in ["PG_16_202307071", "pitr-replaced-20260101T000000Z"] {
+            let other = made(&place.join(other)).join("1");
+            std::fs::write(other, vec![1u8; 3 << 20]).unwrap();
+        }
+        let mut target = look(&wanted(&dir.path().join("new"))).unwrap();
+        target.found = Found::Unfinished(Vec::new());
+        target.tablespaces = vec![PlacedTablespace {
+            oid: 16385,
+            original: place.clone(),
+            path: place.clone(),
+            real: place.clone(),
+        }];
+        // No filesystem has the rest.
+        let bytes = 1 << 60;
+        let need = Need {
+            bytes: BTreeMap::from([(16385, bytes)]),
+            ..Need::default()
+        };
+        let said = || {
+            check_space(&target, &need, version)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(said().contains(&format!("{bytes} bytes are needed")));
+        let own = made(&place.join(version)).join("1");
+        std::fs::write(own, vec![1u8; 3 << 20]).unwrap();
+        let device = dir.path().metadata().unwrap().dev();
+        let there = || allocated(&place.join(version), device);
+        // A filesystem may give the file its blocks later.
+        let (before, said, after) = (there(), said(), there());
+        assert!(before.0 > 0 && before.1 == 1, "{before:?}");
+        let is_said =
+            |(there, _): (u64, u64)| said.contains(&format!("{} bytes are needed", bytes - there));
+        assert!(is_said(before) || is_said(after), "{said}");
+        assert_eq!(allocated(&place, u64::MAX), (0, 0));
+    }
+
+    #[test]
+    fn r206_wal_counts_with_the_data_where_pg_wal_is_no_filesystem_of_its_own() {
+        let dir = directory();
+        let mut target = look(&wanted(&dir.path().join("new"))).unwrap();
+        let need = Need {
+            bytes: BTreeMap::from([(0, 1 << 60)]),
+            ..Need::of_wal(7)
+        };
+        let wanted = format!("{} bytes are needed", (1u64 << 60) + 7);
+        let said = |target: &Target| check_space(target, &need, "").unwrap_err().to_string();
+        assert!(said(&target).contains(&wanted));
+        made(&made(&target.data).join("pg_wal"));
+        assert!(said(&target).contains(&wanted));
+        // Files that are there count once.
+        std::fs::write(target.data.join("pg_wal/1"), vec![1u8; 3 << 20]).unwrap();
+        target.found = Found::Unfinished(Vec::new());
+        assert!(!said(&target).contains(&wanted));
     }
 
     #[test]

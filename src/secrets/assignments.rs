@@ -10,6 +10,10 @@ use super::{Finds, begins_with_any, has_any, is_made_of, lines};
 
 /// A value in quotes goes on over lines, at most so far.
 const QUOTED_LIMIT_BYTES: usize = 64 << 10;
+/// A value in braces goes on within its line, at most so far.
+const BRACES_LIMIT_BYTES: usize = 4 << 10;
+/// A quote around a name and its value is looked for so far, where others stand behind backslashes.
+const AROUND_LIMIT_BYTES: usize = 16 << 10;
 
 /// Options behind words tell that these are a command.
 const OPTIONS: &[&str] = &[" -"];
@@ -37,6 +41,7 @@ pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
             line,
             quotes: &mut quotes,
             is_define: line.contains("define("),
+            is_conninfo: has_any(line, &["host=", "dbname=", "user=", "port="]),
             is_jaas,
         };
         skip_to = skip_to.max(scanner.line(skip_to.saturating_sub(at)));
@@ -139,6 +144,8 @@ struct Scanner<'s, 't> {
     query: usize,
     /// The line defines constants: `define('NAME', 'value')`.
     is_define: bool,
+    /// The line holds settings of a connection: `host=… password=…`.
+    is_conninfo: bool,
     /// The file has users of Java's modules: `user_name="password"`.
     is_jaas: bool,
 }
@@ -370,7 +377,8 @@ impl<'t> Scanner<'_, 't> {
         if matches!(opens, b'"' | b'\'') && !is_quoted {
             // The quotes are around name and value.
             let rest = self.slice(value..self.line.len());
-            if let Some(length) = unescaped(rest, opens).or_else(|| rest.find(char::from(opens))) {
+            let near = super::beginning(rest, AROUND_LIMIT_BYTES);
+            if let Some(length) = unescaped(near, opens).or_else(|| rest.find(char::from(opens))) {
                 let whole = self.slice(value..value + length);
                 let before = self.slice(0..word.start.saturating_sub(1));
                 let length = match leads_to_command(before) {
@@ -385,7 +393,7 @@ impl<'t> Scanner<'_, 't> {
             && value > spaced + 1
             && verdict == Verdict::Password
             && sep == b':'
-            && !self.is_conninfo();
+            && !self.is_conninfo;
         if is_remark && !matches!(self.byte(value), b'"' | b'\'') {
             return self.take(name, value..self.line.len());
         }
@@ -446,7 +454,7 @@ impl<'t> Scanner<'_, 't> {
         if verdict < Verdict::Strong || value >= self.line.len() {
             return false;
         }
-        let rest = self.slice(value..self.line.len()).trim_end();
+        let rest = self.slice(value..self.line.len());
         // A line of PAM.
         if PAM.iter().any(|control| rest.starts_with(control)) {
             return false;
@@ -469,20 +477,25 @@ impl<'t> Scanner<'_, 't> {
                 "poll ",
             ],
         );
-        let is_single = !rest.trim_end_matches(';').contains(char::is_whitespace)
-            || rest.starts_with(['"', '\'']);
+        // All of the line is looked at for its first word alone.
+        let is_single = || {
+            let rest = rest.trim_end();
+            !rest.trim_end_matches(';').contains(char::is_whitespace)
+                || rest.starts_with(['"', '\''])
+        };
+        let is_no_word = || {
+            let rest = rest.trim_end();
+            rest.len() >= 6 && rest.bytes().any(|b| !b.is_ascii_alphabetic())
+        };
         match self.format {
             Format::Netrc => true,
             Format::Spaced | Format::Redis => {
-                (is_first && is_single)
+                (is_first && is_single())
                     || (is_login && is_login_line)
                     || name.eq_ignore_ascii_case("authorization")
             }
             Format::Other => {
-                (is_first
-                    && is_single
-                    && (name.contains(['.', '_', '-'])
-                        || rest.len() >= 6 && rest.bytes().any(|b| !b.is_ascii_alphabetic())))
+                (is_first && is_single() && (name.contains(['.', '_', '-']) || is_no_word()))
                     || (is_login && is_login_line)
             }
             Format::Env
@@ -515,7 +528,7 @@ impl<'t> Scanner<'_, 't> {
             return self.take(name, at + skip..at + skip + length);
         }
         if rest.starts_with("${{")
-            && let Some(end) = rest.find("}}")
+            && let Some(end) = super::beginning(rest, BRACES_LIMIT_BYTES).find("}}")
         {
             return self.take(name, at..at + end + 2);
         }
@@ -575,7 +588,7 @@ impl<'t> Scanner<'_, 't> {
         // A value of a connection may be in braces.
         if let Some(inner) = rest.strip_prefix('{')
             && self.slice(0..at).ends_with('=')
-            && let Some(length) = inner.find('}')
+            && let Some(length) = super::beginning(inner, BRACES_LIMIT_BYTES).find('}')
             && inner
                 .get(length + 1..)
                 .is_some_and(|b| b.is_empty() || b.starts_with([';', '"', '\'']))
@@ -587,7 +600,8 @@ impl<'t> Scanner<'_, 't> {
             return self.take(name, at..at + length + 2);
         }
         // The value is on the next line.
-        if rest.trim_end() == "\\" {
+        let is_continued = |tail: &str| tail.trim_start().is_empty();
+        if rest.strip_prefix('\\').is_some_and(is_continued) {
             let next = self.at + line_end;
             let text = self.finds.text.get(next..).unwrap_or_default();
             let line = text.trim_start_matches(['\r', '\n']);
@@ -598,7 +612,7 @@ impl<'t> Scanner<'_, 't> {
         }
         // A word in braces is one of Tcl.
         let is_tcl = self.line.trim_start().starts_with("set ") && quote == b'{';
-        if is_tcl && let Some(length) = rest.find('}') {
+        if is_tcl && let Some(length) = super::beginning(rest, BRACES_LIMIT_BYTES).find('}') {
             return self.take(name, at + 1..at + length);
         }
         let is_flow = matches!(quote, b'{' | b'[' | b'|' | b'>')
@@ -611,7 +625,7 @@ impl<'t> Scanner<'_, 't> {
         let mut end = at;
         let is_whole = is_line
             && !matches!(self.format, Format::Yaml | Format::Json | Format::Netrc)
-            && !self.is_conninfo();
+            && !self.is_conninfo;
         let group = group_length(rest);
         if is_whole && rest.as_bytes().get(group) == Some(&b' ') && group > 0 {
             return self.take(name, at..at + group);
@@ -806,11 +820,6 @@ impl<'t> Scanner<'_, 't> {
             }
             _ => false,
         }
-    }
-
-    /// Whether the line holds settings of a connection: `host=… password=…`.
-    fn is_conninfo(&self) -> bool {
-        has_any(self.line, &["host=", "dbname=", "user=", "port="])
     }
 
     /// A value in three quotes, over lines.
@@ -1010,6 +1019,8 @@ fn is_getter(name: &str) -> bool {
 
 /// Whether a text ends as `&amp` does.
 fn ends_entity(text: &str) -> bool {
+    // No name is as long as what is looked at.
+    let text = super::ending(text);
     let name = text.rsplit('&').next().unwrap_or_default();
     name.len() < text.len()
         && matches!(

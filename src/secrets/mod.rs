@@ -119,6 +119,10 @@ impl Overrides {
     /// Whether the value of a key is a secret, and by which rule.
     fn rule(&self, key: &str, value: &str) -> Option<Rule> {
         let (verdict, rule) = self.judge(key);
+        // The operator has the last word.
+        if rule == Rule::Configured {
+            return (!value.trim().is_empty()).then_some(rule);
+        }
         if rule == Rule::Key && verdict != Verdict::Plain {
             let number = value.trim();
             let is_small = number.len() <= 3 && number.bytes().all(|b| b.is_ascii_digit());
@@ -130,7 +134,11 @@ impl Overrides {
                 return Some(rule);
             }
         }
-        values::is_secret(verdict, value).then_some(rule)
+        // A date of birth is a password, too.
+        let is_date = verdict == Verdict::Password
+            && names::is_password(key)
+            && values::is_version_or_time(value.trim());
+        (is_date || values::is_secret(verdict, value)).then_some(rule)
     }
 }
 

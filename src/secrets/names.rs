@@ -356,7 +356,9 @@ pub fn judge(key: &str) -> Verdict {
         return Verdict::Plain;
     }
     let is_first_about = words.first().is_some_and(|first| has(FIRST_ABOUT, first));
-    if verdict > Verdict::Unknown && words.len() > 1 && is_first_about {
+    // The name of a secret ends so: it may begin with what it is for, as the one of a page for forgotten passwords.
+    let is_of_secret = words.len() > 2 && matches!(last, "password" | "secret" | "token" | "key");
+    if verdict > Verdict::Unknown && words.len() > 1 && is_first_about && !is_of_secret {
         return Verdict::Plain;
     }
     // A word of its own, such as dsn, is not about anything.
@@ -372,6 +374,12 @@ pub fn judge(key: &str) -> Verdict {
         }
         verdict => verdict,
     }
+}
+
+/// Whether a name ends in a password, and is none of a package, which has hyphens.
+pub(super) fn is_password(key: &str) -> bool {
+    let words = words(key);
+    !key.contains('-') && words.last().is_some_and(|word| is_password_word(word))
 }
 
 /// Whether a text fits a pattern in which `*` stands for anything.
@@ -409,12 +417,12 @@ mod tests {
             (
                 Verdict::Password,
                 "password DB_PASSWORD PGPASSWORD MYSQL_PWD MAIL_PASS requirepass dbPassword sslpassword ldapbindpasswd auth-pass smtp.pass password_hash \
-                 keyPassphrase rootpw_pw Kennwort mdp POSTGRES_PASSWORD insecure-password",
+                 keyPassphrase rootpw_pw Kennwort mdp POSTGRES_PASSWORD insecure-password FORGOT_PASSWORD_SECRET",
             ),
             (
                 Verdict::Strong,
                 "API_KEY apiKey STRIPE_SECRET_KEY aws_secret_access_key token GITHUB_TOKEN accessToken DSN SENTRY_DSN private_key PrivateKey client-key-data \
-                 connectionString WEBHOOK secretKeyBase clientSecret masterauth SLACK_WEBHOOK PresharedKey AccountKey _authToken jwtKey snmp_community clear-text PublicLinkSalt wep_key0",
+                 connectionString WEBHOOK secretKeyBase clientSecret masterauth SLACK_WEBHOOK PresharedKey AccountKey _authToken jwtKey snmp_community clear-text PublicLinkSalt wep_key0 maxMindLicenseKey REQUIRE_JWT_SECRET",
             ),
             (
                 Verdict::Weak,
@@ -424,7 +432,8 @@ mod tests {
                 Verdict::Plain,
                 "PASSWORD_FILE password_encryption TOKEN_TTL SECRET_NAME public_key PublicKey primary_key cache_key CLIENT_ID image git_commit auth_basic \
                  PasswordAuthentication ssl_key_file auth_type no-password WEBHOOK_URL host DB_HOST password_min_length tokenEndpoint secret_name AWS_ACCESS_KEY_ID checksum/secret \
-                 existingSecret SSH_ASKPASS PASSWORD_HASHER password_strength recaptchaSiteKey traceparent",
+                 existingSecret SSH_ASKPASS PASSWORD_HASHER password_strength recaptchaSiteKey traceparent \
+                 forgot_password require_token maxTokens max_password_age",
             ),
             (
                 Verdict::Unknown,

@@ -281,13 +281,11 @@ fn anywhere(finds: &mut Finds<'_>, words: &[Word<'_>]) {
 /// `secret "text";` of any name that says so.
 fn named(finds: &mut Finds<'_>, words: &[Word<'_>]) {
     let is_block = words.iter().any(|word| word.text == "{");
-    let is_last = |value: &Word<'_>| {
-        let next = words.iter().find(|word| word.at > value.at);
-        !value.text.starts_with(['{', '}', '=', ':'])
-            && next.is_some_and(|next| next.text.starts_with('}'))
-    };
-    for pair in words.windows(2) {
+    for (i, pair) in words.windows(2).enumerate() {
         let [name, value] = pair else { continue };
+        let next = words.get(i + 2);
+        let is_last = !value.text.starts_with(['{', '}', '=', ':'])
+            && next.is_some_and(|next| next.text.starts_with('}'));
         let text = value.text.trim_end_matches(';');
         let quoted = text
             .strip_prefix('"')
@@ -299,7 +297,7 @@ fn named(finds: &mut Finds<'_>, words: &[Word<'_>]) {
                 finds.judge(name.text, value.at..value.at + value.text.len());
             } else if let Some(quoted) = quoted {
                 finds.judge(name.text, value.at + 1..value.at + 1 + quoted.len());
-            } else if is_block && (value.text.len() > text.len() || is_last(value)) {
+            } else if is_block && (value.text.len() > text.len() || is_last) {
                 finds.judge(name.text, value.at..value.at + text.len());
             }
         }

@@ -499,7 +499,7 @@ pub fn is_algorithm(token: &str) -> bool {
 }
 
 /// Whether it is a version of three numbers, or a time as in RFC 3339.
-fn is_version_or_time(value: &str) -> bool {
+pub(super) fn is_version_or_time(value: &str) -> bool {
     let version = value.trim_start_matches(['~', '^', '=']);
     let mut parts = version.split('.');
     let is_numbers = |p: &str| (1..=4).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_digit());

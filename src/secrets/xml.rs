@@ -33,12 +33,16 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
     }
     let mut open: Vec<Element<'_>> = Vec::new();
     let mut at = 0;
+    let mut ends_data = true;
     while let Some(next) = text.get(at..).and_then(|rest| rest.find('<')) {
         let start = at + next;
         at = start + 1;
         let rest = text.get(at..).unwrap_or_default();
         if let Some(data) = rest.strip_prefix("![CDATA[") {
-            at += data.find("]]>").unwrap_or(0);
+            // None ends here, so no later one does.
+            let end = if ends_data { data.find("]]>") } else { None };
+            ends_data = end.is_some();
+            at += end.unwrap_or(0);
             continue;
         }
         if !rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/') {

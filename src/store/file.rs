@@ -289,12 +289,15 @@ impl Store for FileStore {
             rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)
                 .map_err(|e| self.error("open object", key.as_str(), e.into()))?;
         }
-        let parent = self
-            .resolve(
-                key.parent().unwrap_or(""),
-                OFlags::RDONLY | OFlags::DIRECTORY,
-            )
-            .map_err(|e| self.error("open object", key.as_str(), e.into()))?;
+        let parent = match self.resolve(
+            key.parent().unwrap_or(""),
+            OFlags::RDONLY | OFlags::DIRECTORY,
+        ) {
+            Ok(parent) => parent,
+            // It was removed since, and its directory with it.
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(self.error("open object", key.as_str(), e.into())),
+        };
         Ok(Some(Box::new(FileObject {
             file,
             parent,

@@ -44,6 +44,22 @@ pub use crate::durable::Published;
 /// The name of the object by which a repository is known.
 pub const MARKER: &str = "pitr.json";
 
+/// No folder has more names, and no place more that is irregular: a server that names more is not listened to any longer.
+#[cfg(feature = "program")]
+const NAMES_MAX: usize = 1_000_000;
+/// A chain of the audit log may have more records than a check of it takes: it must be listed to become shorter.
+#[cfg(feature = "program")]
+const RECORDS_MAX: usize = 4_000_000;
+
+/// Names that a listing of a folder may have.
+#[cfg(feature = "program")]
+fn names_max(folder: &str) -> usize {
+    match folder.starts_with("audit/") {
+        true => RECORDS_MAX,
+        false => NAMES_MAX,
+    }
+}
+
 /// A relative object key of checked grammar: `A-Z a-z 0-9 . _ -` in parts of 1–200 bytes separated by `/`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(String);
@@ -393,11 +409,11 @@ pub trait Store: Send + Sync {
     }
 
     /// Extends the locks of an object, or of all below a folder, where less than half of the configured period is left; returns how many. Nothing
-    /// where no lock is configured.
+    /// where no lock is configured. `tick` is called again and again meanwhile.
     ///
     /// # Errors
-    /// `Denied` for an account that may not; what the store says.
-    fn extend_locks(&self, _place: &str) -> Result<u64> {
+    /// `Denied` for an account that may not; those of `tick`; what the store says.
+    fn extend_locks(&self, _place: &str, _tick: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
         Ok(0)
     }
 
@@ -499,7 +515,8 @@ macro_rules! pass_on {
             fn is_held(&self, key: &$crate::store::Key) -> $crate::error::Result<bool>;
             fn hide(&self, key: &$crate::store::Key)
                 -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>>;
-            fn extend_locks(&self, place: &str) -> $crate::error::Result<u64>;
+            fn extend_locks(&self, place: &str, tick: &mut dyn FnMut() -> $crate::error::Result<()>)
+                -> $crate::error::Result<u64>;
             fn locked_until(&self, key: &$crate::store::Key)
                 -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>>;
             fn settle_deletions(&self, prefix: &str) -> $crate::error::Result<()>;
@@ -711,6 +728,15 @@ mod tests {
             assert_eq!(some.len(), count);
             assert_eq!(some.iter().position(Result::is_err), Some(5));
             assert!(!IS_BESIDE.get());
+        }
+    }
+
+    #[cfg(feature = "program")]
+    #[test]
+    fn x49_a_chain_of_the_audit_log_may_have_more_names_than_any_other_folder() {
+        assert_eq!(names_max("audit/one"), RECORDS_MAX);
+        for other in ["", "audit", "clusters/audit/7/events", "audits/x"] {
+            assert_eq!(names_max(other), NAMES_MAX, "{other}");
         }
     }
 

@@ -195,7 +195,7 @@ impl<'a> Pair<'a> {
         &self,
         (id, parts, bytes): (&BackupId, Parts, Option<&[u8]>),
         events: &[Recorded],
-        claims: &[Claim<'_>],
+        claims: &mut [Claim<'_>],
         completed: &dyn Fn(&Writer<'_>) -> Event,
     ) -> Result<bool> {
         // A backup that is there and not yet pinned could be expired there.
@@ -203,6 +203,11 @@ impl<'a> Pair<'a> {
         for pin in pins.filter(|e| PINNING.contains(&e.event.event.as_str())) {
             self.copy_event(&self.scope.event(&id.to_string(), &pin.name)?)?;
         }
+        let mut tick = || {
+            self.host.check_stop()?;
+            claims.iter_mut().try_for_each(Claim::keep)
+        };
+        self.extend_locks(id, &parts, &mut tick)?;
         claims.first().map_or(Ok(()), Claim::check)?;
         if !self.commit((id, parts), bytes)? {
             return Ok(false);

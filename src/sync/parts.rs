@@ -365,8 +365,16 @@ impl Pair<'_> {
     }
 
     /// Has the other side keep for another period what earlier backups have stored there and this one needs, and what opens the repository.
-    /// The backup is copied where it cannot.
-    fn extend_locks(&self, id: &BackupId, (packs, layers): &Parts) {
+    /// The backup is copied where it cannot. `tick` is called meanwhile.
+    ///
+    /// # Errors
+    /// Those of `tick`.
+    pub(super) fn extend_locks(
+        &self,
+        id: &BackupId,
+        (packs, layers): &Parts,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         let packs = packs.iter().map(|name| (PartKind::Pack, name));
         let layers = layers.iter().map(|name| (PartKind::Layer, name));
         let foreign = packs.chain(layers).filter(|(_, name)| name.id != *id);
@@ -376,15 +384,22 @@ impl Pair<'_> {
         let fixed = [scope::marker(), self.scope.registration()];
         places.extend(fixed.map(|key| key.to_string()));
         places.insert(scope::KEYS.to_owned());
-        let mut extended = places
-            .iter()
-            .map(|place| self.to.store().extend_locks(place));
-        if let Some(e) = extended.find_map(Result::err) {
-            self.host.progress.warn(&format!(
-                "what backup \"{id}\" needs of earlier ones in \"{}\" can be deleted once its first lock ends: {e}",
-                self.to.store().location()
-            ));
+        for place in places {
+            let mut is_stopped = false;
+            let mut tick = || tick().inspect_err(|_| is_stopped = true);
+            match self.to.store().extend_locks(&place, &mut tick) {
+                Ok(_) => {}
+                Err(e) if is_stopped => return Err(e),
+                Err(e) => {
+                    self.host.progress.warn(&format!(
+                        "what backup \"{id}\" needs of earlier ones in \"{}\" can be deleted once its first lock ends: {e}",
+                        self.to.store().location()
+                    ));
+                    return Ok(());
+                }
+            }
         }
+        Ok(())
     }
 
     /// From here on the backup exists there.
@@ -393,7 +408,6 @@ impl Pair<'_> {
         (id, parts): (&BackupId, Parts),
         bytes: Option<&[u8]>,
     ) -> Result<bool> {
-        self.extend_locks(id, &parts);
         self.require_parts(&parts)?;
         let key = self.scope.manifest(id);
         let Some(bytes) = bytes else {

@@ -70,6 +70,14 @@ impl Selection {
         Selection::new(&[])
     }
 
+    /// Whether it depends on the state of an entry, and not on its name alone, whether the entry is taken.
+    pub fn judges_state(&self) -> bool {
+        !self.markers.is_empty()
+            || self.caches
+            || self.larger_than_bytes.is_some()
+            || self.one_file_system
+    }
+
     /// Returns a hash by which a backup tells under which rules it was taken.
     pub fn digest(&self) -> String {
         let rules = serde_json::json!([

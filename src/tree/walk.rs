@@ -56,6 +56,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// by default, and some filesystems tell whole seconds.
 const RACY: Duration = Duration::from_secs(36);
 
+/// So many bytes of paths are stored of entries that were left out for their state.
+const STATES_BYTES: usize = 64 << 10;
+
 /// The result of a walk.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Taken {
@@ -65,6 +68,8 @@ pub struct Taken {
     pub unstable: u64,
     /// Entries that the rules leave out: what is below a directory is not counted.
     pub excluded: u64,
+    /// Those of them that were left out for their state then: their length, a marker, their filesystem. The rules may judge them otherwise later.
+    pub excluded_by_state: ByState,
     /// Files that are as the prior has them.
     pub unchanged: u64,
     /// Files whose content was read.
@@ -74,6 +79,26 @@ pub struct Taken {
     pub reused_bytes: u64,
     /// The files whose turn it was.
     pub sample: Sample,
+}
+
+/// Entries that were left out for their state.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct ByState {
+    pub count: u64,
+    /// Their paths, as far as there is room for them.
+    pub paths: Vec<Vec<u8>>,
+    room_taken: usize,
+}
+
+impl ByState {
+    /// Counts one more.
+    pub fn add(&mut self, path: &[u8]) {
+        self.count += 1;
+        self.room_taken += path.len();
+        if self.room_taken <= STATES_BYTES {
+            self.paths.push(path.to_vec());
+        }
+    }
 }
 
 /// Files that were read again though nothing says that they have changed.
@@ -338,6 +363,7 @@ fn take_with(source: &Source<'_>, writer: &SnapshotWriter<'_>) -> Result<Taken> 
         let walked = walked?;
         sum.left_out.merge(walked.left_out);
         sum.excluded = walked.excluded;
+        sum.excluded_by_state = walked.excluded_by_state;
         Ok(sum)
     })
 }
@@ -387,6 +413,7 @@ struct Walk<'w, 't> {
     root_filesystem: Option<u64>,
     left_out: LeftOut,
     excluded: u64,
+    excluded_by_state: ByState,
 }
 
 impl<'w, 't> Walk<'w, 't> {
@@ -402,6 +429,7 @@ impl<'w, 't> Walk<'w, 't> {
             root_filesystem: None,
             left_out: LeftOut::default(),
             excluded: 0,
+            excluded_by_state: ByState::default(),
         }
     }
 
@@ -425,6 +453,7 @@ impl<'w, 't> Walk<'w, 't> {
         Ok(Taken {
             left_out: self.left_out,
             excluded: self.excluded,
+            excluded_by_state: self.excluded_by_state,
             ..Taken::default()
         })
     }
@@ -452,6 +481,10 @@ impl<'w, 't> Walk<'w, 't> {
         self.source.record(&self.sink, path, node)?;
         if !self.is_entered(directory, &status) {
             self.excluded += 1;
+            // One that the kernel makes up has nothing below it once it is gone.
+            if Filesystem::of(directory) != Filesystem::Invented {
+                self.excluded_by_state.add(path);
+            }
             return Ok(());
         }
         // Not `Dir::read_from`, which opens the directory by its name `.`: that takes the right to enter it.
@@ -535,10 +568,13 @@ impl<'w, 't> Walk<'w, 't> {
         };
         let is_directory = status.kind == FileType::Directory;
         let selection = self.source.tree.selection;
-        if selection.excludes(&path, is_directory).is_some()
-            || (status.kind == FileType::RegularFile && selection.is_too_large(status.length))
-        {
+        if selection.excludes(&path, is_directory).is_some() {
             self.excluded += 1;
+            return Ok(());
+        }
+        if status.kind == FileType::RegularFile && selection.is_too_large(status.length) {
+            self.excluded += 1;
+            self.excluded_by_state.add(&path);
             return Ok(());
         }
         if is_directory {

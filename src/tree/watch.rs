@@ -170,17 +170,36 @@ impl<'w> Watch<'w> {
         if is_directory && has(ReadFlags::MOVED_FROM) {
             self.forget(&path);
         }
-        if is_directory && (has(ReadFlags::CREATE) || has(ReadFlags::MOVED_TO)) {
+        // Another one may be in the place of one that was moved: two can exchange their names. One that was closed may be open by now.
+        let is_added = has(ReadFlags::CREATE)
+            || has(ReadFlags::MOVED_FROM)
+            || has(ReadFlags::MOVED_TO)
+            || has(ReadFlags::ATTRIB);
+        if is_directory && is_added {
             self.add(path);
         }
         Heard::Changed
     }
 
+    /// Watches what no event tells: a filesystem that was mounted below, a directory that could not be read, and more once the kernel allows it.
+    pub fn complete(&mut self) {
+        self.is_complete = true;
+        self.add_all(Vec::new(), true);
+    }
+
     /// Watches a directory, then those in it: what appears meanwhile is heard of.
     fn add(&mut self, path: Vec<u8>) {
+        self.add_all(path, false);
+    }
+
+    /// As [`Watch::add`]; `looks_below` tells whether directories are looked into that were watched before.
+    fn add_all(&mut self, path: Vec<u8>, looks_below: bool) {
+        let mut is_first = true;
         let mut pending = vec![path];
         while let Some(path) = pending.pop() {
-            match self.add_one(&path) {
+            let added = self.add_one(&path, looks_below || is_first);
+            is_first = false;
+            match added {
                 Ok(below) => pending.extend(below),
                 Err(Errno::NOSPC | Errno::NOMEM | Errno::MFILE) => {
                     self.is_complete = false;
@@ -192,7 +211,7 @@ impl<'w> Watch<'w> {
         }
     }
 
-    fn add_one(&mut self, path: &[u8]) -> rustix::io::Result<Vec<Vec<u8>>> {
+    fn add_one(&mut self, path: &[u8], looks_below: bool) -> rustix::io::Result<Vec<Vec<u8>>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let root = open(self.root)?;
         let directory = beneath::open(root.as_fd(), path, flags, Mode::empty())?;
@@ -214,7 +233,10 @@ impl<'w> Watch<'w> {
             | WatchFlags::EXCL_UNLINK
             | WatchFlags::ONLYDIR;
         let number = inotify::add_watch(&self.inotify, place, events)?;
-        self.paths.insert(number, path.to_vec());
+        let before = self.paths.insert(number, path.to_vec());
+        if before.as_deref() == Some(path) && !looks_below {
+            return Ok(Vec::new());
+        }
         let mut below = Vec::new();
         for entry in Dir::read_from(&directory)? {
             let entry = entry?;
@@ -316,6 +338,48 @@ mod tests {
             last = watch.hear(SOON).unwrap();
         }
         assert_eq!(last, Heard::Gone);
+    }
+
+    #[test]
+    fn u105_directories_that_exchange_their_names_are_watched_on() {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        fs::create_dir_all(at("a/in-a")).unwrap();
+        fs::create_dir_all(at("b/in-b")).unwrap();
+        let selection = Selection::all().unwrap();
+        let mut watch = Watch::start(place.path(), &selection).unwrap();
+        let exchange = RenameFlags::EXCHANGE;
+        renameat_with(CWD, at("a"), CWD, at("b"), exchange).unwrap();
+        assert!(is_heard(&mut watch));
+        assert_eq!(watch.directories(), 5);
+        for place in ["a/x", "b/x", "a/in-b/x", "b/in-a/x"] {
+            fs::write(at(place), "x").unwrap();
+            assert!(is_heard(&mut watch), "{place}");
+        }
+    }
+
+    #[test]
+    fn u105_what_the_watch_lacks_is_added() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().unwrap();
+        let below = place.path().join("a/b/c");
+        fs::create_dir_all(&below).unwrap();
+        let selection = Selection::all().unwrap();
+        let mut watch = Watch::start(place.path(), &selection).unwrap();
+        watch.forget(b"a/b");
+        assert_eq!(watch.directories(), 2);
+        watch.complete();
+        assert_eq!(watch.directories(), 4);
+        while watch.hear(NOW).unwrap() != Heard::Nothing {}
+        // One that could not be read, and now can.
+        watch.forget(b"a/b");
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(place.path().join("a/b"), open).unwrap();
+        assert!(is_heard(&mut watch));
+        assert_eq!(watch.directories(), 4);
+        fs::write(below.join("x"), "x").unwrap();
+        assert!(is_heard(&mut watch));
     }
 
     #[test]

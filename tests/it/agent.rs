@@ -615,6 +615,25 @@ fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
 }
 
 #[test]
+fn an_unknown_zone_of_an_alert_is_told_and_keeps_no_agent_from_its_start() {
+    let hours = "quiet_hours = \"22:00-06:00\"\nzone = \"Mars\"";
+    let host = Host::new(&format!("[alerts.mail]\ncommand = [\"true\"]\n{hours}\n"));
+    let doctor = host.pitr().arg("doctor").run();
+    doctor
+        .expect_stdout("an alert has no quiet hours")
+        .expect_stdout("\"Mars\" is no zone");
+    let agent = host.agent();
+    wait_until("it serves", || host.get("/healthz").is_some());
+    agent.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_secs(2));
+    agent
+        .ended_by(Signal::TERM)
+        .success()
+        .expect_stderr("there are no quiet hours")
+        .expect_stderr("goes on with the one before");
+}
+
+#[test]
 fn j59_a_directory_that_changes_is_taken_by_the_next_agent_and_by_no_child_of_this_one() {
     let sink = alert_conditions::Sink::new();
     let job = "[jobs.copy]\nrun = \"files backup up\"\nschedule = \"always\"\n";

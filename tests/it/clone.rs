@@ -257,6 +257,10 @@ fn k44_a_question_is_asked_of_a_moment(major: u32) {
         csv.stdout, "id,n,b\n30999,,later\n31000,,changed\n",
         "{csv}"
     );
+    // Values come as they are, and a null at the end is a line.
+    let sql = "select E'a\\tb\\rc' as x union all select null";
+    let csv = query(&[sql, "--csv"]).success();
+    assert_eq!(csv.stdout, "x\n\"a\tb\rc\"\n\n", "{csv}");
     let json = query(&["select count(*) from t", "--json"])
         .success()
         .json();

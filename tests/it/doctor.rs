@@ -623,6 +623,50 @@ fn a_repository_that_hangs_is_told_and_hangs_nobody_else() {
     assert_eq!(finding(&json, "repository", "local")["level"], "ok");
 }
 
+#[test]
+fn w72_one_of_two_repositories_that_hangs_is_passed_over_and_named() {
+    crate::require_root!("w72_one_of_two_repositories_that_hangs_is_passed_over_and_named");
+    let (site, _cluster) = healthy(17);
+    let offsite = site.add_repository("offsite", "required = false\n");
+    site.pitr().words("repo sync --quiet").succeed();
+    let info = || site.pitr().words("info --json").run().json();
+    let away = |json: &Value, name: &str| {
+        let all = list_of(&json["clusters"][0]["repositories"]);
+        let one = all.iter().find(|one| one["name"] == name).unwrap();
+        assert_eq!(one["away"]["code"], "unreachable", "{json:#}");
+        let message = str_of(&one["away"]["message"]);
+        assert!(message.contains("has not answered"), "{json:#}");
+    };
+
+    let hanging = crate::common::mount::HangingDisk::over(&offsite);
+    away(&info(), "offsite");
+    let plan = site.pitr().words("plan --json").succeed().json();
+    assert_eq!(plan["unasked"][0], "offsite", "{plan:#}");
+    let metrics = site.pitr().words("metrics").run();
+    for series in [
+        "pitr_repo_up{repo=\"local\"} 1",
+        "pitr_repo_up{repo=\"offsite\"} 0",
+    ] {
+        assert!(metrics.stdout.contains(series), "{metrics}");
+    }
+    let json = doctor(&site).exits(1).json();
+    bad(
+        &json,
+        ("fail", "repository", "offsite"),
+        "has not answered",
+        "look at the mount",
+    );
+    drop(hanging);
+
+    // The first one hangs: the other is read.
+    let hanging = crate::common::mount::HangingDisk::over(site.repository());
+    let json = info();
+    away(&json, "local");
+    let read = str_of(&json["clusters"][0]["repository"]);
+    assert!(read.ends_with("/offsite"), "{json:#}");
+    drop(hanging);
+}
+
 /// The receiver's slot in all its states, up to the loss of its WAL.
 fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
     let cluster = Cluster::small(major)

@@ -241,7 +241,8 @@ fn a_script_that_fails_is_named_and_keeps_no_other_from_being_run() {
     copy.stop(Stop::Fast);
 
     let plan = shop.pitr(&["erasure", "remove", &first]).run();
-    plan.expect_code(8);
+    let plan = plan.expect_code(8);
+    assert!(!plan.stderr.contains("--dry-run"), "{plan}");
     assert_eq!(shop.erasures().len(), 3);
     for id in [&first, &second] {
         let remove = ["erasure", "remove", id, "--confirm"];
@@ -731,3 +732,134 @@ fn r92_restore_erases_before_the_copy_is_ready(major: u32) {
     shop.apply("before", &go_on).succeed();
 }
 per_major!(r92_restore_erases_before_the_copy_is_ready, v13 v17 v19);
+
+/// Row R205: a server that is killed between the removal of its signal and the checkpoint that ends recovery.
+#[test]
+fn r205_a_copy_whose_server_was_killed_at_the_end_of_recovery_keeps_its_target() {
+    let shop = Shop::plain(17);
+    // The WAL behind the target begins in the segment that recovery reads last.
+    let cluster = &shop.cluster;
+    cluster.sql("select pg_create_restore_point('kept')");
+    cluster.sql("drop table later");
+    cluster.sql(ERASE_ONE);
+    cluster.archive_now();
+    shop.add(ERASE_ONE);
+    let to_the_end = || {
+        shop.restore("kept");
+        let copy = Cluster::open(17, shop.to("kept")).without_fsync();
+        let mut copy = copy.config("recovery_target_action", "shutdown").create();
+        copy.spawn();
+        copy.wait_ended();
+        drop(copy);
+        std::fs::remove_file(shop.to("kept").join("recovery.signal")).unwrap();
+    };
+    to_the_end();
+    // An end that is not the planned one is found again by each run.
+    let record = shop.to("kept").join("pg_wal/pitr.settings");
+    let read = || -> Value { serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap() };
+    let mut changed = read();
+    let stop = "/job/plan/stop/recovery_end_lsn";
+    let stop = changed.pointer_mut(stop).unwrap();
+    let planned = std::mem::replace(stop, "0/1".into());
+    std::fs::write(&record, changed.to_string()).unwrap();
+    for _ in 0..2 {
+        let found = shop.apply("kept", &["--confirm"]).exits(4);
+        found.expect_stderr("did not recover as planned");
+    }
+    let mut changed = read();
+    assert_eq!(changed["is_resumed"], true);
+    *changed
+        .pointer_mut("/job/plan/stop/recovery_end_lsn")
+        .unwrap() = planned;
+    std::fs::write(&record, changed.to_string()).unwrap();
+    shop.apply("kept", &["--confirm"]).succeed();
+    assert_eq!(read()["is_resumed"], Value::Null);
+    let mut copy = shop.open("kept");
+    copy.start();
+    assert_eq!(count(&copy, "later"), "0", "its table is there");
+    assert_eq!(count(&copy, "person where id = 1"), "0");
+    let timeline = "select timeline_id from pg_control_checkpoint()";
+    assert_eq!(copy.value(timeline), "2");
+    copy.stop(Stop::Fast);
+    drop(copy);
+
+    // An ordinary start has replayed all that was there.
+    std::fs::remove_dir_all(shop.to("kept")).unwrap();
+    to_the_end();
+    let mut copy = shop.open("kept");
+    copy.start();
+    let there = "select to_regclass('later') is not null";
+    assert_eq!(copy.value(there), "f", "this is what is refused");
+    copy.stop(Stop::Fast);
+    drop(copy);
+    let refused = shop.apply("kept", &["--confirm"]).exits(8);
+    refused.expect_stderr("WAL behind the target");
+}
+
+/// Row R201: a replacement that was interrupted, or made without `--erase`.
+#[test]
+fn r201_a_replacement_that_is_taken_up_repeats_the_erasures() {
+    let mut shop = Shop::plain(17);
+    shop.cluster.sql(ERASE_ONE);
+    shop.add(ERASE_ONE);
+    shop.point("after");
+    shop.cluster.stop(Stop::Fast);
+    let data = shop.cluster.pgdata().to_owned();
+    let replace = |more: &[&str]| {
+        let replace = shop.at("before", &["restore", "--replace", "--json"]);
+        replace.args(more).arg("--to").arg(&data)
+    };
+    let erasing = ["--erase", "--unproven-erasures"];
+    let killed = replace(&["--confirm"]).env("PITR_FAULT", "replace-recorded");
+    assert_ne!(killed.run().code(), 0);
+    // An obstacle is found before names are exchanged.
+    let run = replace(&["--confirm", "--erase"]).exits(8);
+    run.expect_stdout("nothing proves who recorded it");
+    let far = shop.folder.dir("x".repeat(100));
+    let confirmed = replace(&[&erasing[..], &["--confirm"]].concat());
+    let run = confirmed.clone().env("TMPDIR", far).exits(8);
+    run.expect_stdout("TMPDIR");
+    let run = replace(&["--dry-run"]).succeed();
+    assert_eq!(run.json()["complete"], false, "{run}");
+    let run = replace(&["--confirm"]).succeed();
+    assert_eq!(run.json()["erasures"]["count"], 1, "{run}");
+    assert_eq!(run.json()["complete"], true, "{run}");
+    let run = replace(&erasing).exits(8);
+    run.expect_stderr("would be repeated");
+    assert!(data.join("recovery.signal").exists());
+    let run = confirmed.succeed();
+    assert_eq!(run.json()["erased"][0]["outcome"], "applied", "{run}");
+    assert!(!data.join("recovery.signal").exists());
+    shop.cluster.start();
+    assert_eq!(count(&shop.cluster, "person"), "9");
+    assert_eq!(count(&shop.cluster, "person where id = 1"), "0");
+}
+
+/// Row R201: erasures that were begun in the new cluster, and have not all succeeded.
+#[test]
+fn r201_a_replacement_whose_erasures_failed_is_not_made_once_more() {
+    let mut shop = Shop::plain(17);
+    shop.cluster.sql(ERASE_ONE);
+    shop.add(ERASE_ONE);
+    let wrong = shop.add("delete from nowhere");
+    shop.point("after");
+    shop.cluster.stop(Stop::Fast);
+    let data = shop.cluster.pgdata().to_owned();
+    let replace = shop.at("before", &["restore", "--replace", "--erase", "--confirm"]);
+    let replace = replace.arg("--unproven-erasures").arg("--to").arg(&data);
+    let failed = replace.exits(1);
+    failed.expect_stderr("1 of 2 erasures failed");
+    let refused = replace.exits(8);
+    refused.expect_stderr("pitr erasure apply");
+    let remove = ["erasure", "remove", &wrong, "--confirm"];
+    shop.pitr(&remove).succeed();
+    let initdb = bin(17, "initdb").unwrap();
+    let apply = shop.read(&["erasure", "apply", "--confirm", "--pgdata"]);
+    let apply = apply.arg(&data).arg("--bin");
+    apply.arg(initdb.parent().unwrap()).succeed();
+    // There is one replacement, and its undo leads back to the first cluster.
+    let undo = shop.read(&["restore", "--undo", "--discard-changes"]);
+    undo.arg("--confirm").arg("--to").arg(&data).succeed();
+    shop.cluster.start();
+    assert_eq!(count(&shop.cluster, "person"), "9");
+}

@@ -514,6 +514,27 @@ fn f01_a_standby_that_has_only_the_archive_waits_for_it() {
 }
 
 #[test]
+fn f26_a_person_beside_a_standby_hears_of_an_outage_and_decides_nothing_for_it() {
+    let still = archived(1);
+    let name = &still.segments[0];
+    let lacking = after(&after(&after(&after(name))));
+    let ask = |name: &str| {
+        let fetch = still.site.restore().args([name, &format!("pg_wal/{name}")]);
+        fetch.dir(still.cluster.pgdata())
+    };
+    let _away = Away::new(&still.site);
+    for streams in [true, false] {
+        mode(&still, "standby.signal", streams);
+        ask(&lacking).exits(208).expect_stderr("Mount the disk");
+        assert!(!still.wal("pitr.promotion").exists());
+        // The server's own question is answered as before.
+        if streams {
+            not_here_with_warning(&still, still.fetch(&lacking).run());
+        }
+    }
+}
+
+#[test]
 fn f06_a_history_file_is_never_absent_because_of_an_outage() {
     let still = archived(1);
     let probe = still.fetch("00000002.history");

@@ -192,6 +192,32 @@ fn r107_a_standby_older_than_every_backup_is_refused() {
     assert!(pair.data().join("standby.signal").exists());
 }
 
+/// A kill leaves the guard never without the record, by which the next undo knows the recovery.
+#[test]
+fn r202_an_undo_that_was_killed_goes_on() {
+    let mut pair = Pair::new(17, "1h");
+    pair.primary.sql("select pg_create_restore_point('here')");
+    pair.primary.archive_now();
+    pair.wait_received();
+    pair.standby.stop(Stop::Fast);
+    let auto = || std::fs::read_to_string(pair.data().join("postgresql.auto.conf")).unwrap();
+    let before = auto();
+    let [guard, record] =
+        ["pitr.guard", "pitr.settings"].map(|n| pair.data().join("pg_wal").join(n));
+    let begun = pair.here().arg("--confirm");
+    let run = begun.env("PITR_FAULT", "standby-written").run();
+    assert!(run.stderr.contains("\"standby-written\""), "{run}");
+    assert!(guard.exists() && record.exists());
+    let run = pair.undo().env("PITR_FAULT", "standby-unguarded").run();
+    assert!(run.stderr.contains("\"standby-unguarded\""), "{run}");
+    assert!(!guard.exists() && record.exists());
+    assert!(!auto().contains("recovery_target_name"));
+    let told = pair.undo().succeed().json();
+    assert_eq!(told["given_back"], true);
+    assert_eq!(auto(), before);
+    assert!(!record.exists());
+}
+
 /// Before it is promoted it can be a standby again, that follows.
 #[test]
 fn r108_a_recovery_that_was_given_up_leaves_a_standby() {

@@ -122,6 +122,43 @@ fn p23_a_newer_major_is_archived_undecoded_and_comes_back() {
 }
 
 #[test]
+fn p23_a_fork_of_a_newer_major_is_resolved_and_stays_undecoded() {
+    let still = newer();
+    still.push_all();
+    let name = &still.segments[1];
+    let mut other = std::fs::read(still.wal(name)).unwrap();
+    other[PAGE / 2] ^= 1;
+    std::fs::write(still.wal(name), &other).unwrap();
+    still
+        .push(name)
+        .run()
+        .expect_stderr("already archived with other content");
+    let conflicts = still.site.pitr().words("wal conflicts --json").succeed();
+    let conflicts = conflicts.json();
+    let copy = conflicts["conflicts"][0]["copy"].as_str().unwrap();
+    let resolve = still.site.pitr().words("wal resolve --confirm");
+    resolve.args([name, "--keep", copy]).succeed();
+    still.check(name);
+    let flags = |path: &Path| {
+        let object = std::fs::read(path).unwrap();
+        object[object.len() - FLAGS_FROM_END]
+    };
+    let all = paths_below(still.site.repository()).into_iter();
+    let of_name = all.filter(|p| p.is_file() && p.display().to_string().contains("/wal/"));
+    let of_name: Vec<_> = of_name
+        .filter(|p| {
+            p.file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with(name.as_str())
+        })
+        .collect();
+    assert_eq!(of_name.len(), 2, "{of_name:?}");
+    assert!(of_name.iter().all(|p| flags(p) == 2), "{of_name:?}");
+}
+
+#[test]
 fn p23_what_cannot_be_proven_of_a_newer_major_is_said() {
     let still = newer();
     still.push_all();

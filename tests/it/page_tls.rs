@@ -23,6 +23,29 @@ fn ask(
     client: Option<&Signed>,
     (head, body): (&str, &str),
 ) -> io::Result<(String, String)> {
+    let mut stream = connect(port, believed, client)?;
+    let length = body.len();
+    write!(
+        stream,
+        "{head} HTTP/1.1\r\nHost: db.example\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    // The end of a TLS connection is told by the peer; what came before it counts.
+    if let Err(e) = stream.read_to_string(&mut answer)
+        && answer.is_empty()
+    {
+        return Err(e);
+    }
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Ok((head.to_owned(), body.to_owned()))
+}
+
+/// Connects as [`ask`] does.
+fn connect(
+    port: u16,
+    believed: &Authority,
+    client: Option<&Signed>,
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
     let mut roots = RootCertStore::empty();
     let authority = CertificateDer::from_pem_slice(believed.pem.as_bytes()).unwrap();
     roots.add(authority).unwrap();
@@ -43,21 +66,7 @@ fn ask(
     let connection = ClientConnection::new(Arc::new(config), name).unwrap();
     let socket = TcpStream::connect(("127.0.0.1", port))?;
     socket.set_read_timeout(Some(PATIENCE))?;
-    let mut stream = StreamOwned::new(connection, socket);
-    let length = body.len();
-    write!(
-        stream,
-        "{head} HTTP/1.1\r\nHost: db.example\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    )?;
-    let mut answer = String::new();
-    // The end of a TLS connection is told by the peer; what came before it counts.
-    if let Err(e) = stream.read_to_string(&mut answer)
-        && answer.is_empty()
-    {
-        return Err(e);
-    }
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    Ok((head.to_owned(), body.to_owned()))
+    Ok(StreamOwned::new(connection, socket))
 }
 
 /// Writes the certificate of the agent, with its key, and returns the lines that name both.
@@ -171,6 +180,56 @@ fn tls_without_an_authority_of_clients_keeps_the_token() {
     // A server that another authority signed is not believed: the client leaves.
     let told = ask(host.port, &Authority::new(), None, ("GET /healthz", ""));
     assert!(told.is_err(), "{told:?}");
+}
+
+#[test]
+fn j82_a_connection_from_before_certificates_were_asked_for_does_not_see_the_page() {
+    let host = Host::new(EVERY_HOUR);
+    let (servers, clients) = (Authority::new(), Authority::new());
+    let lines = serve(&host, &servers.signs("localhost", LATER));
+    let token = host.sandbox.file("token", TOKEN);
+    let page = format!(
+        "[page]\nactions = true\ntoken_file = \"{}\"\n[agent]\n{lines}",
+        token.display()
+    );
+    host.reconfigure("[agent]\n", &page);
+    let agent = host.agent();
+    let health = || ask(host.port, &servers, None, ("GET /healthz", ""));
+    wait_until("it serves", || health().is_ok());
+    let mut old = connect(host.port, &servers, None).unwrap();
+    let mut answers = || {
+        let head = "GET /healthz HTTP/1.1\r\nHost: db.example\r\n\r\n";
+        old.write_all(head.as_bytes()).unwrap();
+        let (mut answer, mut byte) = (Vec::new(), [0]);
+        while !answer.ends_with(b"ok\n") {
+            old.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+    };
+    answers();
+
+    let authority = host.sandbox.file("clients.pem", &clients.pem);
+    let more = format!(
+        "[agent]\ntls.client_ca_file = \"{}\"\n",
+        authority.display()
+    );
+    host.reconfigure("[agent]\n", &more);
+    agent.signal(Signal::HUP);
+    wait_until("certificates are asked for", || {
+        answers();
+        health().is_err()
+    });
+    // Neither the token nor the connection opens the page.
+    let run = format!(
+        "POST /api/run?job=files HTTP/1.1\r\nHost: db.example\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 0\r\n\r\n"
+    );
+    old.write_all(run.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _ = old.read_to_string(&mut answer);
+    assert!(
+        answer.starts_with("HTTP/1.1 403") && answer.contains("connect again"),
+        "{answer}"
+    );
 }
 
 #[test]

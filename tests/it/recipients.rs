@@ -264,6 +264,40 @@ fn x21_a_repository_that_lost_the_keys_of_all_recipients_gets_them_back() {
     init("both").expect_stdout("Nothing had to be done");
 }
 
+/// Without a lock a version stays as well where the bucket keeps versions.
+#[test]
+fn s33_a_bucket_that_keeps_versions_says_what_a_withdrawal_leaves() {
+    let cluster = Cluster::builder(17).without_fsync().create();
+    let keys = Sandbox::new("keys");
+    let names = ["ops", "escrow", "guest", "former", "other"];
+    keygen(&keys.join("set"), &names).succeed();
+    let file = |name: &str| keys.join("set").join(name).display().to_string();
+    let more = format!(
+        "[repositories.store.encryption]\nkey_set = \"{}\"\nkey_file = \"{}\"\n",
+        file("writer.key"),
+        file("ops.key")
+    );
+    let site = Bucketed::new(&cluster, Peer::own(), &more);
+    let server = site.peer.server();
+    let proof = file("escrow.key");
+    let withdraw = |name: &str| {
+        let rewrap = site.pitr().words("repo rewrap --all --confirm");
+        let rewrap = rewrap.args(["--withdraw", name, "--proof", &proof]);
+        rewrap.run().success()
+    };
+    let run = withdraw("former");
+    assert!(!run.stderr.contains("keeps a version"), "{run}");
+    server.behave(|m| m.versions = true);
+    let run = withdraw("guest")
+        .expect_stderr("the store keeps a version of what recipient \"guest\" opens")
+        .expect_stderr("the key still opens it. That version stays until a rule");
+    assert!(!run.stderr.contains("Nobody can delete"), "{run}");
+    // Whoever may not list versions does not know.
+    let denied = crate::common::s3::Fault::Error(403, "AccessDenied");
+    server.fault("versions", u64::MAX, denied);
+    withdraw("other").expect_stderr("the store may keep a version of what recipient \"other\"");
+}
+
 /// A lock keeps the version and its end; the name leads nowhere any more. A hold keeps that, too, and no other repository waits for it.
 #[test]
 fn s33_a_bucket_that_locks_lets_recipients_be_withdrawn() {
@@ -316,7 +350,8 @@ fn s33_a_bucket_that_locks_lets_recipients_be_withdrawn() {
     let run = rewrap().success();
     assert!(!server.keys().contains(&escrow), "{run}");
     run.expect_stderr("the store keeps a version of what recipient \"escrow\" opens")
-        .expect_stderr("it stays until a rule for noncurrent versions")
+        .expect_stderr("Nobody can delete that version before")
+        .expect_stderr("That version stays until a rule for noncurrent versions")
         .expect_stderr("pitr repo rotate");
     let readers = site.pitr().words("doctor").run();
     assert!(readers.stdout.contains("guest, ops"), "{readers}");

@@ -402,6 +402,56 @@ fn t75_wal_that_no_receiver_has_taken_is_not_removed() {
 }
 
 #[test]
+fn t87_a_restore_in_place_that_goes_on_asks_for_the_last_wal_again() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    cluster.sql("create table t as select 1 as a");
+    site.pitr().words("backup --quiet").succeed();
+    cluster.sql("select pg_create_restore_point('here')");
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    let pgdata = cluster.pgdata().to_owned();
+    forget_waiting(&pgdata);
+    let restore = site.pitr().words("restore --json --delta --confirm");
+    let restore = restore.words("--target-name here --to").arg(&pgdata);
+    // It is killed before it has changed anything of the cluster.
+    let pause = site.sandbox().dir("pause").join("restore-control");
+    let value = format!("restore-control={}", pause.display());
+    let running = restore.clone().env("PITR_FAULT_PAUSE", value).spawn();
+    wait_until("restore-control", || pause.exists());
+    running.ended_by(Signal::KILL);
+    assert!(pgdata.join("pg_wal/pitr.restore").exists());
+    assert!(pgdata.join("global/pg_control").exists());
+    let plain = site
+        .pitr()
+        .words("restore --json --delta --target-name here");
+    let plain = plain.arg("--to").arg(&pgdata).exits(8);
+    plain.expect_stderr("would be taken back to the target");
+    // From here on a receiver alone takes WAL, and it is away.
+    cluster.append_config("archive_mode", "off");
+    cluster.start();
+    cluster.sql("insert into t values (2)");
+    let last = cluster.value("select pg_walfile_name(pg_current_wal_lsn())");
+    cluster.stop(Stop::Fast);
+    forget_waiting(&pgdata);
+    let before = content(&pgdata);
+    let run = restore.exits(8);
+    run.expect_stdout("lacks the last WAL of the server of");
+    assert!(content(&pgdata) == before);
+    let push = site.pitr().words("wal push");
+    push.arg(pgdata.join("pg_wal").join(&last)).succeed();
+    // A file that another cluster may have, too, is found before the first change.
+    let file = pgdata.join("PG_VERSION");
+    let other = pgdata.with_added_extension("other");
+    std::fs::hard_link(&file, &other).unwrap();
+    restore.exits(8).expect_stdout("has 2 names");
+    std::fs::remove_file(&other).unwrap();
+    restore.succeed();
+    cluster.start();
+    cluster.wait_promoted();
+    assert_eq!(cluster.value("select string_agg(a::text, ',') from t"), "1");
+}
+
+#[test]
 fn t75_an_older_copy_whose_wal_has_expired_is_taken_back() {
     let (site, mut cluster) = Site::with_cluster(16);
     cluster.sql("create table t as select 1 as a");

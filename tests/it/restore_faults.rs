@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::mount::{PowerDisk, SmallDisk};
-use crate::common::{Cluster, Program, Site, fault, majors};
+use crate::common::mount::{DiskOver, PowerDisk, SmallDisk};
+use crate::common::{Cluster, Program, Site, fault, majors, user};
 use crate::restore::{content, verify_backup};
 
 /// A small cluster: a sweep restores it some hundred times.
@@ -251,7 +251,7 @@ fn a_resumed_restore_keeps_its_plan_and_what_is_right_already() {
     let (run, fired) = fault::inject(&restore, &fault::Fault::kill("syncfs"));
     assert!(fired >= 1 || run.code() == 137, "{run}");
     std::fs::write(data.join("base/foreign"), "x").unwrap();
-    crate::common::user::own(&data.join("base/foreign"));
+    user::own(&data.join("base/foreign"));
     restore.exits(8);
     assert!(!data.join("global/pg_control").exists());
     std::fs::remove_file(data.join("base/foreign")).unwrap();
@@ -289,6 +289,38 @@ fn t05_a_small_disk_is_refused_and_a_full_one_can_be_resumed() {
 }
 
 #[test]
+fn r209_a_pg_wal_that_is_a_filesystem_of_its_own_has_room_and_is_synced() {
+    let name = "r209_a_pg_wal_that_is_a_filesystem_of_its_own_has_room_and_is_synced";
+    crate::require_root!(name);
+    crate::require_strace!(name);
+    let small = Small::new(major());
+    small.clear();
+    let disk = SmallDisk::new(300, 20_000);
+    let data = disk.path().join("data");
+    let wal = data.join("pg_wal");
+    std::fs::create_dir_all(&wal).unwrap();
+    user::own(&data);
+    let mounted = DiskOver::mount(&wal);
+    user::own(&wal);
+    let restore = small.site.pitr().restore_to(&data);
+    let restore = restore.arg("--tablespace-mapping").arg(format!(
+        "{}={}",
+        small.space.display(),
+        small.copy().join("space").display()
+    ));
+    // Row R206: WAL needs room there.
+    let refused = restore.exits(8);
+    refused.expect_stderr(&format!("\"{}\" is too small", wal.display()));
+    drop(mounted);
+    let _mounted = DiskOver::mount_of(&wal, 256);
+    user::own(&wal);
+    let (run, calls) = fault::trace(&restore, &["syncfs"]);
+    run.success();
+    let of_wal = calls.iter().filter(|call| call.touches(&wal)).count();
+    assert!(of_wal > 0, "none of {} calls", calls.len());
+}
+
+#[test]
 fn t04_after_a_power_cut_a_finished_restore_is_whole_and_an_unfinished_one_is_resumed() {
     let name = "t04_after_a_power_cut_a_finished_restore_is_whole_and_an_unfinished_one_is_resumed";
     crate::require_root!(name);
@@ -299,7 +331,7 @@ fn t04_after_a_power_cut_a_finished_restore_is_whole_and_an_unfinished_one_is_re
         let folder = disk.path().join(n.to_string());
         if !folder.exists() {
             std::fs::create_dir(&folder).unwrap();
-            crate::common::user::own(&folder);
+            user::own(&folder);
         }
         let program = small
             .site
@@ -382,7 +414,7 @@ fn adoption_and_the_end_of_recovery_killed_at_every_call_are_completed_by_the_ne
     let reset = || {
         for (name, bytes) in names.iter().zip(&saved) {
             std::fs::write(data.join(name), bytes).unwrap();
-            crate::common::user::own(&data.join(name));
+            user::own(&data.join(name));
         }
     };
     let adopt = small.site.pitr();

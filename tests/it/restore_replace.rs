@@ -798,6 +798,42 @@ fn t77_a_cluster_recovers_beside_one_that_runs_and_takes_its_place() {
 }
 
 #[test]
+fn t86_a_cluster_recovers_aside_whose_own_archive_mode_is_off() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    cluster.sql("create table t as select 1 as a");
+    // From its next start on a receiver alone would take its WAL.
+    cluster.alter_system("archive_mode", "off");
+    site.backup();
+    cluster.sql("select pg_create_restore_point('here')");
+    cluster.sql("insert into t values (2)");
+    cluster.archive_now();
+    let data = cluster.pgdata().to_owned();
+    let restore = |args: &str| {
+        let restore = site.pitr().args(["restore", "--to"]);
+        restore.arg(&data).words(args)
+    };
+    let initdb = cluster.bin("initdb").unwrap();
+    let beside = restore("--aside --target-name here").env("PATH", initdb.parent().unwrap());
+    let undo = restore("--aside --undo --dry-run");
+    undo.succeed().expect_stdout("no copy waits");
+    beside.succeed();
+    undo.succeed().expect_stdout("would be removed");
+    let told = undo.arg("--json").succeed().json();
+    assert_eq!(told["removed"], false);
+    cluster.stop(Stop::Fast);
+    restore("--switch --confirm").succeed();
+    let run = restore("--undo --dry-run --json").succeed();
+    assert_eq!(run.json()["adopted_timeline"], Value::Null, "{run}");
+    let adopt = site.pitr().words("adopt --confirm --pgdata");
+    adopt.arg(&data).succeed();
+    // It was never started, and its timeline is the cluster's all the same.
+    let run = restore("--undo --confirm").succeed();
+    run.expect_stdout("its timeline 2 may be archived");
+    cluster.start();
+    assert_eq!(cluster.value("select count(*) from t"), "2");
+}
+
+#[test]
 fn t31_a_tablespace_that_the_new_cluster_made_is_put_aside_with_it() {
     let (site, mut cluster) = Site::with_cluster(17);
     let made = cluster.sandbox().dir("made");

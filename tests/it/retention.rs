@@ -398,6 +398,29 @@ fn s38_another_path_to_the_repository_is_no_copy() {
     assert_eq!(fate(&expire()), "delete");
 }
 
+#[test]
+fn u109_an_explanation_tells_of_a_repository_that_is_away() {
+    let kept = Kept::new(17, 1);
+    kept.configure("[clusters.main.retention]\nkeep_last = 1");
+    let second = kept.site.add_repository("second", "required = false\n");
+    let explain = || kept.pitr(&AT_ONCE).args(["--explain", &kept.ids[0]]).run();
+    explain().success();
+    let away = second.with_extension("away");
+    std::fs::rename(&second, &away).unwrap();
+    let run = explain().expect_code(10).expect_stdout(&kept.ids[0]);
+    run.expect_stderr(second.to_str().unwrap());
+    std::fs::rename(&away, &second).unwrap();
+    // It may be what has the backup.
+    let first = kept.site.repository();
+    std::fs::rename(first, &away).unwrap();
+    let run = explain();
+    assert!(
+        run.code() != 0 && !run.stderr.contains("no repository has"),
+        "{run}"
+    );
+    run.expect_stderr(first.to_str().unwrap());
+}
+
 /// WAL follows the same rule: what another repository needs and lacks stays, though no backup here needs it any more.
 fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     let kept = Kept::new(major, 1);

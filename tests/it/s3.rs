@@ -736,11 +736,60 @@ fn s34_a_young_object_does_not_stand_for_the_old_ones_of_its_folder() {
     }
     place.server.age(20);
     put(&store, &key(&format!("{}.heal-1", packs(39))), b"x").unwrap();
-    assert_eq!(store.extend_locks("clusters/a/7/packs/b").unwrap(), 40);
+    let extend = || store.extend_locks("clusters/a/7/packs/b", &mut || Ok(()));
+    assert_eq!(extend().unwrap(), 40);
     place.server.clear_log();
-    assert_eq!(store.extend_locks("clusters/a/7/packs/b").unwrap(), 0);
+    assert_eq!(extend().unwrap(), 0);
     let log = place.server.log();
     assert_eq!(log.len(), 2, "a listing, and the last old one: {log:?}");
+}
+
+/// A backup renews its claims meanwhile, and the operator can end it. What is left is seen by the last old one, which comes behind all others.
+#[test]
+fn s41_locks_are_extended_side_by_side_and_the_wish_to_stop_is_heard() {
+    let place = Place::new();
+    let store = place.open(|s| {
+        s.object_lock = Some(ObjectLock {
+            mode: LockMode::Governance,
+            period: Duration::from_secs(30 * 86_400),
+        });
+    });
+    store.list("").unwrap();
+    let folder = "clusters/a/7/packs/b";
+    for n in 0..40 {
+        put(&store, &key(&format!("{folder}/{n:06}")), b"x").unwrap();
+    }
+    place.server.age(20);
+    let mut ticks = 0;
+    let stopped = store.extend_locks(folder, &mut || {
+        ticks += 1;
+        match ticks < 3 {
+            true => Ok(()),
+            false => Err(pitr::error::Error::new(Code::Interrupted, "stop")),
+        }
+    });
+    assert_eq!(stopped.unwrap_err().code(), Code::Interrupted);
+    let puts = || {
+        let log = place.server.log();
+        log.into_iter().filter(|l| l.starts_with("PUT")).collect()
+    };
+    place.server.clear_log();
+    let left = store.extend_locks(folder, &mut || Ok(())).unwrap();
+    assert!((1..40).contains(&left), "{left}");
+    let puts: Vec<String> = puts();
+    assert_eq!(puts.len() as u64, left);
+    assert!(puts.last().unwrap().contains("/000039"), "{puts:?}");
+}
+
+/// A console makes a "folder" of an object whose key is the prefix alone: a repository may lie below it, also an encrypted one.
+#[test]
+fn the_folder_that_a_console_made_is_empty() {
+    let place = Place::new();
+    let store = place.store();
+    place.server.plant("a/b/", b"");
+    assert_eq!(store.first_key().unwrap(), None);
+    put(&store, &key("x"), b"x").unwrap();
+    assert_eq!(store.first_key().unwrap().as_deref(), Some("x"));
 }
 
 #[test]

@@ -336,6 +336,43 @@ fn copied_into_an_archive_a_backup_is_thawed_and_restored() {
     restored(&site, &first, "count(*)", "20000");
 }
 
+/// Such a configuration ran, and each command loads it.
+#[test]
+fn s40_a_second_archive_by_copies_is_warned_of_and_the_first_one_fills() {
+    let more = "tier = [{ after = \"1s\", class = \"GLACIER\" }, { after = \"90d\", class = \"DEEP_ARCHIVE\" }]\ntier_by = \"copy\"\n";
+    let (site, _cluster) = site(Peer::own(), more);
+    for _ in 0..2 {
+        site.backup();
+    }
+    age();
+    let run = tier(&site, &["--confirm"]).success();
+    let run = run.expect_stderr("must be thawed before it can be copied to DEEP_ARCHIVE");
+    let done = of_cluster(&run);
+    let moves = keys_of(&done).len();
+    assert!(moves > 0, "{done}");
+    assert_eq!(done["outcome"]["moved"], moves, "{done}");
+}
+
+/// A rule of somebody else's froze a pack that is to go further: it cannot be copied, and the others can.
+#[test]
+fn s41_a_frozen_object_that_cannot_be_copied_holds_up_no_other() {
+    let more = "tier = [{ after = \"1s\", class = \"DEEP_ARCHIVE\" }]\ntier_by = \"copy\"\n";
+    let (site, _cluster) = site(Peer::own(), more);
+    for _ in 0..3 {
+        site.backup();
+    }
+    age();
+    let planned = of_cluster(&tier(&site, &["--dry-run"]).success());
+    let moving = keys_of(&planned);
+    assert!(moving.len() > 1, "{planned}");
+    let first = planned["moves"][0]["key"].as_str().unwrap();
+    assert_eq!(site.peer.server().reclassify(first, "GLACIER"), 1);
+    let run = tier(&site, &["--confirm"]);
+    failed(&run, "the repository refused 1 move");
+    let done = of_cluster(&run);
+    assert_eq!(done["outcome"]["moved"], moving.len() - 1, "{done}");
+}
+
 #[test]
 fn s31_what_a_restore_reads_since_the_run_began_is_not_moved() {
     let more = "tier = [{ after = \"1s\", class = \"GLACIER\" }]\ntier_by = \"copy\"\n";

@@ -130,6 +130,22 @@ pub fn refused(run: &Run, status: i32, part: &str) {
     assert!(run.stderr.contains(part), "{run}");
 }
 
+/// A listing leaves out names that no key has, so an empty one is no proof of an empty place.
+#[test]
+fn an_encrypted_repository_is_not_made_among_files_of_another_kind() {
+    let cluster = Cluster::builder(17).without_fsync().create();
+    let sealed = Sealed::new(&cluster);
+    let photos = sealed.sandbox.dir("photos");
+    std::fs::create_dir(photos.join("My photos")).unwrap();
+    std::fs::write(photos.join("a b.zip"), "x").unwrap();
+    let text = std::fs::read_to_string(sealed.config("writer")).unwrap();
+    let (there, here) = (sealed.repository.display(), photos.display());
+    let text = text.replace(&there.to_string(), &here.to_string());
+    sealed.sandbox.file("photos.toml", text);
+    let init = sealed.on("photos").words("init --quiet").run();
+    refused(&init, 8, "not empty");
+}
+
 /// Whether the kernel would write or hand over a core dump of the process: proc(5), "dumpable". Directories tell nothing.
 fn is_dumpable(pid: u32) -> bool {
     use std::os::unix::fs::MetadataExt as _;

@@ -497,6 +497,40 @@ fn only_the_named_cluster_is_copied() {
 }
 
 #[test]
+fn x46_a_copy_without_a_name_is_one_of_each_configured_cluster() {
+    let two = filled();
+    register(two.site.repository(), "other", 7);
+    let config = std::fs::read_to_string(two.site.config()).unwrap();
+    let config = format!("[clusters.other]\n{config}");
+    std::fs::write(two.site.config(), config).unwrap();
+    let run = two.sync().words("--to second").succeed();
+    let json = run.json();
+    let transfers = json["transfers"].as_array().unwrap().iter();
+    let names: BTreeSet<&str> = transfers.filter_map(|t| t["cluster"].as_str()).collect();
+    assert_eq!(names, BTreeSet::from(["main", "other"]), "{run}");
+    assert!(two.second.join("clusters/other/7/cluster.json").exists());
+    let there = objects(&two.second);
+    assert!(there.contains_key(&last_segment(&objects(two.site.repository()))));
+}
+
+#[test]
+fn y52_a_cluster_whose_registration_is_lost_is_named() {
+    let two = filled();
+    let registration = two.site.cluster_folder().join("cluster.json");
+    std::fs::remove_file(&registration).unwrap();
+    let run = two.sync().words("--to second").exits(1);
+    let run = run.expect_stdout("is lost in repository");
+    run.expect_stdout("wrong_cluster");
+    // A place that holds nothing is none of a cluster.
+    std::fs::create_dir_all(two.site.repository().join("clusters/main/9")).unwrap();
+    // The other direction brings it back.
+    two.sync().succeed();
+    assert!(registration.exists());
+    let there = objects(&two.second);
+    assert!(there.contains_key(&last_segment(&objects(two.site.repository()))));
+}
+
+#[test]
 fn a_pin_is_there_before_the_backup_is() {
     let two = filled();
     let from = two.site.repository();

@@ -206,6 +206,49 @@ fn the_wal_of_the_first_and_the_backup_of_the_second_make_one_plan() {
 }
 
 #[test]
+fn r208_a_restore_is_not_taken_up_without_the_wal_that_tells_what_recovery_makes() {
+    let mut marked = Marked::new();
+    marked.finish();
+    remove_roots(marked.first());
+    let kept = &marked.marks[1].0;
+    let all: Vec<(String, Vec<u8>)> = objects(&marked.two.second).into_iter().collect();
+    let is_newer = |name: &String| is_segment(name) && !kept.contains(name);
+    let newer = all.iter().filter(|(name, _)| is_newer(name));
+    let newer: Vec<(String, Vec<u8>)> = newer.cloned().collect();
+    for (name, _) in &newer {
+        std::fs::remove_file(marked.two.second.join(name)).unwrap();
+    }
+    let packs = all.into_iter();
+    let packs = packs.filter(|(name, _)| name.contains("/packs/"));
+    let packs: Vec<(String, Vec<u8>)> = packs.collect();
+    for (name, whole) in &packs {
+        std::fs::remove_file(marked.first().join(name)).unwrap();
+        let mut bad = whole.clone();
+        bad[whole.len() / 2] ^= 0x10;
+        std::fs::write(marked.two.second.join(name), bad).unwrap();
+    }
+    marked.restore().exits(4);
+    for (name, whole) in &packs {
+        std::fs::write(marked.two.second.join(name), whole).unwrap();
+    }
+    let resume = || {
+        let program = marked.two.site.pitr().words("restore --to");
+        program.arg(marked.to()).run()
+    };
+    let away = marked.first().with_extension("away");
+    std::fs::rename(marked.first(), &away).unwrap();
+    let refused = resume().expect_code(9);
+    refused.expect_stderr("restore anew into an empty directory");
+    // Another repository that has all of it serves.
+    for (name, whole) in &newer {
+        std::fs::write(marked.two.second.join(name), whole).unwrap();
+    }
+    resume().success().expect_stderr("resuming");
+    std::fs::rename(&away, marked.first()).unwrap();
+    assert_eq!(marked.rows(), 5 * ROWS);
+}
+
+#[test]
 fn a_timeline_that_only_another_repository_knows_is_the_latest() {
     let mut marked = Marked::new();
     let fetch = marked.two.site.restore().words("%f %p").shell();

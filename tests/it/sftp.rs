@@ -217,6 +217,54 @@ fn s20_whatever_answer_is_lost_a_small_object_is_created_whole() {
 }
 
 #[test]
+fn s20_a_name_that_a_server_lost_before_it_was_durable_is_found_out() {
+    let server = SftpServer::start();
+    let folder = server.folder("a");
+    let proxy = Proxy::to(server.port());
+    let store = server.store_by(proxy.port(), &folder, |_| {});
+    put(&store, &key("d/first"), b"x").unwrap();
+    let below = folder.join("d");
+    let mut lost = 0;
+    for n in 0..16_u64 {
+        let name = format!("d/{n}");
+        // A connection that is cut is not made again before the disk has lost what its directory was not synced for.
+        proxy.refuse(true);
+        let before = proxy.counts().cuts;
+        proxy.cut_after(Way::ToClient, n * 48);
+        let published = std::thread::scope(|scope| {
+            let writing = scope.spawn(|| put(&store, &key(&name), b"content"));
+            wait_until("it was cut, or is there", || {
+                proxy.counts().cuts > before || writing.is_finished()
+            });
+            if !writing.is_finished() && folder.join(&name).exists() {
+                server.kill_sessions();
+                for entry in std::fs::read_dir(&below).unwrap() {
+                    let path = entry.unwrap().path();
+                    let text = path.file_name().unwrap().to_string_lossy().into_owned();
+                    if text == n.to_string() || text.contains(".tmp.") {
+                        std::fs::remove_file(path).unwrap();
+                    }
+                }
+            }
+            proxy.calm();
+            writing.join().unwrap()
+        });
+        let there = get(&store, &key(&name), 100).unwrap();
+        match published {
+            Ok(published) => {
+                assert_eq!(published, Published::Created, "{n}");
+                assert_eq!(there.as_deref(), Some(&b"content"[..]), "{n}");
+            }
+            Err(e) => {
+                assert_eq!(e.code(), Code::Unreachable, "{n}: {e}");
+                lost += u32::from(e.to_string().contains("lost the name"));
+            }
+        }
+    }
+    assert!(lost > 0, "the server was never lost between name and sync");
+}
+
+#[test]
 fn s20_a_server_that_lost_what_it_had_taken_is_found_out() {
     let server = SftpServer::start();
     let folder = server.folder("a");

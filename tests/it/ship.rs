@@ -758,6 +758,21 @@ fn two_clusters_on_one_host_share_a_spool_and_no_notes() {
     assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 2);
 }
 
+/// The data directory names the cluster for the call, and the call names it for the worker.
+#[test]
+fn u106_a_worker_starts_also_where_several_clusters_are_configured() {
+    let (still, spool) = offered(3);
+    still.site.add("[clusters.other]\npgdata = \"/nowhere\"\n");
+    let (first, others) = still.segments.split_first().unwrap();
+    still.push(first).succeed();
+    acknowledged(&still, first);
+    wait_until("the others are shipped", || {
+        let noted = noted(&spool, ".shipped");
+        others.iter().all(|name| noted.contains(name))
+    });
+    wait_until("the worker has ended", || !has_worker(&spool));
+}
+
 #[test]
 fn p20_on_s3_the_worker_is_pitr_and_what_was_refused_is_not_acknowledged() {
     let still = Still::new(17, 1, 4);

@@ -30,7 +30,7 @@ pub(super) struct Door {
     keys: Option<Keys>,
     is_local: bool,
     is_encrypted: bool,
-    /// Every client has shown a certificate.
+    /// Every client shows a certificate. A connection from before that was wanted may be without one.
     knows_clients: bool,
     has_actions: bool,
 }
@@ -78,10 +78,13 @@ impl Door {
         self.has_actions && (self.keys.is_some() || self.knows_clients)
     }
 
-    /// Whether a request may see the page.
-    pub(super) fn admit(&self, headers: &HeaderMap) -> Admission {
+    /// Whether a request may see the page; `has_certificate` where its connection has shown one.
+    pub(super) fn admit(&self, headers: &HeaderMap, has_certificate: bool) -> Admission {
         match &self.keys {
-            _ if self.knows_clients => Admission::In,
+            _ if self.knows_clients && has_certificate => Admission::In,
+            _ if self.knows_clients => Admission::Closed(
+                "this connection was made before certificates of clients were asked for: connect again",
+            ),
             Some(keys) if keys.open_for(headers) => Admission::In,
             Some(_) => Admission::Login,
             None if !self.is_local => Admission::Closed(
@@ -192,7 +195,7 @@ mod tests {
     }
 
     fn is_closed(door: &Door, host: &str) -> bool {
-        let admitted = door.admit(&headers(&[("host", host)]));
+        let admitted = door.admit(&headers(&[("host", host)]), false);
         matches!(admitted, Admission::Closed(_))
     }
 
@@ -225,7 +228,7 @@ mod tests {
             "[::1]:9870",
             "LOCALHOST",
         ] {
-            let admitted = local.admit(&headers(&[("host", host)]));
+            let admitted = local.admit(&headers(&[("host", host)]), false);
             assert_eq!(admitted, Admission::In, "{host}");
         }
         for host in ["evil.example:9870", "127.0.0.1.evil.example", ""] {
@@ -240,8 +243,10 @@ mod tests {
         let line = format!("{TOKEN}\n");
         let door = door(Some((&line, 0o600)), "0.0.0.0:9870").unwrap();
         assert!(door.is_exposed() && door.has_actions());
-        let bearer =
-            |token: &str| door.admit(&headers(&[("authorization", &format!("Bearer {token}"))]));
+        let bearer = |token: &str| {
+            let token = format!("Bearer {token}");
+            door.admit(&headers(&[("authorization", &token)]), false)
+        };
         assert_eq!(bearer(TOKEN), Admission::In);
         for wrong in ["", "0", &TOKEN[1..], "0123456789abcdef0123456789abcdeF"] {
             assert_eq!(bearer(wrong), Admission::Login, "{wrong}");
@@ -250,7 +255,7 @@ mod tests {
         let set = door.cookie(TOKEN).unwrap();
         assert!(set.contains("HttpOnly; SameSite=Strict") && !set.contains(TOKEN));
         let cookie = set.split(';').next().unwrap();
-        let with = |cookie: &str| door.admit(&headers(&[("cookie", cookie)]));
+        let with = |cookie: &str| door.admit(&headers(&[("cookie", cookie)]), false);
         assert_eq!(with(&format!("a=b; {cookie}")), Admission::In);
         assert_eq!(with("pitr_page=00"), Admission::Login);
     }
@@ -275,15 +280,23 @@ mod tests {
         assert!(!sealed.is_exposed());
         assert!(sealed.cookie(TOKEN).unwrap().ends_with("; Secure"));
         let any = headers(&[("host", "db.example")]);
-        assert_eq!(sealed.admit(&any), Admission::Login);
+        assert_eq!(sealed.admit(&any, false), Admission::Login);
         page.token_file = None;
         let closed = Door::new(&page, &tls, listen).unwrap();
         assert!(is_closed(&closed, "db.example"));
         assert!(!closed.has_actions());
         tls.client_ca_file = Some("/a".into());
         let mutual = Door::new(&page, &tls, listen).unwrap();
-        assert_eq!(mutual.admit(&any), Admission::In);
+        assert_eq!(mutual.admit(&any, true), Admission::In);
         assert!(mutual.has_actions());
+        // A connection from before, with the right token or without.
+        let old = mutual.admit(&any, false);
+        assert!(matches!(old, Admission::Closed(why) if why.contains("connect again")));
+        page.token_file = Some(folder.path().join("token"));
+        let both = Door::new(&page, &tls, listen).unwrap();
+        let token = headers(&[("authorization", &format!("Bearer {TOKEN}"))]);
+        assert!(matches!(both.admit(&token, false), Admission::Closed(_)));
+        assert_eq!(both.admit(&any, true), Admission::In);
     }
 
     #[test]

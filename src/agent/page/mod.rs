@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::to_bytes;
 use axum::extract::{RawQuery, Request, State};
-use axum::http::header::{CONTENT_TYPE, LOCATION, SET_COOKIE, WWW_AUTHENTICATE};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, LOCATION, SET_COOKIE, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -101,6 +101,13 @@ impl View {
     }
 }
 
+/// The things that are known of a client since its connection was made.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    /// It has shown a certificate of the authority.
+    pub has_certificate: bool,
+}
+
 /// The page of an agent.
 pub struct Page {
     host: Host,
@@ -140,8 +147,9 @@ impl Page {
     pub fn reload(&self, mut view: View) -> Result<()> {
         let tls = tls::config(&view.own.settings.agent.tls)?;
         let door = opened(&self.host, &view.own, self.listen)?;
-        *locked(&self.door) = door;
+        // No connection is made by the old TLS once the new door is there.
         *locked(&self.tls) = tls;
+        *locked(&self.door) = door;
         let mut shown = locked(&self.view);
         view.own.state_dir.clone_from(&shown.own.state_dir);
         *shown = view;
@@ -334,7 +342,9 @@ async fn guard(State(page): State<Arc<Page>>, mut request: Request, next: Next) 
 }
 
 async fn admit(Extension(door): Extension<Arc<Door>>, request: Request, next: Next) -> Response {
-    match door.admit(request.headers()) {
+    let client = request.extensions().get::<Client>();
+    let has_certificate = client.is_some_and(|client| client.has_certificate);
+    match door.admit(request.headers(), has_certificate) {
         Admission::In => next.run(request).await,
         Admission::Login if request.uri().path() == "/" => to("login").into_response(),
         Admission::Login => {
@@ -342,7 +352,8 @@ async fn admit(Extension(door): Extension<Arc<Door>>, request: Request, next: Ne
             ([(WWW_AUTHENTICATE, "Bearer")], answer).into_response()
         }
         Admission::Closed(why) => {
-            refused(StatusCode::FORBIDDEN, &format!("the page is closed: {why}"))
+            let answer = refused(StatusCode::FORBIDDEN, &format!("the page is closed: {why}"));
+            ([(CONNECTION, "close")], answer).into_response()
         }
     }
 }

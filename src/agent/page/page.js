@@ -34,6 +34,8 @@ function table(heads, rows) {
 
 const time = text => (text ? text.replace('T', ' ').replace(/\.\d+/, '').replace('Z', ' UTC') : '');
 const millis = text => Date.parse(text);
+// The first whole second that is not before a moment: cut off, it would name one outside of a window.
+const begin = text => time(/\.\d*[1-9]/.test(text) ? new Date(1000 * Math.floor(millis(text) / 1000) + 1000).toISOString() : text);
 function size(bytes) {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
   let at = 0;
@@ -99,13 +101,13 @@ function findings(observed) {
 
 // The picture of one cluster along time.
 function picture(cluster, now, width) {
-  const begin = performance.now();
+  const began = performance.now();
   const moments = cluster.backups.map(b => millis(b.stop_time)).concat(cluster.recovery_windows.map(w => millis(w.from)));
   const first = Math.min(now - DAY / 24, ...(moments.length ? [moments.reduce((a, b) => Math.min(a, b))] : []));
   const left = 70, right = width - 8;
   const x = at => left + (right - left) * Math.min(1, Math.max(0, (at - first) / (now - first)));
   const drawn = windows(cluster);
-  const reach = drawn.length ? `every moment from ${time(drawn[0].from)} to ${time(drawn[drawn.length - 1].to)}` : 'no moment can be reached';
+  const reach = drawn.length ? `every moment from ${begin(drawn[0].from)} to ${time(drawn[drawn.length - 1].to)}` : 'no moment can be reached';
   const svg = shape('svg', { viewBox: `0 0 ${width} 150`, role: 'img', 'aria-label': `${cluster.name}: ${cluster.backups.length} backups, ${drawn.length} windows (${reach}), ${cluster.gaps.length} gaps` });
   svg.append(label(0, 34, 'start', 'windows'), label(0, 69, 'start', 'backups'), label(0, 104, 'start', 'drills'));
   svg.append(shape('line', { class: 'axis', x1: left, x2: right, y1: 122, y2: 122 }));
@@ -122,7 +124,7 @@ function picture(cluster, now, width) {
     if (reached !== null && from > reached) {
       svg.append(shape('rect', { class: 'hole', x: x(reached), y: 21, width: Math.max(2, x(from) - x(reached)), height: 18 }, `not reachable: ${time(new Date(reached).toISOString())} to ${time(window.from)}`));
     }
-    svg.append(shape('rect', { class: 'window', x: x(from).toFixed(1), y: 20, width: Math.max(2, x(to) - x(from)).toFixed(1), height: 20 }, `timeline ${window.timeline}: ${time(window.from)} to ${time(window.to)}${window.broken ? '; ' + window.broken : ''}`));
+    svg.append(shape('rect', { class: 'window', x: x(from).toFixed(1), y: 20, width: Math.max(2, x(to) - x(from)).toFixed(1), height: 20 }, `timeline ${window.timeline}: ${begin(window.from)} to ${time(window.to)}${window.broken ? '; ' + window.broken : ''}`));
     reached = Math.max(reached ?? to, to);
   }
   for (const backup of cluster.backups) {
@@ -142,7 +144,7 @@ function picture(cluster, now, width) {
     pick(cluster.name, first + (now - first) * Math.min(1, Math.max(0, (at - left) / (right - left))));
     byId('ask-time').focus();
   });
-  document.documentElement.dataset.drawMs = (performance.now() - begin).toFixed(1);
+  document.documentElement.dataset.drawMs = (performance.now() - began).toFixed(1);
   return svg;
 }
 
@@ -153,7 +155,7 @@ function clusterParts(state) {
   const parts = info.clusters.flatMap((cluster, index) => {
     const reach = windows(cluster);
     const can = cluster.state === 'critical' ? ['bad', 'Recovery is NOT ASSURED.']
-      : reach.length ? ['good', `Any moment from ${time(reach[reach.length - 1].from)} to ${time(reach[reach.length - 1].to)}.`] : ['bad', 'Nothing can be recovered.'];
+      : reach.length ? ['good', `Any moment from ${begin(reach[reach.length - 1].from)} to ${time(reach[reach.length - 1].to)}.`] : ['bad', 'Nothing can be recovered.'];
     const newest = cluster.backups.slice(-8).reverse();
     return [
       element('h3', {}, `${cluster.name} `, element('span', { class: 'faint' }, `PostgreSQL ${cluster.major}, ${cluster.repository}`)),
@@ -232,6 +234,12 @@ function range(cluster) {
   const all = cluster ? windows(cluster) : [];
   return all.length ? [millis(all[0].from), millis(all[all.length - 1].to)] : null;
 }
+// A moment as it is asked for. Cut to milliseconds, the begin of a window would name one before it.
+function moment(cluster, at) {
+  const begun = (cluster ? windows(cluster) : []).find(w => millis(w.from) === Math.floor(at));
+  const text = begun ? begun.from : new Date(at).toISOString();
+  return text.replace('T', ' ').replace('Z', '');
+}
 const KINDS = {
   time: [/^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z$/, '2026-11-20 06:40:49'],
   lsn: [/^[0-9A-Fa-f]{1,8}\/[0-9A-Fa-f]{1,8}$/, '0/16B3740'],
@@ -245,7 +253,7 @@ byId('ask-kind').addEventListener('change', () => {
 function pick(name, at) {
   byId('ask-cluster').value = name;
   byId('ask-kind').value = 'time';
-  byId('ask-time').value = new Date(at).toISOString().replace('T', ' ').replace('Z', '');
+  byId('ask-time').value = moment(chosen(), at);
   const span = range(chosen());
   if (span) byId('ask-slide').value = Math.round(1000 * (at - span[0]) / Math.max(1, span[1] - span[0]));
   described();
@@ -256,7 +264,7 @@ byId('ask-slide').addEventListener('input', () => {
   if (!span) return;
   const at = span[0] + (span[1] - span[0]) * Number(byId('ask-slide').value) / 1000;
   byId('ask-kind').value = 'time';
-  byId('ask-time').value = new Date(at).toISOString().replace('T', ' ').replace('Z', '');
+  byId('ask-time').value = moment(chosen(), at);
   described();
 });
 byId('ask').addEventListener('submit', async event => {

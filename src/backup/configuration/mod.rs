@@ -73,7 +73,8 @@ impl Sealing {
         redact(content, found, &mut |value| self.mark(value, scope))
     }
 
-    fn pair(&self) -> Option<KeySetId> {
+    /// The pair that it seals to.
+    pub fn pair(&self) -> Option<KeySetId> {
         match self {
             Sealing::Pair(pair) => Some(pair.mac.id()),
             _ => None,

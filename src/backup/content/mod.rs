@@ -18,7 +18,7 @@ use crate::repo::clock;
 use crate::repo::event::Writer;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxContent, AuxOutline, AuxRoot, CHUNKS, NODES};
-use crate::repo::root::{BackupKind, Map, Stored};
+use crate::repo::root::{BackupKind, Stored};
 use crate::repo::scope::Scope;
 use crate::repo::source::{self, Registration};
 use crate::snapshot::filekey::Naming;
@@ -266,6 +266,8 @@ impl Taking<'_> {
         if kind.takes_changes_alone() {
             self.check_files(root.head.file_count)?;
         }
+        let map = &root.map;
+        self.attempt.extend_locks(map, &mut || self.tick(claims))?;
         // Another source may have taken the name over meanwhile.
         source::require(
             self.store,
@@ -407,10 +409,6 @@ struct RootOfContent<'a> {
 }
 
 impl Commit for RootOfContent<'_> {
-    fn map(&self) -> &Map {
-        &self.root.map
-    }
-
     fn write(&self) -> Result<Published> {
         self.root
             .commit(self.store, self.scope, self.member.clone())

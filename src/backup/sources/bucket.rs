@@ -225,6 +225,7 @@ impl Source<'_> {
                 (Ok(mut sum), Ok((walked, counts))) => {
                     sum.left_out.merge(walked.left_out);
                     sum.excluded = walked.excluded;
+                    sum.excluded_by_state = walked.excluded_by_state;
                     sum.unchanged = walked.unchanged;
                     Ok((sum, counts))
                 }
@@ -325,6 +326,9 @@ impl<'w, 't> Walk<'w, 't> {
                     self.enter(above(&path))? || selection.excludes(&path, false).is_some();
                 if is_out || selection.is_too_large(entry.size_bytes) {
                     self.taken.excluded += 1;
+                    if !is_out {
+                        self.taken.excluded_by_state.add(&path);
+                    }
                     return Ok(());
                 }
                 self.see(entry.modified);
@@ -342,10 +346,12 @@ impl<'w, 't> Walk<'w, 't> {
                 Ok(())
             }
             Place::File(key) | Place::Beside(key) => {
-                if selection.excludes(&key, false).is_some()
-                    || selection.is_too_large(entry.size_bytes)
-                {
+                let is_out = selection.excludes(&key, false).is_some();
+                if is_out || selection.is_too_large(entry.size_bytes) {
                     self.taken.excluded += 1;
+                    if !is_out {
+                        self.taken.excluded_by_state.add(&key);
+                    }
                     return Ok(());
                 }
                 let Ok(place) = FileKey::attachment(&key) else {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{About, Log, readable};
 use crate::config;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::repo::audit::{self, Numbers, Outcome, Record};
@@ -25,8 +26,9 @@ pub fn expire(
         return Ok(0);
     };
     let now = session.host.now();
-    let chains = audit::names(store)?.chains;
-    let mut due = due((store, &chains), log.settings.audit.keep(), now)?;
+    let own = log.spool.writer()?;
+    let own = own.as_deref();
+    let (mut due, recent) = due((store, own), log.settings.audit.keep(), &session.host)?;
     if due.is_empty() {
         return Ok(0);
     }
@@ -43,7 +45,7 @@ pub fn expire(
         ));
     };
     let mut count = 0;
-    let said = said(&log, (store, &chains), (&expired, &due))?;
+    let said = said((store, own), &recent, (&expired, &due))?;
     // More are due each day: where the oldest may not go, no record says so of the others.
     if said == Said::Oldest {
         let oldest = due.iter().filter_map(|(writer, seqs)| {
@@ -59,10 +61,9 @@ pub fn expire(
         }
         count += gone;
         // Those that are gone are not counted twice; one that stays is asked for again.
-        let left = audit::names(store)?.chains;
         for (writer, seqs) in &mut due {
-            let left = left.get(writer);
-            seqs.retain(|seq| left.is_some_and(|numbers| numbers.contains_key(seq)));
+            let (left, _) = audit::numbers(store, writer)?;
+            seqs.retain(|seq| left.contains_key(seq));
         }
     }
     // Without that record the beginning of the chains would look as if somebody had removed it.
@@ -80,6 +81,12 @@ pub fn expire(
     Ok(count + others)
 }
 
+/// Records that are old enough, from the beginning of each chain.
+type Due = BTreeMap<String, Vec<u64>>;
+
+/// So many records of a chain are looked at in one run: each is read, and those of the next run are fewer.
+const OLD_MAX: usize = 100_000;
+
 /// So many of this host's last records are looked at for one that says the same.
 const LOOKED_AT: usize = 64;
 
@@ -95,22 +102,16 @@ enum Said {
 
 /// Looks how far a record of this host in the repository says already that these expire: a store that keeps its records gets no more of them.
 fn said(
-    log: &Log<'_>,
-    (store, chains): (&dyn Store, &BTreeMap<String, Numbers>),
-    (expired, due): (&BTreeMap<String, u64>, &BTreeMap<String, Vec<u64>>),
+    (store, own): (&dyn Store, Option<&str>),
+    recent: &[u64],
+    (expired, due): (&BTreeMap<String, u64>, &Due),
 ) -> Result<Said> {
-    let Some(writer) = log.spool.writer()? else {
+    let Some(writer) = own else {
         return Ok(Said::Nothing);
     };
     let mut found = Said::Nothing;
-    // One that expires itself says nothing any more.
-    let first = expired
-        .get(&writer)
-        .map_or(0, |last| last.saturating_add(1));
-    let own = chains.get(&writer).into_iter();
-    let own = own.flat_map(|own| own.range(first..).rev());
-    for (seq, _) in own.take(LOOKED_AT) {
-        let read = readable(store, (&writer, *seq), &|_| ())?;
+    for seq in recent {
+        let read = readable(store, (writer, *seq), &|_| ())?;
         let Some(read) = read.filter(|read| !read.is_doubted) else {
             continue;
         };
@@ -125,7 +126,7 @@ fn said(
 }
 
 /// Pure: whether a record says of the oldest of each chain that it expires.
-fn covers(said: &BTreeMap<String, u64>, due: &BTreeMap<String, Vec<u64>>) -> bool {
+fn covers(said: &BTreeMap<String, u64>, due: &Due) -> bool {
     due.iter().all(|(writer, seqs)| {
         let last = said.get(writer);
         seqs.first()
@@ -155,11 +156,7 @@ fn say(
 }
 
 /// Deletes the records; how many, and why others stay where this host may not delete them.
-fn delete(
-    session: &Session,
-    store: &dyn Store,
-    due: &BTreeMap<String, Vec<u64>>,
-) -> Result<(u64, Option<Error>)> {
+fn delete(session: &Session, store: &dyn Store, due: &Due) -> Result<(u64, Option<Error>)> {
     let (mut count, mut denied) = (0, None);
     for (writer, seqs) in due {
         for seq in seqs {
@@ -179,31 +176,43 @@ fn delete(
     Ok((count, denied))
 }
 
-/// The records that are old enough, from the beginning of each chain.
+/// Returns the records that are old enough, and the last ones of this host's chain that stay, newest first: one of them may say so already. It goes
+/// chain by chain, for a log that is too long for one look must become shorter, too.
 fn due(
-    (store, chains): (&dyn Store, &BTreeMap<String, Numbers>),
+    (store, own): (&dyn Store, Option<&str>),
     keep: Duration,
-    now: TimestampTz,
-) -> Result<BTreeMap<String, Vec<u64>>> {
-    let mut due = BTreeMap::new();
-    for (writer, numbers) in chains {
-        let seqs = old(store, writer, numbers, now.saturating_sub(keep), now)?;
+    host: &Host,
+) -> Result<(Due, Vec<u64>)> {
+    let (mut due, mut recent) = (Due::new(), Vec::new());
+    let (writers, _) = audit::writers(store)?;
+    for writer in writers {
+        let (numbers, _) = audit::numbers(store, &writer)?;
+        let seqs = old((store, &writer), (&numbers, OLD_MAX), keep, host)?;
+        if own == Some(writer.as_str()) {
+            // One that expires itself says nothing any more.
+            let first = seqs.last().map_or(0, |last| last.saturating_add(1));
+            let stay = numbers.range(first..).rev().take(LOOKED_AT);
+            recent = stay.map(|(seq, _)| *seq).collect();
+        }
         if !seqs.is_empty() {
-            due.insert(writer.clone(), seqs);
+            due.insert(writer, seqs);
         }
     }
-    Ok(due)
+    Ok((due, recent))
 }
 
+/// The first `most` of these records that are old enough.
 fn old(
-    store: &dyn Store,
-    writer: &str,
-    numbers: &Numbers,
-    before: TimestampTz,
-    now: TimestampTz,
+    (store, writer): (&dyn Store, &str),
+    (numbers, most): (&Numbers, usize),
+    keep: Duration,
+    host: &Host,
 ) -> Result<Vec<u64>> {
+    let now = host.now();
+    let before = now.saturating_sub(keep);
     let mut seqs = Vec::new();
-    for (seq, meta) in numbers {
+    for (seq, meta) in numbers.iter().take(most) {
+        host.check_stop()?;
         let seq = *seq;
         let meta = match meta {
             None => store.head(&audit::key(writer, seq)?)?,
@@ -239,7 +248,27 @@ fn is_old(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
+    use crate::store::file::FileStore;
+
+    #[test]
+    fn x49_a_run_looks_at_so_many_records_of_a_chain_and_hears_the_wish_to_stop() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path(), 1).unwrap();
+        // A record that cannot be read has the store's time alone.
+        for seq in 1..=5 {
+            crate::store::put(&store, &audit::key("one", seq).unwrap(), b"x").unwrap();
+        }
+        let (numbers, _) = audit::numbers(&store, "one").unwrap();
+        let host = Host::still("2100-01-01T00:00:00Z".parse().unwrap(), 1);
+        let old = |most: usize| old((&store, "one"), (&numbers, most), Duration::ZERO, &host);
+        assert_eq!(old(3).unwrap(), [1, 2, 3]);
+        assert_eq!(old(9).unwrap(), [1, 2, 3, 4, 5]);
+        host.stop.store(true, Ordering::Relaxed);
+        assert_eq!(old(9).unwrap_err().code(), Code::Interrupted);
+    }
 
     #[test]
     fn x45_a_record_covers_what_is_due_by_the_oldest_of_each_chain() {

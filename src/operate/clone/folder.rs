@@ -116,8 +116,8 @@ impl Folder {
         let mut builder = std::fs::DirBuilder::new();
         // Every user who reaches the socket is a superuser of the server.
         builder.mode(0o700);
-        builder.create(path).map_err(failed)?;
-        let lock = leased::lock(path, LOCK).map_err(failed)?;
+        let made = leased::make(LOCK, || builder.create(path).map(|()| path));
+        let (_, lock) = made.map_err(failed)?;
         let folder = Folder {
             path: path.to_owned(),
             _lock: lock,

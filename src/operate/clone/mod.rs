@@ -354,7 +354,13 @@ pub(super) fn wanted(target: &AskedTarget, (data, tablespaces): (&Path, &Path)) 
 
 fn ready(session: &Session, wanted: &restore::Asked) -> Result<Box<Prepared>> {
     match restore::prepare(session, wanted)?.0 {
-        restore::Way::Ready(prepared) => Ok(prepared),
+        restore::Way::Ready(prepared) => {
+            // Nobody else prints the plan: it may follow another life of the cluster than is meant.
+            if let Some(plan) = &prepared.job.plan {
+                plan.warnings.iter().for_each(|text| session.warn(text));
+            }
+            Ok(prepared)
+        }
         restore::Way::OutOfReach(unreached) => Err(match unreached.error.code() {
             Code::OutOfReach => unreached.error.hint(
                 "Nothing was done. pitr plan with the same target names the nearest moments.",

@@ -15,7 +15,7 @@ use super::session::Session;
 use crate::backup::configuration::collect::Wanted;
 use crate::backup::configuration::paths::{self, Reader, Said};
 use crate::backup::configuration::{NAME, Pair, Sealing};
-use crate::config::{self, ConfigSet, DEFAULT_PATHS, Settings};
+use crate::config::{self, ConfigSet, DEFAULT_PATHS, Flags, Settings};
 use crate::err;
 use crate::error::Result;
 use crate::repo::event::{self, Recorded};
@@ -38,10 +38,11 @@ fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s ConfigSet> {
 
 /// The files of a set on this host.
 fn wanted<'s>(session: &Session, settings: &'s Settings, set: &'s ConfigSet) -> Result<Wanted<'s>> {
+    let all = unnarrowed(session, settings)?;
     let mut wanted = Wanted {
         exclude: &set.exclude,
-        overrides: overrides(settings, set),
-        forbidden: Some(forbidden(settings)),
+        overrides: overrides(&all, set),
+        forbidden: Some(forbidden(&all)),
         ..Wanted::default()
     };
     for path in &set.paths {
@@ -57,6 +58,20 @@ fn wanted<'s>(session: &Session, settings: &'s Settings, set: &'s ConfigSet) -> 
     Ok(wanted)
 }
 
+/// The settings with all repositories: a secret of one that `--repository` leaves out is a secret all the same.
+fn unnarrowed(session: &Session, settings: &Settings) -> Result<Settings> {
+    // Without a file there are no others.
+    if settings.path.is_none() {
+        return Ok(settings.clone());
+    }
+    let flags = Flags {
+        repository: None,
+        ..session.flags.clone()
+    };
+    Settings::load(&flags, &session.environment)
+}
+
+/// The operator's judgement, and the files that are secrets by the configuration, which is to be [`unnarrowed`].
 fn overrides(settings: &Settings, set: &ConfigSet) -> Overrides {
     Overrides {
         secret: set.secret.clone(),
@@ -178,9 +193,10 @@ fn sealing(
 /// Finds the backup: the one that is named, else the newest that is neither damaged nor marked for deletion, in the first repository that has it.
 fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stored> {
     forbid_core_dumps()?;
-    let is_good =
-        |events: &[Recorded]| event::damage(events).is_empty() && !event::is_marked(events);
-    let found = search::first(session, (NAME, name), |repository, scope| {
+    // A mark counts nothing against one that is named.
+    let stays = |events: &[Recorded]| wanted.is_some() || !event::is_marked(events);
+    let is_good = |events: &[Recorded]| event::damage(events).is_empty() && stays(events);
+    let found = search::best(session, (NAME, name), |repository, scope| {
         search::named_or_newest(repository, scope, wanted, is_good)
     })?;
     found.ok_or_else(|| {

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::recipients;
 use super::redacted::{content, originals};
-use super::{configured, find, overrides, shown_path, stored_path};
+use super::{configured, find, overrides, shown_path, stored_path, unnarrowed};
 use crate::backup::configuration::{SEALED, UNSEALED, envelope_key};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -120,7 +120,7 @@ pub fn reveal(session: &Session, asked: &Revealing) -> Result<Zeroizing<Vec<u8>>
     };
     let settings = session.settings()?;
     let overrides = match configured(&settings, &asked.name) {
-        Ok(set) => overrides(&settings, set),
+        Ok(set) => overrides(&unnarrowed(session, &settings)?, set),
         // A host that only restores need not know the set.
         Err(_) => Overrides::default(),
     };

@@ -10,10 +10,9 @@ use crate::error::{Code, Error, Result};
 use crate::operate::failures::Failures;
 use crate::operate::keys::to_public;
 use crate::operate::session::Session;
-use crate::pg::time::TimestampTz;
 use crate::repo::json;
 use crate::repo::keyring::{
-    ReaderFile, Withdrawn, WriterFile, forbid_core_dumps, names_below, take_away,
+    ReaderFile, Version, Withdrawn, WriterFile, forbid_core_dumps, names_below, take_away,
 };
 use crate::repo::repository::Repository;
 use crate::repo::scope;
@@ -351,7 +350,12 @@ impl<'a> Place<'a> {
             if asked.withdraw.contains(&name) && !self.withdraw.contains(&&name) {
                 continue;
             }
-            let one = open(self.repository.store(), self.pair, path)?;
+            let one = open(self.repository.store(), self.pair, path).map_err(|e| match e.code() {
+                Code::Key => e.hint(
+                    "Nothing was changed. Its access was withdrawn there, or was never given. Each key has to open the pair of every repository: where they have pairs of their own, change one at a time with --repository NAME.",
+                ),
+                _ => e,
+            })?;
             self.proven.retain(|(name, _)| *name != one.0);
             self.proven.push(one);
         }
@@ -382,10 +386,10 @@ impl<'a> Place<'a> {
         // One that the store keeps does not keep the others.
         for name in &self.withdraw {
             match withdraw_one(self.repository.store(), self.pair, name) {
-                Ok(Withdrawn::Hidden(until)) => {
+                Ok(Withdrawn::Hidden(version)) => {
                     let words = format!("secrets pair {}", self.pair);
                     let place = (&self.configured.name, &words);
-                    session.warn(&kept_version(place, name, (until, NEXT)));
+                    session.warn(&kept_version(place, name, (version, NEXT)));
                 }
                 Ok(_) => {}
                 Err(e) => refused = refused.or(Some(e.context(format!("withdraw \"{name}\"")))),
@@ -407,14 +411,22 @@ impl<'a> Place<'a> {
 pub(in crate::operate) const NEXT: &str =
     "make a new pair: pitr repo keygen --secrets, and change the secrets";
 
-/// Tells that a store keeps a version of what a recipient opens.
+/// Tells that a store keeps a version of what a recipient opens, or may.
 pub(in crate::operate) fn kept_version(
     (repository, set): (&String, &String),
     name: &str,
-    (until, next): (TimestampTz, &str),
+    (version, next): (Version, &str),
 ) -> String {
+    let (keeps, lock) = match version {
+        Version::Until(until) => (
+            "keeps",
+            format!(" Nobody can delete that version before {until}."),
+        ),
+        Version::There => ("keeps", String::new()),
+        Version::Untold => ("may keep", " That could not be found out.".to_owned()),
+    };
     format!(
-        "the store keeps a version of what recipient \"{name}\" opens in repository \"{repository}\" ({set}): with the right to read versions, the key still opens it. Nobody can delete that version before {until}, and it stays until a rule for noncurrent versions or somebody deletes it. What is stored from now on is safe once you {next}"
+        "the store {keeps} a version of what recipient \"{name}\" opens in repository \"{repository}\" ({set}): with the right to read versions, the key still opens it.{lock} That version stays until a rule for noncurrent versions or somebody deletes it. What is stored from now on is safe once you {next}"
     )
 }
 

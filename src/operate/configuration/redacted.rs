@@ -170,9 +170,19 @@ type Texts = BTreeMap<String, Text>;
 struct Text {
     mode: String,
     content: Vec<u8>,
+    /// That of an original which nothing seals: its marks do not differ where its secrets do.
+    original: Option<blake3::Hash>,
 }
 
-/// Compares two backups, or a backup and this host.
+/// One of the two that are compared.
+struct Side {
+    texts: Texts,
+    /// The secrets pair of its marks.
+    pair: Option<String>,
+    has_secrets: bool,
+}
+
+/// Compares two backups, or a backup and this host. A warning says when marks of the two cannot be compared.
 ///
 /// # Errors
 /// `NotFound`; `Key` without the file of the secrets pair when the host is compared; `Damaged`; what the store says.
@@ -186,12 +196,15 @@ pub fn diff(session: &Session, name: &str, sides: &Sides) -> Result<Vec<Differen
         (from, _) => from.clone(),
     };
     let earlier = find(session, name, from.as_ref())?;
-    let old = earlier.read(session, |open| texts(&open))?;
+    let old = earlier.read(session, |open| side(&open))?;
     let new = match later {
-        Some(later) => later.read(session, |open| texts(&open))?,
+        Some(later) => later.read(session, |open| side(&open))?,
         None => live(session, name, &earlier)?,
     };
-    Ok(compare(&old, &new))
+    if old.pair != new.pair && old.has_secrets && new.has_secrets {
+        session.warn("the two sides do not have the same secrets pair, so every secret shows as changed, whether it was changed or not");
+    }
+    Ok(compare(&old.texts, &new.texts))
 }
 
 /// The backup before another one.
@@ -221,9 +234,19 @@ fn before(later: &Stored) -> Result<BackupId> {
     })
 }
 
+fn side(open: &Open<'_>) -> Result<Side> {
+    let member = open.member;
+    Ok(Side {
+        texts: texts(open)?,
+        pair: member["secrets_pair"].as_str().map(str::to_owned),
+        has_secrets: member["secret_count"].as_u64() != Some(0),
+    })
+}
+
 fn texts(open: &Open<'_>) -> Result<Texts> {
     let mut texts = Texts::new();
     let mut reader = ContentReader::new(open.snapshot);
+    let mut originals_of = ContentReader::new(open.snapshot);
     for item in open.snapshot.items() {
         let item = item?;
         let Metadata::Node(node) = &item.metadata else {
@@ -239,14 +262,20 @@ fn texts(open: &Open<'_>) -> Result<Texts> {
             NodeKind::Symlink(target) => target.clone(),
             _ => continue,
         };
-        let mode = format!("{:04o}", node.mode);
-        texts.insert(shown_path(&item.path), Text { mode, content });
+        let [_, unsealed] = originals(&item.path)?;
+        let original = content_by(&mut originals_of, open, &unsealed)?;
+        let text = Text {
+            mode: format!("{:04o}", node.mode),
+            content,
+            original: original.map(|original| blake3::hash(&original)),
+        };
+        texts.insert(shown_path(&item.path), text);
     }
     Ok(texts)
 }
 
 /// This host's files, without their secrets.
-fn live(session: &Session, name: &str, stored: &Stored) -> Result<Texts> {
+fn live(session: &Session, name: &str, stored: &Stored) -> Result<Side> {
     let settings = session.settings()?;
     let set = configured(&settings, name)?;
     let is_encrypted = stored.repository.marker().key_set.is_some();
@@ -267,9 +296,24 @@ fn live(session: &Session, name: &str, stored: &Stored) -> Result<Texts> {
             _ => return None,
         };
         let mode = format!("{:04o}", entry.node.mode);
-        Some((shown_path(&entry.path), Text { mode, content }))
+        let original = match (&sealing, &entry.content) {
+            (Sealing::Unsealed, Some(whole)) if !entry.found.is_empty() => {
+                Some(blake3::hash(whole))
+            }
+            _ => None,
+        };
+        let text = Text {
+            mode,
+            content,
+            original,
+        };
+        Some((shown_path(&entry.path), text))
     });
-    Ok(entries.collect())
+    Ok(Side {
+        texts: entries.collect(),
+        pair: sealing.pair().map(|id| id.to_string()),
+        has_secrets: collected.entries.iter().any(|e| !e.found.is_empty()),
+    })
 }
 
 /// Pure: the differences of two sets of files.
@@ -300,6 +344,9 @@ fn lines(was: &Text, is: &Text) -> String {
     if was.mode != is.mode {
         lines.push_str(&format!("mode {} -> {}\n", was.mode, is.mode));
     }
+    if was.content == is.content && was.original != is.original {
+        lines.push_str("a secret differs, which no mark shows\n");
+    }
     let old = String::from_utf8_lossy(&was.content);
     let new = String::from_utf8_lossy(&is.content);
     let diff = similar::TextDiff::from_lines(old.as_ref(), new.as_ref());
@@ -317,6 +364,7 @@ mod tests {
         let text = |mode: &str, content: &str| Text {
             mode: mode.into(),
             content: content.into(),
+            original: None,
         };
         let old = Texts::from([
             ("/a".into(), text("0644", "x\ny\n")),

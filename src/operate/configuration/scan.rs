@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{configured, overrides, shown_path, wanted};
+use super::{configured, overrides, shown_path, unnarrowed, wanted};
 use crate::backup::configuration::collect::{Wanted, collect};
 use crate::config::Settings;
 use crate::err;
@@ -65,7 +65,7 @@ pub fn run(session: &Session, name: Option<&str>, paths: &[PathBuf]) -> Result<S
         _ => Wanted {
             required: Vec::from_iter(paths.iter().map(|path| session.environment.absolute(path))),
             overrides: match (&settings, set) {
-                (Some(settings), Some(set)) => overrides(settings, set),
+                (Some(settings), Some(set)) => overrides(&unnarrowed(session, settings)?, set),
                 _ => Overrides::default(),
             },
             ..Wanted::default()

@@ -11,6 +11,7 @@ use crate::config::{Cluster, Environment, Settings};
 use crate::operate::blocked::{Blocked, PASSING, STUCK, Waiting};
 use crate::operate::human;
 use crate::operate::owner::{Access, User};
+use crate::operate::room::free_percent;
 use crate::operate::session::Session;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
@@ -166,8 +167,11 @@ fn space(found: &mut Findings, wal: &Path) {
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let total = stat.f_blocks.saturating_mul(stat.f_frsize);
+    let Some(percent) = free_percent(free, total) else {
+        return;
+    };
     let value = format!("{} of {} free", human::size(free), human::size(total));
-    match free.saturating_mul(100) / total.max(1) {
+    match percent {
         0..=2 => found.fail(
             "space",
             value,

@@ -165,6 +165,7 @@ fn slot(server: &mut Server, name: &str, in_recovery: bool) -> Result<Option<Slo
 fn kept(found: &mut Findings, kept_bytes: u64, limit_bytes: Option<u64>, pgdata: Option<&Path>) {
     let room = pgdata
         .and_then(|pgdata| rustix::fs::statvfs(pgdata.join("pg_wal")).ok())
+        .filter(|stat| stat.f_blocks > 0)
         .map(|stat| kept_bytes.saturating_add(stat.f_bavail.saturating_mul(stat.f_frsize)));
     let of_limit = limit_bytes.map(|limit| (percent(kept_bytes, limit), "max_slot_wal_keep_size"));
     let of_disk = room.map(|room| (percent(kept_bytes, room), "the disk of pg_wal"));

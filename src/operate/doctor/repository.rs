@@ -9,12 +9,13 @@ use super::{Findings, archiver, busiest_hour, certificates, recipients};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::{Code, Error, Result};
+use crate::operate::away::PATIENCE;
 use crate::operate::finding::{Finding, Level};
-use crate::operate::lag::{self, PATIENCE, answers};
 use crate::operate::owner::{Access, User};
 use crate::operate::proven::{self, Proven};
+use crate::operate::room::free_percent;
 use crate::operate::session::Session;
-use crate::operate::{backup_age, human, receiver};
+use crate::operate::{backup_age, human, lag, receiver};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
@@ -88,12 +89,12 @@ pub(super) fn look<'a>(
                     found.error("drill", &e);
                 }
                 match content(found, about, &repository, &layout, helps, session) {
-                    Ok(inventory) if configured.required => {
+                    Ok((inventory, timeline)) if configured.required => {
                         archived(found, &inventory, pgdata, seen);
                         let local = pgdata.filter(|_| !has_room);
                         has_room |= local.is_some();
                         let looked = local.map(|pgdata| {
-                            busiest_hour::look(found, &repository, &inventory, pgdata)
+                            busiest_hour::look(found, &repository, (&inventory, timeline), pgdata)
                         });
                         if let Some(Err(e)) = looked {
                             found.error("room of pg_wal", &e);
@@ -151,14 +152,11 @@ fn is_beyond(configured: &Configured, e: &Error) -> bool {
 
 /// Opens a repository; `None` if that fails, which becomes a finding.
 fn open(found: &mut Findings, configured: &Configured, session: &Session) -> Option<Repository> {
-    if !answers(configured, session.host.random()) {
+    if let Err(e) = session.require_answer(configured, PATIENCE) {
         found.fail(
             &configured.name,
             configured.location.to_string(),
-            format!(
-                "it has not answered for {} s: whatever touches it hangs",
-                PATIENCE.as_secs()
-            ),
+            e.to_string(),
             "look at the mount: a dead NFS server, a stuck FUSE program, a failing disk",
         );
         return None;
@@ -316,7 +314,10 @@ fn server(found: &mut Findings, configured: &Configured, session: &Session) {
     });
     let free = match tried {
         Err(e) => return found.error("writable and durable", &e),
-        Ok(room) => room.map(|room| room.free_bytes),
+        Ok(room) => {
+            let known = room.filter(|room| room.total_bytes > 0);
+            known.map(|room| room.free_bytes)
+        }
     };
     found.ok("writable and durable", "yes");
     match free {
@@ -383,7 +384,10 @@ fn space(found: &mut Findings, (free, total): (u64, u64), inodes: Option<u64>) {
     let value = format!("{} of {} free", human::size(free), human::size(total));
     let cause = "archiving stops when it is full, and pg_wal grows";
     let fix = "make room: pitr expire --confirm; else add space, or keep fewer backups: pitr expire --keep N --dry-run";
-    match free.saturating_mul(100) / total.max(1) {
+    let Some(percent) = free_percent(free, total) else {
+        return;
+    };
+    match percent {
         0..=1 => found.fail("space", value, cause, fix),
         2..=9 => found.warn("space", value, cause, fix),
         _ if free < SEGMENT_BYTES => found.warn(
@@ -440,7 +444,7 @@ fn registered(
     Ok(Some(layout))
 }
 
-/// Whether there is something to recover from, and whether anything is missing from it.
+/// Whether there is something to recover from, and whether anything is missing from it; and the timeline that is the cluster.
 fn content(
     found: &mut Findings,
     (cluster, seen): (&Cluster, &Seen),
@@ -448,7 +452,7 @@ fn content(
     layout: &ClusterLayout,
     (new_backup, lost_wal): (&str, &str),
     session: &Session,
-) -> Result<Inventory> {
+) -> Result<(Inventory, Option<TimelineId>)> {
     conflicts(found, repository, layout)?;
     let inventory = Inventory::read(repository, layout.name(), Some(layout.system_identifier()))?;
     if !inventory.forged.is_empty() {
@@ -476,7 +480,7 @@ fn content(
     newest_backup(found, cluster, (side, timeline), new_backup, session)?;
     proven_backups(found, &inventory);
     gaps(found, repository, &inventory, lost_wal)?;
-    Ok(inventory)
+    Ok((inventory, timeline))
 }
 
 /// Whether the repository holds what the server says is archived: the loss of its newest WAL leaves no gap to be seen.
@@ -804,5 +808,10 @@ mod tests {
         assert_eq!(level(16 * mib, 64 * mib, Some(999)), Level::Warn);
         assert_eq!(level(mib, 1000 * mib, None), Level::Fail);
         assert_eq!(level(90 * mib, 1000 * mib, None), Level::Warn);
+        assert_eq!(level(1 << 63, 1 << 63, None), Level::Ok);
+        assert_eq!(level(1 << 57, 1 << 63, None), Level::Fail);
+        let mut found = Findings::default();
+        space(&mut found, (0, 0), None);
+        assert!(found.all.is_empty(), "it tells no size");
     }
 }

@@ -407,6 +407,7 @@ impl Course {
         // The repository may have grown since the first plan: this one is carried out.
         let plan = prepared.job.plan.clone();
         let plan = plan.ok_or_else(|| err!(Internal, "a restore without a plan"))?;
+        plan.warnings.iter().for_each(|text| session.warn(text));
         self.planned(&plan);
         self.time(Phase::Plan, started, None);
         let brought = prepared.brought().value("shared_preload_libraries");

@@ -8,10 +8,16 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::archive::datadir::DataDirectory;
+use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::operate::quarantine::{Quarantined, is_passing};
 use crate::operate::session::Session;
+use crate::pg::control::{ClusterState, ControlFile};
+use crate::pg::timeline::TimelineId;
+use crate::plan::recovery::Plan;
 use crate::repo::drilled::{Phase, Timed};
 
 /// How often the server is looked after.
@@ -31,6 +37,94 @@ const LINE_BYTES: usize = 4096;
 
 /// The way out of a drill that something else than the archive has ended.
 pub(super) const NOT_KNOWN: &str = "Whether recovery works is not known; nothing was recorded. Mend this, and run the command again.";
+
+/// The file that has PostgreSQL recover to a target.
+const SIGNAL: &str = "recovery.signal";
+
+/// The end of a recovery, as pg_control has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It is yet to come, or has begun a new timeline.
+    Ordinary,
+    /// A server was killed between the removal of the signal and the checkpoint that makes the end durable.
+    CutShort,
+    /// A server has run without the signal: it has replayed all WAL that was there, on the old timeline.
+    PastTarget,
+}
+
+impl End {
+    /// The end of a recovery whose signal is gone, in a directory that has not left the old timeline. The checkpoint that ends recovery has the state of
+    /// one that shuts a server down. Only a server that ran on has made one that begins behind the target (`is_behind`).
+    fn without_signal(state: ClusterState, is_behind: bool) -> End {
+        match state {
+            ClusterState::ShutDown | ClusterState::InCrashRecovery | ClusterState::InProduction => {
+                End::PastTarget
+            }
+            ClusterState::ShuttingDown if is_behind => End::PastTarget,
+            ClusterState::Startup
+            | ClusterState::ShutDownInRecovery
+            | ClusterState::ShuttingDown
+            | ClusterState::InArchiveRecovery => End::CutShort,
+        }
+    }
+}
+
+/// Whether the next start of a copy would replay all WAL that is there: its server was killed as it ended recovery. PostgreSQL removes the signal before the
+/// checkpoint that makes the end durable.
+///
+/// # Errors
+/// `Refused` where such a start has been.
+pub(in crate::operate) fn is_cut_short(
+    directory: &DataDirectory,
+    control: &ControlFile,
+    plan: &Plan,
+) -> Result<bool> {
+    let is_old = |timeline: TimelineId| plan.timelines.iter().any(|part| part.timeline == timeline);
+    let is_promoted = control
+        .min_recovery_timeline
+        .is_some_and(|one| !is_old(one));
+    let has_signal = directory.has(SIGNAL) || directory.has("standby.signal");
+    let end = match has_signal || is_promoted || !is_old(control.checkpoint_copy.timeline) {
+        true => End::Ordinary,
+        false => End::without_signal(control.state, is_behind(control, plan)),
+    };
+    match end {
+        End::Ordinary => Ok(false),
+        End::CutShort => Ok(true),
+        End::PastTarget => Err(err!(
+            Refused,
+            "a server was killed at the end of the recovery of \"{}\", and another start has replayed WAL behind the target",
+            directory.path().display()
+        )
+        .hint("Nothing was done. The copy is not of its moment: remove it, and restore again.")),
+    }
+}
+
+/// Whether the last whole checkpoint begins behind the target. A plan that goes to the end of the archive has no such place: more may be there since.
+fn is_behind(control: &ControlFile, plan: &Plan) -> bool {
+    let stop = plan.stop.as_ref();
+    let stop = stop.filter(|_| plan.first_excluded_commit.is_some());
+    stop.is_some_and(|stop| control.checkpoint_copy.redo > stop.recovery_end_lsn)
+}
+
+/// Has a copy recover once more whose server was killed as it ended recovery.
+///
+/// # Errors
+/// Those of [`is_cut_short`]; `TargetWrite`.
+pub(in crate::operate) fn resume(
+    directory: &DataDirectory,
+    plan: &Plan,
+    host: &Host,
+) -> Result<()> {
+    let path = directory.path().join(SIGNAL);
+    let control = directory.control()?;
+    let control = control.ok_or_else(|| err!(Damaged, "the copy has no pg_control"))?;
+    if is_cut_short(directory, &control, plan)? {
+        durable::replace(&path, b"", host.random())
+            .map_err(|e| err!(TargetWrite, "could not write \"{}\": {e}", path.display()))?;
+    }
+    Ok(())
+}
 
 /// Recovery as it was seen.
 pub(in crate::operate) struct Recovery {
@@ -105,7 +199,7 @@ pub(in crate::operate) fn wait(session: &Session, server: &mut Quarantined) -> R
             return Ok(recovery);
         }
         ready = ready.or(log.is_ready.then_some(now));
-        // A directory whose recovery has ended before replays nothing.
+        // A directory whose recovery has ended before replays nothing: `resume` has seen to one whose end was cut short.
         if recovery.done.or(ready).is_some() {
             match is_open(server) {
                 Ok(true) => {
@@ -253,6 +347,20 @@ mod tests {
         assert!(at.is_done);
         assert_eq!(at.cause(), "FATAL:  no");
         assert_eq!(log("one\ntwo\n").cause(), "one · two");
+    }
+
+    #[test]
+    fn r205_a_server_that_was_killed_as_it_ended_recovery_is_told_from_one_that_ran_on() {
+        for (state, is_behind, end) in [
+            (ClusterState::InArchiveRecovery, false, End::CutShort),
+            (ClusterState::ShuttingDown, false, End::CutShort),
+            (ClusterState::ShuttingDown, true, End::PastTarget),
+            (ClusterState::InCrashRecovery, false, End::PastTarget),
+            (ClusterState::InProduction, false, End::PastTarget),
+        ] {
+            let found = End::without_signal(state, is_behind);
+            assert_eq!(found, end, "{} {is_behind}", state.name());
+        }
     }
 
     #[test]

@@ -47,10 +47,10 @@ impl Sandbox {
         sweep(&below);
         let failed = |e| Error::from_io(format!("make a folder in \"{shown}\""), e);
         // Every user who reaches the socket is a superuser of the server.
-        let folder = private_folder(&below, PREFIX).map_err(failed)?;
+        let made = leased::make(LOCK, || private_folder(&below, PREFIX));
+        let (folder, lock) = made.map_err(failed)?;
         let path = folder.path().to_owned();
         leased::check_path(&path)?;
-        let lock = leased::lock(&path, LOCK).map_err(failed)?;
         let tree = match is_for_mount {
             true => path.join(TREE),
             false => path.clone(),

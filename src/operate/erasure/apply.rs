@@ -2,8 +2,8 @@
 //!
 //! The copy's own server runs in quarantine (`operate::quarantine`): a socket in a private folder, nothing that is sent to the archive, no
 //! code of the cluster that runs by itself. Recovery ends at its target, and a new timeline begins, as it would with the operator's start. Its
-//! history and its WAL wait in pg_wal where the copy is adopted before its first start; else `pitr adopt` archives the history alone. Nothing is
-//! recorded in the directory: a run that was killed is repeated from its beginning, so scripts must bear to be run twice.
+//! history and its WAL wait in pg_wal where the copy is adopted before its first start; else `pitr adopt` archives the history alone. The record of
+//! the restore notes that scripts have begun, and no more. A run that was killed is repeated from its beginning, so scripts must bear to be run twice.
 //!
 //! Triggers fire as in production, so scripts run without a network where the host can take it away. Recovery may need one, for the command that
 //! fetches WAL may ask a bucket. So the server recovers first, and is started again without a network.
@@ -12,24 +12,27 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::scripts::{Applied, Scripts};
+use super::scripts::{Applied, Outcome, Scripts};
 use super::{Entry, Listing, list};
 use crate::archive::datadir::{DataDirectory, GUARD};
-use crate::archive::guard::{self, UNFINISHED};
+use crate::archive::guard::{self, UNFINISHED, WrittenSettings};
 use crate::archive::pid_file::PidFile;
 use crate::archive::server_conf;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::lock;
 use crate::operate::aside;
 use crate::operate::clone::namespace;
-use crate::operate::drill::recovery;
 use crate::operate::drill::sandbox::{self, Sandbox};
+use crate::operate::drill::{comparison, recovery};
 use crate::operate::programs::Programs;
 use crate::operate::quarantine::{self, Lasts, Libraries, Quarantine, Quarantined};
 use crate::operate::session::Session;
 use crate::pg::control::ControlFile;
+use crate::plan::recovery::Plan;
 use crate::process;
+use crate::restore::job::Job;
 
 /// The host keeps the network, which triggers could use.
 pub const HAS_NETWORK: &str =
@@ -44,6 +47,8 @@ pub struct Prepared {
     programs: Programs,
     /// Everything that is recorded.
     pub scripts: Scripts,
+    /// The plan of its recovery, where the restore has left it.
+    plan: Option<Plan>,
     is_for_adoption: bool,
 }
 
@@ -118,8 +123,14 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
                 .hint("Nothing was done. A standby gets erasures from its primary."),
         );
     }
+    let plan = plan_of(&directory);
+    let is_cut_short = match &plan {
+        Some(plan) => recovery::is_cut_short(&directory, &control, plan)?,
+        None => false,
+    };
+    let recovers = directory.has("recovery.signal") || is_cut_short;
     let action = server_conf::value_of(&path, "recovery_target_action");
-    if directory.has("recovery.signal") && action.as_deref() != Some("promote") {
+    if recovers && action.as_deref() != Some("promote") {
         return Err(refused(format!("recovery of \"{shown}\" does not end with a promotion, and only then it takes writes"))
             .hint("Nothing was done. Restore with --target-action promote. Or start it, look at it where nobody else can, promote it, stop it, and run this again."));
     }
@@ -141,8 +152,15 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
             only: None,
         },
         control,
+        plan,
         is_for_adoption: asked.is_for_adoption,
     })
+}
+
+/// The plan of a copy's recovery; none where nothing of the restore is left.
+fn plan_of(directory: &DataDirectory) -> Option<Plan> {
+    let job = guard::written(directory).ok()?.job;
+    serde_json::from_value::<Job>(job).ok()?.plan
 }
 
 /// Requires a user whose server PostgreSQL starts.
@@ -234,6 +252,8 @@ impl Prepared {
         let sandbox = Sandbox::make(&session.host.scratch, false).map_err(|e| {
             e.hint("Nothing was done. Set TMPDIR to a directory with a short path, say /tmp.")
         })?;
+        self.note(&session.host, |record| record.is_erasing = true)?;
+        let is_resumed = self.resume(&session.host)?;
         let before = namespace::without_network();
         if before.is_empty() {
             session.note(HAS_NETWORK);
@@ -265,6 +285,10 @@ impl Prepared {
         }
         quarantine.before = &before;
         let mut server = recovered(session, &quarantine, &libraries)?;
+        if is_resumed {
+            self.check_end(&mut server)?;
+            self.note(&session.host, |record| record.is_resumed = false)?;
+        }
         session.host.progress.phase("erase", None);
         server.lift_time_limit();
         let done = self.scripts.run(session, &mut server, &self.directory);
@@ -275,7 +299,60 @@ impl Prepared {
         // "pg_ctl restart" would start the private server again.
         let _ = std::fs::remove_file(self.directory.path().join("postmaster.opts"));
         aside::note_again(&self.directory, session.host.random())?;
+        let is_failed = |one: &Applied| matches!(one.outcome, Outcome::Failed(_));
+        if !done.iter().any(is_failed) {
+            self.note(&session.host, |record| record.is_erasing = false)?;
+        }
         Ok(done)
+    }
+
+    /// Notes something in the record of the restore, where that is left.
+    fn note(&self, host: &Host, change: impl FnOnce(&mut WrittenSettings)) -> Result<()> {
+        match guard::written(&self.directory).is_ok() {
+            true => guard::note(&self.directory, host.random(), change),
+            false => Ok(()),
+        }
+    }
+
+    /// Has a copy recover once more whose server was killed as it ended recovery. Whether its end is to be held to the plan, be it that an
+    /// earlier run was killed before it did so.
+    fn resume(&self, host: &Host) -> Result<bool> {
+        let Some(plan) = &self.plan else {
+            return Ok(false);
+        };
+        let control = self.directory.control()?;
+        let control = control.ok_or_else(|| err!(Damaged, "the copy has no pg_control"))?;
+        if recovery::is_cut_short(&self.directory, &control, plan)? {
+            self.note(host, |record| record.is_resumed = true)?;
+            recovery::resume(&self.directory, plan, host)?;
+        }
+        Ok(guard::written(&self.directory).is_ok_and(|record| record.is_resumed))
+    }
+
+    /// Requires that nothing behind the target was replayed, where a server was killed as it ended recovery.
+    fn check_end(&self, server: &mut Quarantined) -> Result<()> {
+        // More may have been archived since for a plan that goes to the end.
+        let plan = self.plan.as_ref();
+        let Some(plan) = plan.filter(|plan| plan.first_excluded_commit.is_some()) else {
+            return Ok(());
+        };
+        let compared = comparison::compare(server, self.directory.path(), plan)?;
+        let found: Vec<String> = compared
+            .checks
+            .into_iter()
+            .filter_map(|check| Some(format!("{}: {}", check.name, check.found?)))
+            .collect();
+        match found.is_empty() {
+            true => Ok(()),
+            false => Err(err!(
+                Findings,
+                "the copy did not recover as planned: {}",
+                found.join("; ")
+            )
+            .hint(
+                "No erasure was run. The copy is not of its moment: remove it, and restore again.",
+            )),
+        }
     }
 
     /// Keeps others from doing the same; PostgreSQL leaves the guard alone.

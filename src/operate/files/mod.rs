@@ -7,6 +7,7 @@ pub mod replace;
 pub(super) mod source;
 pub mod watch;
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +19,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::counters;
-use super::search::{self, Stored};
+use super::search::{self, Found, Stored};
 use super::session::Session;
 use crate::backup::content::{self, Options};
 use crate::backup::files::{Watched, selection};
@@ -228,7 +229,7 @@ impl Candidate {
     }
 }
 
-/// Chooses the backup of a name in the first repository that has a fitting one. A newer one that is passed over is a warning.
+/// Chooses the backup of a name in the first repository that has a fitting one, those with an undamaged copy first. A newer one that is passed over is a warning.
 pub(super) fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Stored> {
     choose_saying(session, name, choice, &|text| session.warn(text))
 }
@@ -240,24 +241,50 @@ fn choose_saying(
     choice: &Choice,
     passed: &dyn Fn(&str),
 ) -> Result<Stored> {
-    let found = search::first(session, (KIND, name), |repository, scope| {
+    // The first one that another repository may have a better one than, and the newer one that it stands for.
+    let second_best: RefCell<Option<(Candidate, Option<String>)>> = RefCell::new(None);
+    let found = search::best(session, (KIND, name), |repository, scope| {
         let all = backups(repository, scope)?;
-        let chosen = fitting(&all, choice);
-        if let Some(Candidate { id, .. }) = chosen.filter(|one| one.is_damaged) {
-            session.warn(&format!(
-                "backup \"{id}\" is damaged: pitr verify says what of it"
-            ));
-        }
-        if let Some((newer, chosen)) = passed_over(&all, choice).zip(chosen) {
-            passed(&format!(
+        let Some(chosen) = fitting(&all, choice) else {
+            return Ok(None);
+        };
+        let newer = passed_over(&all, choice);
+        let told = newer.map(|newer| {
+            format!(
                 "backup \"{}\" is newer than \"{}\", which is taken, and is passed over: {}",
                 newer.id,
                 chosen.id,
                 newer.why_not()
+            )
+        });
+        let mut second_best = second_best.borrow_mut();
+        let before = second_best.as_ref().map(|(before, _)| before);
+        let is_good = is_better(chosen, newer, before);
+        match (is_good, told) {
+            (true, Some(told)) => passed(&told),
+            (true, None) => {}
+            (false, told) => {
+                second_best.get_or_insert((chosen.clone(), told));
+            }
+        }
+        Ok(Some(Found {
+            id: chosen.id.clone(),
+            is_good,
+        }))
+    })?;
+    if found.as_ref().is_some_and(|found| !found.is_good)
+        && let Some((taken, newer)) = second_best.into_inner()
+    {
+        if taken.is_damaged {
+            session.warn(&format!(
+                "backup \"{}\" is damaged: pitr verify says what of it",
+                taken.id
             ));
         }
-        Ok(chosen.map(|one| one.id.clone()))
-    })?;
+        if let Some(newer) = newer {
+            passed(&newer);
+        }
+    }
     found.ok_or_else(|| {
         let which = match (&choice.backup, choice.by_time) {
             (Some(id), _) => format!("backup \"{id}\" of \"{name}\""),
@@ -288,6 +315,18 @@ fn backups(repository: &Repository, scope: &Scope) -> Result<Vec<Candidate>> {
 fn fitting<'a>(backups: &'a [Candidate], choice: &Choice) -> Option<&'a Candidate> {
     let fitting = all_fitting(backups, choice);
     fitting.max_by_key(|one| (!one.is_damaged, !one.is_marked, one.ended, &one.id))
+}
+
+/// Pure: whether a repository's choice is taken, and no other one is asked. Another one may have an undamaged copy of a newer backup. `before` is the choice of an
+/// earlier repository that was not taken.
+fn is_better(chosen: &Candidate, newer: Option<&Candidate>, before: Option<&Candidate>) -> bool {
+    !chosen.is_damaged
+        && match before {
+            Some(before) => {
+                before.is_damaged || (chosen.ended, &chosen.id) > (before.ended, &before.id)
+            }
+            None => newer.is_none_or(|newer| !newer.is_damaged),
+        }
 }
 
 /// Pure: the newest backup that fits, where another one is meant.
@@ -687,9 +726,9 @@ pub fn diff(
     Ok(chosen.id)
 }
 
-type Found = (FileKey, Vec<u8>, Node);
+type Next = (FileKey, Vec<u8>, Node);
 
-fn next_node(items: &mut Items<'_, '_>) -> Result<Option<Found>> {
+fn next_node(items: &mut Items<'_, '_>) -> Result<Option<Next>> {
     for item in items {
         let item = item?;
         if let Metadata::Node(node) = item.metadata {
@@ -820,6 +859,28 @@ mod tests {
         assert!(newest == id(2) && why.contains("marked"), "{why}");
         backups[0].is_damaged = true;
         assert_eq!(chosen(&backups, Choice::default()), Some(id(2)));
+    }
+
+    #[test]
+    fn u104_a_newer_backup_that_is_damaged_here_may_be_whole_in_another_repository() {
+        let candidate = |n: u32, is_damaged| Candidate {
+            id: format!("2026112{n}T064049Z-00000{n}-full").parse().unwrap(),
+            ended: TimestampTz(i64::from(n) * 10),
+            is_damaged,
+            is_marked: false,
+        };
+        let (old, new) = (candidate(1, false), candidate(2, false));
+        let damaged = candidate(2, true);
+        assert!(is_better(&new, None, None) && is_better(&old, None, None));
+        assert!(!is_better(&old, Some(&damaged), None));
+        assert!(!is_better(&damaged, None, None));
+        // The second repository has the newer one whole, or no more than the first one.
+        assert!(is_better(&new, None, Some(&old)));
+        assert!(!is_better(&old, None, Some(&old)));
+        assert!(!is_better(&old, Some(&damaged), Some(&old)));
+        assert!(!is_better(&candidate(0, false), None, Some(&old)));
+        // All is better than a damaged one.
+        assert!(is_better(&old, Some(&damaged), Some(&damaged)));
     }
 
     #[test]

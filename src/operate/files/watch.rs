@@ -183,6 +183,7 @@ pub fn watch(
         pending: Some(Instant::now()),
         heard: None,
         walked: Instant::now(),
+        completed: Instant::now(),
         failures: 0,
         retry: None,
     };
@@ -216,6 +217,7 @@ pub fn watch(
             }
         }
         if watcher.is_due() {
+            watcher.complete(open)?;
             watcher.back_up(tell)?;
         }
     }
@@ -234,6 +236,8 @@ struct Watcher<'w> {
     heard: Option<Instant>,
     /// When the directory was last walked.
     walked: Instant,
+    /// When it was last looked for directories that are not watched.
+    completed: Instant,
     failures: u32,
     /// Nothing is tried before.
     retry: Option<Instant>,
@@ -300,6 +304,16 @@ impl Watcher<'_> {
             ));
         }
         self.note()
+    }
+
+    /// Watches, from time to time, what no event told of.
+    fn complete(&mut self, watch: &mut Watch<'_>) -> Result<()> {
+        if self.completed.elapsed() < self.rescan(self.state.is_complete) {
+            return Ok(());
+        }
+        self.completed = Instant::now();
+        watch.complete();
+        self.watched(watch)
     }
 
     /// Notes that something changed.

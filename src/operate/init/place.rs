@@ -210,12 +210,13 @@ fn apart_from_others(
     Ok(())
 }
 
-/// Whether the place holds only what an `init` leaves that was killed between the recipients and the marker.
+/// Whether the place holds only what an `init` leaves that was killed between the recipients and the marker. A listing has no name that no key has: an
+/// empty one does not say that the place is.
 fn has_keys_only(store: &dyn Store) -> Result<bool> {
     let keys = scope::recipients(crate::seal::FIRST_EPOCH);
     let keys = keys.split('/').next().unwrap_or_default();
     let listed = store.list("")?;
-    Ok(listed.iter().all(|l| l.is_prefix && l.name == keys))
+    Ok(!listed.is_empty() && listed.iter().all(|l| l.is_prefix && l.name == keys))
 }
 
 /// A repository inside the data directory would be in its own backups, and the other way round is no better.

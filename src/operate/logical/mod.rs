@@ -50,13 +50,17 @@ fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stor
     let is_whole = |events: &[Recorded]| event::damage(events).is_empty();
     let stays = |events: &[Recorded]| is_whole(events) && !event::is_marked(events);
     let newest = |is_good: &dyn Fn(&[Recorded]) -> bool| {
-        search::first(session, (NAME, name), |repository, scope| {
+        search::best(session, (NAME, name), |repository, scope| {
             search::named_or_newest(repository, scope, wanted, is_good)
         })
     };
-    let found = match newest(&stays)? {
-        None if wanted.is_none() => newest(&is_whole)?,
-        found => found,
+    let found = match wanted {
+        // A mark counts nothing against one that is named.
+        Some(_) => newest(&is_whole)?,
+        None => match newest(&stays)? {
+            None => newest(&is_whole)?,
+            found => found,
+        },
     };
     let backup = found.ok_or_else(|| {
         search::lacking(&format!("logical backup \"{name}\""), wanted).hint(format!(

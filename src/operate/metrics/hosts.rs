@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::exposition::{Exposition, families};
 use super::number;
+use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Settings};
 use crate::operate::blocked::Waiting;
+use crate::operate::info::Info;
+use crate::operate::server_state::Archiver;
 use crate::operate::tallies::Tallies;
 use crate::pg::time::TimestampTz;
 
@@ -62,21 +65,13 @@ fn is_barred<T>(asked: io::Result<T>) -> bool {
 }
 
 /// Adds what the data directories of this host show. Returns the free bytes of the filesystem of `pg_wal` of each cluster.
-pub(super) fn add(
-    all: &mut Exposition,
-    settings: &Settings,
-    now: TimestampTz,
-) -> Vec<(String, u64)> {
+pub(super) fn add(all: &mut Exposition, settings: &Settings) -> Vec<(String, u64)> {
     let mut rooms = Vec::new();
     for cluster in &settings.clusters {
         let Some(pgdata) = &cluster.pgdata else {
             continue;
         };
         let labels = [("cluster", cluster.name.as_str())];
-        if let Ok(waiting) = Waiting::read(pgdata, now) {
-            all.add(&READY, &labels, number(waiting.count));
-            all.add(&READY_AGE, &labels, waiting.age.as_secs_f64());
-        }
         let wal = pgdata.join("pg_wal");
         all.add_known(&WAL_BYTES, &labels, size_of(&wal).map(number));
         let free = free(&wal);
@@ -84,6 +79,43 @@ pub(super) fn add(
         rooms.extend(free.map(|free| (cluster.name.to_string(), free)));
     }
     rooms
+}
+
+/// Adds what waits to be archived.
+pub(super) fn waiting(
+    all: &mut Exposition,
+    settings: &Settings,
+    info: Option<&Info>,
+    now: TimestampTz,
+) {
+    for cluster in &settings.clusters {
+        let mut servers = info.into_iter().flat_map(Info::servers);
+        let own = servers.find(|(name, _)| *name == cluster.name.as_str());
+        let archiver = own.and_then(|(_, server)| server.archiver.as_ref());
+        waiting_of(all, cluster, archiver, now);
+    }
+}
+
+/// A standby keeps what waited when it was a primary, and offers none of it, unless it archives always. One that did not say so counts as such: an outage
+/// must not hide what waits.
+fn waiting_of(
+    all: &mut Exposition,
+    cluster: &Cluster,
+    archiver: Option<&Archiver>,
+    now: TimestampTz,
+) {
+    let Some(pgdata) = &cluster.pgdata else {
+        return;
+    };
+    let leaves_it = archiver.is_some_and(|archiver| !archiver.is_always);
+    if leaves_it && DataDirectory::at(pgdata).has("standby.signal") {
+        return;
+    }
+    let labels = [("cluster", cluster.name.as_str())];
+    if let Ok(waiting) = Waiting::read(pgdata, now) {
+        all.add(&READY, &labels, number(waiting.count));
+        all.add(&READY_AGE, &labels, waiting.age.as_secs_f64());
+    }
 }
 
 /// Adds when these filesystems are full. One that does not fill has no series.
@@ -109,5 +141,37 @@ fn size_of(directory: &Path) -> Option<u64> {
 
 fn free(directory: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(directory).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    // One that tells no size tells no room.
+    (stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn w73_a_standby_tells_nothing_of_what_waited_when_it_was_a_primary() {
+        let folder = tempfile::tempdir().unwrap();
+        let status = folder.path().join("pg_wal/archive_status");
+        std::fs::create_dir_all(&status).unwrap();
+        std::fs::write(status.join("00000002.history.ready"), "").unwrap();
+        let mut cluster = Cluster::named("main".parse().unwrap());
+        cluster.pgdata = Some(folder.path().to_owned());
+        let told = |is_always: Option<bool>| {
+            let archiver = is_always.map(|is_always| Archiver {
+                is_always,
+                ..Archiver::default()
+            });
+            let mut all = Exposition::default();
+            waiting_of(&mut all, &cluster, archiver.as_ref(), TimestampTz(0));
+            all.text()
+        };
+        let series = "pitr_archive_ready_segments{cluster=\"main\"} 1";
+        let tells = |is_always: Option<bool>| told(is_always).contains(series);
+        assert!(tells(Some(false)) && tells(None));
+        std::fs::write(folder.path().join("standby.signal"), "").unwrap();
+        assert_eq!(told(Some(false)), "");
+        // One that archives always is told of also while its server does not answer.
+        assert!(tells(Some(true)) && tells(None));
+    }
 }

@@ -159,7 +159,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         of_jobs(&mut all, &settings, &place, now);
         alerts::add(&mut all, &settings, &place);
     }
-    let pg_wal_free = hosts::add(&mut all, &settings, now);
+    let pg_wal_free = hosts::add(&mut all, &settings);
     // Content beside clusters needs none.
     let (info, failed) = match settings.has_only_tenants() {
         true => (None, None),
@@ -168,6 +168,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
             Err(e) => (None, Some(e)),
         },
     };
+    hosts::waiting(&mut all, &settings, info.as_ref(), now);
     if let Some(counters) = &counters {
         let scopes = info.as_ref().map_or(&[][..], |info| &info.scopes);
         counts::add(&mut all, &settings, (counters, &underway, scopes));

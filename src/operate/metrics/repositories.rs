@@ -39,7 +39,7 @@ pub(super) fn add(
     let mut stores = Stores::default();
     for configured in &settings.repositories {
         let labels = [("repo", configured.name.as_str())];
-        let state = state(session, configured, info);
+        let state = state((session, settings), configured, info);
         let up = flag(state.is_some());
         all.add(&REPO_UP, &labels, up);
         if walg {
@@ -51,7 +51,8 @@ pub(super) fn add(
             stores.away.push(configured.name.clone());
             continue;
         };
-        if let Some(room) = state.room {
+        // A filesystem that tells no size tells no room.
+        if let Some(room) = state.room.filter(|room| room.total_bytes > 0) {
             all.add(&REPO_FREE, &labels, number(room.free_bytes));
             all.add(&REPO_SIZE, &labels, number(room.total_bytes));
             stores.rooms.push((configured.name.clone(), room));
@@ -68,7 +69,7 @@ pub(super) fn add(
 /// The state of a repository; none where it does not answer. One that the look opened is not opened again, and one that was away is not waited for
 /// once more.
 fn state(
-    session: &Session,
+    (session, settings): (&Session, &Settings),
     configured: &config::Repository,
     info: Option<&Info>,
 ) -> Option<RepositoryState> {
@@ -83,6 +84,6 @@ fn state(
     if seen.peek().is_some() && seen.all(|lag| lag.away.is_some()) {
         return None;
     }
-    let repository = session.open(configured).ok()?;
+    let repository = session.open_or_give_up(configured, settings).ok()?;
     Some(RepositoryState::look(session, configured, &repository))
 }

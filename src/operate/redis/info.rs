@@ -21,7 +21,7 @@ pub struct Info {
 /// The error of the first repository that failed, where no other one has any.
 pub fn run(session: &Session, name: &str, with_commands: bool) -> Result<Option<Info>> {
     let scope = Scope::aux(NAME, name)?;
-    search::in_first(session, |repository, configured| {
+    search::look_in_first(session, |repository, configured| {
         let passes = |e: Error| {
             session.warn(&e.to_string());
             Ok(())

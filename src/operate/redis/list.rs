@@ -28,7 +28,8 @@ pub struct Listed {
 /// The error of the first repository that failed, where no other one has a backup.
 pub fn run(session: &Session, name: &str) -> Result<(Option<String>, Vec<Listed>)> {
     let found = search::first(session, (NAME, name), |repository, scope| {
-        search::named_or_newest(repository, scope, None, |_| true)
+        let newest = search::named_or_newest(repository, scope, None, |_| true)?;
+        Ok(newest.map(|found| found.id))
     })?;
     let Some(found) = found else {
         return Ok((None, Vec::new()));

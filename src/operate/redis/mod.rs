@@ -238,6 +238,7 @@ fn on_way(
         let candidates: Vec<BackupId> = match wanted {
             Some(_) => search::named_or_newest(repository, scope, wanted, is_whole)?
                 .into_iter()
+                .map(|found| found.id)
                 .collect(),
             None => search::newest_first(repository, scope, is_whole)?,
         };
@@ -392,7 +393,7 @@ fn way_from(
 /// `NotFound`; that of the first repository, when none can be read; `Damaged` when its member cannot be read.
 fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stored> {
     let is_whole = |events: &[Recorded]| event::damage(events).is_empty();
-    let found = search::first(session, (NAME, name), |repository, scope| {
+    let found = search::best(session, (NAME, name), |repository, scope| {
         search::named_or_newest(repository, scope, wanted, is_whole)
     })?;
     let backup = found.ok_or_else(|| {

@@ -1,5 +1,6 @@
 //! The receiver of a server's history.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,19 +15,19 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::journal::frame::Frames;
 use crate::journal::shipping::{self, Shipper, Work};
-use crate::journal::{self, Condition, Journal};
+use crate::journal::{self, Condition, Follower, Journal, Segment};
 use crate::operate::human;
 use crate::operate::session::Session;
 use crate::pg::segment::SegmentSize;
 use crate::redis::command::Reader;
 use crate::redis::connection::Tick;
-use crate::redis::history::{Beginning, Parent};
+use crate::redis::history::{Beginning, Held, Parent};
 use crate::redis::kind::NAME;
-use crate::redis::owed::Owed;
+use crate::redis::owed::{Base, Owed};
 use crate::redis::position::{self, Action};
 use crate::redis::receive::{self, Process, Sink, Told, Turn};
 use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
-use crate::redis::shipment::{self, Origin, Rewind, Shipment};
+use crate::redis::shipment::{self, Answer, Origin, Recall, Rewind, Shipment};
 use crate::redis::source::Source;
 use crate::redis::walk;
 use crate::repo::log_keys::LogKeys;
@@ -112,11 +113,27 @@ pub(super) fn until_stopped(
     let options = journal_options(session, redis)?;
     ship_former(session, (peer, settings, &scope), &options)?;
     let journal = Journal::open(&options, Arc::clone(&session.host.progress))?;
-    let rewind = Rewind::default();
-    let shipper = ship(session, (peer, settings), (&journal, &rewind), &scope)?;
     let (held, end) = tail(&journal)?;
-    let runtime = runtime::start()?;
+    let lost = hole(&journal);
     let owed = Owed::open(owed_path(&options))?;
+    if let Some(held) = held.as_ref().filter(|_| is_first_lost(&journal)) {
+        // Nothing tells how much it was: the next base has it.
+        owed.set(Base::behind(place_of(held)), session.host.random())?;
+    }
+    let recall = Recall {
+        rewind: Rewind::default(),
+        begun: lost.as_ref().map(place_of),
+    };
+    if let Some(Held { replid, position }) = &recall.begun {
+        session.warn(&peer.told(&format!(
+            "the journal has lost what follows position {position} of history {replid}: the server is asked once more"
+        )));
+    }
+    let held = lost.or(held);
+    let rewind = Arc::clone(&recall.rewind);
+    let of = (&journal, Some(recall));
+    let shipper = ship(session, (peer, settings), of, &scope)?;
+    let runtime = runtime::start()?;
     let mut sink = Sink {
         feeder: journal.feeder(),
         watch: journal.watch(),
@@ -205,8 +222,8 @@ fn ship_former(
             Err(e) if e.code() == Code::Locked => continue,
             journal => journal?,
         };
-        let of = (&journal, &Rewind::default());
-        let shipper = ship(session, (peer, settings), of, scope)?;
+        // No session goes on with it: nobody can be asked for what it has lost.
+        let shipper = ship(session, (peer, settings), (&journal, None), scope)?;
         let is_shipped = shipper.finish(FINISH_MAX);
         journal.close()?;
         let shown = path.display();
@@ -306,16 +323,15 @@ fn number_of(name: &str, identity: &str) -> u64 {
 fn ship(
     session: &Session,
     (peer, settings): (&Peer<'_>, &Settings),
-    (journal, rewind): (&Journal, &Rewind),
+    (journal, recall): (&Journal, Option<Recall>),
     scope: &Scope,
 ) -> Result<Shipper> {
     let host = &session.host;
     let origin = origin_of(session, peer, scope);
     let is_waited_for = peer.redis.acknowledge == RedisAcknowledge::Repository;
-    let rewind = Arc::clone(rewind);
     let work: Work = Arc::new(move |ship, index| {
         let origin = (origin.clone(), is_waited_for);
-        Shipment::new(Arc::clone(ship), index, origin, Arc::clone(&rewind)).run()
+        Shipment::new(Arc::clone(ship), index, origin, recall.clone()).run()
     });
     let options = shipping::Options {
         repositories: settings.repositories.clone(),
@@ -348,13 +364,71 @@ fn tail(journal: &Journal) -> Result<(Option<State>, u64)> {
     let segments = follower.segments();
     let end = segments.last().map_or(0, |segment| segment.to.0);
     for segment in segments.iter().rev() {
-        let mut frames = follower.open(segment.name)?;
-        let left = segment.to.0 - segment.from.0;
-        if let Some(state) = replay(&mut frames, left)? {
+        if let Some(state) = last_state(&follower, segment)? {
             return Ok((Some(state), end));
         }
     }
     Ok((None, end))
+}
+
+/// The state in front of the first bytes that the journal has lost between two files, where the server was not asked for them yet. The shipping finds what rots
+/// inside of a file that is whole by its headers.
+fn hole(journal: &Journal) -> Option<State> {
+    let follower = journal.follower();
+    let segments = follower.segments();
+    let mut rest = segments.as_slice();
+    while let [before, behind @ ..] = rest {
+        rest = behind;
+        let next = behind.first()?;
+        if before.to == next.from {
+            continue;
+        }
+        let end = last_state(&follower, before).ok().flatten();
+        let (Some(end), Some(state)) = (end, shipment::first_state(&follower, next)) else {
+            continue;
+        };
+        let at = (&end, end.reader.position());
+        if !shipment::is_hole(at, &state) {
+            continue;
+        }
+        let mut answers = behind.iter().skip(1).filter_map(|file| {
+            let state = shipment::first_state(&follower, file)?;
+            Some(shipment::answered(at, &state, file.name))
+        });
+        match answers.find(|answer| !matches!(answer, Answer::None)) {
+            Some(Answer::Again(name)) => {
+                let again = behind.iter().position(|file| file.name == name)?;
+                rest = behind.get(again..)?;
+            }
+            Some(Answer::Gone) => {}
+            Some(Answer::None) | None => {
+                let beginning = None;
+                return Some(State { beginning, ..end });
+            }
+        }
+    }
+    None
+}
+
+/// Whether the journal begins with a file of which nothing can be read.
+fn is_first_lost(journal: &Journal) -> bool {
+    let follower = journal.follower();
+    let segments = follower.segments();
+    let first = segments.first();
+    first.is_some_and(|first| shipment::first_state(&follower, first).is_none())
+}
+
+fn place_of(state: &State) -> Held {
+    Held {
+        replid: state.replid.clone(),
+        position: state.reader.position(),
+    }
+}
+
+/// The state behind the last byte of a file; none of one that holds no state.
+fn last_state(follower: &Follower, segment: &Segment) -> Result<Option<State>> {
+    let mut frames = follower.open(segment.name)?;
+    replay(&mut frames, segment.to.0 - segment.from.0)
 }
 
 fn replay(frames: &mut Frames<std::fs::File>, left: u64) -> Result<Option<State>> {
@@ -510,44 +584,79 @@ fn other(process: Option<&Process>) -> String {
     )
 }
 
+/// The repositories that do not say where the log ends.
+#[derive(Default)]
+struct Silent<'r> {
+    names: BTreeSet<&'r str>,
+    /// The error of the first one without which the receiver does not begin.
+    failure: Option<Error>,
+}
+
+impl<'r> Silent<'r> {
+    fn add(&mut self, session: &Session, (name, is_required): (&'r str, bool), error: Error) {
+        if self.names.insert(name) {
+            session.warn(&format!(
+                "repository \"{name}\" is not asked where the log ends: {error}"
+            ));
+        }
+        if is_required {
+            self.failure.get_or_insert(error);
+        }
+    }
+}
+
 /// The end of what the repositories hold of the server's history, where the journal holds nothing.
 ///
 /// # Errors
-/// That of the first repository, where none answers.
+/// That of the first required repository that did not answer, where those that did have nothing. Where none is required, all of them count.
 fn stored(receiver: &Receiver<'_>, source: &Source) -> Result<Option<State>> {
     let (session, scope) = (receiver.session, receiver.scope);
-    let (mut opened, mut failure) = (Vec::new(), None);
-    for configured in &receiver.settings.repositories {
+    let (mut opened, mut silent) = (Vec::new(), Silent::default());
+    let repositories = &receiver.settings.repositories;
+    let none_required = repositories.iter().all(|r| !r.required);
+    for configured in repositories {
+        let place = (
+            configured.name.as_str(),
+            configured.required || none_required,
+        );
         match session.open(configured) {
-            Ok(repository) => opened.push((configured.name.as_str(), repository)),
-            Err(e) => passed_over(session, &configured.name, e, &mut failure),
+            Ok(repository) => opened.push((place, repository)),
+            Err(e) => silent.add(session, place, e),
         }
-    }
-    if opened.is_empty() {
-        return failure.map_or(Ok(None), Err);
     }
     for field in ["master_replid", "master_replid2"] {
         let Some(replid) = source.info.field(field) else {
             continue;
         };
-        let ends = answers(session, &opened, &|repository| {
+        let ends = answers(session, &opened, &mut silent, &|repository| {
             end_of(repository, scope, replid, source)
-        })?;
+        });
         if let Some(state) = chosen(ends, source) {
             return Ok(Some(state));
         }
     }
     // A server that goes on with another history leaves a gap behind the newest one.
-    let ends = answers(session, &opened, &|repository| {
+    let ends = answers(session, &opened, &mut silent, &|repository| {
         let Some((replid, arrived_us)) = newest(session, repository, scope)? else {
             return Ok(None);
         };
         let end = end_of(repository, scope, &replid, source)?;
         Ok(end.map(|state| (arrived_us, state)))
-    })?;
+    });
     let ends = ends.into_iter();
     let last = ends.max_by_key(|(arrived_us, state)| (*arrived_us, state.reader.position()));
-    Ok(last.map(|(_, state)| state))
+    let has_answer = opened
+        .iter()
+        .any(|((name, _), _)| !silent.names.contains(name));
+    match (last, silent.failure) {
+        (Some((_, state)), _) => Ok(Some(state)),
+        // It may have what the others lack: without it a gap would pass for the first start.
+        (None, Some(e)) if has_answer => Err(e.context("find the end of the log").hint_first(
+            "Nothing was received. The journal is empty, the repositories that answer have nothing of the log, and this one may have some.",
+        )),
+        (None, Some(e)) => Err(e),
+        (None, None) => Ok(None),
+    }
 }
 
 /// Pure: of the ends of one history in several repositories, the first one from which the server can go on, so that every repository gets what it lacks; where it
@@ -565,36 +674,20 @@ fn chosen(mut ends: Vec<State>, source: &Source) -> Option<State> {
 }
 
 /// Asks each repository, and returns what those that answer found.
-///
-/// # Errors
-/// The first one, where none answers.
-fn answers<T>(
+fn answers<'r, T>(
     session: &Session,
-    opened: &[(&str, Repository)],
+    opened: &[((&'r str, bool), Repository)],
+    silent: &mut Silent<'r>,
     ask: &dyn Fn(&Repository) -> Result<Option<T>>,
-) -> Result<Vec<T>> {
-    let (mut found, mut failure) = (Vec::new(), None);
-    let mut has_answer = false;
-    for (name, repository) in opened {
+) -> Vec<T> {
+    let mut found = Vec::new();
+    for (place, repository) in opened {
         match ask(repository) {
-            Ok(answer) => {
-                has_answer = true;
-                found.extend(answer);
-            }
-            Err(e) => passed_over(session, name, e, &mut failure),
+            Ok(answer) => found.extend(answer),
+            Err(e) => silent.add(session, *place, e),
         }
     }
-    match failure.filter(|_| !has_answer) {
-        Some(e) => Err(e),
-        None => Ok(found),
-    }
-}
-
-fn passed_over(session: &Session, name: &str, error: Error, failure: &mut Option<Error>) {
-    session.warn(&format!(
-        "repository \"{name}\" is not asked where the log ends: {error}"
-    ));
-    failure.get_or_insert(error);
+    found
 }
 
 /// The stored history whose bytes arrived last, and when; one that no other goes on from, where the times cannot be read here.

@@ -72,8 +72,7 @@ pub fn look(
     backups: &[ScopeBackup],
 ) -> Result<Option<Watched>> {
     let lines = overview::read(repository, scope, false, &Err)?;
-    let ends = lines.iter().map(end);
-    let Some(ends): Option<Vec<TimestampTz>> = ends.collect() else {
+    let Some(ends) = ends(&lines) else {
         return Ok(None);
     };
     let mut members = Vec::new();
@@ -98,14 +97,43 @@ pub fn look(
     }))
 }
 
-/// When the last bytes of a history had arrived; none where that cannot be read.
-fn end(line: &Line) -> Option<TimestampTz> {
-    line.ranges.last()?.to_time
+/// Pure: when the last bytes of each history had arrived; none where one of these times cannot be read. Two failovers in a row leave a history without bytes,
+/// which has none.
+fn ends(lines: &[Line]) -> Option<Vec<TimestampTz>> {
+    let last = lines.iter().filter_map(|line| line.ranges.last());
+    last.map(|range| range.to_time).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redis::overview::Range;
+
+    #[test]
+    fn r218_a_history_without_bytes_hides_no_other_one() {
+        let time = TimestampTz(7);
+        let line = |ends: &[Option<TimestampTz>]| Line {
+            replid: "a".repeat(40),
+            server: None,
+            parents: Vec::new(),
+            ranges: ends
+                .iter()
+                .map(|to_time| Range {
+                    from: 0,
+                    to: 1,
+                    from_time: Some(time),
+                    to_time: *to_time,
+                })
+                .collect(),
+            beginnings: Vec::new(),
+            notable: Vec::new(),
+        };
+        let stored = line(&[Some(time)]);
+        assert_eq!(ends(&[stored.clone(), line(&[])]), Some(vec![time]));
+        // A time that cannot be read is another thing.
+        assert_eq!(ends(&[stored, line(&[None])]), None);
+        assert_eq!(ends(&[]), Some(Vec::new()));
+    }
 
     #[test]
     fn a_log_that_is_old_or_that_no_backup_leads_to_is_told() {

@@ -19,12 +19,14 @@ use super::keys::{Passphrase, to_passphrase, to_public};
 use super::rewrap::{PROVEN_MIN, too_few};
 use super::session::Session;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fault;
 use crate::repo::keyring::{
     self, PublicFile, ReaderFile, WriterFile, draw, give_access, system_random,
 };
-use crate::seal::{Access, Contents, MacKey, PrivateHalf, Recipient, public_of, random_pair};
+use crate::seal::{
+    Access, Contents, FIRST_EPOCH, MacKey, PrivateHalf, Recipient, public_of, random_pair,
+};
 use crate::text;
 
 /// The operator's request.
@@ -60,6 +62,9 @@ pub struct Plan {
     pub others: Vec<String>,
     /// The file for hosts that write, once it is finished.
     pub writer_file: Option<String>,
+    /// The directory has the file that hosts have already, and no other.
+    #[serde(skip)]
+    is_of_hosts: bool,
     #[serde(skip)]
     work: Work,
 }
@@ -227,6 +232,7 @@ pub fn plan(session: &Session, asked: &Asked) -> Result<Plan> {
         recipients: hand.names().into_iter().map(str::to_owned).collect(),
         left_out: left_out.into_iter().collect(),
         repositories,
+        is_of_hosts: state == State::Finished && file.epoch() == set.current.epoch(),
         others: set.others,
         writer_file: (state == State::Finished).then(|| directory.shown_writer()),
         work: Work {
@@ -286,6 +292,23 @@ impl Plan {
     /// Whether something is to be done.
     pub fn is_change(&self) -> bool {
         self.state != State::Finished || self.repositories.iter().any(|r| !r.to_store.is_empty())
+    }
+
+    /// Says that nothing is rotated, where the directory has the file of `key_set` and no repository lacks its epochs.
+    pub fn rotates_nothing(&self) -> Option<Error> {
+        (self.is_of_hosts && !self.is_change()).then(|| {
+            err!(
+                Refused,
+                "nothing was rotated: \"{}\" has the file of key_set, and no repository lacks its epochs",
+                self.work.directory.shown()
+            )
+            .hint("Name an empty directory to give the key set another pair: --dir DIR")
+        })
+    }
+
+    /// Whether the directory is that of `pitr repo keygen`: no rotation was ever done in it.
+    pub fn is_of_keygen(&self) -> bool {
+        self.epoch == FIRST_EPOCH
     }
 
     /// Gives every repository the epoch, looks that it has this one and no other, and makes the file for hosts.

@@ -553,8 +553,16 @@ impl Back<'_> {
         let done = self.run.done(number)?.unwrap_or_default();
         let before = self.run.begun(number)?.unwrap_or_default();
         let runs = trees::runs(self.session, member)?;
-        let (before, last) = (before["newest"].as_str(), done["run"].as_str());
-        Ok(trees::of_step(&runs, before, last))
+        let last = done["run"].as_str();
+        // The clock may have been set back since the restores of before.
+        let later = match before["there"].as_array() {
+            Some(there) => {
+                let is_there = |run: &str| there.iter().any(|one| one.as_str() == Some(run));
+                runs.into_iter().filter(|run| !is_there(run)).collect()
+            }
+            None => trees::behind(runs, before["newest"].as_str()),
+        };
+        Ok(trees::of_step(later, last))
     }
 
     /// Makes a standby of a cluster again that had not been promoted. One that was stays as it is.

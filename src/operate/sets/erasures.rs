@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::own;
 use super::plan::Planned;
@@ -17,8 +18,10 @@ use crate::error::Result;
 use crate::operate::erasure::apply::{self, Consent};
 use crate::operate::erasure::scripts::OPTIONS;
 use crate::operate::erasure::{self, Listing};
+use crate::operate::human;
 use crate::operate::quarantine;
 use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
 use crate::plan::sets::Step;
 
 /// The erasures that a cluster lacks at the moment.
@@ -34,6 +37,11 @@ pub struct Erasing {
     /// Those that the operator leaves out.
     pub skipped: Vec<String>,
 }
+
+/// The names of the erasures that a step knew, in its result.
+pub const KNOWN: &str = "known_erasures";
+/// Whether a repository did not answer for them.
+pub const KNOWN_IN_PART: &str = "known_in_part";
 
 /// The operator's word, by member.
 type Consents = BTreeMap<String, Consent>;
@@ -105,6 +113,106 @@ fn consent_of(session: &Session, cluster: &str, consent: &Consent) -> Result<(Li
     Ok((listing, own))
 }
 
+/// The names of all erasures of a cluster that are recorded now, and whether a repository did not answer: a step keeps them with what it has done.
+///
+/// # Errors
+/// Those of [`erasure::list`]; `Interrupted`.
+pub fn known(session: &Session, cluster: &str) -> Result<(Value, bool)> {
+    let listing = erasure::list(&session.on_cluster(cluster))?;
+    if let Some(interrupted) = listing.failures.interrupted {
+        return Err(interrupted);
+    }
+    let is_in_part = !listing.failures.errors.is_empty();
+    let ids = listing.erasures.into_iter().map(|one| one.id);
+    Ok((ids.collect(), is_in_part))
+}
+
+/// Requires that each erasure of a member was known when the member was restored, or when its erasures were repeated: nothing repeats a later one
+/// before the start. Those of `skipped` are left out by the operator. One from before the run is a warning where a repository did not answer then.
+///
+/// # Errors
+/// `Refused`; those of [`erasure::list`].
+pub fn require_known(
+    session: &Session,
+    (run, member): (&Run, &str),
+    skipped: &[String],
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let named: SetMember = member.parse()?;
+    let (mut known, mut is_in_part) = (None, false);
+    for step in [Step::Erase, Step::Aside, Step::FromStandby] {
+        if known.is_none()
+            && let Some(done) = run.done_of(&step(member.to_owned()))?
+        {
+            let ids = done.get(KNOWN).cloned();
+            known = ids.and_then(|ids| serde_json::from_value::<Vec<String>>(ids).ok());
+            let in_part = done.get(KNOWN_IN_PART);
+            is_in_part = in_part.and_then(Value::as_bool).unwrap_or(false);
+        }
+    }
+    // Nothing is restored yet, or a pitr of before did it.
+    let Some(known) = known else {
+        return Ok(());
+    };
+    let listing = erasure::list(&session.on_cluster(&named.name))?;
+    if let Some(interrupted) = listing.failures.interrupted {
+        return Err(interrupted);
+    }
+    for failed in &listing.failures.errors {
+        let text = format!("{member} may lack erasures that were recorded since: {failed}");
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+    let began = is_in_part.then_some(run.record.began);
+    let recorded = listing.erasures.into_iter();
+    let recorded = recorded.map(|one| (one.id, one.erasure.map(|record| record.time)));
+    let (later, unseen) = later(&known, recorded, (skipped, began));
+    if !unseen.is_empty() {
+        let text = format!(
+            "{member} may lack erasures from before this run: no repository that has them answered when it was restored: {}",
+            unseen.join(", ")
+        );
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+    match later.is_empty() {
+        true => Ok(()),
+        false => Err(err!(
+            Refused,
+            "{} of the list became known since this run was planned, and cluster \"{}\" lacks them: {}",
+            human::count(later.len() as u64, "erasure"),
+            named.name,
+            later.join(", ")
+        )
+        .hint(format!(
+            "Nothing was started. Take the run back, and begin a new one: its plan has them. To go on without an erasure, add {} ID.",
+            OPTIONS.skip
+        ))),
+    }
+}
+
+/// Pure: those of the erasures that are recorded now which were not known, and are not left out. Those that were recorded before `began` are apart; none are where it
+/// is none.
+fn later(
+    known: &[String],
+    recorded: impl Iterator<Item = (String, Option<TimestampTz>)>,
+    (skipped, began): (&[String], Option<TimestampTz>),
+) -> (Vec<String>, Vec<String>) {
+    let (mut later, mut unseen) = (Vec::new(), Vec::new());
+    for (id, time) in recorded {
+        if known.contains(&id) || skipped.contains(&id) {
+            continue;
+        }
+        match time.zip(began) {
+            Some((time, began)) if time < began => unseen.push(id),
+            _ => later.push(id),
+        }
+    }
+    (later, unseen)
+}
+
 /// The words of pitr that run the scripts.
 pub fn applying(cluster: &str, pgdata: &str, consent: Option<&Consent>) -> Vec<String> {
     let mut words = own::words(&["erasure", "apply", "--for-adoption"]);
@@ -130,4 +238,41 @@ pub fn next(cluster: &str, is_aside: bool) -> String {
         "{state} To go on without an erasure, add {} ID.",
         OPTIONS.skip
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn erasures_that_came_later_are_told_from_known_ones_and_from_those_left_out() {
+        let ids = |text: &str| -> Vec<String> { text.chars().map(String::from).collect() };
+        let later = |known: &str, recorded: &str, skipped: &str| {
+            let recorded = ids(recorded)
+                .into_iter()
+                .map(|id| (id, Some(TimestampTz(5))));
+            let (later, unseen) = super::later(&ids(known), recorded, (&ids(skipped), None));
+            assert!(unseen.is_empty());
+            later.concat()
+        };
+        assert_eq!(later("", "", ""), "");
+        assert_eq!(later("ab", "ab", ""), "");
+        // One was removed meanwhile, and another one came.
+        assert_eq!(later("ab", "bc", ""), "c");
+        assert_eq!(later("ab", "abcd", "c"), "d");
+    }
+
+    #[test]
+    fn r211_an_erasure_of_before_the_run_whose_repository_was_away_refuses_nothing() {
+        let later = |began: Option<i64>| {
+            let recorded = [("old", Some(4)), ("new", Some(6)), ("odd", None)];
+            let recorded = recorded.map(|(id, time)| (id.to_owned(), time.map(TimestampTz)));
+            let began = began.map(TimestampTz);
+            let (later, unseen) = super::later(&[], recorded.into_iter(), (&[], began));
+            (later.join(" "), unseen.join(" "))
+        };
+        let of = |later: &str, unseen: &str| (later.to_owned(), unseen.to_owned());
+        assert_eq!(later(Some(5)), of("new odd", "old"));
+        assert_eq!(later(None), of("old new odd", ""));
+    }
 }

@@ -100,6 +100,7 @@ pub(super) fn settled(
         with_erasures: false,
         after_stop: false,
         from_standby: false,
+        timelines: Vec::new(),
     };
     match plan::look(&quiet(session), &asked) {
         Ok(planned) => {
@@ -120,6 +121,8 @@ pub(super) fn quiet(session: &Session) -> Session {
     Session {
         host: session.host.with_progress(Arc::new(Silent)),
         system_identifier: session.system_identifier,
+        // A directory that hangs is waited for once.
+        away: session.away.clone(),
         ..session.again()
     }
 }

@@ -59,6 +59,17 @@ pub struct AskedRecovery {
     pub after_stop: bool,
     /// Whether the directories of clusters are standbys, which recover in their places.
     pub from_standby: bool,
+    /// The timelines that clusters follow to a time, as they are typed: `N`, or `CLUSTER=N`.
+    pub timelines: Vec<String>,
+}
+
+/// The timelines that the moment may mean in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lives {
+    /// The one that the plan follows.
+    pub followed: Option<TimelineId>,
+    /// Those that have commits for the moment as well.
+    pub others: Vec<TimelineId>,
 }
 
 /// The moment that is wanted, as members understand it.
@@ -79,6 +90,8 @@ pub struct Planned {
     pub data_sets: BTreeMap<SetMember, DataSet>,
     /// The clusters that lack erasures at the moment, where that was asked.
     pub erasures: BTreeMap<SetMember, Lacking>,
+    /// The clusters in which the moment may mean several timelines, and nobody has named one.
+    pub undecided: BTreeMap<SetMember, Lives>,
 }
 
 /// The backup of a cluster that is restored.
@@ -226,7 +239,68 @@ pub fn look(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
         clusters: each.clusters,
         data_sets: each.data_sets,
         erasures: each.erasures,
+        undecided: each.undecided,
     })
+}
+
+/// The timelines that are asked for, as they are typed, by cluster.
+///
+/// # Errors
+/// `Usage` for what is no timeline, or names no cluster among the members.
+fn timelines(asked: &[String], members: &[SetMember]) -> Result<BTreeMap<SetMember, String>> {
+    let clusters = members.iter().filter(|one| one.kind == MemberKind::Cluster);
+    let clusters: Vec<&SetMember> = clusters.collect();
+    let mut named = BTreeMap::new();
+    for text in asked {
+        let (cluster, timeline) = match (text.split_once('='), clusters.as_slice()) {
+            (Some((name, timeline)), all) => (all.iter().find(|one| one.name == name), timeline),
+            (None, [only]) => (Some(only), text.as_str()),
+            (None, _) => (None, text.as_str()),
+        };
+        let Some(cluster) = cluster else {
+            return Err(err!(
+                Usage,
+                "--target-timeline \"{}\" does not name one of the clusters that are recovered",
+                text.escape_debug()
+            )
+            .hint("Nothing was changed. Name the cluster, too: --target-timeline main=1"));
+        };
+        timeline.parse::<TargetTimeline>()?;
+        named.insert((*cluster).clone(), timeline.to_owned());
+    }
+    Ok(named)
+}
+
+/// Requires that the moment means one timeline in each cluster, or that one is named.
+///
+/// # Errors
+/// `Refused`, with the timelines.
+pub(super) fn require_decided(undecided: &BTreeMap<SetMember, Lives>) -> Result<()> {
+    let Some((member, lives)) = undecided.iter().next() else {
+        return Ok(());
+    };
+    let others: Vec<String> = lives
+        .others
+        .iter()
+        .map(|t| t.decimal().to_string())
+        .collect();
+    let all = lives.others.iter().chain(&lives.followed);
+    let lines: Vec<String> = all
+        .map(|timeline| format!("--target-timeline {}={}", member.name, timeline.decimal()))
+        .collect();
+    let followed = match lives.followed {
+        Some(followed) => format!("timeline {}", followed.decimal()),
+        None => "the timeline".to_owned(),
+    };
+    Err(err!(
+        Refused,
+        "cluster \"{member}\" has commits for this moment on timeline {}, too, and the plan follows {followed}",
+        others.join(" and ")
+    )
+    .hint(format!(
+        "Nothing was changed. The warnings of the plan say what each timeline has. Name the one that is meant: {}",
+        lines.join(", or ")
+    )))
 }
 
 /// The members, each of them planned.
@@ -237,6 +311,7 @@ struct Each {
     clusters: BTreeMap<SetMember, Restorable>,
     data_sets: BTreeMap<SetMember, DataSet>,
     erasures: BTreeMap<SetMember, Lacking>,
+    undecided: BTreeMap<SetMember, Lives>,
 }
 
 fn planned_each(
@@ -247,6 +322,7 @@ fn planned_each(
     asked: &AskedRecovery,
 ) -> Result<Each> {
     let mut each = Each::default();
+    let timelines = timelines(&asked.timelines, members)?;
     for member in members {
         let planning = Planning {
             session,
@@ -254,6 +330,7 @@ fn planned_each(
             set,
             member,
             asked,
+            timelines: &timelines,
             each: &mut each,
         };
         let (reach, own) = planning.of_member(moment)?;
@@ -355,6 +432,8 @@ struct Planning<'p> {
     set: &'p RecoverySet,
     member: &'p SetMember,
     asked: &'p AskedRecovery,
+    /// The timelines that are asked for.
+    timelines: &'p BTreeMap<SetMember, String>,
     each: &'p mut Each,
 }
 
@@ -388,8 +467,12 @@ impl Planning<'_> {
                 (reach, words, one.level)
             }
             (MemberKind::Cluster, None, Moment::Time(at)) => {
-                let words = words(&["--target-time", &at.to_string()]);
-                let target = target(Target::Time(*at));
+                let mut words = words(&["--target-time", &at.to_string()]);
+                let mut target = target(Target::Time(*at));
+                if let Some(timeline) = self.timelines.get(member) {
+                    target.timeline = timeline.parse()?;
+                    words.extend(["--target-timeline".to_owned(), timeline.clone()]);
+                }
                 (
                     self.of_cluster(None, (&target, *at, false)),
                     words,
@@ -488,6 +571,13 @@ impl Planning<'_> {
             };
             self.each.clusters.insert(self.member.clone(), restorable);
         }
+        if !plan.others_meant.is_empty() && !self.timelines.contains_key(self.member) {
+            let lives = Lives {
+                followed: plan.target_timeline,
+                others: plan.others_meant.clone(),
+            };
+            self.each.undecided.insert(self.member.clone(), lives);
+        }
         let copied = match self.asked.from_standby {
             true => 0,
             false => plan.bytes_to_copy,
@@ -509,6 +599,7 @@ impl Planning<'_> {
             ms: estimate.as_ref().map(|estimate| estimate.ms),
             basis: estimate.as_ref().map(Estimate::basis),
             level: Level::Time,
+            warnings: plan.warnings.clone(),
         }))
     }
 
@@ -534,6 +625,7 @@ impl Planning<'_> {
                     ms: Some(ms),
                     basis: Some(basis),
                     level: Level::Time,
+                    warnings: Vec::new(),
                 }))
             }
             Err(e) if e.code() == Code::OutOfReach => Ok(Reach::Unreached {
@@ -613,6 +705,7 @@ fn reached(backup: &ScopeBackup, level: Level) -> Reached {
         ms: Some(ms),
         basis: Some(basis),
         level,
+        warnings: Vec::new(),
     }
 }
 
@@ -629,6 +722,57 @@ fn of_files(found: Option<Reached>, why: &str) -> (Reach, Vec<String>) {
                 after: None,
             };
             (unreached, Vec::new())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeline(number: u32) -> TimelineId {
+        TimelineId::from_decimal(&number.to_string()).unwrap()
+    }
+
+    #[test]
+    fn r210_a_moment_of_two_lives_of_a_cluster_takes_a_named_timeline() {
+        let member: SetMember = "main".parse().unwrap();
+        assert!(require_decided(&BTreeMap::new()).is_ok());
+        let lives = Lives {
+            followed: Some(timeline(2)),
+            others: vec![timeline(1)],
+        };
+        let refused = require_decided(&BTreeMap::from([(member, lives)])).unwrap_err();
+        assert_eq!(refused.code(), Code::Refused);
+        assert!(refused.to_string().contains("timeline 1, too"), "{refused}");
+        let hint = refused.hint_text().unwrap();
+        for named in ["--target-timeline main=1", "--target-timeline main=2"] {
+            assert!(hint.contains(named), "{hint}");
+        }
+    }
+
+    #[test]
+    fn a_timeline_is_that_of_the_cluster_that_is_named_or_of_the_only_one() {
+        let members = |texts: &[&str]| -> Vec<SetMember> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let named = |asked: &str, of: &[&str]| {
+            let found = timelines(&[asked.to_owned()], &members(of)).ok()?;
+            let (member, timeline) = found.into_iter().next()?;
+            Some(format!("{member}:{timeline}"))
+        };
+        let one = ["main", "redis:shop"];
+        assert_eq!(named("3", &one).as_deref(), Some("main:3"));
+        assert_eq!(named("main=3", &one).as_deref(), Some("main:3"));
+        let two = ["main", "other"];
+        assert_eq!(named("other=latest", &two).as_deref(), Some("other:latest"));
+        for (asked, of) in [
+            ("3", &two[..]),
+            ("shop=3", &one[..]),
+            ("3", &["redis:shop"][..]),
+            ("main=x", &one[..]),
+        ] {
+            assert_eq!(named(asked, of), None, "{asked}");
         }
     }
 }

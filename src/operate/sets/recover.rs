@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::cache::Place;
 use super::erasures::{self, Erasing};
 use super::own::{self, Owner};
-use super::plan::{self, AskedRecovery, Planned};
+use super::plan::{self, AskedRecovery, Lives, Planned};
 use super::records;
 use super::run::{End, Record, RecordedMember, Run, Runs};
 use super::work::Work;
@@ -111,6 +111,10 @@ pub struct Prepared {
     after_stop: Vec<AfterStop>,
     /// The operator's word about erasures, by member.
     consents: BTreeMap<String, Consent>,
+    /// Erasures that the operator leaves out.
+    skipped: Vec<String>,
+    /// The clusters in which the moment may mean several timelines.
+    undecided: BTreeMap<SetMember, Lives>,
 }
 
 /// Plans a recovery, or finds the one that was interrupted; `words` are those by which the same command is known again.
@@ -153,6 +157,8 @@ pub fn prepare(
             erasures: Vec::new(),
             after_stop: Vec::new(),
             consents,
+            skipped: consent.skipped.clone(),
+            undecided: BTreeMap::new(),
         });
     }
     let mut planned = plan::run(session, asked)?;
@@ -193,6 +199,8 @@ pub fn prepare(
         erasures,
         after_stop,
         consents,
+        skipped: consent.skipped.clone(),
+        undecided: planned.undecided,
     })
 }
 
@@ -328,6 +336,14 @@ impl Prepared {
     /// The name of the set.
     pub fn set(&self) -> &str {
         &self.set.name
+    }
+
+    /// Requires that the moment means one timeline in each cluster, or that one was named.
+    ///
+    /// # Errors
+    /// `Refused`, before anything was changed.
+    pub fn require_decided(&self) -> Result<()> {
+        plan::require_decided(&self.undecided)
     }
 
     /// The steps, and what is known of them, before anything is done.
@@ -481,6 +497,29 @@ impl Prepared {
         Ok(true)
     }
 
+    /// Requires, before anything is stopped and before a cluster is adopted, that nobody was erased since it was restored aside.
+    fn require_erasures_known(
+        &self,
+        session: &Session,
+        run: &Run,
+        step: &Step,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let is_looked_at = |one: &&RecordedMember| match step {
+            Step::StopApplications => true,
+            Step::Adopt(member) => *member == one.member,
+            _ => false,
+        };
+        for one in run.record.members.iter().filter(is_looked_at) {
+            let member: SetMember = one.member.parse()?;
+            if member.kind == MemberKind::Cluster {
+                let about = (run, one.member.as_str());
+                erasures::require_known(session, about, &self.skipped, warnings)?;
+            }
+        }
+        Ok(())
+    }
+
     fn one(
         &self,
         session: &Session,
@@ -491,6 +530,7 @@ impl Prepared {
         let Some(work) = self.work(step) else {
             return Err(err!(Internal, "a step of a member that is not recorded"));
         };
+        self.require_erasures_known(session, run, step, warnings)?;
         let began = Instant::now();
         let begun = match run.begun(number)? {
             Some(begun) => begun,

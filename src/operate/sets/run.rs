@@ -6,6 +6,7 @@
 use std::fs::{File, TryLockError};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -21,6 +22,8 @@ use crate::repo::event;
 const FORMAT: u32 = 1;
 const RECORD: &str = "run.json";
 const ENDED: &str = "ended.json";
+/// Names begin with the second of their run.
+const STAMP_CHARS: usize = 15;
 /// More than any record has.
 const RECORD_BYTES: u64 = 16 << 20;
 
@@ -66,9 +69,8 @@ impl Record {
         steps: Vec<Step>,
     ) -> Record {
         let began = host.now();
-        let seconds: String = event::compact(began).chars().take(15).collect();
         Record {
-            id: format!("{seconds}Z-{set}"),
+            id: format!("{}Z-{set}", stamp(began)),
             extent,
             moment,
             began,
@@ -218,20 +220,32 @@ impl Runs {
         Ok(Run { folder, record })
     }
 
+    /// Returns the name for a new run. The newest run is found by its name, so this one sorts behind all others: also where another run of the same
+    /// second has the name, and where the clock was set back.
+    fn name_behind(&self, wanted: &str) -> Result<String> {
+        let newest = self.names()?.into_iter().next().map(|(name, _)| name);
+        let is_behind = |name: &String| {
+            let sorts_behind = newest.as_ref().is_none_or(|newest| name > newest);
+            sorts_behind && !self.folders.iter().any(|f| f.join(name).exists())
+        };
+        let later = newest.as_deref();
+        let later = later.and_then(|newest| second_behind(newest, wanted));
+        for named in [Some(wanted.to_owned()), later].into_iter().flatten() {
+            let numbered = (2..100).map(|number| format!("{named}-{number}"));
+            let mut names = std::iter::once(named.clone()).chain(numbered);
+            if let Some(name) = names.find(is_behind) {
+                return Ok(name);
+            }
+        }
+        Err(err!(Internal, "run \"{wanted}\" has no free name"))
+    }
+
     /// Begins a run.
     ///
     /// # Errors
     /// Those of the system.
     pub fn begin(&self, host: &Host, mut record: Record) -> Result<Run> {
-        // Another run of the same second has the name.
-        let named = record.id.clone();
-        let mut numbers = 2..100;
-        while self.folders.iter().any(|f| f.join(&record.id).exists()) {
-            let number = numbers.next();
-            let number =
-                number.ok_or_else(|| err!(Internal, "run \"{named}\" has no free name"))?;
-            record.id = format!("{named}-{number}");
-        }
+        record.id = self.name_behind(&record.id)?;
         let Some(new) = self.folders.first() else {
             return Err(err!(Internal, "runs without a directory"));
         };
@@ -243,6 +257,29 @@ impl Runs {
         run.write(host, RECORD, &run.record)?;
         Ok(run)
     }
+}
+
+/// Pure: the name with the second behind that of another one; none where the other one begins with no time.
+fn second_behind(other: &str, name: &str) -> Option<String> {
+    let (date, time) = other.get(..STAMP_CHARS)?.split_once('T')?;
+    let time: TimestampTz = format!(
+        "{}-{}-{}T{}:{}:{}Z",
+        date.get(..4)?,
+        date.get(4..6)?,
+        date.get(6..)?,
+        time.get(..2)?,
+        time.get(2..4)?,
+        time.get(4..)?
+    )
+    .parse()
+    .ok()?;
+    let behind = stamp(time.saturating_add(Duration::from_secs(1)));
+    Some(format!("{behind}{}", name.get(STAMP_CHARS..)?))
+}
+
+/// Pure: the second of a time, as names begin with it.
+fn stamp(time: TimestampTz) -> String {
+    event::compact(time).chars().take(STAMP_CHARS).collect()
 }
 
 /// Keeps other recoveries out of a directory.
@@ -457,6 +494,40 @@ mod tests {
         assert_eq!(other.record.id, "20261120T064049Z-shop-2");
         let newest = runs.newest(&|_| true).unwrap().unwrap();
         assert_eq!(newest.record, other.record);
+    }
+
+    #[test]
+    fn r212_the_newest_run_is_the_last_one_though_the_clock_was_set_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = Runs::open(dir.path(), Vec::new()).unwrap();
+        let mut ids = Vec::new();
+        for (time, set) in [
+            ("2026-11-20T12:00:00Z", "shop"),
+            ("2026-11-20T11:10:00Z", "shop"),
+            ("2026-11-20T11:10:00Z", "app"),
+            ("2026-11-20T12:00:01Z", "app"),
+            ("2026-11-20T12:00:03Z", "shop"),
+        ] {
+            let host = Host::still(time.parse().unwrap(), 1);
+            let task = (set, Extent::Full, "mark m".to_owned());
+            let record = Record::new(&host, task, Vec::new(), vec![Step::Health]);
+            let began = record.began;
+            let run = runs.begin(&host, record).unwrap();
+            assert_eq!(run.record.began, began, "the time itself stays");
+            let newest = runs.newest(&|_| true).unwrap().unwrap();
+            assert_eq!(newest.record.id, run.record.id);
+            ids.push(run.record.id);
+        }
+        assert_eq!(
+            ids,
+            [
+                "20261120T120000Z-shop",
+                "20261120T120001Z-shop",
+                "20261120T120002Z-app",
+                "20261120T120003Z-app",
+                "20261120T120003Z-shop",
+            ]
+        );
     }
 
     #[test]

@@ -209,6 +209,7 @@ fn expected(session: &Session, set: &RecoverySet) -> String {
         with_erasures: true,
         after_stop: false,
         from_standby: false,
+        timelines: Vec::new(),
     };
     let Ok(planned) = plan::look(session, &asked) else {
         return String::new();

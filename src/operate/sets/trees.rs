@@ -128,9 +128,8 @@ pub fn runs(session: &Session, member: &SetMember) -> Result<Vec<String>> {
     Ok(kept.iter().map(|one: &Kept| one.run.to_string()).collect())
 }
 
-/// Pure: those of a step, which began behind `before` and ended with `last`. A step that was killed behind its work was repeated, and each time it restored
-/// what had changed meanwhile.
-pub fn of_step(runs: &[String], before: Option<&str>, last: Option<&str>) -> Vec<String> {
+/// Pure: those that began behind `before`, which a pitr of before noted alone.
+pub fn behind(mut runs: Vec<String>, before: Option<&str>) -> Vec<String> {
     let from = match before {
         None => 0,
         Some(before) => match runs.iter().position(|run| run == before) {
@@ -139,9 +138,15 @@ pub fn of_step(runs: &[String], before: Option<&str>, last: Option<&str>) -> Vec
             None => runs.partition_point(|run| run.as_str() <= before),
         },
     };
-    let end = last.and_then(|last| runs.iter().position(|run| run == last));
-    let end = end.map_or(runs.len(), |end| end + 1);
-    runs.get(from..end).unwrap_or_default().to_vec()
+    runs.split_off(from)
+}
+
+/// Pure: those of a step among the ones that were made since it began: the last of them is `last`. A step that was killed behind its work was repeated, and
+/// each time it restored what had changed meanwhile.
+pub fn of_step(mut later: Vec<String>, last: Option<&str>) -> Vec<String> {
+    let end = last.and_then(|last| later.iter().position(|run| run == last));
+    later.truncate(end.map_or(later.len(), |end| end + 1));
+    later
 }
 
 #[cfg(test)]
@@ -166,7 +171,7 @@ mod tests {
     #[test]
     fn the_restores_of_a_step_are_those_between_its_begin_and_its_end() {
         let all: Vec<String> = ["1", "2", "3", "4"].map(str::to_owned).to_vec();
-        let of = |before, last| of_step(&all, before, last).concat();
+        let of = |before, last| of_step(behind(all.clone(), before), last).concat();
         assert_eq!(of(None, None), "1234");
         assert_eq!(of(Some("2"), None), "34");
         assert_eq!(of(Some("2"), Some("3")), "3");

@@ -83,7 +83,7 @@ fn look(session: &Session, settings: &Settings, name: &str) -> Result<Watched> {
     let scope = scope(set)?;
     let text = runbook::to_store(settings, set);
     // The first repository that has marks: a writer makes each of them in all.
-    let found = search::in_first(&quiet, |repository, _| {
+    let found = search::look_in_first(&quiet, |repository, _| {
         let store = repository.store();
         let places = set_mark::places(store, &scope)?;
         let Some(behind) = places.len().checked_sub(1) else {
@@ -125,7 +125,7 @@ fn settled(
     set: &RecoverySet,
     place: &Place,
 ) -> Result<(Option<TimestampTz>, Vec<String>)> {
-    let found = search::in_first(session, |repository, _| {
+    let found = search::look_in_first(session, |repository, _| {
         let places = std::slice::from_ref(place);
         let marks = set_mark::read_at(repository.store(), &scope(set)?, places, &session.host)?;
         Ok(marks.marks.into_iter().next())

@@ -243,8 +243,8 @@ impl<'p> Work<'p> {
                     Place::of(redis(self.settings, &self.member()?.name)?)?.before()
                 }
                 MemberKind::Files | MemberKind::Config => {
-                    let newest = trees::runs(session, self.member()?)?.pop();
-                    Ok(json!({ "newest": newest }))
+                    let there = trees::runs(session, self.member()?)?;
+                    Ok(json!({ "newest": there.last(), "there": there }))
                 }
             },
             _ => Ok(json!({})),
@@ -449,9 +449,10 @@ impl<'p> Work<'p> {
     /// Runs a command on the cluster as its owner; it may meet no erasure that the plan lacks.
     fn run_foreseen(&self, session: &Session, words: &[String]) -> Result<Value> {
         let owner = Owner::of(Path::new(&self.pgdata()?))?;
+        let (known, is_in_part) = erasures::known(session, &self.member()?.name)?;
         let answer = own::run(session, words, owner)?;
         self.require_foreseen(&answer.json)?;
-        Ok(json!({}))
+        Ok(json!({ (erasures::KNOWN): known, (erasures::KNOWN_IN_PART): is_in_part }))
     }
 
     /// Requires that the plan has foreseen the erasures that a cluster lacks: one may have been recorded since it was made.
@@ -473,6 +474,7 @@ impl<'p> Work<'p> {
     fn erase(&self, session: &Session) -> Result<Value> {
         let (name, to) = (&self.member()?.name, self.erased()?);
         let data = Path::new(&to);
+        let (known, is_in_part) = erasures::known(session, name)?;
         let answer = own::run(session, &self.erasing()?, Owner::of(data)?)
             .map_err(|e| e.hint_last(&erasures::next(name, self.is_aside())))?;
         let found = DataDirectory::at(data).control()?;
@@ -481,6 +483,8 @@ impl<'p> Work<'p> {
             "position": found.checkpoint.to_string(),
             "control": control(data)?,
             "erasures": answer.json["erasures"],
+            (erasures::KNOWN): known,
+            (erasures::KNOWN_IN_PART): is_in_part,
         }))
     }
 }

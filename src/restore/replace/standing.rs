@@ -215,6 +215,33 @@ impl Standing {
         &self.record.data.place
     }
 
+    /// The new cluster's data directory, wherever it is.
+    ///
+    /// # Errors
+    /// `NotFound` where it is gone; those of the system.
+    pub fn restored(&self) -> Result<Option<&Path>> {
+        self.record.data.find(Side::New)
+    }
+
+    /// The new cluster's pg_wal, wherever it is: until all names are exchanged its link leads to that of the old one.
+    ///
+    /// # Errors
+    /// As [`Standing::restored`].
+    pub fn restored_wal(&self) -> Result<Option<PathBuf>> {
+        let Some(data) = self.restored()? else {
+            return Ok(None);
+        };
+        let wal = data.join("pg_wal");
+        let Ok(real) = wal.canonicalize() else {
+            return Ok(Some(wal));
+        };
+        let linked = self.record.others.iter().find(|pair| pair.place == real);
+        match linked {
+            Some(pair) => Ok(pair.find(Side::New)?.map(Path::to_owned)),
+            None => Ok(Some(wal)),
+        }
+    }
+
     /// The places that the old cluster's directories had, that of the data first.
     pub fn places(&self) -> Vec<&Path> {
         self.aside(Side::Old, |pair| &pair.place)

@@ -13,14 +13,12 @@ use crate::err;
 use crate::error::Code;
 use crate::store::http::failure::{Answered, Failure};
 use crate::store::http::is_temporary;
-use crate::store::{Irregular, Key, Listed, Meta};
+use crate::store::{Irregular, Key, Listed, Meta, NAMES_MAX, names_max};
 use crate::text::percent_decoded;
 
 /// Between the key and the id of an upload that was not completed; no key holds it.
 const UPLOAD: &str = "?uploadId=";
 
-/// No folder has more names, and no place more that is irregular.
-const NAMES_MAX: usize = 1_000_000;
 /// So many pages in a row may be empty, as they are where much was deleted.
 const EMPTY_MAX: u32 = 100;
 /// Pages of uploads; there are few.
@@ -202,13 +200,13 @@ fn decoded(text: &str) -> Option<String> {
 
 /// A listing that is larger than anything pitr writes.
 pub(super) fn check_count<T>(names: &[T]) -> Answered<()> {
-    match names.len() <= NAMES_MAX {
+    check_below(names, NAMES_MAX)
+}
+
+fn check_below<T>(names: &[T], most: usize) -> Answered<()> {
+    match names.len() <= most {
         true => Ok(()),
-        false => Err(err!(
-            Unreachable,
-            "a listing does not end after {NAMES_MAX} names"
-        )
-        .into()),
+        false => Err(err!(Unreachable, "a listing does not end after {most} names").into()),
     }
 }
 
@@ -236,7 +234,7 @@ pub(super) async fn list(bucket: &Bucket, prefix: &str) -> Answered<Vec<Listed>>
                 });
             }
         }
-        check_count(&listed)?;
+        check_below(&listed, names_max(prefix))?;
     }
     Ok(listed)
 }
@@ -287,12 +285,12 @@ pub(super) async fn length(bucket: &Bucket, key: &str) -> Answered<Option<u64>> 
     Ok(own.map(Found::size_bytes))
 }
 
-/// The first key that is nothing temporary.
+/// The first key that is nothing temporary. A "folder" that a console made is an object of the prefix alone.
 pub(super) async fn first_key(bucket: &Bucket) -> Answered<Option<String>> {
     let mut listing = Listing::of(bucket, "", false);
     while let Some(page) = listing.next().await? {
         let mut keys = page.into_iter().map(|found| found.key);
-        if let Some(key) = keys.find(|k| !is_temporary(k)) {
+        if let Some(key) = keys.find(|k| !k.is_empty() && !is_temporary(k)) {
             return Ok(Some(key));
         }
     }

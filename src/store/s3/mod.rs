@@ -247,8 +247,8 @@ impl Store for S3Store {
         tiers.any(|tier| tier.class.is_archive())
     }
 
-    fn extend_locks(&self, place: &str) -> Result<u64> {
-        retention::extend(&self.bucket, place)
+    fn extend_locks(&self, place: &str, tick: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
+        retention::extend(&self.bucket, place, tick)
     }
 
     fn locked_until(&self, key: &Key) -> Result<Option<TimestampTz>> {

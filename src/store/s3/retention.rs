@@ -5,6 +5,7 @@ use std::sync::Arc;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{ObjectLockRetention, ObjectLockRetentionMode};
+use futures_util::future::try_join_all;
 
 use super::listing::{Found, Listing};
 use super::request::Bucket;
@@ -20,19 +21,37 @@ use crate::store::runtime::{asked, wait};
 /// names. A young one tells nothing of them: a healed copy, or what somebody put behind them.
 const LOOKED_AT_MAX: usize = 32;
 
+/// So many objects are asked for, and extended, side by side.
+const AT_ONCE: usize = 16;
+
 /// Extends the locks of an object, or of all below a folder, where less than half of the period is left; returns how many. Objects that are younger
-/// than half of the period were locked when they were written.
-pub(super) fn extend(bucket: &Arc<Bucket>, place: &str) -> Result<u64> {
+/// than half of the period were locked when they were written. A full backup of a large cluster has tens of thousands of them: `tick` is called between a few.
+pub(super) fn extend(
+    bucket: &Arc<Bucket>,
+    place: &str,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<u64> {
     let Some(lock) = bucket.link.settings.object_lock else {
         return Ok(0);
     };
-    let (bucket, place) = (Arc::clone(bucket), place.to_owned());
-    Ok(wait(
-        async move { extend_all(&bucket, &place, lock).await },
-    )??)
+    let (own, place) = (Arc::clone(bucket), place.to_owned());
+    let (due, groups) = wait(async move { groups(&own, &place, lock).await })??;
+    let mut extended = 0;
+    for keys in groups {
+        tick()?;
+        let own = Arc::clone(bucket);
+        extended += wait(async move { extend_all(&own, &keys, lock, due).await })??;
+    }
+    Ok(extended)
 }
 
-async fn extend_all(bucket: &Bucket, place: &str, lock: ObjectLock) -> Answered<u64> {
+/// Returns until when locks have to last, and the objects to be looked at: those of one group side by side, and one group after the other. The last old object
+/// is a group of its own, for it tells of those before it; none where it tells that nothing is to be done.
+async fn groups(
+    bucket: &Bucket,
+    place: &str,
+    lock: ObjectLock,
+) -> Answered<(DateTime, Vec<Vec<String>>)> {
     let objects = objects(bucket, place).await?;
     let clock = &bucket.link.clock;
     let (now, due) = (clock.unix_seconds(), clock.after(lock.period / 2));
@@ -41,23 +60,43 @@ async fn extend_all(bucket: &Bucket, place: &str, lock: ObjectLock) -> Answered<
     };
     let half = due.secs() - now;
     let is_old = |object: &Found| object.modified.is_none_or(|at| at.secs() + half <= now);
-    let Some(last) = objects.iter().rfind(|object| is_old(object)) else {
-        return Ok(0);
+    let Some(last) = objects.iter().rposition(is_old) else {
+        return Ok((due, Vec::new()));
     };
-    let is_many = objects.len() > LOOKED_AT_MAX;
-    if is_many && is_kept(read(bucket, &last.key).await?.as_ref(), due) {
-        return Ok(0);
-    }
-    let mut extended = 0;
-    for object in &objects {
-        let kept = read(bucket, &object.key).await?;
-        if !is_kept(kept.as_ref(), due) {
-            let mode = kept.map_or_else(|| configured(lock), |(mode, _)| mode);
-            write(bucket, &object.key, mode, lock).await?;
-            extended += 1;
+    let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
+    let (before, rest) = keys.split_at(last);
+    let (last, behind) = rest.split_at(1);
+    if keys.len() > LOOKED_AT_MAX {
+        for key in last {
+            if is_kept(read(bucket, key).await?.as_ref(), due) {
+                return Ok((due, Vec::new()));
+            }
         }
     }
-    Ok(extended)
+    let groups = before.chunks(AT_ONCE).chain([last]);
+    let groups = groups.chain(behind.chunks(AT_ONCE));
+    Ok((due, groups.map(<[String]>::to_vec).collect()))
+}
+
+async fn extend_all(
+    bucket: &Bucket,
+    keys: &[String],
+    lock: ObjectLock,
+    due: DateTime,
+) -> Answered<u64> {
+    let each = keys.iter().map(|key| extend_one(bucket, key, lock, due));
+    Ok(try_join_all(each).await?.into_iter().sum())
+}
+
+/// Extends the lock of one object; returns 1 where that was due.
+async fn extend_one(bucket: &Bucket, key: &str, lock: ObjectLock, due: DateTime) -> Answered<u64> {
+    let kept = read(bucket, key).await?;
+    if is_kept(kept.as_ref(), due) {
+        return Ok(0);
+    }
+    let mode = kept.map_or_else(|| configured(lock), |(mode, _)| mode);
+    write(bucket, key, mode, lock).await?;
+    Ok(1)
 }
 
 /// The object of this key, or what lies below it, in the order of names.

@@ -13,7 +13,7 @@ use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Code, Error};
 use crate::pg::time::TimestampTz;
-use crate::store::{Irregular, Key, Listed, MARKER, Meta, is_part, reserve};
+use crate::store::{Irregular, Key, Listed, MARKER, Meta, NAMES_MAX, is_part, names_max, reserve};
 
 /// Directories of a cluster stay, so that its registration never flickers: `clusters/NAME/SYSTEM_IDENTIFIER`.
 const LEVELS_KEPT: usize = 3;
@@ -299,7 +299,7 @@ impl Place {
         let path = path.as_str();
         self.link
             .run(&format!("list \"{prefix}\""), |session| async move {
-                match session.list(path).await {
+                match session.list(path, names_max(prefix)).await {
                     Err(failure) if failure.kind == Kind::Absent => {
                         // A link, or a file, in its place is no empty directory.
                         let inside = match prefix {
@@ -461,7 +461,7 @@ async fn remove_all(session: &Arc<Session>, path: &str) -> Answered<bool> {
     let mut at = 0;
     while let Some(directory) = directories.get(at).cloned() {
         at += 1;
-        for (name, facts) in session.list(&directory).await? {
+        for (name, facts) in session.list(&directory, NAMES_MAX).await? {
             let inside = format!("{directory}/{name}");
             match facts.is_directory {
                 true => directories.push(inside),

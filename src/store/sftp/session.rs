@@ -39,8 +39,6 @@ const HANDLES_KEPT_FREE: usize = 50;
 const NEVER_SECONDS: u64 = 86_400 * 365;
 /// Requests for a listing that are on their way together.
 const LISTINGS: usize = 4;
-/// Entries of a folder; none has more.
-const NAMES_MAX: usize = 1_000_000;
 
 /// A connection.
 pub(super) struct Session {
@@ -381,8 +379,12 @@ impl Session {
         Ok(())
     }
 
-    /// Lists a directory, whole.
-    pub(super) async fn list(self: &Arc<Self>, directory: &str) -> Answered<Vec<(String, Facts)>> {
+    /// Lists a directory, whole; one with more entries than `most` is refused.
+    pub(super) async fn list(
+        self: &Arc<Self>,
+        directory: &str,
+        most: usize,
+    ) -> Answered<Vec<(String, Facts)>> {
         let permit = Arc::clone(&self.handles).acquire_owned().await;
         let permit = permit.map_err(|_| Failure::again("the connection has ended"))?;
         let handle = self.raw.opendir(directory).await?.handle;
@@ -417,8 +419,8 @@ impl Session {
             if is_over {
                 return Ok(all);
             }
-            if all.len() > NAMES_MAX {
-                let what = format!("a listing does not end after {NAMES_MAX} names");
+            if all.len() > most {
+                let what = format!("a listing does not end after {most} names");
                 return Err(Error::new(Code::Unreachable, what).into());
             }
         }

@@ -324,30 +324,55 @@ impl Unfinished {
             .link
             .run(&self.doing(), |session| {
                 let (temporary, path) = (&temporary, &path);
-                async move { session.name(temporary, path).await }
+                async move {
+                    session.name(temporary, path).await?;
+                    Ok(session)
+                }
             })
             .await;
-        if let Err(failure) = named {
-            if failure.kind == Kind::Again {
-                return Err(failure);
+        let linked = match named {
+            Ok(session) => Some(session),
+            Err(failure) if failure.kind == Kind::Again => return Err(failure),
+            Err(failure) => {
+                let is_taken = self.place.look(&self.key).await?.is_some();
+                let is_own =
+                    is_taken && failure.is_ambiguous && self.is_own(&temporary, &path).await?;
+                match (is_taken, is_own) {
+                    (true, true) => None,
+                    (true, false) => return Ok(Published::Exists),
+                    (false, _) => return Err(self.unnamed(failure).await),
+                }
             }
-            let is_taken = self.place.look(&self.key).await?.is_some();
-            let is_own = is_taken && failure.is_ambiguous && self.is_own(&temporary, &path).await?;
-            match (is_taken, is_own) {
-                (true, true) => {}
-                (true, false) => return Ok(Published::Exists),
-                (false, _) => return Err(self.unnamed(failure).await),
-            }
-        }
+        };
+        self.settle_name(&path, linked.as_ref()).await?;
+        Ok(Published::Created)
+    }
+
+    /// Makes the name last. A server that was lost since it took the name over another connection may have lost the name: then the sync proves
+    /// nothing, and the name is looked at behind it.
+    async fn settle_name(&self, path: &str, linked: Option<&Arc<Session>>) -> Answered<()> {
         let directory = self.place.path(self.key.parent().unwrap_or_default());
         let directory = directory.as_str();
         self.place
             .link
             .run(&self.doing(), |session| async move {
-                session.settle_names(directory).await
+                session.settle_names(directory).await?;
+                if linked.is_some_and(|linked| Arc::ptr_eq(linked, &session)) {
+                    return Ok(());
+                }
+                match session.look(path).await {
+                    Ok(_) => Ok(()),
+                    Err(failure) if failure.kind == Kind::Absent => {
+                        let what = err!(
+                            Unreachable,
+                            "the server has lost the name of the object before it was durable"
+                        );
+                        Err(Failure::new(Kind::Final, what))
+                    }
+                    Err(failure) => Err(failure),
+                }
             })
-            .await?;
-        Ok(Published::Created)
+            .await
     }
 
     /// Why there is no name, where it is free.

@@ -331,6 +331,30 @@ fn records_expire_from_the_oldest_on_and_a_record_says_so() {
     assert!(problems.iter().any(|p| p == "beginning"), "{problems:?}");
 }
 
+/// Row X49: a log that is too long to be checked becomes shorter all the same.
+#[test]
+fn x49_a_log_that_is_too_long_for_one_look_expires() {
+    let world = World::new();
+    world.backup().success();
+    let first = world.chain("one");
+    assert!(first.len() > 3, "{first:?}");
+    let lowered = |arguments: &[&str]| {
+        let pitr = world.pitr("host", arguments);
+        pitr.env("PITR_FAULT_LIMIT", "3").run()
+    };
+    lowered(&["audit", "verify"])
+        .expect_stderr("the audit log has more than 3 records")
+        .expect_stderr("pitr expire --confirm");
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    world.configure("host", "on", "keep = \"2s\"\n");
+    let expire = ["expire", "--confirm", "--grace", "0s", "--min-age", "0s"];
+    let run = lowered(&expire);
+    assert!(!run.stderr.contains("the audit log has more"), "{run}");
+    assert!(first.iter().all(|path| !path.exists()), "{run}");
+    world.configure("host", "on", "");
+    assert_eq!(world.problems(&[]).0, 0);
+}
+
 /// Row X45: the host may add records, and may not delete those of others.
 #[test]
 fn x45_a_store_that_keeps_its_records_gets_one_that_says_so() {

@@ -37,6 +37,17 @@ fn a_report_tells_runs_and_escapes_every_text() {
         !page.contains("<script") && !page.contains("http://") && !page.contains("https://"),
         "{page}"
     );
+    // A text goes into a file as well.
+    let file = world.sandbox.join("report.txt");
+    let run = world.pitr("host", &["report", "daily", "--since", "1h", "--output"]);
+    let run = run.arg(&file).run();
+    assert_eq!(run.stdout, "");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.starts_with("Daily report, "), "{text}");
+    assert!(
+        text.contains("\nRuns\n") && text.contains("files backup"),
+        "{text}"
+    );
     // A changed log is not quoted in silence.
     std::fs::remove_file(&world.chain("one")[1]).unwrap();
     let audit = report("audit", "text");

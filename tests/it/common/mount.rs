@@ -180,8 +180,14 @@ pub struct DiskOver(PathBuf);
 
 impl DiskOver {
     pub fn mount(path: &Path) -> DiskOver {
+        DiskOver::mount_of(path, 1)
+    }
+
+    /// As [`DiskOver::mount`], of this size.
+    pub fn mount_of(path: &Path, megabytes: u32) -> DiskOver {
+        let size = format!("size={megabytes}m");
         with_right_to_mount(|| {
-            let options = ["-t", "tmpfs", "-o", "size=1m", "pitr-test", text(path)];
+            let options = ["-t", "tmpfs", "-o", &size, "pitr-test", text(path)];
             run("mount", &options);
         });
         DiskOver(path.to_owned())

@@ -549,6 +549,84 @@ fn u99_a_file_that_is_nothing_but_a_password_is_a_secret() {
         .expect_stderr("--allow-plain-secrets");
 }
 
+/// The file names and shapes tell nothing: the configuration does, and it is the one of all repositories.
+#[test]
+fn b47_a_secret_of_a_repository_that_is_not_chosen_is_one_all_the_same() {
+    let world = World::new();
+    world.write("etc/one", b"Summer11!x\n");
+    let file = world.text("etc/one");
+    world.configure_open(&world.text("etc"), "");
+    world.on("open", &["init", "--quiet"]).succeed();
+    let words = ["config", "backup", "host", "--repository", "open"];
+    let backup = |more: &[&str]| world.on("open", &[&words[..], more].concat()).run();
+    let other = |lines: &str| {
+        let more = format!("[repositories.other]\n{lines}\n");
+        world.configure_open(&world.text("etc"), &more);
+    };
+    other(&format!(
+        "url = \"sftp://nowhere/repo\"\nssh_key_file = \"/nowhere\"\nssh_passphrase_file = \"{file}\""
+    ));
+    backup(&[])
+        .expect_code(8)
+        .expect_stderr("--allow-plain-secrets");
+    other(&format!(
+        "url = \"file:///nowhere\"\n[repositories.other.encryption]\nrecipient = \"ops\"\npassphrase_file = \"{file}\""
+    ));
+    backup(&["--allow-plain-secrets"])
+        .expect_code(8)
+        .expect_stderr("passphrase of a repository");
+    // It is the configuration alone that makes it one.
+    world.configure_open(&world.text("etc"), "");
+    backup(&[]).success();
+}
+
+#[test]
+fn u107_a_secret_that_changed_is_a_difference_also_where_nothing_seals() {
+    let world = World::new();
+    world.configure_open(&world.text("host"), "");
+    world.on("open", &["init", "--quiet"]).succeed();
+    let words = ["config", "backup", "host", "--allow-plain-secrets"];
+    let backup = || world.sees("open", &words).success();
+    let live = || world.sees("open", &["config", "diff", "host", "--live"]);
+    backup();
+    live().success();
+    // It is as long as the one before.
+    world.write(
+        "host/pg/postgresql.conf",
+        b"port = 5432\nprimary_conninfo = 'host=p user=rep password=pa55w0rd-of-reg'\n",
+    );
+    let run = live().expect_code(6);
+    assert_eq!(run.stdout.matches("changed /").count(), 1, "{run}");
+    run.expect_stdout("a secret differs");
+    backup();
+    live().success();
+    let run = world.sees("open", &["config", "diff", "host"]);
+    run.expect_code(6).expect_stdout("a secret differs");
+}
+
+#[test]
+fn u108_marks_of_two_pairs_are_not_compared_without_a_word() {
+    let world = World::new();
+    let configure = |pair: &str| {
+        let secrets = format!(
+            "secrets = \"{}\"",
+            world.text(&format!("{pair}/secrets.key"))
+        );
+        world.configure("host", &["key_file = \"{keys}/ops.key\"", &secrets]);
+    };
+    world.backup();
+    keygen(&world.path("pair2"), &["lead2", "vault2"])
+        .arg("--secrets")
+        .succeed();
+    configure("pair2");
+    let run = world.sees("host", &["config", "diff", "host", "--live"]);
+    run.expect_code(6).expect_stderr("the same secrets pair");
+    configure("pair");
+    let run = world.sees("host", &["config", "diff", "host", "--live"]);
+    let run = run.success();
+    assert!(!run.stderr.contains("secrets pair"), "{run}");
+}
+
 #[test]
 fn q03_what_does_not_belong_into_a_backup_is_refused() {
     let world = World::new();

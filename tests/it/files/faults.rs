@@ -648,6 +648,34 @@ fn a_newer_backup_that_is_damaged_is_passed_over_with_a_warning() {
 }
 
 #[test]
+fn u104_a_damaged_copy_gives_way_to_a_whole_one_in_another_repository() {
+    let world = World::new("");
+    fill(&world.source(), 50, 0);
+    let before = describe(&world.source());
+    let backup = world.backup();
+    let two = world.sandbox.join("two");
+    let more = format!("\n[repositories.two]\nurl = \"file://{}\"\n", two.display());
+    append(&world.config, &more);
+    world.pitr(&["init", "--quiet"]).succeed();
+    let sync = ["repo", "sync", "--from", "local", "--to", "two"];
+    world.pitr(&sync).succeed();
+    let packs = world.sandbox.join("repo/aux/files/up/packs");
+    let packs = fs::read_dir(packs.join(id(&backup))).unwrap();
+    packs.for_each(|pack| flip(&pack.unwrap().path()));
+    world.pitr(&["verify", "--repository", "local"]).exits(4);
+    for (named, place) in [
+        (&["--backup", id(&backup)][..], "named"),
+        (&[][..], "newest"),
+    ] {
+        let back = path_text(&world.sandbox.join(place));
+        let restore = ["files", "restore", "up", "--privileged", "--to", &back];
+        let run = world.pitr(&restore).args(named).succeed();
+        assert!(!run.stderr.contains("is damaged"), "{run}");
+        is_same(&describe(Path::new(&back)), &before, place);
+    }
+}
+
+#[test]
 fn u09_a_damaged_pack_is_found_and_nothing_wrong_is_restored() {
     let world = World::new("");
     fill(&world.source(), 50, 0);

@@ -1,5 +1,6 @@
 //! `pitr files`: directories are backed up and come back, whatever happened in them.
 
+mod beside;
 mod btrfs;
 mod bucket;
 mod bucket_copy;
@@ -286,7 +287,7 @@ fn a_name_that_is_not_configured_is_refused_with_the_line_to_add() {
 }
 
 #[test]
-fn rules_leave_entries_out_and_are_counted() {
+fn u103_rules_leave_entries_out_and_are_counted() {
     let rules = "exclude = [\"*.tmp\", \"!keep.tmp\", \"/cache/\"]\nexclude_if_present = [\".nobackup\"]\nexclude_caches = true\nexclude_larger_than = \"1MB\"\n";
     let world = World::new(rules);
     let source = world.source();
@@ -315,4 +316,18 @@ fn rules_leave_entries_out_and_are_counted() {
     let names = crate::common::files_below(&to);
     assert_eq!(names, ["keep.tmp", "sub/cache/x", "untagged/CACHEDIR.TAG"]);
     assert!(to.join("skipped").is_dir() && to.join("tagged").is_dir());
+    // An entry that is still left out for its state refuses no deletion; one that the rules take by now does.
+    std::fs::write(source.join("stray"), "x").unwrap();
+    let place = path_text(&source);
+    let restore = ["files", "restore", "up", "--privileged", "--delta"];
+    let more = ["--delete", "--confirm", "--to", &place];
+    let delta = [&restore[..], &more].concat();
+    let run = world.pitr(&delta).run();
+    assert!(!source.join("stray").exists(), "{run}");
+    for kept in ["skipped/x", "tagged/x", "large"] {
+        assert!(source.join(kept).exists(), "{kept}: {run}");
+    }
+    std::fs::write(source.join("large"), "small").unwrap();
+    let refused = world.pitr(&delta).exits(8);
+    refused.expect_stderr("would remove those that the rules take by now");
 }

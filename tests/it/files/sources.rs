@@ -390,6 +390,28 @@ fn a_program_before_names_the_directory_and_one_after_cleans_up() {
     assert_eq!(cat.success().stdout, "live");
 }
 
+/// A server that a program starts would keep them for as long as it lives.
+#[test]
+fn u110_programs_do_not_inherit_what_the_agent_lends_its_own_processes() {
+    let world = World::new("");
+    fs::write(world.source().join("x"), "x").unwrap();
+    let seen = path_text(&world.sandbox.join("seen"));
+    let source = path_text(&world.source());
+    let more = format!("before = [\"/bin/sh\", \"-c\", \"env > {seen}\"]\n");
+    let world = world.with_source(&source, &more);
+    let config = path_text(&world.config);
+    let run = backup(&world).env("PITR_IN_FORCE", &config);
+    let run = run
+        .env("PITR_IN_FORCE_OF", &config)
+        .env("PITR_FOLLOWS", "1");
+    run.succeed();
+    let seen = fs::read_to_string(&seen).unwrap();
+    assert!(seen.contains("PITR_NAME=up"), "{seen}");
+    for own in ["PITR_IN_FORCE", "PITR_FOLLOWS"] {
+        assert!(!seen.contains(own), "{seen}");
+    }
+}
+
 #[test]
 fn u17_a_failure_before_stores_nothing_and_the_program_after_runs() {
     let world = World::new("");

@@ -174,5 +174,7 @@ fn n05_a_clone_of_the_moment_before_tells_names_that_nothing_else_tells() {
         .args(["find", "--json", "--clone", "--dir", &below]);
     let run = run.words("--bin /nonexistent").succeed();
     assert!(run.stderr.contains("no clone tells the names"), "{run}");
+    let dir_alone = site.pitr().args(["find", "--dir", &below]).run();
+    dir_alone.expect_code(2).expect_stderr("without --clone");
     assert!(run.json()["nameless_count"].as_u64().unwrap() > 0, "{run}");
 }

@@ -124,8 +124,10 @@ fn one_of_several() {
         &["info"][..],
         &["plan"],
         &["wal", "list"],
-        &["verify"],
+        &["verify", "--backup", "20261121T143022Z-full"],
+        // These go through all of them, and through other content.
         &["expire", "--keep", "1"],
+        &["verify"],
         &["plan", "--cluster", "other"],
     ] {
         stage.pitr(args);

@@ -6,6 +6,8 @@ mod pages;
 mod servers;
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -288,6 +290,17 @@ fn v08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
         "{dry}"
     );
     assert!(!first.join(&missing[0]).exists());
+    // One that cannot be listed hides nothing of what was done in the other.
+    let folder = two.second.join(&missing[0]);
+    let folder = folder.parent().unwrap();
+    let mode = |bits: u32| Permissions::from_mode(bits);
+    std::fs::set_permissions(folder, mode(0)).unwrap();
+    let partial = gaps(&["--heal"]).expect_code(10);
+    std::fs::set_permissions(folder, mode(0o700)).unwrap();
+    let done = partial.json();
+    let healed = done["repositories"][0]["healed"].as_array().unwrap();
+    assert_eq!(healed.len(), 2, "{done}");
+    lose(first);
     let done = gaps(&["--heal"]).success().json();
     assert_eq!(done["repositories"].as_array().unwrap().len(), 2, "{done}");
     for key in missing {

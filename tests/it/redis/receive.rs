@@ -567,6 +567,127 @@ fn r26_a_damaged_journal_is_received_again_or_recorded_as_a_gap() {
     }
 }
 
+/// A file of the journal that is not the last one rots while nobody receives: the server is asked for what is missing; where it has that no more, the gap has
+/// its reason, and a backup is taken before anything is acknowledged.
+#[test]
+fn r216_a_hole_between_files_of_the_journal_is_received_again_or_recorded_as_a_gap() {
+    for is_lost in [false, true] {
+        let backlog = if is_lost { "1mb" } else { "64mb" };
+        let options = [
+            "--repl-diskless-sync-delay",
+            "0",
+            "--repl-backlog-size",
+            backlog,
+        ];
+        let server = Server::start("redis-7", &options);
+        let world = World::new(&server);
+        configure(&world, &server, "");
+        let running = receiver(&world, &server);
+        world.backup();
+        confirm(&server, "SET a 1\n", 1);
+        stop(running);
+        // Nothing is shipped while the repository is away. Each receiver begins a file.
+        let away = world.sandbox.join("away");
+        std::fs::rename(world.repository(), &away).unwrap();
+        let mut moments = Vec::new();
+        for round in 0..2 {
+            let running = receiver(&world, &server);
+            let lines: String = (0..1500)
+                .map(|n| format!("SET key:{round}:{n} {}\n", "v".repeat(1000)))
+                .collect();
+            confirm(&server, &lines, 1);
+            moments.push(Moment::of(&server));
+            running.ended_by(Signal::KILL);
+            wait_until("the server sees it", || {
+                server.info("connected_slaves") == "0"
+            });
+        }
+        let journal = world.sandbox.join("journal");
+        let mut files = crate::common::files_below(&journal);
+        // The next file is made ahead, of one that has a little of what it held before.
+        let is_used = |file: &std::path::Path| {
+            let bytes = std::fs::read(file).unwrap();
+            bytes.iter().skip(1_000_000).any(|b| *b != 0)
+        };
+        files.retain(|file| file.ends_with(".wal") && is_used(&journal.join(file)));
+        files.sort();
+        let path = journal.join(&files[files.len() - 2]);
+        let bytes = std::fs::read(&path).unwrap();
+        let used = bytes.iter().rposition(|b| *b != 0).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"damage", (used / 2) as u64).unwrap();
+        // The repository comes back behind the start: what is acknowledged counts from the start on.
+        let running = receiver(&world, &server);
+        let _ = std::fs::remove_dir_all(world.repository());
+        std::fs::rename(&away, world.repository()).unwrap();
+        confirm(&server, "SET last 1\n", 1);
+        let end = Moment::of(&server);
+        let told = stop(running).expect_stderr("the journal has lost what follows position");
+        assert_eq!(
+            told.stderr.contains("was taken behind the gap"),
+            is_lost,
+            "{told}"
+        );
+        let copy = world.restore("copy", &["--latest"]);
+        assert_eq!(Server::on("redis-7", &copy, &[]).content(), end.content);
+        let info = world.redis(&["info", "cache"]).succeed();
+        let reason = info.stdout.contains("the journal was damaged");
+        assert_eq!(reason, is_lost, "{info}");
+        for (n, moment) in moments.iter().enumerate() {
+            let to = world.sandbox.join(format!("moment{n}"));
+            let target = ["--target-offset", &moment.target()];
+            let run = world.restoring(&to, &target).run();
+            if is_lost {
+                run.expect_code(5);
+            } else {
+                run.success();
+                let content = Server::on("redis-7", &to, &[]).content();
+                assert_eq!(content, moment.content, "{n}");
+            }
+        }
+    }
+}
+
+/// The journal lets files go without a repository that is not required. Once that one comes back, the gap is its own: the others lose nothing for it.
+#[test]
+fn r216_a_repository_that_is_not_required_asks_the_server_for_nothing() {
+    let options = [
+        "--repl-diskless-sync-delay",
+        "0",
+        "--repl-backlog-size",
+        "1mb",
+    ];
+    let server = Server::start("redis-7", &options);
+    let world = World::new(&server);
+    let away = first_goes_away(&world, &server);
+    let running = receiver(&world, &server);
+    let forks = server.info("sync_full");
+    for round in 0..6 {
+        let lines: String = (0..120)
+            .map(|n| format!("SET key:{round}:{n} {}\n", "v".repeat(100_000)))
+            .collect();
+        confirm(&server, &lines, 1);
+    }
+    let journal = world.sandbox.join("journal");
+    wait_until("files are let go without it", || {
+        let mut files = crate::common::files_below(&journal);
+        files.retain(|file| file.ends_with(".wal"));
+        files.len() <= 3
+    });
+    std::fs::rename(&away, world.repository()).unwrap();
+    confirm(&server, "SET last 1\n", 1);
+    let end = Moment::of(&server);
+    stop(running).expect_stderr("lacks ");
+    assert_eq!(server.info("sync_full"), forks);
+    let log = world.sandbox.join("two/aux/redis/cache/log");
+    let begins = log.join(&end.replid).join("begins");
+    assert_eq!(std::fs::read_dir(begins).unwrap().count(), 1);
+    let to = world.sandbox.join("copy");
+    let run = world.restoring(&to, &["--latest", "--repository", "two"]);
+    run.succeed();
+    assert_eq!(Server::on("redis-7", &to, &[]).content(), end.content);
+}
+
 /// A damage of the journal is found while the receiver runs: nothing behind it is acknowledged before the server has sent it again, or has it no more.
 #[test]
 fn r149_a_journal_that_is_damaged_below_a_running_receiver_is_received_again() {
@@ -777,6 +898,49 @@ fn r141_a_lost_journal_is_replaced_by_what_all_repositories_have() {
             assert_eq!(content, end.content, "{is_late} {name}");
         }
     }
+}
+
+/// The journal is lost, the repository with the log is away, and another one is empty: the receiver does not begin as if it had never run.
+#[test]
+fn r219_an_empty_repository_does_not_answer_for_one_that_is_away() {
+    let (server, world, running) = received("redis-7", "");
+    world.backup();
+    confirm(&server, "SET a 1\n", 1);
+    stop(running);
+    configure(&world, &server, &second_repository(&world));
+    world.pitr(&["init", "--quiet"]).succeed();
+    std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
+    let away = world.sandbox.join("away");
+    std::fs::rename(world.repository(), &away).unwrap();
+    let run = world.redis(&["receive", "cache"]).run();
+    assert!(!run.is_success(), "{run}");
+    run.expect_stderr("find the end of the log");
+    std::fs::rename(&away, world.repository()).unwrap();
+    let forks = server.info("sync_full");
+    let running = receiver(&world, &server);
+    assert_eq!(server.info("sync_full"), forks, "{}", running.stderr());
+    confirm(&server, "SET b 1\n", 1);
+    let end = Moment::of(&server);
+    stop(running);
+    let copy = world.restore("copy", &["--latest"]);
+    assert_eq!(Server::on("redis-7", &copy, &[]).content(), end.content);
+}
+
+/// A repository that is not required is away at the first start: the receiver begins, and says that once.
+#[test]
+fn r219_a_repository_that_is_not_required_keeps_no_receiver_from_its_first_start() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, &second_repository(&world));
+    require_second_alone(&world);
+    world.pitr(&["init", "--quiet"]).succeed();
+    let away = world.sandbox.join("away");
+    std::fs::rename(world.repository(), &away).unwrap();
+    let running = receiver(&world, &server);
+    confirm(&server, "SET a 1\n", 1);
+    let run = running.ended_by(Signal::TERM);
+    let told = run.stderr.matches("is not asked where the log ends");
+    assert_eq!(told.count(), 1, "{run}");
 }
 
 /// A damaged object at the end of the log keeps no receiver from starting without its journal.

@@ -226,7 +226,8 @@ fn z12_a_repository_that_was_away_gets_the_epochs_later() {
         "Repository second: stored keys/2/escrow, keys/2/ops, keys/3/escrow, keys/3/ops",
     );
     let again = rotated.rotate_for("operator", "other", &["ops", "escrow"], &[]);
-    again.succeed().expect_stdout("Repository second: has it");
+    let again = again.succeed().expect_stdout("Repository second: has it");
+    again.expect_stderr("nothing was rotated");
     std::fs::rename(&sealed.repository, &away).unwrap();
     let only = ["--repository", "second", "wal", "fetch", &still.segments[0]];
     let to = sealed.sandbox.join("fetched");

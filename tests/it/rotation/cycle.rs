@@ -62,6 +62,30 @@ fn z11_incrementals_and_restores_go_on_across_a_rotation() {
     sealed.on("reader").words("verify --quiet").succeed();
 }
 
+/// The directory of `repo keygen` has the file of `key_set`: nobody is to believe that there is another pair now.
+#[test]
+fn a_directory_with_the_file_of_key_set_rotates_nothing_and_says_so() {
+    let (rotated, _still) = Rotated::still();
+    let sealed = &rotated.sealed;
+    let public = |name: &str| {
+        let path = sealed.keys.join(format!("{name}.pub"));
+        path.display().to_string()
+    };
+    let rotate = |how: &str| {
+        let rotate = sealed.on("operator").words("repo rotate --dir");
+        let rotate = rotate.arg(&sealed.keys).arg(how);
+        let rotate = rotate.args(["--add", &public("ops"), "--add", &public("escrow")]);
+        rotate.args(["--proof", &sealed.key("escrow")]).run()
+    };
+    let run = rotate("--confirm");
+    refused(&run, 8, "nothing was rotated");
+    assert!(run.stderr.contains("empty directory"), "{run}");
+    rotate("--dry-run")
+        .expect_code(0)
+        .expect_stderr("nothing was rotated");
+    assert!(Rotated::recipients(&sealed.repository, 2).is_empty());
+}
+
 #[test]
 fn z11_segments_of_both_epochs_are_offered_again_fetched_and_compared() {
     let (rotated, still) = Rotated::still();

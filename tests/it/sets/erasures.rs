@@ -270,6 +270,28 @@ fn a_recovery_that_is_killed_while_it_erases_goes_on_or_back() {
     is_killed_while_it_erases_and_goes_on_or_back(true);
 }
 
+/// The applications run while a cluster is restored aside, and somebody is erased in production then.
+#[test]
+fn r211_an_erasure_that_is_recorded_behind_the_restore_is_not_lost() {
+    let (mut shop, mark) = shop_with_person(17);
+    let confirmed = [&full(&mark)[..], &["--confirm"]].concat();
+    let point = "recover-done-0";
+    let run = shop.pitr(&confirmed).env("PITR_FAULT", point).run();
+    assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
+    let id = add(&shop, ERASE_ONE);
+    let refused = shop.pitr(&confirmed).exits(8);
+    refused
+        .expect_stderr("became known since this run was planned")
+        .expect_stderr(&id);
+    assert!(!is_closed(&shop), "nothing was stopped");
+    let back = ["recover", "rollback", "--confirm"];
+    shop.pitr(&back).succeed();
+    shop.pitr(&confirmed).succeed();
+    assert_eq!(persons(&shop.cluster), "2,3");
+    assert_eq!(shop.counters().rows, 10);
+    shop.stop_receiving();
+}
+
 const SIDES: [&str; 2] = ["left", "right"];
 
 /// A set of two clusters and nothing else.

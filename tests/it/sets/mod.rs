@@ -140,6 +140,48 @@ fn r132_the_nearest_moment_of_a_set_is_one_that_every_member_reaches() {
     assert_eq!(tested["passed"], true, "{tested:#}");
 }
 
+/// A recovery went back too far. The commits behind its moment lie on the timeline that was left.
+#[test]
+fn r210_a_time_of_two_lives_is_not_carried_out_until_a_timeline_is_named() {
+    let mut shop = Shop::open(17);
+    let config = read(&shop.path("pitr.toml"));
+    let all = "members = [\"main\", \"redis:shop\", \"files:uploads\", \"config:host\"]";
+    assert!(config.contains(all), "{config}");
+    let config = config.replace(all, "members = [\"main\"]");
+    shop.sandbox.file("pitr.toml", config);
+    let apart = || std::thread::sleep(std::time::Duration::from_millis(20));
+    let moment = |n: u64| {
+        shop.write_counter(n);
+        apart();
+        let time = shop.now();
+        apart();
+        time
+    };
+    let [early, late, _] = [10, 20, 30].map(moment);
+    shop.cluster.archive_now();
+    let recover = |time: &str| {
+        let line = ["recover", "database", "--set", "shop", "--target-time"];
+        shop.pitr(&line).arg(time)
+    };
+    recover(&early).arg("--confirm").succeed();
+    assert_eq!(shop.counters().rows, 10);
+    shop.write_counter(40);
+    shop.cluster.archive_now();
+    let shown = recover(&late).arg("--dry-run").succeed();
+    shown.expect_stderr("main: timeline 1, which is not on the way to timeline 2, holds ");
+    let refused = recover(&late).arg("--confirm").exits(8);
+    refused.expect_stderr("--target-timeline main=1");
+    assert_eq!(shop.counters().rows, 40, "nothing was changed");
+    // The latest one is named, too.
+    let latest = recover(&late).words("--target-timeline latest --confirm");
+    latest.succeed();
+    assert_eq!(shop.counters().rows, 10);
+    let named = recover(&late).words("--target-timeline 1 --confirm").run();
+    named.success();
+    assert_eq!(shop.counters().rows, 20);
+    shop.stop_receiving();
+}
+
 /// A commit, a key and a file that were written since are not lost without a word.
 #[test]
 fn r41_a_rollback_is_refused_once_something_was_written() {
