@@ -1,6 +1,7 @@
 //! The steps of every backup around its content: the commit, and what becomes of one that failed.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use crate::err;
 use crate::error::{Code, Result};
@@ -14,6 +15,9 @@ use crate::repo::root::{BackupKind, Head, Map};
 use crate::repo::scope::{self, Scope};
 use crate::snapshot::writer::Written;
 use crate::store::{Key, Published, Store};
+
+/// For so long the time of a store counts that deletions have asked for.
+const TIME_AGE: Duration = Duration::from_secs(60);
 
 /// A backup whose id is reserved.
 pub struct Attempt<'a> {
@@ -213,9 +217,14 @@ impl<'a> Attempt<'a> {
         let packs = self.parts(PartKind::Pack);
         let keeps_packs = keeps_packs && !packs.is_empty();
         if !keeps_packs && !self.may_be_claimed() {
+            // A store is asked for its time now and then.
+            let mut asked: Option<Instant> = None;
             for key in &packs {
-                if !claim.is_fresh() {
-                    break;
+                if asked.is_none_or(|at| at.elapsed() > TIME_AGE) {
+                    if !claim.is_fresh() {
+                        break;
+                    }
+                    asked = Some(Instant::now());
                 }
                 let _ = self.store.delete(key);
             }

@@ -778,7 +778,10 @@ impl Settings {
             let location = Location::from_argument(wanted)?;
             self.bare = true;
             self.repositories.retain(|r| r.location == location);
-            if self.repositories.len() > 1 {
+            // One url may be of two places where the endpoints differ, and of one with two ways to sign in.
+            let mut endpoints = self.repositories.iter().map(|r| &r.s3.endpoint);
+            let first = endpoints.next();
+            if endpoints.any(|other| Some(other) != first) {
                 let names: Vec<_> = self.repositories.iter().map(|r| r.name.as_str()).collect();
                 return Err(err!(
                     Usage,

@@ -22,6 +22,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// How long a directory may take to answer where another repository can be asked instead.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take where another one is read in its place, which may have older content: a mount is there by then.
+pub const PATIENCE_BESIDE: Duration = Duration::from_secs(30);
 /// How long it may take where there is no other: a disk that sleeps is awake by then.
 pub const PATIENCE_ALONE: Duration = Duration::from_secs(60);
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::access;
 use super::archive_command::shell_word;
-use super::away::{Away, PATIENCE, PATIENCE_ALONE};
+use super::away::{Away, PATIENCE_ALONE, PATIENCE_BESIDE};
 use super::pacing::Pacing;
 use super::readers;
 use super::unproven;
@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
 use crate::store::pace::Pace;
-use crate::{durable, err};
+use crate::{durable, err, fault};
 
 /// The host, the choice of configuration, cluster and repository, and what is known of repositories so far.
 pub struct Session {
@@ -102,7 +102,7 @@ impl Session {
     ) -> Result<Repository> {
         let patience = match settings.repositories.len() {
             0 | 1 => PATIENCE_ALONE,
-            _ => PATIENCE,
+            _ => fault::shortened(PATIENCE_BESIDE),
         };
         self.require_answer(repository, patience)?;
         self.open(repository)

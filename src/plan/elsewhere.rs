@@ -134,7 +134,12 @@ impl Elsewhere<'_> {
         }
         let own = self.tree.parts_from(self.own, timeline);
         let begun = self.side.first_commit(self.own, own)?;
-        Ok(between(at, begun, last))
+        let (is_meant, is_undecided) = between(at, begun, last);
+        // Commits that cannot be read may all lie behind the target: a warning is enough.
+        Ok((
+            is_meant,
+            is_undecided && (first.is_some() || last.is_some()),
+        ))
     }
 
     /// Describes the commits of the own timeline that recovery loses if it follows `timeline`.
@@ -170,7 +175,7 @@ impl Elsewhere<'_> {
 fn between(at: TimestampTz, begun: Option<TimestampTz>, last: Option<TimestampTz>) -> (bool, bool) {
     let is_before_own = begun.is_none_or(|begun| at < begun);
     let went_on = begun.is_none_or(|begun| last.is_none_or(|last| last > begun));
-    let lasts = last.is_none_or(|last| last >= at);
+    let lasts = last.is_some_and(|last| last >= at);
     (is_before_own || went_on, is_before_own || lasts)
 }
 
@@ -196,6 +201,6 @@ mod tests {
         assert_eq!(of(25, None, Some(20)), (true, true));
         // The other one ended before.
         assert!(!of(50, Some(40), Some(30)).0);
-        assert_eq!(of(50, Some(40), None), (true, true));
+        assert_eq!(of(50, Some(40), None), (true, false));
     }
 }

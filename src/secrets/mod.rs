@@ -137,7 +137,11 @@ impl Overrides {
         // A date of birth is a password, too.
         let is_date = verdict == Verdict::Password
             && names::is_password(key)
-            && values::is_version_or_time(value.trim());
+            && values::is_version_or_time(value.trim())
+            && value
+                .trim()
+                .bytes()
+                .all(|b| b.is_ascii_digit() || b == b'.');
         (is_date || values::is_secret(verdict, value)).then_some(rule)
     }
 }

@@ -57,7 +57,7 @@ const TICK: Duration = Duration::from_millis(200);
 const RACY: Duration = Duration::from_secs(36);
 
 /// So many bytes of paths are stored of entries that were left out for their state.
-const STATES_BYTES: usize = 64 << 10;
+const STATES_BYTES: usize = 8 << 10;
 
 /// The result of a walk.
 #[derive(Debug, Default, PartialEq, Eq)]

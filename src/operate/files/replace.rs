@@ -72,13 +72,14 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
     let rules = rules(session, &asked.name)?;
     chosen.read(session, |open| {
         if asked.deletes {
-            check_deletion(&open, (rules.as_ref(), &to), &asked.name)?;
+            check_deletion(&open, rules.as_ref(), &asked.name)?;
         }
         let part = match asked.globs.is_empty() {
             true => None,
             false => Some(Part::find(open.snapshot, &asked.globs, open.tick)?),
         };
         let removes = |path: &[u8]| match &rules {
+            _ if was_left_out(open.member, path) => Ok(false),
             Some(rules) => explain::explain(&to, rules, path).map(|verdict| verdict.taken),
             None => Ok(true),
         };
@@ -120,20 +121,16 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
 /// # Errors
 /// `Usage` for a name that has no directory here; `NotFound`; those of the store.
 pub fn why_kept(session: &Session, name: &str, choice: &Choice) -> Result<Option<Error>> {
-    let to = source(session, name)?;
+    source(session, name)?;
     let chosen = choose(session, name, choice)?;
     let rules = rules(session, name)?;
     chosen.read(session, |open| {
-        Ok(check_deletion(&open, (rules.as_ref(), &to), name).err())
+        Ok(check_deletion(&open, rules.as_ref(), name).err())
     })
 }
 
 /// Requires that a backup can tell what to remove: it lacks nothing that was there.
-fn check_deletion(
-    open: &Open<'_>,
-    (rules, to): (Option<&Selection>, &Path),
-    name: &str,
-) -> Result<()> {
+fn check_deletion(open: &Open<'_>, rules: Option<&Selection>, name: &str) -> Result<()> {
     let lacking = open.root.content.incomplete_count;
     if lacking > 0 {
         return Err(err!(
@@ -142,16 +139,16 @@ fn check_deletion(
         )
         .hint("Nothing was changed. Leave --delete out, or take another backup: pitr info"));
     }
-    check_rules(open.member, (rules, to), name)
+    check_rules(open.member, rules, name)
 }
 
 /// Requires that the rules of this host leave out what those of the backup did: an entry that it lacks may have been there.
-fn check_rules(member: &Value, (rules, to): (Option<&Selection>, &Path), name: &str) -> Result<()> {
+fn check_rules(member: &Value, rules: Option<&Selection>, name: &str) -> Result<()> {
     let excluded = member["excluded_count"].as_u64().unwrap_or(0);
     let stored = member["rules"].as_str();
     let why = match (rules.map(Selection::digest), stored) {
         _ if excluded == 0 => return Ok(()),
-        (Some(own), Some(stored)) if own == stored => return check_states(member, (rules, to)),
+        (Some(own), Some(stored)) if own == stored => return check_states(member, rules),
         (None, _) => format!("\"{name}\" is not configured here"),
         (Some(_), Some(_)) => format!("those of [files.{name}] are others by now"),
         (Some(_), None) => "an older pitr did not store which".to_owned(),
@@ -168,14 +165,11 @@ fn check_rules(member: &Value, (rules, to): (Option<&Selection>, &Path), name: &
     })
 }
 
-/// Requires that what was left out for its state then, such as its length, is gone or still left out: the rules would judge it as it is now.
-fn check_states(member: &Value, (rules, to): (Option<&Selection>, &Path)) -> Result<()> {
-    if !std::fs::exists(to).unwrap_or(true) {
-        return Ok(());
-    }
+/// Requires that the entries are known which were left out for their state then, such as their length: the rules judge them as they are now.
+fn check_states(member: &Value, rules: Option<&Selection>) -> Result<()> {
+    let is_whole = |count: u64| states(member).count() as u64 == count;
     let by_state = match member["excluded_by_state_count"].as_u64() {
-        Some(0) => return Ok(()),
-        Some(count) if is_as_then(member, count, (rules, to)) => return Ok(()),
+        Some(count) if is_whole(count) => return Ok(()),
         Some(count) => format!("rules left entries out of the backup ({count})"),
         // An older pitr counted them with the others.
         None if !rules.is_some_and(Selection::judges_state) => return Ok(()),
@@ -183,38 +177,23 @@ fn check_states(member: &Value, (rules, to): (Option<&Selection>, &Path)) -> Res
     };
     Err(err!(
         Refused,
-        "{by_state} for their size, a marker or their filesystem then: --delete would remove those that the rules take by now"
+        "{by_state} for their size, a marker or their filesystem then, and it does not name each: --delete would remove those that the rules take by now"
     )
-    .hint("Nothing was changed. Leave --delete out."))
+    .hint("Nothing was changed. Leave --delete out, or name a backup that this pitr took."))
 }
 
-/// Whether each of so many entries that were left out for their state is gone, or still left out.
-fn is_as_then(member: &Value, count: u64, (rules, to): (Option<&Selection>, &Path)) -> bool {
+/// The paths of entries that were left out for their state, as far as they were stored.
+fn states(member: &Value) -> impl Iterator<Item = &str> {
     let paths = member["excluded_by_state"].as_array();
-    let (Some(rules), Some(paths)) = (rules, paths) else {
-        return false;
-    };
-    // Not all of them were stored.
-    paths.len() as u64 == count
-        && paths.iter().all(|path| {
-            let path = path.as_str();
-            path.is_some_and(|path| is_left_out(path.as_bytes(), rules, to).unwrap_or(false))
-        })
+    paths.into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// Whether an entry is gone, or left out by itself or with all that it holds.
-fn is_left_out(path: &[u8], rules: &Selection, to: &Path) -> Result<bool> {
-    let own = explain::explain(to, rules, path)?;
-    if !own.exists || !own.taken {
-        return Ok(true);
-    }
-    // A rule on a directory's content decides on any entry in it.
-    let below = match path {
-        b"" => b"x".to_vec(),
-        path => [path, b"/x"].concat(),
-    };
-    let below = explain::explain(to, rules, &below)?;
-    Ok(!below.taken && below.rule != Some("exclude"))
+/// Whether an entry was left out for its state, by itself or with the directory that it is in.
+fn was_left_out(member: &Value, path: &[u8]) -> bool {
+    states(member).any(|one| {
+        let below = path.strip_prefix(one.as_bytes());
+        one.is_empty() || below.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+    })
 }
 
 /// The directory that is configured under a name, with links in its place followed as a backup follows them: the walk of a restore follows none.
@@ -324,7 +303,7 @@ mod tests {
         larger.larger_than_bytes = Some(1);
         let taken = |excluded: u64, rules: Option<&Selection>| json!({ "excluded_count": excluded, "rules": rules.map(Selection::digest) });
         let refused = |member: Value, rules: Option<&Selection>| {
-            let result = check_rules(&member, (rules, Path::new("/")), "up");
+            let result = check_rules(&member, rules, "up");
             result.err().map(|e| e.to_string()).unwrap_or_default()
         };
         assert_eq!(refused(taken(1, Some(&own)), Some(&rules(&["*.tmp"]))), "");
@@ -358,7 +337,7 @@ mod tests {
             if let Some(count) = by_state {
                 member["excluded_by_state_count"] = count.into();
             }
-            check_rules(&member, (Some(rules), Path::new("/")), "up").is_err()
+            check_rules(&member, Some(rules), "up").is_err()
         };
         for rules in [&larger, &marked, &caches, &one] {
             assert!(is_refused(rules, Some(1)) && is_refused(rules, None));
@@ -368,32 +347,29 @@ mod tests {
     }
 
     #[test]
-    fn u103_what_is_still_left_out_for_its_state_refuses_no_deletion() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        let mut rules = Selection::new(&["x".to_owned()]).unwrap();
-        rules.markers = vec![".nobackup".to_owned()];
-        rules.larger_than_bytes = Some(10);
-        std::fs::create_dir_all(at("marked/below")).unwrap();
-        std::fs::write(at("marked/.nobackup"), "").unwrap();
-        std::fs::write(at("large"), "more than ten bytes").unwrap();
-        let is_refused = |count: u64, paths: &[&str]| {
-            let member = json!({
+    fn u103_entries_that_are_known_refuse_no_deletion_and_stay() {
+        let rules = Selection::new(&["x".to_owned()]).unwrap();
+        let member = |count: u64, paths: &[&str]| {
+            json!({
                 "excluded_count": count,
                 "excluded_by_state_count": count,
                 "excluded_by_state": paths,
                 "rules": rules.digest(),
-            });
-            check_rules(&member, (Some(&rules), folder.path()), "up").is_err()
+            })
         };
-        assert!(!is_refused(3, &["marked", "large", "gone"]));
-        assert!(
-            is_refused(4, &["marked", "large", "gone"]),
-            "one is not known"
-        );
-        std::fs::write(at("large"), "few").unwrap();
-        assert!(is_refused(1, &["large"]) && !is_refused(1, &["marked"]));
-        std::fs::remove_file(at("marked/.nobackup")).unwrap();
-        assert!(is_refused(1, &["marked"]));
+        let all = member(2, &["marked", "sub/large"]);
+        assert!(check_rules(&all, Some(&rules), "up").is_ok());
+        let part = member(3, &["marked", "sub/large"]);
+        assert!(check_rules(&part, Some(&rules), "up").is_err());
+        for (path, stays) in [
+            ("marked", true),
+            ("marked/below/x", true),
+            ("marked2", false),
+            ("sub", false),
+            ("sub/large", true),
+        ] {
+            assert_eq!(was_left_out(&all, path.as_bytes()), stays, "{path}");
+        }
+        assert!(was_left_out(&member(1, &[""]), b"any"));
     }
 }

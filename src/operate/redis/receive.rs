@@ -1,6 +1,5 @@
 //! The receiver of a server's history.
 
-use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -584,79 +583,44 @@ fn other(process: Option<&Process>) -> String {
     )
 }
 
-/// The repositories that do not say where the log ends.
-#[derive(Default)]
-struct Silent<'r> {
-    names: BTreeSet<&'r str>,
-    /// The error of the first one without which the receiver does not begin.
-    failure: Option<Error>,
-}
-
-impl<'r> Silent<'r> {
-    fn add(&mut self, session: &Session, (name, is_required): (&'r str, bool), error: Error) {
-        if self.names.insert(name) {
-            session.warn(&format!(
-                "repository \"{name}\" is not asked where the log ends: {error}"
-            ));
-        }
-        if is_required {
-            self.failure.get_or_insert(error);
-        }
-    }
-}
-
 /// The end of what the repositories hold of the server's history, where the journal holds nothing.
 ///
 /// # Errors
-/// That of the first required repository that did not answer, where those that did have nothing. Where none is required, all of them count.
+/// That of the first repository, where none answers.
 fn stored(receiver: &Receiver<'_>, source: &Source) -> Result<Option<State>> {
     let (session, scope) = (receiver.session, receiver.scope);
-    let (mut opened, mut silent) = (Vec::new(), Silent::default());
-    let repositories = &receiver.settings.repositories;
-    let none_required = repositories.iter().all(|r| !r.required);
-    for configured in repositories {
-        let place = (
-            configured.name.as_str(),
-            configured.required || none_required,
-        );
+    let (mut opened, mut failure) = (Vec::new(), None);
+    for configured in &receiver.settings.repositories {
         match session.open(configured) {
-            Ok(repository) => opened.push((place, repository)),
-            Err(e) => silent.add(session, place, e),
+            Ok(repository) => opened.push((configured.name.as_str(), repository)),
+            Err(e) => passed_over(session, &configured.name, e, &mut failure),
         }
+    }
+    if opened.is_empty() {
+        return failure.map_or(Ok(None), Err);
     }
     for field in ["master_replid", "master_replid2"] {
         let Some(replid) = source.info.field(field) else {
             continue;
         };
-        let ends = answers(session, &opened, &mut silent, &|repository| {
+        let ends = answers(session, &opened, &|repository| {
             end_of(repository, scope, replid, source)
-        });
+        })?;
         if let Some(state) = chosen(ends, source) {
             return Ok(Some(state));
         }
     }
     // A server that goes on with another history leaves a gap behind the newest one.
-    let ends = answers(session, &opened, &mut silent, &|repository| {
+    let ends = answers(session, &opened, &|repository| {
         let Some((replid, arrived_us)) = newest(session, repository, scope)? else {
             return Ok(None);
         };
         let end = end_of(repository, scope, &replid, source)?;
         Ok(end.map(|state| (arrived_us, state)))
-    });
+    })?;
     let ends = ends.into_iter();
     let last = ends.max_by_key(|(arrived_us, state)| (*arrived_us, state.reader.position()));
-    let has_answer = opened
-        .iter()
-        .any(|((name, _), _)| !silent.names.contains(name));
-    match (last, silent.failure) {
-        (Some((_, state)), _) => Ok(Some(state)),
-        // It may have what the others lack: without it a gap would pass for the first start.
-        (None, Some(e)) if has_answer => Err(e.context("find the end of the log").hint_first(
-            "Nothing was received. The journal is empty, the repositories that answer have nothing of the log, and this one may have some.",
-        )),
-        (None, Some(e)) => Err(e),
-        (None, None) => Ok(None),
-    }
+    Ok(last.map(|(_, state)| state))
 }
 
 /// Pure: of the ends of one history in several repositories, the first one from which the server can go on, so that every repository gets what it lacks; where it
@@ -674,20 +638,36 @@ fn chosen(mut ends: Vec<State>, source: &Source) -> Option<State> {
 }
 
 /// Asks each repository, and returns what those that answer found.
-fn answers<'r, T>(
+///
+/// # Errors
+/// The first one, where none answers.
+fn answers<T>(
     session: &Session,
-    opened: &[((&'r str, bool), Repository)],
-    silent: &mut Silent<'r>,
+    opened: &[(&str, Repository)],
     ask: &dyn Fn(&Repository) -> Result<Option<T>>,
-) -> Vec<T> {
-    let mut found = Vec::new();
-    for (place, repository) in opened {
+) -> Result<Vec<T>> {
+    let (mut found, mut failure) = (Vec::new(), None);
+    let mut has_answer = false;
+    for (name, repository) in opened {
         match ask(repository) {
-            Ok(answer) => found.extend(answer),
-            Err(e) => silent.add(session, *place, e),
+            Ok(answer) => {
+                has_answer = true;
+                found.extend(answer);
+            }
+            Err(e) => passed_over(session, name, e, &mut failure),
         }
     }
-    found
+    match failure.filter(|_| !has_answer) {
+        Some(e) => Err(e),
+        None => Ok(found),
+    }
+}
+
+fn passed_over(session: &Session, name: &str, error: Error, failure: &mut Option<Error>) {
+    session.warn(&format!(
+        "repository \"{name}\" is not asked where the log ends: {error}"
+    ));
+    failure.get_or_insert(error);
 }
 
 /// The stored history whose bytes arrived last, and when; one that no other goes on from, where the times cannot be read here.

@@ -40,8 +40,6 @@ pub struct Erasing {
 
 /// The names of the erasures that a step knew, in its result.
 pub const KNOWN: &str = "known_erasures";
-/// Whether a repository did not answer for them.
-pub const KNOWN_IN_PART: &str = "known_in_part";
 
 /// The operator's word, by member.
 type Consents = BTreeMap<String, Consent>;
@@ -113,22 +111,20 @@ fn consent_of(session: &Session, cluster: &str, consent: &Consent) -> Result<(Li
     Ok((listing, own))
 }
 
-/// The names of all erasures of a cluster that are recorded now, and whether a repository did not answer: a step keeps them with what it has done.
+/// The names of all erasures of a cluster that are recorded now: a step keeps them with what it has done.
 ///
 /// # Errors
 /// Those of [`erasure::list`]; `Interrupted`.
-pub fn known(session: &Session, cluster: &str) -> Result<(Value, bool)> {
+pub fn known(session: &Session, cluster: &str) -> Result<Value> {
     let listing = erasure::list(&session.on_cluster(cluster))?;
     if let Some(interrupted) = listing.failures.interrupted {
         return Err(interrupted);
     }
-    let is_in_part = !listing.failures.errors.is_empty();
-    let ids = listing.erasures.into_iter().map(|one| one.id);
-    Ok((ids.collect(), is_in_part))
+    Ok(listing.erasures.into_iter().map(|one| one.id).collect())
 }
 
 /// Requires that each erasure of a member was known when the member was restored, or when its erasures were repeated: nothing repeats a later one
-/// before the start. Those of `skipped` are left out by the operator. One from before the run is a warning where a repository did not answer then.
+/// before the start. Those of `skipped` are left out by the operator. One from before the run is a warning: its repository did not answer then, or was not asked.
 ///
 /// # Errors
 /// `Refused`; those of [`erasure::list`].
@@ -139,15 +135,13 @@ pub fn require_known(
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     let named: SetMember = member.parse()?;
-    let (mut known, mut is_in_part) = (None, false);
+    let mut known = None;
     for step in [Step::Erase, Step::Aside, Step::FromStandby] {
         if known.is_none()
             && let Some(done) = run.done_of(&step(member.to_owned()))?
         {
             let ids = done.get(KNOWN).cloned();
             known = ids.and_then(|ids| serde_json::from_value::<Vec<String>>(ids).ok());
-            let in_part = done.get(KNOWN_IN_PART);
-            is_in_part = in_part.and_then(Value::as_bool).unwrap_or(false);
         }
     }
     // Nothing is restored yet, or a pitr of before did it.
@@ -164,7 +158,7 @@ pub fn require_known(
             warnings.push(text);
         }
     }
-    let began = is_in_part.then_some(run.record.began);
+    let began = run.record.began;
     let recorded = listing.erasures.into_iter();
     let recorded = recorded.map(|one| (one.id, one.erasure.map(|record| record.time)));
     let (later, unseen) = later(&known, recorded, (skipped, began));
@@ -193,20 +187,19 @@ pub fn require_known(
     }
 }
 
-/// Pure: those of the erasures that are recorded now which were not known, and are not left out. Those that were recorded before `began` are apart; none are where it
-/// is none.
+/// Pure: those of the erasures that are recorded now which were not known, and are not left out. Those that were recorded before `began` are apart.
 fn later(
     known: &[String],
     recorded: impl Iterator<Item = (String, Option<TimestampTz>)>,
-    (skipped, began): (&[String], Option<TimestampTz>),
+    (skipped, began): (&[String], TimestampTz),
 ) -> (Vec<String>, Vec<String>) {
     let (mut later, mut unseen) = (Vec::new(), Vec::new());
     for (id, time) in recorded {
         if known.contains(&id) || skipped.contains(&id) {
             continue;
         }
-        match time.zip(began) {
-            Some((time, began)) if time < began => unseen.push(id),
+        match time {
+            Some(time) if time < began => unseen.push(id),
             _ => later.push(id),
         }
     }
@@ -251,7 +244,8 @@ mod tests {
             let recorded = ids(recorded)
                 .into_iter()
                 .map(|id| (id, Some(TimestampTz(5))));
-            let (later, unseen) = super::later(&ids(known), recorded, (&ids(skipped), None));
+            let (later, unseen) =
+                super::later(&ids(known), recorded, (&ids(skipped), TimestampTz(5)));
             assert!(unseen.is_empty());
             later.concat()
         };
@@ -264,15 +258,14 @@ mod tests {
 
     #[test]
     fn r211_an_erasure_of_before_the_run_whose_repository_was_away_refuses_nothing() {
-        let later = |began: Option<i64>| {
+        let later = |began: i64| {
             let recorded = [("old", Some(4)), ("new", Some(6)), ("odd", None)];
             let recorded = recorded.map(|(id, time)| (id.to_owned(), time.map(TimestampTz)));
-            let began = began.map(TimestampTz);
-            let (later, unseen) = super::later(&[], recorded.into_iter(), (&[], began));
+            let (later, unseen) =
+                super::later(&[], recorded.into_iter(), (&[], TimestampTz(began)));
             (later.join(" "), unseen.join(" "))
         };
         let of = |later: &str, unseen: &str| (later.to_owned(), unseen.to_owned());
-        assert_eq!(later(Some(5)), of("new odd", "old"));
-        assert_eq!(later(None), of("old new odd", ""));
+        assert_eq!(later(5), of("new odd", "old"));
     }
 }

@@ -449,10 +449,10 @@ impl<'p> Work<'p> {
     /// Runs a command on the cluster as its owner; it may meet no erasure that the plan lacks.
     fn run_foreseen(&self, session: &Session, words: &[String]) -> Result<Value> {
         let owner = Owner::of(Path::new(&self.pgdata()?))?;
-        let (known, is_in_part) = erasures::known(session, &self.member()?.name)?;
+        let known = erasures::known(session, &self.member()?.name)?;
         let answer = own::run(session, words, owner)?;
         self.require_foreseen(&answer.json)?;
-        Ok(json!({ (erasures::KNOWN): known, (erasures::KNOWN_IN_PART): is_in_part }))
+        Ok(json!({ (erasures::KNOWN): known }))
     }
 
     /// Requires that the plan has foreseen the erasures that a cluster lacks: one may have been recorded since it was made.
@@ -474,7 +474,7 @@ impl<'p> Work<'p> {
     fn erase(&self, session: &Session) -> Result<Value> {
         let (name, to) = (&self.member()?.name, self.erased()?);
         let data = Path::new(&to);
-        let (known, is_in_part) = erasures::known(session, name)?;
+        let known = erasures::known(session, name)?;
         let answer = own::run(session, &self.erasing()?, Owner::of(data)?)
             .map_err(|e| e.hint_last(&erasures::next(name, self.is_aside())))?;
         let found = DataDirectory::at(data).control()?;
@@ -484,7 +484,6 @@ impl<'p> Work<'p> {
             "control": control(data)?,
             "erasures": answer.json["erasures"],
             (erasures::KNOWN): known,
-            (erasures::KNOWN_IN_PART): is_in_part,
         }))
     }
 }

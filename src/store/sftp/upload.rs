@@ -126,6 +126,14 @@ impl Upload {
     }
 }
 
+fn lost_name() -> Failure {
+    let what = err!(
+        Unreachable,
+        "the server has lost the name of the object before it was durable"
+    );
+    Failure::new(Kind::Final, what)
+}
+
 /// Names that are too long for a temporary one are cut: the random number behind it tells them apart.
 fn stem(key: &Key) -> String {
     key.name().chars().take(100).collect()
@@ -340,6 +348,9 @@ impl Unfinished {
                 match (is_taken, is_own) {
                     (true, true) => None,
                     (true, false) => return Ok(Published::Exists),
+                    (false, _) if failure.is_ambiguous && failure.kind == Kind::Absent => {
+                        return Err(lost_name());
+                    }
                     (false, _) => return Err(self.unnamed(failure).await),
                 }
             }
@@ -362,13 +373,7 @@ impl Unfinished {
                 }
                 match session.look(path).await {
                     Ok(_) => Ok(()),
-                    Err(failure) if failure.kind == Kind::Absent => {
-                        let what = err!(
-                            Unreachable,
-                            "the server has lost the name of the object before it was durable"
-                        );
-                        Err(Failure::new(Kind::Final, what))
-                    }
+                    Err(failure) if failure.kind == Kind::Absent => Err(lost_name()),
                     Err(failure) => Err(failure),
                 }
             })
