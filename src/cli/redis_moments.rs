@@ -187,16 +187,13 @@ fn report_history(history: &Line, cx: &Context) -> Result<()> {
     }
     for range in &history.ranges {
         for beginning in &history.beginnings {
-            let reason = beginning.reason.as_ref();
-            let Some(why) = reason.filter(|_| beginning.position == range.from) else {
-                continue;
-            };
-            match &beginning.after {
-                Some(after) => cx.report(&format!(
+            if beginning.position == range.from
+                && let (Some(after), Some(why)) = (&beginning.after, &beginning.reason)
+            {
+                cx.report(&format!(
                     "  gap behind offset {} of {}: {why}",
                     after.position, after.replid
-                ))?,
-                None => cx.report(&format!("  gap before offset {}: {why}", range.from))?,
+                ))?;
             }
         }
         cx.report(&format!("  {}", shown(range)))?;

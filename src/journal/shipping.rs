@@ -179,12 +179,6 @@ impl Ship {
         &self.places[index]
     }
 
-    /// Whether the journal keeps its files until this repository has them.
-    pub fn is_required(&self, index: usize) -> bool {
-        let table = self.table();
-        table.rows.get(index).is_none_or(|r| r.shipped.is_required)
-    }
-
     /// The name of a repository.
     pub fn name(&self, index: usize) -> String {
         let table = self.table();

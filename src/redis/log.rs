@@ -481,7 +481,7 @@ impl Stored {
         decode_marks(&bytes, (self.from, self.to))
     }
 
-    /// Its events. Where there are more than it names, its bytes are read.
+    /// Its events. Its bytes are read where there are more than it names.
     ///
     /// # Errors
     /// `Damaged`; those of the store.

@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::Clock;
 use crate::journal::frame::Frames;
 use crate::journal::shipping::{Attempts, Ship};
-use crate::journal::{Follower, Segment, Wake};
+use crate::journal::{Segment, Wake};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
@@ -195,18 +195,42 @@ impl Assembly {
 
     /// Says of a state that follows in the journal whether bytes between are lost.
     fn before(&self, state: &mut State, now: TimestampTz) {
-        if !is_hole((&self.state, self.to()), state) {
+        let position = state.reader.position();
+        // The journal has bytes twice that were damaged for another repository.
+        let goes_on = state.replid == self.state.replid && position <= self.to();
+        let is_child = state.parent.as_ref().is_some_and(|parent| {
+            parent.replid == self.state.replid && parent.fork == position && position <= self.to()
+        });
+        if state.beginning.is_some() || goes_on || is_child {
             return;
         }
         state.beginning = Some(Beginning {
-            position: state.reader.position(),
+            position,
             after: Some(Held {
                 replid: self.state.replid.clone(),
                 position: self.to(),
             }),
-            reason: Some(DAMAGED.to_owned()),
+            reason: Some("the journal was damaged".to_owned()),
             time: now,
         });
+    }
+
+    /// Whether a state at the beginning of a file goes on where this one ends, or says that the server cannot.
+    fn answered(&self, state: &State, file: SegmentName) -> Answer {
+        let (replid, to) = (&self.state.replid, self.to());
+        let position = state.reader.position();
+        let after = state.beginning.as_ref().and_then(|b| b.after.as_ref());
+        // The server may have gone on with another history meanwhile, and without the last of these bytes.
+        let leaves = |p: &Parent| p.replid == *replid && p.fork == position && position <= to;
+        if after.is_some_and(|after| after.replid == *replid && after.position == to) {
+            Answer::Gone
+        } else if (state.replid == *replid && position == to)
+            || state.parent.as_ref().is_some_and(leaves)
+        {
+            Answer::Again(file)
+        } else {
+            Answer::None
+        }
     }
 
     /// The segment that follows.
@@ -216,72 +240,6 @@ impl Assembly {
             ..self.state
         };
         Assembly::new(state, self.bytes)
-    }
-}
-
-/// The reason of a gap whose bytes the journal had.
-const DAMAGED: &str = "the journal was damaged";
-
-/// A stretch of the journal that was read: a state of the history, and the position behind the last byte.
-pub type End<'e> = (&'e State, u64);
-
-/// Pure: whether bytes are lost between the end of what was read and a state that follows in the journal.
-pub fn is_hole((last, to): End<'_>, state: &State) -> bool {
-    let position = state.reader.position();
-    // The states of later files have the beginning of their connection, too.
-    let begins = |beginning: &Beginning| beginning.position == position;
-    // The journal has bytes twice that were damaged for another repository.
-    let goes_on = state.replid == last.replid && position <= to;
-    let is_child = |p: &Parent| p.replid == last.replid && p.fork == position && position <= to;
-    let is_former = |p: &Parent| p.replid == state.replid && position <= p.fork;
-    !goes_on
-        && !state.beginning.as_ref().is_some_and(begins)
-        && !state.parent.as_ref().is_some_and(is_child)
-        && !last.parent.as_ref().is_some_and(is_former)
-}
-
-/// Pure: whether a state is in a history that was left behind it: the server sends that once more where another repository lacks it.
-fn goes_back(left: &[Parent], state: &State) -> bool {
-    let position = state.reader.position();
-    let has = |parent: &Parent| parent.replid == state.replid && position <= parent.fork;
-    left.iter().any(has)
-}
-
-/// Adds the history that a state goes on from.
-fn add_parent(left: &mut Vec<Parent>, state: &State) {
-    if let Some(parent) = &state.parent
-        && !left.contains(parent)
-    {
-        left.push(parent.clone());
-    }
-}
-
-/// Pure: whether a state at the beginning of a file goes on where a reading ended, or says that the server cannot.
-pub fn answered((last, to): End<'_>, state: &State, file: SegmentName) -> Answer {
-    let (replid, position) = (&last.replid, state.reader.position());
-    let after = state.beginning.as_ref().and_then(|b| b.after.as_ref());
-    // The server may have gone on with another history meanwhile, and without the last of these bytes.
-    let leaves = |p: &Parent| p.replid == *replid && p.fork == position && position <= to;
-    if after.is_some_and(|after| after.replid == *replid && after.position == to) {
-        Answer::Gone
-    } else if (state.replid == *replid && position <= to)
-        || state.parent.as_ref().is_some_and(leaves)
-    {
-        // A reading after a restart may end a little later: it has the part of a record that is whole.
-        Answer::Again(file)
-    } else {
-        Answer::None
-    }
-}
-
-/// The state with which a file of the journal begins; none where it cannot be read.
-pub fn first_state(follower: &Follower, segment: &Segment) -> Option<State> {
-    let mut frames = follower.open(segment.name).ok()?;
-    let left = segment.to.0.saturating_sub(segment.from.0);
-    let mut records = Records::new(left, |buffer: &mut [u8]| fill(&mut frames, buffer));
-    match records.read() {
-        Ok(Some(Record::State(state))) => Some(*state),
-        _ => None,
     }
 }
 
@@ -368,36 +326,23 @@ pub struct Shipment {
     finished: Vec<(SegmentName, u64)>,
     /// The number of the present assembly.
     number: u64,
-    /// The histories that were left for those that were read.
-    left: Vec<Parent>,
     last_put: Option<Instant>,
     /// The facts of the history that the repository has.
     known: Option<Told>,
     /// The place in the journal that could not be read.
     unreadable: Option<(SegmentName, Lsn)>,
-    /// The session; none for a journal that none goes on with.
-    recall: Option<Recall>,
+    /// The way to ask the session for what the journal lost.
+    rewind: Rewind,
     /// The place in the journal for which it was asked, while no answer has come.
     lost: Option<(SegmentName, Lsn)>,
-    /// A file was passed over of which nothing could be read, before any other one.
-    has_lost_first: bool,
     open: KeptOpen,
 }
 
 /// The state in front of bytes that the journal has lost: a session that finds it asks the server for them once more.
 pub type Rewind = Arc<Mutex<Option<State>>>;
 
-/// The session that asks the server for what the journal has lost.
-#[derive(Clone)]
-pub struct Recall {
-    /// The way to ask it.
-    pub rewind: Rewind,
-    /// The place from which it begins, where the journal was found to have lost what follows: it need not be asked for that.
-    pub begun: Option<Held>,
-}
-
 /// The words of a session for what follows a damage of the journal.
-pub enum Answer {
+enum Answer {
     /// The files up to this one hold nothing that it does not send again.
     Again(SegmentName),
     /// The server has these bytes no more.
@@ -422,7 +367,7 @@ impl Shipment {
         ship: Arc<Ship>,
         index: usize,
         (origin, is_waited_for): (Origin, bool),
-        recall: Option<Recall>,
+        rewind: Rewind,
     ) -> Shipment {
         Shipment {
             attempts: Attempts::new(&ship, index, "the log"),
@@ -436,13 +381,11 @@ impl Shipment {
             waiting: None,
             finished: Vec::new(),
             number: 0,
-            left: Vec::new(),
             last_put: None,
             known: None,
             unreadable: None,
-            recall,
+            rewind,
             lost: None,
-            has_lost_first: false,
             open: KeptOpen::default(),
         }
     }
@@ -523,19 +466,7 @@ impl Shipment {
             };
             match (record, &mut self.assembly) {
                 (None, _) => return Ok(()),
-                (Some(Record::State(mut state)), None) => {
-                    if std::mem::take(&mut self.has_lost_first) {
-                        let position = state.reader.position();
-                        let own = state.beginning.take();
-                        let own = own.filter(|beginning| beginning.position == position);
-                        state.beginning = own.or(Some(Beginning {
-                            position,
-                            after: None,
-                            reason: Some(DAMAGED.to_owned()),
-                            time: (self.origin.clock)(),
-                        }));
-                    }
-                    add_parent(&mut self.left, &state);
+                (Some(Record::State(state)), None) => {
                     self.assembly = Some(Assembly::new(*state, Vec::new()));
                 }
                 (Some(Record::State(state)), Some(assembly)) => {
@@ -547,13 +478,8 @@ impl Shipment {
                     }
                     // Another process, or more is known of where it comes from. A gap before it may not be stored yet.
                     let beginning = assembly.state.beginning.take();
-                    let later = state.beginning.clone().filter(|later| {
-                        let own = beginning.as_ref();
-                        own.is_none_or(|own| own.position <= later.position)
-                    });
-                    add_parent(&mut self.left, &state);
                     assembly.state = State {
-                        beginning: later.or(beginning),
+                        beginning: state.beginning.clone().or(beginning),
                         ..*state
                     };
                 }
@@ -605,13 +531,13 @@ impl Shipment {
                     self.cursor = None;
                     return Err(e);
                 }
-                Err(e) => match self.answer((segment.name, place), &segments, &e) {
-                    Answer::None => {
-                        self.cursor = None;
-                        return Ok(None);
-                    }
+                Err(e) => match self.answer((segment.name, place), &segments, &e)? {
+                    Answer::None => return Ok(None),
                     Answer::Again(name) => {
-                        self.pass(&segments, (segment.name, name));
+                        let passed = segments
+                            .iter()
+                            .filter(|s| (segment.name..name).contains(&s.name));
+                        passed.for_each(|passed| self.read_to_its_end(passed.name));
                         continue;
                     }
                     Answer::Gone => {
@@ -624,23 +550,8 @@ impl Shipment {
             let left_behind = records.left();
             cursor.place = cursor.frames.lsn();
             let is_filled = left_behind == 0 && record.is_none() && left > 0;
-            if let Some(record) = record {
-                if place == segment.from && self.is_behind_hole(&record) {
-                    let error = err!(SourceMissing, "the journal has lost bytes before {place}");
-                    match self.answer((segment.name, place), &segments, &error) {
-                        Answer::None => {
-                            self.cursor = None;
-                            return Ok(None);
-                        }
-                        Answer::Again(name) => {
-                            self.pass(&segments, (segment.name, name));
-                            continue;
-                        }
-                        // The file is read on.
-                        Answer::Gone => {}
-                    }
-                }
-                return Ok(Some(record));
+            if record.is_some() {
+                return Ok(record);
             }
             // Nothing follows in this file: it is read to its end, or to the zeros that fill it up.
             if segment.is_last && !(is_filled && segment.is_complete()) {
@@ -652,35 +563,26 @@ impl Shipment {
 
     /// Asks the session for what follows the last record that was read, and looks in the files behind the damage for its answer. The position of the repository
     /// stays where it is meanwhile: nothing behind it is acknowledged.
-    fn answer(&mut self, place: (SegmentName, Lsn), segments: &[Segment], error: &Error) -> Answer {
+    fn answer(
+        &mut self,
+        place: (SegmentName, Lsn),
+        segments: &[Segment],
+        error: &Error,
+    ) -> Result<Answer> {
+        self.cursor = None;
         let Some(assembly) = &self.assembly else {
-            self.has_lost_first = true;
-            return Answer::Gone;
+            return Ok(Answer::Gone);
         };
         let to = assembly.to();
         for behind in segments.iter().filter(|s| s.name > place.0) {
-            let state = first_state(&self.ship.follower, behind);
-            let answer = state.map_or(Answer::None, |state| {
-                answered((&assembly.state, to), &state, behind.name)
-            });
+            let state = self.first_state(behind);
+            let answer = state.map_or(Answer::None, |state| assembly.answered(&state, behind.name));
             if !matches!(answer, Answer::None) {
                 self.lost = None;
-                return answer;
+                return Ok(answer);
             }
         }
-        if self.lost == Some(place) {
-            return Answer::None;
-        }
-        self.lost = Some(place);
-        let Some(recall) = &mut self.recall else {
-            self.ship.progress.warn(&format!(
-                "{error}: what follows position {to} stays in the journal"
-            ));
-            return Answer::None;
-        };
-        let is_wanted =
-            |begun: &mut Held| begun.replid == assembly.state.replid && begun.position == to;
-        if recall.begun.take_if(is_wanted).is_none() {
+        if self.lost != Some(place) {
             let state = State {
                 beginning: None,
                 reader: assembly.end.clone(),
@@ -689,29 +591,21 @@ impl Shipment {
             self.ship.progress.warn(&format!(
                 "{error}: the server is asked once more for what follows position {to}"
             ));
-            let rewind = &recall.rewind;
-            *rewind.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+            *self.rewind.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+            self.lost = Some(place);
         }
-        Answer::None
+        Ok(Answer::None)
     }
 
-    /// Whether bytes are lost before the first record of a file, for which the session may ask. The journal lets files go without a repository that is not
-    /// required. To ask for that one's gap would tear one into the others.
-    fn is_behind_hole(&self, record: &Record) -> bool {
-        match (record, &self.assembly, &self.recall) {
-            (Record::State(state), Some(assembly), Some(_)) => {
-                self.ship.is_required(self.index)
-                    && is_hole((&assembly.state, assembly.to()), state)
-                    && !goes_back(&self.left, state)
-            }
-            _ => false,
+    /// The state with which a file of the journal begins; none where it cannot be read.
+    fn first_state(&self, segment: &Segment) -> Option<State> {
+        let mut frames = self.ship.follower.open(segment.name).ok()?;
+        let left = segment.to.0.saturating_sub(segment.from.0);
+        let mut records = Records::new(left, |buffer: &mut [u8]| fill(&mut frames, buffer));
+        match records.read() {
+            Ok(Some(Record::State(state))) => Some(*state),
+            _ => None,
         }
-    }
-
-    /// Passes over the files from one on, up to another.
-    fn pass(&mut self, segments: &[Segment], (from, to): (SegmentName, SegmentName)) {
-        let passed = segments.iter().filter(|s| (from..to).contains(&s.name));
-        passed.for_each(|passed| self.read_to_its_end(passed.name));
     }
 
     fn read_to_its_end(&mut self, name: SegmentName) {
@@ -825,10 +719,9 @@ impl Shipment {
         self.reached();
         self.assembly = match (self.waiting.take(), self.assembly.take()) {
             (Some(Record::State(mut state)), done) => {
-                if let Some(done) = done.as_ref().filter(|_| !goes_back(&self.left, &state)) {
+                if let Some(done) = &done {
                     done.before(&mut state, (self.origin.clock)());
                 }
-                add_parent(&mut self.left, &state);
                 Some(Assembly::new(
                     *state,
                     done.map(|d| d.bytes).unwrap_or_default(),
@@ -923,14 +816,12 @@ mod tests {
         };
         let assembly = Assembly::new(state("a", 100), Vec::new());
         let name: SegmentName = "000000010000000000000003".parse().unwrap();
-        let end = (&assembly.state, assembly.to());
-        let answered = |state: State| match answered(end, &state, name) {
+        let answered = |state: State| match assembly.answered(&state, name) {
             Answer::Again(_) => "again",
             Answer::Gone => "gone",
             Answer::None => "none",
         };
         assert_eq!(answered(state("a", 100)), "again");
-        assert_eq!(answered(state("a", 90)), "again");
         assert_eq!(answered(state("a", 150)), "none");
         assert_eq!(answered(behind(Some(100))), "gone");
         // The gap of another time is none of this one.
@@ -938,56 +829,6 @@ mod tests {
         assert_eq!(answered(behind(None)), "none");
         assert_eq!(answered(child(90, 90)), "again");
         assert_eq!(answered(child(200, 200)), "none");
-    }
-
-    #[test]
-    fn r216_a_state_that_does_not_go_on_is_behind_a_hole() {
-        let state = State::sample;
-        let begun = |at: u64, position: u64| State {
-            beginning: Some(Beginning {
-                position: at,
-                after: None,
-                reason: None,
-                time: TimestampTz(0),
-            }),
-            ..state("a", position)
-        };
-        let child = |position: u64, fork: u64| State {
-            parent: Some(Parent {
-                replid: "a".to_owned(),
-                fork,
-            }),
-            ..state("b", position)
-        };
-        let last = state("a", 0);
-        let is_behind = |state: &State| is_hole((&last, 100), state);
-        assert!(!is_behind(&state("a", 100)) && !is_behind(&state("a", 90)));
-        assert!(is_behind(&state("a", 101)) && is_behind(&state("b", 90)));
-        assert!(!is_behind(&begun(150, 150)));
-        // Each file of a connection that began with a data set says where that was.
-        assert!(is_behind(&begun(20, 150)));
-        assert!(!is_behind(&child(90, 90)));
-        assert!(is_behind(&child(120, 120)) && is_behind(&child(95, 90)));
-        // The former history is received again from before the fork on.
-        let last = child(90, 90);
-        assert!(!is_hole((&last, 100), &state("a", 80)));
-        assert!(is_hole((&last, 100), &state("a", 95)));
-        // A former history of that one is received again for another repository.
-        let left = [("z", 70), ("a", 90)].map(|(replid, fork)| Parent {
-            replid: replid.to_owned(),
-            fork,
-        });
-        assert!(is_hole((&last, 100), &state("z", 60)));
-        assert!(goes_back(&left, &state("z", 60)) && goes_back(&left, &state("z", 70)));
-        assert!(!goes_back(&left, &state("z", 71)) && !goes_back(&left, &state("b", 60)));
-        // The gap is recorded in spite of the former beginning.
-        let assembly = Assembly::new(state("a", 100), Vec::new());
-        let mut behind = begun(20, 150);
-        assembly.before(&mut behind, TimestampTz(7));
-        let beginning = behind.beginning.unwrap();
-        assert_eq!(beginning.position, 150);
-        assert_eq!(beginning.reason.as_deref(), Some(DAMAGED));
-        assert_eq!(beginning.after.unwrap().position, 100);
     }
 
     #[test]

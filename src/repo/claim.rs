@@ -186,8 +186,8 @@ impl<'a> Claim<'a> {
         Ok(())
     }
 
-    /// Whether the claim is so young that no other backup takes its writer for killed. Where the store's clock
-    /// cannot be asked, that is not known.
+    /// Whether the claim is so young that no other backup takes its writer for killed. That is not known
+    /// where the store's clock cannot be asked.
     pub fn is_fresh(&self) -> bool {
         let elsewhere = self.age_elsewhere();
         elsewhere.is_ok_and(|age| age.max(self.age_seconds()) < DELETES_SECONDS)

@@ -617,7 +617,9 @@ fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
 #[test]
 fn an_unknown_zone_of_an_alert_is_told_and_keeps_no_agent_from_its_start() {
     let hours = "quiet_hours = \"22:00-06:00\"\nzone = \"Mars\"";
-    let host = Host::new(&format!("[alerts.mail]\ncommand = [\"true\"]\n{hours}\n"));
+    let host = Host::new(&format!(
+        "[alerts.mail]\nkind = \"command\"\ncommand = [\"true\"]\n{hours}\n"
+    ));
     let doctor = host.pitr().arg("doctor").run();
     doctor
         .expect_stdout("an alert has no quiet hours")

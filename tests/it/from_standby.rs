@@ -196,6 +196,8 @@ fn r107_a_standby_older_than_every_backup_is_refused() {
 #[test]
 fn r202_an_undo_that_was_killed_goes_on() {
     let mut pair = Pair::new(17, "1h");
+    // The commit is replayed in an hour, and all behind it.
+    pair.primary.sql("create table t as select 1 as a");
     pair.primary.sql("select pg_create_restore_point('here')");
     pair.primary.archive_now();
     pair.wait_received();

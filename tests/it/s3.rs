@@ -744,7 +744,7 @@ fn s34_a_young_object_does_not_stand_for_the_old_ones_of_its_folder() {
     assert_eq!(log.len(), 2, "a listing, and the last old one: {log:?}");
 }
 
-/// A backup renews its claims meanwhile, and the operator can end it. What is left is seen by the last old one, which comes behind all others.
+/// A backup renews its claims meanwhile, and the operator can end it. The last old one, which comes behind all others, shows that some are left.
 #[test]
 fn s41_locks_are_extended_side_by_side_and_the_wish_to_stop_is_heard() {
     let place = Place::new();

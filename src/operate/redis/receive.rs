@@ -14,19 +14,19 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::journal::frame::Frames;
 use crate::journal::shipping::{self, Shipper, Work};
-use crate::journal::{self, Condition, Follower, Journal, Segment};
+use crate::journal::{self, Condition, Journal};
 use crate::operate::human;
 use crate::operate::session::Session;
 use crate::pg::segment::SegmentSize;
 use crate::redis::command::Reader;
 use crate::redis::connection::Tick;
-use crate::redis::history::{Beginning, Held, Parent};
+use crate::redis::history::{Beginning, Parent};
 use crate::redis::kind::NAME;
-use crate::redis::owed::{Base, Owed};
+use crate::redis::owed::Owed;
 use crate::redis::position::{self, Action};
 use crate::redis::receive::{self, Process, Sink, Told, Turn};
 use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
-use crate::redis::shipment::{self, Answer, Origin, Recall, Rewind, Shipment};
+use crate::redis::shipment::{self, Origin, Rewind, Shipment};
 use crate::redis::source::Source;
 use crate::redis::walk;
 use crate::repo::log_keys::LogKeys;
@@ -112,27 +112,11 @@ pub(super) fn until_stopped(
     let options = journal_options(session, redis)?;
     ship_former(session, (peer, settings, &scope), &options)?;
     let journal = Journal::open(&options, Arc::clone(&session.host.progress))?;
+    let rewind = Rewind::default();
+    let shipper = ship(session, (peer, settings), (&journal, &rewind), &scope)?;
     let (held, end) = tail(&journal)?;
-    let lost = hole(&journal);
-    let owed = Owed::open(owed_path(&options))?;
-    if let Some(held) = held.as_ref().filter(|_| is_first_lost(&journal)) {
-        // Nothing tells how much it was: the next base has it.
-        owed.set(Base::behind(place_of(held)), session.host.random())?;
-    }
-    let recall = Recall {
-        rewind: Rewind::default(),
-        begun: lost.as_ref().map(place_of),
-    };
-    if let Some(Held { replid, position }) = &recall.begun {
-        session.warn(&peer.told(&format!(
-            "the journal has lost what follows position {position} of history {replid}: the server is asked once more"
-        )));
-    }
-    let held = lost.or(held);
-    let rewind = Arc::clone(&recall.rewind);
-    let of = (&journal, Some(recall));
-    let shipper = ship(session, (peer, settings), of, &scope)?;
     let runtime = runtime::start()?;
+    let owed = Owed::open(owed_path(&options))?;
     let mut sink = Sink {
         feeder: journal.feeder(),
         watch: journal.watch(),
@@ -221,8 +205,8 @@ fn ship_former(
             Err(e) if e.code() == Code::Locked => continue,
             journal => journal?,
         };
-        // No session goes on with it: nobody can be asked for what it has lost.
-        let shipper = ship(session, (peer, settings), (&journal, None), scope)?;
+        let of = (&journal, &Rewind::default());
+        let shipper = ship(session, (peer, settings), of, scope)?;
         let is_shipped = shipper.finish(FINISH_MAX);
         journal.close()?;
         let shown = path.display();
@@ -322,15 +306,16 @@ fn number_of(name: &str, identity: &str) -> u64 {
 fn ship(
     session: &Session,
     (peer, settings): (&Peer<'_>, &Settings),
-    (journal, recall): (&Journal, Option<Recall>),
+    (journal, rewind): (&Journal, &Rewind),
     scope: &Scope,
 ) -> Result<Shipper> {
     let host = &session.host;
     let origin = origin_of(session, peer, scope);
     let is_waited_for = peer.redis.acknowledge == RedisAcknowledge::Repository;
+    let rewind = Arc::clone(rewind);
     let work: Work = Arc::new(move |ship, index| {
         let origin = (origin.clone(), is_waited_for);
-        Shipment::new(Arc::clone(ship), index, origin, recall.clone()).run()
+        Shipment::new(Arc::clone(ship), index, origin, Arc::clone(&rewind)).run()
     });
     let options = shipping::Options {
         repositories: settings.repositories.clone(),
@@ -363,71 +348,13 @@ fn tail(journal: &Journal) -> Result<(Option<State>, u64)> {
     let segments = follower.segments();
     let end = segments.last().map_or(0, |segment| segment.to.0);
     for segment in segments.iter().rev() {
-        if let Some(state) = last_state(&follower, segment)? {
+        let mut frames = follower.open(segment.name)?;
+        let left = segment.to.0 - segment.from.0;
+        if let Some(state) = replay(&mut frames, left)? {
             return Ok((Some(state), end));
         }
     }
     Ok((None, end))
-}
-
-/// The state in front of the first bytes that the journal has lost between two files, where the server was not asked for them yet. The shipping finds what rots
-/// inside of a file that is whole by its headers.
-fn hole(journal: &Journal) -> Option<State> {
-    let follower = journal.follower();
-    let segments = follower.segments();
-    let mut rest = segments.as_slice();
-    while let [before, behind @ ..] = rest {
-        rest = behind;
-        let next = behind.first()?;
-        if before.to == next.from {
-            continue;
-        }
-        let end = last_state(&follower, before).ok().flatten();
-        let (Some(end), Some(state)) = (end, shipment::first_state(&follower, next)) else {
-            continue;
-        };
-        let at = (&end, end.reader.position());
-        if !shipment::is_hole(at, &state) {
-            continue;
-        }
-        let mut answers = behind.iter().skip(1).filter_map(|file| {
-            let state = shipment::first_state(&follower, file)?;
-            Some(shipment::answered(at, &state, file.name))
-        });
-        match answers.find(|answer| !matches!(answer, Answer::None)) {
-            Some(Answer::Again(name)) => {
-                let again = behind.iter().position(|file| file.name == name)?;
-                rest = behind.get(again..)?;
-            }
-            Some(Answer::Gone) => {}
-            Some(Answer::None) | None => {
-                let beginning = None;
-                return Some(State { beginning, ..end });
-            }
-        }
-    }
-    None
-}
-
-/// Whether the journal begins with a file of which nothing can be read.
-fn is_first_lost(journal: &Journal) -> bool {
-    let follower = journal.follower();
-    let segments = follower.segments();
-    let first = segments.first();
-    first.is_some_and(|first| shipment::first_state(&follower, first).is_none())
-}
-
-fn place_of(state: &State) -> Held {
-    Held {
-        replid: state.replid.clone(),
-        position: state.reader.position(),
-    }
-}
-
-/// The state behind the last byte of a file; none of one that holds no state.
-fn last_state(follower: &Follower, segment: &Segment) -> Result<Option<State>> {
-    let mut frames = follower.open(segment.name)?;
-    replay(&mut frames, segment.to.0 - segment.from.0)
 }
 
 fn replay(frames: &mut Frames<std::fs::File>, left: u64) -> Result<Option<State>> {
