@@ -74,6 +74,18 @@ pub fn shortened(time: Duration) -> Duration {
     time
 }
 
+/// The time that a directory may be silent, which `$PITR_FAULT_SILENCE_SECONDS` shortens.
+#[cfg(debug_assertions)]
+pub fn silence(time: Duration) -> Duration {
+    shortened_by("PITR_FAULT_SILENCE_SECONDS", time)
+}
+
+/// The time itself.
+#[cfg(not(debug_assertions))]
+pub fn silence(time: Duration) -> Duration {
+    time
+}
+
 /// The length of a round of turns, which `$PITR_FAULT_ROUND_SECONDS` shortens.
 #[cfg(debug_assertions)]
 pub fn round(time: Duration) -> Duration {

@@ -155,15 +155,20 @@ pub struct RestoreArgs {
     pub in_place: bool,
 
     /// In place, only what this pattern of gitignore names, with what is below; repeatable
-    #[arg(long, value_name = "GLOB", requires = "in_place")]
+    #[arg(
+        long,
+        value_name = "GLOB",
+        requires = "in_place",
+        conflicts_with = "to"
+    )]
     pub path: Vec<String>,
 
     /// Carry the plan out
-    #[arg(long, requires = "in_place")]
+    #[arg(long, requires = "in_place", conflicts_with = "to")]
     pub confirm: bool,
 
     /// Show the plan, and leave with 0
-    #[arg(long, requires = "in_place", conflicts_with = "confirm")]
+    #[arg(long, requires = "in_place", conflicts_with_all = ["to", "confirm"])]
     pub dry_run: bool,
 
     /// Take this backup instead of the newest one

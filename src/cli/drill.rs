@@ -30,7 +30,7 @@ pub struct Args {
     pub random_target: bool,
 
     /// Draw the random moment by this seed, as an earlier drill printed it
-    #[arg(long, value_name = "N", requires = "random_target")]
+    #[arg(long, value_name = "N", requires = "random_target", conflicts_with_all = ["target_time", "target_xid", "target_lsn", "target_name", "target_immediate", "backup"])]
     pub seed: Option<u64>,
 
     /// Run the queries of this file, too; a line "-- expect: VALUE" above a query says what it must return, "-- expect: FIGURE ~ 5 %" a number

@@ -83,28 +83,33 @@ pub struct RestoreArgs {
     pub backup: Option<BackupId>,
 
     /// Restore this database of the backup; needed when it has several
-    #[arg(long, value_name = "NAME", requires = "into")]
+    #[arg(long, value_name = "NAME", requires = "into", conflicts_with = "to")]
     pub database: Option<String>,
 
     /// Restore only this schema; may be repeated
-    #[arg(long, value_name = "SCHEMA", requires = "into")]
+    #[arg(long, value_name = "SCHEMA", requires = "into", conflicts_with = "to")]
     pub schema: Vec<String>,
 
     /// Restore only this table, without its indexes and constraints; may be repeated
-    #[arg(long, value_name = "SCHEMA.TABLE", requires = "into")]
+    #[arg(
+        long,
+        value_name = "SCHEMA.TABLE",
+        requires = "into",
+        conflicts_with = "to"
+    )]
     pub table: Vec<String>,
 
     /// Restore over this many connections, and not in one transaction
-    #[arg(long, value_name = "N", requires = "into", conflicts_with = "replace",
+    #[arg(long, value_name = "N", requires = "into", conflicts_with_all = ["to", "replace"],
         value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: Option<u16>,
 
     /// Create the database under the name that it has in the backup
-    #[arg(long, requires = "into", conflicts_with_all = ["schema", "table", "replace"])]
+    #[arg(long, requires = "into", conflicts_with_all = ["to", "schema", "table", "replace"])]
     pub create: bool,
 
     /// Drop whatever the dump names before it is restored
-    #[arg(long, requires = "into")]
+    #[arg(long, requires = "into", conflicts_with = "to")]
     pub replace: bool,
 
     /// Confirm --replace
@@ -112,15 +117,15 @@ pub struct RestoreArgs {
     pub confirm: bool,
 
     /// Let everything belong to the role that restores
-    #[arg(long, requires = "into")]
+    #[arg(long, requires = "into", conflicts_with = "to")]
     pub no_owner: bool,
 
     /// Restore no grants
-    #[arg(long, requires = "into")]
+    #[arg(long, requires = "into", conflicts_with = "to")]
     pub no_privileges: bool,
 
     /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
-    #[arg(long, value_name = "DIR", requires = "into")]
+    #[arg(long, value_name = "DIR", requires = "into", conflicts_with = "to")]
     pub bin: Option<PathBuf>,
 }
 
@@ -346,6 +351,7 @@ mod tests {
             Line::try_parse_from(words).is_ok()
         };
         assert!(parses(&["--into", "host=db"]));
+        // Whatever names the other one is refused with it.
         assert!(!parses(&["--to", "/to"]));
     }
 }

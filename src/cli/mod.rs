@@ -587,6 +587,40 @@ mod tests {
         command_line().debug_assert();
     }
 
+    /// An option is not held to what it requires where that conflicts with another one that is given (clap).
+    #[test]
+    fn an_option_of_another_way_is_refused() {
+        let is_taken = |line: &str| {
+            let words = line.split(' ').map(OsString::from);
+            parsed(&words.collect::<Vec<_>>()).is_ok()
+        };
+        for (way, more) in [
+            (
+                "pitr config restore x --to /x",
+                &["--dry-run", "--confirm", "--path a"][..],
+            ),
+            (
+                "pitr logical restore x --to /x",
+                &["--database a", "--table a.b", "--create", "--replace"],
+            ),
+            (
+                "pitr rescue --to /x --table a.b --target-immediate",
+                &["--as b", "--rows-missing-only", "--replace --confirm"],
+            ),
+            (
+                "pitr verify --fast",
+                &["--max-bytes 1GB", "--for 1h", "--dry-run"],
+            ),
+            ("pitr drill --target-lsn 0/1", &["--seed 1"]),
+            ("pitr runbook --check /x", &["--mark a"]),
+        ] {
+            assert!(is_taken(way), "{way}");
+            for more in more {
+                assert!(!is_taken(&format!("{way} {more}")), "{way} {more}");
+            }
+        }
+    }
+
     #[test]
     fn global_options_are_shown_once_and_taken_everywhere() {
         let help = |line: &[&str]| {

@@ -55,7 +55,8 @@ pub struct Args {
         long = "as",
         value_name = "NAME",
         requires = "table",
-        requires = "into"
+        requires = "into",
+        conflicts_with = "to"
     )]
     pub new_name: Option<String>,
 
@@ -64,12 +65,12 @@ pub struct Args {
         long,
         requires = "table",
         requires = "into",
-        conflicts_with = "new_name"
+        conflicts_with_all = ["new_name", "to"]
     )]
     pub rows_missing_only: bool,
 
     /// Replace all rows of the live table; needs --confirm
-    #[arg(long, requires = "table", requires = "into", conflicts_with_all = ["new_name", "rows_missing_only"])]
+    #[arg(long, requires = "table", requires = "into", conflicts_with_all = ["new_name", "rows_missing_only", "to"])]
     pub replace: bool,
 
     /// Do what --replace says

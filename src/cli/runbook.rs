@@ -31,7 +31,12 @@ pub struct Args {
     pub stored: bool,
 
     /// Print what was stored with this mark: its name, or the beginning of it, or its label
-    #[arg(long, value_name = "MARK", requires = "stored")]
+    #[arg(
+        long,
+        value_name = "MARK",
+        requires = "stored",
+        conflicts_with = "check"
+    )]
     pub mark: Option<String>,
 
     /// The form of the text

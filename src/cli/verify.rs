@@ -48,7 +48,7 @@ pub struct Args {
     pub heal: bool,
 
     /// With --heal: show what would be healed, and write nothing
-    #[arg(long, requires = "heal")]
+    #[arg(long, requires = "heal", conflicts_with_all = ["fast", "since", "sha256sums"])]
     pub dry_run: bool,
 
     /// Read what leads to the content, and not the content
@@ -62,11 +62,11 @@ pub struct Args {
     pub since: Option<Since>,
 
     /// With --since: read no more than this much of the content, and of the maps of backups (1 GiB of those at least)
-    #[arg(long, value_name = "SIZE", requires = "since")]
+    #[arg(long, value_name = "SIZE", requires = "since", conflicts_with_all = ["backup", "fast"])]
     pub max_bytes: Option<Size>,
 
     /// With --since: begin to read no more of the content, or of another backup, after this time
-    #[arg(long = "for", value_name = "DURATION", requires = "since")]
+    #[arg(long = "for", value_name = "DURATION", requires = "since", conflicts_with_all = ["backup", "fast"])]
     pub time: Option<Period>,
 
     /// Read at most this much a second, such as 50MB, besides max_rate of the repository; none sets that aside, too

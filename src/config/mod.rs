@@ -1647,11 +1647,11 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
     fn a_place_that_two_repositories_have_chooses_none_of_them() {
         let one = |name: &str| {
             format!(
-                "[repositories.{name}]\nurl='s3://b/p'\nregion='r'\nendpoint='https://{name}.example'\n"
+                "[repositories.{name}]\nurl='s3://bucket/p'\nregion='r'\nendpoint='https://{name}.example'\n"
             )
         };
         let (_directory, environment) = place(Some(&(one("a") + &one("b"))));
-        let error = failed(&flags(None, Some("s3://b/p")), &environment);
+        let error = failed(&flags(None, Some("s3://bucket/p")), &environment);
         assert_eq!(error.code(), Code::Usage);
         assert_eq!(error.hint_text(), Some("Name one of them: a, b"));
         let settings = loaded(&flags(None, Some("b")), &environment);

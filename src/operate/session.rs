@@ -102,7 +102,7 @@ impl Session {
     ) -> Result<Repository> {
         let patience = match settings.repositories.len() {
             0 | 1 => PATIENCE_ALONE,
-            _ => fault::shortened(PATIENCE_BESIDE),
+            _ => fault::silence(PATIENCE_BESIDE),
         };
         self.require_answer(repository, patience)?;
         self.open(repository)

@@ -629,7 +629,9 @@ fn w72_one_of_two_repositories_that_hangs_is_passed_over_and_named() {
     let (site, _cluster) = healthy(17);
     let offsite = site.add_repository("offsite", "required = false\n");
     site.pitr().words("repo sync --quiet").succeed();
-    let info = || site.pitr().words("info --json").run().json();
+    // A look waits for two seconds instead of thirty.
+    let pitr = || site.pitr().env("PITR_FAULT_SILENCE_SECONDS", "2");
+    let info = || pitr().words("info --json").run().json();
     let away = |json: &Value, name: &str| {
         let all = list_of(&json["clusters"][0]["repositories"]);
         let one = all.iter().find(|one| one["name"] == name).unwrap();
@@ -640,9 +642,9 @@ fn w72_one_of_two_repositories_that_hangs_is_passed_over_and_named() {
 
     let hanging = crate::common::mount::HangingDisk::over(&offsite);
     away(&info(), "offsite");
-    let plan = site.pitr().words("plan --json").succeed().json();
+    let plan = pitr().words("plan --json").succeed().json();
     assert_eq!(plan["unasked"][0], "offsite", "{plan:#}");
-    let metrics = site.pitr().words("metrics").run();
+    let metrics = pitr().words("metrics").run();
     for series in [
         "pitr_repo_up{repo=\"local\"} 1",
         "pitr_repo_up{repo=\"offsite\"} 0",
