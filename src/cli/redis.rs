@@ -355,7 +355,7 @@ fn picked(args: &RestoreArgs) -> Result<Option<Picked>> {
     let names = match (&args.key, &args.keys) {
         (Some(key), _) => Names::One(bytes(key)),
         (None, Some(pattern)) => Names::Matching(bytes(pattern)),
-        // Without names all databases are replaced: whoever names one does not want that.
+        // A command without names replaces all databases, which nobody wants who names one.
         (None, None) if args.db.is_some() => {
             return Err(err!(Usage, "--db needs --key or --keys"));
         }

@@ -114,7 +114,7 @@ pub fn heal(session: &Session, dry_run: bool) -> Result<(Vec<HealedGaps>, Failur
         let filled = fill(session, reading, &found, (dry_run, &mut outcome));
         let goes_on = filled.map_err(|e| failures.add(e, doing()));
         if !dry_run && !outcome.healed.is_empty() {
-            // The gaps of before are told where it cannot be read again.
+            // The answer keeps the gaps of before where the repository cannot be read again.
             let left = failures.note(look_in(session, reading), doing());
             found = left.unwrap_or(found);
         }

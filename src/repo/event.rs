@@ -729,6 +729,28 @@ pub fn compact(time: TimestampTz) -> String {
     time.to_string().replace(['-', ':'], "")
 }
 
+/// The length of a second in a name.
+pub const STAMP_CHARS: usize = 15;
+
+/// The second of a time as it stands in names, `20261120T064049`.
+pub fn stamp(time: TimestampTz) -> String {
+    compact(time).chars().take(STAMP_CHARS).collect()
+}
+
+/// The time of such a second; `None` where the text is none.
+pub fn time_of_stamp(stamp: &str) -> Option<TimestampTz> {
+    let (date, time) = stamp.split_once('T')?;
+    let is_digits = |text: &str, len| text.len() == len && text.bytes().all(|b| b.is_ascii_digit());
+    if !is_digits(date, 8) || !is_digits(time, 6) {
+        return None;
+    }
+    let (year, month, day) = (date.get(..4)?, date.get(4..6)?, date.get(6..)?);
+    let (hour, minute, second) = (time.get(..2)?, time.get(2..4)?, time.get(4..)?);
+    format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z")
+        .parse()
+        .ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -115,24 +115,14 @@ pub fn forget(store: &dyn Store, now: TimestampTz) -> Result<()> {
 }
 
 fn key(claim: &RunClaim) -> Result<Key> {
-    let seconds: String = event::compact(claim.scheduled).chars().take(15).collect();
+    let seconds = event::stamp(claim.scheduled);
     let (job, concern) = (&claim.job, &claim.concern);
     Key::new(format!("{FOLDER}/{job}.{concern}/{seconds}Z"))
 }
 
 /// The time in the name of a claim, `20261120T064000Z`.
 fn time_of(name: &str) -> Option<TimestampTz> {
-    let (date, time) = name.strip_suffix('Z')?.split_once('T')?;
-    let is_digits = |text: &str, len| text.len() == len && text.bytes().all(|b| b.is_ascii_digit());
-    if !is_digits(date, 8) || !is_digits(time, 6) {
-        return None;
-    }
-    let part = |text: &str, from: usize, to: usize| text.get(from..to).map(str::to_owned);
-    let (year, month, day) = (part(date, 0, 4)?, part(date, 4, 6)?, part(date, 6, 8)?);
-    let (hour, minute, second) = (part(time, 0, 2)?, part(time, 2, 4)?, part(time, 4, 6)?);
-    format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z")
-        .parse()
-        .ok()
+    event::time_of_stamp(name.strip_suffix('Z')?)
 }
 
 #[cfg(test)]

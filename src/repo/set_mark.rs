@@ -289,7 +289,7 @@ fn subject(time: TimestampTz) -> String {
 
 /// The name of a mark, such as `20261120T064049Z-4f2a9c`.
 fn id(event: &Event) -> Option<String> {
-    let seconds: String = event::compact(event.time).chars().take(15).collect();
+    let seconds = event::stamp(event.time);
     let digits = event.nonce.get(..6)?;
     let is_hex = digits.bytes().all(|b| b.is_ascii_hexdigit());
     is_hex.then(|| format!("{seconds}Z-{digits}"))

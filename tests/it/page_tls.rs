@@ -30,7 +30,7 @@ fn ask(
         "{head} HTTP/1.1\r\nHost: db.example\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )?;
     let mut answer = String::new();
-    // The end of a TLS connection is told by the peer; what came before it counts.
+    // The peer ends the TLS connection; the test reads what came before.
     if let Err(e) = stream.read_to_string(&mut answer)
         && answer.is_empty()
     {

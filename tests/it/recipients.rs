@@ -292,7 +292,7 @@ fn s33_a_bucket_that_keeps_versions_says_what_a_withdrawal_leaves() {
         .expect_stderr("the store keeps a version of what recipient \"guest\" opens")
         .expect_stderr("the key still opens it. That version stays until a rule");
     assert!(!run.stderr.contains("Nobody can delete"), "{run}");
-    // Whoever may not list versions does not know.
+    // A role that may not list versions does not know.
     let denied = crate::common::s3::Fault::Error(403, "AccessDenied");
     server.fault("versions", u64::MAX, denied);
     withdraw("other").expect_stderr("the store may keep a version of what recipient \"other\"");

@@ -737,6 +737,13 @@ mod tests {
         changed
     }
 
+    fn first_two(interval: &Interval<'_>) -> [SegmentName; 2] {
+        [1, 2].map(|n| {
+            let name = SegmentNumber(n).name(TimelineId::FIRST, interval.size);
+            name.unwrap()
+        })
+    }
+
     /// Reads what changed from the start of crafted WAL to `end`, in a repository; the server's own WAL would be in `server`.
     fn in_interval(
         craft: &Craft,
@@ -811,9 +818,7 @@ mod tests {
             (&repository, dir.path()),
             Lsn(3 << 20),
             |interval| {
-                let size = interval.size;
-                let segments =
-                    [1, 2].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
+                let segments = first_two(interval);
                 let told = interval.indexed(&segments, &mut Changed::default());
                 assert!(told.unwrap().unwrap_err().contains("could not decode"));
             },
@@ -832,10 +837,8 @@ mod tests {
             (&repository, dir.path()),
             Lsn(4 << 20),
             |interval| {
-                let size = interval.size;
                 // The second one is not there.
-                let segments =
-                    [1, 2].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
+                let segments = first_two(interval);
                 let of = |mut changed: Changed| interval.indexed(&segments, &mut changed).unwrap();
                 assert_eq!(of(too_many()), Err("it names too many files".to_owned()));
                 assert!(of(Changed::default()).unwrap_err().contains("is gone"));

@@ -171,7 +171,7 @@ mod tests {
         assert!(tells(Some(false)) && tells(None));
         std::fs::write(folder.path().join("standby.signal"), "").unwrap();
         assert_eq!(told(Some(false)), "");
-        // One that archives always is told of also while its server does not answer.
+        // The series of one that archives always stay while its server does not answer.
         assert!(tells(Some(true)) && tells(None));
     }
 }

@@ -152,24 +152,25 @@ pub fn require_known(
     if let Some(interrupted) = listing.failures.interrupted {
         return Err(interrupted);
     }
-    for failed in &listing.failures.errors {
-        let text = format!("{member} may lack erasures that were recorded since: {failed}");
+    let mut warn = |text: String| {
         if !warnings.contains(&text) {
             warnings.push(text);
         }
+    };
+    for failed in &listing.failures.errors {
+        warn(format!(
+            "{member} may lack erasures that were recorded since: {failed}"
+        ));
     }
     let began = run.record.began;
     let recorded = listing.erasures.into_iter();
     let recorded = recorded.map(|one| (one.id, one.erasure.map(|record| record.time)));
     let (later, unseen) = later(&known, recorded, (skipped, began));
     if !unseen.is_empty() {
-        let text = format!(
+        warn(format!(
             "{member} may lack erasures from before this run: no repository that has them answered when it was restored: {}",
             unseen.join(", ")
-        );
-        if !warnings.contains(&text) {
-            warnings.push(text);
-        }
+        ));
     }
     match later.is_empty() {
         true => Ok(()),

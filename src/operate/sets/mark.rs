@@ -186,7 +186,7 @@ fn of(member: &SetMember, error: Error) -> Error {
 
 /// The name of a restore point: PostgreSQL takes 63 bytes.
 fn restore_point((time, nonce): (TimestampTz, u64)) -> String {
-    let seconds: String = event::compact(time).chars().take(15).collect();
+    let seconds = event::stamp(time);
     format!("pitr-mark-{seconds}Z-{:08x}", nonce >> 32)
 }
 

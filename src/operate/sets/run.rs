@@ -17,13 +17,11 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::plan::sets::{Extent, Step};
-use crate::repo::event;
+use crate::repo::event::{self, STAMP_CHARS};
 
 const FORMAT: u32 = 1;
 const RECORD: &str = "run.json";
 const ENDED: &str = "ended.json";
-/// Names begin with the second of their run.
-const STAMP_CHARS: usize = 15;
 /// More than any record has.
 const RECORD_BYTES: u64 = 16 << 20;
 
@@ -70,7 +68,7 @@ impl Record {
     ) -> Record {
         let began = host.now();
         Record {
-            id: format!("{}Z-{set}", stamp(began)),
+            id: format!("{}Z-{set}", event::stamp(began)),
             extent,
             moment,
             began,
@@ -261,25 +259,9 @@ impl Runs {
 
 /// Pure: the name with the second behind that of another one; none where the other one begins with no time.
 fn second_behind(other: &str, name: &str) -> Option<String> {
-    let (date, time) = other.get(..STAMP_CHARS)?.split_once('T')?;
-    let time: TimestampTz = format!(
-        "{}-{}-{}T{}:{}:{}Z",
-        date.get(..4)?,
-        date.get(4..6)?,
-        date.get(6..)?,
-        time.get(..2)?,
-        time.get(2..4)?,
-        time.get(4..)?
-    )
-    .parse()
-    .ok()?;
-    let behind = stamp(time.saturating_add(Duration::from_secs(1)));
+    let time = event::time_of_stamp(other.get(..STAMP_CHARS)?)?;
+    let behind = event::stamp(time.saturating_add(Duration::from_secs(1)));
     Some(format!("{behind}{}", name.get(STAMP_CHARS..)?))
-}
-
-/// Pure: the second of a time, as names begin with it.
-fn stamp(time: TimestampTz) -> String {
-    event::compact(time).chars().take(STAMP_CHARS).collect()
 }
 
 /// Keeps other recoveries out of a directory.

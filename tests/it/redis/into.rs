@@ -48,7 +48,7 @@ fn r50_a_running_server_gets_a_data_set(name: &'static str) {
     let (world, source, live) = two(name, &["--masterauth", "former-pass"]);
     let before = live.content();
     into(&world, &[]).exits(8).expect_stderr("add --confirm");
-    // Whoever names a database does not want all of them to be replaced.
+    // A command that names a database must not replace all of them.
     let run = into(&world, &["--db", "0", "--confirm"]).run();
     assert!(!run.is_success(), "{run}");
     run.expect_stderr("--db needs --key or --keys");
