@@ -123,6 +123,7 @@ on-blobs:
 	mkdir -p target/on-blobs
 	scripts/blob-server $(BLOBS) $(CARGO) test --test it -- --exact --show-output $(ON_BLOBS) 2>&1 | tee target/on-blobs/$(BLOBS).log
 	@grep -q '^test result: ok. $(words $(ON_BLOBS)) passed' target/on-blobs/$(BLOBS).log
+	@! grep '^not run: ' target/on-blobs/$(BLOBS).log
 
 # A snapshot that no scene writes any more is removed by hand: golden::every_snapshot_belongs_to_a_scene names it.
 golden: ## accept what the commands print now as what they shall print (tests/it/golden/snapshots); read the diff
@@ -156,7 +157,7 @@ soak-backups: build ## 20 histories of 25 steps on each major: backups of every 
 	$(CARGO) test --test it -- backup_soak:: --nocapture
 
 scale: build ## clusters of 10 000, 100 000 and 1 000 000 files, and a chain of 500 incrementals: time and at most 100 MiB of memory of each step (30 GB of room, some hours)
-	scripts/get-postgres 17
+	scripts/get-postgres 18
 	PITR_TEST_PROGRAMS=$(CURDIR)/target/release \
 	PITR_SCALE_FILES="$${PITR_SCALE_FILES:-10000 100000 1000000}" PITR_SCALE_CHAIN=$${PITR_SCALE_CHAIN:-500} \
 	$(CARGO) test --test it -- growth:: --nocapture

@@ -383,6 +383,7 @@ fn backup(number: u64, index: u64, time: TimestampTz) -> Result<BackupRoot, Fail
             damage: Vec::new(),
             damage_count: 0,
             damage_reported_by_server: false,
+            cut_pages: Vec::new(),
         },
         map: Map {
             shards: Vec::new(),

@@ -92,14 +92,25 @@ fn sources(folders: &[&str]) -> Vec<Source> {
         .iter()
         .map(|path| {
             let code = code_only(&fs::read_to_string(path).unwrap());
-            let tests_from = code.find("#[cfg(test)]\nmod ").unwrap_or(code.len());
             Source {
                 path: relative(path),
+                tests_from: tests_in(&code),
                 code,
-                tests_from,
             }
         })
         .collect()
+}
+
+/// Returns where the unit tests at the end of a file begin, or its end. A declaration `mod tests;` stands at the top, and ends nothing.
+fn tests_in(code: &str) -> usize {
+    let start = "#[cfg(test)]\nmod ";
+    let has_body = |at: &usize| {
+        let rest = &code[at + start.len()..];
+        rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            .starts_with(" {")
+    };
+    let mut places = code.match_indices(start).map(|(at, _)| at);
+    places.find(has_body).unwrap_or(code.len())
 }
 
 fn library() -> Vec<Source> {
@@ -315,7 +326,7 @@ fn imports_point_only_downward() {
 #[test]
 fn lib_rs_declares_every_module_of_the_table_once() {
     let lib = code_only(&fs::read_to_string(root().join("src/lib.rs")).unwrap());
-    let declared: BTreeSet<&str> = find_all(&lib, "mod ")
+    let mut declared: Vec<&str> = find_all(&lib, "mod ")
         .map(|at| {
             lib[at + 4..]
                 .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
@@ -323,12 +334,13 @@ fn lib_rs_declares_every_module_of_the_table_once() {
                 .unwrap()
         })
         .collect();
-    let problems: Vec<String> = declared
-        .iter()
-        .filter(|module| layer(module).is_none())
-        .map(|module| format!("src/lib.rs: \"{module}\" is in no layer of tests/tidy.rs"))
-        .collect();
-    fail_if_any(&problems, "every module has a layer:");
+    let mut table = LAYERS.concat();
+    declared.sort_unstable();
+    table.sort_unstable();
+    assert_eq!(
+        declared, table,
+        "src/lib.rs declares each module of the layers in tests/tidy.rs once, and no other"
+    );
 }
 
 fn forbid(sources: &[Source], needles: &[&str], allowed: impl Fn(&str) -> bool, rule: &str) {
@@ -475,70 +487,81 @@ fn sentences_of_comments_have_a_subject() {
     );
 }
 
-/// Rows of the fault matrix that are promised to be tested. A test carries the ids of its rows at the beginning of its name.
-const PROMISED_ROWS: &str = "p01 p02 p03 p04 p05 p06 p07 p08 p09 p10 p12 p15 p17 p18 p19 p20 p21 p22 p23 f01 f02 f03 f04 f05 f06 f07 f08 \
-    f09 f10 f11 f12 f13 f14 f15 f16 f17 f18 f19 f20 m01 m02 m03 m04 m08 m11 c01 c02 c04 b01 b02 b03 b04 b05 b07 b08 b09 b10 b11 b12 b25 t01 t02 t03 \
-    t04 t05 t06 t07 t08 t09 t10 t11 s01 s02 s03 s04 s05 s06 s07 s08 s09 s10 s12 s13 s15 s16 s17 s18 s19 s20 s21 s22 s23 x01 x02 x03 x04 x08 k01 k02 k03 k14 k31 k33 k34 k35 k36 k37 k38 h01 h02 h03 h04 \
-    h05 h07 g01 g02 g04 g07 z01 z02 z03 z04 z05 z07 z08 z11 z12 z13 z14 z15 z16 l01 l02 l03 l04 l05 l06 l07 l08 l09 l10 l11 l12 l13 l14 l15 l16 \
-    d01 d02 d03 d04 d05 d06 d07 d08 d09 j01 j02 j03 j04 j05 j06 j07 j08";
+/// Rows of the fault matrix without a test of their id: a key of Redis that ends just while it is copied.
+const WITHOUT_TEST: [&str; 1] = ["r162"];
 
 /// The ids at the beginning of a test's name: `f06_f18_a_promotion…` carries two.
 fn rows_of(name: &str) -> impl Iterator<Item = &str> {
     name.split('_').take_while(|word| {
-        match word.as_bytes() {
+        let [letter, digits @ ..] = word.as_bytes() else {
+            return false;
+        };
+        let may_be = match digits.len() {
             // A finding: `b3_a_planted_link…`.
-            [letter, digit] => matches!(letter, b'a'..=b'c') && digit.is_ascii_digit(),
-            [letter, a, b] => {
-                letter.is_ascii_lowercase() && a.is_ascii_digit() && b.is_ascii_digit()
-            }
+            1 => matches!(letter, b'a'..=b'c'),
+            2 | 3 => letter.is_ascii_lowercase(),
             _ => false,
-        }
+        };
+        may_be && digits.iter().all(u8::is_ascii_digit)
     })
 }
 
+/// The names of all tests, also of those that a macro makes of a function.
+fn names_of_tests(code: &str) -> impl Iterator<Item = &str> {
+    let starts = ["test]", "per_major!(", "per_server!("];
+    let names = move |start: &'static str| {
+        find_all(code, start).filter_map(move |at| {
+            let rest = &code[at + start.len()..];
+            let rest = match start {
+                "test]" => rest.split_once("fn ")?.1,
+                _ => rest.trim_start(),
+            };
+            rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+                .next()
+        })
+    };
+    starts.into_iter().flat_map(names)
+}
+
 #[test]
-fn every_promised_row_of_the_fault_matrix_has_a_test() {
+fn every_row_of_the_fault_matrix_has_a_test() {
     let mut found = BTreeSet::new();
     for source in sources(&["src", "tests", "archive-command", "restore-command"]) {
-        let code = &source.code;
-        for start in ["#[test]\nfn ", "#[test]\n    fn ", "per_major!("] {
-            for at in find_all(code, start) {
-                let name: String = code[at + start.len()..]
-                    .chars()
-                    .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
-                    .collect();
-                found.extend(rows_of(&name).map(str::to_owned));
-            }
+        for name in names_of_tests(&source.code) {
+            found.extend(rows_of(name).map(str::to_owned));
         }
     }
-    let problems: Vec<String> = PROMISED_ROWS
-        .split_whitespace()
-        .filter(|row| !found.contains(*row))
-        .map(str::to_owned)
-        .collect();
-    fail_if_any(
-        &problems,
-        "no test carries the id of this row at the beginning of its name:",
-    );
     let page = fs::read_to_string(root().join("docs/faults.md")).unwrap();
     let explained: BTreeSet<String> = page
         .lines()
         .filter_map(|line| line.strip_prefix("| ")?.split(" |").next())
         .map(str::to_lowercase)
+        .filter(|id| rows_of(id).count() == 1)
         .collect();
+    assert!(explained.len() > 700, "the rows were not found");
     // Findings have one digit or two, rows have two.
-    let is_explained = |row: &str| {
-        let finding = row.replacen('0', "", usize::from(row.as_bytes()[1] == b'0'));
-        explained.contains(row) || explained.contains(&finding)
+    let of_finding = |id: &str| match id.as_bytes() {
+        [_, b'0', _] => id.replacen('0', "", 1),
+        _ => id.to_owned(),
     };
-    let promised = PROMISED_ROWS.split_whitespace().map(str::to_owned);
+    let tested: BTreeSet<String> = found.iter().map(|id| of_finding(id)).collect();
+    let problems: Vec<String> = explained
+        .iter()
+        .filter(|row| !tested.contains(&of_finding(row)) && !WITHOUT_TEST.contains(&row.as_str()))
+        .cloned()
+        .collect();
+    fail_if_any(
+        &problems,
+        "no test carries the id of this row at the beginning of its name:",
+    );
     let problems: Vec<String> = found
         .into_iter()
-        .chain(promised)
-        .filter(|row| !is_explained(row))
+        .filter(|id| !explained.contains(id) && !explained.contains(&of_finding(id)))
         .collect();
     fail_if_any(&problems, "docs/faults.md has no row of this id:");
-    assert_eq!(rows_of("f06_f18_a_promotion").count(), 2);
+    assert_eq!(rows_of("f06_f18_r100_a_promotion").count(), 3);
+    let code = "#[tokio::test]\nasync fn one() {}\nper_major!(\n    two,\n    v17);";
+    assert_eq!(names_of_tests(code).collect::<Vec<_>>(), ["one", "two"]);
 }
 
 #[test]

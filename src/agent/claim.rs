@@ -8,6 +8,8 @@ use std::path::Path;
 use super::identity::Identity;
 use crate::config::{Job, Settings};
 use crate::error::{Error, Result};
+use crate::fault;
+use crate::operate::away::PATIENCE;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::repo::event;
@@ -32,6 +34,9 @@ pub(super) fn take(
         ))
     };
     let agent = Identity::of(session, state_dir)?;
+    // The job's lock is held meanwhile. It is given back for longer than it is held, so that a run is seen to be missed.
+    let answered = session.require_answer(configured, fault::silence(PATIENCE));
+    answered.map_err(of_run)?;
     let repository = session.open(configured).map_err(of_run)?;
     let claim = RunClaim {
         job: job.clone(),

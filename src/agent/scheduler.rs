@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_by_hand_keeps_no_job_from_following() {
+    fn j43_a_run_by_hand_keeps_no_job_from_following() {
         let at = |minute: u32| time(&format!("2026-11-20T02:{minute:02}:00Z"));
         let of = |before: &Run, own: &[Run]| follows(at(59), 1, std::slice::from_ref(before), own);
         // By hand while the job before it ran: its success is newer.

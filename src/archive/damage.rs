@@ -24,8 +24,8 @@ pub(super) struct Damage {
     pub(super) repository: Repository,
     pub(super) layout: ClusterLayout,
     pub(super) detail: String,
-    /// The store must thaw it: nothing is known to be wrong with it.
-    pub(super) is_frozen: bool,
+    /// Nothing is known to be wrong with its bytes: the store must thaw it, or the medium did not give them this time.
+    pub(super) is_passing: bool,
 }
 
 /// Says which copies are of no use where another repository gave the file; without one the error says it.
@@ -43,7 +43,7 @@ pub(super) fn tell(progress: &dyn Progress, found: &[Damage], from: &Repository)
 pub(super) fn record(segment: SegmentName, found: Vec<Damage>, now: TimestampTz, nonce: u64) {
     // Nothing is sent: the channel is closed when the last thread has ended.
     let (alive, ended) = mpsc::channel::<()>();
-    for damage in found.into_iter().filter(|damage| !damage.is_frozen) {
+    for damage in found.into_iter().filter(|damage| !damage.is_passing) {
         let alive = alive.clone();
         let work = move || {
             let _alive = alive;

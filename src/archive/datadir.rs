@@ -13,7 +13,7 @@ use super::server_conf;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::control::{ControlFile, ControlHead};
-use crate::pg::segment::WalFileName;
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::TimelineId;
 
 /// The name of the guard in pg_wal: its presence makes the directory a restored copy that may not archive.
@@ -89,6 +89,36 @@ impl DataDirectory {
     pub fn is_ready(&self, name: WalFileName) -> bool {
         let status = self.wal.join(format!("archive_status/{name}.ready"));
         std::fs::symlink_metadata(status).is_ok()
+    }
+
+    /// The segments right before this one that lie in pg_wal without a mark of the server, at most `most`, oldest first: it neither waits for them nor
+    /// has had them archived. A crash can take the marks of the last ones, and the server makes them anew when it would remove the segments, which
+    /// may be hours later.
+    ///
+    /// PostgreSQL: src/backend/access/transam/xlogarchive.c, `XLogArchiveNotify` (without fsync) and `XLogArchiveCheckDone`.
+    pub fn forgotten_before(
+        &self,
+        segment: SegmentName,
+        size: SegmentSize,
+        most: usize,
+    ) -> Vec<SegmentName> {
+        let is_there = |path: PathBuf| std::fs::symlink_metadata(path).is_ok();
+        let mark = |name, kind: &str| self.wal.join(format!("archive_status/{name}.{kind}"));
+        let mut found = Vec::new();
+        let mut at = segment;
+        while found.len() < most
+            && let Some(before) = at.before(at.timeline, size)
+        {
+            // A mark is renamed, and a segment is removed before its mark: whatever comes between two looks, one of them sees it.
+            let is_known = is_there(mark(before, "ready")) || is_there(mark(before, "done"));
+            if is_known || !is_there(self.wal.join(before.to_string())) {
+                break;
+            }
+            found.push(before);
+            at = before;
+        }
+        found.reverse();
+        found
     }
 
     /// Reads pg_control; `None` when there is none.

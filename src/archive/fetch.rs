@@ -272,12 +272,12 @@ impl Answers {
                 damage::tell(&*what.progress, &self.damaged, &repository);
                 self.is_delivered = true;
             }
-            Ok((Found::Damaged(layout, e), repository)) => {
+            Ok((Found::Damaged(layout, e, is_medium), repository)) => {
                 self.damaged.push(Damage {
                     repository,
                     layout,
                     detail: e.to_string(),
-                    is_frozen: e.is_frozen(),
+                    is_passing: e.is_frozen() || is_medium,
                 });
                 self.cannot_tell(what, question, e);
             }
@@ -334,8 +334,8 @@ type Asked = Result<(Found, Repository)>;
 /// The finding of one repository.
 enum Found {
     Delivered,
-    /// The whole copy failed its check.
-    Damaged(ClusterLayout, Error),
+    /// The whole copy failed its check, or its medium did not give it (`true`).
+    Damaged(ClusterLayout, Error, bool),
     Tail(Box<Offer>),
     Absent,
 }
@@ -352,6 +352,11 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
     let opened = match store.open(&key) {
         Err(e) => match healed(&key, repository, &e) {
             Some(copy) => Some(copy),
+            // A sealed object is proven here already, a plain one where it is read. A mount that fails as a whole shows the error of a
+            // medium here, too, and that is none of this object.
+            None if e.code() == Code::Damaged => {
+                return Ok(Found::Damaged(layout, damaged(&key, repository, e), false));
+            }
             None => return Err(e),
         },
         Ok(opened) => opened,
@@ -396,9 +401,10 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
         Ok(false) => Ok(Found::Absent),
         Err(e) => {
             // A mount that went away, say, is no damage of this one object.
-            let is_known = e.code() == Code::Damaged || e.is_medium();
+            let is_medium = e.is_medium();
+            let is_known = e.code() == Code::Damaged || is_medium;
             match damaged(&key, repository, e) {
-                e if is_known => Ok(Found::Damaged(layout, e)),
+                e if is_known => Ok(Found::Damaged(layout, e, is_medium)),
                 e => Err(e),
             }
         }
@@ -771,9 +777,10 @@ fn healed(key: &Key, repository: &Repository, e: &Error) -> Option<Box<dyn Objec
     copy.filter(|_| is_another())
 }
 
-/// A copy that cannot be read is as good as a damaged one: the object was there, and another repository may have a whole one.
+/// A copy that cannot be read is as good as a damaged one: the object was there, and another repository may have a whole one. One that is
+/// frozen says itself what is to be done.
 fn damaged(key: &Key, repository: &Repository, e: Error) -> Error {
-    if !matches!(e.code(), Code::Damaged | Code::Io) {
+    if !matches!(e.code(), Code::Damaged | Code::Io) || e.is_frozen() {
         return e;
     }
     err!(Damaged, "object \"{key}\" in \"{}\" is damaged", repository.store().location())

@@ -14,6 +14,7 @@ use crate::pg::page::{LONG_HEADER, WalIdentity};
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::Container;
+use crate::repo::healed;
 use crate::repo::layout::{ClusterLayout, Home};
 use crate::repo::lives;
 use crate::repo::repository::Repository;
@@ -360,12 +361,11 @@ pub(super) fn is_left_in_other(
 
 /// The summary of a stored segment; none where it must not or cannot be read.
 fn stored_summary(repository: &Repository, key: &Key) -> Result<Option<Summary>> {
-    let Some(object) = repository.store().open(key)? else {
+    let Some(stored) = healed::container(repository.store(), key)? else {
         return Ok(None);
     };
-    let read = Container::open(object).and_then(|stored| index::read_summary(&stored));
-    match read {
-        Err(e) if is_passing(e.code()) => Err(e),
+    match stored.and_then(|stored| index::read_summary(&stored)) {
+        Err(e) if is_passing(e.code()) && !e.is_medium() => Err(e),
         read => Ok(read.ok()),
     }
 }
@@ -445,8 +445,8 @@ pub(super) fn check_copied(
     let key = layout.segment(before);
     let own = match repository.kept_mark(&key) {
         Some(own) => Some(own),
-        None => match repository.store().open(&key)? {
-            Some(object) => Container::open(object)
+        None => match healed::container(repository.store(), &key)? {
+            Some(stored) => stored
                 .and_then(|c| Link::read(&c))
                 .map_or(None, |link| link.own),
             None => None,
@@ -608,7 +608,7 @@ fn hole_before(
 /// Whether a stored segment is the one that the server has, by its mark; also where the server has it no longer, or it cannot be read.
 fn is_own(source: &dyn Content, checked: &Checked<'_>, name: SegmentName) -> Result<bool> {
     let key = checked.layout.segment(name);
-    let stored = checked.repository.store().open(&key)?.map(Container::open);
+    let stored = healed::container(checked.repository.store(), &key)?;
     let Some(Ok(stored)) = stored.filter(|s| s.as_ref().is_ok_and(|s| !s.is_opaque())) else {
         return Ok(true);
     };
@@ -675,8 +675,10 @@ pub(super) fn is_seen_after(checked: &Checked<'_>, link: &Link) -> Result<bool> 
     let (Some(own), Some(next)) = (link.own, next) else {
         return Ok(false);
     };
-    let stored = stored_link(checked.repository, &checked.layout.segment(next))?;
-    let Some((stored, is_keyed)) = stored else {
+    let key = checked.layout.segment(next);
+    // It may have been healed itself a moment ago: then the copy is read. That no copy could be looked for changes nothing about the original.
+    let _copies = checked.repository.store().healed_copies(&key);
+    let Some((stored, is_keyed)) = stored_link(checked.repository, &key)? else {
         return Ok(false);
     };
     let own = as_stored(checked.repository, own, is_keyed)?;

@@ -27,7 +27,7 @@ use crate::repo::healed::{self, COPIES_MAX};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope;
-use crate::store::{Key, NewObject, Object, Published};
+use crate::store::{Key, NewObject, Published};
 use crate::wal::increment::{self, OpenSegment};
 use crate::wal::index::{self, SegmentIndex, flag};
 use crate::wal::link::{Link, Mark};
@@ -145,10 +145,10 @@ pub fn check_heals(what: &Push<'_>, key: Option<&Key>) -> Result<()> {
     if own != *key {
         return Err(err!(Conflict, "it belongs to another life of its timeline"));
     }
-    let Some(object) = what.repository.store().open(key)? else {
+    let Some(stored) = healed::container(what.repository.store(), key)? else {
         return Ok(());
     };
-    match Container::open(object) {
+    match stored {
         Ok(container) => {
             check_named(&container, &checked, key)?;
             let hash = hash_of(&mut source)?;
@@ -387,10 +387,10 @@ fn push_checked(source: &mut dyn Content, checked: &Checked<'_>) -> Result<Archi
     let key = checked.key();
     let _flight = checked.repository.begin_flight(key.clone());
     if checked.repository.looks_first()
-        && let Some(object) = checked.repository.store().open(&key)?
+        && let Some(stored) = healed::container(checked.repository.store(), &key)?
     {
         checked.repository.found_taken(true);
-        return already_there(source, checked, &key, object);
+        return already_there(source, checked, &key, stored);
     }
     let put = match store_wal(source, checked, &key)? {
         Stored::Put(put) => put,
@@ -414,8 +414,8 @@ fn push_checked(source: &mut dyn Content, checked: &Checked<'_>) -> Result<Archi
             Ok((Pushed::Stored, warnings))
         }
         // Another process stored the name meanwhile.
-        Published::Exists => match checked.repository.store().open(&key)? {
-            Some(object) => already_there(source, checked, &key, object),
+        Published::Exists => match healed::container(checked.repository.store(), &key)? {
+            Some(stored) => already_there(source, checked, &key, stored),
             None => Err(err!(Unreachable, "object \"{key}\" came and went")),
         },
     }
@@ -1014,7 +1014,7 @@ fn newer_warning(checked: &Checked<'_>) -> Result<Option<String>> {
         if checked.repository.is_in_flight(&key) {
             return Ok(None);
         }
-        let stored = checked.repository.store().open(&key)?.map(Container::open);
+        let stored = healed::container(checked.repository.store(), &key)?;
         let is_warned = |c: &Container| c.is_undecoded() || c.is_opaque();
         if stored.is_some_and(|c| c.is_ok_and(|c| is_warned(&c))) {
             return Ok(None);
@@ -1033,9 +1033,9 @@ fn already_there(
     source: &mut dyn Content,
     checked: &Checked<'_>,
     key: &Key,
-    object: Box<dyn Object>,
+    stored: Result<Container>,
 ) -> Result<Archived> {
-    let container = match Container::open(object).map_err(|e| stored_damaged(key, e)) {
+    let container = match stored.map_err(|e| stored_damaged(key, e)) {
         Ok(container) => container,
         // Archiving waits for the operator, who may know of another server. A backfill is asked for, and looks for a proof.
         Err(e) if checked.what.is_backfill && !checked.is_partial && e.code() == Code::Damaged => {
@@ -1102,7 +1102,8 @@ fn hash_of(source: &mut dyn Content) -> Result<[u8; 32]> {
 /// Requires that the stored segment after the offered one continues it. The damaged one `e` says nothing of its content any more, and the link
 /// of its successor proves which that was (format, section 12).
 fn require_seen(source: &mut dyn Content, checked: &Checked<'_>, e: Error) -> Result<()> {
-    if e.code() != Code::Damaged {
+    // A frozen one may be whole.
+    if e.code() != Code::Damaged || e.is_frozen() {
         return Err(e);
     }
     source.rewind()?;
@@ -1123,21 +1124,18 @@ fn heal_stored(
     checked: &Checked<'_>,
     (key, e): (&Key, Error),
 ) -> Result<Archived> {
-    if e.code() != Code::Damaged || scope::is_conflict(key) {
+    if e.code() != Code::Damaged || e.is_frozen() || scope::is_conflict(key) {
         return Err(e);
     }
     let store = checked.repository.store();
     let copies = store.healed_copies(key)?;
     // Somebody has healed it before: what is read in its place is looked at.
-    if let Some(object) = store.open(key)?.filter(|_| !copies.is_empty()) {
-        let whole = Container::open(object).and_then(|container| {
-            check_stored(&container, key)?;
-            Ok(container)
-        });
-        if let Ok(container) = whole {
-            container.object().settle()?;
-            return Ok((Pushed::AlreadyThere, Vec::new()));
-        }
+    if !copies.is_empty()
+        && let Some(Ok(container)) = healed::container(store, key)?
+        && check_stored(&container, key).is_ok()
+    {
+        container.object().settle()?;
+        return Ok((Pushed::AlreadyThere, Vec::new()));
     }
     let number = u32::try_from(copies.len()).unwrap_or(COPIES_MAX) + 1;
     if number > COPIES_MAX {
@@ -1164,8 +1162,15 @@ fn heal_stored(
 fn keep_refused(source: &mut dyn Content, checked: &Checked<'_>, hash: &[u8; 32]) -> Result<Key> {
     let offered = checked.repository.store().public_hash(hash)?;
     let conflict = checked.layout.conflict(checked.name, &offered);
-    if checked.repository.store().open(&conflict)?.is_none() {
-        store_wal(source, checked, &conflict)?;
+    match healed::opened(checked.repository.store(), &conflict)? {
+        None => {
+            store_wal(source, checked, &conflict)?;
+        }
+        // A damaged one keeps nothing. A frozen one does.
+        Some(Err(e)) if e.code() == Code::Damaged && !e.is_frozen() => {
+            return Err(stored_damaged(&conflict, e).with_code(Code::Conflict));
+        }
+        Some(_) => {}
     }
     Ok(conflict)
 }
@@ -1326,7 +1331,7 @@ fn check_stored(container: &Container, key: &Key) -> Result<()> {
 }
 
 fn stored_damaged(key: &Key, e: Error) -> Error {
-    if e.code() != Code::Damaged {
+    if e.code() != Code::Damaged || e.is_frozen() {
         return e;
     }
     err!(Damaged, "the copy stored under \"{key}\" is damaged").source(e).hint(

@@ -9,6 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::repo::container::{Codec, Container, ContainerWriter, Kind, Section, tag};
 use crate::repo::event::{self, CLUSTER, Event, Writer};
+use crate::repo::healed;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::{Life, RESOLVE, UNRESOLVE};
 use crate::repo::repository::Repository;
@@ -53,9 +54,9 @@ pub enum State {
 /// `Damaged` when the copy is; what the store says.
 pub fn look(repository: &Repository, layout: &ClusterLayout, fork: &Fork) -> Result<State> {
     let store = repository.store();
-    let followed = store.open(&layout.segment(fork.segment))?;
+    let followed = healed::container(store, &layout.segment(fork.segment))?;
     let is_any = followed.is_some();
-    if let Some(Ok(followed)) = followed.map(Container::open)
+    if let Some(Ok(followed)) = followed
         && hash_of(repository, &followed)?.starts_with(&fork.copy)
     {
         return Ok(State::Followed);

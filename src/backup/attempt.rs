@@ -29,6 +29,21 @@ pub struct Attempt<'a> {
     is_committing: bool,
 }
 
+/// The end of the packs of a backup that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discarded {
+    /// They are deleted.
+    All,
+    /// So many stay, and the next backup goes on from them.
+    ForNext(usize),
+    /// So many are still there: somebody may use them, or they could not be deleted.
+    Left(usize),
+    /// The repository does not say what is there.
+    Unknown,
+    /// All are there, for the backup may be complete.
+    Nothing,
+}
+
 /// How the root of one kind of content is written and read.
 pub trait Commit {
     /// Writes the root.
@@ -207,15 +222,18 @@ impl<'a> Attempt<'a> {
     }
 
     /// Deletes what an uncommitted backup wrote, as far as it may. The janitor deletes the rest: it knows the id by its `begin`. With `keeps_packs` packs
-    /// stay, for the next backup to go on from. Returns how many are kept.
+    /// stay, for the next backup to go on from.
     ///
     /// Packs stay as well where another backup may take them over, or has: it claims the id before it reads them, and not before this one's claim is old.
-    pub fn discard(&self, claim: &Claim<'_>, keeps_packs: bool) -> usize {
+    pub fn discard(&self, claim: &Claim<'_>, keeps_packs: bool) -> Discarded {
         if self.is_committing {
-            return 0;
+            return Discarded::Nothing;
         }
-        let packs = self.parts(PartKind::Pack);
+        let listed = self.parts(PartKind::Pack);
+        let is_known = listed.is_ok();
+        let packs = listed.unwrap_or_default();
         let keeps_packs = keeps_packs && !packs.is_empty();
+        let mut deleted = 0;
         if !keeps_packs && !self.may_be_claimed() {
             // A store is asked for its time now and then.
             let mut asked: Option<Instant> = None;
@@ -226,23 +244,27 @@ impl<'a> Attempt<'a> {
                     }
                     asked = Some(Instant::now());
                 }
-                let _ = self.store.delete(key);
+                deleted += usize::from(self.store.delete(key).is_ok());
             }
         }
-        for key in self.parts(PartKind::Layer) {
+        for key in self.parts(PartKind::Layer).unwrap_or_default() {
             let _ = self.store.delete(&key);
         }
         let _ = self.store.delete(&self.scope.server_manifest(&self.id));
         let _ = self.store.delete(&self.scope.relations(&self.id));
-        if keeps_packs { packs.len() } else { 0 }
+        match (keeps_packs, packs.len() - deleted) {
+            (true, kept) => Discarded::ForNext(kept),
+            (false, 0) if !is_known => Discarded::Unknown,
+            (false, 0) => Discarded::All,
+            (false, left) => Discarded::Left(left),
+        }
     }
 
-    fn parts(&self, kind: PartKind) -> Vec<Key> {
+    fn parts(&self, kind: PartKind) -> Result<Vec<Key>> {
         let prefix = self.scope.parts(kind, Some(&self.id));
-        let listed = self.store.list(&prefix).unwrap_or_default();
-        let keys = listed.into_iter();
-        keys.filter_map(|listed| Key::new(format!("{prefix}/{}", listed.name)).ok())
-            .collect()
+        let keys = self.store.list(&prefix)?.into_iter();
+        let keys = keys.filter_map(|l| Key::new(format!("{prefix}/{}", l.name)).ok());
+        Ok(keys.collect())
     }
 
     /// Whether anybody else has claimed the id, or that is not known.

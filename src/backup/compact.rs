@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::repo::claim::Claim;
 use crate::repo::container::{Codec, Container, ContainerWriter, Kind};
 use crate::repo::deletion;
-use crate::repo::event::{self, Writer};
+use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
@@ -246,7 +246,9 @@ impl Compaction<'_> {
         let own = attempt.head_and_map(&old.label, Some(&old.id), times, written);
         let place = (self.repository.store(), &**self.layout);
         let naming = Naming::Cluster(ClusterNaming::from(content));
-        let (head, map) = incremental::complete(place, (old, &origin.map), own, naming, tick)?;
+        let (mut head, map) = incremental::complete(place, (old, &origin.map), own, naming, tick)?;
+        // They speak of the content, which stays as it is.
+        head.features.clone_from(&old.features);
         let is_same = (head.file_count, head.size_bytes) == (old.file_count, old.size_bytes);
         let is_given_up = |at: &usize| {
             let part = origin.map.packs.get(*at).map(|pack| &pack.key);
@@ -278,9 +280,12 @@ impl Compaction<'_> {
     fn copy_trimmed(&self, id: &BackupId) -> Result<()> {
         let store = self.repository.store();
         let events = event::read_all(store, self.layout, &self.origin.head.id.to_string())?;
-        if event::is_trimmed(&events) {
-            let writer = Writer::of(self.host);
-            let trimmed = writer.event(event::TRIMMED, &id.to_string());
+        let writer = Writer::of(self.host);
+        for old in event::standing(&events, event::TRIMMED, "") {
+            let trimmed = Event {
+                segment: old.event.segment.clone(),
+                ..writer.event(event::TRIMMED, &id.to_string())
+            };
             writer.record(store, self.layout, &trimmed)?;
         }
         Ok(())

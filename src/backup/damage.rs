@@ -12,10 +12,10 @@ use crate::error::Result;
 use crate::pg::datapage::{self, DEFAULT_PAGE_SIZE, PageHeader};
 use crate::pg::lsn::Lsn;
 use crate::repo::root::BackupRoot;
-use crate::repo::root::cluster::DamagedPage;
+use crate::repo::root::cluster::{ClusterContent, CutPage, DamagedPage};
 use crate::repo::scope::Scope;
 use crate::snapshot::content::ContentReader;
-use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::filekey::{ClusterNaming, FileKey, Naming};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
@@ -81,6 +81,28 @@ fn check_pages(
     }
 }
 
+/// Pure: the pages of which the server read a part, by its warnings, of a backup for which it reported no failure.
+///
+/// PostgreSQL: basebackup.c, sendFile: "could not verify checksum in file \"%s\", block %u: read buffer size %d and page size %d differ".
+pub fn cut_pages(content: &ClusterContent, warnings: &[String]) -> Vec<CutPage> {
+    let naming = Naming::Cluster(ClusterNaming::from(content));
+    let cut = warnings.iter().filter_map(|text| {
+        let path = path_in(text)?;
+        let behind = text.get(text.find(path)? + path.len()..)?;
+        let mut numbers = behind.split(|c: char| !c.is_ascii_digit());
+        let mut number = || numbers.find_map(|digits| digits.parse::<u64>().ok());
+        let (first, read, page) = (number()?, number()?, number()?);
+        let file = FileKey::from_path(path.as_bytes(), naming).ok()?;
+        let segment = u64::from(file.relation()?.segment);
+        let is_it = page == DEFAULT_PAGE_SIZE as u64 && read % page != 0 && number().is_none();
+        is_it.then(|| CutPage {
+            path: path.to_owned(),
+            block: segment * u64::from(content.relseg_blocks) + first + read / page,
+        })
+    });
+    cut.take(LISTED_PAGES).collect()
+}
+
 /// Pure: the relations that the warnings name, in whatever language. The verdict at the end names none.
 fn named_files(naming: Naming, warnings: &[String]) -> BTreeSet<FileKey> {
     let named = warnings.iter().filter_map(|text| path_in(text));
@@ -102,7 +124,6 @@ fn path_in(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::filekey::ClusterNaming;
 
     #[test]
     fn c04_files_are_named_in_whatever_language() {
@@ -132,5 +153,43 @@ mod tests {
                 .map(str::to_owned)
             )
         );
+    }
+
+    #[test]
+    fn b58_a_page_of_which_the_server_read_a_part_is_named() {
+        let content = ClusterContent::sample();
+        let cut = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|t| (*t).to_owned()).collect();
+            let pages = cut_pages(&content, &texts);
+            pages
+                .into_iter()
+                .map(|p| (p.path, p.block))
+                .collect::<Vec<_>>()
+        };
+        let blocks = u64::from(content.relseg_blocks);
+        let version = ClusterNaming::from(&content).version_directory();
+        assert_eq!(
+            cut(&[
+                "could not verify checksum in file \"./base/5/16384\", block 8: read buffer size 4096 and page size 8192 differ",
+                &format!(
+                    "konnte Prüfsumme in Datei »./pg_tblspc/16400/{version}/5/16500.1« nicht überprüfen, Block 4: gelesene Puffergröße 20480 und Seitengröße 8192 sind verschieden"
+                ),
+            ]),
+            [
+                ("base/5/16384".to_owned(), 8),
+                (
+                    format!("pg_tblspc/16400/{version}/5/16500.1"),
+                    blocks + 4 + 2
+                ),
+            ]
+        );
+        let none = cut(&[
+            "checksum verification failed in file \"./base/5/16384\", block 3: calculated 1 but expected 2",
+            "checksum verification failed in file \"./base/5/16384\", block 3: calculated 1A but expected 2000",
+            "could not verify checksum in file \"./base/5/16384\", block 8: read buffer size 16384 and page size 8192 differ",
+            "could not verify checksum in file \"./backup_label\", block 0: read buffer size 12 and page size 8192 differ",
+            "file \"./base/5/16384\" has a total of 7 checksum verification failures",
+        ]);
+        assert!(none.is_empty(), "{none:?}");
     }
 }

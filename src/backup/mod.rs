@@ -82,7 +82,7 @@ pub mod turn;
 pub mod wal;
 pub mod witness;
 
-use attempt::{Attempt, Commit};
+use attempt::{Attempt, Commit, Discarded};
 use backoff::{Backoff, HeldBack};
 use incremental::Prior;
 use kind::Wish;
@@ -276,13 +276,19 @@ impl Taking<'_> {
     ) -> Result<Option<Taken>> {
         let (repository, layout, host) = (self.repository, self.layout, self.host);
         let store = repository.store();
-        let prior = prior
+        let mut prior = prior
             .map(|root| {
                 let mut tick = || prior_claim.as_mut().map_or(Ok(()), |claim| claim.keep());
                 let open = || Prior::open((self.reading, layout, root), &self.history, host);
                 ticking(&mut tick, open)
             })
             .transpose()?;
+        // The server sends files in the order of its directories. A local backup asks in that of the map.
+        if let Some(prior) = &mut prior
+            && producer.method() == Method::Local
+        {
+            prior.snapshot.look_up_in_order();
+        }
         let kind = match prior {
             Some(_) => BackupKind::Incremental,
             None => BackupKind::Full,
@@ -333,25 +339,34 @@ impl Taking<'_> {
         let keeps_packs = self.options.resume
             && resume::may_resume(&e)
             && resume::can_read_own(place, &id, Naming::Cluster(naming(self.facts)));
-        let kept = attempt.discard(&claim, keeps_packs);
-        match kept {
-            0 => claim.release(progress),
-            _ => claim.leave(progress),
+        let discarded = attempt.discard(&claim, keeps_packs);
+        match discarded {
+            Discarded::ForNext(_) => claim.leave(progress),
+            _ => claim.release(progress),
         }
         // With "full_every" a plain "pitr backup" may take an incremental, which leaves the packs of a full one alone.
         let goes_on = match id.is_incremental() {
             true => "The next backup goes on from there: pitr backup",
             false => "The next full backup goes on from there: pitr backup --full",
         };
-        let next = match kept {
-            0 => "what it had stored is deleted again.\nThe next backup begins from the start: pitr backup".to_owned(),
-            _ => format!("the packs that it had stored, {kept}, stay for a day.\n{goes_on}"),
+        let next = match discarded {
+            Discarded::All => "what it had stored is deleted again.\nThe next backup begins from the start: pitr backup".to_owned(),
+            Discarded::ForNext(kept) => {
+                format!("the packs that it had stored, {kept}, stay for a day.\n{goes_on}")
+            }
+            Discarded::Left(left) => format!("packs that it had stored, {left}, are still there: another backup may use them, or they could not be deleted. pitr expire deletes them later.\nTake the backup again: pitr backup"),
+            Discarded::Unknown => "whether what it had stored is still there is not known: the repository does not answer. pitr expire deletes it later.\nTake the backup again: pitr backup".to_owned(),
+            Discarded::Nothing if e.code() == Code::Interrupted => {
+                return err!(Interrupted, "backup \"{id}\" was interrupted")
+                    .hint("It may be complete, and nothing of it is deleted.\nLook whether it is there: pitr info");
+            }
+            Discarded::Nothing => return e,
         };
         if e.code() == Code::Interrupted {
             return err!(Interrupted, "backup \"{id}\" was interrupted")
                 .hint(format!("Nothing of it is visible, and {next}"));
         }
-        if kept > 0 {
+        if discarded != Discarded::All {
             progress.note(&format!(
                 "nothing of backup \"{id}\" is visible, and {next}"
             ));
@@ -706,6 +721,8 @@ impl<'a> Backup<'a, '_> {
             let named = (&root, &produced.end.warnings[..]);
             let located = located((readable, layout), named, host, &mut tick)?;
             (root.content.damage, root.content.damage_count) = located;
+        } else {
+            root.content.cut_pages = damage::cut_pages(&root.content, &produced.end.warnings);
         }
         if timeline.get() > 1 {
             root.content.set_history(&self.history(source, timeline)?);
@@ -974,6 +991,7 @@ impl<'a> Backup<'a, '_> {
                 damage: Vec::new(),
                 damage_count: 0,
                 damage_reported_by_server: false,
+                cut_pages: Vec::new(),
             },
         })
     }

@@ -56,6 +56,8 @@ struct Places {
 struct Server {
     wal: Vec<u8>,
     is_gone: bool,
+    /// Requests for WAL from the begin of segment 4 on that it refuses yet.
+    refusals: u32,
 }
 
 fn checkpoint(craft: &mut Craft, redo: Lsn) -> Lsn {
@@ -83,6 +85,7 @@ fn life(byte: u8) -> (Server, Places) {
     let server = Server {
         wal: craft.bytes,
         is_gone: false,
+        refusals: 0,
     };
     let places = Places {
         start,
@@ -101,6 +104,10 @@ impl WalSource for Server {
     ) -> Result<()> {
         if self.is_gone {
             return Err(err!(Gap, "it was removed"));
+        }
+        if self.refusals > 0 && what.range.start == Lsn(4 * SEGMENT as u64) {
+            self.refusals -= 1;
+            return Err(err!(Server, "no walsender is left"));
         }
         let at = |lsn: Lsn| usize::try_from(lsn.0).unwrap() - SEGMENT;
         sink(&self.wal[at(what.range.start)..at(what.range.end)])
@@ -328,7 +335,6 @@ impl Bench {
     /// Waits for the backup's WAL for so long at most.
     fn wait(&self, server: &mut Server, from_standby: bool, seconds: u64) -> Result<()> {
         static COUNT: AtomicU64 = AtomicU64::new(1);
-        let prover = self.prover(server)?;
         let host = Host::still(TimestampTz(0), COUNT.fetch_add(1 << 32, Ordering::Relaxed));
         let id = "20261120T064049Z-000001-full".parse().unwrap();
         let store = self.repository.store();
@@ -339,11 +345,23 @@ impl Bench {
             "backup",
             None,
         )?;
+        let keep = &mut || claim.keep();
+        self.wait_keeping((server, &host), from_standby, seconds, keep)
+    }
+
+    fn wait_keeping(
+        &self,
+        (server, host): (&mut Server, &Host),
+        from_standby: bool,
+        seconds: u64,
+        keep: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let prover = self.prover(server)?;
         let mut waiter = Waiter {
             repository: &self.repository,
             major: 17,
             layout: &self.layout,
-            host: &host,
+            host,
             source: server,
             circumstances: Circumstances {
                 from_standby,
@@ -351,9 +369,7 @@ impl Bench {
             },
             prover,
         };
-        waiter.wait(&needed(), Duration::from_secs(seconds), &mut || {
-            claim.keep()
-        })
+        waiter.wait(&needed(), Duration::from_secs(seconds), keep)
     }
 }
 
@@ -503,6 +519,35 @@ fn a1_a_proof_disagrees_for_ever_with_the_wal_of_a_double() {
         std::fs::write(bench.object(number), sound).unwrap();
     }
     assert_eq!(disagreement(), None);
+}
+
+/// A long backup has thousands of segments, and each is looked at.
+#[test]
+fn b52_the_claims_are_kept_while_archived_segments_are_looked_at() {
+    let (mut own, _) = life(1);
+    let bench = Bench::of(&own);
+    let host = Host::still(TimestampTz(0), 7);
+    let mut kept = 0;
+    let mut keep = || {
+        kept += 1;
+        Ok(())
+    };
+    bench
+        .wait_keeping((&mut own, &host), false, 60, &mut keep)
+        .unwrap();
+    assert!(kept >= 3, "{kept}");
+}
+
+/// The first to be refused is the question of the proof, the second that of the wait.
+#[test]
+fn b53_a_standby_that_does_not_stream_its_last_wal_at_once_is_asked_again() {
+    let (mut own, _) = life(1);
+    let bench = Bench::new();
+    [2, 3].into_iter().for_each(|n| bench.offer(&own, n));
+    own.refusals = 2;
+    bench.wait(&mut own, true, 60).unwrap();
+    let stored = increment::list(&bench.repository, &bench.layout, name(4));
+    assert_eq!(stored.unwrap().len(), 1);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::process;
 use crate::repo::catalog;
-use crate::repo::claim::BACKUP_RENEWAL_SECONDS;
+use crate::repo::claim::{BACKUP_RENEWAL_SECONDS, LEFT_SECONDS};
 use crate::repo::clock::MAY_DIFFER;
 use crate::repo::event::{self, Recorded, live_claims};
 use crate::repo::id::BackupId;
@@ -246,6 +246,9 @@ fn without_root(
     let mut with_more = catalog::ids(store, scope)?;
     with_more.retain(|id| begun.contains(id));
     with_more.sort_unstable();
+    let day = now.saturating_sub(Duration::from_secs(LEFT_SECONDS));
+    let is_recent = |id: &&BackupId| id.time() >= Some(day) && !with_more.contains(*id);
+    let recent: Vec<BackupId> = begun.iter().filter(is_recent).cloned().collect();
     let mut floors = Floors::default();
     let mut committed = Vec::new();
     for id in with_more.into_iter().rev() {
@@ -258,11 +261,24 @@ fn without_root(
         // One of the future says nothing of what is older.
         let known = |t: &TimestampTz| *t <= now.saturating_add(MAY_DIFFER);
         let begun = id.time().filter(known);
-        floors.raise(&id, begun.map(|t| t.saturating_sub(2 * MAY_DIFFER)));
+        let floor = begun.map(|t| t.saturating_sub(2 * MAY_DIFFER));
+        let hides = recent.iter().any(|one| one.time() < floor);
+        if !hides || !is_copy((store, scope), &id)? {
+            floors.raise(&id, floor);
+        }
         committed.push(id);
     }
     begun.retain(|id| !floors.is_below(id, fulls_apart) && !committed.contains(id));
     Ok(begun)
+}
+
+/// Whether `pitr repo sync` brought a backup here: its reservation is dated well before the store received it. Nothing ran beside a copy.
+fn is_copy((store, scope): (&dyn Store, &Scope), id: &BackupId) -> Result<bool> {
+    let is_late = |begin: Recorded| begin.stored > begin.event.time.saturating_add(MAY_DIFFER);
+    match event::read_one(store, scope, &id.to_string(), "begin") {
+        Err(e) if e.is_damage() => Ok(false),
+        begin => Ok(begin?.is_some_and(is_late)),
+    }
 }
 
 /// The times of the newest committed backups, less what clocks may differ.
@@ -478,5 +494,34 @@ pub(super) mod tests {
         assert_eq!(left("full"), [killed[1].clone(), young.clone()]);
         commit(&id(60, "full"));
         assert_eq!(left("full"), [young]);
+    }
+
+    /// A backup of another repository, which a sync brought here, has nothing to do with those that were taken here.
+    #[test]
+    fn b54_a_copied_backup_hides_neither_a_killed_one_nor_one_that_runs() {
+        let (_directory, store, scope, now) = repository();
+        let id = |minutes: u64| -> (BackupId, TimestampTz) {
+            let time = now.saturating_sub(Duration::from_secs(60 * minutes));
+            (id_at(time, "full").parse().unwrap(), time)
+        };
+        let begin = |id: &BackupId, time: TimestampTz| {
+            let mut begin = event("begin", "begin", 0, None).event;
+            (begin.subject, begin.time) = (id.to_string(), time);
+            event::begin(&store, &scope, &begin).unwrap();
+        };
+        let commit = |id: &BackupId, time: TimestampTz| {
+            begin(id, time);
+            crate::store::put(&store, &scope.manifest(id), b"its root").unwrap();
+        };
+        let ((killed, _), (copied, its_time), (own, _)) = (id(120), id(60), id(50));
+        begin(&killed, now);
+        commit(&copied, its_time);
+        let left = || left_for(&id(0).0, (&store, &scope), now).unwrap();
+        assert_eq!(left(), std::slice::from_ref(&killed));
+        let all = unfinished((&store, &scope), now).unwrap();
+        assert_eq!(all, [killed]);
+        // One that was taken here was stored as soon as it was dated.
+        commit(&own, now);
+        assert!(left().is_empty());
     }
 }

@@ -25,6 +25,8 @@ use crate::wal::remnant::Remnant;
 
 /// How often the repository is looked at.
 const POLL: Duration = Duration::from_millis(200);
+/// A standby that did not stream its last WAL is asked again after this long, and then after twice as long each time.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// A wait of this length is worth a line, and then again each time it has doubled.
 const FIRST_NOTE: Duration = Duration::from_secs(3);
 /// Length of the increments that are put of a stream; a server sends at most 128 KiB at a time.
@@ -105,17 +107,26 @@ impl Waiter<'_, '_> {
         let (mut next, last) = needed.bounds();
         let started = Instant::now();
         let mut note_at = FIRST_NOTE;
-        let mut has_streamed = !self.circumstances.from_standby;
+        let mut asks_at = self.circumstances.from_standby.then_some(Duration::ZERO);
+        let mut pause = ASK_AGAIN;
         self.host.progress.phase("wait for WAL", None);
         loop {
             let mut problem = None;
             while next <= last {
+                // A long backup has thousands of segments.
+                self.host.check_stop()?;
+                keep()?;
                 let name = needed.name(next)?;
                 problem = missing(self.repository.store(), self.layout, name)?;
                 let is_last = next == last;
-                if problem.is_some() && is_last && !has_streamed && !self.reaches(needed)? {
-                    has_streamed = true;
+                let is_due = asks_at.is_some_and(|at| started.elapsed() >= at);
+                if problem.is_some() && is_last && is_due && !self.reaches(needed)? {
                     self.stream(needed, limit.saturating_sub(started.elapsed()))?;
+                    // A standby may have had no walsender to spare, or have been restarted.
+                    asks_at = Some(started.elapsed().saturating_add(pause));
+                    pause = pause.saturating_mul(2);
+                    // The primary may have archived it meanwhile.
+                    problem = missing(self.repository.store(), self.layout, name)?;
                 }
                 if problem.is_some() && !(is_last && self.reaches(needed)?) {
                     break;

@@ -1,15 +1,14 @@
 //! `pitr adopt`.
 
-use std::path::PathBuf;
-
-use serde::Serialize;
+use std::path::{Path, PathBuf};
 
 use super::Context;
+use super::output::members;
 use crate::archive::guard;
 use crate::config::ClusterName;
 use crate::error::Result;
-use crate::exit;
 use crate::operate::adopt::{self, Adoption};
+use crate::pg::conf;
 
 /// Let a restored copy archive
 ///
@@ -34,41 +33,44 @@ pub struct Args {
     pub confirm: bool,
 }
 
-#[derive(Serialize)]
-struct Shown<'a> {
-    pgdata: String,
-    cluster: Option<&'a str>,
-    was_guarded: bool,
-    settings_removed: Vec<&'a str>,
-    recovery_pending: bool,
-    recorded_in: &'a [String],
-}
-
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let new_name: Option<ClusterName> = args.new_name.as_deref().map(str::parse).transpose()?;
     let pgdata = args.pgdata.as_deref();
     let adoption = adopt::run(&cx.session, pgdata, new_name.as_ref(), args.confirm)?;
     let adopted = &adoption.adopted;
-    let shown = Shown {
-        pgdata: adoption.pgdata.display().to_string(),
-        cluster: adoption.cluster.as_deref(),
-        was_guarded: adopted.was_guarded,
-        settings_removed: adopted.removed.iter().map(|s| s.name.as_str()).collect(),
-        recovery_pending: adopted.recovery_pending,
-        recorded_in: &adopted.recorded_in,
+    let shown = members! {
+        'a;
+        pgdata: String = adoption.pgdata.display().to_string();
+        cluster: Option<&'a str> = adoption.cluster.as_deref();
+        was_guarded: bool = adopted.was_guarded;
+        settings_removed: Vec<&'a str> = adopted.removed.iter().map(|s| s.name.as_str()).collect();
+        recovery_pending: bool = adopted.recovery_pending;
+        recorded_in: &'a [String] = &adopted.recorded_in;
     };
-    cx.answer(&shown, || print(&adoption, cx))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&shown, || print(&adoption, cx))
+}
+
+fn is_archiving_off(pgdata: &Path) -> bool {
+    let text = guard::read_limited(&pgdata.join(guard::AUTO_CONF));
+    let text = text.ok().flatten().unwrap_or_default();
+    conf::is_off(conf::value_of(&text, "archive_mode").as_deref())
 }
 
 fn print(adoption: &Adoption, cx: &Context) -> Result<()> {
     let (pgdata, adopted) = (adoption.pgdata.display(), &adoption.adopted);
     let cluster = adoption.cluster.as_deref().unwrap_or("the cluster");
     if !adopted.was_guarded && adopted.removed.is_empty() && !adoption.is_renamed {
-        return cx.line(&format!(
+        cx.line(&format!(
             "nothing to do: {pgdata} is no restored copy, or it was adopted before. Nothing was changed"
-        ));
+        ))?;
+        // A replica that was made of a copy by pg_basebackup has the copy's setting, and not the guard in pg_wal.
+        return match is_archiving_off(&adoption.pgdata) {
+            true => cx.line(&format!(
+                "It does not archive: {} has archive_mode = off. A replica that was made of a copy before that was adopted has it, too. To let it archive: alter system reset archive_mode, and a restart",
+                guard::AUTO_CONF
+            )),
+            false => Ok(()),
+        };
     }
     match adopted.was_guarded {
         true => cx.line(&format!("{pgdata} is adopted as \"{cluster}\""))?,

@@ -21,7 +21,7 @@ use crate::agent::supervise::{self, Requests};
 use crate::agent::{alert, deletions, load, looks, observe};
 use crate::config::{Job, Settings};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exit;
 use crate::operate::human;
 use crate::operate::runs::{RunId, Runs};
@@ -88,7 +88,6 @@ pub enum Command {
     },
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         None => agent(cx, args.tenant),
@@ -136,7 +135,6 @@ fn followed(cx: &Context) -> Result<load::Loaded> {
     }
 }
 
-/// The words of a job as a command line.
 fn line_of(words: &[String]) -> Vec<OsString> {
     let words = words.iter().map(String::as_str);
     let line = std::iter::once("pitr").chain(words);
@@ -177,13 +175,9 @@ pub(super) fn is_command(words: &[String]) -> Result<()> {
 fn reload_or_stop(cx: &Context) -> Result<Arc<AtomicBool>> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let reload = Arc::new(AtomicBool::new(false));
-    let on = |signal, flag: &Arc<AtomicBool>| {
-        signal_hook::flag::register(signal, Arc::clone(flag))
-            .map_err(|e| Error::from_io("install the handler of signals", e))
-    };
-    on(SIGHUP, &reload)?;
-    on(SIGTERM, &cx.session.host.stop)?;
-    on(SIGINT, &cx.session.host.stop)?;
+    super::set_on(SIGHUP, &reload)?;
+    super::set_on(SIGTERM, &cx.session.host.stop)?;
+    super::set_on(SIGINT, &cx.session.host.stop)?;
     Ok(reload)
 }
 
@@ -287,7 +281,6 @@ fn status(cx: &Context) -> Result<u8> {
     })
 }
 
-/// How an agent stands.
 struct Standing {
     running: bool,
     jobs: Vec<Shown>,

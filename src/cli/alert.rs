@@ -20,7 +20,6 @@ pub enum Command {
     },
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     let Command::Test { sink } = command;
     let settings = cx.session.settings()?;

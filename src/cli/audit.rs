@@ -98,7 +98,6 @@ impl RangeArgs {
     }
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     match command {
@@ -125,7 +124,7 @@ fn table(records: &[Listed]) -> Table {
     let row = |one: &Listed| {
         [
             human::time(one.record.time),
-            who(one),
+            who(&one.record.actor, one.record.sudo_user.as_deref()),
             one.record.host.clone(),
             one.record.command.clone(),
             one.record.object.clone().unwrap_or_default(),
@@ -137,11 +136,10 @@ fn table(records: &[Listed]) -> Table {
 }
 
 /// The user, and those behind it.
-pub(super) fn who(one: &Listed) -> String {
-    let record = &one.record;
-    match &record.sudo_user {
-        Some(sudo) => format!("{} (sudo: {sudo})", record.actor),
-        None => record.actor.clone(),
+pub(super) fn who(actor: &str, sudo_user: Option<&str>) -> String {
+    match sudo_user {
+        Some(sudo) => format!("{actor} (sudo: {sudo})"),
+        None => actor.to_owned(),
     }
 }
 

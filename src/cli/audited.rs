@@ -5,15 +5,22 @@
 
 use std::fmt::Display;
 
-use super::{
-    Command, backup, clone, configuration, erasure, files, logical, recover, redis, repo, timeline,
-    wal,
-};
+use super::configuration::Command as Config;
+use super::erasure::Command as Erasure;
+use super::files::Command as Files;
+use super::logical::Command as Logical;
+use super::recover::{ClustersArgs, Command as Recover};
+use super::redis::Command as Redis;
+use super::repo::Command as Repo;
+use super::timeline::Command as Timeline;
+use super::wal::Command as Wal;
+use super::{Command, backup, clone};
 use crate::operate::audit::About;
 
 /// Returns what a record says of a command about the named things, where it does something.
 fn content(is_done: bool, command: &'static str, names: &[&dyn Display]) -> Option<About> {
-    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let names = names.iter().map(ToString::to_string);
+    let names: Vec<String> = names.filter(|name| !name.is_empty()).collect();
     let object = Some(names.join(" ")).filter(|names| !names.is_empty());
     is_done.then_some(About { command, object })
 }
@@ -23,167 +30,109 @@ pub(super) fn backup(cluster: &str) -> Option<About> {
     content(true, "backup", &[&cluster])
 }
 
+/// The match of a table: in each row a command, whether it does something, its words, and the names that it is about.
+macro_rules! told {
+    (
+        $command:expr, $of_cluster:expr;
+        cluster { $($pattern:pat => $is_done:expr, $words:literal $(, $name:expr)*;)* }
+        others { $($other:pat => $does:expr, $other_words:literal $(, $other_name:expr)*;)* }
+        none { $($none:pat),* $(,)? }
+    ) => {
+        match $command {
+            $($pattern => $of_cluster($is_done, $words, &[$(&$name),*]),)*
+            $($other => content($does, $other_words, &[$(&$other_name),*]),)*
+            $($none => None,)*
+        }
+    };
+}
+
 /// Returns what a record of this command says; none where there is no record of it. `cluster` names the one that it works on.
 pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> Option<About> {
-    let words = |is_done: bool, command: &'static str, names: &[&dyn Display]| {
-        let cluster = is_done.then(cluster).flatten();
-        let mut all: Vec<&dyn Display> = cluster.iter().map(|one| one as &dyn Display).collect();
+    let of_cluster = |is_done: bool, command: &'static str, names: &[&dyn Display]| {
+        let cluster = is_done.then(cluster).flatten().unwrap_or_default();
+        let mut all: Vec<&dyn Display> = vec![&cluster];
         all.extend(names);
         content(is_done, command, &all)
     };
-    match command {
-        Command::Init(args) => words(args.role.is_none(), "init", &[]),
-        Command::Backup(args) => match &args.command {
+    let set = |set: &Option<String>| set.clone().unwrap_or_default();
+    told! {
+        command, of_cluster;
+        cluster {
+            Command::Init(args) => args.role.is_none(), "init";
             // It records what it does when it knows that a backup is needed.
-            None => words(!args.if_needed, "backup", &[]),
-            Some(backup::Command::Delete(args)) => {
-                words(args.confirm, "backup delete", &[&args.backup])
-            }
-        },
-        Command::Restore(args) => words(!args.dry_run, "restore", &[]),
-        Command::Drill(_) => words(true, "drill", &[]),
-        Command::Clone(args) => match &args.command {
-            None => words(true, "clone", &[]),
-            Some(clone::Command::Stop { id, confirm, .. }) => words(*confirm, "clone stop", &[id]),
-            Some(clone::Command::Keep { id, .. }) => words(true, "clone keep", &[id]),
-            Some(clone::Command::List { .. }) => None,
-        },
-        Command::Mount(_) => words(true, "mount", &[]),
-        Command::Query(_) => words(true, "query", &[]),
-        Command::Rescue(args) => {
-            let tables: Vec<_> = args.table.iter().map(|one| one as &dyn Display).collect();
-            words(true, "rescue", &tables)
+            Command::Backup(backup::Args { command: None, if_needed, .. }) => !if_needed, "backup";
+            Command::Backup(backup::Args { command: Some(backup::Command::Delete(args)), .. }) => args.confirm, "backup delete", args.backup;
+            Command::Restore(args) => !args.dry_run, "restore";
+            Command::Drill(_) => true, "drill";
+            Command::Clone(clone::Args { command: None, .. }) => true, "clone";
+            Command::Clone(clone::Args { command: Some(clone::Command::Stop { id, confirm, .. }), .. }) => *confirm, "clone stop", id;
+            Command::Clone(clone::Args { command: Some(clone::Command::Keep { id, .. }), .. }) => true, "clone keep", id;
+            Command::Mount(_) => true, "mount";
+            Command::Query(_) => true, "query";
+            Command::Rescue(args) => true, "rescue", args.table.join(" ");
+            Command::Standby(_) => true, "standby";
+            Command::Adopt(_) => true, "adopt";
+            Command::Expire(args) => args.confirm, "expire";
+            Command::Pin(args) => args.confirm, "pin", args.backup;
+            Command::Unpin(args) => args.confirm, "unpin", args.backup;
+            Command::Hold(args) => args.confirm, "hold", args.backup;
+            Command::Unhold(args) => args.confirm, "unhold", args.backup;
+            Command::Erasure(Erasure::Add(_)) => true, "erasure add";
+            Command::Erasure(Erasure::Remove { id, confirm }) => *confirm, "erasure remove", id;
+            Command::Erasure(Erasure::Apply(args)) => args.confirm, "erasure apply";
+            Command::Erasure(Erasure::Show { id }) => true, "erasure show", id;
+            Command::Wal(Wal::Resolve(args)) => args.confirm, "wal resolve";
+            Command::Wal(Wal::Gaps { heal, dry_run }) => *heal && !dry_run, "wal gaps";
+            Command::Repo(Repo::Sync(args)) => !args.dry_run, "repo sync";
+            Command::Repo(Repo::Claims(args)) => args.confirm, "repo claims";
+            Command::Repo(Repo::Compact(args)) => args.confirm, "repo compact";
+            Command::Repo(Repo::Tier(args)) => args.confirm, "repo tier";
+            Command::Repo(Repo::Thaw(args)) => !args.dry_run, "repo thaw", args.backup;
+            Command::Repo(Repo::Rewrap(args)) => !args.all || args.confirm, "repo rewrap";
+            Command::Repo(Repo::Rotate(args)) => args.confirm, "repo rotate";
+            Command::Repo(Repo::Keygen(_)) => true, "repo keygen";
+            Command::Repo(Repo::Join(_)) => true, "repo join";
+            Command::Verify(args) => !args.dry_run, "verify";
+            Command::Timeline(Timeline::Abandon(change)) => change.confirm, "timeline abandon";
+            Command::Timeline(Timeline::Restore(change)) => change.confirm, "timeline restore";
         }
-        Command::Standby(_) => words(true, "standby", &[]),
-        Command::Adopt(_) => words(true, "adopt", &[]),
-        Command::Expire(args) => words(args.confirm, "expire", &[]),
-        Command::Pin(args) => words(args.confirm, "pin", &[&args.backup]),
-        Command::Unpin(args) => words(args.confirm, "unpin", &[&args.backup]),
-        Command::Hold(args) => words(args.confirm, "hold", &[&args.backup]),
-        Command::Unhold(args) => words(args.confirm, "unhold", &[&args.backup]),
-        Command::Erasure(command) => match command {
-            erasure::Command::Add(_) => words(true, "erasure add", &[]),
-            erasure::Command::Remove { id, confirm } => words(*confirm, "erasure remove", &[id]),
-            erasure::Command::Apply(args) => words(args.confirm, "erasure apply", &[]),
-            erasure::Command::Show { id } => words(true, "erasure show", &[id]),
-            erasure::Command::List {} => None,
-        },
-        Command::Wal(command) => match command {
-            wal::Command::Resolve(args) => words(args.confirm, "wal resolve", &[]),
-            wal::Command::Gaps { heal, dry_run } => words(*heal && !dry_run, "wal gaps", &[]),
-            wal::Command::Push { .. }
-            | wal::Command::Fetch { .. }
-            | wal::Command::List {}
-            | wal::Command::Show { .. }
-            | wal::Command::Conflicts { .. }
-            | wal::Command::Backfill { .. } => None,
-        },
-        Command::Repo(command) => match command {
-            repo::Command::Sync(args) => words(!args.dry_run, "repo sync", &[]),
-            repo::Command::Claims(args) => words(args.confirm, "repo claims", &[]),
-            repo::Command::Compact(args) => words(args.confirm, "repo compact", &[]),
-            repo::Command::Tier(args) => words(args.confirm, "repo tier", &[]),
-            repo::Command::Thaw(args) => words(!args.dry_run, "repo thaw", &[&args.backup]),
-            repo::Command::Rewrap(args) => words(!args.all || args.confirm, "repo rewrap", &[]),
-            repo::Command::Rotate(args) => words(args.confirm, "repo rotate", &[]),
-            repo::Command::Keygen(_) => words(true, "repo keygen", &[]),
-            repo::Command::Join(_) => words(true, "repo join", &[]),
-            repo::Command::Show {}
-            | repo::Command::Check {}
-            | repo::Command::Cost {}
-            | repo::Command::Lifecycle {} => None,
-        },
-        Command::Verify(args) => words(!args.dry_run, "verify", &[]),
-        Command::Timeline(command) => match command {
-            timeline::Command::Abandon(change) => words(change.confirm, "timeline abandon", &[]),
-            timeline::Command::Restore(change) => words(change.confirm, "timeline restore", &[]),
-            timeline::Command::List {} => None,
-        },
-        Command::Files(command) => match command {
-            files::Command::Backup(args) => content(true, "files backup", &[&args.name]),
-            files::Command::Restore(args) => {
-                content(!args.replace.dry_run, "files restore", &[&args.name])
-            }
-            files::Command::Rollback(args) => {
-                content(args.confirm, "files rollback", &[&args.name])
-            }
-            files::Command::Cat(args) => content(true, "files cat", &[&args.name]),
-            files::Command::Copy(args) => content(true, "files copy", &[&args.name]),
-            files::Command::Ls(_)
-            | files::Command::Find(_)
-            | files::Command::Diff(_)
-            | files::Command::Sums(_)
-            | files::Command::Watch(_)
-            | files::Command::CheckExcludes(_) => None,
-        },
-        Command::Logical(command) => match command {
-            logical::Command::Backup(args) => content(true, "logical backup", &[&args.name]),
-            logical::Command::Restore(args) => content(true, "logical restore", &[&args.name]),
-            logical::Command::Check(_) => None,
-        },
-        Command::Redis(command) => match command {
-            redis::Command::Backup(args) => content(true, "redis backup", &[&args.name]),
-            redis::Command::Restore(args) => content(!args.dry_run, "redis restore", &[&args.name]),
-            redis::Command::Receive(_)
-            | redis::Command::Info(_)
-            | redis::Command::Plan(_)
-            | redis::Command::Ls(_) => None,
-        },
-        Command::Config(command) => match command {
-            configuration::Command::Backup(args) => content(true, "config backup", &[&args.name]),
-            configuration::Command::Restore(args) => {
-                content(!args.dry_run, "config restore", &[&args.name])
-            }
-            configuration::Command::Rollback(args) => {
-                content(args.confirm, "config rollback", &[&args.name])
-            }
-            configuration::Command::Reveal(args) => content(true, "config reveal", &[&args.name]),
-            configuration::Command::Recipients(args) => {
-                let is_change = !args.add.is_empty() || !args.withdraw.is_empty();
-                content(is_change, "config recipients", &[])
-            }
-            configuration::Command::Show(_)
-            | configuration::Command::Diff(_)
-            | configuration::Command::Scan(_) => None,
-        },
-        Command::Recover(command) => {
-            let (verb, set, is_done) = match command {
-                recover::Command::Test(args) => ("recover test", &args.moment.set, !args.dry_run),
-                recover::Command::Database(recover::ClustersArgs { in_place: args, .. }) => {
-                    ("recover database", &args.moment.set, args.confirm)
-                }
-                recover::Command::Application(args) => {
-                    ("recover application", &args.moment.set, args.confirm)
-                }
-                recover::Command::Full(recover::ClustersArgs { in_place: args, .. }) => {
-                    ("recover full", &args.moment.set, args.confirm)
-                }
-                recover::Command::Rollback(args) => ("recover rollback", &args.set, args.confirm),
-            };
-            content(is_done, verb, &[&set.as_deref().unwrap_or_default()])
-        }
-        Command::Mark(args) => {
-            let set = args.set.as_deref().unwrap_or_default();
+        others {
+            Command::Files(Files::Backup(args)) => true, "files backup", args.name;
+            Command::Files(Files::Restore(args)) => !args.replace.dry_run, "files restore", args.name;
+            Command::Files(Files::Rollback(args)) => args.confirm, "files rollback", args.name;
+            Command::Files(Files::Cat(args)) => true, "files cat", args.name;
+            Command::Files(Files::Copy(args)) => true, "files copy", args.name;
+            Command::Logical(Logical::Backup(args)) => true, "logical backup", args.name;
+            Command::Logical(Logical::Restore(args)) => true, "logical restore", args.name;
+            Command::Redis(Redis::Backup(args)) => true, "redis backup", args.name;
+            Command::Redis(Redis::Restore(args)) => !args.dry_run, "redis restore", args.name;
+            Command::Config(Config::Backup(args)) => true, "config backup", args.name;
+            Command::Config(Config::Restore(args)) => !args.dry_run, "config restore", args.name;
+            Command::Config(Config::Rollback(args)) => args.confirm, "config rollback", args.name;
+            Command::Config(Config::Reveal(args)) => true, "config reveal", args.name;
+            Command::Config(Config::Recipients(args)) => !(args.add.is_empty() && args.withdraw.is_empty()), "config recipients";
+            Command::Recover(Recover::Test(args)) => !args.dry_run, "recover test", set(&args.moment.set);
+            Command::Recover(Recover::Database(ClustersArgs { in_place: args, .. })) => args.confirm, "recover database", set(&args.moment.set);
+            Command::Recover(Recover::Application(args)) => args.confirm, "recover application", set(&args.moment.set);
+            Command::Recover(Recover::Full(ClustersArgs { in_place: args, .. })) => args.confirm, "recover full", set(&args.moment.set);
+            Command::Recover(Recover::Rollback(args)) => args.confirm, "recover rollback", set(&args.set);
             // One that marks for ever tells nothing of its end.
-            content(args.every.is_none(), "mark", &[&set])
+            Command::Mark(args) => args.every.is_none(), "mark", set(&args.set);
         }
-        Command::Demo(_)
-        | Command::Doctor(_)
-        | Command::Info(_)
-        | Command::Find(_)
-        | Command::Plan(_)
-        | Command::Receive(_)
-        | Command::Metrics(_)
-        | Command::Agent(_)
-        | Command::Alert(_)
-        | Command::Explain(_)
-        | Command::Audit(_)
-        | Command::Report(_)
-        | Command::Runbook(_)
-        | Command::Help(_)
-        | Command::Completions(_)
-        | Command::Man(_)
-        | Command::Serve(_) => None,
+        none {
+            Command::Demo(_) | Command::Doctor(_) | Command::Info(_) | Command::Find(_) | Command::Plan(_) | Command::Receive(_),
+            Command::Metrics(_) | Command::Agent(_) | Command::Alert(_) | Command::Explain(_) | Command::Audit(_) | Command::Report(_),
+            Command::Runbook(_) | Command::Help(_) | Command::Completions(_) | Command::Man(_) | Command::Serve(_),
+            Command::Clone(clone::Args { command: Some(clone::Command::List { .. }), .. }),
+            Command::Erasure(Erasure::List {}),
+            Command::Wal(Wal::Push { .. } | Wal::Fetch { .. } | Wal::List {} | Wal::Show { .. } | Wal::Conflicts { .. } | Wal::Backfill { .. }),
+            Command::Repo(Repo::Show {} | Repo::Check {} | Repo::Cost {} | Repo::Lifecycle {}),
+            Command::Timeline(Timeline::List {}),
+            Command::Files(Files::Ls(_) | Files::Find(_) | Files::Diff(_) | Files::Sums(_) | Files::Watch(_) | Files::CheckExcludes(_)),
+            Command::Logical(Logical::Check(_)),
+            Command::Redis(Redis::Receive(_) | Redis::Info(_) | Redis::Plan(_) | Redis::Ls(_)),
+            Command::Config(Config::Show(_) | Config::Diff(_) | Config::Scan(_)),
+        }
     }
 }
 

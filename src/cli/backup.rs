@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::output::members;
 use super::{Context, audited, backup_delete, partial_unless};
 use crate::backup::Options;
 use crate::backup::backoff::HeldBack;
@@ -12,7 +12,6 @@ use crate::backup::kind::Wish;
 use crate::backup::resume::TakenOver;
 use crate::config::{Backoff, Period, Size};
 use crate::error::{Code, Result};
-use crate::exit;
 use crate::operate::audit::framed;
 use crate::operate::backup::{self, Taken};
 use crate::operate::backup_need::{self, Need};
@@ -20,7 +19,7 @@ use crate::operate::human;
 use crate::operate::underway;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
-use crate::repo::root::cluster::{DamagedPage, LeftOutDatabase, Method as RootMethod, named};
+use crate::repo::root::cluster::{DamagedPage, LeftOutDatabase, Method, named};
 use crate::repo::root::{BackupKind, BackupRoot, Head};
 use crate::snapshot::frame::FrameCodec;
 use crate::wire::basebackup::StartCheckpoint;
@@ -82,8 +81,8 @@ pub struct Args {
     pub label: Option<String>,
 
     /// Start with an immediate checkpoint, or wait for one that is spread over time
-    #[arg(long, value_enum, default_value_t = Checkpoint::Fast)]
-    pub checkpoint: Checkpoint,
+    #[arg(long, value_enum, default_value_t = StartCheckpoint::Fast)]
+    pub checkpoint: StartCheckpoint,
 
     /// Read at most this much per second, such as 50MB
     #[arg(long, value_name = "SIZE")]
@@ -99,7 +98,7 @@ pub struct Args {
 
     /// Compress with this codec: by default lz4 for a full backup, zstd for an incremental
     #[arg(long, value_enum)]
-    pub compression: Option<Compression>,
+    pub compression: Option<FrameCodec>,
 
     /// Store everything again that an interrupted backup stored, and take back what was stored when this one fails
     #[arg(long)]
@@ -110,42 +109,6 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     Delete(backup_delete::Args),
-}
-
-/// How the files are read.
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    /// Over the replication protocol.
-    Stream,
-    /// From the data directory, on the database's own host.
-    Local,
-}
-
-/// How the backup begins.
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checkpoint {
-    /// An immediate checkpoint.
-    Fast,
-    /// A checkpoint spread over checkpoint_completion_target.
-    Spread,
-}
-
-/// The codec of packs.
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// Fast.
-    Lz4,
-    /// Small.
-    Zstd,
-}
-
-impl Compression {
-    pub(super) fn codec(self) -> FrameCodec {
-        match self {
-            Compression::Lz4 => FrameCodec::Lz4,
-            Compression::Zstd => FrameCodec::Zstd(1),
-        }
-    }
 }
 
 /// As many jobs as asked for, else one for each core.
@@ -179,44 +142,6 @@ pub(super) fn head_json(
     all
 }
 
-/// No backup, as JSON.
-#[derive(Serialize)]
-struct NotTaken<'a> {
-    id: Option<String>,
-    reason: &'a str,
-}
-
-/// A backup that was taken, as JSON.
-#[derive(Serialize)]
-struct Shown<'a> {
-    id: String,
-    reason: Option<&'a str>,
-    kind: BackupKind,
-    kind_reason: Option<&'a str>,
-    prior: Option<String>,
-    cluster: &'a str,
-    system_identifier: String,
-    label: &'a str,
-    repository: &'a str,
-    start_lsn: Lsn,
-    stop_lsn: Lsn,
-    start_time: TimestampTz,
-    stop_time: TimestampTz,
-    timeline: u32,
-    from_standby: bool,
-    file_count: u64,
-    size_bytes: u64,
-    stored_bytes: u64,
-    left_out_databases: &'a [LeftOutDatabase],
-    damaged: bool,
-    damage_count: u64,
-    damage: &'a [DamagedPage],
-    duration_ms: u64,
-    held_back: Option<&'a HeldBack>,
-    resumed: &'a [TakenOver],
-}
-
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let Some(Command::Delete(args)) = &args.command {
         return backup_delete::run(args, cx);
@@ -225,7 +150,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if args.if_needed {
         return run_if_needed(args, cx);
     }
-    let taken = backup::run(&cx.session, reading(args.method), options(args))?;
+    let taken = backup::run(&cx.session, args.method, options(args))?;
     told(cx, taken, None)
 }
 
@@ -238,7 +163,7 @@ fn run_if_needed(args: &Args, cx: &Context) -> Result<u8> {
     cx.note(&format!("a backup is needed: {why}"));
     let cluster = cx.session.settings()?.cluster()?.name;
     let take = || {
-        let taken = backup::run_if_free(&cx.session, reading(args.method), options(args))?;
+        let taken = backup::run_if_free(&cx.session, args.method, options(args))?;
         told(cx, taken, Some(&why))
     };
     let about = audited::backup(cluster.as_str());
@@ -252,14 +177,13 @@ fn run_if_needed(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn not_taken(cx: &Context, reason: &str) -> Result<u8> {
-    cx.answer(&NotTaken { id: None, reason }, || {
+    cx.answered(&json!({ "id": null, "reason": reason }), || {
         cx.report(&format!("no backup is taken: {reason}"))
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }
 
-/// Prints what was taken, and returns the status.
-fn told(cx: &Context, taken: Taken, reason: Option<&str>) -> Result<u8> {
+/// Prints what was taken, and for which need; returns the status.
+fn told(cx: &Context, taken: Taken, need: Option<&str>) -> Result<u8> {
     let Taken {
         root,
         why,
@@ -268,32 +192,33 @@ fn told(cx: &Context, taken: Taken, reason: Option<&str>) -> Result<u8> {
         repository,
         took,
     } = taken;
-    let shown = Shown {
-        id: root.head.id.to_string(),
-        reason,
-        kind: root.head.backup_kind,
-        kind_reason: why.as_deref(),
-        prior: root.head.prior.as_ref().map(ToString::to_string),
-        cluster: &root.content.cluster,
-        system_identifier: root.content.system_identifier.to_string(),
-        label: &root.head.label,
-        repository: &repository,
-        start_lsn: root.content.start_lsn,
-        stop_lsn: root.content.stop_lsn,
-        start_time: root.head.start_time,
-        stop_time: root.head.stop_time,
-        timeline: root.content.timeline,
-        from_standby: root.content.from_standby,
-        file_count: root.head.file_count,
-        size_bytes: root.head.size_bytes,
-        stored_bytes: root.head.stored_bytes,
-        left_out_databases: &root.content.left_out_databases,
-        damaged: root.content.is_damaged(),
-        damage_count: root.content.damage_count,
-        damage: &root.content.damage,
-        duration_ms: human::millis(took),
-        held_back: held_back.as_ref(),
-        resumed: &taken_over,
+    let shown = members! {
+        'a;
+        id: String = root.head.id.to_string();
+        reason: Option<&'a str> = need;
+        kind: BackupKind = root.head.backup_kind;
+        kind_reason: Option<&'a str> = why.as_deref();
+        prior: Option<String> = root.head.prior.as_ref().map(ToString::to_string);
+        cluster: &'a str = &root.content.cluster;
+        system_identifier: String = root.content.system_identifier.to_string();
+        label: &'a str = &root.head.label;
+        repository: &'a str = &repository;
+        start_lsn: Lsn = root.content.start_lsn;
+        stop_lsn: Lsn = root.content.stop_lsn;
+        start_time: TimestampTz = root.head.start_time;
+        stop_time: TimestampTz = root.head.stop_time;
+        timeline: u32 = root.content.timeline;
+        from_standby: bool = root.content.from_standby;
+        file_count: u64 = root.head.file_count;
+        size_bytes: u64 = root.head.size_bytes;
+        stored_bytes: u64 = root.head.stored_bytes;
+        left_out_databases: &'a [LeftOutDatabase] = &root.content.left_out_databases;
+        damaged: bool = root.content.is_damaged();
+        damage_count: u64 = root.content.damage_count;
+        damage: &'a [DamagedPage] = &root.content.damage;
+        duration_ms: u64 = human::millis(took);
+        held_back: Option<&'a HeldBack> = held_back.as_ref();
+        resumed: &'a [TakenOver] = &taken_over;
     };
     cx.answer(&shown, || {
         print(cx, &root, took)?;
@@ -304,14 +229,6 @@ fn told(cx: &Context, taken: Taken, reason: Option<&str>) -> Result<u8> {
     partial_unless(!root.content.is_damaged())
 }
 
-fn reading(method: Method) -> RootMethod {
-    match method {
-        Method::Stream => RootMethod::Stream,
-        Method::Local => RootMethod::Local,
-    }
-}
-
-/// The kind that the command line asks for.
 fn wish(args: &Args) -> Option<Wish> {
     match (args.full, args.incremental) {
         (true, _) => Some(Wish::Full),
@@ -323,15 +240,12 @@ fn wish(args: &Args) -> Option<Wish> {
 fn options(args: &Args) -> Options {
     Options {
         label: args.label.clone().unwrap_or_default(),
-        checkpoint: match args.checkpoint {
-            Checkpoint::Fast => StartCheckpoint::Fast,
-            Checkpoint::Spread => StartCheckpoint::Spread,
-        },
+        checkpoint: args.checkpoint,
         max_rate_bytes_per_s: args.max_rate.map(|rate| rate.0),
         backoff: Backoff::default(),
         jobs: jobs(args.jobs),
         wal_wait: args.wal_wait.duration(),
-        codec: args.compression.map(Compression::codec),
+        codec: args.compression,
         wish: wish(args),
         wait: args.wait.duration(),
         resume: !args.no_resume,

@@ -1,6 +1,6 @@
 //! `pitr backup delete`: one backup goes because a person asks for it.
 
-use super::{Context, partial_unless, unconfirmed};
+use super::{Context, done_or_unconfirmed, partial_unless};
 use crate::config::Period;
 use crate::error::Result;
 use crate::exit;
@@ -37,7 +37,6 @@ pub struct Args {
     pub confirm: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let mut planned = backup_delete::plan(&cx.session, &args.backup, args.grace.duration())?;
@@ -53,9 +52,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let Deletions { all, failures, .. } = planned;
     report(cx, args, &all)?;
     let is_whole = cx.told(failures)?;
-    if !args.confirm && !args.dry_run {
-        return Err(unconfirmed("The plan above would be carried out."));
-    }
+    done_or_unconfirmed(
+        args.confirm || args.dry_run,
+        "The plan above would be carried out.",
+    )?;
     let is_refused = all.iter().any(|one| !one.refused.is_empty());
     if all.iter().any(|one| !one.withheld.is_empty()) && is_whole && !is_refused {
         return Ok(exit::WARNINGS);

@@ -119,7 +119,6 @@ impl MomentArgs {
     }
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         None => make(&args.make, cx),
@@ -130,12 +129,21 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 /// The directory below which clones lie.
-pub(super) fn folder_of(args: &PlaceArgs, cx: &Context) -> Result<PathBuf> {
+fn folder_of(args: &PlaceArgs, cx: &Context) -> Result<PathBuf> {
     if let Some(dir) = &args.dir {
         return Ok(cx.session.environment.absolute(dir));
     }
     let configured = configured(cx)?;
     Ok(configured.unwrap_or_else(|| cx.session.host.scratch.clone()))
+}
+
+/// Goes inside, for a clone that a command keeps to itself; the directory below which it lies.
+pub(super) fn enter(args: &PlaceArgs, cx: &Context) -> Result<PathBuf> {
+    clone::check_user()?;
+    namespace::enter(&cx.session)?;
+    let below = folder_of(args, cx)?;
+    cx.stop_with_cleanup()?;
+    Ok(below)
 }
 
 /// The options with which another command finds the same clones, each with a space before it.
@@ -198,8 +206,7 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
         }
         Begun::Ready(state) => {
             let text = ready(&state, &options(place, cx), passing.is_none());
-            cx.answer(&state, || cx.line(text.trim_end()))?;
-            Ok(exit::SUCCESS)
+            cx.answered(&state, || cx.line(text.trim_end()))
         }
         Begun::Failed(status) => Ok(status),
     }
@@ -318,35 +325,33 @@ fn ready(state: &State, options: &str, may_be_kept: bool) -> String {
 
 fn list(below: &Path, cx: &Context) -> Result<u8> {
     let all = folder::list(below);
-    if cx.is_json() {
-        cx.json(&all)?;
-        return Ok(exit::SUCCESS);
-    }
-    if all.is_empty() {
-        cx.line(&format!("no clones below \"{}\"", below.display()))?;
-    }
-    for state in &all {
-        let how = match (state.stage, &state.connection) {
-            (Stage::Kept, _) | (Stage::Settling | Stage::Whole, None) => {
-                format!("data directory \"{}\"", state.data.display())
-            }
-            (_, Some(connection)) => format!("psql \"{connection}\""),
-            (_, None) => String::new(),
-        };
-        let line = format!(
-            "{}  {:<9} {}  cluster \"{}\", {}  {how}",
-            state.id,
-            phase(state.stage),
-            human::time(state.began),
-            state.cluster,
-            state.target
-        );
-        cx.line(line.trim_end())?;
-        if let Some(why) = &state.not_kept {
-            cx.line(&format!("          it is not kept: {why}"))?;
+    cx.answered(&all, || {
+        if all.is_empty() {
+            cx.line(&format!("no clones below \"{}\"", below.display()))?;
         }
-    }
-    Ok(exit::SUCCESS)
+        all.iter().try_for_each(|state| print(state, cx))
+    })
+}
+
+fn print(state: &State, cx: &Context) -> Result<()> {
+    let how = match (state.stage, &state.connection) {
+        (Stage::Kept, _) | (Stage::Settling | Stage::Whole, None) => {
+            format!("data directory \"{}\"", state.data.display())
+        }
+        (_, Some(connection)) => format!("psql \"{connection}\""),
+        (_, None) => String::new(),
+    };
+    let line = format!(
+        "{}  {:<9} {}  cluster \"{}\", {}  {how}",
+        state.id,
+        phase(state.stage),
+        human::time(state.began),
+        state.cluster,
+        state.target
+    );
+    cx.line(line.trim_end())?;
+    let not_kept = state.not_kept.iter();
+    cx.lines(not_kept.map(|why| format!("          it is not kept: {why}")))
 }
 
 fn stop(place: &PlaceArgs, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
@@ -363,8 +368,7 @@ fn stopped(id: &str, left: Option<State>, cx: &Context) -> Result<u8> {
         ),
         None => format!("clone {id} is stopped, and nothing of it is left"),
     };
-    cx.answer(&left, || cx.line(&text))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&left, || cx.line(&text))
 }
 
 fn keep(place: &PlaceArgs, id: &str, cx: &Context) -> Result<u8> {
@@ -387,8 +391,7 @@ fn keep(place: &PlaceArgs, id: &str, cx: &Context) -> Result<u8> {
             "clone {id} is kept: the rest is copied while it serves, and pitr clone list{options} says \"whole\" once it is there and on the disk.\nUntil then a power cut costs it; from then on pitr clone stop {id}{options} leaves a data directory."
         ),
     };
-    cx.answer(&folder::state(&path), || cx.line(&text))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&folder::state(&path), || cx.line(&text))
 }
 
 #[cfg(test)]

@@ -16,10 +16,6 @@ pub struct Args {
     shell: Shell,
 }
 
-/// Prints them.
-///
-/// # Errors
-/// `Io` or `Full` when standard output cannot be written.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let whole = super::command_line();
     // A command that the help does not show is not completed either.

@@ -56,13 +56,8 @@ pub struct BackupArgs {
     pub confirm: bool,
 
     /// A text to recognise the backup by
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub label: String,
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
 
     /// Store secrets in a repository that is not encrypted
     #[arg(long)]
@@ -155,12 +150,7 @@ pub struct RestoreArgs {
     pub in_place: bool,
 
     /// In place, only what this pattern of gitignore names, with what is below; repeatable
-    #[arg(
-        long,
-        value_name = "GLOB",
-        requires = "in_place",
-        conflicts_with = "to"
-    )]
+    #[arg(long, value_name = "GLOB", requires = "in_place", conflicts_with_all = ["to"])]
     pub path: Vec<String>,
 
     /// Carry the plan out
@@ -225,7 +215,6 @@ pub struct RecipientsArgs {
     pub secrets_key: Vec<PathBuf>,
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     match command {
@@ -248,7 +237,7 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         &cx.session,
         &Asked {
             name: args.name.clone(),
-            label: args.label.clone(),
+            label: args.label.clone().unwrap_or_default(),
             takes_over: args.confirm,
             allow_plain: args.allow_plain_secrets,
         },
@@ -293,7 +282,7 @@ fn show(args: &ShowArgs, cx: &Context) -> Result<u8> {
     let Some(path) = &args.path else {
         let (id, lines) = redacted::list(&cx.session, &args.name, backup)?;
         let shown = json!({ "backup": id, "name": args.name, "entries": lines });
-        cx.answer(&shown, || {
+        return cx.answered(&shown, || {
             lines.iter().try_for_each(|line| {
                 let secret = if line.has_secrets { "secret" } else { "" };
                 cx.line(&format!(
@@ -301,20 +290,15 @@ fn show(args: &ShowArgs, cx: &Context) -> Result<u8> {
                     line.mode, line.kind, line.path
                 ))
             })
-        })?;
-        return Ok(exit::SUCCESS);
+        });
     };
     let (id, content) = redacted::show(&cx.session, &args.name, path, backup)?;
-    if cx.is_json() {
-        let text = String::from_utf8_lossy(&content);
-        cx.json(&json!({ "backup": id, "name": args.name, "path": path, "redacted": text }))?;
-    } else {
-        match std::io::stdout().is_terminal() {
-            true => cx.bytes(for_terminal(&content).as_bytes())?,
-            false => cx.bytes(&content)?,
-        }
-    }
-    Ok(exit::SUCCESS)
+    let text = String::from_utf8_lossy(&content);
+    let shown = json!({ "backup": id, "name": args.name, "path": path, "redacted": text });
+    cx.answered(&shown, || match std::io::stdout().is_terminal() {
+        true => cx.bytes(for_terminal(&content).as_bytes()),
+        false => cx.bytes(&content),
+    })
 }
 
 /// The text of a file, in which only tabs and line feeds move the cursor.
@@ -420,12 +404,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             human::duration(restored.took)
         ))?;
         left_out::warn(cx, &extracted.left_out, "/", "more");
-        if restored.incomplete_count > 0 {
-            let lacking = human::count(restored.incomplete_count, "thing");
-            cx.warn(&format!(
-                "the backup lacks {lacking} that could not be read"
-            ));
-        }
+        left_out::warn_incomplete(cx, restored.incomplete_count);
     }
     Ok(status(
         extracted.left_out.total() + restored.incomplete_count,
@@ -445,10 +424,7 @@ fn scan(args: &ScanArgs, cx: &Context) -> Result<u8> {
                 true => ", open to all",
                 false => "",
             };
-            let key = match one.key.is_empty() {
-                true => "-",
-                false => &one.key,
-            };
+            let key = if one.key.is_empty() { "-" } else { &one.key };
             cx.line(&format!(
                 "{}:{}: {key} ({}, mode {}{open})",
                 one.path, one.line, one.rule, one.mode

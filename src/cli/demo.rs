@@ -49,10 +49,6 @@ const GLANCE: Duration = Duration::from_millis(10);
 /// The check of what came back.
 const COUNT: &str = "select count(*), sum(euros) from orders";
 
-/// Runs the command.
-///
-/// # Errors
-/// `NotFound` without PostgreSQL's programs; what the commands and servers say; `Interrupted`.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_with_cleanup()?;
     let programs = Programs::find(args.bin.as_deref(), std::env::var_os("PATH").as_deref())?;
@@ -96,18 +92,8 @@ impl Demo<'_> {
         ground.initdb(ORIGINAL)?;
         ground.start(ORIGINAL)?;
         self.step("1. A repository for it, and the settings that fill it")?;
-        let printed = self.pitr(
-            ground,
-            &[
-                "init",
-                "--config",
-                "pitr.toml",
-                "--pgdata",
-                "data",
-                "--repository",
-                "./repository",
-            ],
-        )?;
+        let init = "init --config pitr.toml --pgdata data --repository ./repository";
+        let printed = self.pitr(ground, init)?;
         configure(ground, &printed)?;
         self.cx
             .line("(written into postgresql.conf, and the server restarted)")?;
@@ -121,7 +107,7 @@ impl Demo<'_> {
             "create table orders (id int primary key, customer text, euros numeric)",
         )?;
         self.sql(&mut server, "insert into orders select n, 'customer ' || n % 100, n * 0.5 from generate_series(1, 20000) n")?;
-        self.pitr(ground, &["backup", "--config", "pitr.toml"])?;
+        self.pitr(ground, "backup --config pitr.toml")?;
 
         self.step("3. Business goes on after the backup: these rows are in the WAL only")?;
         self.sql(&mut server, "insert into orders values (20001, 'the last three', 11.10), (20002, 'orders of', 22.20), (20003, 'the day', 33.30)")?;
@@ -141,24 +127,12 @@ impl Demo<'_> {
             .line(&format!("(the segment with it, {segment}, is archived)"))?;
 
         self.step("5. Can we get back to just before it? Ask before anything is touched")?;
-        self.pitr(
-            ground,
-            &["plan", "--config", "pitr.toml", "--target-time", &before],
-        )?;
+        let plan = format!("plan --config pitr.toml --target-time {before}");
+        self.pitr(ground, &plan)?;
 
         self.step("6. Then do it, into a new directory")?;
-        self.pitr(
-            ground,
-            &[
-                "restore",
-                "--config",
-                "pitr.toml",
-                "--to",
-                "restored",
-                "--target-time",
-                &before,
-            ],
-        )?;
+        let restore = format!("restore --config pitr.toml --to restored --target-time {before}");
+        self.pitr(ground, &restore)?;
         ground.start(COPY)?;
         let mut copy = ground.connect(COPY)?;
         playground::wait(&self.cx.session.host, &mut copy, "not pg_is_in_recovery()")?;
@@ -180,11 +154,10 @@ impl Demo<'_> {
         self.cx.line(&format!("\n== {title}"))
     }
 
-    /// Shows a command as one would type it, runs it, and returns what it printed.
-    fn pitr(&self, ground: &Playground, arguments: &[&str]) -> Result<String> {
-        let words: Vec<String> = arguments.iter().map(|word| shell_word(word)).collect();
-        self.cx.line(&format!("$ pitr {}", words.join(" ")))?;
-        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+    /// Shows a command as one would type it, runs it, and returns what it printed. No word of it has a space.
+    fn pitr(&self, ground: &Playground, line: &str) -> Result<String> {
+        self.cx.line(&format!("$ pitr {line}"))?;
+        let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
         let failed = |e| Error::from_io("run pitr", e);
         let mut child = ground
             .pitr(&arguments)
@@ -212,8 +185,9 @@ impl Demo<'_> {
         self.cx.session.host.check_stop()?;
         match status.success() {
             true => Ok(printed),
-            false => Err(err!(Server, "pitr {} failed: {status}", words.join(" "))
-                .hint("The servers are stopped. Look at what it said; --keep leaves the folder behind.")),
+            false => Err(err!(Server, "pitr {line} failed: {status}").hint(
+                "The servers are stopped. Look at what it said; --keep leaves the folder behind.",
+            )),
         }
     }
 

@@ -1,12 +1,12 @@
 //! `pitr doctor`.
 
 use super::agent::is_command;
-use super::roles::RoleArg;
 use super::{Context, status_of};
 use crate::agent::load;
 use crate::error::Result;
 use crate::operate::doctor;
 use crate::operate::finding::{self, Finding, Level};
+use crate::operate::roles::Role;
 
 /// Check every link of the chain; say cause and fix
 ///
@@ -18,12 +18,11 @@ use crate::operate::finding::{self, Finding, Level};
 pub struct Args {
     /// Compare keys, rights in repositories and at the server, and modes of files with those of a role; tries to create and delete an object in each repository
     #[arg(long, value_enum)]
-    pub role: Option<RoleArg>,
+    pub role: Option<Role>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let mut findings = doctor::doctor(&cx.session, args.role.map(RoleArg::role))?;
+    let mut findings = doctor::doctor(&cx.session, args.role)?;
     let of_jobs = jobs(cx, &findings);
     findings.extend(of_jobs);
     report(&findings, cx)

@@ -61,7 +61,6 @@ pub struct Args {
     pub target: TargetArgs,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let asked = Asked {
         target: args.target.parse()?,
@@ -118,7 +117,6 @@ fn status(cx: &Context, report: &Report, has_page: bool) -> u8 {
     exit::status(Program::Pitr, code)
 }
 
-/// The verdict in one line.
 pub(super) fn verdict(report: &Report) -> String {
     match &report.broken {
         None => "recovery works".to_owned(),

@@ -9,7 +9,6 @@ pub(super) const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-widt
 h1{font-size:1.4em}.good{color:#0a6b2d}.bad{color:#a8071a}table{border-collapse:collapse;margin:1em 0;width:100%}\
 th,td{text-align:left;vertical-align:top;padding:.3em .8em .3em 0;border-bottom:1px solid #ddd;overflow-wrap:anywhere}th{white-space:nowrap}";
 
-/// Draws the page.
 pub(super) fn page(report: &Report) -> String {
     let class = if report.passed { "good" } else { "bad" };
     let began = human::exact_time(report.began);

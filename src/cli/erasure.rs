@@ -3,14 +3,11 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use serde::Serialize;
-
-use super::output::Table;
+use super::output::{Table, members};
 use super::timeline::reason;
-use super::{Context, partial_unless, unconfirmed};
+use super::{Context, done_or_unconfirmed, partial_unless};
 use crate::err;
 use crate::error::{Error, Result};
-use crate::exit;
 use crate::operate::archive_command::shell_word;
 use crate::operate::erasure::apply::{self, Consent};
 use crate::operate::erasure::scripts::{Applied, Outcome};
@@ -166,7 +163,6 @@ pub(super) fn id(text: &str) -> Result<String> {
     }
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     match command {
         Command::Add(args) => add(args, cx),
@@ -225,8 +221,7 @@ fn show(id: &str, cx: &Context) -> Result<u8> {
     let listing = erasure::list(&cx.session)?;
     let erasure = listing.read(id)?;
     // Control characters could hide a part from the reader.
-    cx.answer(&erasure, || cx.text(erasure.sql.trim_end()))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&erasure, || cx.text(erasure.sql.trim_end()))
 }
 
 fn remove(id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
@@ -280,17 +275,6 @@ fn cells(entry: &Entry) -> [String; 6] {
     ]
 }
 
-/// The answer of `apply`.
-#[derive(Serialize)]
-struct Answer<'a> {
-    cluster: &'a str,
-    pgdata: String,
-    confirmed: bool,
-    recorded: usize,
-    unproven: &'a [String],
-    erasures: &'a [Applied],
-}
-
 fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
     let asked = apply::Asked {
         pgdata: args.pgdata.clone(),
@@ -318,22 +302,20 @@ fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
         true => prepared.run(&cx.session)?,
         false => Vec::new(),
     };
-    let answer = Answer {
-        cluster: &listing.cluster,
-        pgdata: args.pgdata.display().to_string(),
-        confirmed: args.confirm,
-        recorded: listing.erasures.len(),
-        unproven: &listing.unproven,
-        erasures: &applied,
+    let answer = members! {
+        'a;
+        cluster: &'a str = &listing.cluster;
+        pgdata: String = args.pgdata.display().to_string();
+        confirmed: bool = args.confirm;
+        recorded: usize = listing.erasures.len();
+        unproven: &'a [String] = &listing.unproven;
+        erasures: &'a [Applied] = &applied;
     };
     cx.answer(&answer, || print_applied(cx, &applied))?;
     let is_whole = cx.told(failures)?;
     let is_elsewhere = judge(cx, &applied)?;
-    if is_any && !args.confirm && !args.dry_run {
-        return Err(unconfirmed(
-            "The scripts that the copy does not have would be run on it, in private.",
-        ));
-    }
+    let would = "The scripts that the copy does not have would be run on it, in private.";
+    done_or_unconfirmed(!is_any || args.confirm || args.dry_run, would)?;
     partial_unless(is_whole && !is_elsewhere)
 }
 

@@ -2,11 +2,10 @@
 
 use std::str::FromStr;
 
-use serde::Serialize;
 use serde_json::json;
 
 use super::output::Table;
-use super::{Context, expire_explain, partial_unless, warnings_unless};
+use super::{Context, done_or_unconfirmed, expire_explain, partial_unless, warnings_unless};
 use crate::config::Period;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -111,7 +110,6 @@ impl FromStr for Explained {
     }
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let policy = Policy {
         grace: args.grace.duration(),
@@ -182,37 +180,12 @@ fn status(args: &Args, done: &[Done], is_whole: bool) -> Result<u8> {
         )
         .hint("What is left is tried again by the next run. Run it as the user that owns the repository."));
     }
-    if !args.dry_run && !args.confirm && done.iter().any(|d| !d.plan.only_clears()) {
-        return Err(super::unconfirmed("The plan above would be carried out."));
-    }
+    let is_enough = args.dry_run || args.confirm || done.iter().all(|d| d.plan.only_clears());
+    done_or_unconfirmed(is_enough, "The plan above would be carried out.")?;
     // A disk that fills because nothing goes is no success.
     Ok(warnings_unless(
         done.iter().all(|d| d.plan.withheld.is_empty()),
     ))
-}
-
-#[derive(Serialize)]
-struct ShownPlace {
-    timeline: u32,
-    start_lsn: String,
-    stop_lsn: String,
-}
-
-#[derive(Serialize)]
-pub(super) struct ShownBackup<'a> {
-    id: String,
-    #[serde(flatten)]
-    place: Option<ShownPlace>,
-    stop_time: String,
-    stored_bytes: u64,
-    damaged: bool,
-    damage: Option<&'a str>,
-    fate: &'static str,
-    not_before: Option<String>,
-    reason: &'a str,
-    rules: &'a [&'static str],
-    kept_until: Option<String>,
-    to_its_end_only: bool,
 }
 
 fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
@@ -236,15 +209,12 @@ fn shown(done: &Done) -> serde_json::Value {
     let backups: Vec<_> = plan.backups.iter().map(shown_backup).collect();
     let size = done.segment_size;
     let deletions: Vec<_> = plan.deletions.iter().map(|d| deletion(d, size)).collect();
-    let ids = |ids: &[crate::repo::id::BackupId]| -> Vec<String> {
-        ids.iter().map(ToString::to_string).collect()
-    };
     let mut value = json!({
         "repository": done.repository,
         "backups": backups,
-        "marks": ids(&plan.marks),
-        "unmarks": plan.unmarks.iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>(),
-        "tombstones": ids(&plan.tombstones),
+        "marks": plan.marks,
+        "unmarks": plan.unmarks.iter().map(|(id, _)| id).collect::<Vec<_>>(),
+        "tombstones": plan.tombstones,
         "deletions": deletions,
         "segments": plan.segment_count(),
         "withheld": plan.withheld,
@@ -252,11 +222,11 @@ fn shown(done: &Done) -> serde_json::Value {
         "refusal": plan.refusal,
         "burst": plan.burst,
         "waiting": plan.waiting,
-        "window_begin": plan.window_begin.map(|begin| begin.to_string()),
-        "trimmed": ids(&plan.trimmed),
+        "window_begin": plan.window_begin,
+        "trimmed": plan.trimmed(),
         "outcome": done.outcome.as_ref().map(|o| json!({
-            "marked": ids(&o.marked),
-            "deleted_backups": ids(&o.deleted_backups),
+            "marked": o.marked,
+            "deleted_backups": o.deleted_backups,
             "deleted_segments": o.deleted_segments,
             "deleted_objects": o.deleted_objects,
             "refused": o.refused,
@@ -271,7 +241,7 @@ fn shown(done: &Done) -> serde_json::Value {
     let runs: Vec<_> = runs
         .filter_map(|(timeline, first, last)| {
             let name = |number: &SegmentNumber| number.name(*timeline, size);
-            Some(json!({ "first": name(first)?.to_string(), "last": name(last)?.to_string() }))
+            Some(json!({ "first": name(first)?, "last": name(last)? }))
         })
         .collect();
     if !runs.is_empty() {
@@ -304,28 +274,30 @@ fn shown_history(history: &HistoryFate) -> serde_json::Value {
     })
 }
 
-pub(super) fn shown_backup(backup: &Judged) -> ShownBackup<'_> {
-    ShownBackup {
-        id: backup.id.to_string(),
-        place: backup.place.map(|place| ShownPlace {
-            timeline: place.timeline.get(),
-            start_lsn: place.start_lsn.to_string(),
-            stop_lsn: place.stop_lsn.to_string(),
-        }),
-        stop_time: backup.stop_time.to_string(),
-        stored_bytes: backup.stored_bytes,
-        damaged: backup.damage.is_some(),
-        damage: backup.damage.as_deref(),
-        fate: backup.fate.as_str(),
-        not_before: match backup.fate {
-            Fate::Waiting(due) => Some(due.to_string()),
-            _ => None,
-        },
-        reason: &backup.reason,
-        rules: &backup.rules,
-        kept_until: backup.kept_until.map(|until| until.to_string()),
-        to_its_end_only: backup.is_bounded,
+pub(super) fn shown_backup(backup: &Judged) -> serde_json::Value {
+    let not_before = match backup.fate {
+        Fate::Waiting(due) => Some(due),
+        _ => None,
+    };
+    let mut shown = json!({
+        "id": backup.id,
+        "stop_time": backup.stop_time,
+        "stored_bytes": backup.stored_bytes,
+        "damaged": backup.damage.is_some(),
+        "damage": backup.damage,
+        "fate": backup.fate.as_str(),
+        "not_before": not_before,
+        "reason": backup.reason,
+        "rules": backup.rules,
+        "kept_until": backup.kept_until,
+        "to_its_end_only": backup.is_bounded,
+    });
+    if let Some(place) = backup.place {
+        shown["timeline"] = place.timeline.get().into();
+        shown["start_lsn"] = json!(place.start_lsn);
+        shown["stop_lsn"] = json!(place.stop_lsn);
     }
+    shown
 }
 
 fn deletion(deletion: &Deletion, size: SegmentSize) -> serde_json::Value {
@@ -338,7 +310,7 @@ fn deletion(deletion: &Deletion, size: SegmentSize) -> serde_json::Value {
         Deletion::Layers(id, first, last) => many("layers", id, *first, *last),
         Deletion::Packs(id, first, last) => many("packs", id, *first, *last),
         Deletion::Segments(timeline, first, last) => {
-            let name = |n: &SegmentNumber| n.name(*timeline, size).map(|n| n.to_string());
+            let name = |n: &SegmentNumber| n.name(*timeline, size);
             json!({ "kind": "segments", "timeline": timeline.get(), "first": name(first), "last": name(last), "count": last.0 - first.0 + 1 })
         }
         Deletion::WalFile(name) => one("wal_file", name),

@@ -12,11 +12,8 @@ use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::plan::retention::{Deletion, Fate, Judged};
 use crate::repo::id::BackupId;
 
-/// The answer about one scope in one repository.
-struct Answer {
-    lines: Vec<String>,
-    value: Value,
-}
+/// The answer about one scope in one repository: lines for people, and JSON.
+type Answer = (Vec<String>, Value);
 
 /// Prints why the backup or the segment stays or goes, repository by repository.
 ///
@@ -46,17 +43,17 @@ pub fn report(cx: &Context, explained: &Explained, done: &[Done]) -> Result<()> 
         _ => {}
     }
     if cx.is_json() {
-        let shown = |(one, answer): &(&Done, Answer)| {
-            let mut value = answer.value.clone();
+        let shown = |(one, (_, value)): &(&Done, Answer)| {
+            let mut value = value.clone();
             value["repository"] = one.repository.clone().into();
             one.of.named(value)
         };
         return cx.json(&of::split(&answered, |(one, _)| &one.of, shown));
     }
-    for (one, answer) in &answered {
+    for (one, (lines, _)) in &answered {
         let title = format!("{} in repository {}", one.of.title(), one.repository);
         cx.line(&title)?;
-        cx.lines(&answer.lines)?;
+        cx.lines(lines)?;
         let held = one.plan.withheld.iter().chain(&one.plan.burst);
         held.for_each(|why| cx.warn(why));
     }
@@ -80,10 +77,7 @@ fn backup(done: &Done, id: &BackupId) -> Option<Answer> {
             false => "it keeps all log behind it".to_owned(),
         });
     }
-    Some(Answer {
-        lines,
-        value: json!({ "backup": shown_backup(judged) }),
-    })
+    Some((lines, json!({ "backup": shown_backup(judged) })))
 }
 
 /// Returns the fate of a backup, and when.
@@ -137,14 +131,12 @@ fn segment(done: &Done, name: SegmentName) -> Answer {
             "a backup that is being taken or copied, or whose root is lost, needs it".to_owned(),
         );
     }
-    let needed_by: Vec<Value> = needers
-        .iter()
-        .map(|needer| json!({ "backup": needer.id.to_string(), "to_its_end_only": needer.is_bounded }))
-        .collect();
-    Answer {
-        lines,
-        value: json!({ "segment": name.to_string(), "needed": is_needed, "goes": goes, "needed_by": needed_by }),
-    }
+    let needed_by = needers.iter();
+    let needed_by = needed_by.map(|n| json!({ "backup": n.id, "to_its_end_only": n.is_bounded }));
+    let needed_by: Vec<Value> = needed_by.collect();
+    let value =
+        json!({ "segment": name, "needed": is_needed, "goes": goes, "needed_by": needed_by });
+    (lines, value)
 }
 
 fn log(done: &Done, replid: &str, position: u64) -> Option<Answer> {
@@ -163,11 +155,8 @@ fn log(done: &Done, replid: &str, position: u64) -> Option<Answer> {
     let mut lines = vec![format!("position {position} of history {replid}: {line}")];
     let needed = needers.iter();
     lines.extend(needed.map(|id| format!("what can be reached from backup {id} needs it")));
-    let needed_by: Vec<String> = needers.iter().map(ToString::to_string).collect();
-    Some(Answer {
-        lines,
-        value: json!({ "replid": replid, "position": position, "needed": !needers.is_empty(), "goes": goes, "needed_by": needed_by }),
-    })
+    let value = json!({ "replid": replid, "position": position, "needed": !needers.is_empty(), "goes": goes, "needed_by": needers });
+    Some((lines, value))
 }
 
 fn runbook(done: &Done, name: &str) -> Option<Answer> {
@@ -177,10 +166,8 @@ fn runbook(done: &Done, name: &str) -> Option<Answer> {
         true => "the next run deletes it: no mark names it",
         false => "it stays, if it is there: a mark names it, or it was stored within a day",
     };
-    Some(Answer {
-        lines: vec![format!("runbook {name}: {line}")],
-        value: json!({ "runbook": name, "goes": goes }),
-    })
+    let value = json!({ "runbook": name, "goes": goes });
+    Some((vec![format!("runbook {name}: {line}")], value))
 }
 
 fn mark(done: &Done, name: &str) -> Option<Answer> {
@@ -190,8 +177,7 @@ fn mark(done: &Done, name: &str) -> Option<Answer> {
         || "it stays, if it is there".to_owned(),
         |spent| format!("the next run deletes it: {}", spent.why),
     );
-    Some(Answer {
-        lines: vec![format!("mark {name}: {line}")],
-        value: json!({ "mark": name, "goes": spent.is_some(), "why": spent.map(|spent| &spent.why) }),
-    })
+    let why = spent.map(|spent| &spent.why);
+    let value = json!({ "mark": name, "goes": spent.is_some(), "why": why });
+    Some((vec![format!("mark {name}: {line}")], value))
 }

@@ -17,7 +17,6 @@ pub struct Args {
     name: Option<String>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.name {
         None => list(cx)?,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::backup::{Compression, head_json, jobs};
+use super::backup::{head_json, jobs};
 use super::left_out::{self, SHOWN, status};
-use super::{Context, replaced, rollback, unconfirmed};
+use super::{Context, done_or_unconfirmed, replaced, rollback};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -21,6 +21,7 @@ use crate::operate::human;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::repo::root::aux_root::AuxContent;
+use crate::snapshot::frame::FrameCodec;
 use crate::tree::explain::Verdict;
 use crate::tree::extract::Permit;
 
@@ -71,13 +72,8 @@ pub struct BackupArgs {
     pub confirm: bool,
 
     /// A text to recognise the backup by
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub label: String,
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
 
     /// Read and compress on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -85,7 +81,7 @@ pub struct BackupArgs {
 
     /// Compress with this codec
     #[arg(long, value_enum)]
-    pub compression: Option<Compression>,
+    pub compression: Option<FrameCodec>,
 }
 
 /// Which backup.
@@ -307,7 +303,7 @@ pub struct WatchArgs {
 
     /// Compress with this codec
     #[arg(long, value_enum)]
-    pub compression: Option<Compression>,
+    pub compression: Option<FrameCodec>,
 }
 
 /// Tell which rule takes a path or leaves it out
@@ -326,7 +322,6 @@ pub struct CheckExcludesArgs {
     pub paths: Vec<PathBuf>,
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     match command {
         // The programs before and after it must not be cut short.
@@ -366,12 +361,12 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         &cx.session,
         &Wanted {
             name: args.name.clone(),
-            label: args.label.clone(),
+            label: args.label.clone().unwrap_or_default(),
             is_full: args.full,
             takes_over: args.confirm,
             watched: None,
             jobs: jobs(args.jobs),
-            codec: args.compression.unwrap_or(Compression::Lz4).codec(),
+            codec: args.compression.unwrap_or(FrameCodec::Lz4),
         },
     )?;
     cx.answer(&backup_as_json(&args.name, &done), || {
@@ -542,7 +537,7 @@ fn watch(args: &WatchArgs, cx: &Context) -> Result<u8> {
         name: args.name.clone(),
         within: Duration::from_secs(args.within),
         jobs: jobs(args.jobs),
-        codec: args.compression.unwrap_or(Compression::Lz4).codec(),
+        codec: args.compression.unwrap_or(FrameCodec::Lz4),
     };
     files::watch::watch(&cx.session, &wanted, &mut |done| {
         if done.is_new {
@@ -661,9 +656,8 @@ fn copy(args: &CopyArgs, cx: &Context) -> Result<u8> {
         left_out::warn(cx, &done.left_out, "", "more were not copied");
         Ok(())
     })?;
-    if done.is_plan && done.differing_count > 0 && !args.dry_run {
-        return Err(unconfirmed("The plan above would be carried out."));
-    }
+    let is_enough = !done.is_plan || done.differing_count == 0 || args.dry_run;
+    done_or_unconfirmed(is_enough, "The plan above would be carried out.")?;
     Ok(status(done.left_out.total()))
 }
 
@@ -711,8 +705,7 @@ fn find(args: &FindArgs, cx: &Context) -> Result<u8> {
             cx.line(&format!("{id} {}", line(entry)))
         },
     )?;
-    cx.answer(&json!({ "name": args.name, "found": found }), || Ok(()))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&json!({ "name": args.name, "found": found }), || Ok(()))
 }
 
 fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
@@ -732,8 +725,7 @@ fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
         cx.line(&format!("{sign} {}", line(entry)))
     })?;
     let shown = json!({ "name": args.name, "from": args.from, "to": to, "differences": found });
-    cx.answer(&shown, || Ok(()))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&shown, || Ok(()))
 }
 
 fn sums(args: &SumsArgs, cx: &Context) -> Result<u8> {
@@ -748,8 +740,7 @@ fn sums(args: &SumsArgs, cx: &Context) -> Result<u8> {
         cx.bytes(&sum_line(path, sum))
     })?;
     let shown = json!({ "backup": id, "name": args.name, "sums": found });
-    cx.answer(&shown, || Ok(()))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&shown, || Ok(()))
 }
 
 /// Pure: a line as sha256sum writes it. One with a backslash first has a path in which some characters are escaped.
@@ -770,17 +761,13 @@ pub(super) fn sum_line(path: &[u8], sum: &str) -> Vec<u8> {
 fn check_excludes(args: &CheckExcludesArgs, cx: &Context) -> Result<u8> {
     let verdicts = files::check_excludes(&cx.session, &args.name, &args.paths)?;
     let shown = json!({ "name": args.name, "paths": verdicts });
-    cx.answer(&shown, || {
+    cx.answered(&shown, || {
         (verdicts.iter()).try_for_each(|verdict| cx.line(&verdict_line(verdict)))
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }
 
 fn verdict_line(verdict: &Verdict) -> String {
-    let result = match verdict.taken {
-        true => "taken",
-        false => "left out",
-    };
+    let result = if verdict.taken { "taken" } else { "left out" };
     let value = verdict.value.as_ref();
     let value = value
         .map(|value| format!(" \"{value}\""))
@@ -801,7 +788,6 @@ fn verdict_line(verdict: &Verdict) -> String {
     format!("{result:<8} {}: {rule}{at}{gone}", verdict.path)
 }
 
-/// An entry as a line.
 fn line(entry: Entry) -> String {
     let size = entry.size_bytes.map(|b| b.to_string()).unwrap_or_default();
     let time = entry.mtime.map(human::time).unwrap_or_default();
@@ -831,12 +817,7 @@ pub(super) fn tell_of_backup(cx: &Context, content: &AuxContent, not_stored: &se
             text("reason")
         ));
     }
-    if content.incomplete_count > 0 {
-        let lacking = human::count(content.incomplete_count, "thing");
-        cx.warn(&format!(
-            "the backup lacks {lacking} that could not be read"
-        ));
-    }
+    left_out::warn_incomplete(cx, content.incomplete_count);
     if content.unstable_count > 0 {
         let files = human::count(content.unstable_count, "file");
         cx.warn(&format!("{files} changed while the backup was taken"));
@@ -855,8 +836,7 @@ fn ls(args: &LsArgs, cx: &Context) -> Result<u8> {
         cx.line(&line(entry))
     })?;
     let shown = json!({ "backup": id, "name": args.name, "entries": entries });
-    cx.answer(&shown, || Ok(()))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&shown, || Ok(()))
 }
 
 #[cfg(test)]

@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::clone::{PlaceArgs, folder_of};
+use super::clone::{PlaceArgs, enter};
 use super::moment::Moment;
 use super::{Context, partial_unless};
 use crate::err;
 use crate::error::Result;
 use crate::find::event::{Event, Kind};
-use crate::operate::clone::{check_user, namespace};
 use crate::operate::cloned_names::Place;
 use crate::operate::find::{self, Answer, AskedTable, Question, Shown};
 use crate::operate::human;
@@ -73,7 +72,6 @@ fn kind(text: &str) -> Result<Kind> {
     })
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let clones = place(args, cx)?;
     let now = cx.session.host.now();
@@ -105,12 +103,8 @@ fn place(args: &Args, cx: &Context) -> Result<Option<Place>> {
         cx.stop_in_order()?;
         return Ok(None);
     }
-    check_user()?;
-    namespace::enter(&cx.session)?;
-    let below = folder_of(&args.place, cx)?;
-    cx.stop_with_cleanup()?;
     Ok(Some(Place {
-        below,
+        below: enter(&args.place, cx)?,
         bin: args.bin.clone(),
     }))
 }
@@ -183,7 +177,6 @@ fn rows_line(answer: &Answer, question: &Question) -> Option<String> {
     })
 }
 
-/// An event as people read it.
 pub fn render(shown: &Shown) -> String {
     let event = &shown.event;
     let subject = one_line(&subject(event));

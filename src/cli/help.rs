@@ -23,10 +23,6 @@ const PAGES: [(&str, &str); 3] = [
     ("configuration", include_str!("../../docs/configuration.md")),
 ];
 
-/// Prints it.
-///
-/// # Errors
-/// `Usage` for what is neither a command nor a page.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let [word] = args.words.as_slice()
         && let Some((_, page)) = PAGES.iter().find(|(name, _)| name == word)

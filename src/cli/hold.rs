@@ -67,7 +67,6 @@ pub struct UnholdArgs {
     pub dry_run: bool,
 }
 
-/// Runs `pitr hold`.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let (reason, until) = (args.reason.clone(), None);
@@ -89,7 +88,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     })
 }
 
-/// Runs `pitr unhold`.
 pub fn run_unhold(args: &UnholdArgs, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let word = (args.confirm, args.dry_run);

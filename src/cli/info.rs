@@ -27,7 +27,6 @@ pub struct Args {
     pub set: Option<String>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let Some(set) = &args.set {
         return info_set::run(set, cx);

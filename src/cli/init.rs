@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::roles::{self, RoleArg};
-use super::{Context, init_interactive};
+use super::{Context, init_interactive, roles};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::conf_value;
 use crate::operate::human;
 use crate::operate::init::{self, Done, Made, Request};
+use crate::operate::roles::Role;
 
 /// Create the repository and register the cluster in it
 ///
@@ -47,10 +47,21 @@ pub struct Args {
 
     /// Only print the rights that a host of this role needs: policies of buckets, statements for the server, keys, modes of files
     #[arg(long, value_enum, conflicts_with_all = ["pgdata", "conninfo", "key_set", "interactive", "confirm"])]
-    pub role: Option<RoleArg>,
+    pub role: Option<Role>,
 }
 
-/// Runs the command.
+impl Args {
+    pub(super) fn request(&self) -> Request {
+        Request {
+            pgdata: self.pgdata.clone(),
+            conninfo: self.conninfo.clone(),
+            key_set: self.key_set.clone(),
+            one_recipient: self.one_recipient,
+            confirm: self.confirm,
+        }
+    }
+}
+
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if let Some(role) = args.role {
         return roles::print(role, cx);
@@ -58,14 +69,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if args.interactive {
         return init_interactive::run(args, cx);
     }
-    let request = Request {
-        pgdata: args.pgdata.clone(),
-        conninfo: args.conninfo.clone(),
-        key_set: args.key_set.clone(),
-        one_recipient: args.one_recipient,
-        confirm: args.confirm,
-    };
-    let made = init::init(&cx.session, &request)?;
+    let made = init::init(&cx.session, &args.request())?;
     if cx.is_json() {
         let settings = made.settings.iter();
         let settings = settings.map(|(name, value)| ((*name).to_owned(), value.clone().into()));

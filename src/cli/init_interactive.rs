@@ -5,13 +5,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Context, init};
-use crate::archive::server_conf::Started;
 use crate::config::{self, Flags};
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::exit;
 use crate::operate::archive_command::shell_word;
 use crate::operate::away::Away;
@@ -23,11 +22,8 @@ use crate::operate::owner::{Access, User};
 use crate::operate::pacing::Pacing;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
-use crate::operate::start_line::program;
+use crate::operate::start_line::restart_command;
 
-/// The longest wait for a server that an operator restarts.
-const RESTART_MAX: Duration = Duration::from_secs(1800);
-const PAUSE: Duration = Duration::from_millis(500);
 /// How often a question that waits for its answer looks whether it is to end.
 const GLANCE: Duration = Duration::from_millis(100);
 /// The configuration file of the host.
@@ -35,10 +31,7 @@ const SYSTEM: &str = "/etc/pitr/pitr.toml";
 /// The proposal for a repository.
 const REPOSITORY: &str = "file:///var/backups/pitr";
 
-/// Runs the command.
-///
-/// # Errors
-/// The reason why the database is not recoverable in the end.
+/// An error is the reason why the database is not recoverable in the end.
 pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     if cx.is_json() {
@@ -91,16 +84,11 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
         },
         ..session
     };
-    let made = use_case::init(
-        &session,
-        &Request {
-            pgdata: Some(pgdata.clone()),
-            conninfo: args.conninfo.clone(),
-            key_set: args.key_set.clone(),
-            one_recipient: args.one_recipient,
-            confirm: args.confirm,
-        },
-    )?;
+    let request = Request {
+        pgdata: Some(pgdata.clone()),
+        ..args.request()
+    };
+    let made = use_case::init(&session, &request)?;
     init::print_done(&made, cx)?;
     // The question has warned of the disk already.
     let is_new = |w: &&String| !is_asked || !w.ends_with(ONE_DISK);
@@ -185,7 +173,6 @@ impl Dialogue<'_> {
         })
     }
 
-    /// The next line of standard input.
     fn answer(&self) -> Result<String> {
         loop {
             self.cx.session.host.check_stop()?;
@@ -308,39 +295,14 @@ impl Dialogue<'_> {
         }
         settle::apply(&mut server, &changes)?;
         drop(server);
-        match changes.iter().any(Change::needs_restart) {
-            true => self.await_restart(conninfo, (pgdata, made.identity.major), &made.settings),
-            false => Ok(()),
+        if !changes.iter().any(Change::needs_restart) {
+            return Ok(());
         }
-    }
-
-    fn await_restart(
-        &self,
-        conninfo: &str,
-        (pgdata, major): (&Path, u32),
-        wanted: &[(&'static str, String)],
-    ) -> Result<()> {
         self.cx.line(&format!(
             "\nThe server has to be restarted, which ends its sessions. Do it when it suits, in another terminal:\n\n  {}\n\nThis command waits for it, and goes on then.",
-            restart_command(pgdata, major)
+            restart_command(pgdata, made.identity.major)
         ))?;
-        let since = Instant::now();
-        loop {
-            self.cx.session.host.check_stop().map_err(|e| {
-                e.hint("Repository, configuration and settings are made. Restart the server, then run \"pitr backup\".")
-            })?;
-            let standing = Server::connect(conninfo).and_then(|mut s| Standing::read(&mut s));
-            match standing {
-                Ok(standing) if standing.changes(wanted).is_empty() => return Ok(()),
-                Err(e) if !is_restarting(&e) => return Err(e),
-                _ => {}
-            }
-            if since.elapsed() > RESTART_MAX {
-                return Err(err!(Deadline, "the server was not restarted within {} min", RESTART_MAX.as_secs() / 60)
-                    .hint("Repository, configuration and settings are made. Restart the server, then run \"pitr backup\"."));
-            }
-            std::thread::sleep(PAUSE);
-        }
+        settle::await_restart(&self.cx.session.host, conninfo, &made.settings)
     }
 
     /// Takes the first backup, and shows what can be recovered.
@@ -365,7 +327,6 @@ impl Dialogue<'_> {
         Ok(exit::SUCCESS)
     }
 
-    /// Shows a command, and runs it.
     fn pitr(&self, made: &Made, verb: &str) -> Result<u8> {
         let config = made.config.to_string_lossy();
         self.cx
@@ -412,33 +373,6 @@ fn device_of(path: &Path) -> Option<u64> {
     ancestors
         .find_map(|at| std::fs::metadata(at).ok())
         .map(|metadata| metadata.dev())
-}
-
-/// A server that is stopped or starts cannot be asked.
-fn is_restarting(error: &Error) -> bool {
-    matches!(
-        error.code(),
-        Code::Unreachable | Code::Server | Code::Deadline
-    )
-}
-
-/// The command that restarts the server: by its service where Debian's layout tells its name.
-fn restart_command(pgdata: &Path, major: u32) -> String {
-    let name = |path: Option<&Path>| Some(path?.file_name()?.to_str()?.to_owned());
-    let (cluster, version) = (name(Some(pgdata)), name(pgdata.parent()));
-    if let (Some(cluster), Some(version)) = (cluster, version)
-        && Path::new("/etc/postgresql")
-            .join(&version)
-            .join(&cluster)
-            .exists()
-    {
-        return format!("sudo systemctl restart postgresql@{version}-{cluster}");
-    }
-    format!(
-        "{} -D {} restart   (or its service, by systemctl)",
-        shell_word(&program("pg_ctl", &Started::read(pgdata), major)),
-        shell_word(&pgdata.to_string_lossy())
-    )
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::{Context, warnings_unless};
+use crate::operate::human;
 use crate::tree::left_out::{Example, LeftOut};
 
 /// Examples that are printed.
@@ -25,6 +26,16 @@ pub(super) fn warn(cx: &Context, left_out: &LeftOut, root: &str, more: &str) {
     }
 }
 
+/// Warns of so many things that the backup never had.
+pub(super) fn warn_incomplete(cx: &Context, count: u64) {
+    if count > 0 {
+        let lacking = human::count(count, "thing");
+        cx.warn(&format!(
+            "the backup lacks {lacking} that could not be read"
+        ));
+    }
+}
+
 /// An example as a line; the directory that was backed up or restored has no path of its own.
 fn line(one: &Example, root: &str) -> String {
     let path = format!("{root}{}", String::from_utf8_lossy(&one.path));
@@ -35,7 +46,6 @@ fn line(one: &Example, root: &str) -> String {
     format!("{named}, {}: {}", one.part.name(), one.why)
 }
 
-/// Returns the exit status of a command that met so many troubles.
 pub(super) fn status(troubles: u64) -> u8 {
     warnings_unless(troubles == 0)
 }
@@ -46,7 +56,7 @@ mod tests {
     use crate::tree::left_out::Part;
 
     #[test]
-    fn the_directory_itself_is_named_where_it_has_no_path() {
+    fn u101_the_directory_itself_is_named_where_it_has_no_path() {
         let of = |path: &[u8]| Example {
             path: path.to_vec(),
             part: Part::Owner,

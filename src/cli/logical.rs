@@ -91,12 +91,7 @@ pub struct RestoreArgs {
     pub schema: Vec<String>,
 
     /// Restore only this table, without its indexes and constraints; may be repeated
-    #[arg(
-        long,
-        value_name = "SCHEMA.TABLE",
-        requires = "into",
-        conflicts_with = "to"
-    )]
+    #[arg(long, value_name = "SCHEMA.TABLE", requires = "into", conflicts_with_all = ["to"])]
     pub table: Vec<String>,
 
     /// Restore over this many connections, and not in one transaction
@@ -163,7 +158,6 @@ pub struct CheckArgs {
     pub bin: Option<PathBuf>,
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     // The spool and the programs have to end in order, however impatient the operator is.
     cx.stop_with_cleanup()?;
@@ -189,36 +183,35 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         took,
     } = backup::run(&cx.session, asked)?;
     let head = &root.head;
-    if cx.is_json() {
-        let more = json!({ "logical": member });
-        cx.json(&head_json(&args.name, head, (&repository, took), &more))?;
-        return Ok(exit::SUCCESS);
-    }
-    for database in &member.databases {
+    let more = json!({ "logical": member });
+    let shown = head_json(&args.name, head, (&repository, took), &more);
+    cx.answered(&shown, || {
+        for database in &member.databases {
+            cx.report(&format!(
+                "database {}: {} in {}, {}, snapshot {} at {} to {}",
+                database.name,
+                human::count(database.row_count, "row"),
+                human::count(database.table_count, "table"),
+                human::size(database.size_bytes),
+                database.snapshot,
+                database.start_lsn,
+                database.stop_lsn
+            ))?;
+        }
         cx.report(&format!(
-            "database {}: {} in {}, {}, snapshot {} at {} to {}",
-            database.name,
-            human::count(database.row_count, "row"),
-            human::count(database.table_count, "table"),
-            human::size(database.size_bytes),
-            database.snapshot,
-            database.start_lsn,
-            database.stop_lsn
+            "backup {}: {} by pg_dump {}, stored as {} in {}; every dump was read back",
+            head.id,
+            human::count(member.databases.len() as u64, "database"),
+            member.pg_dump_version,
+            human::size(head.stored_bytes),
+            human::duration(took)
         ))?;
-    }
-    cx.report(&format!(
-        "backup {}: {} by pg_dump {}, stored as {} in {}; every dump was read back",
-        head.id,
-        human::count(member.databases.len() as u64, "database"),
-        member.pg_dump_version,
-        human::size(head.stored_bytes),
-        human::duration(took)
-    ))?;
-    cx.note(&format!(
-        "next: \"pitr logical check {} --restore\" restores the dumps into a private server",
-        args.name
-    ));
-    Ok(exit::SUCCESS)
+        cx.note(&format!(
+            "next: \"pitr logical check {} --restore\" restores the dumps into a private server",
+            args.name
+        ));
+        Ok(())
+    })
 }
 
 fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
@@ -255,8 +248,7 @@ fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Resu
         "selected_entries": restored.selected,
         "logical": restored.member,
     });
-    cx.answer(&shown, || print_restore(args, cx, restored))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&shown, || print_restore(args, cx, restored))
 }
 
 fn print_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<()> {

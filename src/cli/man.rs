@@ -17,10 +17,6 @@ pub struct Args {
     directory: PathBuf,
 }
 
-/// Writes them.
-///
-/// # Errors
-/// Errors of the directory.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let mut line = super::command_line();
     line.build();

@@ -35,7 +35,6 @@ pub struct Args {
     pub every: Option<Period>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let asked = Asked {

@@ -32,7 +32,6 @@ pub struct Args {
     pub compat: Vec<Compat>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if cx.is_json() {
         return Err(err!(Usage, "metrics have no JSON: pitr info --json has it"));

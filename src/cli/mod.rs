@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
@@ -41,6 +42,7 @@ pub mod output;
 pub mod serve;
 pub mod target;
 pub mod terminal;
+mod values;
 
 pub mod adopt;
 pub mod agent;
@@ -281,6 +283,14 @@ pub fn now() -> TimestampTz {
     TimestampTz::from_system_time(fault::time(SystemTime::now()))
 }
 
+/// Lets a signal set the flag.
+fn set_on(signal: i32, flag: &Arc<AtomicBool>) -> Result<()> {
+    match signal_hook::flag::register(signal, Arc::clone(flag)) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Error::from_io("install the handler of signals", e)),
+    }
+}
+
 /// The refusal of a command that shows a plan, and was given neither --confirm nor --dry-run; `shown` says what the plan is.
 fn unconfirmed(shown: &str) -> Error {
     err!(
@@ -292,7 +302,7 @@ fn unconfirmed(shown: &str) -> Error {
     ))
 }
 
-/// Success of a command whose plan was only to be shown, or has been carried out; else its refusal as [`unconfirmed`].
+/// Success of a command whose plan was only to be shown, or is carried out; else its refusal as [`unconfirmed`].
 fn done_or_unconfirmed(is_enough: bool, shown: &str) -> Result<u8> {
     match is_enough {
         true => Ok(exit::SUCCESS),
@@ -325,7 +335,6 @@ fn status_of(level: Level) -> u8 {
     }
 }
 
-/// A random number.
 pub fn random() -> u64 {
     // The standard library seeds its hash keys from the system, and takes others each time.
     RandomState::new().build_hasher().finish()
@@ -342,9 +351,6 @@ impl Deref for Context {
 
 impl Context {
     /// Lets Ctrl-C and SIGTERM stop the session's work in order. A second signal ends the process at once.
-    ///
-    /// # Errors
-    /// `Io` when the handler cannot be set.
     pub fn stop_in_order(&self) -> Result<()> {
         use signal_hook::consts::{SIGINT, SIGTERM};
         let stop = &self.session.host.stop;
@@ -359,16 +365,10 @@ impl Context {
     }
 
     /// Lets the session's work stop in order, however often a signal comes: for work whose end must not be cut short. A lost terminal ends it, too.
-    ///
-    /// # Errors
-    /// `Io` when the handler cannot be set.
     fn stop_with_cleanup(&self) -> Result<()> {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&self.session.host.stop))
-                .map_err(|e| Error::from_io("install the handler of signals", e))?;
-        }
-        Ok(())
+        let set = |signal| set_on(signal, &self.session.host.stop);
+        [SIGINT, SIGTERM, SIGHUP].into_iter().try_for_each(set)
     }
 
     /// Prints what failed, after the report of what was done; whether nothing did.

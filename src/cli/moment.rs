@@ -24,23 +24,17 @@ pub enum Moment {
         /// Its last microsecond.
         end: WrittenTime,
     },
-    /// So far from now.
+    /// So far from now. It is refused (`Usage`) where that is out of range.
     Distant(Duration),
 }
 
 impl Moment {
     /// Returns the time, of a day its begin; a length of time reaches back from `now`.
-    ///
-    /// # Errors
-    /// `Usage` for one that is out of range.
     pub fn before(&self, now: TimestampTz) -> Result<WrittenTime> {
         self.written(|distance| now.saturating_sub(distance))
     }
 
     /// Returns the last time that belongs to it, of a day its end; a length of time reaches back from `now`.
-    ///
-    /// # Errors
-    /// `Usage` for one that is out of range.
     pub fn end_before(&self, now: TimestampTz) -> Result<WrittenTime> {
         match self {
             Moment::Day { end, .. } => Ok(end.clone()),
@@ -49,9 +43,6 @@ impl Moment {
     }
 
     /// Returns the time, of a day its begin; a length of time reaches forward from `now`.
-    ///
-    /// # Errors
-    /// `Usage` for one that is out of range.
     pub fn after(&self, now: TimestampTz) -> Result<WrittenTime> {
         self.written(|distance| now.saturating_add(distance))
     }

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
-
 use super::Context;
 use super::target::TargetArgs;
 use crate::error::Result;
@@ -28,15 +26,6 @@ pub struct Args {
     pub target: TargetArgs,
 }
 
-#[derive(Serialize)]
-struct Answer<'a> {
-    data: &'a PathBuf,
-    backup: &'a str,
-    target: &'a str,
-    start: &'a str,
-}
-
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let target = args.target.parse()?;
     let at = cx.session.environment.absolute(&args.at);
@@ -46,13 +35,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn shown(ready: &Ready, cx: &Context) -> Result<()> {
-    let answer = Answer {
-        data: &ready.data,
-        backup: &ready.backup,
-        target: &ready.target,
-        start: &ready.start,
-    };
-    cx.answer(&answer, || {
+    cx.answer(ready, || {
         cx.line(&format!(
             "mounted: {}, from backup {}\n\n  {}\n\nIt is there until this command ends (Ctrl-C), and thrown away then. Stop the server before.",
             ready.target, ready.backup, ready.start

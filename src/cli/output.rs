@@ -16,6 +16,18 @@ use crate::exit::{self, Program};
 use crate::progress::Progress;
 use crate::text::escaped;
 
+/// An answer with these members, each with its type, in this order: `json!` would sort them.
+macro_rules! members {
+    ($life:lifetime; $($(#[$attribute:meta])* $name:ident: $type:ty = $value:expr;)*) => {{
+        #[derive(serde::Serialize)]
+        struct Members<$life> {
+            $($(#[$attribute])* $name: $type,)*
+        }
+        Members { $($name: $value,)* }
+    }};
+}
+pub(super) use members;
+
 /// Standard output and standard error, and how to write to them.
 pub struct Output {
     json: bool,
@@ -59,13 +71,10 @@ impl Output {
     /// # Errors
     /// `Io` or `Full` when standard output cannot be written; a closed pipe is no error.
     pub fn line(&self, text: &str) -> Result<()> {
-        self.data(&format!("{}\n", escaped(text)))
+        self.raw(&format!("{}\n", escaped(text)))
     }
 
     /// Prints lines of data, each as [`Output::line`] does.
-    ///
-    /// # Errors
-    /// As [`Output::line`].
     pub fn lines(&self, lines: impl IntoIterator<Item = impl AsRef<str>>) -> Result<()> {
         lines
             .into_iter()
@@ -73,18 +82,12 @@ impl Output {
     }
 
     /// Prints the text of a file: tabs are part of its lines.
-    ///
-    /// # Errors
-    /// As [`Output::line`].
     pub fn text(&self, text: &str) -> Result<()> {
         let lines = text.split('\t').map(escaped).collect::<Vec<_>>();
-        self.data(&format!("{}\n", lines.join("\t")))
+        self.raw(&format!("{}\n", lines.join("\t")))
     }
 
     /// Prints the report of what a command did, which nobody needs with `--quiet` when all went well.
-    ///
-    /// # Errors
-    /// As [`Output::line`].
     pub fn report(&self, text: &str) -> Result<()> {
         match self.quiet {
             true => Ok(()),
@@ -92,36 +95,24 @@ impl Output {
         }
     }
 
-    /// Prints bytes for a program, as they are.
-    ///
-    /// # Errors
-    /// As [`Output::line`].
-    pub(super) fn bytes(&self, bytes: &[u8]) -> Result<()> {
-        self.write(bytes)
-    }
-
     /// Prints text for a program, as it is.
-    ///
-    /// # Errors
-    /// As [`Output::line`].
     pub(super) fn raw(&self, text: &str) -> Result<()> {
-        self.data(text)
+        self.bytes(text.as_bytes())
     }
 
     /// Prints a value as JSON.
-    ///
-    /// # Errors
-    /// As [`Output::line`].
     pub fn json(&self, value: &impl Serialize) -> Result<()> {
-        let text = serde_json::to_string_pretty(value)
-            .map_err(|e| crate::err!(Internal, "write JSON").source(e))?;
-        self.data(&format!("{text}\n"))
+        self.raw(&Output::pretty(value)?)
+    }
+
+    /// The text of a value as JSON.
+    pub(super) fn pretty(value: &impl Serialize) -> Result<String> {
+        let text = serde_json::to_string_pretty(value);
+        let text = text.map_err(|e| crate::err!(Internal, "write JSON").source(e))?;
+        Ok(text + "\n")
     }
 
     /// Prints an answer: the value as JSON where that is wanted, else what `show` prints for people.
-    ///
-    /// # Errors
-    /// As [`Output::line`], and those of `show`.
     pub fn answer(&self, value: &impl Serialize, show: impl FnOnce() -> Result<()>) -> Result<()> {
         match self.json {
             true => self.json(value),
@@ -129,12 +120,18 @@ impl Output {
         }
     }
 
+    /// Prints the answer with which a command ends well, as [`Output::answer`] does.
+    pub fn answered(
+        &self,
+        value: &impl Serialize,
+        show: impl FnOnce() -> Result<()>,
+    ) -> Result<u8> {
+        self.answer(value, show).map(|()| exit::SUCCESS)
+    }
+
     /// Prints a table, in a form that fits into the terminal, where standard output is one.
-    ///
-    /// # Errors
-    /// As [`Output::line`].
     pub fn table(&self, table: &Table) -> Result<()> {
-        self.data(&Output::fitted(table))
+        self.raw(&Output::fitted(table))
     }
 
     /// The text of a table, in a form that fits into the terminal, where standard output is one.
@@ -199,16 +196,13 @@ impl Output {
             "exit": exit,
         });
         let text = format!("{object:#}\n");
-        if self.written.load(Ordering::Relaxed) || self.data(&text).is_err() {
+        if self.written.load(Ordering::Relaxed) || self.raw(&text).is_err() {
             standard_error(&text);
         }
     }
 
-    fn data(&self, text: &str) -> Result<()> {
-        self.write(text.as_bytes())
-    }
-
-    fn write(&self, bytes: &[u8]) -> Result<()> {
+    /// Prints bytes for a program, as they are.
+    pub(super) fn bytes(&self, bytes: &[u8]) -> Result<()> {
         // An answer comes after the work: no bar stands in it.
         self.progress.end();
         self.written.store(true, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use super::hold::{outcome, print_stores};
 use super::moment::Moment;
 use super::target::TargetArgs;
 use super::timeline::reason;
-use super::{Context, partial_unless, unconfirmed};
+use super::{Context, done_or_unconfirmed, partial_unless};
 use crate::error::Result;
 use crate::operate::human;
 use crate::operate::pin::{self, Asked, Kind, Pinning, Plan, StandingPin, Unpinning};
@@ -77,7 +77,6 @@ pub struct UnpinArgs {
     pub dry_run: bool,
 }
 
-/// Runs `pitr pin`.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let until = args.until.as_deref().map(|text| until(args, text, cx));
     let (until, reason) = (until.transpose()?, args.reason.clone());
@@ -110,7 +109,6 @@ fn until(args: &Args, text: &str, cx: &Context) -> Result<AskedTarget> {
     })
 }
 
-/// Runs `pitr unpin`.
 pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
     let word = (args.confirm, args.dry_run);
     if let Some(of) = &args.of {
@@ -148,10 +146,7 @@ pub(super) fn of_content(
         let places = shown.repositories.join(" and ");
         cx.line(&format!("backup {backup} of {of}, in {places}"))?;
         print_pins(cx, &shown.pins)?;
-        let until = match shown.until {
-            None => "until it is unpinned".to_owned(),
-            Some(until) => format!("until {}", human::time(until)),
-        };
+        let until = end(shown.until, "until it is unpinned");
         match (kind, wanted) {
             (Kind::Pin, Some(_)) => cx.line(&format!("keeps, {until}: the backup")),
             (Kind::Pin, None) => cx.line("then: no pin keeps it; retention decides about it"),
@@ -194,19 +189,16 @@ pub(super) fn finish<T: Serialize>(
         })?;
     }
     let is_whole = cx.told(failures)?;
-    if !confirm && !dry_run {
-        return Err(unconfirmed("What is shown above would be recorded."));
-    }
+    done_or_unconfirmed(confirm || dry_run, "What is shown above would be recorded.")?;
     partial_unless(is_whole)
 }
 
 pub(super) fn print(cx: &Context, plan: &Plan<Pinning>) -> Result<()> {
     let shown = &plan.shown;
     print_backup(cx, &shown.backup, shown.stop_time, &shown.repositories)?;
-    let end = match shown.until {
-        None if plan.events.is_hold() => "until the hold is ended".to_owned(),
-        None => "until it is unpinned".to_owned(),
-        Some(until) => format!("until {}", human::time(until)),
+    let end = match plan.events.is_hold() {
+        true => end(shown.until, "until the hold is ended"),
+        false => end(shown.until, "until it is unpinned"),
     };
     cx.line(&format!(
         "keeps, {end}: the backup, and WAL {} to {} on timeline {}",
@@ -220,6 +212,13 @@ pub(super) fn print(cx: &Context, plan: &Plan<Pinning>) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+fn end(until: Option<TimestampTz>, never: &str) -> String {
+    until.map_or_else(
+        || never.to_owned(),
+        |until| format!("until {}", human::time(until)),
+    )
 }
 
 /// The backup, and what ends.

@@ -35,7 +35,6 @@ const MISSING_SHOWN: usize = 8;
 /// Backups that were not taken and that people see; machines get all.
 const NOT_TAKEN_SHOWN: usize = 3;
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     // An error in the words is reported before anything is opened.
     let target = args.target.parse()?;
@@ -71,9 +70,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 /// Ends with an error behind a plan that is shown: where that is JSON it stays the only document.
-///
-/// # Errors
-/// The error, where people read.
 pub fn fail(cx: &Context, e: Error) -> Result<u8> {
     match cx.is_json() {
         true => Ok(exit::status(Program::Pitr, e.code())),
@@ -105,9 +101,6 @@ struct Shown<'a> {
 }
 
 /// Prints a plan; `local_time` is a target time as it was written.
-///
-/// # Errors
-/// Errors of standard output.
 pub fn show(cx: &Context, plan: &Plan, local_time: Option<&str>) -> Result<()> {
     let estimate = None;
     cx.answer(plan, || print(cx, &Shown { plan, estimate }, local_time))
@@ -119,7 +112,6 @@ fn print(cx: &Context, shown: &Shown<'_>, local_time: Option<&str>) -> Result<()
     Ok(())
 }
 
-/// A plan as people read it.
 fn render(shown: &Shown<'_>, local_time: Option<&str>) -> String {
     let plan = shown.plan;
     let mut page = Page::default();

@@ -1,14 +1,11 @@
 //! `pitr query`.
 
-use serde::Serialize;
-
 use super::Context;
-use super::clone::{MomentArgs, folder_of};
-use super::output::Table;
+use super::clone::{MomentArgs, enter};
+use super::output::{Table, members};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::clone::folder::State;
-use crate::operate::clone::{check_user, namespace};
 use crate::operate::query;
 use crate::wire::client::Rows;
 
@@ -36,35 +33,22 @@ pub struct Args {
     pub moment: MomentArgs,
 }
 
-#[derive(Serialize)]
-struct Answer<'a> {
-    clone: &'a State,
-    search_path: &'a str,
-    time_zone: &'a str,
-    date_style: &'a str,
-    columns: &'a [String],
-    rows: Vec<Vec<Option<String>>>,
-}
-
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let asked = args.moment.asked()?;
-    check_user()?;
-    namespace::enter(&cx.session)?;
-    let below = folder_of(&args.moment.place, cx)?;
-    cx.stop_with_cleanup()?;
+    let below = enter(&args.moment.place, cx)?;
     let what = (args.database.as_str(), args.sql.as_str());
     let answer = query::run(&cx.session, &asked, &below, what)?;
     let rows = &answer.rows;
     let cells = cells(rows)?;
     if cx.is_json() {
-        cx.json(&Answer {
-            clone: &answer.state,
-            search_path: &answer.search_path,
-            time_zone: &answer.time_zone,
-            date_style: &answer.date_style,
-            columns: &rows.columns,
-            rows: cells,
+        cx.json(&members! {
+            'a;
+            clone: &'a State = &answer.state;
+            search_path: &'a str = &answer.search_path;
+            time_zone: &'a str = &answer.time_zone;
+            date_style: &'a str = &answer.date_style;
+            columns: &'a [String] = &rows.columns;
+            rows: Vec<Vec<Option<String>>> = cells;
         })?;
         return Ok(exit::SUCCESS);
     }

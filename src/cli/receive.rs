@@ -5,9 +5,9 @@ use std::cell::Cell;
 use serde::Serialize;
 
 use super::notify::Notify;
+use super::output::members;
 use super::{Context, partial_unless};
 use crate::error::{Error, Result};
-use crate::exit;
 use crate::operate::receive::{self, Asked, Dropped};
 use crate::operate::receiver::{archived, line, lsn};
 use crate::pg::lsn::Lsn;
@@ -46,21 +46,6 @@ fn slot_name(text: &str) -> std::result::Result<SlotName, String> {
     text.parse().map_err(|e: Error| e.to_string())
 }
 
-/// The result of receiving, as JSON.
-#[derive(Serialize, Default)]
-struct Shown<'a> {
-    cluster: &'a str,
-    system_identifier: Option<String>,
-    slot: Option<&'a str>,
-    timeline: Option<u32>,
-    received_lsn: Option<Lsn>,
-    flushed_lsn: Option<Lsn>,
-    acknowledged_lsn: Option<Lsn>,
-    archived_lsn: Option<Lsn>,
-    complete: bool,
-}
-
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if args.drop_slot {
         return drop_slot(cx, args.slot.as_ref());
@@ -72,26 +57,19 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let options = receive::options(&cx.session, asked)?;
     let Some(ended) = followed(cx, &options)? else {
-        return stopped_early(cx, &options);
+        // It waited for server and repositories to say which cluster it is.
+        let slot = options.slot.to_string();
+        let shown = shown((&options.cluster, Some(&slot)), None);
+        cx.answer(&shown, || cx.line("stopped before anything was received"))?;
+        return partial_unless(options.until.is_none());
     };
-    let complete = ended.is_shipped;
-    cx.answer(&shown(&ended), || cx.report(&summary(&ended)))?;
+    let (status, complete) = (&ended.status, ended.is_shipped);
+    let shown = shown((&status.cluster, status.slot.as_deref()), Some(&ended));
+    cx.answer(&shown, || cx.report(&summary(&ended)))?;
     if !complete {
         cx.warn("not everything is in the repositories yet: the rest is in the journal, and goes out when the receiver runs again");
     }
     partial_unless(complete || args.until_lsn.is_none())
-}
-
-/// It was stopped while it waited for server and repositories to say which cluster it is.
-fn stopped_early(cx: &Context, options: &Options) -> Result<u8> {
-    let slot = options.slot.to_string();
-    let shown = Shown {
-        cluster: &options.cluster,
-        slot: Some(&slot),
-        ..Shown::default()
-    };
-    cx.answer(&shown, || cx.line("stopped before anything was received"))?;
-    partial_unless(options.until.is_none())
 }
 
 fn followed(cx: &Context, options: &Options) -> Result<Option<Ended>> {
@@ -119,29 +97,32 @@ fn drop_slot(cx: &Context, wanted: Option<&SlotName>) -> Result<u8> {
         was_there,
     } = receive::drop_slot(&cx.session, wanted)?;
     let shown = serde_json::json!({ "slot": slot.to_string(), "dropped": was_there });
-    cx.answer(&shown, || {
+    cx.answered(&shown, || {
         cx.report(&match was_there {
             true => format!("dropped replication slot \"{slot}\" on \"{host}\""),
             false => format!(
                 "there is no replication slot \"{slot}\" on \"{host}\": nothing was dropped"
             ),
         })
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }
 
-fn shown(ended: &Ended) -> Shown<'_> {
-    let status = &ended.status;
-    Shown {
-        cluster: &status.cluster,
-        system_identifier: Some(status.system_identifier.to_string()),
-        slot: status.slot.as_deref(),
-        timeline: status.timeline.map(|t| t.decimal()),
-        received_lsn: status.received_lsn,
-        flushed_lsn: status.flushed_lsn,
-        acknowledged_lsn: status.acknowledged_lsn,
-        archived_lsn: archived(status),
-        complete: ended.is_shipped,
+fn shown<'s>(
+    (name, of_slot): (&'s str, Option<&'s str>),
+    ended: Option<&'s Ended>,
+) -> impl Serialize + use<'s> {
+    let status = ended.map(|ended| &ended.status);
+    members! {
+        's;
+        cluster: &'s str = name;
+        system_identifier: Option<String> = status.map(|s| s.system_identifier.to_string());
+        slot: Option<&'s str> = of_slot;
+        timeline: Option<u32> = status.and_then(|s| s.timeline).map(|t| t.decimal());
+        received_lsn: Option<Lsn> = status.and_then(|s| s.received_lsn);
+        flushed_lsn: Option<Lsn> = status.and_then(|s| s.flushed_lsn);
+        acknowledged_lsn: Option<Lsn> = status.and_then(|s| s.acknowledged_lsn);
+        archived_lsn: Option<Lsn> = status.and_then(archived);
+        complete: bool = ended.is_some_and(|ended| ended.is_shipped);
     }
 }
 

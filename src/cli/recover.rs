@@ -61,12 +61,7 @@ pub struct MomentArgs {
     pub set: Option<String>,
 
     /// A mark: its name, the beginning of it, or its label
-    #[arg(
-        long,
-        value_name = "MARK",
-        required_unless_present = "target_time",
-        conflicts_with = "target_time"
-    )]
+    #[arg(long, value_name = "MARK", required_unless_present = "target_time", conflicts_with_all = ["target_time"])]
     pub mark: Option<String>,
 
     /// A time, such as "2026-11-20 06:40:49+01": each member by its own clock, files as of the first backup after it
@@ -202,7 +197,6 @@ impl MomentArgs {
     }
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     match command {
         Command::Test(args) => test(args, cx),
@@ -296,7 +290,6 @@ fn in_place(
     Ok(warnings_unless(report.warnings.is_empty()))
 }
 
-/// Prints a report, and its warnings.
 fn answer(cx: &Context, report: &Report) -> Result<()> {
     cx.answer(report, || print_report(cx, report))?;
     cx.warn_all(&report.warnings);
@@ -386,7 +379,6 @@ fn warn_of(cx: &Context, report: &Report) {
     }
 }
 
-/// Prints a plan of a set.
 fn print_plan(cx: &Context, plan: &SetPlan) -> Result<()> {
     let level = plan
         .level

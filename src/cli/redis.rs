@@ -18,7 +18,7 @@ use crate::operate::redis::backup::{self, Asked, Taken};
 use crate::operate::redis::into::{self, Replaced};
 use crate::operate::redis::keys::{self, Copied, Names, Picked};
 use crate::operate::redis::list::{self, Listed};
-use crate::operate::redis::receive;
+use crate::operate::redis::receive::{self, Ended};
 use crate::operate::redis::restore::{self, Restored};
 use crate::operate::redis::shards;
 use crate::redis::member::Member;
@@ -173,7 +173,6 @@ pub struct LsArgs {
     pub name: String,
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     if let Command::Backup(_) | Command::Receive(_) | Command::Restore(_) = command {
         cx.stop_in_order()?;
@@ -193,24 +192,27 @@ fn run_receive(args: &ReceiveArgs, cx: &Context) -> Result<u8> {
         return redis_cluster::receive(&args.name, cx);
     }
     let ended = receive::run(&cx.session, &args.name)?;
-    let (replid, position) = ended.position.unzip();
-    if cx.is_json() {
-        cx.json(&json!({
-            "name": args.name,
-            "replid": replid,
-            "offset": position,
-            "shipped": ended.is_shipped,
-        }))?;
-    } else if let Some((replid, position)) = replid.zip(position) {
-        cx.report(&format!(
-            "redis \"{}\": received up to offset {position} of {replid}",
-            args.name
-        ))?;
-    }
+    cx.answer(&received_json(&args.name, &ended), || {
+        report_received(&args.name, &ended, cx)
+    })?;
     if !ended.is_shipped {
         cx.warn("a repository does not hold all of it yet: the rest is in the journal, and the next receiver ships it");
     }
     Ok(warnings_unless(ended.is_shipped))
+}
+
+pub(super) fn received_json(name: &str, ended: &Ended) -> Value {
+    let (replid, offset) = ended.position.clone().unzip();
+    json!({ "name": name, "replid": replid, "offset": offset, "shipped": ended.is_shipped })
+}
+
+pub(super) fn report_received(name: &str, ended: &Ended, cx: &Context) -> Result<()> {
+    let Some((replid, position)) = &ended.position else {
+        return Ok(());
+    };
+    cx.report(&format!(
+        "redis \"{name}\": received up to offset {position} of {replid}"
+    ))
 }
 
 fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
@@ -265,7 +267,6 @@ pub(super) fn moment(member: &Member) -> String {
     }
 }
 
-/// A backup as JSON.
 pub(super) fn backup_json(name: &str, taken: &Taken) -> Value {
     let more = json!({ "warnings": taken.warnings, "redis": taken.member });
     let place = (taken.repository.as_str(), taken.took);
@@ -464,13 +465,11 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             restored.member.flavor, restored.member.server_version
         ));
     }
-    cx.answer(&restore_json(args, &args.name, &restored), || {
+    cx.answered(&restore_json(args, &args.name, &restored), || {
         report_restore(args, cx, &restored)
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }
 
-/// A restored data set as JSON.
 pub(super) fn restore_json(args: &RestoreArgs, name: &str, restored: &Restored) -> Value {
     let end = restored.route.as_ref().and_then(Route::end);
     let files = restored.files.iter().map(|path| path.to_string_lossy());
@@ -561,30 +560,26 @@ fn run_ls(args: &LsArgs, cx: &Context) -> Result<u8> {
     }
     let (repository, listed) = list::run(&cx.session, &args.name)?;
     let shown = json!({ "name": args.name, "repository": repository, "backups": listed });
-    cx.answer(&shown, || match listed.is_empty() {
+    cx.answered(&shown, || match listed.is_empty() {
         true => {
             note_none(&args.name, cx);
             Ok(())
         }
         false => cx.table(&table(&listed)),
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }
 
-/// Tells that there is nothing to list.
 pub(super) fn note_none(name: &str, cx: &Context) {
     cx.note(&format!(
         "there is no backup: take one with pitr redis backup {name}"
     ));
 }
 
-/// A list of backups.
 pub(super) fn table(listed: &[Listed]) -> Table {
     Table::of("BACKUP | TIME | >KEYS | >SIZE | SERVER | >OFFSET | STATE | LABEL")
         .rows(listed.iter().map(row))
 }
 
-/// A backup in it.
 fn row(one: &Listed) -> [String; 8] {
     let (backup, member) = (&one.backup, one.redis.as_ref());
     let known = |text: Option<String>| text.unwrap_or_else(|| "?".to_owned());

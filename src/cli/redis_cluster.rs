@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::redis::{BackupArgs, LsArgs, RestoreArgs, backup_json, note_none, restore_json, table};
+use super::redis::{
+    BackupArgs, LsArgs, RestoreArgs, backup_json, note_none, received_json, report_received,
+    restore_json, table,
+};
 use super::redis_moments::{self, InfoArgs, PlanArgs, ago};
 use super::{Context, warnings_unless};
 use crate::err;
@@ -20,28 +23,17 @@ use crate::redis::route::Route;
 use crate::redis::slots::{Slots, Why};
 use crate::redis::window::Window;
 
-/// Runs the receivers.
-///
-/// # Errors
-/// Those of [`receive_cluster::run`], and the first one of a shard.
 pub fn receive(name: &str, cx: &Context) -> Result<u8> {
     let ended = receive_cluster::all(receive_cluster::run(&cx.session, name)?)?;
     let is_shipped = ended.iter().all(|(_, ended)| ended.is_shipped);
-    let shards = ended.iter().map(|(shard, ended)| {
-        let (replid, offset) = ended.position.clone().unzip();
-        json!({"name": shard, "replid": replid, "offset": offset, "shipped": ended.is_shipped})
-    });
+    let shards = ended.iter();
+    let shards = shards.map(|(shard, ended)| received_json(shard, ended));
     let shards: Vec<Value> = shards.collect();
     let shown = json!({"name": name, "shipped": is_shipped, "shards": shards});
     cx.answer(&shown, || {
-        for (shard, ended) in &ended {
-            if let Some((replid, position)) = &ended.position {
-                cx.report(&format!(
-                    "redis \"{shard}\": received up to offset {position} of {replid}"
-                ))?;
-            }
-        }
-        Ok(())
+        ended
+            .iter()
+            .try_for_each(|(shard, ended)| report_received(shard, ended, cx))
     })?;
     if !is_shipped {
         cx.warn("a repository does not hold all of it yet: the rest is in the journals, and the next receiver ships it");
@@ -49,10 +41,6 @@ pub fn receive(name: &str, cx: &Context) -> Result<u8> {
     Ok(warnings_unless(is_shipped))
 }
 
-/// Backs up all shards.
-///
-/// # Errors
-/// Those of [`backup::of_cluster`].
 pub fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     let all = backup::of_cluster(&cx.session, &args.asked())?;
     for (shard, taken) in &all {
@@ -82,9 +70,6 @@ pub fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
 }
 
 /// Restores all shards to one moment.
-///
-/// # Errors
-/// `Usage` for what belongs to one shard; those of [`shards::plan`] and [`shards::restore`].
 pub fn restore(args: &RestoreArgs, stored: &[String], cx: &Context) -> Result<u8> {
     let option = match () {
         () if args.into.is_some() => Some("--into"),
@@ -179,10 +164,6 @@ fn with_slots(mut value: Value, slots: Option<&str>) -> Value {
     value
 }
 
-/// Shows the way to one moment.
-///
-/// # Errors
-/// Those of [`shards::plan`].
 pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
     if args.backup.is_some() {
         return Err(err!(
@@ -313,19 +294,13 @@ fn exactness(slots: &Slots, cx: &Context) -> u8 {
 }
 
 /// Shows the times that all shards have, and the histories of each.
-///
-/// # Errors
-/// Those of [`windows::run`].
 pub fn info(args: &InfoArgs, stored: &[String], cx: &Context) -> Result<u8> {
     let logs = windows::run(&cx.session, stored, args.commands)?;
-    let shards = logs.shards.iter().map(|shard| {
-        let info = shard.info.as_ref();
-        let (repository, histories) = info.map(|i| (&i.repository, &i.histories[..])).unzip();
-        json!({"name": shard.name, "repository": repository, "histories": histories.unwrap_or_default()})
-    });
+    let shards = logs.shards.iter();
+    let shards = shards.map(|shard| redis_moments::info_json(&shard.name, shard.info.as_ref()));
     let shards: Vec<Value> = shards.collect();
     let shown = json!({"name": args.name, "common_windows": logs.common, "shards": shards});
-    cx.answer(&shown, || {
+    cx.answered(&shown, || {
         report_common(&args.name, &logs, cx)?;
         for shard in &logs.shards {
             cx.report(&format!("shard {}", shard.name))?;
@@ -334,8 +309,7 @@ pub fn info(args: &InfoArgs, stored: &[String], cx: &Context) -> Result<u8> {
             }
         }
         Ok(())
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }
 
 fn report_common(name: &str, logs: &Logs, cx: &Context) -> Result<()> {
@@ -345,9 +319,7 @@ fn report_common(name: &str, logs: &Logs, cx: &Context) -> Result<()> {
         cx.report(&format!("all shards: {from_time} to {to_time}"))?;
     }
     if logs.shards.iter().all(|shard| shard.info.is_none()) {
-        cx.note(&format!(
-            "nothing was received: pitr redis receive {name} makes every moment restorable"
-        ));
+        redis_moments::note_nothing(name, cx);
         return Ok(());
     }
     if logs.common.is_empty() {
@@ -376,10 +348,6 @@ fn report_common(name: &str, logs: &Logs, cx: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Lists the backups of all shards.
-///
-/// # Errors
-/// Those of [`list::run`].
 pub fn ls(args: &LsArgs, stored: &[String], cx: &Context) -> Result<u8> {
     let mut all = Vec::new();
     for shard in stored {
@@ -389,7 +357,7 @@ pub fn ls(args: &LsArgs, stored: &[String], cx: &Context) -> Result<u8> {
         json!({"name": shard, "repository": repository, "backups": backups})
     });
     let shards: Vec<Value> = shards.collect();
-    cx.answer(&json!({"name": args.name, "shards": shards}), || {
+    cx.answered(&json!({"name": args.name, "shards": shards}), || {
         if all.iter().all(|(_, (_, backups))| backups.is_empty()) {
             note_none(&args.name, cx);
             return Ok(());
@@ -398,6 +366,5 @@ pub fn ls(args: &LsArgs, stored: &[String], cx: &Context) -> Result<u8> {
             cx.report(&format!("shard {shard}"))?;
             cx.table(&table(listed))
         })
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }

@@ -9,10 +9,10 @@ use super::output::Table;
 use super::{redis, redis_cluster};
 use crate::err;
 use crate::error::Result;
-use crate::exit;
 use crate::operate::human;
+use crate::operate::redis::info::{self, Info};
 use crate::operate::redis::plan::{self, Planned};
-use crate::operate::redis::{info, shards};
+use crate::operate::redis::shards;
 use crate::pg::time::TimestampTz;
 use crate::redis::overview::{self, Line, Range};
 use crate::redis::route::{Moment, Route, Target};
@@ -41,9 +41,6 @@ pub struct TargetArgs {
 
 impl TargetArgs {
     /// The target; the end of the log where none is named.
-    ///
-    /// # Errors
-    /// As [`TargetArgs::read`].
     pub fn read_or_end(&self) -> Result<Target> {
         Ok(self.read()?.unwrap_or(Target {
             moment: Moment::End,
@@ -132,35 +129,31 @@ pub struct PlanArgs {
     pub target: TargetArgs,
 }
 
-/// Runs `pitr redis info`.
-///
-/// # Errors
-/// Those of [`info::run`].
 pub fn info(args: &InfoArgs, cx: &Context) -> Result<u8> {
     if let Some(stored) = shards::of(&cx.session, &args.name)? {
         return redis_cluster::info(args, &stored, cx);
     }
     let info = info::run(&cx.session, &args.name, args.commands)?;
-    if cx.is_json() {
-        let (repository, histories) = info.map(|i| (i.repository, i.histories)).unzip();
-        cx.json(&json!({
-            "name": args.name,
-            "repository": repository,
-            "histories": histories.unwrap_or_default(),
-        }))?;
-        return Ok(exit::SUCCESS);
-    }
-    match info {
-        Some(info) => report(args, &info.histories, cx)?,
-        None => cx.note(&format!(
-            "nothing was received: pitr redis receive {} makes every moment restorable",
-            args.name
-        )),
-    }
-    Ok(exit::SUCCESS)
+    cx.answered(&info_json(&args.name, info.as_ref()), || match &info {
+        Some(info) => report(args, &info.histories, cx),
+        None => {
+            note_nothing(&args.name, cx);
+            Ok(())
+        }
+    })
 }
 
-/// Shows histories.
+pub(super) fn info_json(name: &str, info: Option<&Info>) -> Value {
+    let (repository, histories) = info.map(|i| (&i.repository, &i.histories[..])).unzip();
+    json!({ "name": name, "repository": repository, "histories": histories.unwrap_or_default() })
+}
+
+pub(super) fn note_nothing(name: &str, cx: &Context) {
+    cx.note(&format!(
+        "nothing was received: pitr redis receive {name} makes every moment restorable"
+    ));
+}
+
 pub(super) fn report(args: &InfoArgs, histories: &[Line], cx: &Context) -> Result<()> {
     for history in histories {
         report_history(history, cx)?;
@@ -234,43 +227,37 @@ fn report_commands(histories: &[Line], cx: &Context) -> Result<()> {
     }
 }
 
-/// Runs `pitr redis plan`.
-///
-/// # Errors
-/// Those of [`plan::run`].
 pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
     if let Some(stored) = shards::of(&cx.session, &args.name)? {
         return redis_cluster::plan(args, &stored, cx);
     }
     let target = args.target.read_or_end()?;
     let planned = plan::run(&cx.session, &args.name, args.backup.as_ref(), &target)?;
-    if cx.is_json() {
-        cx.json(&plan_json(&args.name, &planned))?;
-        return Ok(exit::SUCCESS);
-    }
-    let (member, route) = (&planned.member, &planned.route);
-    let end = end_of(&planned);
-    cx.report(&format!(
-        "backup {}: {} of {} {} at {}, {}, from {}",
-        planned.id,
-        human::count(member.keys(), "key"),
-        member.flavor,
-        member.server_version,
-        human::time(member.received_time),
-        human::size(member.bytes()),
-        planned.repository
-    ))?;
-    match end {
-        Some((replid, offset)) => {
-            cx.report(&format!("log: {}", legs(route)))?;
-            let of = |time| format!(", of {time}{}", ago(cx, time));
-            let of = route.arrived().map_or(String::new(), of);
-            cx.report(&format!("state: offset {offset} of {replid}{of}"))?;
+    cx.answered(&plan_json(&args.name, &planned), || {
+        let (member, route) = (&planned.member, &planned.route);
+        let end = end_of(&planned);
+        cx.report(&format!(
+            "backup {}: {} of {} {} at {}, {}, from {}",
+            planned.id,
+            human::count(member.keys(), "key"),
+            member.flavor,
+            member.server_version,
+            human::time(member.received_time),
+            human::size(member.bytes()),
+            planned.repository
+        ))?;
+        match end {
+            Some((replid, offset)) => {
+                cx.report(&format!("log: {}", legs(route)))?;
+                let of = |time| format!(", of {time}{}", ago(cx, time));
+                let of = route.arrived().map_or(String::new(), of);
+                cx.report(&format!("state: offset {offset} of {replid}{of}"))?;
+            }
+            None => cx.report(&format!("state: {}", redis::moment(member)))?,
         }
-        None => cx.report(&format!("state: {}", redis::moment(member)))?,
-    }
-    cx.note(&format!("next: {}", next(&args.name, &planned)));
-    Ok(exit::SUCCESS)
+        cx.note(&format!("next: {}", next(&args.name, &planned)));
+        Ok(())
+    })
 }
 
 /// The history and the offset at the end of a way; none of a data set without a position.
@@ -289,7 +276,6 @@ fn next(name: &str, planned: &Planned) -> String {
     }
 }
 
-/// A way as JSON.
 pub(super) fn plan_json(name: &str, planned: &Planned) -> Value {
     let (member, route) = (&planned.member, &planned.route);
     let end = end_of(planned);

@@ -23,7 +23,6 @@ pub(super) struct Shown<'a> {
     pub(super) is_dry_run: bool,
 }
 
-/// Prints a plan or its result.
 pub(super) fn show(shown: &Shown<'_>, cx: &Context, replaced: &Replaced) -> Result<u8> {
     cx.answer(&as_json(shown, replaced), || print(shown, cx, replaced))?;
     if !replaced.is_carried_out {
@@ -55,7 +54,6 @@ fn as_json(shown: &Shown<'_>, replaced: &Replaced) -> Value {
     })
 }
 
-/// Changes as JSON has them.
 fn changes_as_json(changes: &Changes) -> Value {
     let examples = changes.examples.iter().map(|(change, path)| {
         let change = match change {
@@ -81,7 +79,7 @@ fn print(shown: &Shown<'_>, cx: &Context, replaced: &Replaced) -> Result<()> {
     let (changes, done) = (&replaced.changes, &replaced.done);
     tell_of_interrupted(cx, &replaced.interrupted, replaced.is_carried_out);
     if !replaced.is_carried_out {
-        list(cx, changes)?;
+        list(cx, changed(changes), changes.total())?;
     }
     let what = match replaced.is_carried_out {
         true => format!("{} written", human::size(done.written_bytes)),
@@ -133,9 +131,17 @@ fn tell_of_run(cx: &Context, shown: &Shown<'_>, replaced: &Replaced) {
     }
 }
 
-/// Prints the first changes.
-fn list(cx: &Context, changes: &Changes) -> Result<()> {
-    for (change, path) in changes.examples.iter().take(SHOWN) {
+/// Prints the first lines of so many.
+pub(super) fn list(cx: &Context, lines: impl Iterator<Item = String>, total: u64) -> Result<()> {
+    cx.lines(lines.take(SHOWN))?;
+    match total.saturating_sub(SHOWN as u64) {
+        0 => Ok(()),
+        more => cx.line(&format!("and {more} more")),
+    }
+}
+
+fn changed(changes: &Changes) -> impl Iterator<Item = String> {
+    changes.examples.iter().map(|(change, path)| {
         let sign = match change {
             Change::Create => '+',
             Change::Replace => '*',
@@ -146,16 +152,10 @@ fn list(cx: &Context, changes: &Changes) -> Result<()> {
             b"" => ".".into(),
             path => String::from_utf8_lossy(path),
         };
-        cx.line(&format!("{sign} {path}"))?;
-    }
-    let more = changes.total().saturating_sub(SHOWN as u64);
-    if more > 0 {
-        cx.line(&format!("and {more} more"))?;
-    }
-    Ok(())
+        format!("{sign} {path}")
+    })
 }
 
-/// The counts of changes.
 fn summary(changes: &Changes) -> String {
     format!(
         "{} made, {} replaced, {} removed, {} with other attributes, {} kept",

@@ -141,7 +141,6 @@ pub enum Command {
     Rotate(repo_rotate::Args),
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     match command {
         Command::Show {} => show(cx),

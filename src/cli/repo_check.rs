@@ -6,7 +6,6 @@ use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::operate::check::{self, Checked};
 
-/// Checks every repository.
 pub(super) fn check(cx: &Context) -> Result<u8> {
     let (all, failed) = check::run(&cx.session)?;
     cx.answer(&serde_json::json!({ "repositories": all }), || {

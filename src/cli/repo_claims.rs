@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::output::Table;
-use super::{Context, partial_unless, unconfirmed};
+use super::{Context, done_or_unconfirmed, partial_unless};
 use crate::err;
 use crate::error::Result;
 use crate::operate::claims::{self, Claimed};
@@ -26,7 +26,6 @@ pub struct Args {
     pub confirm: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let (shown, failures) = claims::run(&cx.session, args.release.as_ref(), args.confirm)?;
     report(args, cx, &shown)?;
@@ -36,9 +35,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             return Err(err!(NotFound, "nothing holds backup \"{id}\"")
                 .hint("Nothing was changed. \"pitr repo claims\" shows what holds others."));
         }
-        if !args.confirm && !args.dry_run {
-            return Err(unconfirmed("What is shown above would be ended."));
-        }
+        done_or_unconfirmed(
+            args.confirm || args.dry_run,
+            "What is shown above would be ended.",
+        )?;
     }
     partial_unless(is_whole)
 }

@@ -51,7 +51,6 @@ pub struct Args {
     pub confirm: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let asked = Asked {

@@ -6,7 +6,6 @@ use crate::error::Result;
 use crate::operate::cost::{self, Cost};
 use crate::operate::human;
 
-/// Runs the command.
 pub fn run(cx: &Context) -> Result<u8> {
     let (costs, failures) = cost::look(&cx.session)?;
     cx.answer(&serde_json::json!({ "repositories": costs }), || {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::Context;
 use crate::error::Result;
-use crate::exit;
 use crate::operate::shares;
 
 /// The arguments of `pitr repo join`.
@@ -20,7 +19,6 @@ pub struct Args {
     pub out: PathBuf,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let is_input = |path: &PathBuf| path == Path::new("-");
     let files = args.files.iter().filter(|path| !is_input(path));
@@ -36,11 +34,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Some(id) => format!("of key set {id}"),
         None => "of no key set".to_owned(),
     };
-    cx.answer(&written, || {
+    cx.answered(&written, || {
         cx.line(&format!(
             "Wrote {0}, the key of recipient \"{1}\", {of}\n\nkey_file = \"{0}\" opens the repository. Delete the file after the restore, and make new shares: this host has seen the key.",
             written.file, written.recipient
         ))
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }

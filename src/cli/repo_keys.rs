@@ -84,7 +84,6 @@ impl From<&Passphrase> for keys::Passphrase {
     }
 }
 
-/// Runs `pitr repo keygen`.
 pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
     let asked = Asked {
         dir: args.dir.clone(),

@@ -5,7 +5,6 @@ use crate::err;
 use crate::error::Result;
 use crate::operate::lifecycle::{self, Checked};
 
-/// Runs the command.
 pub fn run(cx: &Context) -> Result<u8> {
     let (checked, failures) = lifecycle::check(&cx.session)?;
     if cx.is_json() {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::repo_keys::Passphrase;
-use super::{Context, partial_unless, unconfirmed};
+use super::{Context, done_or_unconfirmed, partial_unless};
 use crate::error::Result;
 use crate::operate::rewrap::{self, Asked};
 use crate::operate::rewrap_all::{self, Plan, Set};
@@ -47,7 +47,6 @@ pub struct Args {
     pub confirm: bool,
 }
 
-/// Runs the command on each repository.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let asked = Asked {
         add: args.add.clone(),
@@ -87,10 +86,9 @@ fn run_all(args: &Args, cx: &Context, asked: &Asked) -> Result<u8> {
         cx.warn("what is shown as done stays done; the same command goes on with the rest");
     }
     done?;
-    match is_change && !args.confirm && !args.dry_run {
-        true => Err(unconfirmed("The plan above would be carried out.")),
-        false => partial_unless(cx.told(failures)?),
-    }
+    let is_enough = !is_change || args.confirm || args.dry_run;
+    done_or_unconfirmed(is_enough, "The plan above would be carried out.")?;
+    partial_unless(cx.told(failures)?)
 }
 
 fn report(args: &Args, cx: &Context, plan: &Plan) -> Result<()> {
@@ -116,10 +114,7 @@ fn report(args: &Args, cx: &Context, plan: &Plan) -> Result<()> {
 
 /// The changes of a set: those of this run, and those to come.
 fn change(set: &Set, confirmed: bool) -> String {
-    let still = match confirmed {
-        true => "not done: ",
-        false => "",
-    };
+    let still = if confirmed { "not done: " } else { "" };
     let parts = [
         ("gave access to ", "", &set.given),
         ("withdrew ", "", &set.withdrawn),

@@ -42,7 +42,6 @@ pub struct Args {
     pub confirm: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     if args.take_back {
@@ -117,10 +116,7 @@ fn change(given: &Given, confirmed: bool) -> String {
         parts.push(format!("stored {}", given.stored.join(", ")));
     }
     if !given.to_store.is_empty() {
-        let verb = match confirmed {
-            true => "not stored: ",
-            false => "stores ",
-        };
+        let verb = if confirmed { "not stored: " } else { "stores " };
         parts.push(format!("{verb}{}", given.to_store.join(", ")));
     }
     match parts.is_empty() {

@@ -58,7 +58,6 @@ pub struct Args {
     pub dry_run: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let asked = Asked {
         from: args.from.clone(),
@@ -154,14 +153,11 @@ fn shown(done: &Done) -> serde_json::Value {
             .map(|p| json!({ "object": p.object, "detail": p.detail, "conflict": p.is_conflict }));
         shown.collect()
     };
-    let ids = |ids: &[crate::repo::id::BackupId]| -> Vec<String> {
-        ids.iter().map(ToString::to_string).collect()
-    };
     done.of.named(json!({
         "from": done.from,
         "to": done.to,
         "lacking": {
-            "backups": ids(&lacking.backups),
+            "backups": lacking.backups,
             "segments": lacking.segment_count(),
             "histories": lacking.histories.len(),
             "increments": lacking.increments.len(),
@@ -171,7 +167,7 @@ fn shown(done: &Done) -> serde_json::Value {
         "left_out": left_out,
         "unreadable": lacking.unreadable,
         "copied": done.report.as_ref().map(|r| json!({
-            "backups": ids(&r.backups),
+            "backups": r.backups,
             "segments": r.segments,
             "objects": r.objects,
             "stored_bytes": r.bytes,

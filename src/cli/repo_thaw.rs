@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
 use serde_json::json;
 
 use super::Context;
 use super::output::Table;
 use crate::error::Result;
-use crate::exit;
 use crate::operate::human;
 use crate::operate::thaw::{self, Asked, Object, Planned};
 use crate::plan::tiers::Sum;
@@ -26,8 +26,8 @@ pub struct Args {
     pub wal: bool,
 
     /// How fast the store works, and how dear: minutes, hours, or up to two days
-    #[arg(long, value_enum, default_value_t = Pace::Standard)]
-    pub speed: Pace,
+    #[arg(long, value_enum, default_value_t = Speed::Standard)]
+    pub speed: Speed,
 
     /// For how many days the objects stay readable
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=365))]
@@ -42,43 +42,13 @@ pub struct Args {
     pub dry_run: bool,
 }
 
-/// How fast the store thaws.
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
-    /// Minutes; not from DEEP_ARCHIVE.
-    Expedited,
-    /// Hours.
-    Standard,
-    /// Half a day; from DEEP_ARCHIVE two days.
-    Bulk,
-}
-
-impl Pace {
-    fn word(self) -> &'static str {
-        match self {
-            Pace::Expedited => "expedited",
-            Pace::Standard => "standard",
-            Pace::Bulk => "bulk",
-        }
-    }
-
-    fn speed(self) -> Speed {
-        match self {
-            Pace::Expedited => Speed::Expedited,
-            Pace::Standard => Speed::Standard,
-            Pace::Bulk => Speed::Bulk,
-        }
-    }
-}
-
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let asked = Asked {
         backup: args.backup.clone(),
         with_wal: args.wal,
         days: args.days,
-        speed: args.speed.speed(),
+        speed: args.speed,
     };
     let mut planned = thaw::plan(&cx.session, &asked)?;
     let price = planned.price(asked.speed).map(|p| p.to_string());
@@ -90,33 +60,33 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if args.wait {
         planned.wait(&cx.session)?;
     }
-    if cx.is_json() {
-        cx.json(&as_json(args, &planned, requested, price.as_deref()))?;
-        return Ok(exit::SUCCESS);
-    }
-    show(cx, args, &planned, price.as_deref())?;
-    match (planned.is_ready(), takes) {
-        (true, _) => cx.report("everything that the backup needs can be read")?,
-        (false, Some(takes)) => cx.report(&format!(
-            "{} within {}",
-            match args.dry_run {
-                true => "it would be readable",
-                false => "it can be read",
-            },
-            human::duration(takes)
-        ))?,
-        (false, None) => {}
-    }
-    if !args.dry_run && !planned.is_ready() {
-        cx.note(&format!(
-            "next: pitr repo thaw --backup {} --days {} --speed {}{} --wait",
-            args.backup,
-            args.days,
-            args.speed.word(),
-            if args.wal { " --wal" } else { "" }
-        ));
-    }
-    Ok(exit::SUCCESS)
+    let shown = as_json(args, &planned, requested, price.as_deref());
+    cx.answered(&shown, || {
+        show(cx, args, &planned, price.as_deref())?;
+        match (planned.is_ready(), takes) {
+            (true, _) => cx.report("everything that the backup needs can be read")?,
+            (false, Some(takes)) => cx.report(&format!(
+                "{} within {}",
+                match args.dry_run {
+                    true => "it would be readable",
+                    false => "it can be read",
+                },
+                human::duration(takes)
+            ))?,
+            (false, None) => {}
+        }
+        if !args.dry_run && !planned.is_ready() {
+            let speed = args.speed.to_possible_value();
+            cx.note(&format!(
+                "next: pitr repo thaw --backup {} --days {} --speed {}{} --wait",
+                args.backup,
+                args.days,
+                speed.as_ref().map_or("", |speed| speed.get_name()),
+                if args.wal { " --wal" } else { "" }
+            ));
+        }
+        Ok(())
+    })
 }
 
 fn word(state: Thaw) -> &'static str {
@@ -193,6 +163,6 @@ fn as_json(
         "price": price,
         "currency": planned.configured.prices.currency,
         "ready": planned.is_ready(),
-        "takes_seconds": planned.takes(args.speed.speed()).map(|d| d.as_secs()),
+        "takes_seconds": planned.takes(args.speed).map(|d| d.as_secs()),
     })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::output::Table;
-use super::{Context, partial_unless, unconfirmed, warnings_unless};
+use super::{Context, done_or_unconfirmed, partial_unless, warnings_unless};
 use crate::config::{StorageClass, TierBy, TierKind};
 use crate::err;
 use crate::error::Result;
@@ -25,7 +25,6 @@ pub struct Args {
     pub confirm: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let (done, failures) = tiers::run(&cx.session, args.confirm)?;
@@ -46,9 +45,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Err(err!(Partial, "the repository refused {}", human::count(refused, "move"))
             .hint("What is left is tried again by the next run. The credentials need s3:GetObjectTagging and s3:PutObjectTagging, or to read and write where tier_by = \"copy\"."));
     }
-    if !args.dry_run && !args.confirm && done.iter().any(|one| !one.plan.moves.is_empty()) {
-        return Err(unconfirmed("What is shown above would be moved."));
-    }
+    let is_idle = done.iter().all(|one| one.plan.moves.is_empty());
+    let is_enough = args.dry_run || args.confirm || is_idle;
+    done_or_unconfirmed(is_enough, "What is shown above would be moved.")?;
     match is_whole {
         true => Ok(warnings_unless(
             done.iter().all(|one| one.withheld.is_empty()),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::audit::RangeArgs;
+use super::audit::{RangeArgs, who};
 use super::output::{Output, Table};
 use super::{Context, report_page};
 use crate::durable;
@@ -26,7 +26,7 @@ use crate::text::escaped;
 pub struct Args {
     /// The report
     #[arg(value_enum)]
-    pub kind: KindArg,
+    pub kind: Kind,
 
     /// The time that it is about; without it, the last 24 hours
     #[command(flatten)]
@@ -41,17 +41,6 @@ pub struct Args {
     pub output: Option<PathBuf>,
 }
 
-/// The kinds of reports.
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KindArg {
-    /// Runs, backups, drills, and findings with what helps
-    Daily,
-    /// Every run, and whether the audit log is whole
-    Audit,
-    /// The state of each control
-    Compliance,
-}
-
 /// The forms of reports.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -63,16 +52,10 @@ pub enum Format {
     Json,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
-    let kind = match args.kind {
-        KindArg::Daily => Kind::Daily,
-        KindArg::Audit => Kind::Audit,
-        KindArg::Compliance => Kind::Compliance,
-    };
     let range = args.range.range(cx.session.host.now());
-    let report = report::make(&cx.session, kind, range)?;
+    let report = report::make(&cx.session, args.kind, range)?;
     let format = match cx.is_json() {
         true => Format::Json,
         false => args.format,
@@ -81,12 +64,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Format::Text if args.output.is_none() => cx.raw(&text(&report, &Output::fitted))?,
         Format::Text => write(cx, args, text(&report, &|table| table.fitting(None)))?,
         Format::Html => write(cx, args, report_page::page(&report))?,
-        Format::Json if args.output.is_none() => cx.json(&report)?,
-        Format::Json => {
-            let text = serde_json::to_string_pretty(&report)
-                .map_err(|e| crate::err!(Internal, "write JSON").source(e))?;
-            write(cx, args, text + "\n")?;
-        }
+        Format::Json => write(cx, args, Output::pretty(&report)?)?,
     }
     let is_damaged = report.log.as_ref().is_some_and(|log| log.is_damaged());
     let is_whole = cx.told(report.failures)?;
@@ -105,7 +83,6 @@ fn write(cx: &Context, args: &Args, text: String) -> Result<()> {
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
 }
 
-/// The title of a report.
 pub(super) fn title(report: &Report) -> String {
     let kind = match report.kind {
         Kind::Daily => "Daily report",
@@ -132,7 +109,6 @@ pub(super) struct Part {
 /// Words of a result that say that recovery failed.
 pub(super) const BROKEN: &str = "recovery broken";
 
-/// The tables of a report.
 pub(super) fn parts(report: &Report) -> Vec<Part> {
     let mut parts = Vec::new();
     let failures: Vec<_> = report.failures.texts().map(|text| vec![text]).collect();
@@ -253,10 +229,7 @@ pub(super) fn drilled(one: &Proof) -> String {
 
 fn ran(run: &Run) -> Vec<String> {
     let took = run.ended.and_then(|ended| ended.duration_since(run.began));
-    let user = match &run.sudo_user {
-        Some(sudo) => format!("{} (sudo: {sudo})", run.actor),
-        None => run.actor.clone(),
-    };
+    let user = who(&run.actor, run.sudo_user.as_deref());
     let mut outcome = run.outcome.name().to_owned();
     if let Some(reason) = &run.reason {
         outcome = format!("{outcome}: {reason}");

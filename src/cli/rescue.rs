@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 
 use super::Context;
-use super::clone::{MomentArgs, folder_of};
+use super::clone::{MomentArgs, enter};
 use crate::config::secret::Secret;
 use crate::err;
 use crate::error::Result;
-use crate::exit;
 use crate::operate::archive_command::shell_word;
-use crate::operate::clone::{self, check_user, namespace};
+use crate::operate::clone;
 use crate::operate::human;
 use crate::operate::rescue::{self, Asked, Mode, Report, To, What};
 
@@ -38,12 +37,7 @@ pub struct Args {
     pub database: Option<String>,
 
     /// Bring it into this server, by a connection string; passwords belong into a password file
-    #[arg(
-        long,
-        value_name = "CONNINFO",
-        required_unless_present = "to",
-        conflicts_with = "to"
-    )]
+    #[arg(long, value_name = "CONNINFO", required_unless_present = "to", conflicts_with_all = ["to"])]
     pub into: Option<String>,
 
     /// Write it into this file, an archive for pg_restore
@@ -51,22 +45,11 @@ pub struct Args {
     pub to: Option<PathBuf>,
 
     /// Put the rows into a new table of this name, as SQL names it
-    #[arg(
-        long = "as",
-        value_name = "NAME",
-        requires = "table",
-        requires = "into",
-        conflicts_with = "to"
-    )]
+    #[arg(long = "as", value_name = "NAME", requires = "table", requires = "into", conflicts_with_all = ["to"])]
     pub new_name: Option<String>,
 
     /// Add only the rows whose primary key the live table does not have
-    #[arg(
-        long,
-        requires = "table",
-        requires = "into",
-        conflicts_with_all = ["new_name", "to"]
-    )]
+    #[arg(long, requires = "table", requires = "into", conflicts_with_all = ["new_name", "to"])]
     pub rows_missing_only: bool,
 
     /// Replace all rows of the live table; needs --confirm
@@ -133,7 +116,6 @@ impl Args {
     }
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let to = args.to(cx)?;
     let asked = Asked {
@@ -146,13 +128,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         to,
         words: args.words(),
     };
-    check_user()?;
-    namespace::enter(&cx.session)?;
-    let below = folder_of(&args.moment.place, cx)?;
-    cx.stop_with_cleanup()?;
+    let below = enter(&args.moment.place, cx)?;
     let report = rescue::run(&cx.session, &asked, &below)?;
-    cx.answer(&report, || cx.line(text(&report).trim_end()))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&report, || cx.line(text(&report).trim_end()))
 }
 
 fn text(report: &Report) -> String {

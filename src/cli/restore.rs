@@ -48,8 +48,8 @@ pub struct Args {
     pub target: TargetArgs,
 
     /// The action of PostgreSQL at the target
-    #[arg(long, value_enum, value_name = "ACTION", default_value_t = TargetAction::Promote)]
-    pub target_action: TargetAction,
+    #[arg(long, value_enum, value_name = "ACTION", default_value_t = Action::Promote)]
+    pub target_action: Action,
 
     /// Put the tablespace of directory OLD, or with this OID, into directory NEW; may be repeated
     #[arg(long, value_name = "OLD=NEW", value_parser = mapping())]
@@ -89,12 +89,7 @@ pub struct Args {
     pub discard_changes: bool,
 
     /// Restore the content of these databases only, by name or oid, with commas between; others become files of zeros that can be dropped
-    #[arg(
-        long,
-        value_name = "NAME,…",
-        value_delimiter = ',',
-        conflicts_with = "exclude_databases"
-    )]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', conflicts_with_all = ["exclude_databases"])]
     pub databases: Vec<String>,
 
     /// Restore the content of all databases but these
@@ -125,27 +120,6 @@ pub struct Args {
     pub dry_run: bool,
 }
 
-/// recovery_target_action.
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TargetAction {
-    /// Accept writes.
-    Promote,
-    /// Accept reads, and wait for pg_wal_replay_resume().
-    Pause,
-    /// Stop.
-    Shutdown,
-}
-
-impl From<TargetAction> for Action {
-    fn from(action: TargetAction) -> Action {
-        match action {
-            TargetAction::Promote => Action::Promote,
-            TargetAction::Pause => Action::Pause,
-            TargetAction::Shutdown => Action::Shutdown,
-        }
-    }
-}
-
 /// Reads a mapping of tablespaces: directories are bytes.
 pub(super) fn mapping() -> impl TypedValueParser<Value = Mapping> {
     OsStringValueParser::new().try_map(|text| Mapping::parse(&text))
@@ -171,7 +145,6 @@ struct Shown<'a> {
     replaced: Option<Replaced>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     check_recovers_in_private(args)?;
     match (args.undo, args.aside) {
@@ -185,7 +158,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let asked = Asked {
         to: args.to.clone(),
         target: args.target.parse()?,
-        action: args.target_action.into(),
+        action: args.target_action,
         mappings: args.tablespace_mapping.clone(),
         databases: wanted(args),
         delta: args.delta,
@@ -292,10 +265,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return status(cx, erased.as_ref());
     }
     cx.line("")?;
-    let place = match args.aside {
-        true => Place::Aside,
-        false => Place::Own,
-    };
+    let place = if args.aside { Place::Aside } else { Place::Own };
     print_report(cx, job, &restored, place)?;
     if args.aside {
         restore_aside::print_switch(cx, args)?;
@@ -324,7 +294,7 @@ fn check_recovers_in_private(args: &Args) -> Result<()> {
     if !(args.aside || args.from_standby) {
         return Ok(());
     }
-    if args.target_action != TargetAction::Promote {
+    if args.target_action != Action::Promote {
         return Err(err!(Usage, "--aside and --from-standby end recovery at the target: --target-action is promote")
             .hint("Nothing was done. A server that pauses or stops there is that of a plain restore: leave --aside and --from-standby out."));
     }
@@ -367,7 +337,7 @@ pub(super) fn erases(
     if !args.erase {
         return check_no_consent(args).map(|()| false);
     }
-    if args.target_action != TargetAction::Promote {
+    if args.target_action != Action::Promote {
         return Err(err!(Usage, "--erase needs a copy that takes writes")
             .hint("Nothing was done. Leave --target-action out, or run \"pitr erasure apply\" once the copy was promoted."));
     }

@@ -4,9 +4,8 @@ use serde_json::json;
 
 use super::restore::{Args, adopt_line};
 use super::restore_replaced::Replaced;
-use super::{Context, done_or_unconfirmed, unconfirmed};
+use super::{Context, done_or_unconfirmed};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::archive_command::shell_word;
 use crate::operate::aside;
 use crate::operate::opened::Opened;
@@ -42,29 +41,25 @@ pub(super) fn switch(args: &Args, cx: &Context) -> Result<u8> {
     let (backup, target) = (standing.backup(), standing.target());
     let to = args.to.to_string_lossy();
     let shown = json!({ "to": to, "backup": backup, "target": target, "replaced": replaced });
-    cx.answer(&shown, || {
+    cx.answered(&shown, || {
         cx.line(&format!(
             "the cluster restored from backup {backup} to {target} is in its place: {}",
             standing.data().display()
         ))?;
         replaced.print(cx)
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }
 
 /// Removes the copy that waits.
 pub(super) fn give_up(args: &Args, cx: &Context) -> Result<u8> {
     const WOULD: &str = "The copy that waits would be removed.";
     let to = cx.session.environment.absolute(&args.to);
-    if !(args.confirm || args.dry_run) {
-        return Err(unconfirmed(WOULD));
-    }
+    done_or_unconfirmed(args.confirm || args.dry_run, WOULD)?;
     let is_removed = !args.dry_run && aside::give_up(&to)?;
     let text = match is_removed {
         true => "the copy that waited is removed",
         false if args.dry_run && aside::waits(&to) => WOULD,
         false => "no copy waits",
     };
-    cx.answer(&json!({ "removed": is_removed }), || cx.line(text))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&json!({ "removed": is_removed }), || cx.line(text))
 }

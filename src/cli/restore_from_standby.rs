@@ -3,8 +3,9 @@
 use serde::Serialize;
 use serde_json::json;
 
+use super::output::members;
 use super::restore::{Args, adopt_line};
-use super::{Context, erasure as told, plan, unconfirmed};
+use super::{Context, done_or_unconfirmed, erasure as told, plan, unconfirmed};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
@@ -12,20 +13,6 @@ use crate::operate::erasure::Lacking;
 use crate::operate::from_standby::{self, Asked, Prepared};
 use crate::operate::human;
 use crate::plan::recovery::Plan;
-
-/// A plan and the standby that carries it out, as JSON.
-#[derive(Serialize)]
-struct Shown<'a> {
-    #[serde(flatten)]
-    plan: &'a Plan,
-    to: String,
-    standby: Standby,
-    dry_run: bool,
-    /// Whether it has recovered.
-    recovered: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    erasures: Option<&'a Lacking>,
-}
 
 #[derive(Serialize)]
 struct Standby {
@@ -36,7 +23,6 @@ struct Standby {
     bytes_to_replay: u64,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8> {
     let asked = Asked {
         to: args.to.clone(),
@@ -79,23 +65,27 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8> {
     Ok(exit::SUCCESS)
 }
 
-fn shown<'a>(
-    args: &Args,
-    prepared: &'a Prepared,
-    erasures: Option<&'a Lacking>,
-    recovered: bool,
-) -> Shown<'a> {
-    Shown {
-        plan: &prepared.plan,
-        to: prepared.data().to_string_lossy().into_owned(),
-        standby: Standby {
-            replayed_lsn: prepared.replayed.to_string(),
-            restartpoint_lsn: prepared.restartpoint.to_string(),
-            bytes_to_replay: prepared.bytes_to_replay(),
-        },
-        dry_run: args.dry_run,
-        recovered,
-        erasures,
+fn shown<'s>(
+    args: &'s Args,
+    prepared: &'s Prepared,
+    lacking: Option<&'s Lacking>,
+    has_recovered: bool,
+) -> impl Serialize + use<'s> {
+    let positions = Standby {
+        replayed_lsn: prepared.replayed.to_string(),
+        restartpoint_lsn: prepared.restartpoint.to_string(),
+        bytes_to_replay: prepared.bytes_to_replay(),
+    };
+    members! {
+        's;
+        #[serde(flatten)]
+        plan: &'s Plan = &prepared.plan;
+        to: String = prepared.data().to_string_lossy().into_owned();
+        standby: Standby = positions;
+        dry_run: bool = args.dry_run;
+        recovered: bool = has_recovered;
+        #[serde(skip_serializing_if = "Option::is_none")]
+        erasures: Option<&'s Lacking> = lacking;
     }
 }
 
@@ -115,15 +105,12 @@ pub(super) fn give_back(args: &Args, cx: &Context) -> Result<u8> {
     const WOULD: &str = "The recovery would be given up, and the directory be a standby again.";
     let is_confirmed = args.confirm && !args.dry_run;
     let is_begun = from_standby::give_back(&cx.session, &args.to, is_confirmed)?;
-    if is_begun && !is_confirmed && !args.dry_run {
-        return Err(unconfirmed(WOULD));
-    }
+    done_or_unconfirmed(!is_begun || is_confirmed || args.dry_run, WOULD)?;
     let text = match (is_begun, is_confirmed) {
         (true, true) => "it is a standby again, and follows as before once it is started",
         (true, false) => WOULD,
         (false, _) => "no recovery was begun there",
     };
     let is_back = is_begun && is_confirmed;
-    cx.answer(&json!({ "given_back": is_back }), || cx.line(text))?;
-    Ok(exit::SUCCESS)
+    cx.answered(&json!({ "given_back": is_back }), || cx.line(text))
 }

@@ -57,7 +57,6 @@ pub struct ShownReport<'a> {
 }
 
 impl<'a> ShownReport<'a> {
-    /// Puts it together.
     pub fn new(job: &'a Job, restored: &'a Restored) -> ShownReport<'a> {
         let (report, start) = (&restored.report, &restored.start);
         ShownReport {
@@ -95,9 +94,6 @@ pub enum Place {
 }
 
 /// Says what was restored, what it brought along, and how it is started.
-///
-/// # Errors
-/// Those of the output.
 pub fn print_report(cx: &Context, job: &Job, restored: &Restored, place: Place) -> Result<()> {
     let (out, report, start) = (&cx.out, &restored.report, &restored.start);
     let resumed = if report.resumed { "resumed and " } else { "" };

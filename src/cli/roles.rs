@@ -2,39 +2,11 @@
 
 use super::Context;
 use crate::error::Result;
-use crate::exit;
 use crate::operate::roles::{self, Profile, Role};
 
-/// The work of a host.
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RoleArg {
-    /// Restores, drills and looks
-    Reader,
-    /// Archives and backs up; deletes nothing
-    Writer,
-    /// Expires; reads no data
-    Janitor,
-    /// Does all but expire
-    Operator,
-}
-
-impl RoleArg {
-    /// The role.
-    pub fn role(self) -> Role {
-        match self {
-            RoleArg::Reader => Role::Reader,
-            RoleArg::Writer => Role::Writer,
-            RoleArg::Janitor => Role::Janitor,
-            RoleArg::Operator => Role::Operator,
-        }
-    }
-}
-
-/// Prints the rights of a role.
-pub(super) fn print(role: RoleArg, cx: &Context) -> Result<u8> {
-    let profile = roles::profile(&cx.session, role.role())?;
-    cx.answer(&profile, || show(cx, &profile))?;
-    Ok(exit::SUCCESS)
+pub(super) fn print(role: Role, cx: &Context) -> Result<u8> {
+    let profile = roles::profile(&cx.session, role)?;
+    cx.answered(&profile, || show(cx, &profile))
 }
 
 fn show(cx: &Context, profile: &Profile) -> Result<()> {

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::left_out::{self, SHOWN, status};
+use super::replaced::list;
 use super::{Context, done_or_unconfirmed};
 use crate::error::Result;
 use crate::operate::rollback::{Asked, RolledBack};
@@ -80,14 +81,8 @@ fn print(args: &Args, cx: &Context, done: &RolledBack) -> Result<()> {
         let back = done.back.iter().map(|path| ('*', path));
         let gone = done.gone.iter().map(|path| ('-', path));
         let all = back.chain(gone);
-        for (sign, path) in all.clone().take(SHOWN) {
-            let path = String::from_utf8_lossy(path);
-            cx.line(&format!("{sign} {path}"))?;
-        }
-        let more = all.count().saturating_sub(SHOWN);
-        if more > 0 {
-            cx.line(&format!("and {more} more"))?;
-        }
+        let lines = all.map(|(sign, path)| format!("{sign} {}", String::from_utf8_lossy(path)));
+        list(cx, lines, (done.back.len() + done.gone.len()) as u64)?;
     }
     let verb = if args.confirm { "undone" } else { "found" };
     cx.report(&format!(

@@ -31,12 +31,7 @@ pub struct Args {
     pub stored: bool,
 
     /// Print what was stored with this mark: its name, or the beginning of it, or its label
-    #[arg(
-        long,
-        value_name = "MARK",
-        requires = "stored",
-        conflicts_with = "check"
-    )]
+    #[arg(long, value_name = "MARK", requires = "stored", conflicts_with_all = ["check"])]
     pub mark: Option<String>,
 
     /// The form of the text
@@ -53,7 +48,6 @@ pub enum Format {
     Html,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let set = args.set.as_deref();
     match &args.check {

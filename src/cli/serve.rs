@@ -61,13 +61,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 /// Ends when the caller ends, and gets no signal meant for its process group.
 fn follow(caller: i32) -> Result<()> {
-    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    use rustix::process::{Signal, set_parent_process_death_signal};
     detach::own_session();
     set_parent_process_death_signal(Some(Signal::TERM))
         .map_err(|e| Error::from_io("follow the caller", e.into()))?;
-    match getppid().map(|p| p.as_raw_nonzero().get()) {
-        Some(parent) if parent == caller => Ok(()),
-        _ => Err(err!(Interrupted, "the caller is gone")),
+    match super::is_parent(caller) {
+        true => Ok(()),
+        false => Err(err!(Interrupted, "the caller is gone")),
     }
 }
 

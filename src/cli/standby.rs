@@ -51,7 +51,6 @@ pub struct Args {
     pub max_rate: Option<MaxRate>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let asked = Asked {
         to: args.to.clone(),

@@ -50,19 +50,10 @@ impl TerminalProgress {
         if !self.bars {
             return;
         }
-        let now = Instant::now();
         let Ok(mut phase) = self.phase.lock() else {
             return;
         };
-        let phase = phase.get_or_insert_with(|| Phase {
-            name: String::new(),
-            total_bytes: None,
-            done_bytes: 0,
-            started: now,
-            last_line: now,
-            said_anything: false,
-            bar: Some(line_bar()),
-        });
+        let phase = phase.get_or_insert_with(|| Phase::new(String::new(), None, Some(line_bar())));
         if let Some(bar) = &phase.bar {
             bar.set_message(escaped(text));
         }
@@ -96,17 +87,10 @@ impl Progress for TerminalProgress {
         if self.quiet {
             return;
         }
-        let now = Instant::now();
+        let name = escaped(name);
         if let Ok(mut phase) = self.phase.lock() {
-            *phase = Some(Phase {
-                name: escaped(name),
-                total_bytes: total,
-                done_bytes: 0,
-                started: now,
-                last_line: now,
-                said_anything: false,
-                bar: self.bars.then(|| hidden_bar(&escaped(name), total)),
-            });
+            let bar = self.bars.then(|| hidden_bar(&name, total));
+            *phase = Some(Phase::new(name, total, bar));
         }
     }
 
@@ -153,6 +137,19 @@ impl Drop for TerminalProgress {
 }
 
 impl Phase {
+    fn new(name: String, total_bytes: Option<u64>, bar: Option<ProgressBar>) -> Phase {
+        let now = Instant::now();
+        Phase {
+            name,
+            total_bytes,
+            done_bytes: 0,
+            started: now,
+            last_line: now,
+            said_anything: false,
+            bar,
+        }
+    }
+
     fn line(&self, now: Instant) -> String {
         let elapsed = now.duration_since(self.started);
         let done = human::size(self.done_bytes);
@@ -207,16 +204,9 @@ mod tests {
 
     #[test]
     fn lines_say_how_much_of_what_and_how_fast() {
-        let started = Instant::now();
-        let mut phase = Phase {
-            name: "copy".into(),
-            total_bytes: Some(4 << 30),
-            done_bytes: 1 << 30,
-            started,
-            last_line: started,
-            said_anything: false,
-            bar: None,
-        };
+        let mut phase = Phase::new("copy".into(), Some(4 << 30), None);
+        let started = phase.started;
+        phase.done_bytes = 1 << 30;
         let now = started + Duration::from_secs(8);
         assert_eq!(
             phase.line(now),

@@ -1,7 +1,7 @@
 //! `pitr timeline`: which timeline is the cluster, and decisions about it.
 
 use super::output::Table;
-use super::{Context, partial_unless, unconfirmed};
+use super::{Context, done_or_unconfirmed, partial_unless};
 use crate::err;
 use crate::error::Result;
 use crate::operate::human;
@@ -71,7 +71,6 @@ pub(super) fn reason(text: &str) -> Result<String> {
     }
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     match command {
         Command::List {} => list(cx),
@@ -117,9 +116,8 @@ fn decide(cx: &Context, change: &Change, kind: Kind) -> Result<u8> {
         cx.report(&format!("recorded in {places}"))?;
     }
     let is_whole = cx.told(decided.failures)?;
-    if !change.confirm && !change.dry_run {
-        return Err(unconfirmed("The decision above would be recorded."));
-    }
+    let is_enough = change.confirm || change.dry_run;
+    done_or_unconfirmed(is_enough, "The decision above would be recorded.")?;
     partial_unless(is_whole)
 }
 

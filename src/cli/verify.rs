@@ -98,7 +98,6 @@ impl Args {
     }
 }
 
-/// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
     let backup: Option<BackupId> = args.backup.as_deref().map(str::parse).transpose()?;

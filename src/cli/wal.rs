@@ -87,7 +87,6 @@ pub enum Command {
     },
 }
 
-/// Runs the command.
 pub fn run(command: &Command, cx: &Context) -> Result<u8> {
     match command {
         Command::Push { path } => push(cx, path),
@@ -111,11 +110,10 @@ fn push(cx: &Context, path: &Path) -> Result<u8> {
     let archived = command::archive::run(&arguments, &settings, cx.session.host.random(), &|| {})?;
     cx.warn_all(&archived.warnings);
     let outcome = if archived.is_new { STORED } else { THERE };
-    cx.answer(&serde_json::json!({ "outcome": outcome }), || {
+    cx.answered(&serde_json::json!({ "outcome": outcome }), || {
         cx.note(&outcome.replace('_', " "));
         Ok(())
-    })?;
-    Ok(exit::SUCCESS)
+    })
 }
 
 fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {

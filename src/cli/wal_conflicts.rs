@@ -6,7 +6,6 @@ use crate::error::Result;
 use crate::operate::conflicts::{self, Conflict, Conflicts};
 use crate::operate::human;
 
-/// `pitr wal conflicts`.
 pub fn run(cx: &Context, wanted: Option<&str>) -> Result<u8> {
     let found = conflicts::look(&cx.session, wanted.map(str::parse).transpose()?)?;
     cx.answer(&found, || print(cx, &found))?;

@@ -6,7 +6,6 @@ use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::gaps::{self, NamedGap};
 
-/// `pitr wal gaps --heal`.
 pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
     cx.stop_in_order()?;
     let (done, failures) = gaps::heal(&cx.session, dry_run)?;
@@ -45,10 +44,7 @@ pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
     })?;
     // A gap that is left weighs more than a place that failed.
     let partial = partial_unless(cx.told(failures)?)?;
-    Ok(match found {
-        true => status(found),
-        false => partial,
-    })
+    Ok(if found { status(found) } else { partial })
 }
 
 fn table(cx: &Context, gaps: &[NamedGap]) -> Result<()> {
@@ -72,7 +68,6 @@ fn status(found: bool) -> u8 {
     }
 }
 
-/// `pitr wal gaps`.
 pub fn gaps(cx: &Context) -> Result<u8> {
     let gaps = gaps::look(&cx.session)?;
     let found = !gaps.is_empty();

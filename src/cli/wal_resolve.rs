@@ -1,6 +1,6 @@
 //! `pitr wal resolve`: gives the fork of a timeline to the server whose copy was refused.
 
-use super::{Context, partial_unless, timeline, unconfirmed};
+use super::{Context, done_or_unconfirmed, partial_unless, timeline};
 use crate::archive::resolve::Fork;
 use crate::err;
 use crate::error::Result;
@@ -47,7 +47,6 @@ fn copy(text: &str) -> Result<String> {
     }
 }
 
-/// `pitr wal resolve`.
 pub fn run(cx: &Context, args: &Args) -> Result<u8> {
     let reason = args.reason.as_deref();
     let mut resolution = match (args.segment, &args.keep, &args.undo) {
@@ -80,9 +79,8 @@ pub fn run(cx: &Context, args: &Args) -> Result<u8> {
         }
     }
     let is_whole = cx.told(resolution.failures)?;
-    if !args.confirm && !args.dry_run {
-        return Err(unconfirmed("The decision above would be recorded."));
-    }
+    let is_enough = args.confirm || args.dry_run;
+    done_or_unconfirmed(is_enough, "The decision above would be recorded.")?;
     partial_unless(is_whole)
 }
 

@@ -7,7 +7,6 @@ use crate::operate::content::{self, Content, SegmentContent};
 use crate::operate::human;
 use crate::pg::segment::WalFileName;
 
-/// `pitr wal show`.
 pub fn show(cx: &Context, name: &str) -> Result<u8> {
     let name: WalFileName = name.parse()?;
     match content::look(&cx.session, name)? {

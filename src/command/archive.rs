@@ -8,6 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::Arguments;
+use crate::archive::datadir::DataDirectory;
 use crate::archive::push::{Push, Pushed, Warnings, may_be_refused, push};
 use crate::archive::spool::{Failure, Holder};
 use crate::config::{self, Settings};
@@ -15,7 +16,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program, printed};
 use crate::fault;
-use crate::pg::segment::WalFileName;
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::repo;
 use crate::repo::container::Codec;
 use crate::repo::repository::Repository;
@@ -39,6 +40,10 @@ pub const CODEC: Codec = Codec::Lz4;
 const DEADLINE: Duration = Duration::from_secs(50);
 /// How long repositories that are not required may take once the file is acknowledged.
 pub(super) const PATIENCE_REST: Duration = Duration::from_secs(5);
+
+/// So many segments that the server forgot are archived before one that it offers, and waited for so long: this one has to be archived in time, too.
+const FORGOTTEN_MOST: usize = 8;
+const PATIENCE_FORGOTTEN: Duration = Duration::from_secs(10);
 
 /// How long required repositories may take to say whether they may refuse the file, before the file is offered to one after the other.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -102,6 +107,7 @@ pub fn backfill(arguments: &Arguments, settings: &Settings, nonce: u64) -> Resul
 }
 
 /// Archives files of one cluster, one after the other or several at once.
+#[derive(Clone)]
 pub(super) struct Archiver {
     cluster: String,
     places: Vec<Place>,
@@ -151,7 +157,7 @@ impl Archiver {
         Ok(holders)
     }
 
-    /// Archives one file; see [`run`].
+    /// Archives one file, after those before it that the server has forgotten; see [`run`].
     ///
     /// # Errors
     /// Those of [`run`].
@@ -161,6 +167,79 @@ impl Archiver {
         name: WalFileName,
         acknowledged: &dyn Fn(),
     ) -> Result<Archived> {
+        let mut told = match name {
+            WalFileName::Segment(segment) if !self.is_backfill => self.forgotten(path, segment),
+            _ => Warnings::new(),
+        };
+        let archived = self.one(path, name, acknowledged)?;
+        told.extend(archived.warnings);
+        Ok(Archived {
+            warnings: told,
+            ..archived
+        })
+    }
+
+    /// Archives the segments before this one that a crash made the server forget. It offers them itself some day: no error of theirs counts, and
+    /// they are not waited for long.
+    fn forgotten(&self, path: &Path, segment: SegmentName) -> Warnings {
+        let (until, mut told) = (Instant::now() + PATIENCE_FORGOTTEN, Warnings::new());
+        let data = DataDirectory::of_wal_file(path);
+        let size = std::fs::metadata(path).map(|m| SegmentSize::new(m.len()));
+        let Ok(Ok(size)) = size else {
+            return told;
+        };
+        // Somebody else's call, from a folder without marks.
+        if !data.is_ready(WalFileName::Segment(segment)) {
+            return told;
+        }
+        let forgotten = data.forgotten_before(segment, size, FORGOTTEN_MOST);
+        if forgotten.is_empty() {
+            return told;
+        }
+        let (mut archiver, path) = (self.clone(), path.to_owned());
+        // With repositories of its own: the offered file is compared with what is stored, not with what is on its way.
+        for place in &mut archiver.places {
+            place.opened = None;
+        }
+        let (tell, answers) = channel();
+        // Not a scoped thread: nobody waits for one that hangs in a dead mount.
+        std::thread::spawn(move || {
+            for name in forgotten {
+                let archived = archiver.one(
+                    &path.with_file_name(name.to_string()),
+                    WalFileName::Segment(name),
+                    &|| {},
+                );
+                // Behind a conflict nothing becomes the truth beside what another server has.
+                let is_last = archived.as_ref().is_err_and(is_conflict);
+                if tell.send((name, archived)).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        let next = || answers.recv_timeout(until.saturating_duration_since(Instant::now()));
+        while let Ok((name, archived)) = next() {
+            match archived {
+                Ok(archived) => {
+                    if archived.is_new {
+                        told.push(format!(
+                            "\"{name}\" was archived, too: the server has no mark that it is to be archived. A crash can lose that; WAL from before archive_mode was on has none"
+                        ));
+                    }
+                    told.extend(archived.warnings);
+                }
+                // The file that is offered meets the same, and says so.
+                Err(e) if is_of_all(e.code()) => break,
+                Err(e) => told.push(format!(
+                    "\"{name}\" lies in pg_wal without a mark that it is to be archived, and was not: {e}"
+                )),
+            }
+        }
+        told
+    }
+
+    /// Archives one file.
+    fn one(&self, path: &Path, name: WalFileName, acknowledged: &dyn Fn()) -> Result<Archived> {
         let offer = Offer {
             cluster: self.cluster.clone(),
             path: path.to_owned(),
@@ -183,6 +262,23 @@ impl Archiver {
         }
         tally.outcome(name)
     }
+}
+
+/// Whether every file meets the same, for a repository takes nothing now.
+fn is_of_all(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unreachable
+            | Code::Io
+            | Code::Deadline
+            | Code::Interrupted
+            | Code::Partial
+            | Code::Denied
+            | Code::Full
+            | Code::ReadOnly
+            | Code::NoRepository
+            | Code::Key
+    )
 }
 
 /// How long the program works at most.

@@ -281,9 +281,12 @@ impl<'a> Run<'a> {
     /// Deletes all but roots; `false` where the round has ended, and WAL is left.
     fn delete(&mut self, plan: &ExpirePlan) -> Result<bool> {
         // Before any of their WAL goes: what is missing then is missing on purpose.
-        for id in plan.trimmed.iter().filter(|_| !plan.only_clears()) {
+        for (id, first) in plan.holes.iter().filter(|_| !plan.only_clears()) {
             let writer = Writer::of(self.host);
-            let trimmed = writer.event(event::TRIMMED, &id.to_string());
+            let trimmed = Event {
+                segment: Some(first.to_string()),
+                ..writer.event(event::TRIMMED, &id.to_string())
+            };
             self.record(&writer, &trimmed, 0)?;
         }
         self.is_cut = false;

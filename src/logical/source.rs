@@ -158,10 +158,39 @@ pub fn write_service(conninfo: &str, info: &ConnInfo, spool: &Spool) -> Result<s
 }
 
 fn databases(session: &mut SqlSession, wanted: &[String]) -> Result<Vec<Database>> {
-    let rows = session.query(
-        "select datname, oid, pg_catalog.pg_encoding_to_char(encoding) from pg_catalog.pg_database \
-         where datallowconn and datconnlimit <> -2 and datname <> 'template0' order by datname",
-    )?;
+    let all = listed(session, wanted)?;
+    let Some(absent) = wanted.iter().find(|w| !all.iter().any(|d| d.name == **w)) else {
+        return Ok(all);
+    };
+    let error = err!(
+        NotFound,
+        "the server has no database \"{absent}\" that takes connections"
+    );
+    // A name of another database may be one that cannot be read.
+    Err(match listed(session, &[]) {
+        Ok(known) => {
+            let known: Vec<&str> = known.iter().map(|d| d.name.as_str()).collect();
+            error.hint(format!("Nothing was stored. Known: {}", known.join(", ")))
+        }
+        Err(_) => error.hint("Nothing was stored."),
+    })
+}
+
+/// The databases that take connections: those of these names, or all. Names of others are not read, for they need not be UTF-8.
+fn listed(session: &mut SqlSession, wanted: &[String]) -> Result<Vec<Database>> {
+    let names = wanted
+        .iter()
+        .map(|name| format!("'{}'", name.replace('\'', "''")));
+    let names = names.collect::<Vec<_>>().join(", ");
+    let is_wanted = match wanted.is_empty() {
+        true => String::new(),
+        false => format!(" and datname in ({names})"),
+    };
+    let rows = session.query(&format!(
+        "set standard_conforming_strings = on; \
+         select datname, oid, pg_catalog.pg_encoding_to_char(encoding) from pg_catalog.pg_database \
+         where datallowconn and datconnlimit <> -2 and datname <> 'template0'{is_wanted} order by datname",
+    ))?;
     let mut all = Vec::new();
     for row in 0..rows.rows.len() {
         all.push(Database {
@@ -169,17 +198,6 @@ fn databases(session: &mut SqlSession, wanted: &[String]) -> Result<Vec<Database
             oid: rows.value(row, 1)?,
             encoding: rows.value(row, 2)?,
         });
-    }
-    if let Some(absent) = wanted.iter().find(|w| !all.iter().any(|d| d.name == **w)) {
-        let known: Vec<&str> = all.iter().map(|d| d.name.as_str()).collect();
-        return Err(err!(
-            NotFound,
-            "the server has no database \"{absent}\" that takes connections"
-        )
-        .hint(format!("Nothing was stored. Known: {}", known.join(", "))));
-    }
-    if !wanted.is_empty() {
-        all.retain(|database| wanted.contains(&database.name));
     }
     Ok(all)
 }

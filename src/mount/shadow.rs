@@ -427,7 +427,7 @@ mod tests {
 
     /// A rename that looked through all names would take half a second here.
     #[test]
-    fn the_rename_of_a_file_costs_the_same_among_very_many() {
+    fn k52_the_rename_of_a_file_costs_the_same_among_very_many() {
         use crate::mount::nodes::Nodes;
         use std::time::{Duration, Instant};
         let folder = tempfile::tempdir().unwrap();

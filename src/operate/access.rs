@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_depot_that_cannot_be_made_names_no_directory_of_that_run() {
+    fn u100_a_depot_that_cannot_be_made_names_no_directory_of_that_run() {
         let run = ".pitr-rollback-20261120T064049Z-482913";
         for path in [format!("/{run}"), run.to_owned(), format!("{run}/1")] {
             assert!(names_depot(&format!("make directory \"{path}\"")), "{path}");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::rival::{self, is_same};
 use super::session::Session;
 use crate::archive::datadir::{DataDirectory, GUARD};
+use crate::archive::guard;
 use crate::config::{self, ClusterName, Settings};
 use crate::err;
 use crate::error::Result;
@@ -28,7 +29,8 @@ pub struct Adoption {
 /// Lets the copy in `pgdata` archive, else that in the configured directory; under a new name where one is given.
 ///
 /// # Errors
-/// `Usage` without a directory; `Refused` while a server of the cluster runs, unless that is confirmed; those of [`adopt::adopt`].
+/// `Usage` without a directory; `Refused` for a copy of another cluster than the one that is named, and while a server of the cluster runs, unless
+/// that is confirmed; those of [`adopt::adopt`].
 pub fn run(
     session: &Session,
     pgdata: Option<&Path>,
@@ -53,7 +55,14 @@ pub fn run(
         .map(|r| (session.open(r), r.required))
         .collect();
     let name = configured.as_ref().map(|c| c.name.as_str());
-    if let Some(cluster) = &configured
+    // The adoption itself says what is wrong with a guard.
+    let guard = guard::read(&directory).ok().flatten();
+    let origin = guard.filter(|_| new_name.is_none());
+    let origin = origin.map(|guard| guard.cluster);
+    check_named(session, &pgdata, origin.as_deref())?;
+    let is_origin = |c: &&config::Cluster| Some(c.name.as_str()) == origin.as_deref();
+    let of_guard = settings.clusters.iter().find(is_origin);
+    if let Some(cluster) = of_guard.or(configured.as_ref())
         && new_name.is_none()
         && directory.wal().join(GUARD).exists()
         && let Some(control) = directory.control()?
@@ -79,6 +88,21 @@ pub fn run(
         adopted,
         pgdata,
     })
+}
+
+/// Requires that the cluster that the operator names is that of the copy: servers of another one would be looked for.
+fn check_named(session: &Session, pgdata: &Path, origin: Option<&str>) -> Result<()> {
+    match (&session.flags.cluster, origin) {
+        (Some(named), Some(origin)) if named != origin => Err(err!(
+            Refused,
+            "the copy in \"{}\" is of cluster \"{origin}\", and not of \"{named}\"",
+            pgdata.display()
+        )
+        .hint(format!(
+            "Nothing was changed. Add --cluster {origin} to adopt it as that; --as NAME makes it a cluster of its own."
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The facts on which the steps after an adoption depend.

@@ -12,7 +12,8 @@ use crate::archive::datadir::DataDirectory;
 use crate::command;
 use crate::config::Settings;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, causes};
+use crate::pg::segment::SegmentName;
 use crate::process;
 
 /// It was stored.
@@ -21,7 +22,7 @@ pub const STORED: &str = "stored";
 pub const THERE: &str = "already_there";
 /// It is not to be archived.
 pub const LEFT_OUT: &str = "left_out";
-/// The repository has other content under its name.
+/// The repository has other content under its name, or a damaged copy of which nothing proves that it was this content.
 pub const REFUSED: &str = "refused";
 
 /// The arguments of a command that PostgreSQL runs, for these files.
@@ -106,21 +107,54 @@ fn archive(session: &Session, candidates: Vec<Candidate>) -> Result<Backfill> {
     let mut spare = Vec::new();
     let mut refused: Option<Error> = None;
     let mut failed: Option<Error> = None;
+    let mut unproven = Vec::new();
     for candidate in candidates {
         if candidate.is_spare {
             spare.push(candidate.name.to_string());
         }
         let name = candidate.name.to_string();
-        match backfill_one(session, &settings, candidate, &mut refused) {
+        match backfill_one(session, &settings, &candidate, &mut refused) {
             Ok((outcome, reason)) => files.push(Backfilled {
                 name,
                 outcome,
                 reason,
             }),
+            // The segment after it may prove it, and may be missing itself.
+            Err(e) if is_of_damage(&e) => {
+                let reason = Some(e.to_string());
+                unproven.push((files.len(), candidate, e));
+                files.push(Backfilled {
+                    name,
+                    outcome: REFUSED,
+                    reason,
+                });
+            }
             Err(e) => {
                 failed = Some(e);
                 break;
             }
+        }
+    }
+    // The newest goes first: each that is healed proves the one before.
+    for (at, candidate, e) in unproven.into_iter().rev() {
+        if failed.is_some() {
+            break;
+        }
+        if !is_followed(&files, at) {
+            refused.get_or_insert(e);
+            continue;
+        }
+        match backfill_one(session, &settings, &candidate, &mut refused) {
+            Ok((outcome, reason)) => {
+                if let Some(file) = files.get_mut(at) {
+                    file.outcome = outcome;
+                    file.reason = reason;
+                }
+            }
+            Err(e) if is_of_damage(&e) => {
+                refused.get_or_insert(e);
+            }
+            Err(e) => failed = Some(e),
         }
     }
     Ok(Backfill {
@@ -136,13 +170,13 @@ fn archive(session: &Session, candidates: Vec<Candidate>) -> Result<Backfill> {
 fn backfill_one(
     session: &Session,
     settings: &Settings,
-    candidate: Candidate,
+    candidate: &Candidate,
     refused: &mut Option<Error>,
 ) -> Result<(&'static str, Option<String>)> {
-    if let Some(reason) = candidate.left_out {
-        return Ok((LEFT_OUT, Some(reason)));
+    if let Some(reason) = &candidate.left_out {
+        return Ok((LEFT_OUT, Some(reason.clone())));
     }
-    let arguments = arguments(session, vec![candidate.path.into()]);
+    let arguments = arguments(session, vec![candidate.path.clone().into()]);
     match command::archive::backfill(&arguments, settings, session.host.random()) {
         Ok(archived) => {
             for warning in &archived.warnings {
@@ -162,5 +196,66 @@ fn backfill_one(
             }
             _ => Err(e),
         },
+    }
+}
+
+/// Whether this run has stored the segment behind a file: only that can prove what nothing proved before.
+fn is_followed(files: &[Backfilled], at: usize) -> bool {
+    let is_segment = |file: &&Backfilled| file.name.parse::<SegmentName>().is_ok();
+    let next = files.iter().skip(at + 1).find(is_segment);
+    next.is_some_and(|next| next.outcome == STORED)
+}
+
+/// Whether a file was not archived because the stored copy is damaged; also where another repository has it. A frozen copy may be whole.
+fn is_of_damage(e: &Error) -> bool {
+    if e.is_frozen() {
+        return false;
+    }
+    match e.code() {
+        Code::Damaged => true,
+        Code::Partial => causes(e)
+            .filter_map(|cause| cause.downcast_ref::<Error>())
+            .any(|cause| cause.code() == Code::Damaged),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v56_damage_in_one_repository_of_several_is_damage() {
+        let damaged = || err!(Damaged, "it was cut").context("archive a file");
+        let partial = |e: Error| err!(Partial, "not in every repository").source(e);
+        assert!(is_of_damage(&damaged()));
+        assert!(is_of_damage(&partial(damaged())));
+        assert!(!is_of_damage(&partial(err!(Unreachable, "it is away"))));
+        assert!(!is_of_damage(&err!(Conflict, "other content")));
+        // A frozen object is no damage.
+        let frozen = || err!(Damaged, "it must be thawed").frozen();
+        assert!(!is_of_damage(&frozen().context("archive a file")));
+        assert!(!is_of_damage(&partial(frozen())));
+    }
+
+    #[test]
+    fn v56_a_damaged_one_is_offered_again_only_before_one_that_was_stored() {
+        let files = [
+            ("000000010000000000000001", REFUSED),
+            ("000000010000000000000001.00000028.backup", THERE),
+            ("000000010000000000000002", STORED),
+            ("000000010000000000000003", REFUSED),
+            ("000000010000000000000004", THERE),
+            ("000000010000000000000005", REFUSED),
+            ("000000010000000000000006", REFUSED),
+        ];
+        let files = files.map(|(name, outcome)| Backfilled {
+            name: name.to_owned(),
+            outcome,
+            reason: None,
+        });
+        let refused = (0..files.len()).filter(|at| files[*at].outcome == REFUSED);
+        let again = refused.filter(|at| is_followed(&files, *at));
+        assert_eq!(again.collect::<Vec<_>>(), [0]);
     }
 }

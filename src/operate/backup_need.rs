@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use super::how_long;
 use super::human;
 use super::info::{self, ClusterInfo};
+use super::server;
 use super::session::Session;
+use crate::archive::datadir::DataDirectory;
 use crate::backup::turn;
 use crate::config::Cluster;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::plan::base::lies_on;
@@ -155,7 +157,7 @@ impl Behind {
     }
 }
 
-/// Looks at the cluster of the command, as `pitr info` does.
+/// Looks at the cluster of the command, as `pitr info` does. The life counts that the server leads now, of several under its name.
 ///
 /// # Errors
 /// `Config` where no limit is configured; those of [`info::look`].
@@ -163,6 +165,32 @@ pub fn look(session: &Session) -> Result<Need> {
     let cluster = session.settings()?.cluster()?;
     let limits = Limits::of(&cluster)?;
     let mut info = look_once(session, &cluster)?;
+    // Readers take the life of the newest backup, which after pg_upgrade or initdb is the former one.
+    let own = match session.system_identifier {
+        None => identifier(session, &cluster),
+        Some(_) => None,
+    };
+    let own = own.filter(|own| own.to_string() != info.system_identifier);
+    let of_server;
+    let session = match own {
+        None => session,
+        Some(own) => {
+            of_server = Session {
+                system_identifier: Some(own),
+                ..session.again()
+            };
+            info = match look_once(&of_server, &cluster) {
+                // It is not registered: the backup says what to do about that.
+                Err(e) if e.code() == Code::NotFound => {
+                    return Ok(Need::Needed(format!(
+                        "the server has system identifier {own}, of which the repository has no backup"
+                    )));
+                }
+                info => info?,
+            };
+            &of_server
+        }
+    };
     let mut state = state(&info);
     if state.broken.is_some() {
         wait(session, HOLE_LASTS)?;
@@ -175,6 +203,17 @@ pub fn look(session: &Session) -> Result<Need> {
         }
         not => Ok(not),
     }
+}
+
+/// The system identifier of the server, as a backup asks for it; else that of a data directory on this host. None where neither can be read.
+fn identifier(session: &Session, cluster: &Cluster) -> Option<u64> {
+    let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
+    if let Ok(identity) = server::identify_soon(conninfo, &session.host.stop) {
+        return Some(identity.system_identifier);
+    }
+    let pgdata = cluster.pgdata.as_deref()?;
+    let control = DataDirectory::at(pgdata).control().ok()??;
+    Some(control.system_identifier)
 }
 
 fn look_once(session: &Session, cluster: &Cluster) -> Result<ClusterInfo> {

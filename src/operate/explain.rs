@@ -124,7 +124,7 @@ pub const ALL: &[Explained] = &[
     one("PitrIncompleteBackups", &["NAME/backup/incomplete"],
         "backups began and were never finished: they were killed, or lost their connection",
         "they take room until they are expired",
-        "pitr expire"),
+        "pitr expire --confirm"),
     one("partial backup", &["NAME/recovery/partial backup"],
         "databases were left out of a backup",
         "these databases cannot be recovered from it",
@@ -198,11 +198,11 @@ pub const ALL: &[Explained] = &[
     one("PitrRepoFull", &["repository/REPOSITORY/room"],
         "the disk of a repository is used to 80 % or more, or is full soon as it fills now",
         "archiving and backups stop when it is full",
-        "pitr expire"),
+        "pitr expire --confirm"),
     one("PitrExpireStale", &["NAME/expire/stale"],
         "nothing was expired for three days: the schedule does not run, or expire refuses",
         "the repository fills",
-        "pitr expire"),
+        "pitr expire --confirm"),
     one("PitrLockedGrowth", &["NAME/expire/locked"],
         "locks of object_lock outlast what the rules of retention keep",
         "the store keeps, and bills, what nobody needs",
@@ -416,6 +416,21 @@ mod tests {
         assert_eq!(name("main/backup/full"), Some("PitrBackupMissing"));
         assert_eq!(name("nonsense"), None);
         assert_eq!(name(""), None);
+    }
+
+    #[test]
+    fn j87_an_alert_that_says_to_expire_names_a_run_that_deletes() {
+        let all = ALL.iter().map(|one| one.next.to_owned());
+        let rules = read("contrib/prometheus/rules.yml");
+        let lines = rules.lines().filter_map(|line| line.split_once("Next: "));
+        let lines = lines.filter_map(|(_, next)| Some(next.split_once('"')?.0.to_owned()));
+        let expire: Vec<String> = all
+            .chain(lines)
+            .filter(|next| next.starts_with("pitr expire"))
+            .collect();
+        assert!(expire.len() > 6, "{expire:?}");
+        let idle = expire.iter().find(|next| !next.contains(" --"));
+        assert_eq!(idle, None, "without --confirm nothing is deleted");
     }
 
     #[test]

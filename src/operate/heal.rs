@@ -146,7 +146,7 @@ fn segment_of(key: &Key) -> Option<SegmentName> {
     key.name().parse().ok().filter(|_| is_whole)
 }
 
-/// Heals the objects of these findings; writes nothing in a dry run.
+/// Heals the objects of these findings; writes nothing in a dry run. The outcome has what came before an error, too.
 ///
 /// # Errors
 /// Errors of the repository that is healed; `Interrupted`.
@@ -155,20 +155,12 @@ pub fn heal(
     (repository, of): (&Repository, &Of),
     report: &Report,
     others: &[Other],
-    dry_run: bool,
-) -> Result<Outcome> {
+    (dry_run, outcome): (bool, &mut Outcome),
+) -> Result<()> {
     let missing = size_of(of)?.map(|size| missing(&report.findings, size));
     let objects = objects(&report.findings);
     let what = (&missing.unwrap_or_default(), objects.as_slice());
-    let mut outcome = Outcome::default();
-    fill(
-        session,
-        (repository, of),
-        what,
-        others,
-        (dry_run, &mut outcome),
-    )?;
-    Ok(outcome)
+    fill(session, (repository, of), what, others, (dry_run, outcome))
 }
 
 /// Brings missing segments of a cluster, and copies of damaged ones, by their keys. The outcome has what came before an error, too.

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::opened::Opened;
 use super::session::Session;
 use crate::archive::datadir::DataDirectory;
+use crate::archive::push;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::control::{ClusterState, ControlFile};
@@ -110,13 +111,7 @@ impl Last {
 
     /// Whether the directory's timeline is this one, and not another one of the same number.
     fn is_of(&self, timeline: &Timeline) -> bool {
-        let HistoryFile::Known(known) = &timeline.history else {
-            return true;
-        };
-        let id = known.timeline();
-        let own = std::fs::read(self.directory.wal().join(id.history_file_name())).ok();
-        let own = own.and_then(|bytes| History::parse(id, &bytes).ok());
-        own.is_none_or(|own| own == *known)
+        is_of_server(self.directory.wal(), timeline)
     }
 
     /// The first segment of pg_wal that a repository lacks, and never had: no backup begins behind it.
@@ -194,6 +189,17 @@ impl Last {
     }
 }
 
+/// Whether the timeline of a server's pg_wal is this one. A repository that is not read here, for want of a key, tells no reasons.
+fn is_of_server(wal: &Path, timeline: &Timeline) -> bool {
+    let HistoryFile::Known(known) = &timeline.history else {
+        return true;
+    };
+    let id = known.timeline();
+    let own = std::fs::read(wal.join(id.history_file_name())).ok();
+    let own = own.and_then(|bytes| History::parse(id, &bytes).ok());
+    own.is_none_or(|own| push::is_same_history(&own, known))
+}
+
 /// Whether a backup was taken behind a position of a timeline, on a way that leads over it.
 fn had(inventory: &Inventory, id: TimelineId, end: Lsn) -> bool {
     inventory.backups.iter().any(|backup| {
@@ -215,4 +221,31 @@ fn end_of(control: &ControlFile) -> (Lsn, SegmentNumber) {
         false => control.checkpoint,
     };
     (end, SegmentNumber::ending_at(end, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a17_a_history_without_reasons_is_that_of_the_server_all_the_same() {
+        let wal = tempfile::tempdir().unwrap();
+        let id = TimelineId::new(2).unwrap();
+        let of = |text: &[u8]| Timeline {
+            history: HistoryFile::Known(History::parse(id, text).unwrap()),
+            ..Timeline::default()
+        };
+        let own = b"1\t0/3000000\tno recovery target specified\n";
+        std::fs::write(wal.path().join(id.history_file_name()), own).unwrap();
+        // It is known so where the key to read it is not at hand.
+        assert!(is_of_server(wal.path(), &of(b"1\t0/3000000\t\n")));
+        assert!(is_of_server(wal.path(), &of(own)));
+        let others: [&[u8]; 2] = [b"1\t0/4000000\t\n", b"1\t0/3000000\tanother\n"];
+        assert!(
+            others
+                .iter()
+                .all(|text| !is_of_server(wal.path(), &of(text)))
+        );
+        assert!(is_of_server(wal.path(), &Timeline::default()));
+    }
 }

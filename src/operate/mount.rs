@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::clone;
 use super::erasure;
 use super::made_tablespaces;
@@ -19,6 +21,7 @@ const DATA: &str = "data";
 const TABLESPACES: &str = "tablespaces";
 
 /// A data directory that is mounted.
+#[derive(Serialize)]
 pub struct Ready {
     /// The data directory.
     pub data: PathBuf,

@@ -115,7 +115,7 @@ impl PgWal {
         };
         // One that was healed before is read in the place of the original.
         store.healed_copies(key)?;
-        if store.open(key)?.is_some_and(is_whole) {
+        if healed::opened(store, key)?.is_some_and(|object| object.is_ok_and(is_whole)) {
             return Ok(None);
         }
         self.offer(repository, (name, Some(key)), dry_run)?;

@@ -36,6 +36,7 @@ use crate::pg::version::{Major, time_limits};
 use crate::program;
 use crate::wire::conninfo::quoted;
 use crate::wire::server_error;
+use crate::wire::sql::is_own_limit;
 
 /// The port in the socket's name.
 const PORT: u16 = 5504;
@@ -231,10 +232,10 @@ pub fn disable_event_triggers(sql: &mut Server) -> Result<()> {
     Ok(())
 }
 
-/// Whether the server only says that this host or the time did not suffice for a query: nothing about what was recovered.
+/// Whether an error only says that this host, the time or our own client did not suffice for a query: nothing about what was recovered.
 pub fn is_not_checked(error: &Error) -> bool {
     let Some(state) = server_error::sqlstate(error) else {
-        return false;
+        return is_own_limit(error);
     };
     match state {
         // A function that needs another library, or an older version of an extension; a lock; the time.

@@ -9,9 +9,10 @@ use super::clone::{self, Asked, folder::State};
 use super::rescue::tables::set_config;
 use super::server::Server;
 use super::session::Session;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::restore::settings::Brought;
 use crate::wire::client::Rows;
+use crate::wire::sql::{is_own_limit, is_too_long};
 
 /// The search path of a cluster that sets none.
 const PATH_USUAL: &str = "\"$user\", public";
@@ -19,6 +20,8 @@ const PATH_USUAL: &str = "\"$user\", public";
 ///
 /// PostgreSQL: src/backend/utils/init/postinit.c, `process_settings`.
 const OWN: &str = "select distinct on (c.name) c.name, c.value from pg_catalog.pg_db_role_setting s, pg_catalog.unnest(s.setconfig) config, lateral (select pg_catalog.lower(pg_catalog.split_part(config, '=', 1)), pg_catalog.substr(config, pg_catalog.strpos(config, '=') + 1)) c (name, value) where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())) and s.setrole in (0, (select r.oid from pg_catalog.pg_roles r where r.rolname = current_user)) order by c.name, s.setrole = 0, s.setdatabase = 0";
+/// The hint for an answer that is longer than pitr takes.
+const TOO_LONG: &str = "The clone was thrown away, and the same statement ends the same way. Ask for fewer rows or columns, or for a part of them.\nA whole table comes back with pitr rescue. pitr clone leads psql to the moment, whose answers have no limit.";
 const SHOWN: &str = "select pg_catalog.current_setting('search_path'), pg_catalog.current_setting('TimeZone'), pg_catalog.current_setting('DateStyle')";
 
 /// The result of a statement.
@@ -50,13 +53,24 @@ pub fn run(
         settle(session, &mut server, running.brought)?;
         let shown = server.query(SHOWN)?;
         Ok(Answer {
-            rows: server.query(sql)?,
+            rows: server.query(sql).map_err(explained)?,
             state: running.state.clone(),
             search_path: shown.value(0, 0)?,
             time_zone: shown.value(0, 1)?,
             date_style: shown.value(0, 2)?,
         })
     })
+}
+
+/// Says what helps where the answer is one that pitr does not take.
+fn explained(e: Error) -> Error {
+    match is_own_limit(&e) {
+        true if is_too_long(&e) => e.hint(TOO_LONG),
+        true => e.hint(
+            "The clone was thrown away. Ask for the bytes: encode(textsend(VALUE::text), 'hex')",
+        ),
+        false => e,
+    }
 }
 
 /// Gives a session the settings that decide which table a name means, and which time a text.

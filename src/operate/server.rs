@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
@@ -13,7 +14,10 @@ use crate::wire::client::{Client, Rows, Session, SystemIdentity};
 use crate::wire::conninfo::{ConnInfo, Environment};
 use crate::wire::runtime;
 use crate::wire::sql::Sql;
-use crate::wire::stop::unless_stopped;
+use crate::wire::stop::{unless_stopped, within};
+
+/// How long an answer may take that can be done without.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// A session for SQL, and the runtime that drives it.
 pub struct Server {
@@ -146,10 +150,21 @@ impl Server {
 /// Those of [`ConnInfo::resolve`], [`Client::connect`] and [`Client::identify_system`].
 pub fn identify(conninfo: &str) -> Result<SystemIdentity> {
     let info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
-    runtime::start()?.block_on(async {
-        let mut client = Client::connect(&info, Session::Replication, Arc::new(Silent)).await?;
-        client.identify_system().await
-    })
+    runtime::start()?.block_on(identity(&info))
+}
+
+/// As [`identify`], where the answer can be done without: a server that stands still gives none.
+///
+/// # Errors
+/// `Deadline`, `Interrupted`; those of [`identify`].
+pub fn identify_soon(conninfo: &str, stop: &AtomicBool) -> Result<SystemIdentity> {
+    let info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
+    runtime::start()?.block_on(within(ANSWER_LIMIT, stop, identity(&info)))
+}
+
+async fn identity(info: &ConnInfo) -> Result<SystemIdentity> {
+    let mut client = Client::connect(info, Session::Replication, Arc::new(Silent)).await?;
+    client.identify_system().await
 }
 
 /// Asks a server for the history of a timeline over a connection for replication.

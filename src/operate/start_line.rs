@@ -179,6 +179,22 @@ fn effective(main: &Main, brought: &Brought) -> Configuration {
     configuration
 }
 
+/// The command that restarts the server: by its service where Debian's layout tells its name.
+pub fn restart_command(pgdata: &Path, major: u32) -> String {
+    let name = |path: Option<&Path>| Some(path?.file_name()?.to_str()?.to_owned());
+    let (cluster, version) = (name(Some(pgdata)), name(pgdata.parent()));
+    if let (Some(cluster), Some(version)) = (cluster, version)
+        && Path::new(ETC).join(&version).join(&cluster).exists()
+    {
+        return format!("sudo systemctl restart postgresql@{version}-{cluster}");
+    }
+    format!(
+        "{} -D {} restart   (or its service, by systemctl)",
+        shell_word(&program("pg_ctl", &Started::read(pgdata), major)),
+        shell_word(&pgdata.to_string_lossy())
+    )
+}
+
 /// The program of this major: that of the original server, else where distributions put it.
 pub fn program(name: &str, started: &Started, major: u32) -> String {
     let beside = started.program.as_ref().and_then(|p| p.parent());

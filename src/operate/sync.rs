@@ -122,14 +122,11 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
         .filter(|(c, _)| asked.heal && is_getting(&c.name))
     {
         let place = (session, *configured, repository);
-        let done = verify::heal_known(place, &wanted, wish, &mut sync.failures);
-        match done {
-            Ok(done) => healed.extend(done),
-            Err(e) => {
-                let doing = format!("heal repository \"{}\"", configured.name);
-                if !sync.failures.add(e, doing) {
-                    break;
-                }
+        let into = (&mut healed, &mut sync.failures);
+        if let Err(e) = verify::heal_known(place, &wanted, wish, into) {
+            let doing = format!("heal repository \"{}\"", configured.name);
+            if !sync.failures.add(e, doing) {
+                break;
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxOutline;
 use crate::repo::root::outline::Outline;
+use crate::repo::scope::healed_base;
 use crate::store::Key;
 use crate::store::s3::S3Store;
 use crate::store::s3::class::{self, Archived, Speed, Thaw};
@@ -153,12 +154,12 @@ fn archived(store: &S3Store, needed: &Needed) -> Result<Vec<Archived>> {
     let keys: BTreeSet<&str> = needed.keys.iter().map(Key::as_str).collect();
     for folder in folders {
         let cold = store.archived(folder)?.into_iter();
-        let cold = cold.filter(|one| keys.contains(one.key.as_str()));
+        let cold = cold.filter(|one| keys.contains(original(&one.key)));
         found.extend(cold.map(|one| (one.key.clone(), one)));
     }
     if let Some((layout, first, size)) = &needed.wal {
         let is_behind = |one: &Archived| {
-            let name = one.key.rsplit('/').next().unwrap_or_default();
+            let name = original(&one.key).rsplit('/').next().unwrap_or_default();
             let name = name.parse::<SegmentName>();
             name.and_then(|name| name.number(*size))
                 .is_ok_and(|number| number >= *first)
@@ -167,6 +168,11 @@ fn archived(store: &S3Store, needed: &Needed) -> Result<Vec<Archived>> {
         found.extend(cold.map(|one| (one.key.clone(), one)));
     }
     Ok(found.into_values().collect())
+}
+
+/// The key for which an object is read: a healed copy stands for its damaged original.
+fn original(key: &str) -> &str {
+    healed_base(key).unwrap_or(key)
 }
 
 impl Planned {
@@ -320,4 +326,16 @@ fn days(time: Duration) -> u32 {
 
 fn goes_on(e: Error) -> Error {
     e.hint("What was requested goes on in the store. Run the command again: it asks for the rest, and waits with --wait.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v52_a_healed_copy_is_thawed_with_what_it_stands_for() {
+        let pack = "clusters/main/1/packs/20261120T064049Z-full/3";
+        assert_eq!(original(&format!("{pack}.heal-1")), pack);
+        assert_eq!(original(pack), pack);
+    }
 }

@@ -90,35 +90,48 @@ impl Healer<'_> {
         verify.run()
     }
 
-    /// Checks, heals and checks again what was healed: the last report says what stays lost, and what that costs.
-    fn run(&self, of: Of, verify: &dyn Fn() -> Result<Report>) -> Result<Done> {
+    /// Checks, heals and checks again what was healed: the last report says what stays lost, and what that costs. A failure of
+    /// healing leaves in `done` what was found and healed before.
+    fn run(&self, of: Of, verify: &dyn Fn() -> Result<Report>, done: &mut Vec<Done>) -> Result<()> {
         let mut report = verify()?;
         let mut outcome: Option<Outcome> = None;
-        if let Some(Heal { dry_run }) = self.wish
-            && report.finding_count > 0
-        {
-            let others = heal::others(self.session, self.configured)?;
-            for _ in 0..ROUNDS_MAX {
-                let place = (self.repository, &of);
-                let later = heal::heal(self.session, place, &report, &others, dry_run)?;
-                let is_over = dry_run || later.healed.is_empty();
-                outcome.get_or_insert_default().add(later);
-                if is_over {
-                    break;
-                }
-                report = verify()?;
-                if report.finding_count == 0 {
-                    outcome.get_or_insert_default().unhealed.clear();
-                    break;
-                }
-            }
-        }
-        Ok(Done {
+        let healed = self.heal(&of, verify, (&mut report, &mut outcome));
+        done.push(Done {
             repository: self.configured.name.clone(),
             of,
             report,
             outcome,
-        })
+        });
+        healed
+    }
+
+    fn heal(
+        &self,
+        of: &Of,
+        verify: &dyn Fn() -> Result<Report>,
+        (report, outcome): (&mut Report, &mut Option<Outcome>),
+    ) -> Result<()> {
+        let Some(Heal { dry_run }) = self.wish.filter(|_| report.finding_count > 0) else {
+            return Ok(());
+        };
+        let others = heal::others(self.session, self.configured)?;
+        for _ in 0..ROUNDS_MAX {
+            let mut later = Outcome::default();
+            let (place, doing) = ((self.repository, of), (dry_run, &mut later));
+            let ended = heal::heal(self.session, place, report, &others, doing);
+            let is_over = dry_run || later.healed.is_empty();
+            outcome.get_or_insert_default().add(later);
+            ended?;
+            if is_over {
+                break;
+            }
+            *report = verify()?;
+            if report.finding_count == 0 {
+                outcome.get_or_insert_default().unhealed.clear();
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -195,15 +208,14 @@ pub fn heal_known(
     (session, configured, repository): (&Session, &config::Repository, &Repository),
     wanted: &Wanted,
     wish: Heal,
-    failures: &mut Failures,
-) -> Result<Vec<Done>> {
+    (done, failures): (&mut Vec<Done>, &mut Failures),
+) -> Result<()> {
     let healer = Healer {
         session,
         configured,
         repository,
         wish: Some(wish),
     };
-    let mut done = Vec::new();
     let scopes = of::scopes(session, repository)?;
     let clusters = wanted.clusters_beside(&scopes, repository)?;
     let place = ("heal", configured.name.as_str());
@@ -213,7 +225,7 @@ pub fn heal_known(
             let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
             if verify(Depth::Fast)?.finding_count > 0 || has_damage(repository, &layout)? {
                 let of = Of::Cluster(registration.clone());
-                done.push(healer.run(of, &|| verify(Depth::Everything))?);
+                healer.run(of, &|| verify(Depth::Everything), done)?;
             }
         }
         Ok(())
@@ -222,10 +234,10 @@ pub fn heal_known(
         let verify = |depth| healer.scope(&scope, &depth);
         if verify(Depth::Fast)?.finding_count > 0 || has_damage(repository, &scope)? {
             let of = Of::Scope(scope.clone());
-            done.push(healer.run(of, &|| verify(Depth::Everything))?);
+            healer.run(of, &|| verify(Depth::Everything), done)?;
         }
     }
-    Ok(done)
+    Ok(())
 }
 
 /// Whether damage is recorded of anything, that nothing has ended.
@@ -263,10 +275,11 @@ fn one_repository(
     of::in_each_cluster(&clusters, place, failures, |name| {
         for registration in registrations(session, repository, name)? {
             let verify = || healer.cluster(&registration, backup, depth);
-            match healer.run(Of::Cluster(registration.clone()), &verify) {
-                Ok(one) => done.push(one),
+            let known = done.len();
+            match healer.run(Of::Cluster(registration.clone()), &verify, done) {
+                Ok(()) => {}
                 // Another identifier of the cluster may have it.
-                Err(e) if e.code() == Code::NotFound => missing = Some(e),
+                Err(e) if e.code() == Code::NotFound && done.len() == known => missing = Some(e),
                 Err(e) => return Err(e),
             }
         }
@@ -274,7 +287,7 @@ fn one_repository(
     })?;
     for scope in scopes {
         let verify = || healer.scope(&scope, depth);
-        done.push(healer.run(Of::Scope(scope.clone()), &verify)?);
+        healer.run(Of::Scope(scope.clone()), &verify, done)?;
     }
     match missing {
         Some(e) if done.len() == before => Err(e),

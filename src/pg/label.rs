@@ -90,7 +90,6 @@ pub struct BackupHistory {
     pub stop: WalLocation,
     /// Stop time in the server's own zone, as text.
     pub stop_time: Vec<u8>,
-    pub stop_timeline: TimelineId,
 }
 
 impl BackupHistory {
@@ -105,14 +104,13 @@ impl BackupHistory {
         let checkpoint = lines.lsn("CHECKPOINT LOCATION: ")?;
         let mut label = lines.middle(start, checkpoint)?;
         let stop_time = lines.value("STOP TIME: ")?.to_vec();
-        let stop_timeline = lines.timeline("STOP TIMELINE: ")?;
+        lines.timeline("STOP TIMELINE: ")?;
         label.incremental_from = lines.incremental_from()?;
         lines.finish()?;
         Ok(BackupHistory {
             label: label.checked()?,
             stop,
             stop_time,
-            stop_timeline,
         })
     }
 }
@@ -373,7 +371,6 @@ mod tests {
             START TIMELINE: 1\nSTOP TIME: 2026-11-20 07:01:59 UTC\nSTOP TIMELINE: 1\n";
         let history = BackupHistory::parse(text.as_bytes()).unwrap();
         assert_eq!(history.stop.lsn, Lsn(0x900_0138));
-        assert_eq!(history.stop_timeline, TimelineId::FIRST);
         assert_eq!(history.stop.file.to_string(), "000000010000000000000009");
         assert_eq!(history.stop_time, b"2026-11-20 07:01:59 UTC");
         assert_eq!(history.label.label.as_deref(), Some(&b"x"[..]));

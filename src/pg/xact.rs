@@ -157,13 +157,6 @@ pub enum TransactionRecord<'a> {
     End(TransactionEnd<'a>),
     /// A transaction is prepared.
     Prepare(Prepared<'a>),
-    /// The record assigns subtransactions to a transaction.
-    Assignment {
-        /// The top-level transaction.
-        top: Xid,
-        /// Its subtransactions.
-        subxids: Numbers<'a>,
-    },
     /// Something that does not matter here.
     Other,
 }
@@ -216,7 +209,6 @@ pub fn decode<'a>(
     let decoded = match (outcome(record), record.info & OPMASK) {
         (Some(outcome), _) => end(record, outcome, main_data).map(TransactionRecord::End),
         (None, 0x10) => prepare(record, main_data).map(TransactionRecord::Prepare),
-        (None, 0x50) => assignment(main_data),
         _ => Some(TransactionRecord::Other),
     };
     decoded.map(Some).ok_or_else(|| {
@@ -355,14 +347,6 @@ fn prepare<'a>(record: &Record<'a>, main_data: &'a [u8]) -> Option<Prepared<'a>>
             .then(|| cursor::i64_at(header, layout.origin + 8))
             .flatten()
             .map(|time| (origin, TimestampTz(time))),
-    })
-}
-
-fn assignment(main_data: &[u8]) -> Option<TransactionRecord<'_>> {
-    let mut c = Cursor::new(main_data);
-    Some(TransactionRecord::Assignment {
-        top: Xid(c.u32()?),
-        subxids: Numbers(c.counted(4)?),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::base::lies_on;
 use crate::pg::lsn::{Lsn, LsnRange};
-use crate::pg::segment::{SegmentNumber, SegmentSize};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::wal::inventory::{Backup, Inventory, Timeline};
 use crate::wal::path::Path;
@@ -53,7 +53,29 @@ pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
     gaps
 }
 
-/// Whether expiry left a hole: the first one behind a backup of which that is recorded, or from a pinned one to the start of another. It leaves none
+/// Whether a segment that is not stored costs nothing: no backup leads to it, or it lies in a hole that expiry made on purpose.
+pub fn is_needless(inventory: &Inventory, name: SegmentName) -> bool {
+    let (size, id) = (inventory.segment_size, name.timeline);
+    let (Ok(number), Ok(history)) = (name.number(size), inventory.history(id)) else {
+        return false;
+    };
+    let leads = |b: &Backup| lies_on(&history, b) || b.start_timeline == id;
+    let begins = |b: &Backup| SegmentNumber::of(b.start_lsn, size) <= number;
+    if !inventory.backups.iter().any(|b| leads(b) && begins(b)) {
+        return true;
+    }
+    let timeline = inventory.timelines.get(&id);
+    let span = timeline.and_then(|timeline| expected_span(inventory, id, timeline));
+    let (Some(timeline), Some((first, last))) = (timeline, span) else {
+        return false;
+    };
+    let at = number.start_lsn(size);
+    let holes = listed_holes(timeline, first, last, size);
+    let mut around = holes.into_iter().filter(|h| h.start <= at && at < h.end);
+    around.any(|hole| is_deliberate(inventory, id, hole))
+}
+
+/// Whether expiry left a hole: the recorded one behind a backup, or one from a pinned backup to the start of another. It leaves none
 /// that takes WAL which a backup needs itself.
 fn is_deliberate(inventory: &Inventory, timeline: TimelineId, hole: LsnRange) -> bool {
     let size = inventory.segment_size;
@@ -61,6 +83,7 @@ fn is_deliberate(inventory: &Inventory, timeline: TimelineId, hole: LsnRange) ->
         return false;
     };
     let path = Path::new(history.clone(), size);
+    let first = SegmentNumber::of(hole.start, size).name(timeline, size);
     let is_start = |b: &Backup| SegmentNumber::of(b.start_lsn, size).start_lsn(size) == hole.end;
     let ends = inventory.backups.iter().any(is_start);
     let leading = || inventory.backups.iter().filter(|b| lies_on(&history, b));
@@ -73,7 +96,8 @@ fn is_deliberate(inventory: &Inventory, timeline: TimelineId, hole: LsnRange) ->
             begins && !is_needed_from(reach)
         };
         let behind = SegmentNumber::ending_at(end(b), size).next();
-        b.is_trimmed && is_trimmed()
+        let is_recorded = first.is_some_and(|first| b.trimmed.begins(first));
+        is_recorded && is_trimmed()
             || ends
                 && !b.pins.is_empty()
                 && behind.start_lsn(size) == hole.start
@@ -168,6 +192,7 @@ fn joined(ascending: Vec<LsnRange>) -> Vec<LsnRange> {
 mod tests {
     use super::super::model::{World, tli};
     use super::*;
+    use crate::repo::trimmed::Trimmed;
 
     const MIB: u64 = 1 << 20;
 
@@ -192,6 +217,46 @@ mod tests {
             to_lsn: Lsn(to * MIB),
             segments: to - from,
         }
+    }
+
+    #[test]
+    fn x51_a_hole_behind_a_backup_is_a_gap_unless_it_is_the_recorded_one() {
+        let mut w = World::new();
+        w.backup(tli(1), |_| {});
+        let size = w.size;
+        let name = |number: u64| SegmentNumber(number).name(tli(1), size).unwrap();
+        w.archived = (1..=4).chain(8..=12).map(name).collect();
+        let backup = &mut w.backups[0];
+        (backup.start_lsn, backup.stop_lsn) = (Lsn(2 * MIB + 40), Lsn(3 * MIB));
+        backup.consistent_lsn = backup.stop_lsn;
+        let mut with = |trimmed: Trimmed| {
+            w.backups[0].trimmed = trimmed;
+            gaps(&w.inventory(), Lsn(0))
+        };
+        assert_eq!(with(Trimmed::at(name(5))), []);
+        // The recorded hole never came to be, and this WAL is lost.
+        assert_eq!(with(Trimmed::at(name(9))), [gap(1, 5, 8)]);
+        assert_eq!(with(Trimmed::default()), [gap(1, 5, 8)]);
+    }
+
+    #[test]
+    fn x53_wal_that_expire_let_go_is_not_lost() {
+        let mut w = World::new();
+        w.backup(tli(1), |_| {});
+        let size = w.size;
+        let name = |number: u64| SegmentNumber(number).name(tli(1), size).unwrap();
+        w.archived = (2..=4).chain(8..=12).map(name).collect();
+        let backup = &mut w.backups[0];
+        (backup.start_lsn, backup.stop_lsn) = (Lsn(2 * MIB + 40), Lsn(3 * MIB));
+        backup.consistent_lsn = backup.stop_lsn;
+        let needless = |w: &World| {
+            let inventory = w.inventory();
+            [1, 6, 13].map(|number| is_needless(&inventory, name(number)))
+        };
+        // The first one lies before every backup, the last one behind all that is stored.
+        assert_eq!(needless(&w), [true, false, false]);
+        w.backups[0].trimmed = Trimmed::at(name(5));
+        assert_eq!(needless(&w), [true, true, false]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
 use crate::repo::scope::healed_base;
+use crate::repo::trimmed::Trimmed;
 use crate::store::Key;
 use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::survey::{Root, Subject, Survey};
@@ -156,7 +157,32 @@ fn as_one(from: &Survey, to: &Survey) -> Survey {
     let mut both = Survey::empty(to.segment_size);
     both.catalog.ids = backups::as_one(from, to);
     both.timelines = union(from, to);
+    // Retention asks when a timeline was left. A copy has later times than its original.
+    let sides = [from, to];
+    for (id, into) in &mut both.timelines {
+        let held = sides.iter().filter_map(|side| side.timelines.get(id));
+        if held.clone().all(Timeline::is_empty) {
+            let stored = held.filter_map(|held| held.history_stored);
+            into.history_stored = stored.min();
+        }
+        if let Some(newest) = newest_wal(&sides, *id) {
+            both.newest_wal.insert(*id, newest);
+        }
+    }
     both
+}
+
+/// When a store received the newest WAL that one of both has of a timeline.
+fn newest_wal(sides: &[&Survey; 2], id: TimelineId) -> Option<TimestampTz> {
+    let ends = sides.iter().filter_map(|side| {
+        let (_, last) = side.timelines.get(&id)?.bounds()?;
+        Some((last, *side))
+    });
+    let ends: Vec<_> = ends.collect();
+    let newest = ends.iter().map(|(last, _)| *last).max();
+    let of_newest = ends.iter().filter(|(last, _)| Some(*last) == newest);
+    let times = of_newest.filter_map(|(_, side)| side.newest_wal.get(&id));
+    times.copied().min()
 }
 
 /// The WAL of both sides.
@@ -343,10 +369,12 @@ impl Asked<'_> {
         for (id, _, root) in merged.committed() {
             let end = root.consistent_lsn.max(root.stop_lsn);
             // Retention there keeps only the way to the end of an old backup, unless the WAL goes on after it.
-            if self.is_trimmed(root) {
+            let trimmed = self.holes_of(root);
+            if !trimmed.is_empty() {
                 // WAL after the backup that was let go there does not come back.
                 let held = &Names(&self.to.timelines);
-                paths.need_unbroken(root.timeline, (root.start_lsn, end), held, &mut needed);
+                let range = (root.start_lsn, end);
+                paths.need_unbroken(root.timeline, range, held, &trimmed, &mut needed);
             } else if self.floors.is_below(id, root) && !self.is_followed(paths, root, end) {
                 let range = (root.start_lsn, root.stop_lsn);
                 paths.need_to_end(root.timeline, range, end, &mut needed);
@@ -360,10 +388,17 @@ impl Asked<'_> {
         Some(needed)
     }
 
-    /// The receiving side let WAL behind it, or behind one of the same content, go.
-    fn is_trimmed(&self, root: &Root) -> bool {
-        let mut there = self.to.committed();
-        there.any(|(_, subject, other)| event::is_trimmed(&subject.events) && other.is_twin(root))
+    /// The holes that the receiving side made on purpose behind it, or behind one of the same content.
+    fn holes_of(&self, root: &Root) -> Trimmed {
+        let mut trimmed = Trimmed::default();
+        for (_, subject, _) in self
+            .to
+            .committed()
+            .filter(|(.., other)| other.is_twin(root))
+        {
+            trimmed.add(&subject.events);
+        }
+        trimmed
     }
 
     fn is_followed(&self, paths: &Paths<'_>, root: &Root, end: Lsn) -> bool {

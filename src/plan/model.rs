@@ -14,6 +14,7 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::catalog::Parts;
 use crate::repo::root::BackupKind;
 use crate::repo::runs::Runs;
+use crate::repo::trimmed::Trimmed;
 use crate::repo::wal_proof::RawHash;
 use crate::wal::facts::{self, Crossing, Entry, EntryKind, Facts, NamedPoint, Wal};
 use crate::wal::index::{HeadEnd, TailClass, flag};
@@ -240,7 +241,7 @@ impl World {
             damaged_copies: 0,
             expire_mark: None,
             pins: Vec::new(),
-            is_trimmed: false,
+            trimmed: Trimmed::default(),
             is_verified: false,
         });
     }

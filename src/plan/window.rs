@@ -17,6 +17,7 @@ use crate::pg::timeline::TimelineId;
 use crate::repo::wal_proof::foreign;
 use crate::wal::facts::Wal;
 use crate::wal::inventory::{Backup, Inventory};
+use crate::wal::path::Path;
 
 /// Everything from `from` to `to` can be recovered, on the way to a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,9 +51,20 @@ impl Window {
         };
         let end = SegmentNumber::ending_at(last.consistent_lsn.max(last.stop_lsn), size);
         let is_pinned = !last.pins.is_empty();
-        let is_meant =
-            last.is_trimmed || is_pinned && SegmentNumber::ending_at(self.to_lsn, size) <= end;
+        let is_meant = is_pinned && SegmentNumber::ending_at(self.to_lsn, size) <= end
+            || self.ends_at_hole(inventory, last);
         is_meant && !self.to_end
+    }
+
+    /// Whether the hole behind its last backup is one that expiry made on purpose.
+    fn ends_at_hole(&self, inventory: &Inventory, last: &Backup) -> bool {
+        let Ok(history) = inventory.history(self.timeline) else {
+            return false;
+        };
+        let path = Path::new(history, inventory.segment_size);
+        let reach = path.reach(last.start_lsn, inventory);
+        let first = path.name(SegmentNumber::of(reach, inventory.segment_size));
+        first.is_some_and(|first| last.trimmed.begins(first))
     }
 
     /// The work of a recovery to its end, from its newest backup.

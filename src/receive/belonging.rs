@@ -12,7 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::Segment;
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::timeline::TimelineId;
-use crate::repo::container::Container;
+use crate::repo::healed;
 use crate::repo::layout::{self, ClusterLayout, Home};
 use crate::repo::lives;
 use crate::repo::repository::Repository;
@@ -149,10 +149,10 @@ fn in_other_life(
             continue;
         }
         let key = home.segment(name);
-        if let Some(object) = store.open(&key)? {
+        if let Some(stored) = healed::container(store, &key)? {
             content.seek(segment.from)?;
             let length = segment.to.0 - segment.from.0;
-            if is_evidence(begins_alike(object, content, length))? {
+            if is_evidence(begins_alike(stored, content, length))? {
                 return Ok(Some(key));
             }
         }
@@ -180,11 +180,11 @@ fn in_increments(
         return Ok(None);
     };
     let key = Key::new(format!("{prefix}/{last}"))?;
-    let Some(object) = store.open(&key)? else {
+    let Some(stored) = healed::container(store, &key)? else {
         return Ok(None);
     };
     let hash = hash(content, range)?;
-    let is_same = Container::open(object).map(|stored| stored.has_hash(&hash));
+    let is_same = stored.map(|stored| stored.has_hash(&hash));
     Ok(is_evidence(is_same)?.then_some(key))
 }
 

@@ -56,6 +56,20 @@ pub struct Lost {
     of_each: Vec<Vec<Gap>>,
 }
 
+/// Behind so many segments in a row that every repository has, folders are listed.
+const ROW: u32 = 4;
+
+/// The segments in one folder of a repository.
+type Folder = (String, BTreeSet<String>);
+
+/// The folder that was listed last of each repository, for segments that are asked for one after another.
+#[derive(Debug, Default)]
+pub struct Listings {
+    /// Segments in a row that every repository has.
+    row: u32,
+    of_each: Vec<Option<Folder>>,
+}
+
 /// Adds a part, to the last one where they touch. An empty one adds nothing.
 fn add(parts: &mut Vec<Gap>, part: Gap) {
     match parts.last_mut() {
@@ -222,6 +236,50 @@ impl Holdings {
             least = least.min(self.covered_in(repository, name)?);
         }
         Ok(least)
+    }
+
+    /// As [`Holdings::covered`], of segments one after another: behind a long absence each would be a request.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub fn covered_in_order(&self, name: SegmentName, listings: &mut Listings) -> Result<Lsn> {
+        let size = self.identity.segment_size;
+        let end = name.number(size)?.range(size).end;
+        let (mut least, is_in_row) = (end, listings.row >= ROW);
+        let of_each = &mut listings.of_each;
+        of_each.resize_with(self.repositories.len(), || None);
+        for (repository, folder) in self.repositories.iter().zip(of_each) {
+            // One that came since the listing, or is not whole, is asked for.
+            if !is_in_row || !self.is_listed(repository, name, folder)? {
+                least = least.min(self.covered_in(repository, name)?);
+            }
+        }
+        listings.row = match least == end {
+            true => listings.row.saturating_add(1),
+            false => 0,
+        };
+        Ok(least)
+    }
+
+    /// Whether the listing of its folder names a segment.
+    fn is_listed(
+        &self,
+        repository: &Repository,
+        name: SegmentName,
+        folder: &mut Option<Folder>,
+    ) -> Result<bool> {
+        let layout = repository.recent_lives(&self.layout)?;
+        let key = layout.segment(name);
+        let prefix = key.parent().unwrap_or_default();
+        if folder.as_ref().is_none_or(|(known, _)| known != prefix) {
+            let listed = repository.store().list(prefix)?;
+            let objects = listed.into_iter().filter(|l| !l.is_prefix);
+            *folder = Some((prefix.to_owned(), objects.map(|l| l.name).collect()));
+        }
+        let name = name.to_string();
+        Ok(folder
+            .as_ref()
+            .is_some_and(|(_, names)| names.contains(&name)))
     }
 
     /// How far, from its start, a repository has a segment.
@@ -441,6 +499,38 @@ mod tests {
         assert_eq!(covered(), 500);
         holdings.store(1, 1, 3..4);
         assert_eq!(covered(), MIB);
+    }
+
+    #[test]
+    fn w83_segments_in_order_are_covered_as_each_of_them_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let holdings = holdings(&directory, 2);
+        // Across a log id, with a hole in each repository.
+        holdings.store(0, 1, 4080..4110);
+        holdings.store(1, 1, 4080..4090);
+        holdings.put(1, 4090, 0, &[1; 500]);
+        holdings.store(1, 1, 4091..4105);
+        let mut listings = Listings::default();
+        let mut rows = Vec::new();
+        for number in 4079..4112 {
+            let name = holdings.name(1, number);
+            let covered = holdings.covered_in_order(name, &mut listings).unwrap();
+            assert_eq!(covered, holdings.covered(name).unwrap(), "{number}");
+            rows.push(listings.row);
+        }
+        assert_eq!((rows[0], rows[11], rows[25], rows[32]), (0, 0, 14, 0));
+        let listed = listings.of_each[0].as_ref();
+        assert!(listed.is_some_and(|(_, names)| names.len() == 14));
+        // One that comes behind the listing is seen.
+        let mut listings = Listings::default();
+        for number in 4091..4105 {
+            let name = holdings.name(1, number);
+            holdings.covered_in_order(name, &mut listings).unwrap();
+        }
+        holdings.store(1, 1, 4105..4106);
+        let name = holdings.name(1, 4105);
+        let covered = holdings.covered_in_order(name, &mut listings).unwrap();
+        assert_eq!(covered, Lsn(4106 * MIB));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
-use crate::pg::timeline::{Position, TimelineId};
+use crate::pg::timeline::{History, Position, TimelineId};
 use crate::wal::path::Path;
 
 /// The facts from which the start of streaming is derived.
@@ -69,7 +69,8 @@ pub fn derive(known: &Known<'_>) -> Result<Start> {
     let mut overhang = None;
     let journal = match known.journal {
         Some(position) => {
-            check_end(known, position, position.lsn)?;
+            let server = (known.path.history(), known.server_end);
+            check_end(server, position, position.lsn)?;
             overhang = overhang_of(known, position);
             Some(known.path.onward(position))
         }
@@ -94,9 +95,16 @@ pub fn derive(known: &Known<'_>) -> Result<Start> {
     })
 }
 
-/// Requires that the WAL held up to `position` is part of the server's, or of a timeline that its history left.
-fn check_end(known: &Known<'_>, position: Position, end: Lsn) -> Result<()> {
-    let (history, timeline) = (known.path.history(), position.timeline);
+/// Requires that the WAL held up to `position` is part of the server's, by its history and its end, or of a timeline that its history left.
+///
+/// # Errors
+/// As [`derive`].
+pub fn check_end(
+    (history, server_end): (&History, Lsn),
+    position: Position,
+    end: Lsn,
+) -> Result<()> {
+    let timeline = position.timeline;
     if !history.contains(timeline) {
         return Err(err!(
             Diverged,
@@ -106,12 +114,11 @@ fn check_end(known: &Known<'_>, position: Position, end: Lsn) -> Result<()> {
         )
         .hint("Nothing was received, and nothing that is there was touched. Likely this is an old primary that was left behind by a failover, or a copy: name the right server in conninfo. If it was restored to an earlier moment on purpose, let the receiver begin anew: move its journal away once \"pitr info\" says that everything is archived."));
     }
-    if timeline == history.timeline() && end > known.server_end {
+    if timeline == history.timeline() && end > server_end {
         return Err(err!(
             Diverged,
-            "WAL was received up to {end} on timeline {}, and the server's ends at {}: the server went back",
-            timeline.decimal(),
-            known.server_end
+            "WAL was received up to {end} on timeline {}, and the server's ends at {server_end}: the server went back",
+            timeline.decimal()
         )
         .hint(format!("Nothing was received. The server lost WAL that was already received, or is an older copy. What was received is in journal and repository: restore it with \"pitr restore\". {IF_IT_IS_THE_CLUSTER}")));
     }
@@ -134,7 +141,8 @@ fn base_without_journal(known: &Known<'_>) -> Result<Position> {
         Some(position) => {
             // The last segment may have been ended by a switch: its end is not yet the server's.
             let last = Lsn(position.lsn.0.saturating_sub(known.path.size().bytes()));
-            check_end(known, position, last)?;
+            let server = (known.path.history(), known.server_end);
+            check_end(server, position, last)?;
             Some(known.path.onward(position))
         }
         None => None,
@@ -192,7 +200,7 @@ mod tests {
     use super::*;
     use crate::error::Code;
     use crate::pg::segment::SegmentSize;
-    use crate::pg::timeline::{History, tli};
+    use crate::pg::timeline::tli;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

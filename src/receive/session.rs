@@ -1,10 +1,11 @@
 //! The receiver as a whole: which server, timeline and position to ask for, when to try again, and when to give up.
 //!
-//! connect → check what the server is → compare with what is archived → derive the position → compare with the journal → record gaps → archive histories → stream, until the timeline ends (then
+//! connect → check what the server is → compare with what is archived, or with the journal → look for the slot → derive the position, record gaps → archive histories → stream, until the timeline ends (then
 //! from the second step on), the connection is lost (from the first), or somebody wants to stop. Journal and shipping live for as long
 //! as the process; a lost connection does not touch them.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::belonging::{Place, Proof};
 use super::compare::{self, Compared};
-use super::holdings::{self, Holdings, Identity, Reach};
+use super::holdings::{self, Holdings, Identity, Listings, Reach};
 use super::kept::Kept;
 use super::position::{self, Gap, Known, Start};
 use super::remaining;
@@ -54,12 +55,16 @@ const LAST_WORD_MAX: Duration = Duration::from_secs(2);
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 /// How long a repository may take to say what it holds, or to store a history.
 const ASIDE_MAX: Duration = Duration::from_secs(20);
+/// How long it may take to find out which timeline is the cluster, where no journal leads: all WAL of the repositories is listed.
+const CLUSTER_MAX: Duration = Duration::from_secs(600);
 /// How long the last increment may take.
 const FINISH_MAX: Duration = Duration::from_secs(30);
 /// With so many segments that are not acknowledged, it is looked how long the server will keep them.
 const WAITING_SEGMENTS: u64 = 4;
 /// How long damage of the journal waits that could not be mended.
 const MEND_AFTER: Duration = Duration::from_secs(60);
+/// How long servers that cannot be reached are tried for WAL that another one has removed, before that counts as lost.
+const OTHERS_MAX: Duration = Duration::from_secs(300);
 /// The same trouble is reported again after this long.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
@@ -208,17 +213,22 @@ async fn ask_identity(options: &Options, host: &Host) -> Result<Identity> {
     })
 }
 
-/// Whether a repository may be back later.
+/// Whether a repository may be back later, also by a command for its key that fails now.
 fn is_outage(error: &Error) -> bool {
     matches!(
         error.code(),
-        Code::Unreachable | Code::NoRepository | Code::Io | Code::Deadline | Code::Denied
+        Code::Unreachable
+            | Code::NoRepository
+            | Code::Io
+            | Code::Deadline
+            | Code::Denied
+            | Code::Key
     )
 }
 
 /// Whether a repository may store later what it does not store now.
 fn takes_nothing(error: &Error) -> bool {
-    is_outage(error) || matches!(error.code(), Code::Full | Code::ReadOnly | Code::Key)
+    is_outage(error) || matches!(error.code(), Code::Full | Code::ReadOnly)
 }
 
 /// Does what may block apart from the connection, and waits for it only so long: a repository may hang.
@@ -226,13 +236,22 @@ async fn aside<T: Send + 'static>(
     doing: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match timeout(ASIDE_MAX, tokio::task::spawn_blocking(work)).await {
+    aside_for(ASIDE_MAX, doing, work).await
+}
+
+/// As [`aside`], with another limit.
+async fn aside_for<T: Send + 'static>(
+    limit: Duration,
+    doing: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match timeout(limit, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(result)) => result,
         Ok(Err(_)) => Err(err!(Internal, "could not {doing}: the thread panicked")),
         Err(_) => Err(err!(
             Deadline,
             "could not {doing} within {} s",
-            ASIDE_MAX.as_secs()
+            limit.as_secs()
         )),
     }
 }
@@ -251,13 +270,19 @@ struct Session<'a> {
     left_out: Vec<String>,
     /// Standbys that lag, and servers behind them that are set up wrongly, until each of the others was tried, too.
     passed_over: Vec<String>,
-    /// The server's timeline when it was last found to be the cluster's.
-    checked_timeline: Option<TimelineId>,
+    /// The history of the server's timeline when that was last found to be the cluster's. Another server may take the number for another timeline.
+    checked: Option<History>,
     archived_histories: BTreeSet<TimelineId>,
+    /// The history that these lead to.
+    archived_of: Option<History>,
     /// Whether a repository follows a life that was chosen.
     has_lives: bool,
-    /// The server has said that WAL before this is gone.
-    removed_before: Option<Lsn>,
+    /// The server of the last stream.
+    last_server: Option<String>,
+    /// The hosts that have said that WAL before a position is gone. Another one may have it.
+    removed_before: BTreeMap<String, Lsn>,
+    /// When the first of them said so.
+    removed_since: Option<Instant>,
     /// Whether a stream was ever granted: before, what an operator has to mend ends the process.
     streamed: bool,
     started: Instant,
@@ -306,10 +331,13 @@ impl<'a> Session<'a> {
             status_written: None,
             left_out: Vec::new(),
             passed_over: Vec::new(),
-            checked_timeline: None,
+            checked: None,
             archived_histories: BTreeSet::new(),
+            archived_of: None,
             has_lives: false,
-            removed_before: None,
+            last_server: None,
+            removed_before: BTreeMap::new(),
+            removed_since: None,
             streamed: false,
             started: Instant::now(),
             told: None,
@@ -370,7 +398,7 @@ impl<'a> Session<'a> {
             Code::Denied | Code::Server | Code::NotFound | Code::Io | Code::ReadOnly => {
                 self.streamed
             }
-            Code::Gap => self.removed_before.is_some(),
+            Code::Gap => !self.removed_before.is_empty(),
             _ => false,
         }
     }
@@ -391,6 +419,7 @@ impl<'a> Session<'a> {
 
     /// One connection, through as many timelines as it leads, until it was stopped or everything that was asked for is safe.
     async fn attempt(&mut self) -> Result<()> {
+        self.drain().await?;
         let mut info = self.candidates();
         if info.hosts.is_empty() {
             self.forget_others();
@@ -406,6 +435,14 @@ impl<'a> Session<'a> {
             };
             // None of the others can be reached: those left out may have changed meanwhile.
             self.forget_others();
+            // One that starts again may have what those have removed.
+            let limit = crate::fault::shortened(OTHERS_MAX);
+            if self
+                .removed_since
+                .is_some_and(|since| since.elapsed() < limit)
+            {
+                self.pass_over_removed();
+            }
             error
         })?;
         let mut is_compared = false;
@@ -421,10 +458,31 @@ impl<'a> Session<'a> {
                 })?;
             is_compared = true;
             self.forget_others();
+            self.pass_over_removed();
             match self.stream(connection, &start, &server).await? {
                 Some(connection) => client = connection,
                 None => return Ok(()),
             }
+        }
+    }
+
+    /// Waits until everything that was fed is durable. The server is compared with that alone, and may have become another life's within the rest.
+    async fn drain(&mut self) -> Result<()> {
+        let durable = self.journal.watch();
+        loop {
+            let now = *durable.borrow();
+            if now.position >= self.journal.feeder().expected() {
+                return Ok(());
+            }
+            if self.is_stopped() {
+                return Err(err!(Interrupted, "interrupted"));
+            }
+            if now.condition != Condition::Writing {
+                self.check_journal(now.condition)?;
+                self.watch_slot_of_last().await;
+            }
+            self.write_status();
+            sleep(TICK).await;
         }
     }
 
@@ -441,41 +499,28 @@ impl<'a> Session<'a> {
             return Err(self.leave_out(client.host(), error));
         }
         if let Err(error) = self.check_timeline(&facts).await {
-            return Err(match error.code() {
-                // A standby that has yet to follow.
-                Code::Diverged if facts.in_recovery => self.pass_over(&host, error),
-                Code::Diverged => self.leave_out(client.host(), error),
-                _ => error,
-            });
+            return Err(self.refuse(&facts, &host, error));
         }
         let is_fresh = self.journal_end().is_none();
-        let mut is_archived = false;
-        if !is_compared && is_fresh {
-            // Before there is a slot: it would keep the WAL of a server from which nobody receives.
-            (client, is_archived) = self.compare_stored(client, info, &facts).await?;
+        let (mut is_archived, mut is_same) = (false, false);
+        // Before there is a slot: it would keep the WAL of a server from which nobody receives.
+        match (is_compared, is_fresh) {
+            (true, _) => {}
+            (false, true) => {
+                (client, is_archived) = self.compare_stored(client, info, &facts).await?;
+            }
+            (false, false) => {
+                let checked = self.check_end(&facts);
+                checked.map_err(|error| self.refuse(&facts, &host, error))?;
+                (client, is_same) = self.compare(client, info, &facts.history).await?;
+            }
         }
-        let slot = upstream::slot(
-            &mut client,
-            info,
-            &self.options.slot,
-            self.options.create_slot,
-            &self.host.progress,
-        );
-        let slot = upstream::answered(&host, slot).await?;
+        let slot = self.slot(&mut client, info, is_same).await?;
         let start = match self.derive(&host, &facts, &slot).await {
             Ok(start) => start,
-            Err(error) if error.code() == Code::Diverged && facts.in_recovery => {
-                // A standby that has yet to catch up.
-                return Err(self.pass_over(&host, error));
-            }
-            Err(error) if error.code() == Code::Diverged => {
-                return Err(self.leave_out(client.host(), error));
-            }
-            Err(error) => return Err(error),
+            Err(error) => return Err(self.refuse(&facts, &host, error)),
         };
         if !is_compared {
-            let is_same;
-            (client, is_same) = self.compare(client, info, &facts.history).await?;
             client = self.compare_passed(client, info, &facts, &start).await?;
             if self.has_lives && !is_fresh && self.shipper.proof() != Proof::Archive {
                 (client, is_archived) = self.compare_stored(client, info, &facts).await?;
@@ -502,6 +547,47 @@ impl<'a> Session<'a> {
         Ok((client, start, (slot, origin)))
     }
 
+    /// Another life's server is left out; a standby that has yet to follow, or to catch up, is passed over.
+    fn refuse(&mut self, facts: &ServerFacts, host: &str, error: Error) -> Error {
+        match error.code() {
+            Code::Diverged if facts.in_recovery => self.pass_over(host, error),
+            Code::Diverged => self.leave_out(host, error),
+            _ => error,
+        }
+    }
+
+    /// Requires that what the journal holds is part of the server's WAL, as far as its history and its end tell.
+    fn check_end(&self, facts: &ServerFacts) -> Result<()> {
+        let end = facts.identity.flush_lsn;
+        match self.journal_end() {
+            Some(held) => position::check_end((&facts.history, end), held, held.lsn),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the slot. One that has lost WAL is made anew where the server has the journal's end, `has_held`: what follows is likely there, too.
+    /// Else other servers may be received from.
+    async fn slot(
+        &mut self,
+        client: &mut Client,
+        info: &ConnInfo,
+        has_held: bool,
+    ) -> Result<SlotState> {
+        let (options, progress) = (self.options, &self.host.progress);
+        let (name, create) = (&options.slot, options.create_slot);
+        let host = client.host().to_owned();
+        let slot = upstream::slot(client, info, name, create, progress);
+        let slot = upstream::answered(&host, slot).await;
+        match slot {
+            Err(error) if error.code() == Code::SlotLost && create && has_held => {
+                let renewed = upstream::renew_slot(client, info, name, progress);
+                upstream::answered(&host, renewed).await
+            }
+            Err(error) if error.code() == Code::SlotLost => Err(self.leave_out(&host, error)),
+            slot => slot,
+        }
+    }
+
     /// Requires that the server has the WAL with which the journal ends; returns a connection to it, and whether that is proven.
     async fn compare(
         &mut self,
@@ -523,8 +609,9 @@ impl<'a> Session<'a> {
         info: &ConnInfo,
         facts: &ServerFacts,
     ) -> Result<(Client, bool)> {
-        let has_journal = self.journal_end().is_some();
-        let found = self.holdings(has_journal, &facts.history).await?;
+        let has_removed = self.removed_before.contains_key(client.host());
+        let is_leading = self.journal_end().is_some() && !has_removed;
+        let found = self.holdings(is_leading, &facts.history).await?;
         let last = found.and_then(|(_, reach)| self.segment_ending_at(reach.end?));
         let Some(name) = last else {
             return Ok((client, false));
@@ -657,6 +744,11 @@ impl<'a> Session<'a> {
         error.with_code(Code::Unreachable)
     }
 
+    /// Those that have removed WAL come behind the others until some of it has come.
+    fn pass_over_removed(&mut self) {
+        self.passed_over.extend(self.removed_before.keys().cloned());
+    }
+
     /// Another server that is set up wrongly ends nothing while a standby may be one to receive from later.
     fn is_put_off(&self, error: &Error) -> bool {
         let is_other = matches!(error.code(), Code::NotFound | Code::Denied | Code::Server);
@@ -694,27 +786,37 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Requires that the server's timeline is the cluster, or may be; once for each timeline. While the repositories are away the journal
+    /// Requires that the server's timeline is the cluster, or may be; once for each history. While the repositories are away the journal
     /// leads.
     async fn check_timeline(&mut self, facts: &ServerFacts) -> Result<()> {
         let timeline = facts.history.timeline();
-        if self.checked_timeline == Some(timeline) {
+        if self.checked.as_ref() == Some(&facts.history) {
             return Ok(());
         }
         let (repositories, identity) = (self.options.repositories.clone(), self.identity.clone());
         let (nonce, history) = (self.host.random(), facts.history.clone());
-        let look = aside("look which timeline is the cluster", move || {
+        let has_journal = self.journal_end().is_some();
+        let limit = match has_journal {
+            true => ASIDE_MAX,
+            false => CLUSTER_MAX,
+        };
+        let look = aside_for(limit, "look which timeline is the cluster", move || {
             Holdings::open(&repositories, &identity, nonce)?.cluster(&history)
         });
         let cluster = match look.await {
             Ok(cluster) => cluster,
-            Err(error) if self.journal_end().is_some() && is_outage(&error) => return Ok(()),
+            Err(error) if has_journal && is_outage(&error) => {
+                self.host.progress.warn(&format!(
+                    "{error}; the server's timeline was not checked, and streaming goes on from the journal's end"
+                ));
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         if let Some(warning) = cluster.require(timeline)? {
             self.host.progress.warn(&warning);
         }
-        self.checked_timeline = Some(timeline);
+        self.checked = Some(facts.history.clone());
         Ok(())
     }
 
@@ -730,19 +832,22 @@ impl<'a> Session<'a> {
 
     async fn derive(&mut self, host: &str, facts: &ServerFacts, slot: &SlotState) -> Result<Start> {
         let journal = self.journal_end();
-        let (holdings, reach) = match self.holdings(journal.is_some(), &facts.history).await? {
+        // WAL that this server has removed is lost only where no repository has it.
+        let is_leading = journal.is_some() && !self.removed_before.contains_key(host);
+        let (holdings, reach) = match self.holdings(is_leading, &facts.history).await? {
             Some((holdings, reach)) => (Some(holdings), reach),
             None => (None, Reach::default()),
         };
         let size = self.identity.segment_size;
         let path = Path::new(facts.history.clone(), size);
-        let removed_before = match self.removed_before {
+        let removed_before = match self.removed_before.get(host).copied() {
             Some(removed) => {
                 let kept = slot.restart_lsn.unwrap_or(facts.identity.flush_lsn);
                 Some(self.first_given(host, &path, (removed, kept)).await?)
             }
             None => None,
         };
+        let listings = RefCell::new(Listings::default());
         let mut start = position::derive(&Known {
             path: &path,
             journal,
@@ -751,7 +856,7 @@ impl<'a> Session<'a> {
             server_end: facts.identity.flush_lsn,
             removed_before,
             covered: &|name| match &holdings {
-                Some(holdings) => holdings.covered(name),
+                Some(holdings) => holdings.covered_in_order(name, &mut listings.borrow_mut()),
                 None => Ok(name.start_lsn(size)?),
             },
         })?;
@@ -789,7 +894,8 @@ impl<'a> Session<'a> {
             return Ok(client);
         }
         self.mended = Some(Instant::now());
-        let Some((holdings, _)) = self.holdings(true, &facts.history).await? else {
+        let is_leading = !self.removed_before.contains_key(client.host());
+        let Some((holdings, _)) = self.holdings(is_leading, &facts.history).await? else {
             return Ok(client);
         };
         let held = self.journal.follower().segments();
@@ -941,7 +1047,7 @@ impl<'a> Session<'a> {
     /// Returns the WAL that the repositories hold. A journal that leads by itself can do without it, while they are away.
     async fn holdings(
         &self,
-        has_journal: bool,
+        is_leading: bool,
         history: &History,
     ) -> Result<Option<(Holdings, Reach)>> {
         let (repositories, identity) = (self.options.repositories.clone(), self.identity.clone());
@@ -953,7 +1059,7 @@ impl<'a> Session<'a> {
         });
         match look.await {
             Ok(found) => Ok(Some(found)),
-            Err(error) if has_journal && self.removed_before.is_none() && is_outage(&error) => {
+            Err(error) if is_leading && is_outage(&error) => {
                 self.host.progress.warn(&format!(
                     "repository: {error}; streaming goes on from the journal's end"
                 ));
@@ -985,6 +1091,10 @@ impl<'a> Session<'a> {
         facts: &ServerFacts,
         from: TimelineId,
     ) -> Result<()> {
+        if self.archived_of.as_ref() != Some(&facts.history) {
+            self.archived_histories.clear();
+            self.archived_of = Some(facts.history.clone());
+        }
         let own = facts.history.timeline();
         let path = facts.history.ancestors().iter().map(|a| a.timeline);
         let wanted: Vec<_> = path
@@ -1055,14 +1165,19 @@ impl<'a> Session<'a> {
         let granted = upstream::answered(&host, ReplicationStream::start(client, &what));
         let stream = match unless_stopped(&self.host.stop, granted).await {
             Ok(stream) => stream,
-            Err(error) => return Err(self.removed(error, position)),
+            // Without an SQL connection it comes out only here.
+            Err(error) if error.code() == Code::SlotLost => {
+                return Err(self.leave_out(&host, error));
+            }
+            Err(error) => return Err(self.removed(error, &host, position)),
         };
         self.host.progress.note(&format!(
             "streaming from \"{host}\" at {} on timeline {}",
             position.lsn,
             position.timeline.decimal()
         ));
-        self.status.server = Some(host);
+        self.status.server = Some(host.clone());
+        self.last_server = Some(host);
         self.status.disconnected = None;
         self.status.timeline = Some(position.timeline);
         let floor = slot.restart_lsn.unwrap_or(Lsn::INVALID);
@@ -1100,9 +1215,13 @@ impl<'a> Session<'a> {
     async fn follow(&mut self, streaming: &mut Streaming, position: Position) -> Result<Step> {
         let mut first = true;
         loop {
-            let step = match streaming.step().await {
+            let stepped = streaming.step().await;
+            let step = match stepped {
                 Ok(step) => step,
-                Err(error) => return Err(self.removed(error, position)),
+                Err(error) => {
+                    let host = streaming.host().to_owned();
+                    return Err(self.removed(error, &host, position));
+                }
             };
             if let Step::Done | Step::Shutdown = step {
                 return Ok(step);
@@ -1113,8 +1232,11 @@ impl<'a> Session<'a> {
                 self.told = None;
             }
             let reached = streaming.reached();
-            if reached.received > position.lsn {
-                self.removed_before = None;
+            if reached.received > position.lsn && !self.removed_before.is_empty() {
+                self.removed_before.clear();
+                self.removed_since = None;
+                // The next attempt may take each of them again, also this one.
+                self.passed_over.clear();
             }
             let enough = self
                 .options
@@ -1147,29 +1269,39 @@ impl<'a> Session<'a> {
         if streaming.condition() == Condition::Writing && waiting < WAITING_SEGMENTS * size {
             return self.kept.forget();
         }
+        self.watch_slot_of_last().await;
+    }
+
+    /// Asks the server of the last stream how much WAL it keeps, and warns.
+    async fn watch_slot_of_last(&mut self) {
         let (options, progress) = (self.options, &self.host.progress);
+        let Some(host) = &self.last_server else {
+            return;
+        };
         let look = self
             .kept
-            .look(&options.conninfo, streaming.host(), &options.slot, progress);
+            .look(&options.conninfo, host, &options.slot, progress);
         if let Some(warning) = look.await {
             progress.warn(&warning);
         }
     }
 
-    /// The server has not got the WAL that we need: the next attempt begins with what it has. It may remove more of what lies before the
-    /// slot meanwhile.
-    fn removed(&mut self, error: Error, position: Position) -> Error {
-        let is_new = self.removed_before.is_none_or(|lsn| lsn < position.lsn);
-        if error.code() == Code::Gap && is_new {
-            self.removed_before = Some(position.lsn);
+    /// The server has not got the WAL that we need: the others are asked for it. Another attempt at this one comes behind them, and begins with what
+    /// it has. It may remove more of what lies before the slot meanwhile.
+    fn removed(&mut self, error: Error, host: &str, position: Position) -> Error {
+        if error.code() != Code::Gap {
             return error;
         }
-        match error.code() {
-            Code::Gap => error.with_code(Code::SlotLost).hint(
+        let known = self.removed_before.get(host);
+        if known.is_some_and(|lsn| *lsn >= position.lsn) {
+            return error.with_code(Code::SlotLost).hint(
                 "The server removes WAL that the slot was to keep. Raise max_slot_wal_keep_size, drop the slot and create it again.",
-            ),
-            _ => error,
+            );
         }
+        self.removed_before.insert(host.to_owned(), position.lsn);
+        self.removed_since.get_or_insert_with(Instant::now);
+        self.pass_over_removed();
+        error
     }
 
     /// A timeline has ended: everything of it is on its way into the journal. The connection goes on with the next.
@@ -1225,10 +1357,8 @@ impl<'a> Session<'a> {
                     Some("the journal has no room: nothing is acknowledged".to_owned());
                 Ok(())
             }
-            Condition::Failed => Err(self
-                .journal
-                .failure()
-                .unwrap_or_else(|| err!(Io, "the journal cannot be written"))),
+            // Its cause is what ends the receiver.
+            Condition::Failed => Err(err!(Internal, "the journal cannot be written")),
         }
     }
 

@@ -19,10 +19,10 @@ use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::timeline::{Position, TimelineId};
 use crate::repo::container::{Codec, Container};
+use crate::repo::healed;
 use crate::repo::kept_open::KeptOpen;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
-use crate::store::Object;
 use crate::wal::increment::{self, LIMIT_BYTES, OpenSegment};
 use crate::wal::link::{Joined, Mark};
 use crate::wal::presence::{self, Presence};
@@ -324,12 +324,12 @@ impl Shipment {
         if joined == Joined::No {
             return Ok(false);
         }
-        let Some(object) = store.open(&key)? else {
+        let Some(stored) = healed::container(store, &key)? else {
             return Ok(false);
         };
         let mut content = Received::open(&self.ship.follower, segment)?;
         let length = content.readable_bytes();
-        match begins_alike(object, &mut content, length) {
+        match begins_alike(stored, &mut content, length) {
             Ok(is_same) => Ok(is_same && (length > 0 || joined == Joined::Yes)),
             Err(e) if e.code() == Code::Key => Ok(joined == Joined::Yes),
             Err(e) if e.code() == Code::Damaged => Ok(false),
@@ -476,13 +476,13 @@ fn position(segment: &Segment, lsn: Lsn) -> Position {
 
 /// Whether a stored segment begins with the next `length` bytes of what was received.
 pub(super) fn begins_alike(
-    object: Box<dyn Object>,
+    stored: Result<Container>,
     content: &mut Received,
     length: u64,
 ) -> Result<bool> {
     let mut read = |buffer: &mut [u8], _| content.fill(buffer);
     let mut prefix = Prefix::new(length, &mut read);
-    Container::open(object)?.read_body(&mut |bytes| prefix.compare(bytes))?;
+    stored?.read_body(&mut |bytes| prefix.compare(bytes))?;
     Ok(prefix.is_same())
 }
 
@@ -516,12 +516,12 @@ impl Tail {
         to: Lsn,
     ) -> Result<()> {
         let name = self.segment.name;
-        let Some(object) = repository.store().open(&layout.segment(name))? else {
+        let Some(stored) = healed::container(repository.store(), &layout.segment(name))? else {
             return Ok(());
         };
         let start = self.segment.range()?.start;
         self.content.seek(start)?;
-        match begins_alike(object, &mut self.content, to.0 - start.0) {
+        match begins_alike(stored, &mut self.content, to.0 - start.0) {
             Ok(true) => Ok(()),
             // Verify reports damage, and without the key the end of the segment tells.
             Err(e) if matches!(e.code(), Code::Damaged | Code::Key) => Ok(()),

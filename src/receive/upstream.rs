@@ -105,6 +105,24 @@ pub async fn slot(
     Ok(state.unwrap_or_default())
 }
 
+/// Drops a slot that has lost WAL, and creates it again.
+///
+/// # Errors
+/// `Locked` if it is in use; those of [`Client::query`].
+pub async fn renew_slot(
+    client: &mut Client,
+    info: &ConnInfo,
+    name: &SlotName,
+    progress: &Arc<dyn Progress>,
+) -> Result<SlotState> {
+    client.drop_slot(name).await?;
+    progress.note(&format!(
+        "dropped replication slot \"{name}\" on \"{}\": it has lost WAL, and the server has what the journal ends with",
+        client.host()
+    ));
+    slot(client, info, name, true, progress).await
+}
+
 fn lost(name: &SlotName) -> Error {
     err!(SlotLost, "replication slot \"{name}\" has lost WAL that it was to keep (wal_status \"lost\")").hint(format!(
         "It grew beyond max_slot_wal_keep_size while nobody received. Drop it and create it again (pitr receive --slot {name} --drop-slot, then \

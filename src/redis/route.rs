@@ -627,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_from_before_the_first_failover_has_nothing_of_the_one_between() {
+    fn r146_a_replica_from_before_the_first_failover_has_nothing_of_the_one_between() {
         let log = twice_failed_over();
         let position = Moment::Position(500 * BYTES);
         let whole = [leg("a", 50, 90), leg("c", 90, 500)];
@@ -688,7 +688,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_finds_the_history_that_the_server_had_then() {
+    fn r146_a_time_finds_the_history_that_the_server_had_then() {
         let log = twice_failed_over();
         let legs = |moment| log.legs(("a", 50), (None, moment)).unwrap();
         let whole = [leg("a", 50, 90), leg("c", 90, 500)];

@@ -174,7 +174,7 @@ mod tests {
 
     /// A server that says nothing to its first client for longer than that one waits: it loads a large key.
     #[test]
-    fn a_server_that_is_silent_while_it_loads_is_waited_for() {
+    fn r197_a_server_that_is_silent_while_it_loads_is_waited_for() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::clock::MAY_DIFFER;
 use super::event::{self, Completed, Recorded};
 use super::id::{BackupId, PartKind, PartName};
 use super::portion::{self, Portion};
@@ -27,6 +28,11 @@ pub trait Reduced: Send + Sized {
     /// # Errors
     /// `Damaged`, `Unsupported`, and what the store says.
     fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Self>>;
+
+    /// The time by its writer's clock that orders it among others; none where no clock does.
+    fn ordered_by(&self) -> Option<TimestampTz> {
+        None
+    }
 }
 
 /// A root that tells which parts its backup needs.
@@ -59,7 +65,7 @@ pub struct Catalog<R> {
 pub struct Subject<R> {
     /// Whether the backup exists.
     pub manifest: Manifest<R>,
-    /// When the store received what stands in the place of the root; not asked for plans of recovery.
+    /// When the store received what stands in the place of the root. Plans of recovery ask for it only where the clock that orders a root was ahead.
     pub stored: Option<TimestampTz>,
     /// Whether PostgreSQL's own manifest is there.
     pub has_server_manifest: bool,
@@ -287,10 +293,33 @@ impl<'a, R: Reduced> Reading<'a, R> {
         let ids = ids(self.store, self.scope)?;
         let read = beside(self.store, &ids, |id| R::read(self.store, self.scope, id));
         for (id, stored) in ids.into_iter().zip(read) {
-            self.take_root(id, stored)?;
+            self.take_root(id.clone(), stored)?;
+            self.date_if_ahead(&id)?;
         }
         self.lost()?;
         Ok(self.catalog)
+    }
+
+    /// Asks when the store received a root whose writer's clock was ahead of the store's, as its events tell.
+    fn date_if_ahead(&mut self, id: &BackupId) -> Result<()> {
+        let Some(subject) = self.catalog.ids.get_mut(id) else {
+            return Ok(());
+        };
+        let Some(time) = subject.root().and_then(R::ordered_by) else {
+            return Ok(());
+        };
+        let completed = subject
+            .events
+            .iter()
+            .filter(|e| e.event.event == "completed");
+        let received = completed.map(|e| e.stored).min();
+        // A backup that was killed behind its root has the reservation alone.
+        let received = received.or_else(|| subject.begin().map(|begin| begin.stored));
+        if received.is_none_or(|received| time > received.saturating_add(MAY_DIFFER)) {
+            let meta = self.store.head(&self.scope.manifest(id))?;
+            subject.stored = meta.map(|meta| meta.modified);
+        }
+        Ok(())
     }
 
     /// Reads everything but leftovers, for which [`unfinished`] walks through all that is stored.

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a15_nobody_goes_on_while_wal_is_deleted() {
+    fn a15_x35_nobody_goes_on_while_wal_is_deleted() {
         let (_dir, store, scope) = crafted::scope();
         let now = system_time();
         let (clock, random) = (|| now, || 5);

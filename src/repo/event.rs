@@ -31,7 +31,7 @@ pub const PROGRAM: &str = concat!("pitr ", env!("CARGO_PKG_VERSION"));
 /// key. No event is written with it.
 pub const MEANINGLESS: &str = "meaningless";
 
-/// The kind that says of a backup: WAL behind it was let go on purpose.
+/// The kind that says of a backup: WAL behind it was let go on purpose ([`Trimmed`](super::trimmed::Trimmed)).
 pub const TRIMMED: &str = "trimmed";
 
 /// Kinds that take something away: protection, trust, WAL. They do not count without the MAC that an encrypted
@@ -109,7 +109,7 @@ pub struct Event {
     /// Marks: a person asked for it (`pitr backup delete`), and retention did not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_request: bool,
-    /// `resolve`, `unresolve`: the first segment of the life.
+    /// `resolve`, `unresolve`: the first segment of the life. `trimmed`: that of the hole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<String>,
     /// `resolve`, `unresolve`: the first 16 hexadecimal digits of that segment's hash, as in the key of the refused copy. `gap`: those of the life.
@@ -649,11 +649,6 @@ pub fn is_held(events: &[Recorded], hold: &Recorded) -> bool {
     let says = |e: &Recorded| e.event.object.as_ref() == Some(&hold.name);
     let mut held = events.iter().filter(|e| e.event.event == "held");
     held.any(|e| e.counts() && says(e))
-}
-
-/// Whether expiry let WAL behind a backup go on purpose: the first hole behind it is meant.
-pub fn is_trimmed(events: &[Recorded]) -> bool {
-    !standing(events, TRIMMED, "").is_empty()
 }
 
 /// The marks for deletion that stand.

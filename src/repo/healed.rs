@@ -31,15 +31,38 @@ pub fn is_of_the_object(e: &Error) -> bool {
     (e.code() == Code::Damaged || e.is_medium()) && !e.is_frozen()
 }
 
+/// Opens what is stored under a key; none where nothing is. The inner error says that this one object is of no use now: it is damaged, or
+/// must be thawed. A sealed object shows that when it is opened, a plain one when it is read: both are the same to a caller whom such an
+/// object does not stop.
+///
+/// # Errors
+/// All else that the store says.
+pub fn opened(store: &dyn Store, key: &Key) -> Result<Option<Result<Box<dyn Object>>>> {
+    match store.open(key) {
+        Err(e) if is_of_the_object(&e) || e.is_frozen() => Ok(Some(Err(e))),
+        object => Ok(object?.map(Ok)),
+    }
+}
+
+/// As [`opened`], of a container. The inner error may be any that reading the object gives, such as `Unsupported` or `Unreachable`.
+///
+/// # Errors
+/// Those of [`opened`].
+pub fn container(store: &dyn Store, key: &Key) -> Result<Option<Result<Container>>> {
+    let object = opened(store, key)?;
+    Ok(object.map(|object| object.and_then(Container::open)))
+}
+
 /// Returns the result of `read` on the object under `key`; where that is damaged, on the first healed copy that passes.
 ///
 /// # Errors
-/// Those of `read` on the original.
+/// Those of `read` on the original; that of a copy which its store must thaw first, for that one may be whole.
 pub fn read<T>(store: &dyn Store, key: &Key, read: impl Fn(&dyn Store) -> Result<T>) -> Result<T> {
     let e = match read(store) {
         Err(e) if is_of_the_object(&e) => e,
         other => return other,
     };
+    let mut frozen = None;
     // That no copy could be looked for changes nothing about the original.
     for copy in store.healed_copies(key).unwrap_or_default() {
         let view = View {
@@ -55,10 +78,13 @@ pub fn read<T>(store: &dyn Store, key: &Key, read: impl Fn(&dyn Store) -> Result
             Err(why) if matches!(why.code(), Code::TargetWrite | Code::Interrupted) => {
                 return Err(why);
             }
+            Err(why) if why.is_frozen() => {
+                frozen.get_or_insert(why);
+            }
             Err(_) => {}
         }
     }
-    Err(e)
+    Err(frozen.unwrap_or(e))
 }
 
 /// Requires that every byte of a container passes its checks.
@@ -326,4 +352,65 @@ impl Store for View<'_> {
     }
 
     crate::store::pass_keys!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::err;
+    use crate::store::file::FileStore;
+    use crate::store::put;
+
+    #[test]
+    fn v52_a_frozen_copy_of_a_damaged_object_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::create(&dir.path().join("repo"), 1).unwrap();
+        let key = Key::new("clusters/main/1/packs/20261120T064049Z-full/3").unwrap();
+        put(&store, &key, b"torn").unwrap();
+        put(&store, &copy_key(&key, 1).unwrap(), b"cold").unwrap();
+        let store = HealedStore::new(Box::new(store));
+        let look = |store: &dyn Store| -> Result<()> {
+            let object = store.open(&key)?.unwrap();
+            match crate::store::read(object.as_ref(), &key, 16)?.as_slice() {
+                b"cold" => Err(err!(Damaged, "it must be thawed").frozen()),
+                b"whole" => Ok(()),
+                _ => Err(err!(Damaged, "it is torn")),
+            }
+        };
+        assert!(read(&store, &key, look).unwrap_err().is_frozen());
+        put(&store, &copy_key(&key, 2).unwrap(), b"whole").unwrap();
+        read(&store, &key, look).unwrap();
+    }
+
+    /// A store that gives no object back before it is thawed, as a sealed one in an archive class.
+    struct Cold {
+        inner: Box<dyn Store>,
+    }
+
+    impl Store for Cold {
+        crate::store::pass_on!();
+
+        fn open(&self, _key: &Key) -> Result<Option<Box<dyn Object>>> {
+            Err(err!(Damaged, "it must be thawed").frozen())
+        }
+
+        crate::store::forward! {
+            fn create(&self, key: &Key) -> Result<Box<dyn NewObject>>;
+            fn create_plain(&self, key: &Key) -> Result<Box<dyn NewObject>>;
+        }
+
+        crate::store::pass_keys!();
+    }
+
+    #[test]
+    fn v52_a_frozen_object_is_the_same_whether_it_shows_when_it_is_opened_or_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = FileStore::create(&dir.path().join("repo"), 1).unwrap();
+        let key = Key::new("clusters/main/1/wal/00000001/00000000/000000010000000000000001");
+        let cold = Cold {
+            inner: Box::new(inner),
+        };
+        let opened = opened(&cold, &key.unwrap()).unwrap();
+        assert!(opened.unwrap().err().unwrap().is_frozen());
+    }
 }

@@ -70,6 +70,7 @@ pub mod slot_map;
 pub mod source;
 #[cfg(feature = "full")]
 pub mod stored_log;
+pub mod trimmed;
 pub mod varint;
 pub mod wal_aware_lz4;
 pub mod wal_proof;

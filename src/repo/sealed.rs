@@ -788,7 +788,7 @@ mod tests {
 
     /// A host whose configuration lost the section of encryption.
     #[test]
-    fn no_event_that_would_count_as_forged_is_written_without_the_mac_key() {
+    fn z17_no_event_that_would_count_as_forged_is_written_without_the_mac_key() {
         let (_dir, inner) = crafted::store();
         let keys = Keys::load(&inner, KeySetId([1; 16]), None).unwrap();
         let store = SealedStore::new(Box::new(inner), keys);

@@ -1255,11 +1255,13 @@ fn the_work_grows_with_the_text_alone() {
         ":\\/\\/a:b",
     ] {
         for name in ["a.json", "a.yaml", ".pgpass"] {
-            let text = part.repeat((8 << 10) / part.len());
-            let started = std::time::Instant::now();
+            let text = part.repeat((4 << 10) / part.len());
+            // Its own time: the machine may be busy with other tests.
+            let time = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).tv_sec;
+            let started = time();
             recognise(name, text.as_bytes(), &Overrides::default());
-            let took = started.elapsed();
-            assert!(took.as_secs() < 10, "{part:?} as {name} took {took:?}");
+            let took = time() - started;
+            assert!(took < 5, "{part:?} as {name} took {took} s");
         }
     }
 }

@@ -786,7 +786,7 @@ fn a_file_in_the_place_of_what_cannot_be_made_gets_no_other_name() {
 
 /// A forged backup gives a file of the target another name, under which others may read it or an application writes into it.
 #[test]
-fn files_of_the_target_that_the_backup_lacks_get_no_other_name() {
+fn u84_files_of_the_target_that_the_backup_lacks_get_no_other_name() {
     let attachment = FileKey::attachment(b"own").unwrap();
     for to in [tree_key("own"), tree_key("d"), attachment.clone()] {
         let has_link = |sink: &mut FileSink<'_>| {
@@ -801,7 +801,7 @@ fn files_of_the_target_that_the_backup_lacks_get_no_other_name() {
 }
 
 #[test]
-fn a_file_that_is_not_made_gets_no_other_name() {
+fn u84_a_file_that_is_not_made_gets_no_other_name() {
     let has_own = |sink: &mut FileSink<'_>| {
         put_file(sink, tree_key("own"), b"own");
         put(sink, "x", NodeKind::HardLink(tree_key("own")));

@@ -10,6 +10,7 @@ use crate::repo::catalog::Manifest;
 use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::portion::Share;
+use crate::repo::trimmed::Trimmed;
 use crate::wal::survey::{Root, Survey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -77,7 +78,7 @@ pub(super) fn add_gaps(
                 }
             };
             let hole = Hole { target, from, to };
-            if !is_deliberate(survey, work, (paths, &roots), &hole) {
+            if !is_deliberate(survey, work, (paths, &roots), (&hole, &damaged)) {
                 report_hole(work, paths, &hole, &damaged, &mut seen);
             }
             if next.is_none() {
@@ -222,14 +223,20 @@ fn human(segments: u64) -> String {
     }
 }
 
-/// The first hole behind a backup of which that is recorded, and what expire leaves between a pinned backup and the next one, is no gap. None is
+/// The hole that is recorded of a backup, and what expire leaves between a pinned backup and the next one, is no gap. None is
 /// deliberate that takes WAL which a backup needs itself.
 fn is_deliberate(
     survey: &Survey,
     work: &Work<'_>,
     (paths, roots): (&Paths<'_>, &[(&BackupId, &Root)]),
-    hole: &Hole,
+    (hole, damaged): (&Hole, &BTreeSet<SegmentName>),
 ) -> bool {
+    let name = |n: SegmentNumber| n.name(paths.holder(hole.target, n), work.size);
+    // Damage in front of it is told by itself.
+    let mut begin = hole.from;
+    while begin < hole.to && name(begin).is_some_and(|name| damaged.contains(&name)) {
+        begin = begin.next();
+    }
     let to = hole.to.start_lsn(work.size);
     let end = |root: &Root| root.consistent_lsn.max(root.stop_lsn);
     let is_needed_from =
@@ -248,7 +255,8 @@ fn is_deliberate(
             let pinned = !event::live_pins(events, work.host.now()).is_empty();
             pinned && !is_needed_from(hole.from.start_lsn(work.size))
         };
-        event::is_trimmed(events) && is_trimmed() || ends && behind == hole.from && is_pinned()
+        let is_recorded = paths.is_trimmed(hole.target, begin, &Trimmed::of(events));
+        is_recorded && is_trimmed() || ends && behind == hole.from && is_pinned()
     })
 }
 

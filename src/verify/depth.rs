@@ -1,6 +1,6 @@
 //! How much a run reads: everything, nothing but what leads to the content, or what was read back longest ago.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::packs::Chosen;
@@ -88,9 +88,24 @@ pub(super) enum Unit {
     Log(String, SegmentNumber),
 }
 
+/// Packs that would take the limits of the others.
+#[derive(Debug, Default)]
+pub(super) struct Slow {
+    /// Those in a class from which the store must thaw them: as a rule nothing of them is read.
+    pub cold: BTreeSet<PartName>,
+    /// Those that a check found damaged: they stay due.
+    pub damaged: BTreeSet<PartName>,
+}
+
 /// The packs and segments that a run still has to read, in order.
 pub(super) struct Queue {
     units: VecDeque<Vec<Unit>>,
+    damaged: BTreeSet<PartName>,
+    /// The bytes taken of these; none before the first one.
+    damaged_bytes: Option<u64>,
+    /// Damaged packs that wait for all others.
+    later: Vec<Unit>,
+    max_bytes: Option<u64>,
     /// Packs and segments of a step, at least.
     step_units: usize,
     left_bytes: Option<u64>,
@@ -100,13 +115,20 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Orders the packs and segments that are there, which [`crate::repo::portion::ReadBack::by_age`] has divided.
-    /// Within one age, the newest backup comes first.
+    /// Within one age, the newest backup comes first. Cold packs come behind all others.
     pub fn new(
         ages: &[(Option<TimestampTz>, Portion)],
         budget: &Budget,
         started: Instant,
+        slow: Slow,
     ) -> Queue {
-        let units: VecDeque<Vec<Unit>> = ages.iter().map(|(_, portion)| units(portion)).collect();
+        let is_cold = |unit: &Unit| matches!(unit, Unit::Pack(part) if slow.cold.contains(part));
+        let divided = ages.iter().map(|(_, portion)| {
+            let units = units(portion).into_iter();
+            units.partition::<Vec<Unit>, _>(is_cold)
+        });
+        let (cold, others): (Vec<_>, Vec<_>) = divided.unzip();
+        let units: VecDeque<Vec<Unit>> = others.into_iter().chain(cold).collect();
         let all = units.iter().map(Vec::len).sum::<usize>();
         Queue {
             // The limit of time is looked at between two steps.
@@ -116,6 +138,10 @@ impl Queue {
                 (all / STEPS_MAX).max(1)
             },
             units,
+            damaged: slow.damaged,
+            damaged_bytes: None,
+            later: Vec::new(),
+            max_bytes: budget.max_bytes,
             left_bytes: budget.max_bytes,
             until: budget.content_end(started),
             is_first: true,
@@ -142,15 +168,29 @@ impl Queue {
         let step_bytes = step_bytes();
         while let Some(unit) = self.front() {
             let size = size_of(&unit)?;
-            if self.left_bytes.is_some_and(|left| left < size) && !self.is_first {
+            let is_damaged = matches!(&unit, Unit::Pack(part) if self.damaged.contains(part));
+            if is_damaged && self.must_wait(size) {
+                self.units.front_mut().and_then(Vec::pop);
+                self.later.push(unit);
+                continue;
+            }
+            let charged = match self.max_bytes {
+                Some(max_bytes) if is_damaged => size.min(max_bytes / 2),
+                _ => size,
+            };
+            if self.left_bytes.is_some_and(|left| left < charged) && !self.is_first {
                 self.units.clear();
+                self.later.clear();
                 break;
             }
             if count >= self.step_units && taken_bytes + size > step_bytes {
                 break;
             }
-            self.is_first = false;
-            self.left_bytes = self.left_bytes.map(|left| left.saturating_sub(size));
+            match is_damaged {
+                true => *self.damaged_bytes.get_or_insert(0) += size,
+                false => self.is_first = false,
+            }
+            self.left_bytes = self.left_bytes.map(|left| left.saturating_sub(charged));
             taken_bytes += size;
             count += 1;
             match &unit {
@@ -164,9 +204,24 @@ impl Queue {
         Ok(Some(taken).filter(|t| !t.is_empty()))
     }
 
+    /// Whether a damaged pack waits for all others: where limits hold, such packs take half of them at most, and one in any case.
+    fn must_wait(&self, size: u64) -> bool {
+        let Some(before) = self.damaged_bytes else {
+            return false;
+        };
+        let half = self.max_bytes.map(|max_bytes| max_bytes / 2);
+        self.until.is_some() || half.is_some_and(|half| before.saturating_add(size) > half)
+    }
+
     fn front(&mut self) -> Option<Unit> {
         while self.units.front().is_some_and(Vec::is_empty) {
             self.units.pop_front();
+        }
+        if self.units.is_empty() && !self.later.is_empty() {
+            self.later.reverse();
+            self.units.push_back(std::mem::take(&mut self.later));
+            self.damaged.clear();
+            self.is_first = false;
         }
         self.units.front()?.last().cloned()
     }
@@ -212,7 +267,7 @@ mod tests {
             (None, portion(&[4], &[9])),
             (Some(TimestampTz(1)), portion(&[0, 1], &[])),
         ];
-        let mut queue = Queue::new(&ages, budget, Instant::now());
+        let mut queue = Queue::new(&ages, budget, Instant::now(), Slow::default());
         let mut all = Vec::new();
         while let Some(next) = queue.next(&mut |_| Ok(size)).unwrap() {
             all.push(next.counts());
@@ -235,7 +290,7 @@ mod tests {
         assert_eq!(taken(&limit(0), 10), [(0, 1)]);
         let many: Vec<u32> = (0..1000).collect();
         let ages = [(None, portion(&many, &[]))];
-        let mut queue = Queue::new(&ages, &Budget::default(), Instant::now());
+        let mut queue = Queue::new(&ages, &Budget::default(), Instant::now(), Slow::default());
         let step = queue.next(&mut |_| Ok(STEP_BYTES as u64)).unwrap().unwrap();
         assert_eq!(step.counts(), (5, 0));
         let over = Budget {
@@ -243,6 +298,71 @@ mod tests {
             time: Some(Duration::ZERO),
         };
         assert_eq!(taken(&over, STEP_BYTES as u64), [(0, 1)]);
+    }
+
+    fn pack(number: u32) -> PartName {
+        PartName {
+            id: "20261120T064049Z-full".parse().unwrap(),
+            number,
+        }
+    }
+
+    /// The packs that a run takes, each as long as a step, in order.
+    fn packs_taken(budget: &Budget, slow: Slow) -> Vec<u64> {
+        let ages = [
+            (None, portion(&[0, 1, 2, 3], &[])),
+            (Some(TimestampTz(1)), portion(&[4, 5, 6], &[])),
+        ];
+        let mut queue = Queue::new(&ages, budget, Instant::now(), slow);
+        queue.step_units = 1;
+        let mut all = Vec::new();
+        while let Some(next) = queue.next(&mut |_| Ok(STEP_BYTES as u64)).unwrap() {
+            let runs = next.packs.values().flat_map(|runs| runs.iter());
+            all.extend(runs.flat_map(|(first, last)| first.0..=last.0));
+        }
+        all
+    }
+
+    fn bytes(packs: u64) -> Budget {
+        Budget {
+            max_bytes: Some(packs * STEP_BYTES as u64),
+            time: None,
+        }
+    }
+
+    #[test]
+    fn v50_packs_that_must_be_thawed_come_behind_all_others() {
+        let slow = || Slow {
+            cold: [pack(0), pack(1), pack(4)].into(),
+            ..Slow::default()
+        };
+        assert_eq!(packs_taken(&bytes(3), slow()), [2, 3, 5]);
+        assert_eq!(
+            packs_taken(&Budget::default(), slow()),
+            [2, 3, 5, 6, 0, 1, 4]
+        );
+    }
+
+    #[test]
+    fn v51_damaged_packs_take_half_of_a_limit_at_most() {
+        let slow = || Slow {
+            damaged: [pack(0), pack(1), pack(2)].into(),
+            ..Slow::default()
+        };
+        // One of them is read, whatever the limit: the run tells of damage.
+        assert_eq!(packs_taken(&bytes(0), slow()), [0, 3]);
+        assert_eq!(packs_taken(&bytes(2), slow()), [0, 3]);
+        assert_eq!(packs_taken(&bytes(4), slow()), [0, 1, 3, 4]);
+        assert_eq!(packs_taken(&bytes(9), slow()), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(
+            packs_taken(&Budget::default(), slow()),
+            [0, 1, 2, 3, 4, 5, 6]
+        );
+        let late = Budget {
+            max_bytes: None,
+            time: Some(Duration::ZERO),
+        };
+        assert_eq!(packs_taken(&late, slow()), [0, 3]);
     }
 
     #[test]
@@ -258,7 +378,7 @@ mod tests {
         // 80 of 100 seconds are over: content waits, structure has its turn.
         let budget = limit(None, Some(100));
         let ages = [(None, portion(&[1, 2, 3], &[]))];
-        let mut queue = Queue::new(&ages, &budget, started);
+        let mut queue = Queue::new(&ages, &budget, started, Slow::default());
         let next = |queue: &mut Queue| queue.next(&mut |_| Ok(STEP_BYTES as u64)).unwrap();
         assert!(next(&mut queue).is_some() && next(&mut queue).is_none());
         assert!(!budget.is_over(started, u64::MAX));

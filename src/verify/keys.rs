@@ -230,16 +230,18 @@ fn unnamed<R: Needs>(work: &Check<'_>, catalog: &Catalog<R>) {
         // The parts that an unreadable root names are not known.
         return;
     }
-    let mut layers: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
-    let mut packs: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
+    // Joined as runs: thousands of backups may name the same parts.
+    let mut layers: BTreeMap<&BackupId, Runs> = BTreeMap::new();
+    let mut packs: BTreeMap<&BackupId, Runs> = BTreeMap::new();
     for (_, _, root) in catalog.committed() {
         for (parts, into) in [(root.needs().0, &mut layers), (root.needs().1, &mut packs)] {
             for (id, runs) in parts {
-                let numbers = numbers(runs).map(u64::from);
-                into.entry(id).or_default().extend(numbers);
+                let named = into.entry(id).or_default();
+                *named = std::mem::take(named).union(runs.clone());
             }
         }
     }
+    let none = Runs::default();
     let now = work.host.now();
     for (id, subject) in &catalog.ids {
         let is_old = subject
@@ -253,7 +255,7 @@ fn unnamed<R: Needs>(work: &Check<'_>, catalog: &Catalog<R>) {
             (PartKind::Layer, &subject.layers, &layers),
             (PartKind::Pack, &subject.packs, &packs),
         ] {
-            let known = Runs::from_numbers(named.get(id).cloned().unwrap_or_default());
+            let known = named.get(id).unwrap_or(&none);
             for number in numbers(have) {
                 if known.contains(SegmentNumber(number.into())) {
                     continue;

@@ -49,7 +49,7 @@ use cost::CutShort;
 use depth::Depth;
 use events::find_lost;
 use oldest::OfCluster;
-use record::{Recorder, damaged_backups};
+use record::{Recorder, Stood, damaged_backups};
 use wal::Extent;
 
 /// A check of one cluster in one repository.
@@ -194,6 +194,8 @@ impl Verify<'_> {
         self.repository.store().read_medium();
         let begun = (self.host.now(), Instant::now());
         let survey = Survey::read(self.repository, self.registration)?;
+        let of_backups = survey.ids.values().map(|subject| &subject.events);
+        let stood = Stood::of(of_backups.chain(survey.segment_events.values()));
         let layout = survey.layout(self.registration)?;
         let chosen = self.chosen(&survey)?;
         let mut paths = Paths::new(&survey);
@@ -238,7 +240,7 @@ impl Verify<'_> {
         if !work.is_disturbed() {
             cost::add_gaps(&work, &survey, &mut paths, &chosen);
             let report = cost::report(work, &survey, &paths, &chosen);
-            return Ok(self.record(&survey, report));
+            return Ok(self.record((&survey, &stood), report));
         }
         // Expiry may have deleted missing objects meanwhile: only objects that are still there, or still needed, count.
         let survey = Survey::read(self.repository, self.registration)?;
@@ -251,7 +253,7 @@ impl Verify<'_> {
         let mut report = cost::report(work, &survey, &paths, &chosen);
         let lost = lost.into_iter().filter(is_there).map(|id| (id, false));
         report.backups.extend(lost);
-        Ok(self.record(&survey, report))
+        Ok(self.record((&survey, &stood), report))
     }
 
     /// Reads WAL and backups as deep as it is asked.
@@ -382,7 +384,7 @@ impl Verify<'_> {
     }
 
     /// Writes what was found of backups and segments as events, and ends those that no longer hold.
-    fn record(&self, survey: &Survey, report: Report) -> Report {
+    fn record(&self, (survey, stood): (&Survey, &Stood), report: Report) -> Report {
         let mut damaged = damaged_backups(&report.findings);
         for finding in &report.findings {
             if let (About::Segment(name), FindingKind::Damaged) = (&finding.about, finding.kind) {
@@ -422,7 +424,7 @@ impl Verify<'_> {
         let layout = survey.layout(self.registration);
         let result = layout.and_then(|layout| {
             let recorder = self.recorder(&layout);
-            recorder.record(&damaged, &known, &whole, &|subject| {
+            recorder.record(&damaged, (&known, stood), &whole, &|subject| {
                 events_of(survey, subject)
             })?;
             let read = || Survey::read(self.repository, self.registration).map(|s| s.catalog);

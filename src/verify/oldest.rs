@@ -1,11 +1,12 @@
 //! Reads what was never read back, or longest ago, step by step; after each step an event says so, so that the next run goes on there. Then it looks
 //! at the structure of backups, of as many as the limits allow: the next runs look at others.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use super::check::Check;
-use super::depth::{Budget, Queue, Unit};
+use super::depth::{Budget, Queue, Slow, Unit};
 use super::packs::Chosen;
 use super::record::Recorder;
 use super::wal::{self, Extent};
@@ -17,7 +18,7 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Paths;
 use crate::repo::catalog::{Catalog, Needs, Parts, Subject};
 use crate::repo::event;
-use crate::repo::id::BackupId;
+use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::portion::{Portion, ReadBack};
 use crate::repo::runs::Runs;
 use crate::wal::inventory;
@@ -60,13 +61,39 @@ pub(super) fn read<R: Needs>(
     content: &dyn ReadParts,
 ) -> Result<()> {
     let ages = read_back.by_age(there);
-    let mut queue = Queue::new(&ages, budget, check.started);
+    let slow = slow(check, catalog, budget);
+    let mut queue = Queue::new(&ages, budget, check.started, slow);
     read_content((check, recorder), catalog, &mut queue, content)?;
     let read = read_back.all().union(&check.told());
     let unlooked = look(check, &turns(catalog, &read, check.begun), budget, content)?;
     check.found().unlooked = unlooked;
     queue.go_on(budget.end(check.started));
     read_content((check, recorder), catalog, &mut queue, content)
+}
+
+/// The packs that would take the limits of the others; none where there are no limits.
+fn slow<R: Needs>(check: &Check<'_>, catalog: &Catalog<R>, budget: &Budget) -> Slow {
+    if *budget == Budget::default() {
+        return Slow::default();
+    }
+    let pack_of = |(kind, part): (PartKind, PartName)| (kind == PartKind::Pack).then_some(part);
+    let cold = RefCell::new(BTreeSet::new());
+    let see = |key: &str| {
+        let part = check.scope.named_part(key);
+        cold.borrow_mut().extend(part.and_then(pack_of));
+        false
+    };
+    let place = check.scope.parts(PartKind::Pack, None);
+    // An error costs the order alone.
+    let seen = check.store.frozen(&place, &see);
+    let damaged = catalog.damaged_parts().into_keys().filter_map(pack_of);
+    Slow {
+        damaged: damaged.collect(),
+        cold: match seen {
+            Ok(_) => cold.into_inner(),
+            Err(_) => BTreeSet::new(),
+        },
+    }
 }
 
 /// Looks at the structure of backups in this order, of one at least. Returns those that the limits left out.

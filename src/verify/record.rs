@@ -1,6 +1,6 @@
 //! Writes what was found of backups and segments as events, so that plans avoid what is damaged, and ends those that no longer hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::Check;
 use super::{About, Finding, FindingKind};
@@ -37,6 +37,23 @@ fn is_recorded(finding: &Finding) -> bool {
     matches!(finding.about, About::Backup(_)) && !is_known
 }
 
+/// The damage that stood when a check began. Damage that somebody else records while it runs may be what the check read before.
+pub(super) struct Stood(BTreeSet<String>);
+
+impl Stood {
+    pub(super) fn of<'e>(subjects: impl Iterator<Item = &'e Vec<Recorded>>) -> Stood {
+        let damage = subjects.flat_map(|events| event::damage(events));
+        Stood(damage.map(|damage| damage.name.clone()).collect())
+    }
+
+    /// The damage that a check ends which found its subject whole.
+    fn over<'e>(&self, events: &'e [Recorded]) -> Vec<&'e Recorded> {
+        let mut damage = event::damage(events);
+        damage.retain(|damage| self.0.contains(&damage.name));
+        damage
+    }
+}
+
 /// Records what a check of a scope found.
 pub(super) struct Recorder<'a> {
     pub repository: &'a Repository,
@@ -45,12 +62,12 @@ pub(super) struct Recorder<'a> {
 }
 
 impl Recorder<'_> {
-    /// Records damage, the end of damage of what is `known` to be whole, and once each which backups passed `whole`: expire lets older ones
+    /// Records damage, the end of damage that `stood` of what is `known` to be whole, and once each which backups passed `whole`: expire lets older ones
     /// go only then.
     pub(super) fn record<'e>(
         &self,
         damaged: &Damaged,
-        known: &BTreeMap<String, &[Recorded]>,
+        (known, stood): (&BTreeMap<String, &[Recorded]>, &Stood),
         whole: &[&BackupId],
         events_of: &dyn Fn(&str) -> &'e [Recorded],
     ) -> Result<()> {
@@ -67,7 +84,7 @@ impl Recorder<'_> {
             .iter()
             .filter(|(subject, _)| !damaged.contains_key(*subject));
         for (subject, events) in known {
-            for over in event::damage(events) {
+            for over in stood.over(events) {
                 let healed = Event {
                     ends: Some(over.name.clone()),
                     ..writer.event("healed", subject)
@@ -166,5 +183,32 @@ impl Recorder<'_> {
         let is_encrypted = self.repository.marker().key_set.is_some();
         let proof = || self.repository.store().mac(&scope::marker(), b"");
         !is_encrypted || matches!(proof(), Ok(Some(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::time::TimestampTz;
+
+    fn damaged(name: &str) -> Recorded {
+        Recorded {
+            name: name.into(),
+            event: Event {
+                event: "damaged".into(),
+                ..Event::default()
+            },
+            stored: TimestampTz(0),
+            is_doubted: false,
+        }
+    }
+
+    #[test]
+    fn v49_damage_that_is_recorded_while_a_check_runs_does_not_end_with_it() {
+        let first = vec![damaged("1-damaged-a")];
+        let stood = Stood::of([&first].into_iter());
+        let later = [damaged("1-damaged-a"), damaged("2-damaged-b")];
+        let over: Vec<&str> = stood.over(&later).iter().map(|e| e.name.as_str()).collect();
+        assert_eq!(over, ["1-damaged-a"]);
     }
 }

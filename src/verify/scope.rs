@@ -7,7 +7,7 @@ use super::check::Check;
 use super::depth::Depth;
 use super::oldest::{self, ReadParts, packs_of_backups};
 use super::packs::{Chosen, Mapped, Nothing, check_layers, open_map, read_packs, walk_map};
-use super::record::{Recorder, damaged_backups};
+use super::record::{Recorder, Stood, damaged_backups};
 use super::{About, FindingKind, Report, epoch, events, keys, log};
 use crate::error::Result;
 use crate::host::Host;
@@ -47,6 +47,7 @@ impl VerifyScope<'_> {
         store.read_medium();
         let begun = (self.host.now(), Instant::now());
         let catalog = self.read()?;
+        let stood = Stood::of(catalog.ids.values().map(|subject| &subject.events));
         let check = Check::new(store, self.scope, self.threads, begun, self.host);
         registration(&check)?;
         events::events(&check)?;
@@ -88,7 +89,7 @@ impl VerifyScope<'_> {
             true => self.read_again(&check)?,
             false => catalog,
         };
-        Ok(self.record(&catalog, report(check, &catalog, logs)))
+        Ok(self.record((&catalog, &stood), report(check, &catalog, logs)))
     }
 
     fn read(&self) -> Result<Catalog<AuxBackup>> {
@@ -111,7 +112,7 @@ impl VerifyScope<'_> {
         Ok(catalog)
     }
 
-    fn record(&self, catalog: &Catalog<AuxBackup>, report: Report) -> Report {
+    fn record(&self, (catalog, stood): (&Catalog<AuxBackup>, &Stood), report: Report) -> Report {
         let damaged = damaged_backups(&report.findings);
         let events_of = |subject: &str| -> &[Recorded] {
             let id = subject.parse::<BackupId>().ok();
@@ -136,7 +137,7 @@ impl VerifyScope<'_> {
             .map(|id| (id.to_string(), events_of(&id.to_string())))
             .collect();
         let recorder = self.recorder();
-        let recorded = recorder.record(&damaged, &known, &whole, &events_of);
+        let recorded = recorder.record(&damaged, (&known, stood), &whole, &events_of);
         let recorded =
             recorded.and_then(|()| recorder.record_sharing(|| self.read(), &report.findings));
         report.with_record(recorded)

@@ -391,13 +391,17 @@ impl Files<'_> {
         Some(before + position / DEFAULT_PAGE_SIZE as u64)
     }
 
-    /// Whether the root lists the page, or cannot list them all.
+    /// Whether the root lists the page, as damaged or as cut, or cannot list them all.
     fn is_known(&self, file: &FileKey, block: u64) -> bool {
+        let path = file.path(self.snapshot.naming());
+        let path = String::from_utf8_lossy(&path);
+        let mut cut = self.root.content.cut_pages.iter();
+        if cut.any(|page| page.block == block && page.path == path) {
+            return true;
+        }
         if !self.root.content.is_damaged() {
             return false;
         }
-        let path = file.path(self.snapshot.naming());
-        let path = String::from_utf8_lossy(&path);
         self.root.content.damage_count > self.root.content.damage.len() as u64
             || self
                 .root

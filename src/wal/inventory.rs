@@ -28,6 +28,7 @@ use crate::repo::root::outline::Outline;
 use crate::repo::root::{BackupKind, Stored};
 use crate::repo::runs::Runs;
 use crate::repo::scope::Scope;
+use crate::repo::trimmed::Trimmed;
 use crate::repo::wal_proof::WalProof;
 use crate::store::{Listed, Store};
 
@@ -121,8 +122,8 @@ pub struct Backup {
     pub expire_mark: Option<TimestampTz>,
     /// The pins of it that no event ends, also those that are past their end.
     pub pins: Vec<Pin>,
-    /// Expiry let WAL behind it go on purpose.
-    pub is_trimmed: bool,
+    /// The holes that expiry made behind it on purpose.
+    pub trimmed: Trimmed,
     /// A check read everything of it back, and found no damage.
     pub is_verified: bool,
 }
@@ -226,7 +227,7 @@ impl Backup {
             damaged_copies: 0,
             expire_mark: None,
             pins: Vec::new(),
-            is_trimmed: false,
+            trimmed: Trimmed::default(),
             is_verified: false,
         })
     }
@@ -249,7 +250,7 @@ impl Backup {
         self.pins = pins
             .map(|pin| Pin::new(pin, event::is_held(events, pin)))
             .collect();
-        self.is_trimmed = event::is_trimmed(events);
+        self.trimmed = Trimmed::of(events);
         self.is_verified = !event::standing(events, "verified", "").is_empty();
     }
 }
@@ -989,7 +990,7 @@ mod tests {
             damaged_copies: 0,
             expire_mark: None,
             pins: Vec::new(),
-            is_trimmed: false,
+            trimmed: Trimmed::default(),
             is_verified: false,
         }
     }

@@ -4,9 +4,11 @@
 //! libpq connection string. So [`Client`] opens and authenticates the connection. Then tokio-postgres takes it over: `Adopted` shows it a
 //! start-up that has happened already, and limits what an answer may have.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::str::Utf8Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -24,7 +26,8 @@ use super::client::{ANSWER_SIZE_MAX, Client, Rows, Session, command_failed, repo
 use super::conninfo::{ConnInfo, Host};
 use super::message::{Stream, lost};
 use super::server_error::{ServerMessage, protocol};
-use crate::error::{Error, Result};
+use crate::err;
+use crate::error::{Code, Error, Result, causes};
 use crate::pg::version::Major;
 use crate::progress::Progress;
 
@@ -86,8 +89,8 @@ impl Sql {
     /// Runs one command and returns its rows. If there are several result sets, the last one with columns counts.
     ///
     /// # Errors
-    /// `Server` (`Denied` for missing rights) if the server reports an error, after which the session can be used again; `Unreachable` if
-    /// the connection is lost.
+    /// `Server` (`Denied` for missing rights) if the server reports an error, after which the session can be used again; `Server`, of which
+    /// [`is_own_limit`] tells, for an answer that this client does not take; `Unreachable` if the connection is lost.
     pub async fn query(&mut self, command: &str) -> Result<Rows> {
         self.budget.store(ANSWER_SIZE_MAX, Ordering::Relaxed);
         let answer = self.client.simple_query(command).await;
@@ -115,7 +118,7 @@ impl Sql {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure
             .take()
-            .unwrap_or_else(|| lost("run a query", io::Error::other(error)))
+            .unwrap_or_else(|| ended("run a query", error))
     }
 
     /// Hands what `COPY … TO STDOUT` gives on to `COPY … FROM STDIN` of another session; returns its rows. `tick` is called for each piece.
@@ -185,6 +188,37 @@ impl Sql {
     }
 }
 
+/// The error of a session that has ended. An answer that this client does not take is the same when it is asked for again.
+fn ended(doing: &str, error: tokio_postgres::Error) -> Error {
+    let error = lost(doing, io::Error::other(error));
+    match is_own_limit(&error) {
+        true => error.with_code(Code::Server),
+        false => error,
+    }
+}
+
+/// An answer that is longer than this client takes.
+#[derive(Debug)]
+struct TooLong;
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an answer has more than 64 MiB")
+    }
+}
+
+impl std::error::Error for TooLong {}
+
+/// Whether an answer is longer than this client takes.
+pub fn is_too_long(error: &Error) -> bool {
+    causes(error).any(|cause| cause.is::<TooLong>())
+}
+
+/// Whether an answer is one that this client does not take: it is too long, or not in UTF-8. Nothing is wrong with the server for that.
+pub fn is_own_limit(error: &Error) -> bool {
+    is_too_long(error) || causes(error).any(|cause| cause.is::<Utf8Error>())
+}
+
 /// Carries messages until the session ends.
 async fn drive(
     mut connection: Connection<Adopted, tokio_postgres::tls::NoTlsStream>,
@@ -196,7 +230,7 @@ async fn drive(
             Ok(AsyncMessage::Notice(notice)) => report(progress.as_ref(), &read(&notice)),
             Ok(_) => {}
             Err(error) => {
-                let error = lost("talk to the server", io::Error::other(error));
+                let error = ended("talk to the server", error);
                 *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 return;
             }
@@ -221,7 +255,7 @@ fn read(message: &DbError) -> ServerMessage {
 fn values(row: &SimpleQueryRow) -> Result<Vec<Option<Bytes>>> {
     let value = |column| match row.try_get(column) {
         Ok(text) => Ok(text.map(|text: &str| Bytes::copy_from_slice(text.as_bytes()))),
-        Err(error) => Err(protocol("a value is not UTF-8").source(error)),
+        Err(error) => Err(err!(Server, "a value of the answer is not UTF-8").source(error)),
     };
     (0..row.len()).map(value).collect()
 }
@@ -276,7 +310,7 @@ impl AsyncRead for Adopted {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
         Poll::Ready(match within {
             Ok(_) => Ok(()),
-            Err(_) => Err(io::Error::other("an answer has more than 64 MiB")),
+            Err(_) => Err(io::Error::other(TooLong)),
         })
     }
 }
@@ -323,7 +357,6 @@ mod tests {
     use tokio::net::UnixStream;
 
     use super::*;
-    use crate::error::Code;
     use crate::progress::Silent;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -397,7 +430,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_without_end_ends_the_session() {
+    async fn k65_an_answer_without_end_ends_the_session_and_is_not_asked_for_again() {
         let (mut sql, mut server) = session().await;
         let flood = async {
             heard(&mut server).await;
@@ -414,8 +447,9 @@ mod tests {
             flood
         );
         let error = answer.unwrap_err();
-        assert_eq!(error.code(), Code::Unreachable);
+        assert_eq!(error.code(), Code::Server);
         assert!(error.to_string().contains("more than 64 MiB"), "{error}");
+        assert!(is_too_long(&error) && is_own_limit(&error));
     }
 
     #[tokio::test]
@@ -426,19 +460,23 @@ mod tests {
             drop(server);
         };
         let (answer, ()) = tokio::join!(sql.query("select 1"), gone);
-        assert_eq!(answer.unwrap_err().code(), Code::Unreachable);
+        let error = answer.unwrap_err();
+        assert_eq!(error.code(), Code::Unreachable);
+        assert!(!is_own_limit(&error));
         let again = sql.query("select 1").await.unwrap_err();
         assert_eq!(again.code(), Code::Unreachable);
     }
 
     #[tokio::test]
-    async fn what_is_not_utf8_is_refused() {
+    async fn y53_what_is_not_utf8_is_refused_and_proves_nothing() {
         let (mut sql, mut server) = session().await;
         let answered = async {
             heard(&mut server).await;
             server.write_all(&row(b"\xff")).await.unwrap();
         };
         let (answer, ()) = tokio::join!(sql.query("select 1"), answered);
-        assert_eq!(answer.unwrap_err().code(), Code::Server);
+        let error = answer.unwrap_err();
+        assert_eq!(error.code(), Code::Server);
+        assert!(is_own_limit(&error) && !is_too_long(&error));
     }
 }

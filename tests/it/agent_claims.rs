@@ -11,6 +11,7 @@ use pitr::store::file::FileStore;
 use rustix::process::Signal;
 
 use crate::agent::{Host, SPRING};
+use crate::common::mount::HangingDisk;
 use crate::common::{Cluster, Program, wait_until};
 use crate::sealed::Sealed;
 
@@ -206,6 +207,26 @@ fn j10_a_claim_outlives_a_kill_and_a_repository_that_is_away_gives_none() {
     std::fs::write(repository.join("jobs"), "").unwrap();
     let run = expire().expect_stderr("old claims of jobs stay");
     assert_eq!(run.code(), status, "{run}");
+}
+
+/// Row J83: the first repository hangs. The claim is given up, and the job's lock with it.
+#[test]
+fn j83_a_claim_at_a_directory_that_hangs_is_given_up() {
+    crate::require_root!("j83_a_claim_at_a_directory_that_hangs_is_given_up");
+    let host = Host::new(CLAIMED);
+    let at = SPRING + 3600;
+    let hanging = HangingDisk::over(&host.sandbox.join("repo"));
+    // It waits for two seconds instead of ten.
+    let run = exec(host.pitr(), at)
+        .env("PITR_FAULT_SILENCE_SECONDS", "2")
+        .run()
+        .expect_stderr("claim a run of job \"look\"")
+        .expect_stderr("has not answered");
+    assert_ne!(run.code(), 0, "{run}");
+    drop(hanging);
+    assert!(runs(&host.sandbox.join("state")).is_empty());
+    exec(host.pitr(), at).succeed();
+    assert_eq!(runs(&host.sandbox.join("state")), [(at, false)].into());
 }
 
 #[test]

@@ -553,6 +553,37 @@ fn p24_a_recycled_segment_of_a_timeline_that_was_left_stops_nothing() {
     }
 }
 
+/// A crash takes the mark of a segment that was full a moment ago; the server makes it anew when it would remove the segment.
+#[test]
+fn p25_segments_whose_mark_a_crash_took_are_archived_with_the_next_one() {
+    let still = Still::new(18, 1, 5);
+    let status = still.wal("archive_status");
+    std::fs::remove_dir_all(&status).unwrap();
+    std::fs::create_dir(&status).unwrap();
+    let mark = |name: &str, kind: &str| {
+        std::fs::write(status.join(format!("{name}.{kind}")), "").unwrap();
+    };
+    let names = &still.segments;
+    let stored = |index: usize| still.site.object(&names[index]).exists();
+    mark(&names[0], "done");
+    mark(&names[3], "ready");
+    // Not the server's call: it asks for this one alone.
+    still.push(&names[4]).succeed();
+    assert!((0..4).all(|index| !stored(index)));
+    let run = still.push(&names[3]).succeed();
+    assert!(stored(1) && stored(2) && stored(3) && !stored(0), "{run}");
+    run.clone()
+        .expect_stderr(&format!("\"{}\" was archived, too", names[1]))
+        .expect_stderr(&format!("\"{}\" was archived, too", names[2]));
+    // One that cannot be archived so keeps nothing else.
+    std::fs::remove_file(status.join(format!("{}.done", names[0]))).unwrap();
+    std::fs::write(still.wal(&names[0]), "short").unwrap();
+    std::fs::remove_file(still.site.object(&names[3])).unwrap();
+    let run = still.push(&names[3]).succeed();
+    assert!(stored(3) && !stored(0), "{run}");
+    run.expect_stderr(&format!("\"{}\" lies in pg_wal without a mark", names[0]));
+}
+
 #[test]
 fn p13_a_file_that_is_no_whole_segment_is_refused() {
     let still = Still::new(17, 1, 1);

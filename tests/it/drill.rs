@@ -121,6 +121,40 @@ fn y40_a_database_whose_drop_was_interrupted_breaks_no_recovery() {
 }
 
 #[test]
+fn y53_what_the_own_client_does_not_take_breaks_no_recovery() {
+    let drilled = Drilled::new(17);
+    let cluster = &drilled.cluster;
+    cluster.sql(
+        "create database ascii encoding 'SQL_ASCII' template template0 lc_collate 'C' lc_ctype 'C'",
+    );
+    cluster.sql("create database odd");
+    // Names of another encoding.
+    cluster.client_of("ascii").sql(
+        "do $$ begin execute format('alter database odd rename to %I', convert_from('\\x6f64ff', 'SQL_ASCII')); \
+         execute format('create table %I (id int primary key)', convert_from('\\x6772f6df65', 'SQL_ASCII')); end $$",
+    );
+    cluster.archive_now();
+    let text = "select repeat('x', 70000000);\n-- expect: 3000\nselect count(*) from t;\n";
+    let checks = drilled.site.sandbox().file("checks.sql", text);
+    let run = drilled.drill().arg("--checks").arg(&checks).succeed();
+    let json = run.json();
+    assert_eq!(json["passed"], true, "{run}");
+    let notes = json["notes"].to_string();
+    assert!(notes.contains("has a name that is not UTF-8"), "{run}");
+    assert!(notes.contains("more than 64 MiB"), "{run}");
+    let not_checked = json["not_checked"].to_string();
+    assert!(not_checked.contains("amcheck"), "{run}");
+    assert!(not_checked.contains("checks"), "{run}");
+    // A table is checked all the same.
+    let is_whole = |check: &serde_json::Value| {
+        let name = check["name"].as_str().unwrap();
+        name.starts_with("database ascii: ") && check["passed"] == true
+    };
+    assert!(list_of(&json["checks"]).iter().any(is_whole), "{run}");
+    assert!(!notes.contains("database ascii"), "{run}");
+}
+
+#[test]
 fn y41_a_backup_that_was_found_broken_is_not_forgotten_by_drills_of_others() {
     let drilled = Drilled::new(17);
     let passed = drilled.drill().succeed().json();

@@ -181,7 +181,11 @@ fn major_of(number: u64) -> u32 {
     ALL_MAJORS[usize::try_from(number).unwrap() % ALL_MAJORS.len()]
 }
 
+/// The number of this turn; of this day, where tests take no turns.
 fn day() -> u64 {
+    if let Some(turn) = crate::common::fault::turn() {
+        return u64::try_from(turn).unwrap();
+    }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.unwrap().as_secs() / 86_400
 }

@@ -1377,6 +1377,61 @@ fn m01_a_medium_that_cannot_be_read_is_no_end_of_wal() {
 }
 
 #[test]
+fn m01_what_its_medium_does_not_give_is_taken_elsewhere_and_not_recorded() {
+    require_strace!("m01_what_its_medium_does_not_give_is_taken_elsewhere_and_not_recorded");
+    let still = archived(1);
+    let name = still.segments[0].as_str();
+    let second = with_second(&still, "");
+    mode(&still, "recovery.signal", false);
+    let broken = Fault::error("pread64", "EIO").on(still.site.object(name));
+    let (run, fired) = fault::inject(&still.fetch(name), &broken);
+    assert!(fired >= 1, "{run}");
+    let run = run.success().expect_stderr("is damaged");
+    run.expect_stderr(second.to_str().unwrap());
+    // The next time it may give it: a record would stand until a full check.
+    let events = recorded(still.site.repository(), &still, name);
+    assert!(events.is_empty(), "{events:?}");
+}
+
+/// A mount that fails as a whole says of each object what a broken disk says of one.
+#[test]
+fn m01_an_object_that_cannot_be_opened_where_none_is_required_hides_no_absence() {
+    let still = archived(2);
+    let repository = still.site.repository();
+    let read = |key: String| {
+        let bytes = std::fs::read(repository.join(&key)).unwrap();
+        (key, bytes.into())
+    };
+    let objects: Objects = files_below(repository).into_iter().map(read).collect();
+    let last = still.segments.last().unwrap();
+    let key = objects.keys().find(|k| k.ends_with(last)).unwrap().clone();
+    let place = |held: Held, is_required: bool| {
+        let mut places = only(Repository::open_with(Box::new(held), None));
+        let mut place = places.pop().unwrap();
+        place.name = format!("held {is_required}");
+        place.is_required = is_required;
+        place
+    };
+    let places = vec![
+        place(Held::with(&objects, &key, None), true),
+        place(Held::failing(objects.clone(), &key), false),
+    ];
+    let what = Fetch {
+        followed: pitr::repo::lives::Followed::Resolved,
+        cluster: "main".to_owned(),
+        system_identifier: None,
+        name: last.parse().unwrap(),
+        target: still.site.sandbox().path().join("fetched"),
+        nonce: 7,
+        clock: || "2026-11-20T06:40:49Z".parse().unwrap(),
+        progress: Arc::new(Silent),
+        inquiry: Inquiry::default(),
+    };
+    let fetched = fetch(&what, places, &mut Questions::default()).unwrap();
+    assert_eq!(fetched, Fetched::ProvenAbsent);
+}
+
+#[test]
 fn m01_a_segment_that_its_medium_cannot_read_stops_no_archiving() {
     require_strace!("m01_a_segment_that_its_medium_cannot_read_stops_no_archiving");
     let still = Still::new(17, 1, 2);

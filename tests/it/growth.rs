@@ -1,15 +1,21 @@
 //! Time and memory by size, with real servers: a cluster of very many files, and a chain of very many incrementals.
 //!
 //! `make scale` runs the long form, with the release programs: of others the code alone takes 30 MiB more. `PITR_SCALE_FILES` are numbers of
-//! files, `PITR_SCALE_CHAIN` is the number of incrementals; what is measured is printed. A million files take a quarter of an hour to make
-//! and 30 GB, ten million ten times as much.
+//! files, `PITR_SCALE_CHAIN` is the number of incrementals; what is measured is printed. A million files take 30 GB. Ten million fit into 50 GB
+//! of btrfs with `compress-force=zstd` as `PITR_TEST_TMP`: there copies of databases share their blocks, and half of the tables are empty.
 
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use crate::common::{Cluster, Program, Run, Site, Stop};
 
 /// Peak of each program, whatever the size.
 const PEAK_BYTES: u64 = 100 << 20;
+/// The first that copies databases without their blocks.
+const MAJOR: u32 = 18;
+/// With more files every second table is empty.
+const FULL_FILES: u64 = 1_000_000;
+static ABOVE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// Tables of the first database; others are copies of it.
 const TABLES: u64 = 50_000;
 /// Tables that one transaction makes.
@@ -35,22 +41,32 @@ fn measured(step: &str, program: Program) -> Run {
         usage.cpu.as_secs_f64(),
         usage.peak_memory_bytes >> 20
     );
-    assert!(usage.peak_memory_bytes <= PEAK_BYTES, "{step}: {usage:?}");
+    if usage.peak_memory_bytes > PEAK_BYTES {
+        ABOVE.lock().unwrap().push(step.to_owned());
+    }
     run
 }
 
+/// Later steps are measured, too, where one was above the peak.
+fn assert_no_step_was_above() {
+    let above = ABOVE.lock().unwrap().clone();
+    assert_eq!(above, Vec::<String>::new());
+}
+
 fn cluster() -> (Site, Cluster) {
-    let builder = Cluster::builder(17).on_disk().without_fsync();
+    let builder = Cluster::builder(MAJOR).on_disk().without_fsync();
     let builder = builder
         .config("autovacuum", "off")
+        .config("file_copy_method", "clone")
         .config("max_locks_per_transaction", 1024)
         .config("checkpoint_timeout", "1h")
         .config("max_wal_size", "8GB");
     Site::with_cluster_of(builder)
 }
 
-/// Makes so many files: tables of a page, and databases that are copies.
+/// Makes so many files: tables of a page or none, and databases that are copies.
 fn fill(cluster: &Cluster, files: u64) {
+    let every = if files > FULL_FILES { 2 } else { 1 };
     cluster.sql("create database many");
     let tables = files.min(TABLES);
     for first in (0..tables).step_by(usize::try_from(AT_ONCE).unwrap()) {
@@ -58,7 +74,7 @@ fn fill(cluster: &Cluster, files: u64) {
         cluster.client_of("many").sql(&format!(
             "do $$ begin for i in {first}..{last} loop
                  execute format('create table t%s (n int)', i);
-                 execute format('insert into t%s values (1)', i);
+                 if i % {every} = 0 then execute format('insert into t%s values (1)', i); end if;
              end loop; end $$"
         ));
     }
@@ -75,11 +91,14 @@ fn r175_b36_a_cluster_of_very_many_files() {
     for files in numbers("PITR_SCALE_FILES", "1000") {
         many_files(files);
     }
+    assert_no_step_was_above();
 }
 
 fn many_files(files: u64) {
     let (site, mut cluster) = cluster();
+    let began = Instant::now();
     fill(&cluster, files);
+    println!("{files} files: made in {:?}", began.elapsed());
     let backup = |kind: &str, method: &str| {
         let step = format!("{files} files: {kind} by {method}");
         let args = ["backup", "--json", kind, "--method", method];
@@ -106,14 +125,14 @@ fn many_files(files: u64) {
     };
     restore("restore", &[]);
     cluster.stop(Stop::Fast);
-    let mut restored = Cluster::open(17, &copy).without_fsync().promoted();
-    let sum = "select sum(n) from (select n from t0 union all select n from t1) as both_of";
+    let mut restored = Cluster::open(MAJOR, &copy).without_fsync().promoted();
+    let sum = "select sum(n) from (select n from t0 union all select n from t2) as both_of";
     let found = restored.client_of("many").value(sum);
     assert_eq!(found, "4");
-    restored.client_of("many").sql("update t1 set n = 7");
+    restored.client_of("many").sql("update t2 set n = 7");
     restored.stop(Stop::Fast);
     restore("delta restore", &["--delta", "--confirm"]);
-    let mut restored = Cluster::open(17, &copy).without_fsync().promoted();
+    let mut restored = Cluster::open(MAJOR, &copy).without_fsync().promoted();
     let found = restored.client_of("many").value(sum);
     assert_eq!(found, "4");
     restored.stop(Stop::Fast);
@@ -156,12 +175,13 @@ fn r175_a_chain_of_very_many_incrementals() {
     let few = ["prlimit", "--nofile=512:512"];
     measured("restore, with 512 descriptors", restore.clone().under(few));
     cluster.stop(Stop::Fast);
-    let mut restored = Cluster::open(17, &copy).without_fsync().promoted();
+    let mut restored = Cluster::open(MAJOR, &copy).without_fsync().promoted();
     assert_eq!(restored.value(sum), wanted);
     restored.sql("update t set b = 'x' where a % 100 = 0");
     restored.stop(Stop::Fast);
     let delta = restore.words("--delta --confirm");
     measured("delta restore, with 512 descriptors", delta.under(few));
-    let restored = Cluster::open(17, &copy).without_fsync().promoted();
+    let restored = Cluster::open(MAJOR, &copy).without_fsync().promoted();
     assert_eq!(restored.value(sum), wanted);
+    assert_no_step_was_above();
 }

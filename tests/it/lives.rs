@@ -619,7 +619,7 @@ per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v19)
 
 /// Rows L13 and H03: when the two sides see one another again, both servers are refused by the other's repository. The one that is the cluster brings
 /// its segments to both, gets the fork, and goes on; the other life stays restorable.
-fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
+fn h03_l13_t80_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
     let mut split = Split::new(major);
     split.two.production.start();
     split.two.clone.start();
@@ -678,7 +678,7 @@ fn h03_l13_after_a_split_brain_one_server_gets_both_repositories(major: u32) {
     let (found, run) = split.restored(&as_stored);
     assert_eq!(found, "before 100, fake 200", "{run}");
 }
-per_major!(h03_l13_after_a_split_brain_one_server_gets_both_repositories, v13 v19);
+per_major!(h03_l13_t80_after_a_split_brain_one_server_gets_both_repositories, v13 v19);
 
 /// Row L13: no segment lies in both that differs, for the second repository lacks the clone's first ones. The links tell.
 fn l13_wal_that_does_not_continue_what_is_stored_is_not_copied(major: u32) {

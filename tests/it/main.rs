@@ -51,6 +51,7 @@ mod drain;
 mod drain_s3;
 mod drill;
 mod drill_soak;
+mod entrypoint;
 mod erasure;
 mod estimates;
 mod expire;

@@ -344,6 +344,7 @@ fn backup(number: u64, index: u64) -> BackupRoot {
             damage: Vec::new(),
             damage_count: 0,
             damage_reported_by_server: false,
+            cut_pages: Vec::new(),
         },
         map: Map {
             shards: Vec::new(),

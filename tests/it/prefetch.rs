@@ -263,6 +263,27 @@ fn f17_a_directory_that_others_may_write_is_not_used() {
     recovery.get(2);
 }
 
+/// A segment that waits continues the last one that came from here. Behind one from elsewhere the archive is asked again.
+#[test]
+fn f24_behind_a_segment_from_elsewhere_nothing_is_handed_over_that_waits() {
+    let recovery = Recovery::new(1, 8, 8);
+    recovery.begin();
+    recovery.wait_for(2, 5);
+    // Only the copy that waits is left: whoever gets the segment got that one.
+    let object = recovery.still.site.object(recovery.name(3));
+    let aside = recovery.still.site.sandbox().join("aside");
+    std::fs::rename(&object, &aside).unwrap();
+    // The server has the one between in its pg_wal, and never asked for it.
+    assert!(recovery.still.wal(recovery.name(2)).exists());
+    let run = recovery.fetch(3).run();
+    assert!(!run.is_success(), "{run}");
+    assert!(!recovery.still.wal("RECOVERYXLOG").exists(), "{run}");
+    assert!(recovery.waits(2) && recovery.waits(3), "{run}");
+    recovery.get(2);
+    recovery.get(3);
+    std::fs::rename(&aside, &object).unwrap();
+}
+
 #[test]
 fn f16_names_come_from_the_segment_size() {
     let recovery = Recovery::new(64, 4, 4);

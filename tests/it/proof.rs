@@ -237,7 +237,7 @@ fn untouched(site: &Site, cluster: &Cluster) -> (String, Vec<String>) {
 }
 
 /// The receiver has WAL up to the middle of a segment; the server comes back from a snapshot, and is past that position.
-fn l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges(major: u32) {
+fn l05_a4_a_receiver_notices_a_reverted_machine_before_it_acknowledges(major: u32) {
     let mut cluster = Cluster::small(major).start();
     let site = Site::new(&cluster);
     let journal = site.sandbox().join("journal");
@@ -272,7 +272,7 @@ fn l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges(major: u32) 
         .expect_stderr("set back to a snapshot");
     assert_eq!(untouched(&site, &cluster), before);
 }
-per_major!(l05_a_receiver_notices_a_reverted_machine_before_it_acknowledges, v13 v15 v19);
+per_major!(l05_a4_a_receiver_notices_a_reverted_machine_before_it_acknowledges, v13 v15 v19);
 
 /// The first of two hosts is away when the backup connects, and is back when the WAL beside the backup is asked for.
 #[test]

@@ -10,9 +10,11 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::common::{
-    Builder, Cluster, PATIENCE, Program, Running, Site, Stop, copy_tree, fault, user, wait_until,
+    Builder, Cluster, PATIENCE, Program, Running, Site, Stop, append, copy_tree, fault, user,
+    wait_until,
 };
 use crate::per_major;
+use crate::sealed::Sealed;
 
 const SEGMENT: u64 = 1 << 20;
 
@@ -437,6 +439,234 @@ fn w06_a_lost_slot_is_refused_and_its_successor_names_the_gap() {
     let lost = "was lost before it was received";
     site.pitr().arg("info").run().expect_stdout(lost);
     site.pitr().arg("doctor").run().expect_stdout(lost);
+}
+
+/// A rebuilt standby comes before the primary, and has removed what was not received. The primary's slot keeps it.
+fn behind_rebuilt_standby(site: &Site, primary: &Cluster) -> Cluster {
+    let mut running = program(site).spawn();
+    let position = write_wal(primary);
+    wait_safe(&mut running, primary, &position);
+    stop(running).success();
+    for _ in 0..4 {
+        write_wal(primary);
+        primary.switch_wal();
+    }
+    primary.sql("checkpoint");
+    let standby = primary.standby().start();
+    let conninfo = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres",
+        standby.port(),
+        primary.port()
+    );
+    site.connect_by(&conninfo);
+    standby
+}
+
+/// W77: the primary is asked for what the standby has removed.
+#[test]
+fn w77_wal_that_one_of_several_servers_removed_is_asked_of_the_others() {
+    let (site, primary) = receiving(small(17), "");
+    let _standby = behind_rebuilt_standby(&site, &primary);
+    let mut running = program(&site).spawn();
+    let position = write_wal(&primary);
+    wait_safe(&mut running, &primary, &position);
+    let run = stop(running).success();
+    assert!(!run.stderr.contains("is lost"), "{run}");
+    assert!(run.stderr.contains("; trying again"), "{run}");
+    site.pitr().words("wal gaps").succeed();
+}
+
+/// W77: the primary starts again while it is to be asked. The standby alone does not make it a gap.
+#[test]
+fn w77_one_that_is_away_for_a_moment_is_asked_before_a_gap_is_recorded() {
+    let (site, mut primary) = receiving(small(17), "");
+    let _standby = behind_rebuilt_standby(&site, &primary);
+    primary.stop(Stop::Fast);
+    let mut running = program(&site).spawn();
+    wait_until("both were tried", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        running.stderr().matches("; trying again").count() >= 2
+    });
+    primary.start();
+    let position = write_wal(&primary);
+    wait_safe(&mut running, &primary, &position);
+    let run = stop(running).success();
+    assert!(!run.stderr.contains("is lost"), "{run}");
+    site.pitr().words("wal gaps").succeed();
+}
+
+/// W79: the slot is lost while the receiver uses another one, as it does on another node. The server has all that is needed.
+#[test]
+fn w79_a_lost_slot_is_made_anew_where_nothing_is_missed() {
+    let (site, cluster) = receiving(small(17).config("max_slot_wal_keep_size", "1MB"), "");
+    let mut running = program(&site).spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&mut running, &cluster, &position);
+    stop(running).success();
+    let mut running = program(&site).words("--slot other").spawn();
+    wait_streaming(&mut running, &cluster);
+    let lost = "select wal_status from pg_replication_slots where slot_name = 'pitr'";
+    // The other one has all of it before each checkpoint, and after the last.
+    let wait_received = || {
+        let end = cluster.value("select pg_current_wal_flush_lsn()");
+        let query = format!(
+            "select bool_or(restart_lsn >= '{end}') from pg_replication_slots where slot_name = 'other'"
+        );
+        wait_until("it has everything", || cluster.value(&query) == "t");
+    };
+    wait_until("the slot is lost", || {
+        cluster.switch_wal();
+        wait_received();
+        cluster.sql("checkpoint");
+        cluster.value(lost) == "lost"
+    });
+    wait_received();
+    stop(running).success();
+    // Without the option nothing is dropped.
+    let run = site.pitr().arg("receive").exits(1);
+    run.expect_stderr("error slot_lost");
+    let mut running = program(&site).spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&mut running, &cluster, &position);
+    let run = stop(running).success();
+    assert!(
+        run.stderr.contains("has what the journal ends with"),
+        "{run}"
+    );
+    assert!(!run.stderr.contains("is lost"), "{run}");
+    site.pitr().words("wal gaps").succeed();
+}
+
+/// W79: without an SQL connection the loss comes out as streaming begins. The other server is received from.
+#[test]
+fn w79_a_slot_whose_loss_sql_does_not_tell_keeps_nobody_from_the_other_server() {
+    let builder = small(18)
+        .hba("local all postgres trust\nlocal replication postgres,narrow trust\n")
+        .config("max_slot_wal_keep_size", "1MB");
+    let (site, primary) = receiving(builder, "");
+    primary.sql("create role narrow login replication");
+    let mut running = program(&site).spawn();
+    let position = write_wal(&primary);
+    wait_safe(&mut running, &primary, &position);
+    let standby = primary.standby().config("wal_keep_size", "1GB").start();
+    let position = write_wal(&primary);
+    wait_safe(&mut running, &primary, &position);
+    stop(running).success();
+    let lost = "select wal_status from pg_replication_slots where slot_name = 'pitr'";
+    wait_until("the slot is lost", || {
+        primary.switch_wal();
+        // The standby has no slot: it gets all of it before each checkpoint.
+        standby.wait_replayed(&write_wal(&primary));
+        primary.sql("checkpoint");
+        primary.value(lost) == "lost"
+    });
+    site.connect_by(&format!(
+        "host={},{} port={},{} user=narrow",
+        primary.socket_dir().display(),
+        standby.socket_dir().display(),
+        primary.port(),
+        standby.port()
+    ));
+    let mut running = program(&site).spawn();
+    let position = write_wal(&primary);
+    wait_safe(&mut running, &standby, &position);
+    let run = stop(running).success();
+    assert!(run.stderr.contains("; trying again"), "{run}");
+    assert!(!run.stderr.contains("is lost"), "{run}");
+    site.pitr().words("wal gaps").succeed();
+}
+
+/// W80: a slot on a server from which nobody receives would keep its WAL.
+#[test]
+fn w80_no_slot_is_made_on_a_server_that_went_back() {
+    let (site, mut cluster) = receiving(small(17), "");
+    cluster.stop(Stop::Fast);
+    let older = site.sandbox().join("older");
+    copy_tree(cluster.pgdata(), &older);
+    cluster.start();
+    let mut running = program(&site).spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&mut running, &cluster, &position);
+    stop(running).success();
+    cluster.stop(Stop::Fast);
+    std::fs::remove_dir_all(cluster.pgdata()).unwrap();
+    copy_tree(&older, cluster.pgdata());
+    cluster.start();
+    let slots = || cluster.value("select count(*) from pg_replication_slots");
+    program(&site)
+        .exits(8)
+        .expect_stderr("the server went back");
+    assert_eq!(slots(), "0");
+    // Past the journal's end its WAL is another one.
+    let held = lsn(status(&site)["flushed_lsn"].as_str().unwrap());
+    while lsn(&cluster.value("select pg_current_wal_flush_lsn()")) <= held {
+        cluster.sql("create table if not exists other (x text); insert into other select repeat('y', 300) from generate_series(1, 500)");
+    }
+    program(&site)
+        .exits(8)
+        .expect_stderr("server has other WAL");
+    assert_eq!(slots(), "0");
+}
+
+/// W81: the key of a repository cannot be had. With a journal the receiver goes on, as it does while a repository is away.
+#[test]
+fn w81_a_receiver_that_starts_again_without_the_key_of_a_repository_receives() {
+    let cluster = small(17).start();
+    let sealed = Sealed::new(&cluster);
+    append(
+        sealed.config("writer"),
+        &format!(
+            "\n[clusters.main.receive]\njournal = \"{}\"\n",
+            sealed.sandbox.join("journal").display()
+        ),
+    );
+    let receive = sealed.on("writer").words("receive --create-slot");
+    let mut running = receive.spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&mut running, &cluster, &position);
+    stop(running).success();
+    let key = std::path::PathBuf::from(sealed.key("writer"));
+    let away = key.with_extension("away");
+    std::fs::rename(&key, &away).unwrap();
+    let mut running = receive.spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&mut running, &cluster, &position);
+    std::fs::rename(&away, &key).unwrap();
+    stop(running).success();
+    let run = receive.args(["--until-lsn", &position, "--json"]).succeed();
+    let archived = run.json()["archived_lsn"].as_str().map(lsn);
+    assert!(archived >= Some(lsn(&position)), "{run}");
+}
+
+/// W82: nobody knows whether the server is on the cluster's timeline, and that is said.
+#[test]
+fn w82_a_timeline_that_cannot_be_checked_is_told() {
+    let (site, cluster) = receiving(small(17), "");
+    let mut running = program(&site).spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&mut running, &cluster, &position);
+    stop(running).success();
+    let away = site.sandbox().join("away");
+    std::fs::rename(site.repository(), &away).unwrap();
+    let mut running = program(&site).spawn();
+    let position = write_wal(&cluster);
+    wait_safe(&mut running, &cluster, &position);
+    std::fs::rename(&away, site.repository()).unwrap();
+    let run = stop(running).success();
+    assert!(run.stderr.contains("timeline was not checked"), "{run}");
+}
+
+/// W83: behind a long absence many segments are looked for before the stream begins, and the service manager waits for that,
+/// but not for ever: a boot waits for it.
+#[test]
+fn w83_the_unit_of_the_receiver_gives_it_time_to_start() {
+    let unit = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/packaging/systemd/pitr-receive.service"
+    );
+    let unit = std::fs::read_to_string(unit).unwrap();
+    let has = |line: &str| unit.lines().any(|l| l == line);
+    assert!(has("Type=notify") && has("TimeoutStartSec=30min"));
 }
 
 /// Row W62: the slot is gone, and the server has kept WAL for another reason. The gap ends where that begins, however little the role may read.

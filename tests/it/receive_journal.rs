@@ -450,6 +450,43 @@ fn w11_a_repository_that_takes_nothing_lets_the_journal_grow_to_its_limit_and_no
     check_journal(&folder, &cluster);
 }
 
+/// W76: WAL that was fed and is not durable is not compared with the server, which may be set back within it. So the receiver connects again
+/// once all of it is durable.
+#[test]
+fn w76_a_server_is_compared_once_all_that_was_fed_is_durable() {
+    let sandbox = crate::common::Sandbox::new("journal");
+    let folder = sandbox.dir("disk");
+    let (site, cluster) = receiving(&folder, "journal_limit_bytes = 4194304\n");
+    let proxy = crate::common::proxy::Proxy::to(cluster.port());
+    site.connect_by(&format!("{} application_name=pitr", proxy.conninfo()));
+    let journal = folder.join("journal");
+    let mut running = start(&site, &cluster);
+    exchange(&site, true);
+    write_wal(&cluster, 8 << 20);
+    wait_for_words(&mut running, "no WAL is acknowledged");
+    let (received, flushed) = ("received_lsn", "flushed_lsn");
+    wait_until("more is received than is durable", || {
+        let status = status(&journal).unwrap();
+        let at = |name: &str| status[name].as_str().map_or(0, lsn);
+        at(received) > at(flushed)
+    });
+    proxy.reset();
+    wait_until("it waits for room, without a server", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        let status = status(&journal).unwrap();
+        let error = status["last_error"].as_str().unwrap_or_default();
+        status["server"].is_null() && error.contains("no room")
+    });
+    let begun = |running: &Running| running.stderr().matches("streaming from").count();
+    assert_eq!(begun(&running), 1, "{}", running.stderr());
+    exchange(&site, false);
+    let end = lsn(&cluster.value("select pg_current_wal_flush_lsn()"));
+    running.until("the repository has it", || archived(&journal) >= end);
+    assert!(begun(&running) >= 2, "{}", running.stderr());
+    running.ended_by(Signal::TERM).success();
+    check_journal(&folder, &cluster);
+}
+
 /// The place of a journal file that rots.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Rot {
@@ -598,6 +635,19 @@ fn w71_rotten_wal_behind_a_switch_point_is_recorded_as_a_gap() {
     });
     let run = running.ended_by(Signal::TERM).success();
     assert!(run.stderr.contains("leaves timeline 1 at"), "{run}");
+    let gaps = site.pitr().words("wal gaps --json").exits(4).json();
+    let gaps = gaps["gaps"].as_array().unwrap();
+    let is_it = |gap: &serde_json::Value| {
+        let names = gap["names"].as_array().unwrap();
+        names.contains(&name.to_string().into())
+    };
+    assert!(gaps.iter().any(is_it), "{name}: {gaps:?}\n{run}");
+    let events = paths_below(&site.cluster_folder().join("events"));
+    let is_gap = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        pitr::repo::event::kind_in(name) == "gap"
+    };
+    assert!(events.iter().any(is_gap), "{events:?}\n{run}");
 }
 
 /// Has the server remove a segment.

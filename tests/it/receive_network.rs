@@ -263,6 +263,33 @@ fn w05_nothing_below_the_position_of_the_slot_is_acknowledged() {
     }
 }
 
+/// W78: two servers are promoted to the same timeline number, and the first of them goes before any WAL of it came. The other is another timeline.
+#[test]
+fn w78_a_second_server_of_a_timeline_number_is_refused() {
+    let mut scripted = Scripted::new();
+    scripted.identity.timeline = 2;
+    scripted.identity.flush = 5 * SEGMENT;
+    let first = scripted
+        .server()
+        .history(2, "1\t0/400000\tno reason\n")
+        .on("START_REPLICATION", [Answer::Close]);
+    let second = scripted.server().history(2, "1\t0/420000\tno reason\n");
+    let proxy = crate::common::proxy::Proxy::to(first.port());
+    let receive = scripted.receive(&first);
+    scripted.site.connect_by(&proxy.conninfo());
+    let mut running = receive.spawn();
+    running.until("the first history is archived", || {
+        first.asked("START_REPLICATION") >= 1
+    });
+    proxy.retarget(second.port());
+    wait_until("the second one is refused", || {
+        running.is_done() || second.asked("START_REPLICATION") >= 1
+    });
+    assert_eq!(second.asked("START_REPLICATION"), 0, "it is received from");
+    let run = running.wait();
+    assert_ne!(run.code(), 0, "{run}");
+}
+
 /// Returns the attacks that a hostile server may make in a stream, after `good` bytes that are WAL.
 fn hostilities(good: u64) -> Vec<(&'static str, Answer)> {
     let stream = |act: Act| Answer::Stream(vec![act]);

@@ -291,6 +291,24 @@ fn k06_sequences_go_on_and_a_table_that_a_foreign_key_leads_to_keeps_its_rows() 
     replace("numbered").success();
 }
 
+#[test]
+fn k64_sequences_of_columns_that_are_no_integers_end_no_rescue() {
+    require_fuse!("k64_sequences_of_columns_that_are_no_integers_end_no_rescue");
+    let cloned = Cloned::with(17, "create sequence priced_id; create sequence priced_code;
+        create table priced (id numeric(20) primary key default nextval('priced_id'), code text default 'c' || nextval('priced_code'), v text);
+        alter sequence priced_id owned by priced.id; alter sequence priced_code owned by priced.code;
+        insert into priced (v) select 'old ' || g from generate_series(1, 50) g");
+    let live = &cloned.cluster;
+    for mode in [&["--replace", "--confirm"][..], &["--rows-missing-only"]] {
+        live.sql("delete from priced where id > 10; select setval('priced_id', 10)");
+        let run = rescue(&cloned, &[&["--table", "priced"][..], mode].concat()).success();
+        run.expect_stdout("stays as it is: column code is no number");
+        let insert = "insert into priced (v) values ('new') returning id::text || code";
+        assert!(live.value(insert).starts_with("51c"), "{mode:?}");
+        assert_eq!(live.value("select count(*) from priced"), "51");
+    }
+}
+
 /// A moment with things that no rescue carries, of which the live server has lost some.
 fn hard_to_carry() -> Cloned {
     let cloned = Cloned::with(17, "create role gone; create type mood as enum ('glad'); create schema s;

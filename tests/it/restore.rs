@@ -844,6 +844,35 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
 }
 
 #[test]
+fn n15_adopt_names_the_setting_that_a_replica_has_of_a_copy() {
+    let (site, cluster) = Site::with_cluster(17);
+    let adopt = || site.pitr().arg("adopt").succeed().stdout;
+    let named = "alter system reset archive_mode";
+    assert!(!adopt().contains(named));
+    cluster.sql("alter system set archive_mode = off");
+    let told = adopt();
+    assert!(
+        told.contains("nothing to do") && told.contains(named),
+        "{told}"
+    );
+}
+
+#[test]
+fn x54_a_copy_of_another_cluster_than_the_named_one_is_not_adopted() {
+    let scene = Scene::new(15);
+    scene.restore().succeed();
+    let mut config = std::fs::read_to_string(scene.site.config()).unwrap();
+    config.push_str("\n[clusters.other]\n");
+    let config = scene.site.sandbox().file("two.toml", config);
+    let adopt = crate::common::pitr().arg("--config").arg(config);
+    let adopt = adopt
+        .words("adopt --cluster other --pgdata")
+        .arg(scene.to());
+    adopt.exits(8).expect_stderr("is of cluster \"main\"");
+    assert!(scene.to().join("pg_wal/pitr.guard").exists());
+}
+
+#[test]
 fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted() {
     let (site, mut origin) = Site::with_cluster(16);
     origin.sql("create table t as select g as a from generate_series(1, 10) g");

@@ -236,6 +236,9 @@ fn s11_what_a_killed_upload_left_is_taken_back_after_a_day() {
     run(&expire).succeed();
     assert_eq!(off.server().open_uploads(), 1, "it may still be running");
     off.server().age_uploads(Duration::from_secs(25 * 3600));
+    run(&["verify"])
+        .run()
+        .expect_stderr("was left by a write that did not finish; pitr expire removes it");
     run(&keep_one(&["--dry-run"]))
         .succeed()
         .expect_stdout("left by unfinished writes");
@@ -341,9 +344,10 @@ fn s14_doctor_warns_of_rules_that_delete() {
     );
     assert!(!said.contains("after 1 days"), "{said}");
     // Who may not read them is not told anything.
-    off.server()
-        .fault("lifecycle", u64::MAX, Fault::Error(403, "AccessDenied"));
+    let denied = Fault::Error(403, "AccessDenied");
+    let denied = off.server().fault("lifecycle", u64::MAX, denied);
     assert!(!doctor().contains("lifecycle"));
+    assert!(denied.times() > 0, "it was not asked for");
 }
 
 #[test]
@@ -517,7 +521,7 @@ fn credentials_that_others_can_read_are_refused() {
 }
 
 #[test]
-fn credentials_that_cannot_be_read_are_told_with_the_cause() {
+fn c9_credentials_that_cannot_be_read_are_told_with_the_cause() {
     let off = Offline::new("");
     let file = off.server().credentials(off.still.site.sandbox(), KEY);
     let refused = |cause: &str| {

@@ -758,6 +758,80 @@ fn what_was_cut_or_changed_of_a_sealed_object_is_refused() {
     stored.sealed.fetch(&stored.still, "reader", 1).succeed();
 }
 
+/// The disk of the repository lost its newest writes: the end of one segment, and the next one.
+#[test]
+fn a16_a_hole_behind_a_segment_that_was_cut_stops_no_archiving() {
+    let stored = Stored::new();
+    let (still, sealed) = (&stored.still, &stored.sealed);
+    let whole = stored.bytes(0);
+    let zeros = vec![0_u8; whole.len()];
+    std::fs::remove_file(stored.path(1)).unwrap();
+    for host in ["writer", "reader"] {
+        for left in [&whole[..whole.len() / 2], &whole[..0], &zeros[..]] {
+            std::fs::write(stored.path(0), left).unwrap();
+            std::fs::remove_file(stored.path(2)).unwrap();
+            let run = sealed.push(still, host, 2).succeed();
+            run.expect_stderr(&format!("lacks segment \"{}\"", still.segments[1]));
+            assert!(stored.path(2).exists());
+        }
+    }
+}
+
+#[test]
+fn v55_a_segment_that_was_cut_in_an_encrypted_repository_is_healed_from_pg_wal() {
+    let stored = Stored::new();
+    let (still, sealed) = (&stored.still, &stored.sealed);
+    let whole = stored.bytes(1);
+    let copy = format!("{}.heal-1", stored.path(1).display());
+    let heals = |program: Program| {
+        std::fs::write(stored.path(1), &whole[..whole.len() / 2]).unwrap();
+        // Archiving proves nothing by links: PostgreSQL keeps the file.
+        sealed.push(still, "writer", 1).exits(35);
+        program.succeed();
+        assert!(Path::new(&copy).exists());
+        sealed.fetch(still, "reader", 1).succeed();
+        let fetched = std::fs::read(still.wal("RECOVERYXLOG")).unwrap();
+        assert!(fetched == std::fs::read(still.wal(&still.segments[1])).unwrap());
+        std::fs::remove_file(still.wal("RECOVERYXLOG")).unwrap();
+        std::fs::remove_file(&copy).unwrap();
+    };
+    heals(sealed.on("reader").words("verify --heal"));
+    for host in ["writer", "reader"] {
+        let backfill = sealed.on(host).words("wal backfill --from");
+        heals(backfill.arg(still.wal("")));
+    }
+}
+
+#[test]
+fn f27_damage_of_a_cut_copy_in_an_encrypted_repository_is_told_and_recorded() {
+    let still = Still::new(17, 1, 1);
+    let sealed = Sealed::new(&still.cluster);
+    let second = with_second(&sealed, &still.cluster);
+    let name = &still.segments[0];
+    sealed.push(&still, "second-writer", 0).succeed();
+    let object = sealed.object(name);
+    let whole = std::fs::read(&object).unwrap();
+    std::fs::write(&object, &whole[..whole.len() / 2]).unwrap();
+    let events = sealed.folder(&format!("events/wal-{name}"));
+    let recorded = || -> Vec<String> {
+        let names = std::fs::read_dir(&events).into_iter().flatten();
+        let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !name.contains(".tmp.")).collect()
+    };
+    // A fetch waits for its record no longer than a second.
+    wait_until("the damage is recorded", || {
+        let run = sealed.fetch(&still, "second-reader", 0).succeed();
+        run.expect_stderr("is damaged")
+            .expect_stderr("was taken from")
+            .expect_stderr(second.to_str().unwrap());
+        let fetched = std::fs::read(still.wal("RECOVERYXLOG")).unwrap();
+        assert!(fetched == std::fs::read(still.wal(name)).unwrap());
+        !recorded().is_empty()
+    });
+    let events = recorded();
+    assert!(events.iter().all(|e| e.contains("-damaged-")), "{events:?}");
+}
+
 #[test]
 fn keys_that_are_missing_or_wrong_say_so() {
     let stored = Stored::new();

@@ -318,7 +318,7 @@ fn x40_who_has_keys_tells_an_interrupted_janitor_from_a_lost_root() {
 
 /// A host whose configuration lost the section of encryption.
 #[test]
-fn a_backup_without_keys_is_refused_before_it_leaves_a_forged_event() {
+fn z17_a_backup_without_keys_is_refused_before_it_leaves_a_forged_event() {
     let (sealed, _cluster) = Sealed::archived(17);
     let events = || {
         let mut paths = paths_below(&sealed.repository);

@@ -500,9 +500,9 @@ fn x42_a_repository_with_a_branch_s_backup_alone_gets_those_of_the_cluster() {
     assert_eq!(plan["backup"]["id"], of_cluster.as_str(), "{plan}");
 }
 
-/// Row L09: two standbys were promoted from one segment of a primary that went on. The old primary is rewound to the second one, follows it, and is
+/// Rows L09 and H06: two standbys were promoted from one segment of a primary that went on. The old primary is rewound to the second one, follows it, and is
 /// promoted again; what it had written alone can still be restored.
-fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32) {
+fn l09_h06_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32) {
     let mut lives = Lives::new(major);
     let standby = || {
         let restore = lives.site.restore().words("%f %p").shell();
@@ -579,7 +579,7 @@ fn l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable(major: u32
     lives.pitr(&["backup", "--quiet"]).succeed();
 }
 
-per_major!(l09_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable, v13 v15 v19);
+per_major!(l09_h06_a_rewound_primary_goes_on_and_its_dead_branch_stays_restorable, v13 v15 v19);
 
 fn expire_keeps_a_base_for_the_cluster_s_timeline_and_none_for_an_abandoned_one(major: u32) {
     let lives = Lives::new(major);

@@ -69,6 +69,8 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
     for name in [&first].into_iter().chain(&lost) {
         site.restore().arg(name).arg(&target).succeed();
         let kept = wal.join(name);
+        // The standby began behind the first one, and may never have had it.
+        assert!(kept.exists() || *name == first, "{name}");
         assert!(!kept.exists() || std::fs::read(&target).unwrap() == std::fs::read(kept).unwrap());
     }
     let again = backfill.succeed();
@@ -253,6 +255,35 @@ fn backfill_takes_only_what_is_whole_and_goes_on_after_a_conflict() {
         .arg(empty.join("none"))
         .exits(2)
         .expect_stderr("does not exist");
+}
+
+/// The disk of the repository lost its newest writes: the last segment that it has is cut, the one that would prove it is gone.
+#[test]
+fn v56_a_backfill_goes_on_behind_damage_and_brings_what_proves_it() {
+    let still = Still::new(17, 1, 5);
+    still.push_all();
+    let [_, one, two, gone, last] = still.segments.as_slice() else {
+        panic!("{:?}", still.segments)
+    };
+    for name in [one, two, last] {
+        let object = still.site.object(name);
+        let bytes = std::fs::read(&object).unwrap();
+        std::fs::write(&object, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    std::fs::remove_file(still.site.object(gone)).unwrap();
+    let backfill = still.site.pitr().words("wal backfill --json --from");
+    let run = backfill.arg(still.wal("")).exits(1);
+    let done = outcomes(&run.json());
+    for name in [one, two, gone] {
+        assert_eq!(done[name], "stored", "{run}");
+        still.check(name);
+    }
+    // Nothing follows this one.
+    assert_eq!(done[last], "refused", "{run}");
+    let backfill = still.site.pitr().words("wal backfill --from");
+    let run = backfill.arg(still.wal("")).exits(1);
+    run.expect_stderr("error damaged: ")
+        .expect_stdout(&format!("refused       {last}"));
 }
 
 #[test]

@@ -404,7 +404,7 @@ pub fn of_room(room: &Room) -> Option<Condition> {
         summary.push_str(&format!(", and full in {left}, as it filled lately"));
     }
     let id = format!("repository/{name}/room");
-    Some(new(&id, severity, summary, "pitr expire"))
+    Some(new(&id, severity, summary, "pitr expire --confirm"))
 }
 
 #[cfg(test)]

@@ -55,14 +55,16 @@ pub fn conditions(
 
 /// Commands of a cluster that have not succeeded for long.
 fn undone(now: TimestampTz, cluster: &str, counters: &Counters) -> Vec<Condition> {
-    let one = |(command, days): (&str, u64)| {
+    let one = |(command, days, next): (&str, u64, &str)| {
         let passed = passed(now, counters.last(command, cluster), days)?;
         let summary = format!("{cluster}: pitr {command} last succeeded {passed} ago");
         let id = format!("{cluster}/{command}/stale");
-        let next = format!("pitr {command}");
-        Some(new(&id, Severity::Medium, summary, &next))
+        Some(new(&id, Severity::Medium, summary, next))
     };
-    let commands = [("verify", VERIFY_DAYS), ("expire", EXPIRE_DAYS)];
+    let commands = [
+        ("verify", VERIFY_DAYS, "pitr verify"),
+        ("expire", EXPIRE_DAYS, "pitr expire --confirm"),
+    ];
     commands.into_iter().filter_map(one).collect()
 }
 
@@ -124,7 +126,7 @@ fn incomplete(one: &ClusterInfo) -> Option<Condition> {
     (count > INCOMPLETE_MAX).then(|| {
         let summary = format!("{name}: {count} backups began and were never finished");
         let id = format!("{name}/backup/incomplete");
-        new(&id, Severity::Medium, summary, "pitr expire")
+        new(&id, Severity::Medium, summary, "pitr expire --confirm")
     })
 }
 

@@ -80,7 +80,7 @@ pub fn take(
     let writer = Writer::of(host);
     let confirmed = options.takes_over.then_some(&writer);
     source::require_or_continue(store, &scope, &registered, own.as_deref(), confirmed)?;
-    let newest = newest_end(store, &scope)?;
+    let newest = newest_end(store, &scope, host.now())?;
     check_order(newest, host.now())?;
     let (held, mut why_full) = match options.is_full || !kind.takes_changes() {
         true => (None, None),
@@ -167,12 +167,19 @@ fn take_upon(
     taken
 }
 
-/// When the newest backup ended.
-fn newest_end(store: &dyn Store, scope: &Scope) -> Result<Option<TimestampTz>> {
+/// When the newest backup ended. The time of the store counts of one that ended by a clock that was ahead (format, section 16.1).
+fn newest_end(store: &dyn Store, scope: &Scope, now: TimestampTz) -> Result<Option<TimestampTz>> {
     let mut newest = None;
     for id in catalog::ids(store, scope)? {
         match AuxOutline::stored(store, scope, &id) {
-            Ok(Stored::Root(root)) => newest = newest.max(Some(root.stop_time)),
+            Ok(Stored::Root(root)) => {
+                let is_ahead = root.stop_time > now.saturating_add(clock::MAY_DIFFER);
+                let meta = match is_ahead {
+                    true => store.head(&scope.manifest(&id))?,
+                    false => None,
+                };
+                newest = newest.max(Some(root.end(meta.map(|meta| meta.modified))));
+            }
             Ok(_) => {}
             // A root that cannot be read orders nothing.
             Err(e) if e.is_damage() => {}

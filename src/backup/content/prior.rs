@@ -69,7 +69,7 @@ fn candidates(store: &dyn Store, scope: &Scope, source: Option<&str>) -> Result<
                 && !event::is_marked(&subject.events)
                 && event::damage(&subject.events).is_empty()
         })
-        .map(|(id, _, backup)| (backup.root.stop_time, id.clone()))
+        .map(|(id, subject, backup)| (backup.end(subject.stored), id.clone()))
         .collect();
     found.sort();
     Ok(found.into_iter().rev().map(|(_, id)| id).collect())
@@ -89,4 +89,75 @@ fn good_root(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<A
     let layers = root.map.shards.iter().map(|shard| shard.layers.len());
     let has_room = layers.sum::<usize>() + root.map.packs.len() < PARTS_MAX;
     Ok((has_room && is_whole(store, scope, &root)?).then_some(root))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::backup::content::{check_order, newest_end};
+    use crate::pg::time::TimestampTz;
+    use crate::repo::crafted;
+    use crate::repo::root::aux_root::{AuxContent, NODES};
+    use crate::repo::root::{BackupKind, Head, Map};
+
+    fn commit(store: &dyn Store, scope: &Scope, id: &str, stop_time: TimestampTz) -> BackupId {
+        let id: BackupId = id.parse().unwrap();
+        let root = AuxRoot {
+            head: Head {
+                id: id.clone(),
+                nonce: format!("{:032x}", stop_time.0),
+                backup_kind: BackupKind::Full,
+                prior: None,
+                label: String::new(),
+                start_time: stop_time,
+                stop_time,
+                file_count: 0,
+                size_bytes: 0,
+                stored_bytes: 0,
+                program: String::new(),
+                features: Vec::new(),
+            },
+            map: Map {
+                shards: Vec::new(),
+                packs: Vec::new(),
+            },
+            content: AuxContent {
+                scope: scope.prefix(),
+                source: None,
+                unstable_count: 0,
+                incomplete_count: 0,
+                lock_until: None,
+                content_features: vec![NODES.to_owned()],
+                expire_features: Vec::new(),
+                naming: "tree".to_owned(),
+                base: None,
+            },
+        };
+        root.commit(store, scope, serde_json::json!({})).unwrap();
+        id
+    }
+
+    /// The clock of the first was a day ahead while the store's was right.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the store's times are those of this clock"
+    )]
+    #[test]
+    fn b51_a_backup_of_a_clock_that_jumped_stands_where_the_store_received_it() {
+        let (_dir, store) = crafted::store();
+        let scope = Scope::aux("files", "etc").unwrap();
+        let now = || TimestampTz::from_system_time(SystemTime::now());
+        let ahead = now().saturating_add(Duration::from_secs(86_400));
+        let jumped = commit(&store, &scope, "20261120T064049Z-full", ahead);
+        let newest = newest_end(&store, &scope, now()).unwrap();
+        assert!(newest.is_some_and(|newest| newest < ahead), "{newest:?}");
+        check_order(newest, now()).unwrap();
+        // A second later: stores tell whole seconds.
+        let later = now().saturating_add(Duration::from_secs(1));
+        let next = commit(&store, &scope, "20261120T064050Z-full", later);
+        let found = candidates(&store, &scope, None).unwrap();
+        assert_eq!(found, [next, jumped]);
+    }
 }

@@ -28,6 +28,7 @@ use crate::repo::repository::Repository;
 use crate::repo::root::ClusterContent;
 use crate::repo::wal_proof::{Prefix, RawHash, WalProof};
 use crate::store::{Key, Listed};
+use crate::ticking::ticking;
 use crate::wal::changed::{Changed, Decoder, Problem, add_record};
 use crate::wal::increment::OpenSegment;
 use crate::wal::index::{self, HeadEnd, Summary, flag};
@@ -147,15 +148,21 @@ impl Interval<'_> {
 
     /// Adds what the WAL from a segment on changed, first the archived part.
     fn round(&self, from: SegmentNumber, changed: &mut Changed) -> Told<Round> {
-        let read = Inventory::of_wal(
-            self.repository,
-            self.layout.name(),
-            self.layout.system_identifier(),
-        );
-        let inventory = known!(told(read)?);
-        let rollup = Rollup::new(self.repository, &inventory, None)?;
-        let chain = Chain::new(&inventory, &rollup, self.history.clone());
-        let stretch = known!(told(chain.stretch_from(from))?);
+        let (repository, layout, history) = (self.repository, self.layout, self.history);
+        // Every head of a week's WAL may be read here.
+        let look = || -> Told<(Inventory, Stretch)> {
+            let (name, identifier) = (layout.name(), layout.system_identifier());
+            let read = Inventory::of_wal(repository, name, identifier);
+            let inventory = known!(told(read)?);
+            let rollup = Rollup::new(repository, &inventory, None)?;
+            let chain = Chain::new(&inventory, &rollup, history.clone());
+            let stretch = known!(told(chain.stretch_from(from))?);
+            let stretch = Stretch::clone(&stretch);
+            drop(chain);
+            drop(rollup);
+            Ok(Ok((inventory, stretch)))
+        };
+        let (inventory, stretch) = known!(ticking(&mut || self.tick(), look)?);
         let archived = self.archived(from, &inventory, &stretch);
         known!(self.indexed(&archived, changed)?);
         let newest = archived.last().copied();

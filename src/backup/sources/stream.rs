@@ -29,7 +29,7 @@ const SHORT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 200_000_000,
 };
-/// How long the stream may stand still when the command has ended.
+/// How long nothing may come from the stream when the command has ended.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A command whose standard output is stored.
@@ -112,8 +112,9 @@ impl Stream {
         let pipes = (running.stdout(), check.as_mut().and_then(Running::stdin));
         let mut programs = Some((running, check));
         let (is_given_up, copied_bytes) = (AtomicBool::new(false), AtomicU64::new(0));
+        let is_waiting = AtomicBool::new(false);
         let (copied, asked) = std::thread::scope(|threads| {
-            let watched = (&is_given_up, &copied_bytes);
+            let watched = (&is_given_up, &copied_bytes, &is_waiting);
             let copying = threads.spawn(move || pump(pipes, sink, host, watched));
             let mut asked = Ok(());
             let mut moved = (Instant::now(), 0);
@@ -125,7 +126,9 @@ impl Stream {
                 let is_over = programs
                     .as_mut()
                     .is_some_and(|(program, _)| program.is_over());
-                if !is_over || moved.1 != bytes {
+                // A check that is slow, or a repository, holds up what the command has long printed.
+                let is_held_up = !is_waiting.load(Ordering::Relaxed);
+                if !is_over || is_held_up || moved.1 != bytes {
                     moved = (Instant::now(), bytes);
                 }
                 if asked.is_ok() && moved.0.elapsed() > PATIENCE {
@@ -169,12 +172,13 @@ fn held_open() -> Error {
         .hint("Nothing was stored.\nLet the command send the output of what it leaves running elsewhere: program >/dev/null &")
 }
 
-/// Copies until the command has closed its output, or `is_given_up`. A check may stop reading: its status tells what it found.
+/// Copies until the command has closed its output, or `is_given_up`; tells whether it is waiting for the command. A check may stop reading: its
+/// status tells what it found.
 fn pump(
     (from, mut check): (Option<ChildStdout>, Option<ChildStdin>),
     sink: &mut FileSink<'_>,
     host: &Host,
-    (is_given_up, copied_bytes): (&AtomicBool, &AtomicU64),
+    (is_given_up, copied_bytes, is_waiting): (&AtomicBool, &AtomicU64, &AtomicBool),
 ) -> Result<(u64, [u8; 32])> {
     let mut from = from.ok_or_else(|| err!(Internal, "a command without an output"))?;
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -184,9 +188,10 @@ fn pump(
             return Err(err!(Interrupted, "the stream was given up"));
         }
         let mut poll = [PollFd::new(&from, PollFlags::IN)];
+        is_waiting.store(true, Ordering::Relaxed);
         match rustix::event::poll(&mut poll, Some(&SHORT)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => continue,
-            Ok(_) => {}
+            Ok(_) => is_waiting.store(false, Ordering::Relaxed),
             Err(e) => return Err(Error::from_io("wait for the command", e.into())),
         }
         let length = match from.read(&mut buffer) {

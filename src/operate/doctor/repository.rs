@@ -504,9 +504,10 @@ fn archived(found: &mut Findings, inventory: &Inventory, pgdata: Option<&Path>, 
     let history = inventory.history(seen.timeline.unwrap_or(newest.timeline));
     let stored = (&inventory.timelines, history.as_ref().ok());
     names.retain(|name: &SegmentName| {
-        name.number(size).is_ok_and(|number| {
+        let is_lost = name.number(size).is_ok_and(|number| {
             number >= SegmentNumber::of(oldest, size) && !is_stored(stored, size, (*name, number))
-        })
+        });
+        is_lost && !gap::is_needless(inventory, *name)
     });
     let Some(first) = names.first() else {
         return found.ok(

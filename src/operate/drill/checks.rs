@@ -10,6 +10,7 @@
 
 use std::path::Path;
 
+use super::amcheck::name_of;
 use super::{Checked, Findings};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -17,6 +18,7 @@ use crate::operate::quarantine::{Quarantined, is_not_checked};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 use crate::repo::drilled::Phase;
+use crate::wire::sql::{is_own_limit, is_too_long};
 
 /// A longer file is none of checks.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -327,7 +329,10 @@ pub(super) fn run(
             Err(_) if session.host.is_stopping() => {
                 return session.host.check_stop().map(|()| done);
             }
-            Err(e) if is_not_checked(&e) => Asked::NoFigure(e.to_string()),
+            // Bytes that are not UTF-8 in a row of a database in UTF-8 are damage.
+            Err(e) if is_not_checked(&e) && (is_too_long(&e) || !is_own_limit(&e)) => {
+                Asked::NoFigure(e.to_string())
+            }
             Err(e) if matches!(e.code(), Code::Server | Code::Denied) => {
                 Asked::Found(Some(e.to_string()))
             }
@@ -351,11 +356,8 @@ fn lacking(server: &mut Quarantined, left_out: &[u32]) -> Result<Vec<String>> {
         return Ok(names);
     }
     let mut sql = server.connect("template1")?;
-    let rows = sql.query("select datname, oid from pg_database")?;
-    for row in 0..rows.rows.len() {
-        if left_out.contains(&rows.value(row, 1)?) {
-            names.extend(rows.text(row, 0)?.map(str::to_owned));
-        }
+    for oid in left_out {
+        names.extend(name_of(&mut sql, *oid)?);
     }
     Ok(names)
 }

@@ -53,6 +53,7 @@ use crate::repo::drilled::{self, Drill, Phase, Timed};
 use crate::repo::event::{Event, Writer};
 use crate::repo::id::BackupId;
 use crate::wal::tablespaces::Made;
+use crate::wire::sql::is_own_limit;
 
 /// The operator's request.
 #[derive(Debug, Clone)]
@@ -548,6 +549,8 @@ impl Course {
             Ok(answer) => Ok(Some(answer)),
             // Not by itself.
             Err(_) if session.host.is_stopping() => session.host.check_stop().map(|()| None),
+            // The server has answered, and our own client does not take it.
+            Err(e) if is_own_limit(&e) => Err(e),
             Err(e) if is_broken(&e) || quarantine::is_passing(&e) => {
                 self.broken(phase, e.to_string());
                 Ok(None)

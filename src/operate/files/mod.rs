@@ -302,7 +302,7 @@ fn backups(repository: &Repository, scope: &Scope) -> Result<Vec<Candidate>> {
     let mut found: Vec<_> = committed
         .map(|(id, subject, backup)| Candidate {
             id: id.clone(),
-            ended: backup.root.stop_time,
+            ended: backup.end(subject.stored),
             is_damaged: !event::damage(&subject.events).is_empty(),
             is_marked: event::is_marked(&subject.events),
         })

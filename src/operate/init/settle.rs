@@ -1,8 +1,17 @@
 //! The settings of a running server that archiving needs, and how far it is from them.
 
+use std::time::{Duration, Instant};
+
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::operate::server::Server;
+
+/// The longest wait for a server that an operator restarts.
+const RESTART_MAX: Duration = Duration::from_secs(1800);
+const PAUSE: Duration = Duration::from_millis(500);
+/// The help for an operator who does not go on.
+const LATER: &str = "Repository, configuration and settings are made. Restart the server, then run \"pitr backup\".";
 
 /// The settings that count, as the server has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -120,6 +129,40 @@ pub fn apply(server: &mut Server, changes: &[Change]) -> Result<()> {
         server.query(&change.statement())?;
     }
     server.query("select pg_catalog.pg_reload_conf()").map(drop)
+}
+
+/// Waits until the operator has restarted the server, which has the wanted settings then.
+///
+/// # Errors
+/// `Deadline` after half an hour; `Interrupted`; those of a server that runs.
+pub fn await_restart(host: &Host, conninfo: &str, wanted: &[(&'static str, String)]) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        host.check_stop().map_err(|e| e.hint(LATER))?;
+        let standing = Server::connect(conninfo).and_then(|mut s| Standing::read(&mut s));
+        match standing {
+            Ok(standing) if standing.changes(wanted).is_empty() => return Ok(()),
+            Err(e) if !is_restarting(&e) => return Err(e),
+            _ => {}
+        }
+        if since.elapsed() > RESTART_MAX {
+            let minutes = RESTART_MAX.as_secs() / 60;
+            return Err(err!(
+                Deadline,
+                "the server was not restarted within {minutes} min"
+            )
+            .hint(LATER));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// A server that is stopped or starts cannot be asked.
+fn is_restarting(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Code::Unreachable | Code::Server | Code::Deadline
+    )
 }
 
 #[cfg(test)]

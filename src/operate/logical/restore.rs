@@ -118,8 +118,8 @@ pub(super) fn extract(session: &Session, stored: &Stored, to: &Path) -> Result<(
 /// Restores one database of a backup into a database of a live server.
 ///
 /// # Errors
-/// `Usage`; `Refused` when the database is not empty, or exists already, and for data alone when a table is missing or has rows; `Server` when
-/// `pg_restore` fails; those of [`content::read`].
+/// `Usage`; `Refused` when the database is not empty, or exists already, for data alone when a table is missing or has rows, and for a partitioned table
+/// without its partitions; `Server` when `pg_restore` fails; those of [`content::read`].
 pub fn to_server(
     session: &Session,
     name: &str,
@@ -149,8 +149,14 @@ pub fn to_server(
     let selection = Selection {
         asked,
         existing: &target.schemas,
+        content: stored.member.content,
     };
     let selected = selection.lines(&pg_restore, &directory, &spool, &mut tick)?;
+    if selected.is_some() && database.large_objects.is_some_and(|had| had.count > 0) {
+        session.note(
+            "large objects of the dump belong to no schema and no table: a part of it brings none",
+        );
+    }
     if stored.member.content == LogicalContent::Data {
         let tables = rows::read(&dumps.join(database.rows_file()))?;
         target.require_empty_tables(session, asked, (&database, tables))?;
@@ -460,6 +466,7 @@ fn check_contents(sql: &mut SqlSession, asked: &Into, name: &str) -> Result<()> 
 struct Selection<'a> {
     asked: &'a Into,
     existing: &'a BTreeSet<String>,
+    content: LogicalContent,
 }
 
 impl Selection<'_> {
@@ -497,6 +504,10 @@ impl Selection<'_> {
                 return Err(err!(NotFound, "the dump has nothing of {what}")
                     .hint("Nothing was done. Names are taken as they are, without quotes."));
             }
+            if let Some(table) = table {
+                let of = (pg_restore, directory, spool);
+                self.check_has_rows((schema, table), &found, &all, of, tick)?;
+            }
             schemas.insert(schema);
             wanted.extend(found.into_iter().map(str::to_owned));
         }
@@ -517,6 +528,59 @@ impl Selection<'_> {
         }
         Ok(Some(lines))
     }
+
+    /// Refuses a table whose rows the dump has under the names of its partitions, where those do not come with it.
+    fn check_has_rows(
+        &self,
+        (schema, table): (&str, &str),
+        found: &[&str],
+        all: &str,
+        (pg_restore, directory, spool): (&Tool, &Path, &Spool),
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let has_schema = self.asked.schemas.iter().any(|asked| asked == schema);
+        if self.content != LogicalContent::Full || has_schema || has_rows(found) {
+            return Ok(());
+        }
+        // Older dumps have in the definition of a partition what leads it to its table.
+        let is_led_apart = entries(all).any(|line| kind_of(line).starts_with("TABLE ATTACH "));
+        if !is_led_apart && self.asked.tables.len() > 1 {
+            return Ok(());
+        }
+        let one = spool.file("one", found.join("\n").as_bytes())?;
+        let file = spool.file("definition", b"")?;
+        let options = ["-L".to_owned(), one.display().to_string()];
+        let definition = printed(pg_restore, directory, &options, &file, tick)?;
+        if !is_partitioned(&definition) {
+            return Ok(());
+        }
+        let partitions = match is_led_apart {
+            true => {
+                "Or name its partitions alone, which then are tables of their own: --table SCHEMA.PARTITION"
+            }
+            false => "Or name its partitions as well: --table SCHEMA.PARTITION",
+        };
+        Err(err!(
+            Refused,
+            "table \"{schema}\".\"{table}\" is partitioned: its rows are those of its partitions, which --table leaves out"
+        )
+        .hint(format!(
+            "Nothing was done. Restore its whole schema: --schema {}\n{partitions}",
+            shell_word(schema)
+        )))
+    }
+}
+
+/// Pure: whether a list has the rows of a table, or what is no table at all.
+fn has_rows(found: &[&str]) -> bool {
+    let starts = |name: &str| found.iter().any(|line| kind_of(line).starts_with(name));
+    starts("TABLE DATA ") || !starts("TABLE ")
+}
+
+/// Pure: whether the definition of a table without rows, as `pg_dump` writes it, is that of a partitioned one.
+fn is_partitioned(definition: &str) -> bool {
+    let mut lines = definition.lines();
+    lines.any(|line| line.starts_with("PARTITION BY "))
 }
 
 /// The kinds of entries that a schema itself has, beside its own.
@@ -574,9 +638,20 @@ fn entries(list: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::{
-        ConnInfo, Environment, POST_DATA, PRE_DATA, Step, is_head_of_schema, may_be_of_schema,
-        no_database, steps,
+        ConnInfo, Environment, POST_DATA, PRE_DATA, Step, has_rows, is_head_of_schema,
+        is_partitioned, may_be_of_schema, no_database, steps,
     };
+
+    #[test]
+    fn u111_a_table_without_rows_of_its_own_is_told_from_others() {
+        let table = "215; 1259 16385 TABLE app parts me";
+        let data = "3425; 0 16385 TABLE DATA app parts me";
+        let view = "216; 1259 16390 VIEW app seen me";
+        assert!(!has_rows(&[table]) && has_rows(&[table, data]) && has_rows(&[view]));
+        let definition = "CREATE TABLE app.parts (\n    k integer\n)\nPARTITION BY RANGE (k);\n\n";
+        assert!(is_partitioned(definition));
+        assert!(!is_partitioned("CREATE TABLE app.t (\n    k integer\n);\n"));
+    }
 
     #[test]
     fn a_database_that_the_server_lacks_comes_with_the_command_that_makes_it() {

@@ -221,7 +221,7 @@ mod tests {
     use crate::pg::time::TimestampTz;
 
     #[test]
-    fn nobody_else_gets_into_the_folder_of_a_data_set() {
+    fn r196_nobody_else_gets_into_the_folder_of_a_data_set() {
         let folder = Folder::new(&Host::still(TimestampTz(0), 1)).unwrap();
         let mode = folder.0.path().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);

@@ -152,7 +152,7 @@ fn one(
     };
     let carried: Vec<&Column> = columns.iter().filter(|c| !is_generated(c)).collect();
     check_types(&carried, &there)?;
-    let notes = match mode {
+    let mut notes = match mode {
         Mode::As(_) => Vec::new(),
         _ => own_ways(live, table, (columns, &there), mode)?,
     };
@@ -221,7 +221,9 @@ fn one(
         }
     };
     if added.is_some() {
-        advance_sequences(live, &live_name)?;
+        let left = advance_sequences(live, &live_name)?;
+        left.iter().for_each(|note| session.note(note));
+        notes.extend(left);
     }
     let rescued = Rescued {
         table: table.shown(),
@@ -361,24 +363,35 @@ fn not_emptied(e: Error, table: &str) -> Error {
     }
 }
 
-/// Lets the sequences of a table's columns go on behind the greatest value that is there now, so that the next row finds its number free.
-fn advance_sequences(live: &mut Server, table: &str) -> Result<()> {
+/// Lets the sequences of a table's columns go on behind the greatest value that is there now, so that the next row finds its number free. Returns
+/// those that are left as they are, as lines for people: nothing tells the number in a text.
+fn advance_sequences(live: &mut Server, table: &str) -> Result<Vec<String>> {
+    // A domain has the category of its type. Money (790) is of it, and no number of a sequence. Numbers of other types (float4, float8, numeric)
+    // may be such that the sequence never comes to them.
     let owned = live.query(&format!(
-        "select pg_catalog.quote_ident(a.attname), s.sequence::text, q.seqincrement > 0 from pg_catalog.pg_attribute a, lateral (select pg_catalog.pg_get_serial_sequence({}, a.attname)::pg_catalog.regclass) s (sequence), pg_catalog.pg_sequence q where a.attrelid = {}::pg_catalog.regclass and a.attnum > 0 and not a.attisdropped and q.seqrelid = s.sequence",
+        "select pg_catalog.quote_ident(a.attname), s.sequence::text, q.seqincrement > 0, y.typcategory = 'N' and y.oid <> 790, case when y.oid in (700, 701, 1700) or y.typbasetype in (700, 701, 1700) then pg_catalog.format(' where %I between %s and %s', a.attname, q.seqmin, q.seqmax) else '' end from pg_catalog.pg_attribute a join pg_catalog.pg_type y on y.oid = a.atttypid, lateral (select pg_catalog.pg_get_serial_sequence({}, a.attname)::pg_catalog.regclass) s (sequence), pg_catalog.pg_sequence q where a.attrelid = {}::pg_catalog.regclass and a.attnum > 0 and not a.attisdropped and q.seqrelid = s.sequence",
         literal(table), literal(table)
     ))?;
+    let mut left = Vec::new();
     for row in 0..owned.rows.len() {
         let (column, sequence): (String, String) = (owned.value(row, 0)?, owned.value(row, 1)?);
+        if owned.text(row, 3)? != Some("t") {
+            left.push(format!(
+                "sequence {sequence} stays as it is: column {column} is no number"
+            ));
+            continue;
+        }
         let (last, is_beyond) = match owned.text(row, 2)? {
             Some("t") => ("max", ">"),
             _ => ("min", "<"),
         };
+        let within = owned.text(row, 4)?.unwrap_or_default();
         live.query(&format!(
-            "select pg_catalog.setval({}::pg_catalog.regclass, t.last) from (select {last}({column}) from {table}) t (last), {sequence} s where t.last {is_beyond} s.last_value or (t.last = s.last_value and not s.is_called)",
+            "select pg_catalog.setval({}::pg_catalog.regclass, t.last) from (select {last}({column})::pg_catalog.int8 from {table}{within}) t (last), {sequence} s where t.last {is_beyond} s.last_value or (t.last = s.last_value and not s.is_called)",
             literal(&sequence)
         ))?;
     }
-    Ok(())
+    Ok(left)
 }
 
 /// Runs an INSERT, and returns how many rows it has put in.

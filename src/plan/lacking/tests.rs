@@ -1,5 +1,7 @@
 //! Two repositories of one cluster: what the one lacks, and what it expired.
 
+use std::time::Duration;
+
 use super::*;
 use crate::config::Retention;
 use crate::pg::segment::SegmentSize;
@@ -294,6 +296,35 @@ fn x42_by_rules_a_branch_pushes_out_no_backup_of_the_cluster() {
     let first = TimelineId::FIRST;
     let lacks = super::lacking(&from, &to, (false, Some(&rules)), &[first], now());
     assert_eq!(lacks.backups, ids(&[9]));
+}
+
+#[test]
+fn x52_a_backup_of_a_timeline_that_was_left_before_the_window_does_not_come_back() {
+    // The fifth does not reach the tenth: a segment between is lost.
+    let mut from = survey(&[5, 10], &[(1, 60), (95, 105)]);
+    let mut to = survey(&[5], &[(50, 60)]);
+    for side in [&mut from, &mut to] {
+        branch(side, &[11]);
+    }
+    let day = Duration::from_secs(24 * 3600);
+    let rules = Policy {
+        rules: Retention {
+            wal_window: Some(day * 2),
+            ..Retention::newest(1)
+        },
+        ..Policy::default()
+    };
+    let lacks = |from: &Survey| {
+        let lacks = super::lacking(from, &to, (false, Some(&rules)), &[second()], now());
+        lacks.backups
+    };
+    let mut left = |days: u32| {
+        let stored = now().saturating_sub(day * days);
+        from.newest_wal = [(TimelineId::FIRST, stored), (second(), now())].into();
+        lacks(&from)
+    };
+    assert_eq!(left(1), ids(&[10]));
+    assert_eq!(left(10), []);
 }
 
 #[test]

@@ -12,13 +12,14 @@ use super::rules::{Constraint, Lack, newest_good};
 use super::wal::{Left, Names, Needed, Paths};
 use super::{ExpirePlan, Place, Policy, wal_objects};
 use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::Needs;
 use crate::repo::clock;
-use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
+use crate::repo::trimmed::Trimmed;
 use crate::repo::wal_proof::foreign;
 use crate::wal::inventory;
 use crate::wal::path::Listing;
@@ -298,13 +299,17 @@ impl<'a> Backups<'a> {
             let end = root.consistent_lsn.max(root.stop_lsn);
             if is_bounded {
                 self.paths.need_to_end(root.timeline, range, end, needed);
-            } else if self.is_trimmed(root) {
-                let held = &Names(&self.survey.timelines);
-                let range = (root.start_lsn, end);
-                self.paths.need_unbroken(root.timeline, range, held, needed);
             } else {
-                self.paths
-                    .need_from(root.timeline, root.start_lsn, root.stop_lsn, needed);
+                let trimmed = self.holes_of(root);
+                if trimmed.is_empty() {
+                    self.paths
+                        .need_from(root.timeline, root.start_lsn, root.stop_lsn, needed);
+                } else {
+                    let held = &Names(&self.survey.timelines);
+                    let range = (root.start_lsn, end);
+                    self.paths
+                        .need_unbroken(root.timeline, range, held, &trimmed, needed);
+                }
             }
             if root.start_timeline != root.timeline {
                 self.paths
@@ -314,37 +319,43 @@ impl<'a> Backups<'a> {
         needed.end();
     }
 
-    /// Whether expiry let WAL behind a backup go on purpose, as it is recorded of it or of a twin.
-    fn is_trimmed(&self, root: &Root) -> bool {
-        let events = |id: &BackupId| self.survey.ids.get(id).map_or(&[][..], |s| &s.events);
-        let mut twins = self.roots.iter().filter(|(_, other)| other.is_twin(root));
-        twins.any(|(id, _)| event::is_trimmed(events(id)))
+    /// The holes that expiry made on purpose behind a backup, as they are recorded of it or of a twin.
+    fn holes_of(&self, root: &Root) -> Trimmed {
+        let mut trimmed = Trimmed::default();
+        for (id, _) in self.roots.iter().filter(|(_, other)| other.is_twin(root)) {
+            let subject = self.survey.ids.get(id);
+            trimmed.add(subject.map_or(&[][..], |subject| &subject.events));
+        }
+        trimmed
     }
 
-    /// Returns the backups that remain, and behind which this run leaves a hole, or a twin's hole is not recorded yet. The run records it before
-    /// WAL goes.
-    pub fn trimmed(&self, items: &[Item<'_>], needed: &Needed) -> Vec<BackupId> {
+    /// Returns the backups that remain, and behind which this run leaves a hole, or a twin's hole is not recorded yet. Each comes
+    /// with the first segment of the hole. The run records it before WAL goes.
+    pub fn trimmed(&self, items: &[Item<'_>], needed: &Needed) -> Vec<(BackupId, SegmentName)> {
         let names = || Names(&self.survey.timelines);
         let left = Left {
             names: names(),
             needed,
         };
-        let is_trimmed = |root: &Root, target: TimelineId| {
-            let hole = |held: &dyn Listing| self.paths.hole_behind(target, root.start_lsn, held);
-            let (before, after) = (hole(&names()), hole(&left));
-            after.is_some_and(|(from, _)| {
-                self.is_trimmed(root) || before.is_none_or(|(before, _)| before != from)
-            })
-        };
-        let remaining = self.roots_of(items, |item| item.remains());
-        remaining
-            .into_iter()
-            .filter(|(_, item, root)| {
-                let mut led_to = self.paths.timelines().filter(|t| self.leads(root, *t));
-                !event::is_trimmed(item.events) && led_to.any(|t| is_trimmed(root, t))
-            })
-            .map(|(_, item, _)| item.id.clone())
-            .collect()
+        let mut holes = Vec::new();
+        for (_, item, root) in self.roots_of(items, |item| item.remains()) {
+            let known = Trimmed::of(item.events);
+            let first = |target: TimelineId| {
+                let hole =
+                    |held: &dyn Listing| self.paths.hole_behind(target, root.start_lsn, held);
+                let (before, after) = (hole(&names()), hole(&left));
+                let (from, _) = after?;
+                let name = from.name(self.paths.holder(target, from), self.survey.segment_size)?;
+                // A hole of before is none of expiry, unless a twin says so.
+                let is_new = before.is_none_or(|(before, _)| before != from);
+                let is_meant = || is_new || self.holes_of(root).begins(name);
+                (!known.begins(name) && is_meant()).then_some(name)
+            };
+            let led_to = self.paths.timelines().filter(|t| self.leads(root, *t));
+            let firsts: BTreeSet<SegmentName> = led_to.filter_map(first).collect();
+            holes.extend(firsts.into_iter().map(|first| (item.id.clone(), first)));
+        }
+        holes
     }
 }
 

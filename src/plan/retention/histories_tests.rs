@@ -579,7 +579,7 @@ fn check_points(
 /// Holes are only where they were recorded, and nothing stays that nobody needs.
 fn check_wal(history: &History, plan: &ExpirePlan, is_killed: bool, tally: &mut Tally) {
     tally.deleted_segments += plan.segment_count();
-    tally.trimmed += plan.trimmed.len() as u64;
+    tally.trimmed += plan.trimmed().len() as u64;
     let after = &history.survey;
     if is_killed || !plan.withheld.is_empty() || after.timelines.len() > 1 {
         return;

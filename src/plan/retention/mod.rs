@@ -222,8 +222,8 @@ pub struct ExpirePlan {
     pub tombstones: Vec<BackupId>,
     /// Deletions, in order.
     pub deletions: Vec<Deletion>,
-    /// Backups that stay and lose the WAL behind their ends: it is recorded before.
-    pub trimmed: Vec<BackupId>,
+    /// Backups that stay and lose the WAL behind their ends, each with the first segment that it loses: it is recorded before.
+    pub holes: Vec<(BackupId, SegmentName)>,
     /// The WAL that backups need, those that are being taken included.
     pub needed: Needed,
     /// The WAL that no backup here needs, and that stays because another repository lacks it: first and last segment.
@@ -276,6 +276,13 @@ impl ExpirePlan {
             && self.unmarks.is_empty()
             && self.tombstones.is_empty()
             && self.deletions.is_empty()
+    }
+
+    /// Backups that stay and lose the WAL behind their ends.
+    pub fn trimmed(&self) -> Vec<&BackupId> {
+        let mut trimmed: Vec<_> = self.holes.iter().map(|(id, _)| id).collect();
+        trimmed.dedup();
+        trimmed
     }
 
     /// Whether nothing goes but events that tell nothing any more: claims of copies that are over, and superseded checks.

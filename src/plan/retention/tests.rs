@@ -192,9 +192,11 @@ pub(super) fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
         let subject = survey.ids.get_mut(id).unwrap();
         (subject.manifest, subject.stored) = (Manifest::Tombstone, Some(at));
     }
-    for trimmed in &plan.trimmed {
+    for (trimmed, first) in &plan.holes {
+        let mut recorded = event("trimmed", at);
+        recorded.event.segment = Some(first.to_string());
         let subject = survey.ids.get_mut(trimmed).unwrap();
-        subject.events.push(event("trimmed", at));
+        subject.events.push(recorded);
     }
     let without = |runs: &Runs, first: u64, last: u64| {
         let left = runs.iter().flat_map(|(a, b)| a.0..=b.0);
@@ -1454,7 +1456,7 @@ fn x09_before_the_window_a_kept_backup_needs_the_wal_to_its_own_end() {
         segments(&plan),
         [(1, 1, 39), (1, 42, 49), (1, 52, 59), (1, 62, 69)]
     );
-    assert_eq!(plan.trimmed, [id(4), id(5), id(6)]);
+    assert_eq!(plan.trimmed(), [&id(4), &id(5), &id(6)]);
     let name = |n: u64| SegmentNumber(n);
     let needers = plan.needed.needers(tli(1), name(40));
     assert_eq!(needers.len(), 1);
@@ -1935,6 +1937,29 @@ fn of_two_marked_or_damaged_twins_one_counts() {
 }
 
 #[test]
+fn x51_a_hole_that_never_came_to_be_makes_no_wal_useless() {
+    let mut survey = straight();
+    for n in [1, 2, 4, 5, 6, 7, 8] {
+        survey.ids.remove(&id(n));
+    }
+    let held = survey.timelines.get_mut(&tli(1)).unwrap();
+    held.segments = Runs::from_numbers((1..=44).chain(46..=100).collect());
+    let with = |first: u64| {
+        let mut survey = survey.clone();
+        let mut recorded = event(TRIMMED, ago(2));
+        let name = SegmentNumber(first).name(tli(1), size()).unwrap();
+        recorded.event.segment = Some(name.to_string());
+        add(&mut survey, &id(3), recorded);
+        retention(&survey, &policy(9, 0), now())
+    };
+    assert_eq!(segments(&with(45)), [(1, 1, 29), (1, 46, 89)]);
+    // Segment 45 is lost, and may be found: the WAL behind it stays.
+    let plan = with(60);
+    assert_eq!(segments(&plan), [(1, 1, 29)]);
+    assert!(plan.holes.is_empty(), "{:?}", plan.holes);
+}
+
+#[test]
 fn the_hole_behind_an_origin_is_recorded_of_its_compaction_too() {
     let mut survey = straight();
     let origin = id(3);
@@ -1948,16 +1973,16 @@ fn the_hole_behind_an_origin_is_recorded_of_its_compaction_too() {
     record(&mut survey, &origin, "pin");
     let new = compact_backup(&mut survey, &origin, 20);
     let plan = survey_plan(&survey, &policy(9, 0));
-    assert_eq!(plan.trimmed, std::slice::from_ref(&new));
+    assert_eq!(plan.trimmed(), [&new]);
     // Without a record of the origin the hole is a gap.
     let mut plain = survey.clone();
     let subject = plain.ids.get_mut(&origin).unwrap();
     subject.events.retain(|e| e.event.event != "trimmed");
-    assert_eq!(survey_plan(&plain, &policy(9, 0)).trimmed, []);
+    assert!(survey_plan(&plain, &policy(9, 0)).holes.is_empty());
     // Carried out, it is recorded once, and outlives the origin.
     apply(&mut survey, &plan, ago(0));
-    assert!(event::is_trimmed(&survey.ids[&new].events));
-    assert_eq!(survey_plan(&survey, &policy(9, 0)).trimmed, []);
+    assert_eq!(standing(&survey.ids[&new].events, TRIMMED, "").len(), 1);
+    assert!(survey_plan(&survey, &policy(9, 0)).holes.is_empty());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::catalog::Manifest;
 use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
+use crate::repo::trimmed::Trimmed;
 use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::path::{Listing, Path};
 use crate::wal::survey::{Root, Survey};
@@ -125,18 +126,44 @@ impl<'a> Paths<'a> {
         self.paths.get(&target)?.hole_behind(start, held)
     }
 
-    /// Adds what recovery from a position needs as far as WAL is `held` without a hole: what lies behind one that was left on purpose is of no use.
+    /// Whether the hole that begins there on the way to `target` was made on purpose.
+    pub fn is_trimmed(&self, target: TimelineId, from: SegmentNumber, trimmed: &Trimmed) -> bool {
+        let first = from.name(self.holder(target, from), self.size);
+        first.is_some_and(|first| trimmed.begins(first))
+    }
+
+    /// The beginning of the first hole behind `start` that was made on purpose; another one, in front of it, may be filled.
+    fn trimmed_hole(
+        &self,
+        target: TimelineId,
+        start: Lsn,
+        held: &dyn Listing,
+        trimmed: &Trimmed,
+    ) -> Option<SegmentNumber> {
+        let mut at = start;
+        loop {
+            let (from, to) = self.hole_behind(target, at, held)?;
+            if self.is_trimmed(target, from, trimmed) {
+                return Some(from);
+            }
+            at = to.start_lsn(self.size);
+        }
+    }
+
+    /// Adds what recovery from a position needs as far as WAL is `held` without a hole that was made on purpose. WAL behind
+    /// such a hole is of no use.
     pub fn need_unbroken(
         &self,
         timeline: TimelineId,
         (start, stop): (Lsn, Lsn),
         held: &dyn Listing,
+        trimmed: &Trimmed,
         needed: &mut Needed,
     ) {
         for target in self.timelines() {
             if self.leads_through(target, timeline, stop) {
-                let hole = self.hole_behind(target, start, held);
-                let end = hole.map_or(Lsn(u64::MAX), |(from, _)| from.start_lsn(self.size));
+                let hole = self.trimmed_hole(target, start, held, trimmed);
+                let end = hole.map_or(Lsn(u64::MAX), |from| from.start_lsn(self.size));
                 self.need_path(target, start, end, needed);
             }
         }

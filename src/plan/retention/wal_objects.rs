@@ -63,7 +63,7 @@ pub fn delete(
         }
     }
     delete_beside_segments(survey, &needed, plan);
-    plan.trimmed = backups.trimmed(items, &needed);
+    plan.holes = backups.trimmed(items, &needed);
     plan.needed = needed;
 }
 

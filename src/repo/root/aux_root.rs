@@ -227,6 +227,14 @@ impl AuxOutline {
         })
     }
 
+    /// When it ended, for its place among others: by its own clock, unless that was ahead of the store's. Stores tell whole seconds, which would
+    /// turn the order of two quick backups around.
+    pub fn end(&self, stored: Option<TimestampTz>) -> TimestampTz {
+        let end = self.stop_time;
+        let is_ahead = |stored: &TimestampTz| end > stored.saturating_add(clock::MAY_DIFFER);
+        stored.filter(is_ahead).unwrap_or(end)
+    }
+
     fn facts(&self) -> Result<serde_json::Map<String, Value>> {
         match serde_json::to_value(self) {
             Ok(Value::Object(facts)) => Ok(facts),
@@ -325,12 +333,9 @@ pub struct AuxBackup {
 }
 
 impl AuxBackup {
-    /// When it ended, for its place among others: by its own clock, unless that was ahead of the store's. Stores tell whole seconds, which would
-    /// turn the order of two quick backups around.
+    /// As [`AuxOutline::end`].
     pub fn end(&self, stored: Option<TimestampTz>) -> TimestampTz {
-        let end = self.root.stop_time;
-        let is_ahead = |stored: &TimestampTz| end > stored.saturating_add(clock::MAY_DIFFER);
-        stored.filter(is_ahead).unwrap_or(end)
+        self.root.end(stored)
     }
 }
 
@@ -341,6 +346,10 @@ impl Needs for AuxBackup {
 }
 
 impl Reduced for AuxBackup {
+    fn ordered_by(&self) -> Option<TimestampTz> {
+        Some(self.root.stop_time)
+    }
+
     fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<AuxBackup>> {
         AuxOutline::stored(store, scope, id)?.reduced(|root| {
             Ok(AuxBackup {

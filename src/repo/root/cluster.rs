@@ -81,6 +81,15 @@ pub struct DamagedPage {
     pub lsn: Lsn,
 }
 
+/// A page of which the server read a part, for its file was cut or dropped meanwhile; zeros follow. Replay cuts or drops the file, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutPage {
+    /// Relative to the data directory.
+    pub path: String,
+    /// Block number within the relation fork.
+    pub block: u64,
+}
+
 /// A database whose files hold no content: a restore left it out, and it was not dropped yet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LeftOutDatabase {
@@ -219,6 +228,9 @@ pub struct ClusterContent {
     pub damage_count: u64,
     /// Whether the server itself reported checksum failures: its word decides.
     pub damage_reported_by_server: bool,
+    /// Pages that fail their checksum and are no damage; at most the first 10 000. Only where the server reported no failure.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cut_pages: Vec<CutPage>,
 }
 
 impl Content for ClusterContent {

@@ -143,11 +143,12 @@ fn j01_j10_a_week_in_minutes_loses_and_doubles_no_run_and_no_alert_and_shows_no_
     for host in HOSTS {
         stage.cut(host);
     }
+    let slack = 4 * SECOND + 3 * slowest;
     let mut judge = Judge {
         stage: &stage,
         seen: &seen,
         jobs: &JOBS,
-        slack: 4 * SECOND + 3 * slowest,
+        slack,
         faults: Vec::new(),
         counts: BTreeMap::new(),
     };
@@ -203,6 +204,15 @@ fn j01_j10_a_week_in_minutes_loses_and_doubles_no_run_and_no_alert_and_shows_no_
     }
     // That it ended knows the agent that told it: it may be gone.
     is_told("one/b", "agent/state", "new");
+    // With so much of the time forgiven little is proven. That is no failure of pitr, and is said past the capture of the test runner.
+    if slack > SECOND * i128::from(seconds) / 3 {
+        use std::io::Write as _;
+        let _ = writeln!(
+            std::io::stderr(),
+            "agent_week: this machine is too slow to see a late run: {} s were forgiven",
+            slack / SECOND
+        );
+    }
 }
 
 /// Sets the flag when it goes, be it by a panic.

@@ -358,9 +358,7 @@ fn x49_a_log_that_is_too_long_for_one_look_expires() {
 /// Row X45: the host may add records, and may not delete those of others.
 #[test]
 fn x45_a_store_that_keeps_its_records_gets_one_that_says_so() {
-    if !user::is_root() {
-        return;
-    }
+    crate::require_root!("x45_a_store_that_keeps_its_records_gets_one_that_says_so");
     let world = World::new();
     world.backup().success();
     for repository in ["one", "two"] {

@@ -85,9 +85,14 @@ pub fn take(world: &mut World, source: Source) {
     }
 }
 
-/// The storm creates tablespaces, and a local backup refuses one that comes while it begins.
+/// The storm creates tablespaces, and a local backup refuses one that comes while it begins. It drops those in place, and a directory that goes
+/// while the server walks it ends BASE_BACKUP, as it would end pg_basebackup.
 fn again_if_refused(program: &Program, run: Run) -> Run {
-    match run.stdout.contains("was created while the backup began") {
+    let of_server = "could not open directory \\\"./pg_tblspc/";
+    let is_refused = ["was created while the backup began", of_server]
+        .iter()
+        .any(|text| run.stdout.contains(text));
+    match is_refused {
         true => program.run(),
         false => run,
     }

@@ -101,7 +101,8 @@ fn take_full(world: &mut World, kind: [&str; 3]) {
     assert_eq!(run.json()["kind"], "full", "{run}");
 }
 
-pub fn take(world: &mut World, kind: Kind) {
+/// Takes a step. Whether it came to something: a kill, a crash or a fault may come too late.
+pub fn take(world: &mut World, kind: Kind) -> bool {
     match kind {
         Kind::FullLocal => take_full(world, FULL_LOCAL),
         Kind::FullStream => take_full(world, FULL_STREAM),
@@ -119,6 +120,7 @@ pub fn take(world: &mut World, kind: Kind) {
                 "backup soak {}: {kind:?} killed: {}",
                 world.major, run.status
             );
+            return was_killed(&run);
         }
         Kind::Crash => {
             let storm = world.storm();
@@ -138,13 +140,14 @@ pub fn take(world: &mut World, kind: Kind) {
                 "backup soak {}: {kind:?} of a server that died: {}",
                 world.major, run.status
             );
+            return !run.is_success();
         }
         Kind::Away => {
             let storm = world.storm();
             world.home.away(Duration::from_millis(700));
             storm.end();
         }
-        Kind::Disturbed => disturbed(world),
+        Kind::Disturbed => return disturbed(world),
         Kind::Compact => {
             world.storm_for(Duration::from_millis(300));
             let visible = (1 + world.random.below(100)).to_string();
@@ -166,23 +169,28 @@ pub fn take(world: &mut World, kind: Kind) {
             }
         }
         Kind::ExpireBeside => expire_beside(world),
-        Kind::ExpireKilled => expire_killed(world),
+        Kind::ExpireKilled => return expire_killed(world),
         Kind::VerifySome => {
             world.storm_for(Duration::from_millis(800));
             let verify = ["verify", "--since", "last", "--max-bytes", "20MB"];
             world.home.pitr().args(verify).succeed();
         }
     }
+    true
+}
+
+fn was_killed(run: &Run) -> bool {
+    run.code() == 128 + Signal::KILL.as_raw()
 }
 
 /// Nothing proves the marks of a host without keys: until that host deletes the rest, its backups count as lost.
-fn expire_killed(world: &mut World) {
+fn expire_killed(world: &mut World) -> bool {
     world.storm_for(Duration::from_millis(300));
     world.home.pitr().arg("verify").succeed();
     let expire = expire(world);
     let running = expire.spawn();
     std::thread::sleep(Duration::from_millis(world.random.next() % 150));
-    running.ended_by(Signal::KILL);
+    let killed = running.ended_by(Signal::KILL);
     let verify = world.home.pitr().arg("verify").run();
     if !verify.is_success() {
         assert!(world.home.is_encrypted, "{verify}");
@@ -193,10 +201,11 @@ fn expire_killed(world: &mut World) {
         }
         world.home.pitr().arg("verify").succeed();
     }
+    was_killed(&killed)
 }
 
 /// The repository fails while a backup is taken, and while the server archives into it.
-fn disturbed(world: &mut World) {
+fn disturbed(world: &mut World) -> bool {
     let (kind, program) = any_backup(world);
     let storm = world.storm();
     let running = program.spawn();
@@ -220,6 +229,7 @@ fn disturbed(world: &mut World) {
     );
     // Nothing is left to guess: it is committed, or says why not.
     assert!(run.is_success() || run.stdout.contains("\"code\""), "{run}");
+    fired.is_some_and(|times| times > 0) || !run.is_success()
 }
 
 /// Faults of several requests to come.

@@ -81,7 +81,8 @@ pub fn share(points: usize) -> usize {
 
 const TURNS: usize = 3;
 
-fn turn() -> Option<usize> {
+/// The number of this turn (Makefile), where the tests take turns.
+pub fn turn() -> Option<usize> {
     let turn = std::env::var("PITR_TEST_TURN").ok()?;
     Some(turn.parse().expect("PITR_TEST_TURN is a number"))
 }
@@ -292,6 +293,8 @@ pub fn count(program: &Program, calls: &[&str]) -> usize {
 
 /// A program that runs with a fault.
 pub struct Faulty {
+    /// Goes before `running`, whose end ends strace alone.
+    traced: Traced,
     /// The program.
     pub running: Running,
     log: PathBuf,
@@ -303,8 +306,10 @@ impl Faulty {
     pub fn held(program: &Program, fault: &Fault) -> Faulty {
         let sandbox = Sandbox::new("strace");
         let log = sandbox.file("log", "");
+        let running = under_strace(program, &fault.words(), &log).spawn();
         Faulty {
-            running: under_strace(program, &fault.words(), &log).spawn(),
+            traced: Traced(running.pid()),
+            running,
             log,
             _sandbox: sandbox,
         }
@@ -318,6 +323,7 @@ impl Faulty {
         let strace = strace.arg(&log).args(fault.words());
         let running = strace.args(["-p", &pid.to_string()]).privileged().spawn();
         Faulty {
+            traced: Traced(running.pid()),
             running,
             log,
             _sandbox: sandbox,
@@ -332,11 +338,7 @@ impl Faulty {
 
     /// Kills it, and waits for its end. strace alone would leave it running.
     pub fn kill(self) {
-        let strace = self.running.pid();
-        let children = format!("/proc/{strace}/task/{strace}/children");
-        let children = std::fs::read_to_string(children).unwrap();
-        for child in children.split_whitespace() {
-            let pid = Pid::from_raw(child.parse().unwrap()).unwrap();
+        for pid in self.traced.pids() {
             kill_process(pid, Signal::KILL).unwrap();
         }
         self.running.wait();
@@ -347,6 +349,32 @@ impl Faulty {
         let log = std::fs::read(&self.log).unwrap();
         let log = String::from_utf8_lossy(&log);
         log.matches("(DELAYED)").count() + log.matches("(INJECTED)").count()
+    }
+}
+
+/// The programs that a strace has started, by its process id. They end with this, also where a test fails.
+struct Traced(u32);
+
+impl Traced {
+    fn pids(&self) -> Vec<Pid> {
+        let own = format!("/proc/{0}/task/{0}", self.0);
+        let read = |name: &str| std::fs::read_to_string(format!("{own}/{name}"));
+        // Another process may have the number by now.
+        if read("comm").is_ok_and(|name| name.trim_end() != "strace") {
+            return Vec::new();
+        }
+        let children = read("children").unwrap_or_default();
+        let pids = children.split_whitespace();
+        pids.filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
+            .collect()
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        for pid in self.pids() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
 }
 

@@ -50,7 +50,7 @@ impl Sandbox {
         Sandbox::make(name, &memory().unwrap_or_else(disk))
     }
 
-    /// Makes one on a disk, under `/tmp`: for tests of what a disk does.
+    /// Makes one on a disk, under `/tmp`, or `/var/tmp` where that is memory: for tests of what a disk does.
     pub fn on_disk(name: &str) -> Sandbox {
         Sandbox::make(name, &disk())
     }
@@ -154,8 +154,15 @@ fn remove(path: &Path) {
     }
 }
 
+/// A place on a disk: /tmp is memory on some hosts, which has no times of creation and takes memory from the tests.
 fn disk() -> PathBuf {
-    PathBuf::from(std::env::var_os("PITR_TEST_TMP").unwrap_or_else(|| "/tmp".into()))
+    const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+    let is_memory = |path: &str| rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == TMPFS);
+    let place = match is_memory("/tmp") {
+        true => "/var/tmp",
+        false => "/tmp",
+    };
+    PathBuf::from(std::env::var_os("PITR_TEST_TMP").unwrap_or_else(|| place.into()))
 }
 
 const MEMORY: &str = "/dev/shm";

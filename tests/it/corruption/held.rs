@@ -17,6 +17,8 @@ pub struct Held {
     objects: Arc<Mutex<Objects>>,
     /// Key whose first question is answered from the state before it came, as a network filesystem may.
     late: Arc<Mutex<Option<String>>>,
+    /// Key that cannot be opened, as on a mount that fails.
+    failing: Option<String>,
 }
 
 impl Held {
@@ -25,6 +27,7 @@ impl Held {
         Held {
             objects: Arc::new(Mutex::new(objects)),
             late: Arc::default(),
+            failing: None,
         }
     }
 
@@ -43,6 +46,14 @@ impl Held {
         let held = Held::new(objects);
         *held.late.lock().unwrap() = Some(key.to_owned());
         held
+    }
+
+    /// These; one of them cannot be opened.
+    pub fn failing(objects: Objects, key: &str) -> Held {
+        Held {
+            failing: Some(key.to_owned()),
+            ..Held::new(objects)
+        }
     }
 
     /// The question was asked.
@@ -111,6 +122,10 @@ impl Store for Held {
     }
 
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+        if self.failing.as_deref() == Some(key.as_str()) {
+            let eio = std::io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
+            return Err(pitr::error::Error::from_io("open object", eio));
+        }
         let is_late = |late: &mut String| late == key.as_str();
         if self.late.lock().unwrap().take_if(is_late).is_some() {
             return Ok(None);

@@ -18,6 +18,8 @@ use crate::require_root;
 
 /// Steps of the random history, where `PITR_FILES_STEPS` does not say how many.
 const STEPS: u64 = 60;
+/// A campaign of so many steps meets each fault.
+const LONG: u64 = 1000;
 /// A backup is taken after so many steps.
 const STEPS_TO_BACKUP: u64 = 4;
 /// The name of a file that a program writes while it is read.
@@ -119,6 +121,15 @@ impl Campaign {
             }
         }
         println!("files campaign, seed {}: {:?}", self.seed, self.tally);
+        // By chance a short one may lack any of them.
+        if steps >= LONG {
+            let tally = &self.tally;
+            let has_all = tally.killed > 0
+                && tally.expired > 0
+                && (tally.full > 0 || self.disk.is_none())
+                && (tally.closed > 0 || !self.is_user);
+            assert!(has_all, "PITR_FILES_SEED={}: {tally:?}", self.seed);
+        }
         self.world.pitr(&["verify"]).succeed();
     }
 

@@ -449,6 +449,15 @@ fn u15_a_worker_that_holds_the_output_open_holds_up_nothing_for_long() {
     assert_eq!(backups(&world), 0);
 }
 
+/// The command has ended, and what it printed last lies in its pipe for longer than a worker may hold that open.
+#[test]
+fn b50_a_check_that_is_slow_gives_no_stream_up() {
+    let check = "check = [\"/bin/sh\", \"-c\", \"sleep 14; cat > /dev/null\"]\n";
+    let world = stream("head -c 100000 /dev/zero", check);
+    backup(&world).succeed();
+    assert_eq!(backups(&world), 1);
+}
+
 #[test]
 fn u17_the_program_after_runs_to_its_end_also_when_it_prints_much_and_the_terminal_hangs_up() {
     let world = World::new(

@@ -318,10 +318,9 @@ fn of_an_encrypted_repository_with_the_key_of_a_reader() {
     assert_ne!(id, origin);
     check_nothing_is_plain(&sealed, "the secret");
     sealed.on("reader").arg("verify").succeed();
-    sealed
-        .on("janitor")
-        .words("expire --dry-run --keep 1")
-        .run();
+    let plan = sealed.on("janitor").words("expire --dry-run --keep 1");
+    let plan = plan.run();
+    assert!(matches!(plan.code(), 0 | 6), "{plan}");
     sealed.sandbox.dir("copy");
     let to = sealed.sandbox.join("copy/data");
     let restore = sealed

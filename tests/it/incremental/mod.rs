@@ -664,23 +664,18 @@ fn where_no_prior_serves_a_full_backup_is_taken() {
     let first = full("has no backup");
     let delete = ["backup", "delete", "--confirm"];
     let second = full_of(&site);
-    site.pitr().args(delete).arg(&second).run();
-    site.pitr().args(delete).arg(&first).run();
-    let marked = site
-        .files()
-        .iter()
-        .filter(|f| f.contains("-expire-"))
-        .count();
-    assert!(marked > 0);
+    // The newest good one stays, the other one is marked.
+    site.pitr().args(delete).arg(&second).exits(8);
+    site.pitr().args(delete).arg(&first).succeed();
+    let is_marked = |id: &str| {
+        let of_id = format!("{id}/");
+        let files = site.files();
+        let mut marks = files.iter().filter(|f| f.contains("-expire-"));
+        marks.any(|f| f.contains(&of_id))
+    };
+    assert!(is_marked(&first) && !is_marked(&second));
     let run = take(&site, &INCREMENTAL).success();
-    let prior = run.json()["prior"].as_str().map(str::to_owned);
-    for id in [&first, &second] {
-        let is_marked = site
-            .files()
-            .iter()
-            .any(|f| f.contains(&format!("{id}/")) && f.contains("-expire-"));
-        assert!(!is_marked || prior.as_ref() != Some(id), "{run}");
-    }
+    assert_eq!(run.json()["prior"], second, "{run}");
     drop(cluster);
 }
 

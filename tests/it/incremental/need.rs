@@ -176,3 +176,33 @@ fn a_hole_in_the_wal_needs_a_backup() {
     );
     not_taken(if_needed(&site, &limit).run(), "less than 64.0 MiB");
 }
+
+/// Readers take the life with the newest backup, which after initdb or pg_upgrade is the one that is over.
+#[test]
+fn b48_of_two_lives_under_one_name_that_of_the_server_counts() {
+    let (site, mut former) = Site::with_cluster(17);
+    let limit = [("MAX_WAL", "1GiB")];
+    taken(
+        if_needed(&site, &limit).run(),
+        "full",
+        "nothing can be recovered",
+    );
+    former.stop(Stop::Fast);
+    let mut own = Cluster::small(17).own_identifier().create();
+    site.attach(&own);
+    own.start();
+    let place = |cluster: &Cluster| cluster.pgdata().display().to_string();
+    site.edit(&place(&former), &place(&own));
+    site.connect_by(&own.conninfo("postgres"));
+    // Nobody has said yet that this is meant.
+    if_needed(&site, &limit)
+        .exits(1)
+        .expect_stdout("wrong_cluster");
+    site.pitr().words("init --confirm").succeed();
+    taken(
+        if_needed(&site, &limit).run(),
+        "full",
+        "nothing can be recovered",
+    );
+    not_taken(if_needed(&site, &limit).run(), "less than 64.0 MiB");
+}

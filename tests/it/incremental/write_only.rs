@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use super::{World, check_equal, truth};
 use crate::backup_faults::damage;
 use crate::common::fault::{self, Fault};
@@ -12,7 +14,9 @@ use crate::common::mount::SmallDisk;
 use crate::common::s3::Fault as Answer;
 use crate::common::s3::peer::Peer;
 use crate::common::user::own_all;
-use crate::common::{Cluster, Run, Sandbox, Site, copy_tree, paths_below, pitr, pitr_archive};
+use crate::common::{
+    Cluster, PATIENCE, Run, Sandbox, Site, copy_tree, paths_below, pitr, pitr_archive,
+};
 use crate::restore::verify_backup;
 use crate::s3_cycle::Bucketed;
 use crate::sealed::{Sealed, keygen};
@@ -460,6 +464,53 @@ fn b23_credentials_that_may_not_read_backups_do_with_what_the_host_kept() {
     verify_backup(17, &to);
     let copy = Cluster::open(17, &to).without_fsync().promoted();
     assert_eq!(truth(&copy), truth(&cluster));
+}
+
+/// Listings show what was left, and neither roots nor packs can be read: it is left alone, and hinders no backup.
+#[test]
+fn b49_credentials_that_may_not_read_take_a_backup_behind_one_that_was_killed() {
+    let builder = Cluster::small(17);
+    let mut cluster = builder.config("autovacuum", "off").create();
+    let folder = Sandbox::new("write-only");
+    let keys = folder.join("keys");
+    keygen(&keys, &["ops", "escrow"]).succeed();
+    let (key, state) = (keys.join("writer.key"), folder.dir("host").join("state"));
+    let section = format!(
+        "[repositories.store.encryption]\nkey_set = \"{}\"\nstate_dir = \"{}\"\n",
+        key.display(),
+        state.display()
+    );
+    let site = Bucketed::new(&cluster, Peer::own(), &section);
+    site.attach(&cluster);
+    cluster.start();
+    cluster
+        .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 50000) g");
+    let backup = || {
+        let program = site.pitr().words("backup --json --full --method local");
+        program.env("PITR_FAULT_PACK_BYTES", "300000")
+    };
+    backup().succeed();
+    let identifier = cluster.value("select system_identifier from pg_control_system()");
+    let server = site.peer.server();
+    for part in ["backups", "layers", "packs"] {
+        for verb in ["GET", "HEAD"] {
+            let place = format!("{}/pg/clusters/main/{identifier}", site.peer.bucket);
+            let line = format!("{verb} /{place}/{part}/");
+            server.fault(&line, u64::MAX, Answer::Error(403, "AccessDenied"));
+        }
+    }
+    let packs = || {
+        let keys = server.keys();
+        keys.iter().filter(|key| key.contains("/packs/")).count()
+    };
+    let before = packs();
+    let slow = backup().words("--max-rate 4MiB --jobs 1");
+    let mut running = slow.timeout(20 * PATIENCE).spawn();
+    running.until("packs are durable", || packs() >= before + 2);
+    running.signal(Signal::KILL);
+    running.wait();
+    let run = backup().succeed();
+    assert!(run.stderr.contains("cannot read what it stored"), "{run}");
 }
 
 /// Its keys read no WAL. So it says that, and takes no backup after another.

@@ -241,6 +241,8 @@ fn definitions_and_data_are_dumped_apart() {
     if crate::common::user::is_root() {
         let as_root = world.logical(&["check", "definitions", "--restore"]);
         as_root.privileged().env("TMPDIR", "/tmp").succeed();
+    } else {
+        crate::common::skipped("a check of definitions by root", "needs root");
     }
 }
 
@@ -462,4 +464,43 @@ fn d12_a_backup_that_is_marked_for_deletion_is_not_the_one_that_is_restored() {
     // It is there, and better than nothing.
     mark(&ids[0]);
     assert_eq!(restored("marked"), ids[1]);
+}
+
+#[test]
+fn u111_a_partitioned_table_is_not_restored_without_its_rows() {
+    let world = World::new(17);
+    world.backup();
+    let copy = world.database("copy");
+    let into = world.cluster.conninfo("copy");
+    let restore = |table: &str| {
+        let line = ["restore", "app", "--into", &into, "--table", table];
+        world.logical(&line).run()
+    };
+    restore("app.parts")
+        .expect_code(8)
+        .expect_stderr("table \"app\".\"parts\" is partitioned")
+        .expect_stderr("--schema app");
+    let schemas = copy.value("select count(*) from pg_namespace where nspname = 'app'");
+    assert_eq!(schemas, "0");
+    restore("app.parts_1")
+        .success()
+        .expect_stderr("a part of it brings none");
+    assert_eq!(copy.value("select count(*) from app.parts_1"), "100");
+    world.assert_spool_is_empty();
+}
+
+#[test]
+fn u113_a_name_that_is_not_utf8_keeps_no_other_database_from_being_dumped() {
+    let world = World::new(17);
+    let ascii =
+        "create database ascii encoding 'SQL_ASCII' template template0 lc_collate 'C' lc_ctype 'C'";
+    world.cluster.sql(ascii);
+    world.cluster.sql("create database odd");
+    world.cluster.client_of("ascii").sql(
+        "do $$ begin execute format('alter database odd rename to %I', convert_from('\\x6f64ff', 'SQL_ASCII')); end $$",
+    );
+    world.backup();
+    world.logical(&["check", "app", "--read"]).succeed();
+    let all = world.logical(&["backup", "all"]).run();
+    all.expect_code(1).expect_stderr("UTF");
 }

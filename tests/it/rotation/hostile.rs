@@ -45,7 +45,8 @@ fn z14_writers_are_moved_neither_forward_nor_back() {
     );
     // It is neither absent nor damaged: nothing is put in its place, and nothing is recorded.
     sealed.push(&still, "reader", 0).run();
-    sealed.on("reader").words("verify --quiet").run();
+    let verify = sealed.on("reader").words("verify --quiet").run();
+    assert!(!verify.is_success(), "{verify}");
     for path in crate::common::paths_below(&sealed.repository) {
         let name = path.display().to_string();
         assert!(

@@ -188,10 +188,13 @@ impl Fault {
                 std::thread::sleep(LASTS);
             }
             Fault::Refuse => {
+                let before = h.proxy.counts().refused;
                 h.proxy.refuse(true);
                 h.proxy.reset();
                 std::thread::sleep(LASTS);
-                wait_until("a connection is refused", || h.proxy.counts().refused > 0);
+                wait_until("a connection is refused", || {
+                    h.proxy.counts().refused > before
+                });
                 h.proxy.calm();
             }
             Fault::Throttle => {
