@@ -98,7 +98,7 @@ pub fn derive(known: &Known<'_>) -> Result<Start> {
 /// Requires that the WAL held up to `position` is part of the server's, by its history and its end, or of a timeline that its history left.
 ///
 /// # Errors
-/// As [`derive`].
+/// As [`derive()`].
 pub fn check_end(
     (history, server_end): (&History, Lsn),
     position: Position,
