@@ -74,7 +74,7 @@ pub fn shortened(time: Duration) -> Duration {
     time
 }
 
-/// The time that a directory may be silent, which `$PITR_FAULT_SILENCE_SECONDS` shortens.
+/// The time that a directory or a server may be silent, which `$PITR_FAULT_SILENCE_SECONDS` shortens.
 #[cfg(debug_assertions)]
 pub fn silence(time: Duration) -> Duration {
     shortened_by("PITR_FAULT_SILENCE_SECONDS", time)

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::version::Major;
@@ -133,6 +134,19 @@ fn is_unwritten(path: &Path, name: SegmentName) -> bool {
         let own = name.number(identity.segment_size);
         own.is_ok_and(|own| identity.start_lsn < own.start_lsn(identity.segment_size))
     })
+}
+
+/// Whether a file begins with the WAL of its name. One that the server keeps for WAL to come does not.
+pub fn is_of_name(path: &Path, name: SegmentName) -> bool {
+    let mut head = [0; HEAD_BYTES];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    read.is_ok() && WalIdentity::read(&head).is_ok_and(|found| found.matches(name).is_ok())
+}
+
+/// The end of the sound WAL in a file of `pg_wal`; none where nothing in it can be read.
+pub fn end_of(path: &Path, name: SegmentName) -> Option<Lsn> {
+    let summary = decode(path, name, false).ok().flatten();
+    summary.map(|summary| summary.valid_end)
 }
 
 /// Returns why a file of `pg_wal` is not the whole segment of its name; none where it is.

@@ -93,7 +93,8 @@ impl DataDirectory {
 
     /// The segments right before this one that lie in pg_wal without a mark of the server, at most `most`, oldest first: it neither waits for them nor
     /// has had them archived. A crash can take the marks of the last ones, and the server makes them anew when it would remove the segments, which
-    /// may be hours later.
+    /// may be hours later. The history of their timeline comes first where it has no mark and no segment before has one: a server whose recovery
+    /// ended while archiving was off never makes a mark for it.
     ///
     /// PostgreSQL: src/backend/access/transam/xlogarchive.c, `XLogArchiveNotify` (without fsync) and `XLogArchiveCheckDone`.
     pub fn forgotten_before(
@@ -101,21 +102,34 @@ impl DataDirectory {
         segment: SegmentName,
         size: SegmentSize,
         most: usize,
-    ) -> Vec<SegmentName> {
+    ) -> Vec<WalFileName> {
         let is_there = |path: PathBuf| std::fs::symlink_metadata(path).is_ok();
-        let mark = |name, kind: &str| self.wal.join(format!("archive_status/{name}.{kind}"));
+        let mark = |name: WalFileName, kind: &str| {
+            let mark = self.wal.join(format!("archive_status/{name}.{kind}"));
+            is_there(mark)
+        };
+        // A mark is renamed, and a segment is removed before its mark: whatever comes between two looks, one of them sees it.
+        let is_known = |name| mark(name, "ready") || mark(name, "done");
+        let is_forgotten = |name: WalFileName| is_there(self.wal.join(name.to_string()));
+        let history = WalFileName::History(segment.timeline);
         let mut found = Vec::new();
         let mut at = segment;
         while found.len() < most
             && let Some(before) = at.before(at.timeline, size)
         {
-            // A mark is renamed, and a segment is removed before its mark: whatever comes between two looks, one of them sees it.
-            let is_known = is_there(mark(before, "ready")) || is_there(mark(before, "done"));
-            if is_known || !is_there(self.wal.join(before.to_string())) {
+            let name = WalFileName::Segment(before);
+            if is_known(name) {
+                found.reverse();
+                return found;
+            }
+            if !is_forgotten(name) {
                 break;
             }
-            found.push(before);
+            found.push(name);
             at = before;
+        }
+        if !is_known(history) && is_forgotten(history) {
+            found.push(history);
         }
         found.reverse();
         found

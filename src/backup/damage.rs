@@ -38,7 +38,7 @@ pub fn locate(
     let mut content = ContentReader::new(&snapshot);
     let mut found = Vec::new();
     let mut count = 0;
-    for file in named_files(*snapshot.naming(), warnings) {
+    for file in named_files(&root.content, warnings) {
         let length = snapshot.metadata(&file)?;
         let length = length.as_ref().and_then(Metadata::file_length);
         let path = String::from_utf8_lossy(&file.path(*snapshot.naming())).into_owned();
@@ -87,8 +87,7 @@ fn check_pages(
 pub fn cut_pages(content: &ClusterContent, warnings: &[String]) -> Vec<CutPage> {
     let naming = Naming::Cluster(ClusterNaming::from(content));
     let cut = warnings.iter().filter_map(|text| {
-        let path = path_in(text)?;
-        let behind = text.get(text.find(path)? + path.len()..)?;
+        let (path, behind) = path_in(content, text)?;
         let mut numbers = behind.split(|c: char| !c.is_ascii_digit());
         let mut number = || numbers.find_map(|digits| digits.parse::<u64>().ok());
         let (first, read, page) = (number()?, number()?, number()?);
@@ -96,7 +95,7 @@ pub fn cut_pages(content: &ClusterContent, warnings: &[String]) -> Vec<CutPage> 
         let segment = u64::from(file.relation()?.segment);
         let is_it = page == DEFAULT_PAGE_SIZE as u64 && read % page != 0 && number().is_none();
         is_it.then(|| CutPage {
-            path: path.to_owned(),
+            path,
             block: segment * u64::from(content.relseg_blocks) + first + read / page,
         })
     });
@@ -104,43 +103,73 @@ pub fn cut_pages(content: &ClusterContent, warnings: &[String]) -> Vec<CutPage> 
 }
 
 /// Pure: the relations that the warnings name, in whatever language. The verdict at the end names none.
-fn named_files(naming: Naming, warnings: &[String]) -> BTreeSet<FileKey> {
-    let named = warnings.iter().filter_map(|text| path_in(text));
+fn named_files(content: &ClusterContent, warnings: &[String]) -> BTreeSet<FileKey> {
+    let naming = Naming::Cluster(ClusterNaming::from(content));
+    let named = warnings.iter().filter_map(|text| path_in(content, text));
     named
-        .filter_map(|path| FileKey::from_path(path.as_bytes(), naming).ok())
+        .filter_map(|(path, _)| FileKey::from_path(path.as_bytes(), naming).ok())
         .filter(|file| file.relation().is_some())
         .collect()
 }
 
-/// Pure: the path to a relation in a text.
-fn path_in(text: &str) -> Option<&str> {
-    let begins = FOLDERS.iter().filter_map(|folder| text.find(folder));
-    let rest = text.get(begins.min()?..)?;
+/// Pure: the path to a relation in a text, and the text behind it. The server names a file in a tablespace by where its link leads.
+fn path_in<'t>(content: &ClusterContent, text: &'t str) -> Option<(String, &'t str)> {
+    let version = ClusterNaming::from(content).version_directory();
+    let placed = content.tablespaces.iter().filter_map(|tablespace| {
+        let place = format!("{}/{version}/", tablespace.location.to_string_lossy());
+        let (_, rest) = text.split_once(&place)?;
+        Some((place.len(), tablespace.oid, rest))
+    });
+    // One location may end as another one does.
+    let (folder, rest) = match placed.max_by_key(|(length, _, _)| *length) {
+        Some((_, oid, rest)) => (format!("pg_tblspc/{oid}/{version}/"), rest),
+        None => {
+            let begins = FOLDERS.iter().filter_map(|folder| text.find(folder));
+            (String::new(), text.get(begins.min()?..)?)
+        }
+    };
     let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '.');
     let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
-    rest.get(..end)
+    let (path, behind) = rest.split_at_checked(end)?;
+    Some((folder + path, behind))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::root::cluster::Tablespace;
+
+    /// The second place ends as the first one does.
+    fn with_tablespaces() -> ClusterContent {
+        let tablespace = |oid, location: &str| Tablespace {
+            oid,
+            location: location.into(),
+        };
+        ClusterContent {
+            tablespaces: vec![
+                tablespace(16_402, "/my ts"),
+                tablespace(16_401, "/mnt/base/my ts"),
+            ],
+            ..ClusterContent::sample()
+        }
+    }
 
     #[test]
     fn c04_files_are_named_in_whatever_language() {
-        let naming = Naming::Cluster(ClusterNaming {
-            major: 17,
-            catalog_version: 202_406_281,
-        });
+        let content = with_tablespaces();
         let warnings = [
             "checksum verification failed in file \"./base/5/16384\", block 3: calculated 1 but expected 2",
             "Prüfsummenprüfung fehlgeschlagen in Datei »./base/5/16384«, Block 5: berechnet 1, aber erwartet 2",
             "échec de la vérification dans le fichier « ./pg_tblspc/16400/PG_17_202406281/5/16500.1 », bloc 4",
             "checksum verification failed in file \"./global/1262\", block 0: calculated 1 but expected 2",
+            "checksum verification failed in file \"/mnt/base/my ts/PG_17_202406281/5/16501\", block 0: calculated 1 but expected 2",
+            "Prüfsummenprüfung fehlgeschlagen in Datei »/my ts/PG_17_202406281/5/16502.1«, Block 5: berechnet 1, aber erwartet 2",
             "file \"./base/5/16384\" has a total of 7 checksum verification failures",
             "9 total checksum verification failures",
         ];
         let warnings = warnings.map(str::to_owned);
-        let named = named_files(naming, &warnings).into_iter();
+        let naming = Naming::Cluster(ClusterNaming::from(&content));
+        let named = named_files(&content, &warnings).into_iter();
         let paths = named.map(|file| String::from_utf8(file.path(naming)).unwrap());
         assert_eq!(
             paths.collect::<BTreeSet<_>>(),
@@ -148,7 +177,9 @@ mod tests {
                 [
                     "base/5/16384",
                     "global/1262",
-                    "pg_tblspc/16400/PG_17_202406281/5/16500.1"
+                    "pg_tblspc/16400/PG_17_202406281/5/16500.1",
+                    "pg_tblspc/16401/PG_17_202406281/5/16501",
+                    "pg_tblspc/16402/PG_17_202406281/5/16502.1"
                 ]
                 .map(str::to_owned)
             )
@@ -157,7 +188,7 @@ mod tests {
 
     #[test]
     fn b58_a_page_of_which_the_server_read_a_part_is_named() {
-        let content = ClusterContent::sample();
+        let content = with_tablespaces();
         let cut = |texts: &[&str]| {
             let texts: Vec<String> = texts.iter().map(|t| (*t).to_owned()).collect();
             let pages = cut_pages(&content, &texts);
@@ -174,6 +205,9 @@ mod tests {
                 &format!(
                     "konnte Prüfsumme in Datei »./pg_tblspc/16400/{version}/5/16500.1« nicht überprüfen, Block 4: gelesene Puffergröße 20480 und Seitengröße 8192 sind verschieden"
                 ),
+                &format!(
+                    "could not verify checksum in file \"/mnt/base/my ts/{version}/5/16501\", block 8: read buffer size 4096 and page size 8192 differ"
+                ),
             ]),
             [
                 ("base/5/16384".to_owned(), 8),
@@ -181,6 +215,7 @@ mod tests {
                     format!("pg_tblspc/16400/{version}/5/16500.1"),
                     blocks + 4 + 2
                 ),
+                (format!("pg_tblspc/16401/{version}/5/16501"), 8),
             ]
         );
         let none = cut(&[

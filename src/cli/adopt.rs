@@ -1,6 +1,6 @@
 //! `pitr adopt`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Context;
 use super::output::members;
@@ -8,7 +8,6 @@ use crate::archive::guard;
 use crate::config::ClusterName;
 use crate::error::Result;
 use crate::operate::adopt::{self, Adoption};
-use crate::pg::conf;
 
 /// Let a restored copy archive
 ///
@@ -50,12 +49,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.answered(&shown, || print(&adoption, cx))
 }
 
-fn is_archiving_off(pgdata: &Path) -> bool {
-    let text = guard::read_limited(&pgdata.join(guard::AUTO_CONF));
-    let text = text.ok().flatten().unwrap_or_default();
-    conf::is_off(conf::value_of(&text, "archive_mode").as_deref())
-}
-
 fn print(adoption: &Adoption, cx: &Context) -> Result<()> {
     let (pgdata, adopted) = (adoption.pgdata.display(), &adoption.adopted);
     let cluster = adoption.cluster.as_deref().unwrap_or("the cluster");
@@ -64,7 +57,7 @@ fn print(adoption: &Adoption, cx: &Context) -> Result<()> {
             "nothing to do: {pgdata} is no restored copy, or it was adopted before. Nothing was changed"
         ))?;
         // A replica that was made of a copy by pg_basebackup has the copy's setting, and not the guard in pg_wal.
-        return match is_archiving_off(&adoption.pgdata) {
+        return match adoption.is_archiving_off() {
             true => cx.line(&format!(
                 "It does not archive: {} has archive_mode = off. A replica that was made of a copy before that was adopted has it, too. To let it archive: alter system reset archive_mode, and a restart",
                 guard::AUTO_CONF

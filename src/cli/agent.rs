@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 
-use super::notify::Notify;
 use super::output::Table;
 use super::{Context, warnings_unless};
 use crate::agent::alert::Notices;
@@ -24,6 +23,7 @@ use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::human;
+use crate::operate::notify::Notify;
 use crate::operate::runs::{RunId, Runs};
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;

@@ -1,15 +1,9 @@
 //! `pitr audit`: who ran what, and whether the log of it is whole.
 
-use std::path::Path;
-use std::time::Duration;
-
 use super::output::Table;
-use super::{Context, partial_unless};
-use crate::config::Period;
-use crate::err;
-use crate::error::{Code, Error, Result};
-use crate::exit::{self, Program};
-use crate::operate::audit::{self, Given, Listed, Range, Verified};
+use super::{Context, findings_unless, partial_or_warnings, partial_unless};
+use crate::error::Result;
+use crate::operate::audit::{self, Given, Listed, Moment, Range, Verified};
 use crate::operate::human;
 use crate::pg::time::TimestampTz;
 
@@ -47,11 +41,11 @@ pub enum Command {
 #[derive(clap::Args, Debug, Clone, Copy, Default)]
 pub struct RangeArgs {
     /// From then on: a day, a time such as 2026-11-20T06:00:00Z, or an age such as 7d
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME")]
     pub since: Option<Moment>,
 
     /// Before then
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME")]
     pub until: Option<Moment>,
 }
 
@@ -63,37 +57,13 @@ pub struct VerifyArgs {
     pub anchors: Vec<String>,
 }
 
-/// A moment of the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
-    /// A time.
-    At(TimestampTz),
-    /// So long ago.
-    Ago(Duration),
-}
-
-fn moment(text: &str) -> Result<Moment> {
-    if let Ok(period) = text.parse::<Period>() {
-        return Ok(Moment::Ago(period.duration()));
-    }
-    let is_day = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit() || b == b'-');
-    let text = match is_day {
-        true => format!("{text}T00:00:00Z"),
-        false => text.to_owned(),
-    };
-    text.parse().map(Moment::At)
-}
-
 impl RangeArgs {
     /// The range, for a clock that says `now`.
     pub fn range(self, now: TimestampTz) -> Range {
-        let at = |moment: Moment| match moment {
-            Moment::At(time) => time,
-            Moment::Ago(ago) => now.saturating_sub(ago),
-        };
+        let before = |moment: Moment| moment.before(now);
         Range {
-            since: self.since.map(at),
-            until: self.until.map(at),
+            since: self.since.map(before),
+            until: self.until.map(before),
         }
     }
 }
@@ -159,36 +129,16 @@ pub(super) fn outcome(one: &Listed) -> String {
 }
 
 fn verify(cx: &Context, args: &VerifyArgs) -> Result<u8> {
-    let given = args.anchors.iter().map(|text| given(cx, text));
+    let given = args.anchors.iter();
+    let given = given.map(|text| Given::read(&cx.session, text));
     let given = given.collect::<Result<Vec<_>>>()?.concat();
     let verified = audit::verify(&cx.session, &given)?;
     cx.answer(&verified, || print(cx, &verified))?;
-    let (is_damaged, has_warnings) = (verified.is_damaged(), !verified.problems.is_empty());
+    let (is_damaged, is_well) = (verified.is_damaged(), verified.problems.is_empty());
     let is_whole = cx.told(verified.failures)?;
-    Ok(match (is_damaged, is_whole, has_warnings) {
-        (true, _, _) => exit::status(Program::Pitr, Code::Findings),
-        (_, false, _) => exit::status(Program::Pitr, Code::Partial),
-        (_, _, true) => exit::WARNINGS,
-        _ => exit::SUCCESS,
-    })
-}
-
-/// The anchors that an argument names: by itself, or in a file.
-fn given(cx: &Context, text: &str) -> Result<Vec<Given>> {
-    let parsed = match text.parse::<Given>() {
-        Ok(one) => return Ok(vec![one]),
-        Err(e) => e,
-    };
-    let path = cx.session.environment.absolute(Path::new(text));
-    if !path.exists() {
-        return Err(parsed);
-    }
-    let failed = |e| Error::from_io(format!("read \"{}\"", path.display()), e);
-    let content = std::fs::read(&path).map_err(failed)?;
-    let found = Given::all_in(&String::from_utf8_lossy(&content));
-    match found.is_empty() {
-        true => Err(err!(Usage, "\"{}\" holds no anchor", path.display())),
-        false => Ok(found),
+    match is_damaged {
+        true => Ok(findings_unless(false)),
+        false => partial_or_warnings(is_whole, is_well),
     }
 }
 

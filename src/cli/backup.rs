@@ -124,7 +124,7 @@ pub(super) fn head_json(
     (repository, took): (&str, Duration),
     more: &Value,
 ) -> Value {
-    let mut all = json!({
+    let all = json!({
         "id": head.id,
         "name": name,
         "label": head.label,
@@ -136,6 +136,11 @@ pub(super) fn head_json(
         "stored_bytes": head.stored_bytes,
         "duration_ms": human::millis(took),
     });
+    merged(all, more)
+}
+
+/// An answer with the members of another one besides its own.
+pub(super) fn merged(mut all: Value, more: &Value) -> Value {
     for (member, value) in more.as_object().into_iter().flatten() {
         all[member] = value.clone();
     }

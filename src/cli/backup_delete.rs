@@ -1,9 +1,8 @@
 //! `pitr backup delete`: one backup goes because a person asks for it.
 
-use super::{Context, done_or_unconfirmed, partial_unless};
+use super::{Context, done_or_unconfirmed, partial_or_warnings};
 use crate::config::Period;
 use crate::error::Result;
-use crate::exit;
 use crate::operate::backup_delete::{self, Deletion, Deletions, Reached};
 use crate::operate::human;
 use crate::repo::id::BackupId;
@@ -57,10 +56,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         "The plan above would be carried out.",
     )?;
     let is_refused = all.iter().any(|one| !one.refused.is_empty());
-    if all.iter().any(|one| !one.withheld.is_empty()) && is_whole && !is_refused {
-        return Ok(exit::WARNINGS);
-    }
-    partial_unless(is_whole && !is_refused)
+    let is_well = all.iter().all(|one| one.withheld.is_empty());
+    partial_or_warnings(is_whole && !is_refused, is_well)
 }
 
 fn print(cx: &Context, args: &Args, shown: &Deletion) -> Result<()> {
@@ -131,12 +128,7 @@ fn report(cx: &Context, args: &Args, all: &[Deletion]) -> Result<()> {
         };
         cx.report(&line)?;
         cx.warn_all(&shown.withheld_since);
-        for refused in &shown.refused {
-            cx.warn(&format!("could not delete {refused}"));
-        }
-        for locked in &shown.locked {
-            cx.note(&format!("not deleted yet: {locked}"));
-        }
+        cx.tell_left(("delete", "deleted yet"), &shown.refused, &shown.locked);
     }
     Ok(())
 }

@@ -1,9 +1,7 @@
 //! `pitr clone`.
 
-use std::io::{Read, Seek};
-use std::os::fd::AsFd;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use super::Context;
@@ -11,19 +9,12 @@ use super::erasure::ConsentArgs;
 use super::target::TargetArgs;
 use crate::config::Period;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::exit::{self, Program};
-use crate::operate::archive_command::shell_word;
+use crate::operate::clone::begin::{self, Begun, End, FOLDER};
 use crate::operate::clone::folder::{self, Folder, Stage, State};
-use crate::operate::clone::{self, Asked, namespace, stop};
+use crate::operate::clone::{self, Asked, below, namespace, stop};
 use crate::operate::human;
-use crate::tree::filesystem::Filesystem;
-
-/// How often the state of a clone that is made is looked at.
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// Tells the process of a clone its folder.
-const FOLDER: &str = "PITR_CLONE_FOLDER";
 
 /// Have a moment as a running server before anything is copied
 ///
@@ -122,58 +113,31 @@ impl MomentArgs {
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         None => make(&args.make, cx),
-        Some(Command::List { place }) => list(&folder_of(place, cx)?, cx),
+        Some(Command::List { place }) => list(&place.below(cx)?, cx),
         Some(Command::Stop { id, confirm, place }) => stop(place, id, *confirm, cx),
         Some(Command::Keep { id, place }) => keep(place, id, cx),
     }
 }
 
-/// The directory below which clones lie.
-fn folder_of(args: &PlaceArgs, cx: &Context) -> Result<PathBuf> {
-    if let Some(dir) = &args.dir {
-        return Ok(cx.session.environment.absolute(dir));
+impl PlaceArgs {
+    /// The directory below which clones lie.
+    fn below(&self, cx: &Context) -> Result<PathBuf> {
+        below::directory(&cx.session, self.dir.as_deref())
     }
-    let configured = configured(cx)?;
-    Ok(configured.unwrap_or_else(|| cx.session.host.scratch.clone()))
+
+    /// The options with which another command finds the same clones.
+    fn options(&self, cx: &Context) -> String {
+        below::options(&cx.session, self.dir.as_deref())
+    }
 }
 
 /// Goes inside, for a clone that a command keeps to itself; the directory below which it lies.
 pub(super) fn enter(args: &PlaceArgs, cx: &Context) -> Result<PathBuf> {
     clone::check_user()?;
     namespace::enter(&cx.session)?;
-    let below = folder_of(args, cx)?;
+    let below = args.below(cx)?;
     cx.stop_with_cleanup()?;
     Ok(below)
-}
-
-/// The options with which another command finds the same clones, each with a space before it.
-fn options(args: &PlaceArgs, cx: &Context) -> String {
-    let session = &cx.session;
-    let mut options = session.options(session.flags.cluster.as_deref());
-    if let Some(dir) = &args.dir {
-        let dir = session.environment.absolute(dir);
-        options.push_str(&format!(" --dir {}", shell_word(&dir.to_string_lossy())));
-    }
-    options
-}
-
-fn configured(cx: &Context) -> Result<Option<PathBuf>> {
-    let cluster = cx.session.settings()?.cluster_if_named()?;
-    Ok(cluster.and_then(|c| c.clone_dir))
-}
-
-/// Why files of a clone below a directory do not last, where that is so.
-fn passing(args: &PlaceArgs, below: &Path, cx: &Context) -> Result<Option<String>> {
-    let shown = below.display();
-    let opened = std::fs::File::open(below);
-    let opened = opened.map_err(|e| Error::from_io(format!("open \"{shown}\""), e))?;
-    if Filesystem::of(opened.as_fd()) == Filesystem::Memory {
-        return Ok(Some(format!("\"{shown}\" is in memory")));
-    }
-    let is_named = args.dir.is_some() || configured(cx)?.is_some();
-    Ok((!is_named).then(|| {
-        format!("\"{shown}\" is where temporary files go, and the system may remove them")
-    }))
 }
 
 fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
@@ -189,109 +153,44 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
     }
     clone::check_possible()?;
     let place = &args.moment.place;
-    let below = folder_of(place, cx)?;
+    let below = place.below(cx)?;
     let at = Folder::choose(&below, cx.session.host.random())?;
-    let passing = passing(place, &below, cx)?;
+    let passing = below::passing(&cx.session, place.dir.as_deref(), &below)?;
     if let Some(why) = &passing {
         cx.session.note(&format!(
             "the clone cannot be kept: {why}. For one that may be kept name a directory on a disk: --dir DIR, or clone_dir"
         ));
     }
     cx.stop_with_cleanup()?;
-    match begin(&at, cx)? {
+    let Begun {
+        end,
+        said,
+        answered,
+    } = begin::begin(&cx.session, &at, std::env::args_os().skip(1))?;
+    let _ = std::io::stderr().write_all(&said);
+    let _ = std::io::stdout().write_all(&answered);
+    let (status, state) = match end {
+        End::Serves(state) => (None, Some(state)),
+        End::Ended(status, state) => {
+            cx.session.host.check_stop()?;
+            (status, state)
+        }
+    };
+    match (state, status) {
         // Another command has kept and stopped it since.
-        Begun::Ready(state) if state.stage == Stage::Kept => {
+        (Some(state), _) if state.stage == Stage::Kept => {
             let id = state.id.clone();
             stopped(&id, Some(*state), cx)
         }
-        Begun::Ready(state) => {
-            let text = ready(&state, &options(place, cx), passing.is_none());
+        (Some(state), _) => {
+            let text = ready(&state, &place.options(cx), passing.is_none());
             cx.answered(&state, || cx.line(text.trim_end()))
         }
-        Begun::Failed(status) => Ok(status),
-    }
-}
-
-enum Begun {
-    Ready(Box<State>),
-    /// It has said why.
-    Failed(u8),
-}
-
-/// Starts the process of the clone, and waits until it takes queries.
-fn begin(at: &Path, cx: &Context) -> Result<Begun> {
-    let failed = |e| Error::from_io("start the process of the clone", e);
-    let mut said = tempfile::tempfile().map_err(failed)?;
-    let mut answered = tempfile::tempfile().map_err(failed)?;
-    let mut command = namespace::command(&cx.session, std::env::args_os().skip(1))?;
-    command.env(FOLDER, at);
-    use std::os::unix::process::CommandExt;
-    command
-        // Ctrl-C at the terminal is not meant for it.
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(answered.try_clone().map_err(failed)?)
-        .stderr(said.try_clone().map_err(failed)?);
-    let mut child = command.spawn().map_err(failed)?;
-    let mut stage = None;
-    let mut is_stopped = false;
-    loop {
-        let state = folder::state(at);
-        if let Some(state) = state {
-            // One that is to be kept may have gone on from there already.
-            if state.connection.is_some() {
-                relay(&mut said, &mut std::io::stderr());
-                return Ok(Begun::Ready(Box::new(state)));
-            }
-            if stage != Some(state.stage) {
-                stage = Some(state.stage);
-                cx.session.host.progress.phase(phase(state.stage), None);
-            }
-        }
-        if let Some(status) = child.try_wait().map_err(failed)? {
-            relay(&mut said, &mut std::io::stderr());
-            relay(&mut answered, &mut std::io::stdout());
-            let status = status.code().and_then(|code| u8::try_from(code).ok());
-            cx.session.host.check_stop()?;
-            if let (Some(0), Some(state)) = (status, folder::state(at)) {
-                return Ok(Begun::Ready(Box::new(state)));
-            }
-            return match status {
-                Some(0) => Ok(Begun::Failed(exit::status(Program::Pitr, Code::Internal))),
-                Some(status) => Ok(Begun::Failed(status)),
-                None => Err(err!(Io, "the process of the clone was killed").hint(
-                    "Nothing of the original was touched: pitr clone list removes what is left.",
-                )),
-            };
-        }
-        if cx.session.host.is_stopping() && !is_stopped {
-            is_stopped = true;
-            if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-            }
-        }
-        std::thread::sleep(PAUSE);
-    }
-}
-
-/// Hands on what the process of the clone has said.
-fn relay(from: &mut std::fs::File, to: &mut dyn std::io::Write) {
-    let mut text = Vec::new();
-    let read = from.rewind().and_then(|()| from.read_to_end(&mut text));
-    if read.is_ok() {
-        let _ = to.write_all(&text);
-    }
-}
-
-fn phase(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Starting => "lay out",
-        Stage::Replaying => "replay",
-        Stage::Ready => "ready",
-        Stage::Copying => "copying",
-        Stage::Settling => "settling",
-        Stage::Whole => "whole",
-        Stage::Kept => "kept",
+        // It has said why.
+        (None, Some(0)) => Ok(exit::status(Program::Pitr, Code::Internal)),
+        (None, Some(status)) => Ok(status),
+        (None, None) => Err(err!(Io, "the process of the clone was killed")
+            .hint("Nothing of the original was touched: pitr clone list removes what is left.")),
     }
 }
 
@@ -344,7 +243,7 @@ fn print(state: &State, cx: &Context) -> Result<()> {
     let line = format!(
         "{}  {:<9} {}  cluster \"{}\", {}  {how}",
         state.id,
-        phase(state.stage),
+        state.stage.word(),
         human::time(state.began),
         state.cluster,
         state.target
@@ -355,7 +254,7 @@ fn print(state: &State, cx: &Context) -> Result<()> {
 }
 
 fn stop(place: &PlaceArgs, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
-    let (below, options) = (folder_of(place, cx)?, options(place, cx));
+    let (below, options) = (place.below(cx)?, place.options(cx));
     let left = stop::stop(&cx.session, (&below, id), is_confirmed, &options)?;
     stopped(id, left, cx)
 }
@@ -372,12 +271,12 @@ fn stopped(id: &str, left: Option<State>, cx: &Context) -> Result<u8> {
 }
 
 fn keep(place: &PlaceArgs, id: &str, cx: &Context) -> Result<u8> {
-    let below = folder_of(place, cx)?;
+    let below = place.below(cx)?;
     let (path, state) = folder::find(&below, id)?;
-    if let Some(why) = passing(place, &below, cx)? {
+    if let Some(why) = below::passing(&cx.session, place.dir.as_deref(), &below)? {
         return Err(err!(Refused, "clone {id} cannot be kept: {why}").hint("Nothing was done. Make the clone again on a disk: --dir DIR, or clone_dir. A directory for temporary files that lasts is named with --dir here, too."));
     }
-    let options = options(place, cx);
+    let options = place.options(cx);
     if let Some(why) = stop::not_settled(&path, &state, &options) {
         return Err(why);
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::left_out::{self, status};
+use super::output::with_tabs;
 use super::{Context, partial_unless, replaced, rollback};
 use crate::err;
 use crate::error::Result;
@@ -16,7 +17,6 @@ use crate::operate::configuration::redacted::{self, Sides};
 use crate::operate::configuration::{in_place, recipients, scan};
 use crate::operate::human;
 use crate::repo::id::BackupId;
-use crate::text::escaped;
 
 const KIND: &str = "config";
 
@@ -296,16 +296,9 @@ fn show(args: &ShowArgs, cx: &Context) -> Result<u8> {
     let text = String::from_utf8_lossy(&content);
     let shown = json!({ "backup": id, "name": args.name, "path": path, "redacted": text });
     cx.answered(&shown, || match std::io::stdout().is_terminal() {
-        true => cx.bytes(for_terminal(&content).as_bytes()),
+        true => cx.raw(&with_tabs(&text)),
         false => cx.bytes(&content),
     })
-}
-
-/// The text of a file, in which only tabs and line feeds move the cursor.
-fn for_terminal(content: &[u8]) -> String {
-    let text = String::from_utf8_lossy(content);
-    let parts: Vec<String> = text.split('\t').map(escaped).collect();
-    parts.join("\t")
 }
 
 fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
@@ -456,15 +449,4 @@ fn recipients(args: &RecipientsArgs, cx: &Context) -> Result<u8> {
         })
     })?;
     partial_unless(cx.told(failures)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_cannot_draw_on_a_terminal() {
-        let shown = for_terminal(b"a\t1\nb\x1b[2J\r\x9b\n");
-        assert_eq!(shown, "a\t1\nb\\u{1b}[2J\\u{d}\u{fffd}\n");
-    }
 }

@@ -1,7 +1,7 @@
 //! `pitr demo`: a table is dropped by accident and comes back, on servers of its own.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -94,7 +94,7 @@ impl Demo<'_> {
         self.step("1. A repository for it, and the settings that fill it")?;
         let init = "init --config pitr.toml --pgdata data --repository ./repository";
         let printed = self.pitr(ground, init)?;
-        configure(ground, &printed)?;
+        ground.configure(ORIGINAL, &printed)?;
         self.cx
             .line("(written into postgresql.conf, and the server restarted)")?;
         ground.stop(ORIGINAL)?;
@@ -227,26 +227,6 @@ impl Demo<'_> {
         }
         Ok(lines.join("\n"))
     }
-}
-
-/// Appends the settings that `pitr init` printed to postgresql.conf.
-fn configure(ground: &Playground, printed: &str) -> Result<()> {
-    let is_setting = |line: &&str| {
-        ["wal_level = ", "archive_"]
-            .iter()
-            .any(|name| line.starts_with(name))
-            && line.contains(" = ")
-    };
-    let path = ground.path().join("data/postgresql.conf");
-    let failed = |e| Error::from_io(format!("write \"{}\"", path.display()), e);
-    let mut file = std::fs::OpenOptions::new()
-        .append(true)
-        .open(&path)
-        .map_err(failed)?;
-    for line in printed.lines().filter(is_setting) {
-        writeln!(file, "{line}").map_err(failed)?;
-    }
-    Ok(())
 }
 
 fn text(server: &mut Server, statement: &str) -> Result<String> {

@@ -1,22 +1,18 @@
 //! `pitr erasure`: scripts that a restored copy repeats before anybody uses it.
 
-use std::io::Read;
 use std::path::PathBuf;
 
 use super::output::{Table, members};
 use super::timeline::reason;
 use super::{Context, done_or_unconfirmed, partial_unless};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::operate::archive_command::shell_word;
 use crate::operate::erasure::apply::{self, Consent};
 use crate::operate::erasure::scripts::{Applied, Outcome};
 use crate::operate::erasure::{self, Asked, Entry, Lacking, Listing};
 use crate::operate::human;
 use crate::repo::erasure::is_name;
-
-/// A script is shorter; what is longer is not read whole.
-const READ_BYTES_MAX: u64 = 1 << 20;
 
 /// Record what was erased in production, and repeat it on restored copies
 ///
@@ -179,7 +175,7 @@ pub fn run(command: &Command, cx: &Context) -> Result<u8> {
 
 fn add(args: &AddArgs, cx: &Context) -> Result<u8> {
     let asked = Asked {
-        sql: script(&args.sql)?,
+        sql: erasure::read_script(&args.sql)?,
         database: args.database.clone(),
         reason: args.reason.clone(),
     };
@@ -195,26 +191,6 @@ fn add(args: &AddArgs, cx: &Context) -> Result<u8> {
         ));
     }
     partial_unless(cx.told(added.failures)?)
-}
-
-/// Reads a script, which is UTF-8.
-fn script(path: &PathBuf) -> Result<String> {
-    let shown = path.display();
-    let failed = |e| Error::from_io(format!("read \"{shown}\""), e);
-    let mut bytes = Vec::new();
-    let read = match path.as_os_str() == "-" {
-        true => std::io::stdin()
-            .take(READ_BYTES_MAX)
-            .read_to_end(&mut bytes),
-        false => std::fs::File::open(path)
-            .map_err(failed)?
-            .take(READ_BYTES_MAX)
-            .read_to_end(&mut bytes),
-    };
-    read.map_err(failed)?;
-    String::from_utf8(bytes).map_err(|_| {
-        err!(Usage, "the script \"{shown}\" is not UTF-8").hint("Nothing was recorded.")
-    })
 }
 
 fn show(id: &str, cx: &Context) -> Result<u8> {

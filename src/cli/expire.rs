@@ -379,11 +379,8 @@ fn warn(cx: &Context, done: &Done) {
         let (title, repository) = (done.of.title(), &done.repository);
         cx.warn(&format!("{title} in repository {repository}: {warning}"));
     }
-    for refused in done.outcome.iter().flat_map(|o| &o.refused) {
-        cx.warn(&format!("could not delete {refused}"));
-    }
-    for locked in done.outcome.iter().flat_map(|o| &o.locked) {
-        cx.note(&format!("not deleted yet: {locked}"));
+    if let Some(o) = &done.outcome {
+        cx.tell_left(("delete", "deleted yet"), &o.refused, &o.locked);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::backup::{head_json, jobs};
+use super::backup::{head_json, jobs, merged};
 use super::left_out::{self, SHOWN, status};
 use super::{Context, done_or_unconfirmed, replaced, rollback};
 use crate::err;
@@ -632,23 +632,12 @@ fn copy(args: &CopyArgs, cx: &Context) -> Result<u8> {
             jobs: jobs(args.jobs),
         },
     )?;
-    let shown = json!({
+    let more = json!({
         "name": args.name,
-        "from": done.from,
-        "to": done.to,
-        "is_plan": done.is_plan,
-        "new_count": done.new_count,
-        "differing_count": done.differing_count,
-        "differing": done.differing,
-        "unchanged_count": done.unchanged_count,
-        "other_count": done.other_count,
-        "size_bytes": done.size_bytes,
-        "copied_count": done.copied_count,
-        "by_store_count": done.by_store_count,
         "left_out": left_out::as_json(&done.left_out),
         "duration_ms": human::millis(done.took),
     });
-    cx.answer(&shown, || {
+    cx.answer(&merged(json!(done), &more), || {
         for key in &done.differing {
             cx.line(&format!("* {}", key.escape_debug()))?;
         }

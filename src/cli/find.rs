@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use super::clone::{PlaceArgs, enter};
-use super::moment::Moment;
 use super::{Context, partial_unless};
 use crate::err;
 use crate::error::Result;
@@ -11,6 +10,7 @@ use crate::find::event::{Event, Kind};
 use crate::operate::cloned_names::Place;
 use crate::operate::find::{self, Answer, AskedTable, Question, Shown};
 use crate::operate::human;
+use crate::operate::moment::Moment;
 
 /// Find what happened to data, when, by which transaction, and the target just before it
 ///

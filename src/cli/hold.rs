@@ -1,11 +1,9 @@
 //! `pitr hold` and `pitr unhold`: a backup stays until a person ends the hold.
 
-use super::Context;
-use super::pin::{finish, of_content, print, print_end};
 use super::timeline::reason;
+use super::{Context, pin};
 use crate::error::Result;
-use crate::operate::hold::{By, Objects};
-use crate::operate::pin::{self, Asked, Events, Kind};
+use crate::operate::pin::Kind;
 use crate::operate::pin_content::Wanted;
 use crate::repo::id::BackupId;
 
@@ -69,57 +67,16 @@ pub struct UnholdArgs {
 
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
-    let (reason, until) = (args.reason.clone(), None);
-    let word = (args.confirm, args.dry_run);
-    if let Some(of) = &args.of {
-        let wanted = Wanted { reason, until };
-        return of_content(cx, (of, &args.backup), Some(&wanted), Kind::Hold, word);
-    }
-    let asked = Asked {
-        backup: args.backup.clone(),
-        reason,
-        until,
-        kind: Kind::Hold,
+    let wanted = Wanted {
+        reason: args.reason.clone(),
+        until: None,
     };
-    let plan = pin::plan(&cx.session, &asked)?;
-    finish(cx, plan, "on hold", word, |plan| {
-        print(cx, plan)?;
-        print_stores(cx, &plan.holds)
-    })
+    let of = (args.of.as_deref(), &args.backup);
+    pin::begin(cx, of, wanted, Kind::Hold, (args.confirm, args.dry_run))
 }
 
 pub fn run_unhold(args: &UnholdArgs, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
-    let word = (args.confirm, args.dry_run);
-    if let Some(of) = &args.of {
-        return of_content(cx, (of, &args.backup), None, Kind::Hold, word);
-    }
-    let plan = pin::plan_end(&cx.session, &args.backup, Kind::Hold)?;
-    finish(cx, plan, "no longer on hold", word, |plan| {
-        print_end(cx, &plan.shown)?;
-        cx.line("then: no hold keeps it; pins and retention decide about it and the WAL that only it needs")
-    })
-}
-
-pub(super) fn print_stores(cx: &Context, holds: &[Objects]) -> Result<()> {
-    for hold in holds {
-        cx.line(&format!(
-            "in {} it is held by {}",
-            hold.repository,
-            hold.by.words()
-        ))?;
-    }
-    Ok(())
-}
-
-/// The outcome of a hold or its end, repository by repository.
-pub(super) fn outcome(what: &str, events: &Events, holds: &[Objects]) -> String {
-    let recorded = holds
-        .iter()
-        .filter(|hold| events.recorded_in.contains(&hold.repository));
-    let one = |hold: &Objects| match hold.by {
-        By::Store => format!("{what} in {}: {} objects", hold.repository, hold.objects),
-        By::Advisory => format!("{what} in {} (advisory)", hold.repository),
-    };
-    recorded.map(one).collect::<Vec<_>>().join("\n")
+    let of = (args.of.as_deref(), &args.backup);
+    pin::end(cx, of, Kind::Hold, (args.confirm, args.dry_run))
 }

@@ -3,14 +3,13 @@
 use super::output::Table;
 use super::{Context, info_forecast, info_set, status_of};
 use crate::error::Result;
-use crate::operate::finding::{self, Finding, Level};
+use crate::operate::finding::{self, Finding};
 use crate::operate::how_long;
 use crate::operate::human::{self, SizeUnit};
 use crate::operate::info::{self, BackupInfo, ClusterInfo};
 use crate::operate::proven;
 use crate::operate::read_back;
 use crate::operate::scopes::ScopeInfo;
-use crate::pg::timeline::TimelineId;
 use crate::plan::window::Window;
 use crate::repo::portion::Share;
 
@@ -62,20 +61,7 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
         "cluster \"{}\", system identifier {}, PostgreSQL {}, in {}",
         shown.name, shown.system_identifier, shown.major, shown.repository
     ))?;
-    cx.line(&match shown.state {
-        Level::Fail => "recovery: NOT ASSURED".to_owned(),
-        _ => match (cluster_window(shown), shown.timeline) {
-            (Some(w), Some(_)) => {
-                let (from, to) = human::window(w.from, w.to);
-                format!("recovery: any moment from {from} to {to}")
-            }
-            (Some(_), None) => format!(
-                "recovery: undecided between timelines {}",
-                joined(&shown.candidates)
-            ),
-            (None, _) => "recovery: nothing can be recovered".to_owned(),
-        },
-    })?;
+    cx.line(&shown.recovery_line())?;
     if shown.read_back != Share::default() {
         cx.line(&read_back::line(&shown.read_back))?;
     }
@@ -89,23 +75,7 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
     if let Some(receiver) = &shown.receiver {
         cx.line(&receiver.line())?;
     }
-    for lag in &shown.repositories {
-        let backup = match &lag.newest_backup {
-            _ if lag.away.is_some() => String::new(),
-            Some(id) => match &lag.oldest_backup {
-                Some(oldest) if oldest != id => {
-                    format!(", newest backup {id}, oldest {oldest}")
-                }
-                _ => format!(", newest backup {id}"),
-            },
-            None => format!(
-                ", no backup: nothing can be restored from it before pitr backup --repository {}",
-                lag.name
-            ),
-        };
-        let line = format!("repository {}: {}{backup}", lag.name, lag.value());
-        cx.line(&line)?;
-    }
+    cx.lines(shown.repositories.iter().map(|lag| lag.line()))?;
     if !shown.backups.is_empty() {
         cx.line("")?;
         cx.table(&backups(&shown.backups))?;
@@ -177,16 +147,6 @@ fn print_scope(cx: &Context, shown: &ScopeInfo) -> Result<()> {
     let line = format!("{} in {}: {newest}", shown.scope, shown.repository);
     cx.line(&line)?;
     print_problems(cx, &shown.problems)
-}
-
-fn joined(numbers: &[u32]) -> String {
-    let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
-    numbers.join(" and ")
-}
-
-fn cluster_window(shown: &ClusterInfo) -> Option<&Window> {
-    let timeline = shown.timeline.and_then(TimelineId::new);
-    info::of_cluster(&shown.recovery_windows, timeline, &shown.inventory)
 }
 
 fn backups(backups: &[BackupInfo]) -> Table {

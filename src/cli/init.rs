@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use super::{Context, init_interactive, roles};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::archive_command::conf_value;
 use crate::operate::human;
 use crate::operate::init::{self, Done, Made, Request};
@@ -70,33 +69,33 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return init_interactive::run(args, cx);
     }
     let made = init::init(&cx.session, &args.request())?;
-    if cx.is_json() {
-        let settings = made.settings.iter();
-        let settings = settings.map(|(name, value)| ((*name).to_owned(), value.clone().into()));
-        let settings: serde_json::Map<_, _> = settings.collect();
-        cx.json(&serde_json::json!({
-            "config": made.config.to_string_lossy(),
-            "config_written": made.config_written,
-            "cluster": made.cluster.as_str(),
-            "system_identifier": made.identity.system_identifier.to_string(),
-            "major": made.identity.major,
-            "segment_size_bytes": made.identity.segment_size_bytes,
-            "repositories": made.repositories,
-            "settings": settings,
-            "warnings": made.warnings,
-            "next": made.next,
-        }))?;
-        return Ok(exit::SUCCESS);
-    }
-    print_done(&made, cx)?;
+    let settings = made.settings.iter();
+    let settings = settings.map(|(name, value)| ((*name).to_owned(), value.clone().into()));
+    let settings: serde_json::Map<_, _> = settings.collect();
+    let shown = serde_json::json!({
+        "config": made.config.to_string_lossy(),
+        "config_written": made.config_written,
+        "cluster": made.cluster.as_str(),
+        "system_identifier": made.identity.system_identifier.to_string(),
+        "major": made.identity.major,
+        "segment_size_bytes": made.identity.segment_size_bytes,
+        "repositories": made.repositories,
+        "settings": settings,
+        "warnings": made.warnings,
+        "next": made.next,
+    });
+    cx.answered(&shown, || print(&made, cx))
+}
+
+fn print(made: &Made, cx: &Context) -> Result<()> {
+    print_done(made, cx)?;
     cx.warn_all(&made.warnings);
     cx.line("\nThese lines belong into postgresql.conf; archive_mode takes effect when the server is restarted:\n")?;
     for (name, value) in &made.settings {
         cx.line(&format!("{name} = {}", conf_value(value)))?;
     }
     cx.line("\nThen:\n")?;
-    cx.lines(made.next.iter().map(|line| format!("  {line}")))?;
-    Ok(exit::SUCCESS)
+    cx.lines(made.next.iter().map(|line| format!("  {line}")))
 }
 
 pub(super) fn print_done(made: &Made, cx: &Context) -> Result<()> {

@@ -13,21 +13,18 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::operate::archive_command::shell_word;
-use crate::operate::away::Away;
 use crate::operate::clusters::{Candidate, Clusters};
+use crate::operate::init::new_file::{self, SYSTEM};
 use crate::operate::init::place::ONE_DISK;
 use crate::operate::init::settle::{self, Change, Standing};
 use crate::operate::init::{self as use_case, Made, Request};
-use crate::operate::owner::{Access, User};
-use crate::operate::pacing::Pacing;
+use crate::operate::owner::User;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 use crate::operate::start_line::restart_command;
 
 /// How often a question that waits for its answer looks whether it is to end.
 const GLANCE: Duration = Duration::from_millis(100);
-/// The configuration file of the host.
-const SYSTEM: &str = "/etc/pitr/pitr.toml";
 /// The proposal for a repository.
 const REPOSITORY: &str = "file:///var/backups/pitr";
 
@@ -49,7 +46,7 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
             "Nothing was written. Run it as that user: sudo -u postgres pitr init --interactive",
         ));
     }
-    let session = session(cx)?;
+    let session = new_file::session(&cx.session)?;
     let mut dialogue = Dialogue {
         cx,
         asked: 0,
@@ -57,7 +54,7 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
     };
     let pgdata = dialogue.cluster(args.pgdata.as_deref())?;
     let (place, is_configured) = config::place(&session.flags, &session.environment)?;
-    if !is_configured && !is_named(cx) && place != Path::new(SYSTEM) {
+    if !is_configured && !new_file::is_named(&cx.session) && place != Path::new(SYSTEM) {
         cx.line(&format!(
             "The configuration will be {}. For it to be {SYSTEM}, where every user of the host finds it, run first:\n  sudo install -d -o {} -m 755 {}",
             place.display(),
@@ -95,44 +92,6 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
     cx.warn_all(made.warnings.iter().filter(is_new));
     dialogue.settle(&made, &pgdata)?;
     dialogue.back_up(&made)
-}
-
-/// The session, with the place of the configuration file where none is named and none is there: the host's where this user may write
-/// it, else the user's own.
-fn session(cx: &Context) -> Result<Session> {
-    let (environment, mut flags) = (cx.session.environment.clone(), cx.session.flags.clone());
-    let own = environment
-        .get("HOME")
-        .map(|home| Path::new(home).join(".config/pitr/pitr.toml"));
-    let (place, exists) = config::place(&flags, &environment)?;
-    flags.config = Some(match exists || is_named(cx) {
-        true => place,
-        // A test that hides the host's file must not write it either.
-        false if environment.hides(Path::new(SYSTEM)) => own.unwrap_or(place),
-        false => new_place(Path::new(SYSTEM), own).unwrap_or(place),
-    });
-    Ok(Session {
-        host: cx.session.host.clone(),
-        environment,
-        flags,
-        system_identifier: None,
-        followed: cx.session.followed,
-        away: Away::default(),
-        pacing: Pacing::default(),
-    })
-}
-
-/// Whether the command line or the environment names a configuration file.
-fn is_named(cx: &Context) -> bool {
-    let session = &cx.session;
-    session.flags.config.is_some() || session.environment.get("PITR_CONFIG").is_some()
-}
-
-/// The place of a new configuration file.
-fn new_place(system: &Path, own: Option<PathBuf>) -> Option<PathBuf> {
-    let folder = system.parent().and_then(|p| std::fs::metadata(p).ok());
-    let is_ours = folder.is_some_and(|m| m.is_dir() && User::of_process().may(&m, Access::Use));
-    is_ours.then(|| system.to_owned()).or(own)
 }
 
 /// Asks on standard output, and takes the answers from standard input.
@@ -274,11 +233,12 @@ impl Dialogue<'_> {
         }
         self.cx.line("\nThe server needs:")?;
         for change in &changes {
-            self.cx.line(&format!(
-                "  {};   -- now {}",
-                change.statement(),
-                value(&change.from)
-            ))?;
+            let now = match change.from.as_str() {
+                "" => "empty",
+                from => from,
+            };
+            let statement = change.statement();
+            self.cx.line(&format!("  {statement};   -- now {now}"))?;
         }
         let replaces = changes.iter().any(Change::replaces_archiving);
         let question = match replaces {
@@ -360,32 +320,10 @@ fn shown(one: &Candidate) -> String {
     )
 }
 
-fn value(text: &str) -> &str {
-    match text {
-        "" => "empty",
-        text => text,
-    }
-}
-
 /// The filesystem of a path, or of the nearest directory above it that exists.
 fn device_of(path: &Path) -> Option<u64> {
     let mut ancestors = path.ancestors().filter(|_| path.is_absolute());
     ancestors
         .find_map(|at| std::fs::metadata(at).ok())
         .map(|metadata| metadata.dev())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hosts_configuration_comes_first_where_it_may_be_written() {
-        let folder = tempfile::tempdir().unwrap();
-        let (system, own) = (folder.path().join("pitr.toml"), PathBuf::from("/home/own"));
-        assert_eq!(new_place(&system, Some(own.clone())), Some(system.clone()));
-        let absent = folder.path().join("absent/pitr.toml");
-        assert_eq!(new_place(&absent, Some(own.clone())), Some(own));
-        assert_eq!(new_place(&absent, None), None);
-    }
 }

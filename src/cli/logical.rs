@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::Context;
 use super::backup::head_json;
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use super::{Context, findings_unless};
+use crate::error::Result;
 use crate::operate::human;
 use crate::operate::logical::backup::{self, Asked, Taken};
 use crate::operate::logical::check::{self, Checked, Level};
@@ -287,10 +286,7 @@ fn run_check(args: &CheckArgs, cx: &Context) -> Result<u8> {
     value["name"] = json!(args.name);
     value["finding_count"] = json!(count);
     cx.answer(&value, || print_check(cx, &checked))?;
-    Ok(match count {
-        0 => exit::SUCCESS,
-        _ => exit::status(Program::Pitr, Code::Findings),
-    })
+    Ok(findings_unless(count == 0))
 }
 
 fn print_check(cx: &Context, checked: &Checked) -> Result<()> {

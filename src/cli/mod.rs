@@ -37,7 +37,6 @@ pub mod completions;
 pub mod configuration;
 pub mod help;
 pub mod man;
-pub mod notify;
 pub mod output;
 pub mod serve;
 pub mod target;
@@ -73,7 +72,6 @@ mod left_out;
 pub mod logical;
 pub mod mark;
 pub mod metrics;
-mod moment;
 pub mod mount;
 pub mod pin;
 pub mod plan;
@@ -326,6 +324,22 @@ fn warnings_unless(is_well: bool) -> u8 {
     }
 }
 
+/// The exit status of a command that did all of its work or a part, and may have something to warn of.
+fn partial_or_warnings(is_whole: bool, is_well: bool) -> Result<u8> {
+    match is_whole {
+        true => Ok(warnings_unless(is_well)),
+        false => partial_unless(false),
+    }
+}
+
+/// The exit status of a check that found all well, or something.
+fn findings_unless(is_well: bool) -> u8 {
+    match is_well {
+        true => exit::SUCCESS,
+        false => exit::status(Program::Pitr, Code::Findings),
+    }
+}
+
 /// The exit status of the worst of what was found.
 fn status_of(level: Level) -> u8 {
     match level {
@@ -369,6 +383,13 @@ impl Context {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
         let set = |signal| set_on(signal, &self.session.host.stop);
         [SIGINT, SIGTERM, SIGHUP].into_iter().try_for_each(set)
+    }
+
+    /// Tells which objects stay: those that the store refused to let go, and those that it keeps for a time.
+    fn tell_left(&self, (verb, done): (&str, &str), refused: &[String], locked: &[String]) {
+        self.warn_all(refused.iter().map(|one| format!("could not {verb} {one}")));
+        let notes = locked.iter().map(|one| format!("not {done}: {one}"));
+        notes.for_each(|note| self.note(&note));
     }
 
     /// Prints what failed, after the report of what was done; whether nothing did.
@@ -539,7 +560,12 @@ fn pacing(command: &Command) -> Pacing {
         | Command::Files(_)
         | Command::Logical(_)
         | Command::Redis(_)
-        | Command::Config(_) => Pacing::limited(None),
+        | Command::Config(_)
+        | Command::Drill(_)
+        | Command::Clone(_)
+        | Command::Mount(_)
+        | Command::Query(_)
+        | Command::Erasure(_) => Pacing::limited(None),
         Command::Restore(args) => Pacing::limited(args.max_rate),
         Command::Standby(args) => Pacing::limited(args.max_rate),
         Command::Verify(args) => Pacing::limited(args.max_rate),

@@ -83,8 +83,7 @@ impl Output {
 
     /// Prints the text of a file: tabs are part of its lines.
     pub fn text(&self, text: &str) -> Result<()> {
-        let lines = text.split('\t').map(escaped).collect::<Vec<_>>();
-        self.raw(&format!("{}\n", lines.join("\t")))
+        self.raw(&format!("{}\n", with_tabs(text)))
     }
 
     /// Prints the report of what a command did, which nobody needs with `--quiet` when all went well.
@@ -214,6 +213,12 @@ impl Output {
             _ => Ok(()),
         }
     }
+}
+
+/// The text of a file, in which only tabs and line feeds move the cursor.
+pub(super) fn with_tabs(text: &str) -> String {
+    let parts: Vec<String> = text.split('\t').map(escaped).collect();
+    parts.join("\t")
 }
 
 /// The error as people read it: cause, impact, next command.
@@ -372,6 +377,12 @@ mod tests {
             "error io: read x\n  next:   Try again.\n"
         );
         assert_eq!(human_error(&err!(Io, "read x")), "error io: read x\n");
+    }
+
+    #[test]
+    fn files_cannot_draw_on_a_terminal() {
+        let text = String::from_utf8_lossy(b"a\t1\nb\x1b[2J\r\x9b\n");
+        assert_eq!(with_tabs(&text), "a\t1\nb\\u{1b}[2J\\u{d}\u{fffd}\n");
     }
 
     #[test]

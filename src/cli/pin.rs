@@ -2,14 +2,13 @@
 
 use serde::Serialize;
 
-use super::hold::{outcome, print_stores};
-use super::moment::Moment;
-use super::target::TargetArgs;
 use super::timeline::reason;
 use super::{Context, done_or_unconfirmed, partial_unless};
 use crate::error::Result;
+use crate::operate::hold::{By, Objects};
 use crate::operate::human;
-use crate::operate::pin::{self, Asked, Kind, Pinning, Plan, StandingPin, Unpinning};
+use crate::operate::moment::Moment;
+use crate::operate::pin::{self, Asked, Events, Kind, Pinning, Plan, StandingPin};
 use crate::operate::pin_content::{self, Wanted};
 use crate::operate::target::{AskedTarget, Point};
 use crate::pg::time::TimestampTz;
@@ -79,54 +78,79 @@ pub struct UnpinArgs {
 
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let until = args.until.as_deref().map(|text| until(args, text, cx));
-    let (until, reason) = (until.transpose()?, args.reason.clone());
-    let word = (args.confirm, args.dry_run);
-    if let Some(of) = &args.of {
-        let wanted = Wanted { reason, until };
-        return of_content(cx, (of, &args.backup), Some(&wanted), Kind::Pin, word);
-    }
-    let asked = Asked {
-        backup: args.backup.clone(),
-        reason,
-        until,
-        kind: Kind::Pin,
+    let wanted = Wanted {
+        reason: args.reason.clone(),
+        until: until.transpose()?,
     };
-    let plan = pin::plan(&cx.session, &asked)?;
-    finish(cx, plan, "pinned", word, |plan| print(cx, plan))
+    let of = (args.of.as_deref(), &args.backup);
+    begin(cx, of, wanted, Kind::Pin, (args.confirm, args.dry_run))
 }
 
 /// The end of the pin, as its zone is asked for.
 fn until(args: &Args, text: &str, cx: &Context) -> Result<AskedTarget> {
-    let moment: Moment = text.parse()?;
-    let zoned = TargetArgs {
-        timezone: args.timezone.clone(),
-        target_timeline: "latest".to_owned(),
-        ..TargetArgs::default()
-    };
+    let moment = text.parse::<Moment>()?.after(cx.session.host.now())?;
     Ok(AskedTarget {
-        point: Point::Time(moment.after(cx.session.host.now())?),
-        ..zoned.parse()?
+        timezone: args.timezone.as_deref().map(str::parse).transpose()?,
+        ..AskedTarget::at(Point::Time(moment))
     })
 }
 
 pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
-    let word = (args.confirm, args.dry_run);
-    if let Some(of) = &args.of {
-        return of_content(cx, (of, &args.backup), None, Kind::Pin, word);
+    let of = (args.of.as_deref(), &args.backup);
+    end(cx, of, Kind::Pin, (args.confirm, args.dry_run))
+}
+
+/// Pins a backup or puts it on hold; `of` names other content than a cluster.
+pub(super) fn begin(
+    cx: &Context,
+    (of, backup): (Option<&str>, &BackupId),
+    wanted: Wanted,
+    kind: Kind,
+    word: (bool, bool),
+) -> Result<u8> {
+    if let Some(of) = of {
+        return of_content(cx, (of, backup), Some(&wanted), kind, word);
     }
-    let plan = pin::plan_end(&cx.session, &args.backup, Kind::Pin)?;
-    finish(cx, plan, "unpinned", word, |plan| {
-        print_end(cx, &plan.shown)?;
-        cx.line(
-            "then: no pin keeps it; retention decides about it and the WAL that only it needs",
-        )?;
-        cx.note("\"pitr expire --keep N --dry-run\" shows what retention makes of it afterwards");
+    let asked = Asked {
+        backup: backup.clone(),
+        reason: wanted.reason,
+        until: wanted.until,
+        kind,
+    };
+    let plan = pin::plan(&cx.session, &asked)?;
+    finish(cx, plan, word, |plan| {
+        print(cx, plan)?;
+        print_stores(cx, &plan.holds)
+    })
+}
+
+/// Ends the pins of a backup, or its holds; `of` names other content than a cluster.
+pub(super) fn end(
+    cx: &Context,
+    (of, backup): (Option<&str>, &BackupId),
+    kind: Kind,
+    word: (bool, bool),
+) -> Result<u8> {
+    if let Some(of) = of {
+        return of_content(cx, (of, backup), None, kind, word);
+    }
+    let plan = pin::plan_end(&cx.session, backup, kind)?;
+    finish(cx, plan, word, |plan| {
+        let ending = &plan.shown;
+        print_backup(cx, &ending.backup, ending.stop_time, &ending.held_in)?;
+        print_pins(cx, &ending.pins)?;
+        cx.line(&format!("{} and the WAL that only it needs", ended(kind)))?;
+        if kind == Kind::Pin {
+            cx.note(
+                "\"pitr expire --keep N --dry-run\" shows what retention makes of it afterwards",
+            );
+        }
         Ok(())
     })
 }
 
 /// Pins a backup of other content or puts it on hold, or ends its pins or holds.
-pub(super) fn of_content(
+fn of_content(
     cx: &Context,
     (of, backup): (&str, &BackupId),
     wanted: Option<&Wanted>,
@@ -135,34 +159,34 @@ pub(super) fn of_content(
 ) -> Result<u8> {
     let scope = pin_content::scope(of)?;
     let plan = pin_content::plan(&cx.session, (&scope, backup), wanted, kind)?;
-    let what = match (kind, wanted) {
-        (Kind::Pin, Some(_)) => "pinned",
-        (Kind::Pin, None) => "unpinned",
-        (Kind::Hold, Some(_)) => "on hold",
-        (Kind::Hold, None) => "no longer on hold",
-    };
-    finish(cx, plan, what, word, |plan| {
+    finish(cx, plan, word, |plan| {
         let shown = &plan.shown;
         let places = shown.repositories.join(" and ");
         cx.line(&format!("backup {backup} of {of}, in {places}"))?;
         print_pins(cx, &shown.pins)?;
-        let until = end(shown.until, "until it is unpinned");
         match (kind, wanted) {
-            (Kind::Pin, Some(_)) => cx.line(&format!("keeps, {until}: the backup")),
-            (Kind::Pin, None) => cx.line("then: no pin keeps it; retention decides about it"),
-            (Kind::Hold, Some(_)) => print_stores(cx, &plan.holds),
-            (Kind::Hold, None) => {
-                cx.line("then: no hold keeps it; pins and retention decide about it")
+            (_, None) => cx.line(ended(kind)),
+            (Kind::Pin, Some(_)) => {
+                let until = until_words(&plan.events, shown.until);
+                cx.line(&format!("keeps, {until}: the backup"))
             }
+            (Kind::Hold, Some(_)) => print_stores(cx, &plan.holds),
         }
     })
 }
 
-/// Shows a plan, records it where that is confirmed, and answers; `what` is the state of the backup then.
-pub(super) fn finish<T: Serialize>(
+/// The fate of a backup after the end of its pins or holds.
+fn ended(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Pin => "then: no pin keeps it; retention decides about it",
+        Kind::Hold => "then: no hold keeps it; pins and retention decide about it",
+    }
+}
+
+/// Shows a plan, records it where that is confirmed, and answers.
+fn finish<T: Serialize>(
     cx: &Context,
     mut plan: Plan<T>,
-    what: &str,
     (confirm, dry_run): (bool, bool),
     print: impl FnOnce(&Plan<T>) -> Result<()>,
 ) -> Result<u8> {
@@ -183,25 +207,49 @@ pub(super) fn finish<T: Serialize>(
     if cx.is_json() {
         cx.json(&plan)?;
     } else if confirm {
-        cx.report(&match plan.events.is_hold() {
-            true => outcome(what, &plan.events, &plan.holds),
-            false => format!("{what} in {}", plan.events.recorded_in.join(" and ")),
-        })?;
+        cx.report(&outcome(&plan.events, &plan.holds))?;
     }
     let is_whole = cx.told(failures)?;
     done_or_unconfirmed(confirm || dry_run, "What is shown above would be recorded.")?;
     partial_unless(is_whole)
 }
 
-pub(super) fn print(cx: &Context, plan: &Plan<Pinning>) -> Result<()> {
+/// The state of the backup in the repositories in which that was recorded.
+fn outcome(events: &Events, holds: &[Objects]) -> String {
+    let state = match (events.is_hold(), events.is_end()) {
+        (false, false) => "pinned",
+        (false, true) => "unpinned",
+        (true, false) => "on hold",
+        (true, true) => "no longer on hold",
+    };
+    if !events.is_hold() {
+        return format!("{state} in {}", events.recorded_in.join(" and "));
+    }
+    let recorded = holds
+        .iter()
+        .filter(|hold| events.recorded_in.contains(&hold.repository));
+    let one = |hold: &Objects| match hold.by {
+        By::Store => format!("{state} in {}: {} objects", hold.repository, hold.objects),
+        By::Advisory => format!("{state} in {} (advisory)", hold.repository),
+    };
+    recorded.map(one).collect::<Vec<_>>().join("\n")
+}
+
+/// The keepers of a hold; a pin has none.
+fn print_stores(cx: &Context, holds: &[Objects]) -> Result<()> {
+    let one = |hold: &Objects| {
+        let (place, by) = (&hold.repository, hold.by.words());
+        format!("in {place} it is held by {by}")
+    };
+    cx.lines(holds.iter().map(one))
+}
+
+fn print(cx: &Context, plan: &Plan<Pinning>) -> Result<()> {
     let shown = &plan.shown;
     print_backup(cx, &shown.backup, shown.stop_time, &shown.repositories)?;
-    let end = match plan.events.is_hold() {
-        true => end(shown.until, "until the hold is ended"),
-        false => end(shown.until, "until it is unpinned"),
-    };
+    let until = until_words(&plan.events, shown.until);
     cx.line(&format!(
-        "keeps, {end}: the backup, and WAL {} to {} on timeline {}",
+        "keeps, {until}: the backup, and WAL {} to {} on timeline {}",
         shown.start_lsn, shown.end_lsn, shown.timeline
     ))?;
     print_pins(cx, &shown.pins)?;
@@ -214,17 +262,12 @@ pub(super) fn print(cx: &Context, plan: &Plan<Pinning>) -> Result<()> {
     Ok(())
 }
 
-fn end(until: Option<TimestampTz>, never: &str) -> String {
-    until.map_or_else(
-        || never.to_owned(),
-        |until| format!("until {}", human::time(until)),
-    )
-}
-
-/// The backup, and what ends.
-pub(super) fn print_end(cx: &Context, ending: &Unpinning) -> Result<()> {
-    print_backup(cx, &ending.backup, ending.stop_time, &ending.held_in)?;
-    print_pins(cx, &ending.pins)
+fn until_words(events: &Events, until: Option<TimestampTz>) -> String {
+    match until {
+        Some(until) => format!("until {}", human::time(until)),
+        None if events.is_hold() => "until the hold is ended".to_owned(),
+        None => "until it is unpinned".to_owned(),
+    }
 }
 
 /// The pins in words; one that several repositories have is one.

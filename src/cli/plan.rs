@@ -9,13 +9,12 @@ use crate::operate::choice::{Question, Unless};
 use crate::operate::former;
 use crate::operate::how_long;
 use crate::operate::human;
-use crate::operate::opened::{self, Opened};
+use crate::operate::opened;
 use crate::operate::reading::Reading;
 use crate::plan::estimate::Estimate;
 use crate::plan::recovery::{
     Action, EndKind, Moment, Outcome, Plan, Side, Stop, StopRecord, TransactionEnd,
 };
-use crate::repo::root::outline::Outline;
 
 /// Show what a restore would do, and prove its outcome
 ///
@@ -56,7 +55,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.answer(&shown, || print(cx, &shown, local_time))?;
     match chosen.unless {
         None => {
-            require_thawed(cx, &chosen.opened, &chosen.plan)?;
+            // The plan holds, and yet a restore would not get far.
+            chosen.opened.require_thawed(&cx.session, &chosen.plan)?;
             Ok(exit::SUCCESS)
         }
         Some(Unless::OutOfReach { next, .. }) => {
@@ -74,21 +74,6 @@ pub fn fail(cx: &Context, e: Error) -> Result<u8> {
     match cx.is_json() {
         true => Ok(exit::status(Program::Pitr, e.code())),
         false => Err(e),
-    }
-}
-
-/// The plan holds, and yet a restore would not get far.
-fn require_thawed(cx: &Context, opened: &Opened, plan: &Plan) -> Result<()> {
-    let store = opened.reading.repository.store();
-    let Some(backup) = plan.backup.as_ref().filter(|_| store.is_remote()) else {
-        return Ok(());
-    };
-    match Outline::read(store, &opened.layout, &backup.id)? {
-        Some(root) => opened
-            .reading
-            .require_thawed(&cx.session, &opened.layout, &root),
-        // Expired meanwhile: whoever restores finds out.
-        None => Ok(()),
     }
 }
 

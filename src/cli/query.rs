@@ -4,7 +4,6 @@ use super::Context;
 use super::clone::{MomentArgs, enter};
 use super::output::{Table, members};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::clone::folder::State;
 use crate::operate::query;
 use crate::wire::client::Rows;
@@ -40,32 +39,32 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let answer = query::run(&cx.session, &asked, &below, what)?;
     let rows = &answer.rows;
     let cells = cells(rows)?;
-    if cx.is_json() {
-        cx.json(&members! {
-            'a;
-            clone: &'a State = &answer.state;
-            search_path: &'a str = &answer.search_path;
-            time_zone: &'a str = &answer.time_zone;
-            date_style: &'a str = &answer.date_style;
-            columns: &'a [String] = &rows.columns;
-            rows: Vec<Vec<Option<String>>> = cells;
-        })?;
-        return Ok(exit::SUCCESS);
-    }
-    cx.session.note(&format!(
-        "search_path {}; TimeZone {}; DateStyle {}",
-        answer.search_path, answer.time_zone, answer.date_style
-    ));
-    if args.csv {
-        // Programs read it: a value stays as it is, and a null at the end is a line.
-        cx.raw(&csv(&rows.columns, &cells))?;
-    } else if !rows.columns.is_empty() {
-        let cells = cells
-            .iter()
-            .map(|row| row.iter().map(|cell| cell.as_deref().unwrap_or("")));
-        cx.table(&Table::under(rows.columns.iter().map(String::as_str)).rows(cells))?;
-    }
-    Ok(exit::SUCCESS)
+    let shown = members! {
+        'a;
+        clone: &'a State = &answer.state;
+        search_path: &'a str = &answer.search_path;
+        time_zone: &'a str = &answer.time_zone;
+        date_style: &'a str = &answer.date_style;
+        columns: &'a [String] = &rows.columns;
+        rows: &'a [Vec<Option<String>>] = &cells;
+    };
+    cx.answered(&shown, || {
+        cx.session.note(&format!(
+            "search_path {}; TimeZone {}; DateStyle {}",
+            answer.search_path, answer.time_zone, answer.date_style
+        ));
+        if args.csv {
+            // Programs read it: a value stays as it is, and a null at the end is a line.
+            return cx.raw(&csv(&rows.columns, &cells));
+        }
+        let heads = rows.columns.iter().map(String::as_str);
+        let cells = cells.iter();
+        let cells = cells.map(|row| row.iter().map(|cell| cell.as_deref().unwrap_or("")));
+        match rows.columns.is_empty() {
+            true => Ok(()),
+            false => cx.table(&Table::under(heads).rows(cells)),
+        }
+    })
 }
 
 fn cells(rows: &Rows) -> Result<Vec<Vec<Option<String>>>> {

@@ -4,10 +4,10 @@ use std::cell::Cell;
 
 use serde::Serialize;
 
-use super::notify::Notify;
 use super::output::members;
 use super::{Context, partial_unless};
 use crate::error::{Error, Result};
+use crate::operate::notify::Notify;
 use crate::operate::receive::{self, Asked, Dropped};
 use crate::operate::receiver::{archived, line, lsn};
 use crate::pg::lsn::Lsn;

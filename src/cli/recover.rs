@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use super::erasure::ConsentArgs;
 use super::output::Table;
-use super::{Context, done_or_unconfirmed, warnings_unless};
+use super::{Context, done_or_unconfirmed, findings_unless, warnings_unless};
 use crate::agent::alert::decide::Event;
 use crate::agent::alert::{self, News, Tried};
 use crate::config::{SetMember, Settings, Severity};
 use crate::err;
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use crate::error::Result;
+use crate::exit;
 use crate::operate::erasure::apply::Consent;
 use crate::operate::human;
 use crate::operate::sets::back::{self, AskedBack};
@@ -21,7 +21,6 @@ use crate::operate::sets::recover::{self, Report};
 use crate::operate::sets::scratch::{self, Tested};
 use crate::operate::target::{AskedTarget, Point};
 use crate::plan::sets::{Extent, MemberPlan, SetPlan};
-use crate::plan::target::{Inclusive, TargetTimeline};
 
 /// Bring the members of a recovery set back to one moment
 ///
@@ -163,14 +162,7 @@ impl MomentArgs {
     fn asked(&self, extent: Extent) -> Result<AskedRecovery> {
         let moment = match (&self.mark, &self.target_time) {
             (Some(mark), _) => AskedMoment::Mark(mark.clone()),
-            (None, Some(time)) => AskedMoment::Time(AskedTarget {
-                point: Point::Time(time.parse()?),
-                inclusive: Inclusive::Yes,
-                timeline: TargetTimeline::Latest,
-                timezone: None,
-                backup: None,
-                allow_end: false,
-            }),
+            (None, Some(time)) => AskedMoment::Time(AskedTarget::at(Point::Time(time.parse()?))),
             (None, None) => return Err(err!(Usage, "a mark or a time is needed")),
         };
         Ok(AskedRecovery {
@@ -231,7 +223,7 @@ fn test(args: &TestArgs, cx: &Context) -> Result<u8> {
     cx.warn_all(&tested.warnings);
     Ok(match tested.passed {
         true => warnings_unless(tested.warnings.is_empty()),
-        false => exit::status(Program::Pitr, Code::Findings),
+        false => findings_unless(false),
     })
 }
 

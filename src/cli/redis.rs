@@ -6,23 +6,23 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::backup::head_json;
+use super::backup::{head_json, merged};
 use super::output::Table;
 use super::redis_moments::{self, InfoArgs, PlanArgs, TargetArgs};
 use super::{Context, redis_cluster, warnings_unless};
 use crate::err;
 use crate::error::Result;
-use crate::exit;
 use crate::operate::human;
 use crate::operate::redis::backup::{self, Asked, Taken};
 use crate::operate::redis::into::{self, Replaced};
-use crate::operate::redis::keys::{self, Copied, Names, Picked};
+use crate::operate::redis::keys::{self, Names, Picked};
 use crate::operate::redis::list::{self, Listed};
 use crate::operate::redis::receive::{self, Ended};
 use crate::operate::redis::restore::{self, Restored};
 use crate::operate::redis::shards;
 use crate::redis::member::Member;
 use crate::redis::route::Route;
+use crate::redis::version::ServerVersion;
 use crate::repo::id::BackupId;
 
 /// Back up Redis and Valkey servers, and restore their data sets
@@ -231,11 +231,9 @@ fn print_backup(taken: &Taken, cx: &Context) -> Result<()> {
     let Taken { root, member, .. } = taken;
     let head = &root.head;
     cx.report(&format!(
-        "backup {}: {} of {} {} ({}) {}",
+        "backup {}: {} ({}) {}",
         head.id,
-        human::count(member.keys(), "key"),
-        member.flavor,
-        member.server_version,
+        described(member),
         member.role,
         moment(member),
     ))?;
@@ -249,6 +247,22 @@ fn print_backup(taken: &Taken, cx: &Context) -> Result<()> {
             false => "the server writes no checksum",
         }
     ))
+}
+
+/// The keys of a data set, and the server that it came from.
+pub(super) fn described(member: &Member) -> String {
+    let keys = human::count(member.keys(), "key");
+    format!("{keys} of {} {}", member.flavor, member.server_version)
+}
+
+/// A backup, its time and its size.
+pub(super) fn of_backup(id: &BackupId, member: &Member) -> String {
+    format!(
+        "backup {id}: {} at {}, {}",
+        described(member),
+        human::time(member.received_time),
+        human::size(member.bytes())
+    )
 }
 
 /// The moment of a data set, and its position where it has one.
@@ -284,7 +298,7 @@ fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {
         is_dry_run: args.dry_run,
     };
     if let Some(picked) = picked(args)? {
-        return run_keys(args, (into, &asked, &picked), cx);
+        return run_keys(&asked, &picked, cx);
     }
     let Replaced {
         restored,
@@ -295,57 +309,58 @@ fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {
         keys,
     } = into::run(&cx.session, &asked)?;
     let route = restored.route.as_ref();
-    let end = route.and_then(Route::end);
-    if cx.is_json() {
-        cx.json(&json!({
-            "id": restored.id,
-            "name": args.name,
-            "repository": restored.repository,
-            "into": into,
-            "server_version": server.to_string(),
-            "dry_run": args.dry_run,
-            "safety": safety,
-            "replicas": replicas,
-            "keys_before": keys_before,
-            "keys": keys,
-            "log_bytes": route.map(Route::bytes),
-            "replid": end.map(|(replid, _)| replid),
-            "offset": end.map(|(_, offset)| offset),
-            "arrived_time": route.and_then(Route::arrived),
-            "redis": restored.member,
-        }))?;
-        return Ok(exit::SUCCESS);
-    }
-    let log = end.map(|(replid, offset)| {
-        format!(
-            " and its log up to offset {offset} of {replid}{}",
-            arrived(route)
-        )
+    let more = json!({
+        "replicas": replicas,
+        "keys_before": keys_before,
+        "keys": keys,
+        "log_bytes": route.map(Route::bytes),
+        "arrived_time": route.and_then(Route::arrived),
+        "redis": restored.member,
     });
-    let (log, had) = (log.unwrap_or_default(), human::count(keys_before, "key"));
-    match keys {
-        Some(keys) => cx.report(&format!(
-            "backup {}{log}: {} in {server} of [redis.{into}], which had {had}",
-            restored.id,
-            human::count(keys, "key"),
-        ))?,
-        None => cx.report(&format!(
-            "backup {}{log}: would replace {had} in {server} of [redis.{into}]",
-            restored.id
-        ))?,
-    }
-    if let Some(id) = safety {
-        cx.note(&format!(
-            "back to what it had: pitr redis restore {into} --backup {id} --into {into} --confirm"
-        ));
-    }
-    if replicas > 0 && !args.dry_run {
-        cx.note(&format!(
-            "{} copied the new data set, too; a receiver begins anew: take a backup with pitr redis backup {into}",
-            human::count(replicas, "replica")
-        ));
-    }
-    Ok(exit::SUCCESS)
+    let shown = into_json(&asked, &server, (&restored, safety.as_ref()), &more);
+    cx.answered(&shown, || {
+        let log = up_to(route).map(|up_to| format!(" and its log {up_to}{}", arrived(route)));
+        let backup = format!("backup {}{}", restored.id, log.unwrap_or_default());
+        let had = human::count(keys_before, "key");
+        cx.report(&match keys.map(|keys| human::count(keys, "key")) {
+            Some(keys) => format!("{backup}: {keys} in {server} of [redis.{into}], which had {had}"),
+            None => format!("{backup}: would replace {had} in {server} of [redis.{into}]"),
+        })?;
+        if let Some(id) = &safety {
+            cx.note(&format!(
+                "back to what it had: pitr redis restore {into} --backup {id} --into {into} --confirm"
+            ));
+        }
+        if replicas > 0 && !args.dry_run {
+            cx.note(&format!(
+                "{} copied the new data set, too; a receiver begins anew: take a backup with pitr redis backup {into}",
+                human::count(replicas, "replica")
+            ));
+        }
+        Ok(())
+    })
+}
+
+/// The answer about a running server as JSON: the members that a data set and single keys have in common, and `more`.
+fn into_json(
+    asked: &into::Asked<'_>,
+    server: &ServerVersion,
+    (restored, safety): (&Restored, Option<&BackupId>),
+    more: &Value,
+) -> Value {
+    let end = restored.route.as_ref().and_then(Route::end);
+    let all = json!({
+        "id": restored.id,
+        "name": asked.name,
+        "repository": restored.repository,
+        "into": asked.into,
+        "server_version": server.to_string(),
+        "dry_run": asked.is_dry_run,
+        "safety": safety,
+        "replid": end.map(|(replid, _)| replid),
+        "offset": end.map(|(_, offset)| offset),
+    });
+    merged(all, more)
 }
 
 /// How many names of keys are shown.
@@ -366,78 +381,55 @@ fn picked(args: &RestoreArgs) -> Result<Option<Picked>> {
     Ok(Some(Picked { db, names }))
 }
 
-fn run_keys(
-    args: &RestoreArgs,
-    (into, asked, picked): (&str, &into::Asked<'_>, &Picked),
-    cx: &Context,
-) -> Result<u8> {
+fn run_keys(asked: &into::Asked<'_>, picked: &Picked, cx: &Context) -> Result<u8> {
     let copied = keys::run(&cx.session, asked, picked)?;
-    let Copied {
-        restored, safety, ..
-    } = &copied;
-    let end = restored.route.as_ref().and_then(Route::end);
-    let others: Vec<String> = copied
-        .others
-        .iter()
-        .map(|key| key.escape_ascii().to_string())
-        .collect();
-    if cx.is_json() {
-        cx.json(&json!({
-            "id": restored.id,
-            "name": args.name,
-            "repository": restored.repository,
-            "into": into,
-            "server_version": copied.server.to_string(),
-            "dry_run": args.dry_run,
-            "safety": safety,
-            "database": picked.db,
-            "new": copied.new,
-            "replaced": copied.replaced,
-            "equal": copied.equal,
-            "others": others,
-            "replid": end.map(|(replid, _)| replid),
-            "offset": end.map(|(_, offset)| offset),
-        }))?;
-        return Ok(exit::SUCCESS);
-    }
-    let log = end.map(|(replid, offset)| format!(" and its log up to offset {offset} of {replid}"));
-    cx.report(&format!(
-        "backup {}{}, {} of [redis.{into}], database {}: {} new, {} replaced, {} equal{}",
-        restored.id,
-        log.unwrap_or_default(),
-        copied.server,
-        picked.db,
-        copied.new,
-        copied.replaced,
-        copied.equal,
-        match args.dry_run {
-            true => "; nothing was written",
-            false => "",
+    let (into, restored, safety) = (asked.into, &copied.restored, copied.safety.as_ref());
+    let others = copied.others.iter();
+    let others: Vec<String> = others.map(|key| key.escape_ascii().to_string()).collect();
+    let more = json!({
+        "database": picked.db,
+        "new": copied.new,
+        "replaced": copied.replaced,
+        "equal": copied.equal,
+        "others": others,
+    });
+    let shown = into_json(asked, &copied.server, (restored, safety), &more);
+    cx.answered(&shown, || {
+        let log = up_to(restored.route.as_ref()).map(|up_to| format!(" and its log {up_to}"));
+        cx.report(&format!(
+            "backup {}{}, {} of [redis.{into}], database {}: {} new, {} replaced, {} equal{}",
+            restored.id,
+            log.unwrap_or_default(),
+            copied.server,
+            picked.db,
+            copied.new,
+            copied.replaced,
+            copied.equal,
+            match asked.is_dry_run {
+                true => "; nothing was written",
+                false => "",
+            }
+        ))?;
+        if !others.is_empty() {
+            let shown: Vec<&str> = others.iter().take(SHOWN_KEYS).map(String::as_str).collect();
+            let more = match others.len() - shown.len() {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            let are = if others.len() == 1 { "is" } else { "are" };
+            cx.note(&format!(
+                "{} did not exist at that moment, and {are} left alone: {}{more}",
+                human::count(others.len() as u64, "key"),
+                shown.join(", ")
+            ));
         }
-    ))?;
-    if !others.is_empty() {
-        let more = others.len().saturating_sub(SHOWN_KEYS);
-        let names: Vec<String> = others.iter().take(SHOWN_KEYS).cloned().collect();
-        let more = match more {
-            0 => String::new(),
-            more => format!(", and {more} more"),
-        };
-        cx.note(&format!(
-            "{} did not exist at that moment, and {} left alone: {}{more}",
-            human::count(copied.others.len() as u64, "key"),
-            match others.len() {
-                1 => "is",
-                _ => "are",
-            },
-            names.join(", ")
-        ));
-    }
-    if let Some(id) = safety {
-        cx.note(&format!(
-            "what the server had: pitr redis restore {into} --backup {id}, with the same --into and keys"
-        ));
-    }
-    Ok(exit::SUCCESS)
+        if let Some(id) = safety {
+            cx.note(&format!(
+                "what the server had: pitr redis restore {into} --backup {id}, with the same --into and keys"
+            ));
+        }
+        Ok(())
+    })
 }
 
 fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
@@ -493,35 +485,39 @@ pub(super) fn restore_json(args: &RestoreArgs, name: &str, restored: &Restored) 
     })
 }
 
+/// The end of a way: an offset of a history.
+fn up_to(route: Option<&Route>) -> Option<String> {
+    let (replid, offset) = route.and_then(Route::end)?;
+    Some(format!("up to offset {offset} of {replid}"))
+}
+
 /// The time of the state at the end of a way.
 fn arrived(route: Option<&Route>) -> String {
     let time = route.and_then(Route::arrived);
     time.map_or(String::new(), |time| format!(", of {time}"))
 }
 
+/// The log that is replayed upon a data set.
+pub(super) fn log_of(restored: &Restored) -> Option<String> {
+    let route = restored.route.as_ref()?;
+    let (size, up_to) = (human::size(route.bytes()), up_to(Some(route))?);
+    Some(format!("and {size} of its log, {up_to}"))
+}
+
+/// The directory of a data set that is restored, or would be.
+pub(super) fn place_of(args: &RestoreArgs, restored: &Restored) -> String {
+    match args.dry_run {
+        true => format!("would be written to \"{}\"", restored.to.display()),
+        false => format!("in \"{}\"", restored.to.display()),
+    }
+}
+
 fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<()> {
     let member = &restored.member;
-    let verb = match args.dry_run {
-        true => "would be written to",
-        false => "in",
-    };
-    cx.report(&format!(
-        "backup {}: {} of {} {} at {}, {}, {verb} \"{}\"",
-        restored.id,
-        human::count(member.keys(), "key"),
-        member.flavor,
-        member.server_version,
-        human::time(member.received_time),
-        human::size(member.bytes()),
-        restored.to.display()
-    ))?;
-    if let Some((replid, offset)) = restored.route.as_ref().and_then(Route::end) {
-        let bytes = restored.route.as_ref().map_or(0, Route::bytes);
-        cx.report(&format!(
-            "and {} of its log, up to offset {offset} of {replid}{}",
-            human::size(bytes),
-            arrived(restored.route.as_ref())
-        ))?;
+    let (backup, place) = (of_backup(&restored.id, member), place_of(args, restored));
+    cx.report(&format!("{backup}, {place}"))?;
+    if let Some(log) = log_of(restored) {
+        cx.report(&format!("{log}{}", arrived(restored.route.as_ref())))?;
     }
     for file in &restored.files {
         cx.report(&format!("  {}", file.display()))?;

@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
+use super::backup::merged;
 use super::redis::{
-    BackupArgs, LsArgs, RestoreArgs, backup_json, note_none, received_json, report_received,
-    restore_json, table,
+    BackupArgs, LsArgs, RestoreArgs, backup_json, described, log_of, note_none, place_of,
+    received_json, report_received, restore_json, table,
 };
 use super::redis_moments::{self, InfoArgs, PlanArgs, ago};
 use super::{Context, warnings_unless};
@@ -19,7 +20,6 @@ use crate::operate::redis::restore::{self, Restored};
 use crate::operate::redis::shards::{self, OfShard, Planned, Wanted};
 use crate::operate::redis::windows::{self, Logs};
 use crate::pg::time::TimestampTz;
-use crate::redis::route::Route;
 use crate::redis::slots::{Slots, Why};
 use crate::redis::window::Window;
 
@@ -28,8 +28,7 @@ pub fn receive(name: &str, cx: &Context) -> Result<u8> {
     let is_shipped = ended.iter().all(|(_, ended)| ended.is_shipped);
     let shards = ended.iter();
     let shards = shards.map(|(shard, ended)| received_json(shard, ended));
-    let shards: Vec<Value> = shards.collect();
-    let shown = json!({"name": name, "shipped": is_shipped, "shards": shards});
+    let shown = of_shards(name, shards, &json!({ "shipped": is_shipped }));
     cx.answer(&shown, || {
         ended
             .iter()
@@ -49,15 +48,12 @@ pub fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         }
     }
     let shards = all.iter().map(|(shard, taken)| backup_json(shard, taken));
-    let shards: Vec<Value> = shards.collect();
-    cx.answer(&json!({"name": args.name, "shards": shards}), || {
+    cx.answer(&of_shards(&args.name, shards, &Value::Null), || {
         all.iter().try_for_each(|(shard, taken)| {
             cx.report(&format!(
-                "shard {shard}: backup {}, {} of {} {}, {} stored as {}, offset {} of {}",
+                "shard {shard}: backup {}, {}, {} stored as {}, offset {} of {}",
                 taken.root.head.id,
-                human::count(taken.member.keys(), "key"),
-                taken.member.flavor,
-                taken.member.server_version,
+                described(&taken.member),
                 human::size(taken.member.bytes()),
                 human::size(taken.root.head.stored_bytes),
                 taken.member.offset,
@@ -67,6 +63,12 @@ pub fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     })?;
     let is_checked = all.iter().all(|(_, taken)| taken.member.has_checksum);
     Ok(warnings_unless(is_checked))
+}
+
+/// The answer about a cluster as JSON: its shards, and `more`.
+fn of_shards(name: &str, shards: impl Iterator<Item = Value>, more: &Value) -> Value {
+    let shards: Vec<Value> = shards.collect();
+    merged(json!({ "name": name, "shards": shards }), more)
 }
 
 /// Restores all shards to one moment.
@@ -110,48 +112,34 @@ pub fn restore(args: &RestoreArgs, stored: &[String], cx: &Context) -> Result<u8
             exit::WARNINGS
         }
     };
-    if cx.is_json() {
-        let shards = all.iter().zip(&wanted).map(|((shard, restored), one)| {
-            with_slots(restore_json(args, shard, restored), one.owned.as_deref())
-        });
-        let shards: Vec<Value> = shards.collect();
-        let mut value =
-            json!({"name": args.name, "to": to, "dry_run": args.dry_run, "shards": shards});
-        add_moment(&mut value, planned.as_ref());
-        cx.json(&value)?;
-        return Ok(status);
-    }
-    for ((_, restored), one) in all.iter().zip(&wanted) {
-        report(args, (one, restored), cx)?;
-    }
-    if let Some(time) = planned.as_ref().and_then(time_of) {
-        cx.report(&format!("moment: {time}{}", ago(cx, time)))?;
-    }
-    cx.note("next: each directory is the data set of a server; docs/redis.md, \"A cluster from restored directories\", makes them one cluster again");
+    let shards = all.iter().zip(&wanted).map(|((shard, restored), one)| {
+        with_slots(restore_json(args, shard, restored), one.owned.as_deref())
+    });
+    let more = json!({ "to": to.to_string_lossy(), "dry_run": args.dry_run });
+    let more = merged(more, &planned.as_ref().map_or(Value::Null, moment_json));
+    cx.answer(&of_shards(&args.name, shards, &more), || {
+        for ((_, restored), one) in all.iter().zip(&wanted) {
+            report(args, (one, restored), cx)?;
+        }
+        if let Some(time) = planned.as_ref().and_then(time_of) {
+            cx.report(&format!("moment: {time}{}", ago(cx, time)))?;
+        }
+        cx.note("next: each directory is the data set of a server; docs/redis.md, \"A cluster from restored directories\", makes them one cluster again");
+        Ok(())
+    })?;
     Ok(status)
 }
 
 fn report(args: &RestoreArgs, (one, restored): (&Wanted, &Restored), cx: &Context) -> Result<()> {
-    let verb = match args.dry_run {
-        true => "would be written to",
-        false => "in",
-    };
-    let log = restored.route.as_ref().and_then(Route::end);
-    let log = log.map(|(replid, offset)| {
-        let bytes = restored.route.as_ref().map_or(0, Route::bytes);
-        format!(
-            " and {} of its log, up to offset {offset} of {replid},",
-            human::size(bytes)
-        )
-    });
+    let log = log_of(restored).map(|log| format!(" {log}"));
     cx.report(&format!(
-        "shard {}, slots {}: backup {}, {}{} {verb} \"{}\"",
+        "shard {}, slots {}: backup {}, {}{}, {}",
         one.name,
         one.owned.as_deref().unwrap_or("?"),
         restored.id,
         human::size(restored.member.bytes()),
-        log.unwrap_or_else(|| ",".to_owned()),
-        restored.to.display()
+        log.unwrap_or_default(),
+        place_of(args, restored)
     ))?;
     if let Err(why) = &restored.checked {
         cx.note(&format!("nothing checked its append-only file: {why}"));
@@ -159,9 +147,8 @@ fn report(args: &RestoreArgs, (one, restored): (&Wanted, &Restored), cx: &Contex
     Ok(())
 }
 
-fn with_slots(mut value: Value, slots: Option<&str>) -> Value {
-    value["slots"] = json!(slots);
-    value
+fn with_slots(value: Value, slots: Option<&str>) -> Value {
+    merged(value, &json!({ "slots": slots }))
 }
 
 pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
@@ -176,52 +163,49 @@ pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
     let target = args.target.read_or_end()?;
     let planned = shards::plan(&cx.session, &args.name, stored, &target)?;
     let status = judged(&planned, cx);
-    if cx.is_json() {
-        let shards = planned.shards.iter().map(|one| {
-            let value = redis_moments::plan_json(&one.name, &one.planned);
-            with_slots(value, one.owned.as_deref())
-        });
-        let shards: Vec<Value> = shards.collect();
-        let mut value = json!({"name": args.name, "shards": shards});
-        add_moment(&mut value, Some(&planned));
-        cx.json(&value)?;
-        return Ok(status);
-    }
-    for one in &planned.shards {
-        let (member, route) = (&one.planned.member, &one.planned.route);
-        cx.report(&format!(
-            "shard {}, slots {}: backup {} at {}, {}, and {} of its log",
-            one.name,
-            one.owned.as_deref().unwrap_or("?"),
-            one.planned.id,
-            human::time(member.received_time),
-            human::size(member.bytes()),
-            human::size(route.bytes()),
-        ))?;
-    }
-    if let Some(time) = time_of(&planned) {
-        cx.report(&format!("moment: {time}{}", ago(cx, time)))?;
-        cx.note(&format!(
-            "next: pitr redis restore {} --to DIR --target-time \"{time}\"",
-            args.name
-        ));
-    }
+    let shards = planned.shards.iter().map(|one| {
+        let value = redis_moments::plan_json(&one.name, &one.planned);
+        with_slots(value, one.owned.as_deref())
+    });
+    let shown = of_shards(&args.name, shards, &moment_json(&planned));
+    cx.answer(&shown, || {
+        for one in &planned.shards {
+            let (member, route) = (&one.planned.member, &one.planned.route);
+            cx.report(&format!(
+                "shard {}, slots {}: backup {} at {}, {}, and {} of its log",
+                one.name,
+                one.owned.as_deref().unwrap_or("?"),
+                one.planned.id,
+                human::time(member.received_time),
+                human::size(member.bytes()),
+                human::size(route.bytes()),
+            ))?;
+        }
+        if let Some(time) = time_of(&planned) {
+            cx.report(&format!("moment: {time}{}", ago(cx, time)))?;
+            cx.note(&format!(
+                "next: pitr redis restore {} --to DIR --target-time \"{time}\"",
+                args.name
+            ));
+        }
+        Ok(())
+    })?;
     Ok(status)
 }
 
-fn add_moment(value: &mut Value, planned: Option<&Planned>) {
-    let Some(planned) = planned else {
-        return;
-    };
-    value["target_time"] = json!(time_of(planned));
-    value["exact"] = json!(planned.slots.is_exact());
-    value["moved"] = json!(planned.slots.moved);
-    value["doubts"] = json!(planned.slots.doubts);
-    value["missing_slots"] = json!(planned.slots.missing);
-    value["slots_twice"] = json!(planned.slots.twice);
-    let behind = planned.behind.iter();
-    let behind = behind.map(|(shard, end)| json!({"shard": shard, "end_time": end}));
-    value["behind"] = behind.collect();
+/// The moment of all shards as JSON.
+fn moment_json(planned: &Planned) -> Value {
+    let (slots, behind) = (&planned.slots, planned.behind.iter());
+    let behind = behind.map(|(shard, end)| json!({ "shard": shard, "end_time": end }));
+    json!({
+        "target_time": time_of(planned),
+        "exact": slots.is_exact(),
+        "moved": slots.moved,
+        "doubts": slots.doubts,
+        "missing_slots": slots.missing,
+        "slots_twice": slots.twice,
+        "behind": behind.collect::<Vec<_>>(),
+    })
 }
 
 fn time_of(planned: &Planned) -> Option<TimestampTz> {
@@ -298,9 +282,8 @@ pub fn info(args: &InfoArgs, stored: &[String], cx: &Context) -> Result<u8> {
     let logs = windows::run(&cx.session, stored, args.commands)?;
     let shards = logs.shards.iter();
     let shards = shards.map(|shard| redis_moments::info_json(&shard.name, shard.info.as_ref()));
-    let shards: Vec<Value> = shards.collect();
-    let shown = json!({"name": args.name, "common_windows": logs.common, "shards": shards});
-    cx.answered(&shown, || {
+    let more = json!({ "common_windows": logs.common });
+    cx.answered(&of_shards(&args.name, shards, &more), || {
         report_common(&args.name, &logs, cx)?;
         for shard in &logs.shards {
             cx.report(&format!("shard {}", shard.name))?;
@@ -356,8 +339,7 @@ pub fn ls(args: &LsArgs, stored: &[String], cx: &Context) -> Result<u8> {
     let shards = all.iter().map(|(shard, (repository, backups))| {
         json!({"name": shard, "repository": repository, "backups": backups})
     });
-    let shards: Vec<Value> = shards.collect();
-    cx.answered(&json!({"name": args.name, "shards": shards}), || {
+    cx.answered(&of_shards(&args.name, shards, &Value::Null), || {
         if all.iter().all(|(_, (_, backups))| backups.is_empty()) {
             note_none(&args.name, cx);
             return Ok(());

@@ -236,16 +236,8 @@ pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
     cx.answered(&plan_json(&args.name, &planned), || {
         let (member, route) = (&planned.member, &planned.route);
         let end = end_of(&planned);
-        cx.report(&format!(
-            "backup {}: {} of {} {} at {}, {}, from {}",
-            planned.id,
-            human::count(member.keys(), "key"),
-            member.flavor,
-            member.server_version,
-            human::time(member.received_time),
-            human::size(member.bytes()),
-            planned.repository
-        ))?;
+        let backup = redis::of_backup(&planned.id, member);
+        cx.report(&format!("{backup}, from {}", planned.repository))?;
         match end {
             Some((replid, offset)) => {
                 cx.report(&format!("log: {}", legs(route)))?;

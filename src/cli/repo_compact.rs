@@ -18,7 +18,7 @@ use crate::snapshot::frame::FrameCodec;
 /// The backup to compact, and the limits.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Compact this backup; else the newest good one
+    /// Compact this backup; else the newest good one of the cluster
     #[arg(long, value_name = "ID")]
     pub backup: Option<BackupId>,
 
@@ -65,8 +65,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if !cx.is_json() {
         show(cx, args, &planned)?;
     }
+    let options = Options {
+        codec: FrameCodec::Zstd(1),
+        jobs: jobs(args.jobs),
+        wait: args.wait.duration(),
+    };
     let done = match args.confirm && !is_idle {
-        true => Some(planned.run(&cx.session, &options(args))?),
+        true => Some(planned.run(&cx.session, &options)?),
         false => None,
     };
     if cx.is_json() {
@@ -76,14 +81,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     let is_done = args.confirm || args.dry_run || is_idle;
     done_or_unconfirmed(is_done, "What is shown above would be stored again.")
-}
-
-fn options(args: &Args) -> Options {
-    Options {
-        codec: FrameCodec::Lz4,
-        jobs: jobs(args.jobs),
-        wait: args.wait.duration(),
-    }
 }
 
 fn visible_bytes(planned: &Planned) -> u64 {

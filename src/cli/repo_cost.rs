@@ -21,7 +21,7 @@ fn show(cx: &Context, cost: &Cost) -> Result<()> {
         None => "a month".to_owned(),
     };
     let mut table = Table::of(&format!(
-        "kind | class | >objects | >stored | >of the last 30 days | >by requests | >{month}"
+        "kind | class | >objects | >stored | >of the last 30 days | >stored by requests | >{month}"
     ));
     for part in &cost.parts {
         table.row([

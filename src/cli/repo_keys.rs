@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use crate::error::Result;
-use crate::exit;
-use crate::operate::keys::{self, Asked, Wrapping};
+use crate::operate::keys::{self, Asked, Keys, Wrapping};
 
 /// The source of a recipient's passphrase; never the command line itself.
 #[derive(clap::Args, Debug, Default)]
@@ -104,10 +103,10 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         secrets: args.secrets,
     };
     let made = keys::keygen(&cx.session, &asked)?;
-    if cx.is_json() {
-        cx.json(&made)?;
-        return Ok(exit::SUCCESS);
-    }
+    cx.answered(&made, || print(args, &made, cx))
+}
+
+fn print(args: &KeygenArgs, made: &Keys, cx: &Context) -> Result<()> {
     cx.lines(made.files.iter().map(|path| format!("Wrote {path}")))?;
     if let Some(path) = &made.wrapped {
         let how = match &args.kms {
@@ -133,5 +132,5 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
             "\nKey set {id}. On hosts that write:\n\n[repositories.NAME.encryption]\nkey_set = \"{writer}\"\n\nOn hosts that read: key_file = \"…\", key_command = [\"/PROGRAM\", …], or passphrase_file of a recipient with a passphrase. Keep the recipients' .key files away from hosts that only write, and at least one in a safe:\nwithout any of them nothing can be restored."
         ))?;
     }
-    Ok(exit::SUCCESS)
+    Ok(())
 }

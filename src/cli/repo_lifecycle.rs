@@ -1,6 +1,6 @@
 //! `pitr repo lifecycle`.
 
-use super::{Context, partial_unless, warnings_unless};
+use super::{Context, partial_or_warnings};
 use crate::err;
 use crate::error::Result;
 use crate::operate::lifecycle::{self, Checked};
@@ -18,10 +18,7 @@ pub fn run(cx: &Context) -> Result<u8> {
         told(cx, one);
     }
     let is_good = checked.iter().all(Checked::is_good);
-    match cx.told(failures)? {
-        true => Ok(warnings_unless(is_good)),
-        false => partial_unless(false),
-    }
+    partial_or_warnings(cx.told(failures)?, is_good)
 }
 
 fn told(cx: &Context, one: &Checked) {

@@ -1,7 +1,5 @@
 //! `pitr repo thaw`.
 
-use std::collections::BTreeMap;
-
 use clap::ValueEnum;
 use serde_json::json;
 
@@ -10,9 +8,8 @@ use super::output::Table;
 use crate::error::Result;
 use crate::operate::human;
 use crate::operate::thaw::{self, Asked, Object, Planned};
-use crate::plan::tiers::Sum;
 use crate::repo::id::BackupId;
-use crate::store::s3::class::{Speed, Thaw};
+use crate::store::s3::class::Speed;
 
 /// The backup to thaw, and how.
 #[derive(clap::Args, Debug)]
@@ -89,40 +86,18 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     })
 }
 
-fn word(state: Thaw) -> &'static str {
-    match state {
-        Thaw::Frozen => "frozen",
-        Thaw::Thawing => "thawing",
-        Thaw::Thawed(_) => "readable",
-    }
-}
-
-fn until(object: &Object) -> Option<crate::pg::time::TimestampTz> {
-    match object.state {
-        Thaw::Thawed(until) => until,
-        Thaw::Frozen | Thaw::Thawing => None,
-    }
-}
-
 fn show(cx: &Context, args: &Args, planned: &Planned, price: Option<&str>) -> Result<()> {
-    let mut groups: BTreeMap<(&str, &str), (Sum, Option<_>)> = BTreeMap::new();
-    for object in &planned.objects {
-        let place = (object.object.class.name(), word(object.state));
-        let (sum, first) = groups.entry(place).or_default();
-        sum.add(object.object.size_bytes);
-        *first = [*first, until(object)].into_iter().flatten().min();
-    }
     let mut table = Table::of("class | state | >objects | >stored | until");
-    for ((class, state), (sum, first)) in &groups {
+    for ((class, state), (sum, first)) in planned.groups() {
         table.row([
-            *class,
+            class,
             state,
             &sum.objects.to_string(),
             &human::size(sum.bytes),
             &first.map_or_else(String::new, human::time),
         ]);
     }
-    if !groups.is_empty() {
+    if !table.is_empty() {
         cx.table(&table)?;
     }
     let price = match (price, &planned.configured.prices.currency) {
@@ -150,8 +125,8 @@ fn as_json(
             "key": one.object.key,
             "stored_bytes": one.object.size_bytes,
             "class": one.object.class.name(),
-            "state": word(one.state),
-            "until": until(one).map(|t| t.to_string()),
+            "state": one.word(),
+            "until": one.until().map(|t| t.to_string()),
         })
     };
     json!({

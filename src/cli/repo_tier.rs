@@ -1,12 +1,10 @@
 //! `pitr repo tier`.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 
 use super::output::Table;
-use super::{Context, done_or_unconfirmed, partial_unless, warnings_unless};
-use crate::config::{StorageClass, TierBy, TierKind};
+use super::{Context, done_or_unconfirmed, partial_or_warnings};
+use crate::config::TierBy;
 use crate::err;
 use crate::error::Result;
 use crate::operate::tiers::{self, Done};
@@ -48,12 +46,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let is_idle = done.iter().all(|one| one.plan.moves.is_empty());
     let is_enough = args.dry_run || args.confirm || is_idle;
     done_or_unconfirmed(is_enough, "What is shown above would be moved.")?;
-    match is_whole {
-        true => Ok(warnings_unless(
-            done.iter().all(|one| one.withheld.is_empty()),
-        )),
-        false => partial_unless(false),
-    }
+    partial_or_warnings(is_whole, done.iter().all(|one| one.withheld.is_empty()))
 }
 
 fn shown(done: &Done) -> serde_json::Value {
@@ -86,36 +79,24 @@ fn shown(done: &Done) -> serde_json::Value {
 }
 
 fn print(cx: &Context, done: &Done) -> Result<()> {
-    let plan = &done.plan;
     cx.report(&format!(
         "{} in repository {}",
         done.of.title(),
         done.configured.name
     ))?;
-    let mut groups: BTreeMap<(TierKind, String, StorageClass, StorageClass), Sum> = BTreeMap::new();
-    for one in &plan.moves {
-        let backup = one
-            .backup
-            .as_ref()
-            .map_or_else(|| "-".to_owned(), ToString::to_string);
-        let sum = groups
-            .entry((one.kind, backup, one.from, one.to))
-            .or_default();
-        sum.add(one.size_bytes);
-    }
     let mut table =
         Table::of("kind | newest backup that needs it | from | to | >objects | >stored");
-    for ((kind, backup, from, to), sum) in &groups {
+    for ((kind, backup, from, to), sum) in done.groups() {
         table.row([
             kind.noun(),
-            backup,
+            &backup,
             from.name(),
             to.name(),
             &sum.objects.to_string(),
             &human::size(sum.bytes),
         ]);
     }
-    if !groups.is_empty() && !cx.is_quiet() {
+    if !table.is_empty() && !cx.is_quiet() {
         cx.table(&table)?;
     }
     lines(done).iter().try_for_each(|line| cx.report(line))
@@ -188,11 +169,7 @@ fn lines(done: &Done) -> Vec<String> {
 }
 
 fn warn(cx: &Context, done: &Done) {
-    let mut early: BTreeMap<StorageClass, Sum> = BTreeMap::new();
-    for one in done.plan.moves.iter().filter(|one| one.is_early) {
-        early.entry(one.to).or_default().add(one.size_bytes);
-    }
-    for (class, sum) in early {
+    for (class, sum) in done.early() {
         cx.warn(&format!(
             "retention may delete {} ({}) before the {} are over for which {class} is paid at least",
             human::count(sum.objects, "object"),
@@ -201,11 +178,7 @@ fn warn(cx: &Context, done: &Done) {
         ));
     }
     cx.warn_all(&done.withheld);
-    let outcome = done.outcome.iter();
-    for refused in outcome.clone().flat_map(|o| &o.refused) {
-        cx.warn(&format!("could not move {refused}"));
-    }
-    for locked in outcome.flat_map(|o| &o.locked) {
-        cx.note(&format!("not moved: {locked}"));
+    if let Some(o) = &done.outcome {
+        cx.tell_left(("move", "moved"), &o.refused, &o.locked);
     }
 }

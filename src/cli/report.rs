@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use super::audit::{RangeArgs, who};
 use super::output::{Output, Table};
-use super::{Context, report_page};
+use super::{Context, findings_unless, partial_unless, report_page};
 use crate::durable;
-use crate::error::{Code, Error, Result};
-use crate::exit::{self, Program};
+use crate::error::{Error, Result};
 use crate::operate::finding::Level;
 use crate::operate::human;
 use crate::operate::objectives_history::Kept;
@@ -68,11 +67,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     let is_damaged = report.log.as_ref().is_some_and(|log| log.is_damaged());
     let is_whole = cx.told(report.failures)?;
-    Ok(match (is_damaged, is_whole) {
-        (true, _) => exit::status(Program::Pitr, Code::Findings),
-        (_, false) => exit::status(Program::Pitr, Code::Partial),
-        _ => exit::SUCCESS,
-    })
+    match is_damaged {
+        true => Ok(findings_unless(false)),
+        false => partial_unless(is_whole),
+    }
 }
 
 fn write(cx: &Context, args: &Args, text: String) -> Result<()> {

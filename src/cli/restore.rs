@@ -13,7 +13,7 @@ use super::restoring::{Place, ShownReport, print_report};
 use super::target::TargetArgs;
 use super::{Context, partial_unless, plan};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exit;
 use crate::operate::archive_command::shell_word;
 use crate::operate::aside;
@@ -314,10 +314,14 @@ pub(super) fn check_no_consent(args: &Args) -> Result<()> {
 
 /// The erasures that a copy may lack. A warning says where that is not known.
 pub(super) fn lacking(cx: &Context, (opened, plan): (&Opened, &Plan)) -> Option<Lacking> {
-    erasure::lacking(&cx.session, opened, plan).unwrap_or_else(|e| {
-        cx.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
-        None
-    })
+    let found = erasure::lacking(&cx.session, opened, plan);
+    found.unwrap_or_else(|e| unknown(cx, &e))
+}
+
+/// Warns that it is not known which erasures a copy may lack.
+pub(super) fn unknown(cx: &Context, e: &Error) -> Option<Lacking> {
+    cx.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
+    None
 }
 
 /// The line that lets a copy archive; its directory is a word of the shell.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::erasure::{Copied, apply_to_restored, print_applied, tell};
-use super::restore::{Args, check_no_consent, erases, lacking, status};
+use super::restore::{Args, check_no_consent, erases, lacking, status, unknown};
 use super::{Context, done_or_unconfirmed, unconfirmed};
 use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::err;
@@ -134,10 +134,7 @@ fn erasures_of(
         Ok(Some(source)) => source,
         Ok(None) => return Ok(None),
         Err(e) if args.erase => return Err(e),
-        Err(e) => {
-            cx.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
-            return Ok(Some((None, false)));
-        }
+        Err(e) => return Ok(Some((unknown(cx, &e), false))),
     };
     let is_needed = erases(args, cx, (&opened, &plan), &args.erasures.consent())?;
     if let Some(backup) = plan.backup.as_ref().filter(|_| is_needed) {

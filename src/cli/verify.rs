@@ -3,15 +3,15 @@
 use serde_json::json;
 
 use super::files::sum_line;
-use super::{Context, heal, partial_unless};
+use super::{Context, findings_unless, heal, partial_unless};
 use crate::config::{Period, Size};
 use crate::operate::human;
 use crate::operate::of::{self, Of};
 use crate::operate::pacing::MaxRate;
 use crate::operate::read_back;
 
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use crate::error::Result;
+use crate::exit;
 use crate::operate::verify::{self, Done, Heal, Verified};
 use crate::repo::id::BackupId;
 use crate::text::hex;
@@ -113,7 +113,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let has_findings = done.iter().any(|d| d.report.finding_count > 0);
     let is_whole = is_whole && done.iter().all(|d| d.report.unsupported_count == 0);
     match has_findings {
-        true => Ok(exit::status(Program::Pitr, Code::Findings)),
+        true => Ok(findings_unless(false)),
         false => partial_unless(is_whole),
     }
 }

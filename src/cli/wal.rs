@@ -119,27 +119,23 @@ fn push(cx: &Context, path: &Path) -> Result<u8> {
 fn fetch(cx: &Context, name: &OsStr, path: &Path) -> Result<u8> {
     let job = Job::new(arguments(&cx.session, vec![name.to_owned(), path.into()]))?;
     let progress: Arc<dyn Progress> = cx.progress();
+    let mut shown = serde_json::json!({ "outcome": "delivered" });
     match job.run(&cx.session.environment, cx.session.host.random(), &progress)? {
-        Fetched::Delivered => {
-            cx.answer(&serde_json::json!({ "outcome": DELIVERED }), || Ok(()))?;
-        }
+        Fetched::Delivered => {}
         Fetched::DeliveredTail { valid_end } => {
             cx.warn(&format!(
                 "of \"{}\" only a part is archived: its WAL ends at {valid_end}, zeros follow",
                 name.display()
             ));
-            let shown = serde_json::json!({ "outcome": DELIVERED, "valid_end_lsn": valid_end });
-            cx.answer(&shown, || Ok(()))?;
+            shown["valid_end_lsn"] = serde_json::json!(valid_end);
         }
         Fetched::ProvenAbsent => {
             let name = name.display();
             return Err(err!(NotFound, "\"{name}\" is not in the archive"));
         }
     }
-    Ok(exit::SUCCESS)
+    cx.answered(&shown, || Ok(()))
 }
-
-const DELIVERED: &str = "delivered";
 
 fn backfill(cx: &Context, from: &Path) -> Result<u8> {
     let Backfill {

@@ -1,9 +1,8 @@
 //! `pitr wal gaps`: WAL that should be there and is not.
 
 use super::output::Table;
-use super::{Context, partial_unless};
-use crate::error::{Code, Result};
-use crate::exit::{self, Program};
+use super::{Context, findings_unless, partial_unless};
+use crate::error::Result;
 use crate::operate::gaps::{self, NamedGap};
 
 pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
@@ -43,8 +42,11 @@ pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
         Ok(())
     })?;
     // A gap that is left weighs more than a place that failed.
-    let partial = partial_unless(cx.told(failures)?)?;
-    Ok(if found { status(found) } else { partial })
+    let is_whole = cx.told(failures)?;
+    match found {
+        true => Ok(findings_unless(false)),
+        false => partial_unless(is_whole),
+    }
 }
 
 fn table(cx: &Context, gaps: &[NamedGap]) -> Result<()> {
@@ -61,13 +63,6 @@ fn table(cx: &Context, gaps: &[NamedGap]) -> Result<()> {
     cx.table(&table.rows(gaps.iter().map(row)))
 }
 
-fn status(found: bool) -> u8 {
-    match found {
-        true => exit::status(Program::Pitr, Code::Findings),
-        false => exit::SUCCESS,
-    }
-}
-
 pub fn gaps(cx: &Context) -> Result<u8> {
     let gaps = gaps::look(&cx.session)?;
     let found = !gaps.is_empty();
@@ -79,5 +74,5 @@ pub fn gaps(cx: &Context) -> Result<u8> {
     } else {
         cx.note("no gaps");
     }
-    Ok(status(found))
+    Ok(findings_unless(!found))
 }

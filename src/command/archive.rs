@@ -205,11 +205,8 @@ impl Archiver {
         // Not a scoped thread: nobody waits for one that hangs in a dead mount.
         std::thread::spawn(move || {
             for name in forgotten {
-                let archived = archiver.one(
-                    &path.with_file_name(name.to_string()),
-                    WalFileName::Segment(name),
-                    &|| {},
-                );
+                let path = path.with_file_name(name.to_string());
+                let archived = archiver.one(&path, name, &|| {});
                 // Behind a conflict nothing becomes the truth beside what another server has.
                 let is_last = archived.as_ref().is_err_and(is_conflict);
                 if tell.send((name, archived)).is_err() || is_last {
@@ -223,7 +220,7 @@ impl Archiver {
                 Ok(archived) => {
                     if archived.is_new {
                         told.push(format!(
-                            "\"{name}\" was archived, too: the server has no mark that it is to be archived. A crash can lose that; WAL from before archive_mode was on has none"
+                            "\"{name}\" was archived, too: the server has no mark that it is to be archived. A crash can lose that; WAL from before archive_mode was on has none, nor has the history of a recovery that ended then"
                         ));
                     }
                     told.extend(archived.warnings);

@@ -67,6 +67,7 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "retention.keep_within": retention.within = e.period();
     "retention.wal_window": retention.wal_window = e.period();
     "retention.keep_proven": retention.proven = e.boolean();
+    "retention.timezone": retention.timezone = e.string();
     "retention.min_copies": retention.min_copies = e.of_repository();
     "service.stop": service.stop = e.list();
     "service.start": service.start = e.list();
@@ -82,6 +83,7 @@ keys! { RETENTION: |e, rules: Retention|
     "keep_within": within = e.period();
     "wal_window": wal_window = e.period();
     "keep_proven": proven = e.boolean();
+    "timezone": timezone = e.string();
     "min_copies": min_copies = e.of_repository();
 }
 
@@ -216,6 +218,7 @@ keys! { REPOSITORY: |e, draft: Draft|
     "retention.keep_within": retention.within = e.period();
     "retention.wal_window": retention.wal_window = e.period();
     "retention.keep_proven": retention.proven = e.boolean();
+    "retention.timezone": retention.timezone = e.string();
     "retention.min_copies": retention.min_copies = e.count(COPIES_MAX);
 }
 

@@ -717,6 +717,21 @@ impl Settings {
         repository.retention.or(&base)
     }
 
+    /// Returns the zone in which days of retention begin. A cluster's own zone goes before that of everything.
+    pub fn zone_of<'a>(
+        &'a self,
+        cluster: Option<&str>,
+        repository: &'a Repository,
+    ) -> Option<&'a str> {
+        let own = |c: &&Cluster| Some(c.name.as_str()) == cluster;
+        let own = self.clusters.iter().find(own);
+        let of_cluster = own.and_then(|c| c.retention.timezone.as_ref().or(c.timezone.as_ref()));
+        let of_repository = repository.retention.timezone.as_ref();
+        let zone = of_repository.or(of_cluster);
+        zone.or(self.retention.timezone.as_ref())
+            .map(String::as_str)
+    }
+
     /// As [`Settings::cluster`], but none where neither command line nor configuration names one: a reader then takes the only one
     /// of the repository.
     ///
@@ -1179,6 +1194,7 @@ mod tests {
             wal_window: days(14),
             min_copies: None,
             proven: None,
+            timezone: None,
         };
         assert_eq!(cluster.retention, rules);
         let (near, far) = (&settings.repositories[0], &settings.repositories[1]);
@@ -1249,6 +1265,20 @@ mod tests {
         assert_eq!(cluster.standby_outage, StandbyOutage::Stream);
         assert_eq!(cluster.promote_unreachable, PromoteUnreachable::Auto);
         assert!(settings.repositories.iter().all(|r| r.required));
+    }
+
+    #[test]
+    fn days_of_retention_begin_in_the_zone_of_the_narrowest_section() {
+        let text = "[clusters.a]\ntimezone='Europe/Berlin'\n[clusters.b]\n[retention]\ntimezone='Asia/Tokyo'\n[repositories.r]\nurl='file:///r'\n[repositories.s]\nurl='file:///s'\nretention.timezone='UTC'";
+        let settings = load(text).ok().unwrap();
+        let [r, s] = settings.repositories.as_slice() else {
+            panic!("two repositories")
+        };
+        let zone = |cluster, repository| settings.zone_of(cluster, repository);
+        assert_eq!(zone(Some("a"), r), Some("Europe/Berlin"));
+        assert_eq!(zone(Some("b"), r), Some("Asia/Tokyo"));
+        assert_eq!(zone(None, r), Some("Asia/Tokyo"), "other content");
+        assert_eq!(zone(Some("a"), s), Some("UTC"));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Retention {
     pub min_copies: Option<u32>,
     /// Whether the newest backup that a drill proved stays.
     pub proven: Option<bool>,
+    /// The zone in which days begin.
+    pub timezone: Option<String>,
 }
 
 impl Retention {
@@ -50,6 +52,7 @@ impl Retention {
             wal_window: self.wal_window.or(base.wal_window),
             min_copies: self.min_copies.or(base.min_copies),
             proven: self.proven.or(base.proven),
+            timezone: self.timezone.clone().or_else(|| base.timezone.clone()),
         }
     }
 

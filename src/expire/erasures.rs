@@ -11,32 +11,72 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::wal::inventory::Inventory;
 
+/// An erasure that each backup of its own repository has.
+struct Spent<'a> {
+    layout: &'a ClusterLayout,
+    name: String,
+    /// Without its script.
+    recorded: Erasure,
+    stored: TimestampTz,
+}
+
 /// Deletes the erasures of a name that each of its backups has, whichever system identifier these have: a backup from before pg_upgrade needs
-/// the erasures that came after it. Returns how many went; objects that the store keeps stay.
+/// the erasures that came after it. One stays for a backup of one of the `others` that lacks it, unless that repository has the erasure itself.
+/// Returns how many went; objects that the store keeps stay.
 ///
 /// # Errors
-/// Other errors of the store.
-pub fn forget(repository: &Repository, name: &str, host: &Host) -> Result<u64> {
+/// Those of `others`, which is asked where one would go, and of a repository that cannot be read; other errors of the store.
+pub fn forget(
+    repository: &Repository,
+    name: &str,
+    others: impl FnOnce() -> Result<Vec<(String, Repository)>>,
+    host: &Host,
+) -> Result<u64> {
     let clusters = repository.clusters(name)?;
     let store = repository.store();
+    let mut spent = spent(repository, &clusters, host)?;
+    if spent.is_empty() {
+        return Ok(0);
+    }
+    for (other, opened) in others()? {
+        spent = unneeded_in(&opened, name, spent)
+            .map_err(|e| e.context(format!("ask repository \"{other}\" for them")))?;
+    }
+    let mut gone = 0;
+    for one in spent {
+        host.check_stop()?;
+        match store.delete(&one.layout.erasure(&one.name)?) {
+            Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {}
+            deleted => gone += u64::from(deleted?),
+        }
+    }
+    Ok(gone)
+}
+
+/// The erasures that each backup of a repository has.
+fn spent<'a>(
+    repository: &Repository,
+    clusters: &'a [ClusterLayout],
+    host: &Host,
+) -> Result<Vec<Spent<'a>>> {
+    let store = repository.store();
     let mut found = Vec::new();
-    for layout in &clusters {
+    for layout in clusters {
         let listed = erasure::list(store, layout)?;
         found.extend(listed.into_iter().map(|one| (layout, one)));
     }
     if found.is_empty() {
-        return Ok(0);
+        return Ok(Vec::new());
     }
-    let Some(backups) = backups(repository, &clusters)? else {
-        return Ok(0);
+    let Some(backups) = backups(repository, clusters)?.filter(|all| !all.is_empty()) else {
+        return Ok(Vec::new());
     };
-    let mut gone = 0;
+    let mut spent = Vec::new();
     for (layout, one) in found {
         host.check_stop()?;
-        let key = layout.erasure(&one.name)?;
         let stored = match one.meta {
             Some(meta) => Some(meta),
-            None => store.head(&key)?,
+            None => store.head(&layout.erasure(&one.name)?)?,
         };
         let Some(stored) = stored else { continue };
         let recorded = match erasure::read(store, layout, &one.name) {
@@ -46,17 +86,63 @@ pub fn forget(repository: &Repository, name: &str, host: &Host) -> Result<u64> {
             Err(e) if e.is_damage() || e.code() == Code::Key => continue,
             Err(e) => return Err(e),
         };
-        let needs =
-            |backup: &Begun| !backup.has(layout.system_identifier(), &recorded, stored.modified);
-        if backups.is_empty() || backups.iter().any(needs) {
-            continue;
-        }
-        match store.delete(&key) {
-            Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {}
-            deleted => gone += u64::from(deleted?),
+        let one = Spent {
+            layout,
+            name: one.name,
+            recorded: Erasure {
+                sql: String::new(),
+                ..recorded
+            },
+            stored: stored.modified,
+        };
+        if !backups.iter().any(|backup| one.is_needed_by(backup)) {
+            spent.push(one);
         }
     }
-    Ok(gone)
+    Ok(spent)
+}
+
+/// Those that no backup of another repository needs from here: it has the erasure itself, or each of its backups does. A restore from there asks every
+/// repository.
+fn unneeded_in<'a>(
+    other: &Repository,
+    name: &str,
+    spent: Vec<Spent<'a>>,
+) -> Result<Vec<Spent<'a>>> {
+    let (mut unneeded, mut lacking) = (Vec::new(), Vec::new());
+    for one in spent {
+        match one.is_in(other)? {
+            true => unneeded.push(one),
+            false => lacking.push(one),
+        }
+    }
+    if lacking.is_empty() {
+        return Ok(unneeded);
+    }
+    let Some(backups) = backups(other, &other.clusters(name)?)? else {
+        return Ok(unneeded);
+    };
+    lacking.retain(|one| !backups.iter().any(|backup| one.is_needed_by(backup)));
+    unneeded.extend(lacking);
+    Ok(unneeded)
+}
+
+impl Spent<'_> {
+    /// Whether another repository has it whole, as far as this host can read there.
+    fn is_in(&self, other: &Repository) -> Result<bool> {
+        match erasure::read(other.store(), self.layout, &self.name) {
+            Err(e) if e.is_damage() || e.code() == Code::Key => Ok(false),
+            read => Ok(read?.is_some_and(|read| {
+                let sql = String::new();
+                Erasure { sql, ..read } == self.recorded
+            })),
+        }
+    }
+
+    /// Whether a backup lacks it.
+    fn is_needed_by(&self, backup: &Begun) -> bool {
+        !backup.has(self.layout.system_identifier(), &self.recorded, self.stored)
+    }
 }
 
 /// The beginning of a backup.

@@ -286,13 +286,22 @@ fn check_clock<R>(store: &dyn Store, catalog: &Catalog<R>, now: TimestampTz) -> 
         && *stored > now.saturating_add(clock::MAY_DIFFER)
     {
         let what = format!("\"{key}\" was stored at {stored}");
-        return Err(not_deleted(clock::differs(now, &what)));
+        let refused = not_deleted(clock::differs(now, &what));
+        // A clock that is wrong by now is told first. A date is no clock: an object keeps it once the clock is right again.
+        check_now(store, now)?;
+        return Err(match store.clock()? {
+            Some(_) => refused.hint_last(DATED),
+            None => refused,
+        });
     }
     check_now(store, now)
 }
 
 /// Requires that the clock of this host is that of the store.
-fn check_now(store: &dyn Store, now: TimestampTz) -> Result<()> {
+///
+/// # Errors
+/// `Refused` when the clocks differ; what the store says.
+pub fn check_now(store: &dyn Store, now: TimestampTz) -> Result<()> {
     clock::check(store, now).map_err(|e| match e.code() {
         Code::Refused => not_deleted(e),
         _ => e,
@@ -307,6 +316,9 @@ fn pin_clock<R>(store: &dyn Store, catalog: &Catalog<R>) -> Result<Option<Timest
         false => Ok(None),
     }
 }
+
+/// The way out where both clocks are right, and one object is not.
+const DATED: &str = "Host and repository agree on the time. The object may have the date of a clock that was wrong: touch its file, or copy it onto itself in its bucket.";
 
 fn not_deleted(clocks_differ: Error) -> Error {
     clocks_differ.hint(

@@ -82,7 +82,7 @@ pub struct Run<'a> {
     pause: Duration,
     /// The end of this round.
     until: Instant,
-    /// Whether the round has ended before all WAL of its plan was gone.
+    /// Whether the round has ended before all WAL, and all of a log, of its plan was gone.
     is_cut: bool,
     outcome: &'a mut Outcome,
 }
@@ -293,7 +293,11 @@ impl<'a> Run<'a> {
         for deletion in &plan.deletions {
             // The next plan would take a deleted backup with events for an aborted one.
             if !self.is_cut || is_of_backup(deletion) {
+                // An object that the store keeps costs no time, and is in each plan.
+                let is_asked = |key: &Key| !self.kept.contains(key.as_str());
+                let is_timed = matches!(deletion, Deletion::Object(key) if is_asked(key));
                 self.delete_one(deletion, &plan.needed)?;
+                self.is_cut |= is_timed && self.is_over();
             }
         }
         if !self.is_cut {
@@ -608,6 +612,8 @@ mod tests {
         host: Host,
         segments: u64,
         packs: u32,
+        /// Increments, each an object of its own.
+        increments: u64,
         /// Backups with claims of copies that are over.
         copied: Vec<BackupId>,
         needed: Needed,
@@ -643,6 +649,7 @@ mod tests {
                 host: Host::still(TimestampTz::from_system_time(SystemTime::now()), 5),
                 segments,
                 packs,
+                increments: 0,
                 copied: Vec::new(),
                 needed,
                 seen: Mutex::default(),
@@ -662,6 +669,25 @@ mod tests {
 
         fn pack(&self, number: u32) -> Key {
             self.layout.pack(&PartName { id: id(), number })
+        }
+
+        fn increment(&self, number: u64) -> Key {
+            Key::new(format!("clusters/main/7/increments/{number:06}")).unwrap()
+        }
+
+        /// Puts so many increments.
+        fn streamed(&mut self, count: u64) {
+            self.increments = count;
+            for number in 1..=count {
+                put(&self.store, &self.increment(number), b"content").unwrap();
+            }
+        }
+
+        /// The increments that are left.
+        fn increments_left(&self) -> Vec<u64> {
+            let all = 1..=self.increments;
+            all.filter(|number| self.is_there(&self.increment(*number)))
+                .collect()
         }
 
         /// The names of a backup's events, but for its reservation.
@@ -771,6 +797,8 @@ mod tests {
                 let (first, last) = (SegmentNumber(*first), SegmentNumber(*last));
                 deletions.push(Deletion::Segments(TimelineId::FIRST, first, last));
             }
+            let increments = self.increments_left().into_iter();
+            deletions.extend(increments.map(|n| Deletion::Object(self.increment(n))));
             for name in self.events(&id()) {
                 deletions.push(Deletion::Event(id().to_string(), name));
             }
@@ -820,6 +848,20 @@ mod tests {
             assert!(claims.insert(standing.clone()), "{seen:?}");
         }
         assert!(bench.store.list(&bench.claims()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn x63_a_round_ends_among_increments_and_one_that_the_store_keeps_is_no_round() {
+        let mut bench = Bench::new(0, 0, "/increments/000003", Needed::default());
+        bench.streamed(24);
+        let times = (9 * LATENCY, Duration::from_secs(2));
+        let (outcome, left) = bench.run_beside_a_waiter(times, || bench.increments_left());
+        assert!(left.len() > 1 && left.len() < 24, "{left:?}");
+        assert_eq!(bench.increments_left(), [3]);
+        assert_eq!((outcome.locked_count, bench.asked("/000003").len()), (1, 1));
+        // The reservation of the backup that goes went in the first round.
+        let seen = bench.seen.lock().unwrap().clone();
+        assert!(seen.len() > 2 && !seen[2].1, "{seen:?}");
     }
 
     #[test]

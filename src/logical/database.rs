@@ -129,7 +129,7 @@ impl Held {
     fn check_same(&mut self, table: &TableRows, name: &str) -> Result<()> {
         let literal = name.replace('\'', "''");
         let found = self.session.query(&format!(
-            "set standard_conforming_strings = on; select to_regclass('{literal}')::oid = {} and pg_relation_filenode(to_regclass('{literal}')) is not null",
+            "select to_regclass('{literal}')::oid = {} and pg_relation_filenode(to_regclass('{literal}')) is not null",
             table.oid
         ))?;
         match found.text(0, 0)? {

@@ -43,8 +43,9 @@ impl SqlSession {
             sql,
             stop: Arc::clone(stop),
         };
-        // The owner of a database sets its search_path, and could offer operators of their own.
-        session.query("set search_path = pg_catalog")?;
+        // The owner of a database sets its search_path, and could offer operators of their own. Backslashes in names mean themselves in
+        // later queries alone: a server reads all statements of a query before it runs the first one.
+        session.query("set search_path = pg_catalog; set standard_conforming_strings = on")?;
         Ok(session)
     }
 
@@ -187,8 +188,7 @@ fn listed(session: &mut SqlSession, wanted: &[String]) -> Result<Vec<Database>> 
         false => format!(" and datname in ({names})"),
     };
     let rows = session.query(&format!(
-        "set standard_conforming_strings = on; \
-         select datname, oid, pg_catalog.pg_encoding_to_char(encoding) from pg_catalog.pg_database \
+        "select datname, oid, pg_catalog.pg_encoding_to_char(encoding) from pg_catalog.pg_database \
          where datallowconn and datconnlimit <> -2 and datname <> 'template0'{is_wanted} order by datname",
     ))?;
     let mut all = Vec::new();

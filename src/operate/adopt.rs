@@ -9,6 +9,7 @@ use crate::archive::guard;
 use crate::config::{self, ClusterName, Settings};
 use crate::err;
 use crate::error::Result;
+use crate::pg::conf;
 use crate::process;
 use crate::restore::adopt::{self, Adopted};
 
@@ -24,6 +25,15 @@ pub struct Adoption {
     pub adopted: Adopted,
     /// The operator's next steps.
     pub next: Vec<String>,
+}
+
+impl Adoption {
+    /// Whether the settings of the directory keep its server from archiving.
+    pub fn is_archiving_off(&self) -> bool {
+        let text = guard::read_limited(&self.pgdata.join(guard::AUTO_CONF));
+        let text = text.ok().flatten().unwrap_or_default();
+        conf::is_off(conf::value_of(&text, "archive_mode").as_deref())
+    }
 }
 
 /// Lets the copy in `pgdata` archive, else that in the configured directory; under a new name where one is given.
@@ -60,9 +70,9 @@ pub fn run(
     let origin = guard.filter(|_| new_name.is_none());
     let origin = origin.map(|guard| guard.cluster);
     check_named(session, &pgdata, origin.as_deref())?;
-    let is_origin = |c: &&config::Cluster| Some(c.name.as_str()) == origin.as_deref();
-    let of_guard = settings.clusters.iter().find(is_origin);
-    if let Some(cluster) = of_guard.or(configured.as_ref())
+    let of_copy = of_copy(&settings, configured.as_ref(), origin.as_deref());
+    // Elsewhere a server of the copy's identifier is a rival, too: without a name of its own the copy archives as that cluster.
+    if let Some(cluster) = of_copy.or(configured.as_ref())
         && new_name.is_none()
         && directory.wal().join(GUARD).exists()
         && let Some(control) = directory.control()?
@@ -79,7 +89,8 @@ pub fn run(
         cluster: cluster.as_deref().unwrap_or("the cluster"),
         is_renamed: new_name.is_some(),
         settings: &settings,
-        configured: configured.as_ref(),
+        configured: of_copy,
+        is_section_missing: of_copy.is_none() && !settings.clusters.is_empty(),
     };
     Ok(Adoption {
         next: steps.all(session),
@@ -105,6 +116,20 @@ fn check_named(session: &Session, pgdata: &Path, origin: Option<&str>) -> Result
     }
 }
 
+/// The configured cluster of which the copy is. Another one says nothing about it, also where it is the only one; without a
+/// guard that tells, it is the one that is named.
+fn of_copy<'a>(
+    settings: &'a Settings,
+    configured: Option<&'a config::Cluster>,
+    origin: Option<&str>,
+) -> Option<&'a config::Cluster> {
+    let Some(origin) = origin else {
+        return configured;
+    };
+    let mut known = settings.clusters.iter().chain(configured);
+    known.find(|cluster| cluster.name.as_str() == origin)
+}
+
 /// The facts on which the steps after an adoption depend.
 struct Steps<'a> {
     pgdata: &'a Path,
@@ -112,20 +137,28 @@ struct Steps<'a> {
     is_renamed: bool,
     settings: &'a Settings,
     configured: Option<&'a config::Cluster>,
+    /// Whether other clusters are configured, and that of the copy is not.
+    is_section_missing: bool,
 }
 
 impl Steps<'_> {
     fn all(&self, session: &Session) -> Vec<String> {
         let cluster = self.cluster;
         let mut steps = Vec::new();
+        let file = self.settings.path.as_deref();
         if self.is_renamed {
             steps.push(format!(
                 "set archive_command to call pitr-archive with --cluster {cluster}, and add [clusters.{cluster}] to the configuration"
             ));
+        } else if self.is_section_missing {
+            let file = file.map_or("the configuration".into(), |f| f.display().to_string());
+            steps.push(format!(
+                "add [clusters.{cluster}] with pgdata = \"{}\" and conninfo to {file}",
+                self.pgdata.display()
+            ));
         } else if let Some(old) = self.configured.and_then(|c| c.pgdata.as_deref())
             && !is_same(old, self.pgdata)
         {
-            let file = self.settings.path.as_deref();
             let file = file.map_or_else(String::new, |f| format!(" of {}", f.display()));
             steps.push(format!(
                 "set pgdata = \"{}\" in [clusters.{cluster}]{file}: it says \"{}\". Change conninfo, too, if the port or the socket is another",

@@ -315,7 +315,7 @@ fn refuse_what_falls_short(session: &Session, best: &mut Best, sides: &[Opened])
     // This plan does not lack the WAL of another server.
     let has_more = |side: &&Opened| {
         may_lead_farther(plan, &own.inventory, &side.inventory)
-            && parts_from(session, plan, own, &side.reading).is_none()
+            && parts_from(session, stretch_of(plan, own), own, &side.reading).is_none()
     };
     let have_more = short.iter().filter_map(|n| sides.get(*n)).filter(has_more);
     let names: Vec<String> = have_more
@@ -403,7 +403,12 @@ fn settle(
             ));
         }
     }
-    let wal_from = keep_to_one_server(session, &mut plan, at, &sides);
+    let wal_from = sides.get(at).and_then(|own| {
+        let stretch = stretch_of(&plan, own);
+        keep_to_one_server(session, stretch, own, &mut |warning| {
+            plan.warnings.push(warning);
+        })
+    });
     let mut opened = sides.swap_remove(giving);
     if wal_from.is_some() {
         opened.reading.wal_from = wal_from;
@@ -421,15 +426,14 @@ fn settle(
     })
 }
 
-/// Returns the one repository that recovery may ask where another has the WAL of another server under the names that the plan reads. A
-/// warning in the plan names the fork.
-fn keep_to_one_server(
+/// Returns the one repository that recovery may ask where another has the WAL of another server under the names that are read. A
+/// warning names the fork.
+pub(super) fn keep_to_one_server(
     session: &Session,
-    plan: &mut Plan,
-    at: usize,
-    sides: &[Opened],
+    stretch: Option<Stretch>,
+    own: &Opened,
+    warn: &mut dyn FnMut(String),
 ) -> Option<String> {
-    let own = sides.get(at)?;
     // Narrowed by the operator, nobody else is asked anyway.
     if session.flags.repository.is_some() {
         return None;
@@ -438,31 +442,36 @@ fn keep_to_one_server(
     let others: Vec<Reading> = others.filter_map(|(_, other)| other.ok()).collect();
     let mut is_alone = false;
     for other in &others {
-        let Some(name) = parts_from(session, plan, own, other) else {
+        let Some(name) = parts_from(session, stretch, own, other) else {
             continue;
         };
         is_alone = true;
         let (own, other) = (&own.reading.configured.name, &other.configured.name);
-        plan.warnings.push(format!(
+        warn(format!(
             "repository \"{other}\" has the WAL of another server from segment \"{name}\" on, if not before: the server whose WAL is in \"{own}\" is followed, and recovery asks \"{own}\" alone. --repository \"{other}\" follows the other one"
         ));
     }
     is_alone.then(|| own.reading.configured.location.to_string())
 }
 
-/// Finds the first segment that another repository has of another server than a plan follows. Unreadable WAL tells nothing.
-fn parts_from(
-    session: &Session,
-    plan: &Plan,
-    own: &Opened,
-    other: &Reading,
-) -> Option<SegmentName> {
+/// The segments that a plan reads.
+fn stretch_of(plan: &Plan, own: &Opened) -> Option<Stretch> {
     let needed = &plan.segments_needed;
-    let stretch = Stretch {
+    Some(Stretch {
         first: needed.first?,
         last: needed.last?,
         size: own.inventory.segment_size,
-    };
+    })
+}
+
+/// Finds the first segment that another repository has of another server than the one that is followed. Unreadable WAL tells nothing.
+fn parts_from(
+    session: &Session,
+    stretch: Option<Stretch>,
+    own: &Opened,
+    other: &Reading,
+) -> Option<SegmentName> {
+    let stretch = stretch?;
     let there = session
         .followed
         .apply(&other.repository, own.layout.clone());

@@ -11,7 +11,7 @@ use crate::error::{Code, Result};
 use crate::find::event::Event;
 use crate::find::names::Names;
 use crate::pg::lsn::Lsn;
-use crate::plan::target::{Inclusive, Target, TargetTimeline};
+use crate::plan::target::{Inclusive, Target};
 
 /// Each takes a replay from the backup before it.
 const CLONES_MAX: usize = 10;
@@ -78,12 +78,8 @@ fn ask(
     let first = first.unwrap_or_else(|| ANY.to_owned());
     let asked = Asked {
         target: AskedTarget {
-            point: Point::Known(Target::Lsn(moment)),
             inclusive: Inclusive::No,
-            timeline: TargetTimeline::Latest,
-            timezone: None,
-            backup: None,
-            allow_end: false,
+            ..AskedTarget::at(Point::Known(Target::Lsn(moment)))
         },
         bin: place.bin.clone(),
         port: None,

@@ -8,14 +8,16 @@ use super::session::Session;
 use crate::backup::compact::{self, Limits, Options};
 use crate::err;
 use crate::error::Result;
+use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
+use crate::pg::timeline::{History, TimelineId};
 use crate::repo::id::BackupId;
 use crate::repo::root::{BackupRoot, PackRef};
 use crate::wal::inventory::Backup;
 
 /// The operator's wishes.
 pub struct Asked {
-    /// The backup; else the newest good one.
+    /// The backup; else the newest good one that leads to the cluster.
     pub backup: Option<BackupId>,
     /// Which packs are stored again.
     pub limits: Limits,
@@ -30,10 +32,32 @@ pub struct Planned {
     pub freed_bytes: u64,
 }
 
+/// The histories of the timelines that may be the cluster; none where there is nothing to decide.
+fn cluster(session: &Session, opened: &Opened) -> Result<Vec<History>> {
+    let inventory = &opened.inventory;
+    if inventory.timelines.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let decided = opened.reading.decide(session, inventory, &[])?;
+    let candidates = decided.candidates().into_iter();
+    Ok(candidates
+        .filter_map(|timeline| inventory.history(timeline).ok())
+        .collect())
+}
+
+/// The order in which the ends of backups are taken, the last first: those that lead to the cluster go before those of a branch, whatever its number.
+fn rank((timeline, stop): (TimelineId, Lsn), cluster: &[History]) -> (bool, TimelineId, Lsn) {
+    let before = Lsn(stop.0.saturating_sub(1));
+    let leads = cluster
+        .iter()
+        .any(|history| history.holder(before) == timeline);
+    (leads, timeline, stop)
+}
+
 /// Chooses backup and packs.
 ///
 /// # Errors
-/// `NotFound` without a good backup; `Refused` for one that is marked or damaged; those of [`Reading::open`].
+/// `NotFound` without a good backup; `Refused` for one that is marked or damaged; those of [`Reading::open`] and [`Reading::decide`].
 pub fn plan(session: &Session, asked: &Asked) -> Result<Planned> {
     let opened = opened::open(session, Reading::open(session)?)?;
     let backups = &opened.inventory.backups;
@@ -41,8 +65,9 @@ pub fn plan(session: &Session, asked: &Asked) -> Result<Planned> {
     let chosen = match &asked.backup {
         Some(id) => backups.iter().find(|b| b.id == *id).filter(is_good),
         None => {
+            let cluster = cluster(session, &opened)?;
             let good = backups.iter().filter(is_good);
-            good.max_by_key(|b| (b.timeline, b.stop_lsn, &b.id))
+            good.max_by_key(|b| (rank((b.timeline, b.stop_lsn), &cluster), &b.id))
         }
     };
     let id = match (chosen, &asked.backup) {
@@ -103,5 +128,25 @@ impl Planned {
     pub fn run(&self, session: &Session, options: &Options) -> Result<BackupRoot> {
         let place = (&self.opened.reading.repository, &self.opened.layout);
         compact::run(place, &self.root, &self.chosen, options, &session.host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x62_a_branch_with_a_higher_number_is_not_compacted_before_the_cluster() {
+        let tli = |n| TimelineId::new(n).unwrap();
+        let first = History::root(tli(1));
+        let cluster = [first.child(tli(5), Lsn(200), b"")];
+        let rank = |timeline, stop| rank((tli(timeline), Lsn(stop)), &cluster);
+        assert!(rank(7, 900) < rank(5, 300));
+        assert!(rank(7, 900) < rank(1, 150), "it leads to the cluster");
+        assert!(
+            rank(1, 250) < rank(1, 150),
+            "the cluster left before its end"
+        );
+        assert!(rank(1, 150) < rank(5, 300) && rank(5, 300) < rank(5, 400));
     }
 }

@@ -23,6 +23,8 @@ const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 pub enum Kind {
     /// WAL, histories and labels.
     Wal,
+    /// The log of a receiver of Redis.
+    Log,
     /// File content of backups.
     Packs,
     /// Their maps.
@@ -40,6 +42,7 @@ impl Kind {
         let below = scope::prefix_of(key).and_then(|scope| key.get(scope.len() + 1..));
         match below.and_then(|key| key.split('/').next()) {
             Some("wal" | "conflicts") => Kind::Wal,
+            Some("log") => Kind::Log,
             Some("packs") => Kind::Packs,
             Some("layers") => Kind::Layers,
             Some("backups") => Kind::Roots,
@@ -52,6 +55,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Wal => "WAL",
+            Kind::Log => "log",
             Kind::Packs => "packs",
             Kind::Layers => "layers",
             Kind::Roots => "roots",
@@ -274,5 +278,7 @@ mod tests {
         assert_eq!(of_cluster("events/cluster/x"), Kind::Events);
         let aux = "aux/files/etc/packs/20261120T064049Z-full/000000";
         assert_eq!(Kind::of(aux), Kind::Packs);
+        let log = "aux/redis/cache/log/0123456789012345678901234567890123456789/history";
+        assert_eq!(Kind::of(log), Kind::Log);
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::audit;
 use super::counters;
 use super::failures::Failures;
+use super::heal;
 use super::human;
 use super::of::{self, Of, Wanted};
 use super::registered::registrations;
@@ -12,16 +13,17 @@ use super::retention::{Rules, no_rule};
 use super::session::Session;
 use super::unproven;
 use crate::config;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::expire::erasures;
 use crate::expire::marks::ExpireMarks;
 use crate::expire::scope::ExpireScope;
-use crate::expire::{Expire, Links, Outcome};
+use crate::expire::{Expire, Links, Outcome, check_now};
 use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{ExpirePlan, Fate, Judged, Policy};
+use crate::repo::clock::MAY_DIFFER;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::repository::Repository;
+use crate::repo::repository::{Registration, Repository};
 use crate::repo::root::aux_root::AuxBackup;
 use crate::repo::run_claim;
 use crate::repo::scope::Scope;
@@ -149,6 +151,7 @@ fn all_scopes(
 ) -> Result<()> {
     let scopes = of::scopes(session, repository)?;
     if asked.is_confirmed {
+        check_now(repository.store(), session.host.now())?;
         // They cost room only: backups are expired all the same.
         if let Err(e) = run_claim::forget(repository.store(), session.host.now()) {
             session.warn(&format!(
@@ -170,54 +173,61 @@ fn all_scopes(
         warning: unproven::warning(configured, repository, FORGED),
         done,
     };
-    let place = ("expire", configured.name.as_str());
-    of::in_each_cluster(&clusters, place, failures, |name| {
-        let found = registrations(session, repository, name)?;
-        // A cluster that went through pg_upgrade has several identifiers; each keeps its own backups.
-        for registration in &found {
-            let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
-            let of = Of::Cluster(registration.clone());
-            let place = (&*layout, of.cluster());
-            let policy = rules.policy::<Root>(session, configured, place, &asked.policy)?;
-            let Some(policy) = policy else {
-                session.warn(&unruled(&of, configured));
-                continue;
-            };
-            let proven = Rules::proven(&policy.rules, repository.store(), &layout)?;
-            let policy = Policy { proven, ..policy };
-            let policy = rules.with_wal_elsewhere(session, configured, registration, policy);
-            let expire = Expire {
-                repository,
-                registration,
-                policy,
-                host: &session.host,
-                links: Links::default(),
-            };
-            let size = SegmentSize::new(registration.segment_size_bytes)?;
-            run.one((of, size), expire.plan()?, |plan, outcome| {
-                expire.run(plan, outcome)
-            })?;
-        }
-        names.extend(found.into_iter().map(|r| r.name));
-        Ok(())
-    })?;
-    for scope in scopes {
-        let of = (Of::Scope(scope.clone()), SegmentSize::DEFAULT);
-        let place = (&scope, None);
-        let Some(policy) = rules.policy::<AuxBackup>(session, configured, place, &asked.policy)?
-        else {
-            session.warn(&unruled(&of.0, configured));
-            continue;
+    let one = |run: &mut Run<'_>, registration: &Registration| -> Result<()> {
+        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        let of = Of::Cluster(registration.clone());
+        let place = (&*layout, of.cluster());
+        let policy = rules.policy::<Root>(session, configured, place, &asked.policy)?;
+        let Some(policy) = policy else {
+            session.warn(&unruled(&of, configured));
+            return Ok(());
         };
-        let expire = ExpireScope {
+        let proven = Rules::proven(&policy.rules, repository.store(), &layout)?;
+        let policy = Policy { proven, ..policy };
+        let policy = rules.with_wal_elsewhere(session, configured, registration, policy);
+        let expire = Expire {
             repository,
-            scope: &scope,
+            registration,
             policy,
             host: &session.host,
+            links: Links::default(),
         };
-        run.one(of, expire.plan()?, |plan, outcome| {
+        let size = SegmentSize::new(registration.segment_size_bytes)?;
+        run.one((of, size), expire.plan()?, |plan, outcome| {
             expire.run(plan, outcome)
-        })?;
+        })
+    };
+    let place = ("expire", configured.name.as_str());
+    let ended = of::in_each_cluster(&clusters, place, failures, |name| {
+        let found = registrations(session, repository, name)?;
+        let mut failed = First::default();
+        // A cluster that went through pg_upgrade has several identifiers; each keeps its own backups.
+        for registration in &found {
+            let several = (found.len() > 1).then(|| Of::Cluster(registration.clone()));
+            failed.note(session, one(&mut run, registration), several.as_ref())?;
+        }
+        failed.ended()?;
+        names.extend(found.into_iter().map(|r| r.name));
+        Ok(())
+    });
+    let mut failed = First::default();
+    match ended {
+        // Command or configuration is wrong, or nobody knows the cluster: nothing else is done.
+        Err(e) if matches!(e.code(), Code::Usage | Code::Config | Code::NotFound) => {
+            return Err(e);
+        }
+        ended => failed.note(session, ended, None)?,
+    }
+    for scope in scopes {
+        let of = Of::Scope(scope.clone());
+        let done = one_scope(
+            session,
+            (configured, repository, rules),
+            asked,
+            &scope,
+            &mut run,
+        );
+        failed.note(session, done, Some(&of))?;
     }
     let oldest = run.done.get(first..).into_iter().flatten();
     let oldest: BTreeMap<_, _> = oldest.filter_map(oldest_left).collect();
@@ -228,15 +238,18 @@ fn all_scopes(
             oldest: &oldest,
             host: &session.host,
         };
-        let of = (Of::Scope(scope.clone()), SegmentSize::DEFAULT);
-        run.one(of, expire.plan()?, |plan, outcome| {
-            expire.run(plan, outcome)
-        })?;
+        let of = Of::Scope(scope.clone());
+        let done = expire.plan().and_then(|plan| {
+            let of = (Of::Scope(scope.clone()), SegmentSize::DEFAULT);
+            run.one(of, plan, |plan, outcome| expire.run(plan, outcome))
+        });
+        failed.note(session, done, Some(&of))?;
     }
     if asked.is_confirmed {
         for name in names {
             // They cost room only: a repository that keeps them does no harm.
-            match erasures::forget(repository, &name, &session.host) {
+            let others = || others(session, configured);
+            match erasures::forget(repository, &name, others, &session.host) {
                 Ok(0) => {}
                 Ok(gone) => session.note(&format!(
                     "deleted {} of cluster \"{name}\" than which no backup is older",
@@ -248,9 +261,82 @@ fn all_scopes(
                 )),
             }
         }
-        audit::expire(session, configured, repository.store())?;
+        let done = audit::expire(session, configured, repository.store());
+        failed.note(session, done.map(drop), None)?;
     }
-    Ok(())
+    failed.ended()
+}
+
+fn one_scope(
+    session: &Session,
+    (configured, repository, rules): (&config::Repository, &Repository, &Rules),
+    asked: &Asked,
+    scope: &Scope,
+    run: &mut Run<'_>,
+) -> Result<()> {
+    let of = (Of::Scope(scope.clone()), SegmentSize::DEFAULT);
+    let place = (scope, None);
+    let policy = rules.policy::<AuxBackup>(session, configured, place, &asked.policy)?;
+    let Some(policy) = policy else {
+        session.warn(&unruled(&of.0, configured));
+        return Ok(());
+    };
+    let expire = ExpireScope {
+        repository,
+        scope,
+        policy,
+        host: &session.host,
+    };
+    run.one(of, expire.plan()?, |plan, outcome| {
+        expire.run(plan, outcome)
+    })
+}
+
+/// The other repositories of the configuration, each with its name.
+fn others(session: &Session, own: &config::Repository) -> Result<Vec<(String, Repository)>> {
+    let others = heal::others(session, own)?.into_iter();
+    let opened = others.map(|(name, other)| match other {
+        Ok(other) => Ok((name, other)),
+        Err(e) => Err(e.context(format!("ask repository \"{name}\" for them"))),
+    });
+    opened.collect()
+}
+
+/// The first error of several that do not keep the rest from being expired.
+#[derive(Default)]
+struct First(Option<Error>);
+
+impl First {
+    /// Takes down what failed, and names the one of several in which it did; later ones are warnings.
+    ///
+    /// # Errors
+    /// Those that end all: the repository does not answer, or the operator wants no more.
+    fn note(&mut self, session: &Session, done: Result<()>, of: Option<&Of>) -> Result<()> {
+        let Err(e) = done else {
+            return Ok(());
+        };
+        if of::ends_all(&e) {
+            if let Some(first) = self.0.take() {
+                session.warn(&first.to_string());
+            }
+            return Err(e);
+        }
+        let e = match of {
+            Some(of) => e.context(format!("expire {}", of.title())),
+            None => e,
+        };
+        if self.0.is_some() {
+            session.warn(&e.to_string());
+        } else {
+            self.0 = Some(e);
+        }
+        Ok(())
+    }
+
+    /// The first error, where there was one.
+    fn ended(self) -> Result<()> {
+        self.0.map_or(Ok(()), Err)
+    }
 }
 
 /// Has the disk keep room for the next run. One that failed has spent some of it, and may have made room.
@@ -262,7 +348,8 @@ pub(super) fn keep_reserve(session: &Session, name: &str, store: &dyn Store) {
     }
 }
 
-/// The prefix of a scope, and the end of its oldest backup that stays with what lies behind it; none where a backup may be there that the plan does not show.
+/// The prefix of a scope, and the end of its oldest backup that stays with what lies behind it. There is none where a backup may be there that the plan does
+/// not show, and none where one ended under a wrong clock: moments behind it may seem to lie before it.
 fn oldest_left(done: &Done) -> Option<(String, TimestampTz)> {
     if done.plan.has_lost || !done.plan.withheld.is_empty() {
         return None;
@@ -273,12 +360,19 @@ fn oldest_left(done: &Done) -> Option<(String, TimestampTz)> {
         None => b.fate == Fate::Delete,
     };
     let stays = |b: &&Judged| !is_gone(b) && !b.is_bounded;
-    let times = done.plan.backups.iter().filter(stays).map(|b| b.stop_time);
+    let left: Vec<&Judged> = done.plan.backups.iter().filter(stays).collect();
+    // A copy was stored late: that a clock was ahead then shows in the order of the backups alone.
+    let in_order =
+        |one: &&Judged, next: &&Judged| one.stop_time <= next.stop_time.saturating_add(MAY_DIFFER);
+    if left.iter().any(|b| b.is_ahead) || !left.is_sorted_by(in_order) {
+        return None;
+    }
+    let oldest = left.iter().map(|b| b.stop_time).min()?;
     let prefix = match &done.of {
         Of::Cluster(r) => Scope::cluster(&r.name, r.system_identifier).ok()?.prefix(),
         Of::Scope(scope) => scope.prefix(),
     };
-    Some((prefix, times.min()?))
+    Some((prefix, oldest))
 }
 
 /// No rule holds for one of several.
@@ -341,7 +435,60 @@ impl Run<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn judged(at: usize, hour: u64, is_ahead: bool) -> Judged {
+        Judged {
+            id: format!("2026110{at}T000000Z-full").parse().unwrap(),
+            place: None,
+            stop_time: hours(hour),
+            is_ahead,
+            stored_bytes: 1,
+            damage: None,
+            fate: Fate::Keep,
+            reason: String::new(),
+            is_promised: true,
+            is_bounded: false,
+            rules: Vec::new(),
+            kept_until: None,
+        }
+    }
+
+    fn hours(count: u64) -> TimestampTz {
+        TimestampTz(0).saturating_add(Duration::from_secs(count * 3600))
+    }
+
+    #[test]
+    fn x60_no_mark_goes_by_a_backup_whose_clock_was_ahead() {
+        let oldest = |backups: &[(u64, bool)]| {
+            let backups = (1..).zip(backups);
+            let plan = ExpirePlan {
+                backups: backups
+                    .map(|(at, (hour, is_ahead))| judged(at, *hour, *is_ahead))
+                    .collect(),
+                ..ExpirePlan::default()
+            };
+            let done = Done {
+                repository: "local".to_owned(),
+                of: Of::Scope(Scope::aux("files", "up").unwrap()),
+                segment_size: SegmentSize::DEFAULT,
+                plan,
+                outcome: None,
+                warning: None,
+                is_cut_short: false,
+            };
+            oldest_left(&done).map(|(_, oldest)| oldest)
+        };
+        let (right, ahead) = (false, true);
+        assert_eq!(oldest(&[(24, right), (48, right)]), Some(hours(24)));
+        // The one of hour 24 was taken under a clock that was 26 hours ahead.
+        assert_eq!(oldest(&[(50, ahead), (48, right)]), None);
+        assert_eq!(oldest(&[(50, ahead)]), None);
+        // It was copied later: the store's time tells nothing.
+        assert_eq!(oldest(&[(50, right), (48, right), (72, right)]), None);
+    }
 
     #[test]
     fn a_host_that_only_writes_is_told_where_to_verify() {

@@ -22,7 +22,7 @@ use crate::find::walk::{FOLLOWED_BYTES, NameWalk, Told};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::plan::target::{Inclusive, Target, TargetTimeline};
+use crate::plan::target::Target;
 use crate::plan::target_time::WrittenTime;
 use crate::wal::inventory::Inventory;
 
@@ -516,14 +516,7 @@ fn time(
     inventory: &Inventory,
     written: &WrittenTime,
 ) -> Result<TimestampTz> {
-    let asked = AskedTarget {
-        point: Point::Time(written.clone()),
-        inclusive: Inclusive::Yes,
-        timeline: TargetTimeline::Latest,
-        timezone: None,
-        backup: None,
-        allow_end: false,
-    };
+    let asked = AskedTarget::at(Point::Time(written.clone()));
     match reading.resolve(session, inventory, &asked)?.target.target {
         Target::Time(at) => Ok(at),
         other => Err(err!(Internal, "a time became {other}")),

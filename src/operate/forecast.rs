@@ -92,7 +92,7 @@ pub fn look(
     let Some(registration) = registered.iter().find(is_meant) else {
         return Ok(None);
     };
-    let zone = rules.zone(session, cluster)?;
+    let zone = rules.zone(session, cluster, &reading.configured)?;
     let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
     let policy = Policy {
         proven: Rules::proven(&kept, reading.repository.store(), &layout)?,

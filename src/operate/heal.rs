@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::of::Of;
+use super::one_place::beside;
 use super::pg_wal::PgWal;
 use super::session::Session;
 use crate::config::{self, Flags, Settings};
@@ -97,8 +98,7 @@ impl Outcome {
 /// Those of [`Settings::load`].
 pub fn others(session: &Session, own: &config::Repository) -> Result<Vec<Other>> {
     let settings = everything(session)?;
-    let others = settings.repositories.iter();
-    let others = others.filter(|r| r.name != own.name && r.location != own.location);
+    let others = beside(own, &settings.repositories);
     Ok(others.map(|r| (r.name.clone(), session.open(r))).collect())
 }
 

@@ -187,6 +187,29 @@ pub struct ClusterInfo {
     pub inventory: Inventory,
 }
 
+impl ClusterInfo {
+    /// The moments that can be recovered, as a line.
+    pub fn recovery_line(&self) -> String {
+        let timeline = self.timeline.and_then(TimelineId::new);
+        let window = of_cluster(&self.recovery_windows, timeline, &self.inventory);
+        match (window, self.timeline) {
+            _ if self.state == Level::Fail => "recovery: NOT ASSURED".to_owned(),
+            (Some(w), Some(_)) => {
+                let (from, to) = human::window(w.from, w.to);
+                format!("recovery: any moment from {from} to {to}")
+            }
+            (Some(_), None) => {
+                let numbers: Vec<String> = self.candidates.iter().map(u32::to_string).collect();
+                format!(
+                    "recovery: undecided between timelines {}",
+                    numbers.join(" and ")
+                )
+            }
+            (None, _) => "recovery: nothing can be recovered".to_owned(),
+        }
+    }
+}
+
 /// A segment of which only a part is stored.
 #[derive(Serialize)]
 pub struct Tail {

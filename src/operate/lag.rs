@@ -480,6 +480,22 @@ impl Lag {
             (true, None) => "up to date".to_owned(),
         }
     }
+
+    /// The repository as a line, with the backups that it has.
+    pub fn line(&self) -> String {
+        let name = &self.name;
+        let backup = match (&self.newest_backup, &self.oldest_backup) {
+            _ if self.away.is_some() => String::new(),
+            (Some(id), Some(oldest)) if oldest != id => {
+                format!(", newest backup {id}, oldest {oldest}")
+            }
+            (Some(id), _) => format!(", newest backup {id}"),
+            (None, _) => format!(
+                ", no backup: nothing can be restored from it before pitr backup --repository {name}"
+            ),
+        };
+        format!("repository {name}: {}{backup}", self.value())
+    }
 }
 
 #[cfg(test)]

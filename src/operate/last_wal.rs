@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::opened::Opened;
 use super::session::Session;
+use crate::archive::backfill;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::push;
 use crate::err;
@@ -91,14 +92,18 @@ struct Last {
 }
 
 impl Last {
-    /// Reads pg_control; `None` where no WAL of the server's own lies there.
+    /// Reads pg_control; `None` where the last WAL of the server does not lie there.
     fn of(data: &Path) -> Option<Last> {
         let directory = DataDirectory::at(data);
         let control = directory.control().ok().flatten();
-        // WAL of a standby is that of its primary.
-        let control = control.filter(|control| control.state == ClusterState::ShutDown)?;
-        let (end, number) = end_of(&control);
-        let name = number.name(control.checkpoint_copy.timeline, control.wal_segment_size)?;
+        let control = control?;
+        let (timeline, (end, number)) = match control.state {
+            ClusterState::ShutDown => (control.checkpoint_copy.timeline, end_of(&control)),
+            // Its primary may be lost. Nothing marks streamed WAL as waiting, so nothing else asks for it.
+            ClusterState::ShutDownInRecovery => end_of_standby(directory.wal(), &control),
+            _ => return None,
+        };
+        let name = number.name(timeline, control.wal_segment_size)?;
         let is_there = directory.wal().join(name.to_string()).exists();
         is_there.then_some(Last {
             directory,
@@ -178,13 +183,19 @@ impl Last {
         let silent = silent.map_or_else(String::new, |(name, e)| {
             format!(" Repository \"{name}\", which may have it, could not be asked: {e}.")
         });
+        let lost = match self.control.state {
+            ClusterState::ShutDownInRecovery => {
+                "Commits would be lost, unless its primary still has them: one that runs archives the rest with: select pg_switch_wal()."
+            }
+            _ => "Its last commits would be lost.",
+        };
         err!(
             Refused,
             "the repository lacks the last WAL of the server of \"{data}\": from segment {first} on, up to {}",
             self.end
         )
         .hint(format!(
-            "Nothing was changed. Its last commits would be lost.{silent} Let the receiver bring in the rest, or do it by hand; where they do not count, keep them elsewhere:\npitr wal backfill --from {wal}\nmkdir {data}.kept && mv {wal}/0* {data}.kept/"
+            "Nothing was changed. {lost}{silent} Let the receiver bring in the rest, or do it by hand; where they do not count, keep them elsewhere:\npitr wal backfill --from {wal}\nmkdir {data}.kept && mv {wal}/0* {data}.kept/"
         ))
     }
 }
@@ -221,6 +232,28 @@ fn end_of(control: &ControlFile) -> (Lsn, SegmentNumber) {
         false => control.checkpoint,
     };
     (end, SegmentNumber::ending_at(end, size))
+}
+
+/// The end of what a standby has received, with its segment and timeline. One that holds commits back has replayed less.
+fn end_of_standby(wal: &Path, control: &ControlFile) -> (TimelineId, (Lsn, SegmentNumber)) {
+    let size = control.wal_segment_size;
+    let of_checkpoint = control.checkpoint_copy.timeline;
+    let timeline = control.min_recovery_timeline.unwrap_or(of_checkpoint);
+    let replayed = control.min_recovery_point.max(control.checkpoint);
+    let mut number = SegmentNumber::ending_at(replayed, size);
+    let file = |number: SegmentNumber| {
+        let name = number.name(timeline, size)?;
+        let path = wal.join(name.to_string());
+        backfill::is_of_name(&path, name).then_some((path, name))
+    };
+    while file(number.next()).is_some() {
+        number = number.next();
+    }
+    let received = file(number).and_then(|(path, name)| backfill::end_of(&path, name));
+    let end = replayed
+        .max(number.start_lsn(size))
+        .max(received.unwrap_or(replayed));
+    (timeline, (end, SegmentNumber::ending_at(end, size)))
 }
 
 #[cfg(test)]

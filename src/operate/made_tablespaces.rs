@@ -7,16 +7,40 @@ use std::path::{Path, PathBuf};
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::operate::archive_command::shell_word;
 use crate::restore::replace::Old;
+use crate::restore::target_dir::PlacedTablespace;
 use crate::wal::tablespaces::Made;
 
-/// Requires that no files lie where recovery makes a tablespace. Those of the cluster that is replaced are moved aside before.
+/// Requires that no files lie where recovery makes a tablespace, and that no other one is restored there. Files of the cluster that is replaced are moved
+/// aside before.
 ///
 /// # Errors
 /// `Refused`.
-pub fn require_free(made: &Made, major: u32, replaces: Option<&Old>) -> Result<()> {
+pub fn require_free(
+    made: &Made,
+    major: u32,
+    placed: &[PlacedTablespace],
+    replaces: Option<&Old>,
+) -> Result<()> {
     for (oid, path) in made {
-        let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let real = real_of(path);
+        if let Some(other) = restored_there(placed, &real, replaces) {
+            // No two had one place: the other one was dropped before this one was made. Files that are there are this restore's own.
+            if other.oid == *oid || other.original == *path {
+                continue;
+            }
+            return Err(err!(
+                Refused,
+                "recovery makes tablespace {oid} in \"{}\", where tablespace {} would be restored",
+                path.display(),
+                other.oid
+            )
+            .hint(format!(
+                "Nothing was written. The two would write into the files of each other. Give the second another place: --tablespace-mapping {}=DIR",
+                other.oid
+            )));
+        }
         if replaces.is_some_and(|old| old.has_tablespace(&real)) {
             continue;
         }
@@ -31,6 +55,46 @@ pub fn require_free(made: &Made, major: u32, replaces: Option<&Old>) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Names the directories that recovery needs, and that are not there. Nothing else makes them.
+pub fn absent<'a>(
+    made: &'a Made,
+    placed: &'a [PlacedTablespace],
+    replaces: Option<&'a Old>,
+) -> impl Iterator<Item = String> {
+    let absent = made.iter().filter(move |(_, path)| {
+        matches!(path.try_exists(), Ok(false))
+            && restored_there(placed, &real_of(path), replaces).is_none()
+    });
+    absent.map(|(oid, path)| {
+        // The place comes out of WAL: who can write to the repository chooses it.
+        let word = shell_word(&path.to_string_lossy());
+        format!(
+            "recovery makes tablespace {oid} in \"{}\", which does not exist, so it would end there: make it for the server's user before the start: install -d -o postgres -m 700 {word}",
+            path.display()
+        )
+    })
+}
+
+/// The tablespace of the backup that is restored in a directory.
+fn restored_there<'a>(
+    placed: &'a [PlacedTablespace],
+    real: &Path,
+    replaces: Option<&Old>,
+) -> Option<&'a PlacedTablespace> {
+    placed.iter().find(|one| match replaces {
+        // It waits in a directory there.
+        Some(_) => one.real.parent() == Some(real),
+        None => one.real == real,
+    })
+}
+
+/// A directory without links on the way; of one that does not exist, its parent's.
+fn real_of(path: &Path) -> PathBuf {
+    let real = path.canonicalize().ok();
+    let below = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    real.or_else(below).unwrap_or_else(|| path.to_owned())
 }
 
 /// Refuses a server that is to leave the host as it is.
@@ -66,4 +130,74 @@ fn in_the_way(path: &Path, major: u32) -> Option<PathBuf> {
     let is_used =
         |at: &PathBuf| std::fs::read_dir(at).is_ok_and(|mut files| files.next().is_some());
     entries.into_iter().find(is_used)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tablespace of a backup that goes from one directory into another one.
+    fn placed(oid: u32, original: &Path, to: &Path) -> PlacedTablespace {
+        PlacedTablespace {
+            oid,
+            original: original.to_owned(),
+            path: to.to_owned(),
+            real: real_of(to),
+        }
+    }
+
+    #[test]
+    fn r216_no_tablespace_is_led_into_the_directory_of_one_that_recovery_makes() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+        let made = Made::from([(20, two.clone())]);
+        let free = |to: &Path| require_free(&made, 17, &[placed(10, &one, to)], None);
+        for is_there in [false, true] {
+            let refused = free(&two).unwrap_err();
+            assert!(
+                refused.to_string().contains("tablespace 10 would"),
+                "{refused}"
+            );
+            assert!(free(&one).is_ok());
+            if !is_there {
+                std::fs::create_dir(&two).unwrap();
+            }
+        }
+        // By another name it is the same directory.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&two, &link).unwrap();
+        assert!(free(&link).is_err());
+    }
+
+    #[test]
+    fn r220_files_of_the_restore_itself_are_not_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+        std::fs::create_dir_all(one.join("PG_17_202406281/5")).unwrap();
+        let made = |oid: u32| Made::from([(oid, one.clone())]);
+        let free = |made: &Made, placed: &[PlacedTablespace]| require_free(made, 17, placed, None);
+        // One that was dropped, and made again in its place.
+        assert!(free(&made(20), &[placed(10, &one, &one)]).is_ok());
+        // The backup has it already.
+        assert!(free(&made(10), &[placed(10, &one, &one)]).is_ok());
+        for others in [vec![], vec![placed(10, &one, &two)]] {
+            assert!(free(&made(20), &others).is_err());
+            assert!(free(&made(10), &others).is_err());
+        }
+    }
+
+    #[test]
+    fn a_directory_that_recovery_needs_and_nobody_makes_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+        let made = Made::from([(20, one.clone()), (30, two.clone())]);
+        let there = [placed(10, &two, &two)];
+        let named: Vec<String> = absent(&made, &there, None).collect();
+        assert!(
+            matches!(named.as_slice(), [one] if one.contains("tablespace 20")),
+            "{named:?}"
+        );
+        std::fs::create_dir(&one).unwrap();
+        assert_eq!(absent(&made, &there, None).count(), 0);
+    }
 }

@@ -10,7 +10,7 @@ use crate::repo::id::{BackupId, PartName};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxOutline;
-use crate::repo::root::outline::Outline;
+use crate::repo::root::outline::{Outline, wal_span};
 use crate::repo::scope::{self, Scope};
 use crate::repo::{epochs, keyring};
 use crate::store::{Key, Store};
@@ -46,9 +46,9 @@ pub(super) fn content(
     let mut groups = alone(parts(&layout, root.layers(), root.packs()));
     let size = repository.require_readable(&layout)?.segment_size_bytes;
     let size = SegmentSize::new(size)?;
-    let first = SegmentNumber::of(root.start_lsn, size);
     let end = root.consistent_lsn.max(root.stop_lsn);
-    let last = SegmentNumber::ending_at(end, size);
+    let (first, last) = wal_span(root.start_lsn, end, size)
+        .map_err(|e| e.context(format!("read the root of backup \"{}\"", root.id)))?;
     let (begun, ended) = root.timelines()?;
     for number in first.0..=last.0 {
         let names = [begun, ended].map(|timeline| SegmentNumber(number).name(timeline, size));

@@ -9,7 +9,7 @@ use super::failures::Failures;
 use super::session::Session;
 use crate::config::Settings;
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope::Scope;
 
@@ -274,12 +274,8 @@ pub fn in_each_cluster(
             continue;
         };
         // One that is busy is no reason to leave the others.
-        let ends_all = matches!(
-            e.code(),
-            Code::Unreachable | Code::Deadline | Code::Interrupted
-        );
         match cluster {
-            Some(name) if clusters.are_several && !ends_all => {
+            Some(name) if clusters.are_several && !ends_all(&e) => {
                 let doing = format!("{verb} cluster \"{name}\" in repository \"{repository}\"");
                 failures.add(e, doing);
                 failures.clusters.insert(name.clone());
@@ -290,10 +286,17 @@ pub fn in_each_cluster(
     Ok(())
 }
 
+/// Whether an error ends the work on all of a repository: it does not answer, or the operator wants no more.
+pub fn ends_all(e: &Error) -> bool {
+    matches!(
+        e.code(),
+        Code::Unreachable | Code::Deadline | Code::Interrupted
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     fn wanted(names: &[&str]) -> Wanted {
         Wanted {

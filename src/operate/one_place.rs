@@ -23,6 +23,14 @@ pub enum Elsewhere {
     SameAs(String),
 }
 
+/// The repositories beside one, by their names: two buckets of one name are two places where their endpoints differ.
+pub fn beside<'a>(
+    own: &config::Repository,
+    all: &'a [config::Repository],
+) -> impl Iterator<Item = &'a config::Repository> {
+    all.iter().filter(move |other| other.name != own.name)
+}
+
 /// Opens the other repositories, and compares their places with that of `own` and with each other's. None counts as another place where `own` cannot
 /// be opened.
 pub fn elsewhere<'a>(
@@ -135,6 +143,27 @@ fn is_network(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn x59_a_bucket_of_the_same_name_at_another_endpoint_lies_beside_it() {
+        let at = |name: &str, endpoint: &str| {
+            let mut repository = config::Repository::at(Location::S3 {
+                bucket: "backups".to_owned(),
+                prefix: "shop".to_owned(),
+            });
+            name.clone_into(&mut repository.name);
+            repository.s3.endpoint = Some(endpoint.to_owned());
+            repository
+        };
+        let all = [
+            at("here", "https://here.example"),
+            at("there", "https://there.example"),
+        ];
+        for (own, other) in [(0, "there"), (1, "here")] {
+            let names: Vec<&str> = beside(&all[own], &all).map(|r| r.name.as_str()).collect();
+            assert_eq!(names, [other]);
+        }
+    }
 
     #[test]
     fn an_access_point_tells_no_bucket() {

@@ -73,12 +73,33 @@ impl Opened {
         }
     }
 
-    /// Requires that the WAL of a plan that was made earlier is still what it was.
+    /// The lives that the WAL of a plan belongs to; `None` where the repository that it was made on does not tell.
+    pub fn lives(&self, session: &Session, plan: &Plan) -> Option<Vec<String>> {
+        let asked = self.where_planned(session, plan, |_, inventory| Ok(lives_of(inventory, plan)));
+        asked.ok()??
+    }
+
+    /// Requires that the WAL of a plan that was made earlier is still what it was, and of the servers whose `lives` were followed then.
     ///
     /// # Errors
-    /// Those of [`Reading::check_again`].
-    pub fn check_again(&self, session: &Session, plan: &Plan) -> Result<()> {
+    /// Those of [`Reading::check_again`]; `Refused` where another server's is followed by now.
+    pub fn check_again(
+        &self,
+        session: &Session,
+        plan: &Plan,
+        lives: Option<&Vec<String>>,
+    ) -> Result<()> {
         let checked = self.where_planned(session, plan, |reading, inventory| {
+            let followed = lives_of(inventory, plan);
+            if let (Some(before), Some(followed)) = (lives, &followed)
+                && before != followed
+            {
+                return Err(err!(
+                    Refused,
+                    "since the restore begun here was planned, \"pitr wal resolve\" gave its WAL to another server"
+                )
+                .hint("Nothing more was written. What is followed now is restored into an empty directory. The other server's WAL is still there: pitr wal resolve --undo EVENT, which pitr wal conflicts names, and the same command goes on."));
+            }
             reading.check_again(session, inventory, plan)
         })?;
         if checked.is_none() {
@@ -190,6 +211,21 @@ impl Opened {
         Ok(root)
     }
 
+    /// Requires that the backup of a plan can be read. A backup that has expired meanwhile is left to the restore, which finds that.
+    ///
+    /// # Errors
+    /// Those of [`Reading::require_thawed`].
+    pub fn require_thawed(&self, session: &Session, plan: &Plan) -> Result<()> {
+        let store = self.reading.repository.store();
+        let Some(backup) = plan.backup.as_ref().filter(|_| store.is_remote()) else {
+            return Ok(());
+        };
+        match Outline::read(store, &self.layout, &backup.id)? {
+            Some(root) => self.reading.require_thawed(session, &self.layout, &root),
+            None => Ok(()),
+        }
+    }
+
     /// The job that brings this backup to where `request` wants it, before tablespaces are placed.
     ///
     /// # Errors
@@ -216,6 +252,7 @@ impl Opened {
             plan,
             timeline: None,
             parameters: BTreeMap::new(),
+            lives: None,
         };
         Ok((job, root))
     }
@@ -248,6 +285,13 @@ impl Opened {
         ));
         Ok((job.clone(), self.root(session, &job.backup)?))
     }
+}
+
+/// The lives that the WAL of a plan belongs to, where the plan was made on this repository.
+fn lives_of(inventory: &Inventory, plan: &Plan) -> Option<Vec<String>> {
+    let parts = plan.segments_needed.parts.iter();
+    let lives = parts.flat_map(|part| inventory.lives.along(part.first, part.last));
+    (inventory.repository == plan.repository).then(|| lives.collect())
 }
 
 /// As [`Opened::add_parameters`], of a backup whose map is open; returns the content of pg_control.

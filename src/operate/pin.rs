@@ -169,7 +169,7 @@ impl Events {
     }
 
     /// Whether pins end.
-    pub(super) fn is_end(&self) -> bool {
+    pub fn is_end(&self) -> bool {
         self.pin.is_none()
     }
 

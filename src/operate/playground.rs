@@ -3,6 +3,7 @@
 //! Nothing of the host is touched: the servers listen on sockets in the folder alone.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -45,6 +46,25 @@ pub struct Place {
 }
 
 impl Playground {
+    /// Appends the settings that `pitr init` printed to postgresql.conf.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn configure(&self, place: Place, printed: &str) -> Result<()> {
+        let is_setting = |line: &&str| {
+            let starts = |name: &str| line.starts_with(name);
+            ["wal_level = ", "archive_"].into_iter().any(starts) && line.contains(" = ")
+        };
+        let path = self.path.join(place.data).join("postgresql.conf");
+        let failed = |e| Error::from_io(format!("write \"{}\"", path.display()), e);
+        let opened = std::fs::OpenOptions::new().append(true).open(&path);
+        let mut file = opened.map_err(failed)?;
+        for line in printed.lines().filter(is_setting) {
+            writeln!(file, "{line}").map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Makes the folder below `scratch`, with `purpose` in its name.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use crate::config::Cluster;
 use crate::error::{Code, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::time::TimestampTz;
+use crate::plan::gap;
 use crate::receive::status::{self, Status};
 use crate::repo::event;
 use crate::repo::repository::Repository;
@@ -267,7 +268,8 @@ fn age(time: TimestampTz, now: TimestampTz) -> Duration {
     now.duration_since(time).unwrap_or_default()
 }
 
-/// Returns the WAL that a receiver recorded as lost, that nothing has filled since, and that lies behind the start of the oldest backup.
+/// Returns the WAL that a receiver recorded as lost, that nothing has filled since, and that lies behind the start of the oldest backup. WAL in a
+/// hole that expiry made on purpose is left out.
 ///
 /// # Errors
 /// Errors of the store.
@@ -299,7 +301,9 @@ pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<V
         }));
         let recorded = event::gaps(&events, &layout, *timeline, size).into_iter();
         let lost = recorded.flat_map(|gap| stored.lacks(gap, size));
-        let mut lost: Vec<LsnRange> = lost.filter(|lost| lost.end > oldest).collect();
+        let is_missed =
+            |lost: &LsnRange| lost.end > oldest && !gap::is_let_go(inventory, *timeline, *lost);
+        let mut lost: Vec<LsnRange> = lost.filter(is_missed).collect();
         lost.sort_unstable_by_key(|lost| (lost.start, lost.end));
         lost.dedup();
         found.extend(lost.into_iter().map(|lost| {

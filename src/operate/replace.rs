@@ -224,7 +224,7 @@ mod tests {
     use crate::operate::target::{AskedTarget, Point};
     use crate::pg::time::TimestampTz;
     use crate::plan::recovery::Action;
-    use crate::plan::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
+    use crate::plan::target::{RecoveryTarget, Target};
     use crate::restore::job::{Purpose, Request};
 
     fn session(followed: Followed, system_identifier: Option<u64>) -> Session {
@@ -242,14 +242,7 @@ mod tests {
     fn asked(to: &Path) -> Asked {
         Asked {
             to: to.to_owned(),
-            target: AskedTarget {
-                point: Point::Known(Target::End),
-                inclusive: Inclusive::Yes,
-                timeline: TargetTimeline::Latest,
-                timezone: None,
-                backup: None,
-                allow_end: false,
-            },
+            target: AskedTarget::at(Point::Known(Target::End)),
             action: Action::Promote,
             mappings: Vec::new(),
             databases: None,
@@ -267,6 +260,7 @@ mod tests {
     fn job(as_stored: bool) -> Job {
         Job {
             format: Job::FORMAT,
+            lives: None,
             request: Request {
                 to: "/data".into(),
                 cluster: "main".into(),

@@ -186,7 +186,7 @@ type Begun = (Opened, Job, BackupRoot);
 fn taken_up(session: &Session, opened: Opened, job: &Job, checked: Option<&Plan>) -> Result<Begun> {
     let opened = opened.where_it_began(session, job)?;
     if let Some(plan) = checked {
-        opened.check_again(session, plan)?;
+        opened.check_again(session, plan, job.lives.as_ref())?;
     }
     let (job, root) = opened.resume(session, job)?;
     Ok((opened, job, root))
@@ -218,6 +218,10 @@ fn planned(
     let backup = plan.backup.as_ref().map(|b| b.id.clone());
     let backup = backup.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
     let (mut job, root) = opened.job(session, request, &backup, Some(plan))?;
+    job.lives = job
+        .plan
+        .as_ref()
+        .and_then(|plan| opened.lives(session, plan));
     if let Some(wanted) = &asked.databases {
         let left_out = opened.left_out(session, &root, wanted)?;
         job = job.without(left_out);

@@ -1,5 +1,6 @@
 //! A restore or a standby that is ready to be written: its place, its job, what the server is started with.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -172,6 +173,7 @@ impl Prepared {
         earlier: Earlier,
     ) -> Result<Prepared> {
         let target = place.place(target, &root)?;
+        check_not_shared(&opened.reading.settings, place, &target, root.content.major)?;
         let mut job = Job {
             tablespaces: target.tablespaces.clone(),
             ..job
@@ -191,6 +193,7 @@ impl Prepared {
             };
             let of = (&source, &snapshot);
             let mut survey = restore::survey(of, &job, unlogged, &target, place.is_hollow)?;
+            survey.scarce.iter().for_each(|scarce| session.warn(scarce));
             if let (Earlier::None, Some(plan)) = (&earlier, &mut job.plan) {
                 survey.control = opened::add_parameters_of(plan, (&root.head.id, &snapshot));
             }
@@ -198,7 +201,11 @@ impl Prepared {
         };
         let replaces = place.replaces.as_ref();
         if !place.is_private {
-            made_tablespaces::require_free(&made, root.content.major, replaces)?;
+            let placed = &target.tablespaces;
+            made_tablespaces::require_free(&made, root.content.major, placed, replaces)?;
+            for absent in made_tablespaces::absent(&made, placed, replaces) {
+                session.warn(&absent);
+            }
         }
         if let (Purpose::Restore { adopt, .. }, Some(plan)) = (&job.request.purpose, &mut job.plan)
         {
@@ -353,6 +360,50 @@ fn source<'a>(opened: &'a Opened, root: &'a BackupRoot, spares: &'a Spares<'a>) 
         root,
         spares,
     }
+}
+
+/// Requires that no tablespace which is written in place, or moved aside, is one of a configured data directory, too. A copy that was made without its
+/// tablespaces has links that lead to those of the original.
+///
+/// # Errors
+/// `Refused`.
+fn check_not_shared(settings: &Settings, place: &Place, target: &Target, major: u32) -> Result<()> {
+    let (own, spaces): (&Path, Vec<&Path>) = match &place.replaces {
+        Some(old) => (old.data.as_path(), old.tablespaces().collect()),
+        None if place.delta => {
+            let spaces = target.tablespaces.iter().map(|one| one.real.as_path());
+            (target.data.as_path(), spaces.collect())
+        }
+        None => return Ok(()),
+    };
+    let others = settings.clusters.iter().filter_map(|c| c.pgdata.as_deref());
+    // Another major has a directory of its own in the place of a tablespace, as behind pg_upgrade.
+    let is_other = |data: &&Path| {
+        let version = std::fs::read_to_string(data.join("PG_VERSION"));
+        !is_same_directory(data, own) && version.is_ok_and(|v| v.trim() == major.to_string())
+    };
+    for other in others.filter(is_other) {
+        let shared = |space: &&&Path| target_dir::is_linked_from(other, space);
+        if let Some(space) = spaces.iter().find(shared) {
+            return Err(err!(
+                Refused,
+                "\"{}\" is a tablespace of \"{}\", too, which is configured: its files would be lost there",
+                space.display(),
+                other.display()
+            )
+            .hint(format!(
+                "Nothing was changed. A copy of a data directory alone has the tablespaces of the original. Restore into an empty directory with --tablespace-mapping, or, with --delta, map each tablespace to an empty directory. If no server is to run in \"{}\" any more, move it away.",
+                other.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two paths lead to one directory, also by a second mount.
+fn is_same_directory(a: &Path, b: &Path) -> bool {
+    let inode = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    matches!((inode(a), inode(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// Requires the program that PostgreSQL runs while it recovers, and warns of what the server's user will not be able to use.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::one_place::{Elsewhere, elsewhere, is_the_same};
+use super::one_place::{Elsewhere, beside, elsewhere, is_the_same};
 use super::session::Session;
 use super::target::{configured_zone, host_zone};
 use crate::config::{self, Flags, Retention, Settings};
@@ -23,7 +23,7 @@ use crate::wal::survey::Survey;
 /// The error where no rule says which backups stay.
 pub fn no_rule() -> Error {
     err!(Config, "it is not said how many backups to keep").hint(
-        "Nothing was deleted.\nSay how many with --keep N, at least 1 (pitr expire --keep 7 --dry-run), or write rules such as keep_daily = 30 into [clusters.NAME.retention] of the configuration: pitr help configuration",
+        "Nothing was deleted.\nSay how many with --keep N, at least 1 (pitr expire --keep 7 --dry-run), or write rules such as keep_daily = 30 into [clusters.NAME.retention] of the configuration: pitr help configuration. Where a unit or a job expires, the number is in its command: systemctl cat pitr-expire, or run in [jobs.expire]",
     )
 }
 
@@ -94,14 +94,17 @@ impl Rules {
         Some(Retention { last, ..rules })
     }
 
-    /// The zone in which days begin: the cluster's, else the host's, else UTC.
+    /// The zone in which days begin: that of the narrowest section that names one, else the host's, else UTC.
     ///
     /// # Errors
-    /// `Config` when the cluster's does not exist.
-    pub fn zone(&self, session: &Session, cluster: Option<&str>) -> Result<Zone> {
-        let own = |c: &&config::Cluster| Some(c.name.as_str()) == cluster;
-        let own = self.settings.clusters.iter().find(own);
-        match own.and_then(|c| c.timezone.as_deref()) {
+    /// `Config` when it does not exist.
+    pub fn zone(
+        &self,
+        session: &Session,
+        cluster: Option<&str>,
+        configured: &config::Repository,
+    ) -> Result<Zone> {
+        match self.settings.zone_of(cluster, configured) {
             Some(text) => configured_zone(text),
             None => Ok(host_zone(&session.environment).unwrap_or(Zone::UTC)),
         }
@@ -121,7 +124,7 @@ impl Rules {
             return Ok(None);
         };
         Ok(Some(Policy {
-            zone: Some(self.zone(session, cluster)?),
+            zone: Some(self.zone(session, cluster, configured)?),
             rules,
             confirm_burst: true,
             ..Policy::default()
@@ -162,7 +165,7 @@ impl Rules {
         rules.wal_window = rules.wal_window.filter(|_| has_log);
         let copies = rules.min_copies.filter(|wanted| *wanted > 1);
         Ok(Some(Policy {
-            zone: Some(self.zone(session, cluster)?),
+            zone: Some(self.zone(session, cluster, configured)?),
             copies: copies.map(|wanted| self.copies::<R>(session, configured, scope, wanted)),
             rules,
             ..base.clone()
@@ -175,9 +178,7 @@ impl Rules {
         session: &Session,
         configured: &'a config::Repository,
     ) -> Vec<(&'a config::Repository, Result<Elsewhere>)> {
-        let others = self.all.iter();
-        let others = others.filter(|other| other.location != configured.location);
-        elsewhere(session, configured, others)
+        elsewhere(session, configured, beside(configured, &self.all))
     }
 
     /// Counts in how many other repositories each backup lies whole. One that cannot be read counts for nothing, with a warning.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::choice;
 use super::former;
 use super::opened::{self, Opened};
 use super::reading::{Elsewhere, Reading, not_known};
@@ -11,12 +12,14 @@ use super::session::Session;
 use crate::config;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::pg::segment::SegmentName;
 use crate::pg::slot::is_slot_name;
 use crate::pg::timeline::TimelineId;
 use crate::plan::base::lies_on;
 use crate::repo::id::BackupId;
 use crate::restore::job::{self, Earlier, Purpose, Request};
 use crate::restore::target_dir::Mapping;
+use crate::sync::fork::Stretch;
 use crate::wal::inventory::{Backup, Inventory};
 
 /// The operator's request.
@@ -87,6 +90,10 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
             let timeline = cluster.decided("Nothing was written.")?;
             let backup;
             (opened, backup) = with_backup(session, opened, timeline)?;
+            let read = archived_behind(&opened.inventory, &backup, timeline);
+            let warn = &mut |warning: String| session.warn(&warning);
+            let wal_from = choice::keep_to_one_server(session, read, &opened, warn);
+            opened.reading.wal_from = wal_from;
             let (mut job, root) = opened.job(session, request, &backup, None)?;
             for beside in cluster.describe_beside() {
                 session.warn(&beside);
@@ -98,6 +105,20 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
         }
     };
     Prepared::new(session, (opened, job, root), (&place, target), earlier)
+}
+
+/// The archived segments that a standby reads, from its backup to the end of the timeline that it follows.
+fn archived_behind(inventory: &Inventory, id: &BackupId, timeline: TimelineId) -> Option<Stretch> {
+    let size = inventory.segment_size;
+    let backup = inventory.backups.iter().find(|b| b.id == *id)?;
+    let first = SegmentName::of(backup.start_timeline, backup.start_lsn, size);
+    let archived = inventory.timelines.get(&timeline);
+    let last = archived.and_then(|t| t.segments.bounds()?.1.name(timeline, size));
+    Some(Stretch {
+        first,
+        last: last.unwrap_or(first),
+        size,
+    })
 }
 
 /// The first repository that has an undamaged backup on the way to the timeline, and that backup.

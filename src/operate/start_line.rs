@@ -85,6 +85,7 @@ pub fn compose(
     }
     let (port, is_port_taken) = line.port();
     let synchronous_standby_names = line.synchronous(job);
+    line.subscriptions(job, brought);
     let mut code_settings = settings::running_code(&line.configuration);
     for more in brought.running_code() {
         if !code_settings.contains(&more) {
@@ -356,6 +357,18 @@ impl Line<'_> {
             "synchronous_standby_names = '{names}' came along: {note}"
         ));
         Some(names)
+    }
+
+    /// A copy beside the cluster is a second subscriber with the same slot. One in its place goes on with it, so nothing is switched off here.
+    fn subscriptions(&mut self, job: &Job, brought: &Brought) {
+        if let Purpose::Restore { adopt: false, .. } = &job.request.purpose
+            && brought.has_subscriptions
+        {
+            self.notes.push(
+                "The cluster seems to have subscriptions. Open for writes, this copy takes the changes that the cluster itself is to get. Beside it, start it with -c max_logical_replication_workers=0 among the options of -o."
+                    .into(),
+            );
+        }
     }
 
     fn command(&self, target: &Target, pg_ctl: &str) -> String {

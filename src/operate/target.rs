@@ -42,6 +42,18 @@ pub struct ResolvedTarget {
 }
 
 impl AskedTarget {
+    /// The point itself, on the latest timeline, from the best backup.
+    pub fn at(point: Point) -> AskedTarget {
+        AskedTarget {
+            point,
+            inclusive: Inclusive::Yes,
+            timeline: TargetTimeline::Latest,
+            timezone: None,
+            backup: None,
+            allow_end: false,
+        }
+    }
+
     /// Finds the moment of a target time; other targets stay as they are.
     ///
     /// `configured` is the configuration's `timezone`, `cluster` the cluster's own as its backups record it.

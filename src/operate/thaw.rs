@@ -10,6 +10,8 @@ use crate::config::{self, Location, Price, of_gib};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::pg::time::TimestampTz;
+use crate::plan::tiers::Sum;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
@@ -48,6 +50,25 @@ pub struct Object {
     pub state: Thaw,
 }
 
+impl Object {
+    /// The state in a word.
+    pub fn word(&self) -> &'static str {
+        match self.state {
+            Thaw::Frozen => "frozen",
+            Thaw::Thawing => "thawing",
+            Thaw::Thawed(_) => "readable",
+        }
+    }
+
+    /// The time until which it can be read, where the store tells it.
+    pub fn until(&self) -> Option<TimestampTz> {
+        match self.state {
+            Thaw::Thawed(until) => until,
+            Thaw::Frozen | Thaw::Thawing => None,
+        }
+    }
+}
+
 /// The objects that a restore needs, as far as they are archived.
 pub struct Planned {
     store: S3Store,
@@ -76,9 +97,22 @@ pub fn plan(session: &Session, asked: &Asked) -> Result<Planned> {
         return Err(err!(Config, "no repository lies in an object store")
             .hint("What lies in a directory need not be thawed."));
     }
+    let mut failed: Vec<(&str, Error)> = Vec::new();
     for configured in remote {
-        let repository = session.open(configured)?;
-        if let Some(needed) = needed(session, &repository, asked)? {
+        let found = session.open(configured);
+        let found = found.and_then(|repository| needed(session, &repository, asked));
+        let found = match found {
+            Ok(found) => found,
+            Err(e) if e.code() == Code::Interrupted => return Err(e),
+            Err(e) => {
+                failed.push((configured.name.as_str(), e));
+                continue;
+            }
+        };
+        if let Some(needed) = found {
+            for (name, e) in &failed {
+                session.warn(&format!("repository \"{name}\": {e}"));
+            }
             let store = tiers::store(session, configured)?;
             let archived = archived(&store, &needed)?;
             let mut objects = Vec::new();
@@ -98,6 +132,10 @@ pub fn plan(session: &Session, asked: &Asked) -> Result<Planned> {
                 store,
             });
         }
+    }
+    // One that does not answer may have it.
+    if let Some((_, e)) = failed.into_iter().next() {
+        return Err(e);
     }
     let id = &asked.backup;
     Err(err!(
@@ -176,6 +214,18 @@ fn original(key: &str) -> &str {
 }
 
 impl Planned {
+    /// Sums the objects up by class and state, with the time until which all of them can be read.
+    pub fn groups(&self) -> BTreeMap<(&str, &str), (Sum, Option<TimestampTz>)> {
+        let mut groups: BTreeMap<_, (Sum, Option<TimestampTz>)> = BTreeMap::new();
+        for one in &self.objects {
+            let place = (one.object.class.name(), one.word());
+            let (sum, first) = groups.entry(place).or_default();
+            sum.add(one.object.size_bytes);
+            *first = [*first, one.until()].into_iter().flatten().min();
+        }
+        groups
+    }
+
     /// The objects that nobody has asked for yet.
     pub fn frozen(&self) -> impl Iterator<Item = &Object> {
         self.objects.iter().filter(|o| o.state == Thaw::Frozen)

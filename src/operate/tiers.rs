@@ -8,7 +8,7 @@ use super::of::{self, Of, Wanted};
 use super::registered::registrations;
 use super::retention::Rules;
 use super::session::Session;
-use crate::config::{self, Location, Price, StorageClass, Tier, TierBy};
+use crate::config::{self, Location, Price, StorageClass, Tier, TierBy, TierKind};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::expire::scope::ExpireScope;
@@ -17,7 +17,7 @@ use crate::fault;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{ExpirePlan, Fate, Policy, whole};
-use crate::plan::tiers::{self, Backup, Content, Move, Start, Stored, TierPlan};
+use crate::plan::tiers::{self, Backup, Content, Move, Start, Stored, Sum, TierPlan};
 use crate::repo::catalog::{Catalog, Manifest, Needs, Reading, Subject};
 use crate::repo::clock;
 use crate::repo::event;
@@ -55,6 +55,27 @@ pub struct Done {
 }
 
 impl Done {
+    /// Sums the moves up by kind, newest backup that needs them, and classes.
+    pub fn groups(&self) -> BTreeMap<(TierKind, String, StorageClass, StorageClass), Sum> {
+        let mut groups: BTreeMap<_, Sum> = BTreeMap::new();
+        for one in &self.plan.moves {
+            let backup = one.backup.as_ref();
+            let backup = backup.map_or_else(|| "-".to_owned(), ToString::to_string);
+            let group = groups.entry((one.kind, backup, one.from, one.to));
+            group.or_default().add(one.size_bytes);
+        }
+        groups
+    }
+
+    /// Sums up by class the objects that retention may delete before the time is over for which that class is paid at least.
+    pub fn early(&self) -> BTreeMap<StorageClass, Sum> {
+        let mut early: BTreeMap<_, Sum> = BTreeMap::new();
+        for one in self.plan.moves.iter().filter(|one| one.is_early) {
+            early.entry(one.to).or_default().add(one.size_bytes);
+        }
+        early
+    }
+
     /// The price of the moves, and what a month costs less; none where a price is not known.
     pub fn prices(&self) -> (Option<Price>, Option<String>) {
         let (moves, prices) = (&self.plan.moves, &self.configured.prices);

@@ -46,6 +46,9 @@ pub struct Done {
 /// Objects lead to others: packs are known only once the layers are whole.
 const ROUNDS_MAX: usize = 4;
 
+/// The warning of a report that still has what was healed.
+const OF_BEFORE: &str = "these findings are of before the healing, and no check came to its end after it: some may be healed by now";
+
 /// The wish to heal what is found.
 #[derive(Debug, Clone, Copy)]
 pub struct Heal {
@@ -115,24 +118,49 @@ impl Healer<'_> {
             return Ok(());
         };
         let others = heal::others(self.session, self.configured)?;
-        for _ in 0..ROUNDS_MAX {
-            let mut later = Outcome::default();
-            let (place, doing) = ((self.repository, of), (dry_run, &mut later));
-            let ended = heal::heal(self.session, place, report, &others, doing);
-            let is_over = dry_run || later.healed.is_empty();
-            outcome.get_or_insert_default().add(later);
-            ended?;
-            if is_over {
-                break;
-            }
-            *report = verify()?;
-            if report.finding_count == 0 {
-                outcome.get_or_insert_default().unhealed.clear();
-                break;
+        let heal = |report: &Report, later: &mut Outcome| {
+            let (place, doing) = ((self.repository, of), (dry_run, later));
+            heal::heal(self.session, place, report, &others, doing)
+        };
+        let outcome = outcome.get_or_insert_default();
+        in_rounds(dry_run, (&heal, verify), (report, outcome))
+    }
+}
+
+type Healing<'a> = &'a dyn Fn(&Report, &mut Outcome) -> Result<()>;
+type Checking<'a> = &'a dyn Fn() -> Result<Report>;
+
+/// Heals what the report has, and checks again, until nothing more is healed. An error leaves the report of the last check.
+fn in_rounds(
+    dry_run: bool,
+    (heal, verify): (Healing<'_>, Checking<'_>),
+    (report, outcome): (&mut Report, &mut Outcome),
+) -> Result<()> {
+    for _ in 0..ROUNDS_MAX {
+        let mut later = Outcome::default();
+        let ended = heal(report, &mut later);
+        let is_changed = !dry_run && !later.healed.is_empty();
+        outcome.add(later);
+        let checked = match ended {
+            Ok(()) if is_changed => verify().map(Some),
+            ended => ended.map(|()| None),
+        };
+        match checked {
+            Ok(Some(checked)) => *report = checked,
+            Ok(None) => break,
+            Err(e) => {
+                if is_changed {
+                    report.warnings.push(OF_BEFORE.to_owned());
+                }
+                return Err(e);
             }
         }
-        Ok(())
+        if report.finding_count == 0 {
+            outcome.unhealed.clear();
+            break;
+        }
     }
+    Ok(())
 }
 
 /// Reads back as deep as is asked and checks it; all that there is, or only a backup and the WAL it needs. Heals what is found, where that is wished.
@@ -388,4 +416,40 @@ pub fn next(session: &Session, is_dry: Option<bool>, done: &Done) -> Option<Stri
             format!("pitr info{flags} shows what can be recovered; pitr backup{flags}")
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operate::heal::Healed;
+
+    #[test]
+    fn a_report_says_that_it_is_of_before_the_healing_where_no_check_came_after_it() {
+        let failed = || Err(err!(Unreachable, "gone"));
+        let heals = |_: &Report, later: &mut Outcome| {
+            later.healed.push(Healed {
+                object: "a".into(),
+                copy: "a".into(),
+                from: "b".into(),
+            });
+            Ok(())
+        };
+        let half =
+            |report: &Report, later: &mut Outcome| heals(report, later).and_then(|()| failed());
+        let nothing = |_: &Report, _: &mut Outcome| failed();
+        let cases: [(Healing<'_>, usize); 3] = [(&heals, 1), (&half, 1), (&nothing, 0)];
+        for (heal, warnings) in cases {
+            let (mut report, mut outcome) = (Report::default(), Outcome::default());
+            report.finding_count += 1;
+            let doing = (&mut report, &mut outcome);
+            let checking = || failed().map(|()| Report::default());
+            assert!(in_rounds(false, (heal, &checking), doing).is_err());
+            assert_eq!(report.warnings.len(), warnings);
+        }
+        let (mut report, mut outcome) = (Report::default(), Outcome::default());
+        report.finding_count += 1;
+        let doing = (&mut report, &mut outcome);
+        in_rounds(false, (&heals, &|| Ok(Report::default())), doing).unwrap();
+        assert_eq!((report.warnings.len(), outcome.healed.len()), (0, 1));
+    }
 }

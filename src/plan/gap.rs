@@ -28,18 +28,7 @@ pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
     let size = inventory.segment_size;
     let mut gaps = Vec::new();
     for (id, timeline) in &inventory.timelines {
-        let mut holes: Vec<LsnRange> = timeline
-            .lost
-            .iter()
-            .copied()
-            .filter(|lost| lost.end > from)
-            .collect();
-        if let Some((first, last)) = expected_span(inventory, *id, timeline) {
-            let first = first.max(SegmentNumber::of(from, size));
-            holes.extend(listed_holes(timeline, first, last, size));
-        }
-        holes.sort_unstable_by_key(|h| h.start);
-        let holes = joined(holes).into_iter();
+        let holes = holes(inventory, *id, timeline, from).into_iter();
         for hole in holes.filter(|hole| !is_deliberate(inventory, *id, *hole)) {
             let first = SegmentNumber::of(hole.start, size);
             gaps.push(Gap {
@@ -51,6 +40,29 @@ pub fn gaps(inventory: &Inventory, from: Lsn) -> Vec<Gap> {
         }
     }
     gaps
+}
+
+/// The holes of a timeline by the listing and the recorded losses, ascending.
+fn holes(inventory: &Inventory, id: TimelineId, timeline: &Timeline, from: Lsn) -> Vec<LsnRange> {
+    let size = inventory.segment_size;
+    let lost = timeline.lost.iter().copied();
+    let mut holes: Vec<LsnRange> = lost.filter(|lost| lost.end > from).collect();
+    if let Some((first, last)) = expected_span(inventory, id, timeline) {
+        let first = first.max(SegmentNumber::of(from, size));
+        holes.extend(listed_holes(timeline, first, last, size));
+    }
+    holes.sort_unstable_by_key(|h| h.start);
+    joined(holes)
+}
+
+/// Whether WAL that was lost lies in a hole that expiry made on purpose: no backup needs it any more.
+pub fn is_let_go(inventory: &Inventory, id: TimelineId, lost: LsnRange) -> bool {
+    let Some(timeline) = inventory.timelines.get(&id) else {
+        return false;
+    };
+    let holes = holes(inventory, id, timeline, Lsn(0)).into_iter();
+    let mut around = holes.filter(|hole| hole.start <= lost.start && lost.end <= hole.end);
+    around.any(|hole| is_deliberate(inventory, id, hole))
 }
 
 /// Whether a segment that is not stored costs nothing: no backup leads to it, or it lies in a hole that expiry made on purpose.
@@ -76,28 +88,30 @@ pub fn is_needless(inventory: &Inventory, name: SegmentName) -> bool {
 }
 
 /// Whether expiry left a hole: the recorded one behind a backup, or one from a pinned backup to the start of another. It leaves none
-/// that takes WAL which a backup needs itself.
+/// that takes WAL which a backup needs itself. The recorded one may begin on an ancestor: each timeline has a part of it then.
 fn is_deliberate(inventory: &Inventory, timeline: TimelineId, hole: LsnRange) -> bool {
     let size = inventory.segment_size;
     let Ok(history) = inventory.history(timeline) else {
         return false;
     };
     let path = Path::new(history.clone(), size);
-    let first = SegmentNumber::of(hole.start, size).name(timeline, size);
+    let first = SegmentNumber::of(hole.start, size);
     let is_start = |b: &Backup| SegmentNumber::of(b.start_lsn, size).start_lsn(size) == hole.end;
     let ends = inventory.backups.iter().any(is_start);
     let leading = || inventory.backups.iter().filter(|b| lies_on(&history, b));
     let end = |b: &Backup| b.consistent_lsn.max(b.stop_lsn);
     let is_needed_from = |begin| leading().any(|b| b.start_lsn < hole.end && end(b) > begin);
+    let is_trimmed = |b: &Backup| {
+        let reach = path.reach(b.start_lsn, inventory);
+        let begin = SegmentNumber::of(reach, size);
+        let is_recorded = path.name(begin).is_some_and(|name| b.trimmed.begins(name));
+        let next = || path.next_there(begin.next(), inventory);
+        let is_of_it = || begin == first || begin < first && next().is_none_or(|next| next > first);
+        is_recorded && is_of_it() && !is_needed_from(reach)
+    };
     leading().any(|b| {
-        let is_trimmed = || {
-            let reach = path.reach(b.start_lsn, inventory);
-            let begins = SegmentNumber::of(reach, size) == SegmentNumber::of(hole.start, size);
-            begins && !is_needed_from(reach)
-        };
         let behind = SegmentNumber::ending_at(end(b), size).next();
-        let is_recorded = first.is_some_and(|first| b.trimmed.begins(first));
-        is_recorded && is_trimmed()
+        !b.trimmed.is_empty() && is_trimmed(b)
             || ends
                 && !b.pins.is_empty()
                 && behind.start_lsn(size) == hole.start
@@ -257,6 +271,76 @@ mod tests {
         assert_eq!(needless(&w), [true, false, false]);
         w.backups[0].trimmed = Trimmed::at(name(5));
         assert_eq!(needless(&w), [true, true, false]);
+    }
+
+    /// A backup that is kept up to its own end, in segments 2 and 3, and no WAL behind it before segment 9 of timeline 2, which began in segment 6.
+    fn let_go_across_a_failover() -> World {
+        let mut w = World::new();
+        w.backup(tli(1), |_| {});
+        let child = w.histories[&tli(1)].child(tli(2), Lsn(6 * MIB + 100), b"promoted");
+        w.histories.insert(tli(2), child);
+        w.files.insert(tli(2));
+        let size = w.size;
+        let name = |timeline, number: u64| SegmentNumber(number).name(tli(timeline), size).unwrap();
+        w.archived = (2..=4).map(|number| name(1, number)).collect();
+        w.archived.extend((9..=12).map(|number| name(2, number)));
+        let backup = &mut w.backups[0];
+        (backup.start_lsn, backup.stop_lsn) = (Lsn(2 * MIB + 40), Lsn(3 * MIB));
+        (backup.checkpoint_lsn, backup.consistent_lsn) = (backup.start_lsn, backup.stop_lsn);
+        backup.trimmed = Trimmed::at(name(1, 5));
+        w
+    }
+
+    #[test]
+    fn x55_a_hole_that_expire_made_across_a_failover_is_no_gap() {
+        let mut w = let_go_across_a_failover();
+        let size = w.size;
+        let name = |timeline, number: u64| SegmentNumber(number).name(tli(timeline), size).unwrap();
+        let all = |w: &World| gaps(&w.inventory(), Lsn(0));
+        let needless = |w: &World| is_needless(&w.inventory(), name(2, 7));
+        assert_eq!((all(&w), needless(&w)), (vec![], true));
+        // Without the record all of it is lost.
+        let both = vec![gap(1, 5, 6), gap(2, 6, 9)];
+        let kept = std::mem::take(&mut w.backups[0].trimmed);
+        assert_eq!((all(&w), needless(&w)), (both, false));
+        w.backups[0].trimmed = kept;
+        // WAL that came again ends the hole: what is missing behind it is lost.
+        w.archived.insert(name(2, 6));
+        assert_eq!(all(&w), [gap(2, 7, 9)]);
+        w.archived.insert(name(1, 5));
+        assert_eq!(all(&w), [gap(2, 7, 9)]);
+        w.archived.remove(&name(2, 6));
+        assert_eq!(all(&w), [gap(2, 6, 9)]);
+        // A backup that needs WAL of the hole itself.
+        let mut w = let_go_across_a_failover();
+        let mut other = w.backups[0].clone();
+        (other.timeline, other.start_timeline) = (tli(2), tli(2));
+        (other.start_lsn, other.stop_lsn) = (Lsn(8 * MIB + 40), Lsn(9 * MIB + 40));
+        (other.checkpoint_lsn, other.consistent_lsn) = (other.start_lsn, other.stop_lsn);
+        other.trimmed = Trimmed::default();
+        w.backups.push(other);
+        assert_eq!(all(&w), [gap(2, 6, 9)]);
+    }
+
+    #[test]
+    fn x56_wal_that_was_lost_in_a_hole_of_expire_is_let_go() {
+        let mut w = let_go_across_a_failover();
+        let range = |from: u64, to: u64| LsnRange {
+            start: Lsn(from * MIB + 40),
+            end: Lsn(to * MIB + 80),
+        };
+        let let_go = |w: &World, timeline: u32, lost: LsnRange| {
+            let mut inventory = w.inventory();
+            let held = inventory.timelines.get_mut(&tli(timeline)).unwrap();
+            held.lost.push(lost);
+            is_let_go(&inventory, tli(timeline), lost)
+        };
+        assert!(let_go(&w, 1, range(5, 5)) && let_go(&w, 2, range(7, 8)));
+        // Nothing is stored of the old server, which went on.
+        assert!(let_go(&w, 1, range(7, 8)));
+        assert!(!let_go(&w, 2, range(13, 14)));
+        w.backups[0].trimmed = Trimmed::default();
+        assert!(!let_go(&w, 1, range(5, 5)) && !let_go(&w, 2, range(7, 8)));
     }
 
     #[test]

@@ -63,7 +63,7 @@ const FINISH_MAX: Duration = Duration::from_secs(30);
 const WAITING_SEGMENTS: u64 = 4;
 /// How long damage of the journal waits that could not be mended.
 const MEND_AFTER: Duration = Duration::from_secs(60);
-/// How long servers that cannot be reached are tried for WAL that another one has removed, before that counts as lost.
+/// How long other servers may give nothing of WAL that one has removed, before it counts as lost.
 const OTHERS_MAX: Duration = Duration::from_secs(300);
 /// The same trouble is reported again after this long.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
@@ -256,6 +256,15 @@ async fn aside_for<T: Send + 'static>(
     }
 }
 
+/// WAL that one server has removed in part, and others are asked for.
+#[derive(Clone, Copy)]
+struct Sought {
+    /// When it was removed, or some of it came last.
+    since: Instant,
+    /// The end of that server's WAL: one that ends before lacks some.
+    to: Lsn,
+}
+
 struct Session<'a> {
     options: &'a Options,
     host: &'a Host,
@@ -281,8 +290,12 @@ struct Session<'a> {
     last_server: Option<String>,
     /// The hosts that have said that WAL before a position is gone. Another one may have it.
     removed_before: BTreeMap<String, Lsn>,
-    /// When the first of them said so.
-    removed_since: Option<Instant>,
+    /// WAL that one of them had, until it has come.
+    sought: Option<Sought>,
+    /// The hosts to which another one gave way, until some WAL has come.
+    gave_way: BTreeSet<String>,
+    /// The end of WAL of the server that was asked last.
+    server_end: Lsn,
     /// Whether a stream was ever granted: before, what an operator has to mend ends the process.
     streamed: bool,
     started: Instant,
@@ -337,7 +350,9 @@ impl<'a> Session<'a> {
             has_lives: false,
             last_server: None,
             removed_before: BTreeMap::new(),
-            removed_since: None,
+            sought: None,
+            gave_way: BTreeSet::new(),
+            server_end: Lsn::INVALID,
             streamed: false,
             started: Instant::now(),
             told: None,
@@ -392,7 +407,11 @@ impl<'a> Session<'a> {
         match error.code() {
             Code::Unreachable | Code::Deadline | Code::NoRepository | Code::Full => true,
             Code::Locked => {
-                self.streamed || self.started.elapsed() < crate::fault::shortened(SLOT_PATIENCE)
+                let is_young = self.started.elapsed() < crate::fault::shortened(SLOT_PATIENCE);
+                // A new process would be told of removed WAL anew, and come here again.
+                let is_sought =
+                    self.has_others() && self.sought.is_some() && !self.is_sought_in_vain();
+                self.streamed || is_young || is_sought
             }
             // A server that we received from may be under repair; one that never worked was set up wrongly.
             Code::Denied | Code::Server | Code::NotFound | Code::Io | Code::ReadOnly => {
@@ -436,13 +455,7 @@ impl<'a> Session<'a> {
             // None of the others can be reached: those left out may have changed meanwhile.
             self.forget_others();
             // One that starts again may have what those have removed.
-            let limit = crate::fault::shortened(OTHERS_MAX);
-            if self
-                .removed_since
-                .is_some_and(|since| since.elapsed() < limit)
-            {
-                self.pass_over_removed();
-            }
+            self.pass_over_removed();
             error
         })?;
         let mut is_compared = false;
@@ -454,12 +467,25 @@ impl<'a> Session<'a> {
                 prepared.map_err(|error| match self.is_put_off(&error) {
                     // The standby is tried again before it.
                     true => self.pass_over(&host, error),
-                    false => error,
+                    false => self.give_up(&host, error),
                 })?;
             is_compared = true;
-            self.forget_others();
-            self.pass_over_removed();
-            match self.stream(connection, &start, &server).await? {
+            // Those that gave nothing stay behind this one.
+            if !self.is_sought_in_vain() {
+                self.forget_others();
+                self.pass_over_removed();
+            }
+            let streamed = self.stream(connection, &start, &server).await;
+            let streamed = streamed.map_err(|error| {
+                let error = self.give_up(&host, error);
+                let has_removed = self.removed_before.contains_key(&host);
+                match !has_removed && self.is_put_off(&error) {
+                    // It may give later what another one has removed.
+                    true => error.with_code(Code::Unreachable),
+                    false => error,
+                }
+            });
+            match streamed? {
                 Some(connection) => client = connection,
                 None => return Ok(()),
             }
@@ -495,6 +521,7 @@ impl<'a> Session<'a> {
     ) -> Result<(Client, Start, (SlotState, Origin))> {
         let host = client.host().to_owned();
         let facts = upstream::answered(&host, upstream::facts(&mut client)).await?;
+        self.server_end = facts.identity.flush_lsn;
         if let Err(error) = self.check_server(&facts) {
             return Err(self.leave_out(client.host(), error));
         }
@@ -744,9 +771,93 @@ impl<'a> Session<'a> {
         error.with_code(Code::Unreachable)
     }
 
-    /// Those that have removed WAL come behind the others until some of it has come.
+    /// Those that have removed WAL come behind the others until some of it has come, or these had time enough.
     fn pass_over_removed(&mut self) {
-        self.passed_over.extend(self.removed_before.keys().cloned());
+        if !self.is_sought_in_vain() {
+            self.passed_over.extend(self.removed_before.keys().cloned());
+        }
+    }
+
+    /// Whether the others had their time to give what one has removed.
+    fn is_sought_in_vain(&self) -> bool {
+        let limit = crate::fault::silence(OTHERS_MAX);
+        self.sought.is_some_and(|s| s.since.elapsed() >= limit)
+    }
+
+    /// Each server that fails once removed WAL was sought in vain comes behind those that were not tried since.
+    fn give_up(&mut self, host: &str, error: Error) -> Error {
+        if !self.has_others() || !self.is_sought_in_vain() {
+            return error;
+        }
+        match error.code() {
+            Code::Unreachable
+            | Code::Deadline
+            | Code::Locked
+            | Code::NotFound
+            | Code::Denied
+            | Code::Server => {
+                self.passed_over.push(host.to_owned());
+                // A process that never worked says what only an operator can mend.
+                let is_last = !self.streamed && self.candidates().hosts.is_empty();
+                match is_last {
+                    true => error,
+                    false => error.with_code(Code::Unreachable),
+                }
+            }
+            // The same server is asked for what it has.
+            _ => error,
+        }
+    }
+
+    fn has_others(&self) -> bool {
+        self.options.conninfo.hosts.len() > 1
+    }
+
+    /// A standby gives nothing behind a position, and another server was farther: that one, and all others that were not left so, come first.
+    fn leave_stuck(&mut self, host: &str, received: Lsn, sought: Sought) -> Error {
+        self.left_out.clear();
+        let removed = &self.removed_before;
+        self.passed_over.retain(|host| !removed.contains_key(host));
+        let limit = crate::fault::silence(OTHERS_MAX);
+        let error = err!(
+            Unreachable,
+            "server \"{host}\" has sent nothing behind {received} for {} s, and another server has WAL up to {}",
+            limit.as_secs(),
+            sought.to
+        );
+        self.pass_over(host, error)
+    }
+
+    /// The server that has more of the removed WAL is asked alone, before a gap is recorded.
+    fn give_way(&mut self, host: &str, (other, first): (String, Lsn)) -> Error {
+        let error = err!(
+            Unreachable,
+            "server \"{host}\" has removed more WAL than \"{other}\", which has it from {first} on and is asked first"
+        );
+        let hosts = self.options.conninfo.hosts.iter().map(|h| h.display());
+        self.passed_over = hosts.filter(|h| *h != other).collect();
+        self.gave_way.insert(other);
+        error
+    }
+
+    /// WAL has come, up to `end`. Every server may have what follows; a primary has all that there is.
+    fn came(&mut self, end: Lsn, origin: Origin) {
+        let Some(Sought { to, .. }) = self.sought else {
+            return;
+        };
+        self.found();
+        if end < to && origin != Origin::Primary {
+            let since = Instant::now();
+            self.sought = Some(Sought { since, to });
+        }
+    }
+
+    /// No WAL is sought that a server has removed.
+    fn found(&mut self) {
+        self.sought = None;
+        self.removed_before.clear();
+        self.gave_way.clear();
+        self.forget_others();
     }
 
     /// Another server that is set up wrongly ends nothing while a standby may be one to receive from later.
@@ -848,18 +959,29 @@ impl<'a> Session<'a> {
             None => None,
         };
         let listings = RefCell::new(Listings::default());
-        let mut start = position::derive(&Known {
+        let covered = |name: SegmentName| match &holdings {
+            Some(holdings) => holdings.covered_in_order(name, &mut listings.borrow_mut()),
+            None => Ok(name.start_lsn(size)?),
+        };
+        let mut known = Known {
             path: &path,
             journal,
             repository: reach.end,
             slot: slot.restart_lsn,
             server_end: facts.identity.flush_lsn,
             removed_before,
-            covered: &|name| match &holdings {
-                Some(holdings) => holdings.covered_in_order(name, &mut listings.borrow_mut()),
-                None => Ok(name.start_lsn(size)?),
-            },
-        })?;
+            covered: &covered,
+        };
+        let mut start = position::derive(&known)?;
+        if let Some(first) = removed_before
+            && !start.gaps.is_empty()
+            && let Some((other, first)) = self.one_with_more(host, first).await
+        {
+            known.removed_before = Some(first);
+            if position::derive(&known)?.gaps != start.gaps {
+                return Err(self.give_way(host, (other, first)));
+            }
+        }
         if let Some(holdings) = &holdings {
             self.has_lives = holdings.has_lives(&facts.history)?;
             start.gaps = self.record_lost(holdings, &start.gaps)?;
@@ -1034,14 +1156,50 @@ impl<'a> Session<'a> {
         path: &Path,
         (removed, kept): (Lsn, Lsn),
     ) -> Result<Lsn> {
-        let mut info = self.options.conninfo.clone();
-        info.hosts.retain(|h| h.display() == host);
         let server = remaining::Server {
-            info: &info,
+            info: &self.only(host),
             path,
             progress: &self.host.progress,
         };
         server.first_after(removed, kept).await
+    }
+
+    fn only(&self, host: &str) -> ConnInfo {
+        let mut info = self.options.conninfo.clone();
+        info.hosts.retain(|h| h.display() == host);
+        info
+    }
+
+    /// Returns the other server that has removed least, and its first WAL, if that lies before `first`, which `host` has. Each is named once: it may
+    /// have WAL, and not give it.
+    async fn one_with_more(&self, host: &str, mut first: Lsn) -> Option<(String, Lsn)> {
+        let mut found = None;
+        for (other, removed) in &self.removed_before {
+            if other == host || self.gave_way.contains(other) || self.left_out.contains(other) {
+                continue;
+            }
+            // One that does not answer gives nothing.
+            if let Ok(lsn) = Box::pin(self.first_of(other, *removed)).await
+                && lsn < first
+            {
+                first = lsn;
+                found = Some((other.clone(), lsn));
+            }
+        }
+        found
+    }
+
+    /// Asks a server without a connection from where on it still has WAL.
+    async fn first_of(&self, host: &str, removed: Lsn) -> Result<Lsn> {
+        let info = self.only(host);
+        let question = async {
+            let mut client = upstream::connect(&info, Arc::clone(&self.host.progress)).await?;
+            upstream::facts(&mut client).await
+        };
+        let facts = upstream::answered(host, question).await?;
+        let path = Path::new(facts.history, self.identity.segment_size);
+        let kept = facts.identity.flush_lsn;
+        self.first_given(host, &path, (removed, kept)).await
     }
 
     /// Returns the WAL that the repositories hold. A journal that leads by itself can do without it, while they are away.
@@ -1191,7 +1349,7 @@ impl<'a> Session<'a> {
             origin: *origin,
         };
         let mut streaming = Streaming::new(stream, position, floor, sources);
-        let step = self.follow(&mut streaming, position).await;
+        let step = self.follow(&mut streaming, position, *origin).await;
         self.show(&streaming.reached());
         match step? {
             Step::Done => self.next_timeline(streaming, position).await.map(Some),
@@ -1212,8 +1370,14 @@ impl<'a> Session<'a> {
     }
 
     /// Steps until the stream ends, or it is enough.
-    async fn follow(&mut self, streaming: &mut Streaming, position: Position) -> Result<Step> {
+    async fn follow(
+        &mut self,
+        streaming: &mut Streaming,
+        position: Position,
+        origin: Origin,
+    ) -> Result<Step> {
         let mut first = true;
+        let (mut received, mut heard) = (position.lsn, Instant::now());
         loop {
             let stepped = streaming.step().await;
             let step = match stepped {
@@ -1232,11 +1396,9 @@ impl<'a> Session<'a> {
                 self.told = None;
             }
             let reached = streaming.reached();
-            if reached.received > position.lsn && !self.removed_before.is_empty() {
-                self.removed_before.clear();
-                self.removed_since = None;
-                // The next attempt may take each of them again, also this one.
-                self.passed_over.clear();
+            if reached.received > received {
+                (received, heard) = (reached.received, Instant::now());
+                self.came(received, origin);
             }
             let enough = self
                 .options
@@ -1249,6 +1411,18 @@ impl<'a> Session<'a> {
                 self.write_status();
                 if enough || self.is_stopped() {
                     return Ok(step);
+                }
+                // Without room in the journal nothing is read.
+                if streaming.condition() != Condition::Writing {
+                    heard = Instant::now();
+                }
+                if let Some(sought) = self.sought
+                    && origin != Origin::Primary
+                    && received < sought.to
+                    && heard.elapsed() >= crate::fault::silence(OTHERS_MAX)
+                {
+                    let host = streaming.host().to_owned();
+                    return Err(self.leave_stuck(&host, received, sought));
                 }
                 if self.is_mending_due() {
                     return Err(err!(
@@ -1299,7 +1473,12 @@ impl<'a> Session<'a> {
             );
         }
         self.removed_before.insert(host.to_owned(), position.lsn);
-        self.removed_since.get_or_insert_with(Instant::now);
+        let end = self.server_end;
+        let sought = self.sought.get_or_insert_with(|| Sought {
+            since: Instant::now(),
+            to: end,
+        });
+        sought.to = sought.to.max(end);
         self.pass_over_removed();
         error
     }
@@ -1317,6 +1496,10 @@ impl<'a> Session<'a> {
                 position.timeline.decimal()
             ));
         };
+        // More of this timeline is another life's.
+        if self.sought.is_some() {
+            self.found();
+        }
         self.host.progress.note(&format!(
             "timeline {} ended at {}; timeline {} follows",
             position.timeline.decimal(),

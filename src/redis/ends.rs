@@ -41,7 +41,7 @@ impl Ends {
         }
     }
 
-    /// Passes bytes on to `out`, with the ends of the keys in them. `marks` tell when they arrived.
+    /// Passes bytes on to `out`, with the ends of the keys in them. `marks` tell when they arrived, in the order of their positions.
     ///
     /// # Errors
     /// `Damaged` for bytes that are no commands; those of `out`.
@@ -127,7 +127,9 @@ impl Ends {
         let words: Vec<&[u8]> = self.words.iter().map(Vec::as_slice).collect();
         let millis = lifetime(&words)?;
         let key = words.get(KEY).filter(|key| key.len() <= KEY_BYTES_KEPT)?;
-        let arrived = marks.iter().find(|mark| mark.position >= self.position)?;
+        // An object may have as many marks as commands: they are not looked through for each.
+        let at = marks.partition_point(|mark| mark.position < self.position);
+        let arrived = marks.get(at)?;
         let end = (arrived.arrived_us / 1000).saturating_add(millis);
         let end = end.to_string();
         Some(resp::command(&[b"PEXPIREAT", key, end.as_bytes()]))
@@ -234,5 +236,34 @@ mod tests {
                 .pass(b"+OK\r\n", &marks, &mut |_| Ok(()))
                 .is_err()
         );
+    }
+
+    #[test]
+    fn each_key_ends_by_the_first_mark_behind_its_command() {
+        let one = lines(&[&["SETEX", "a", "1", "x"]]);
+        let length = one.len() as u64;
+        // Two marks before it, one at its end, and one that comes too late.
+        let mark = |position, arrived_us| Mark {
+            position,
+            arrived_us,
+        };
+        let marks = [
+            mark(10, 1_000),
+            mark(50, 2_000),
+            mark(50 + length, 5_000_000),
+            mark(51 + length, 9_000_000),
+        ];
+        let found = |marks: &[Mark]| {
+            let (mut ends, mut found) = (Ends::new(50), Vec::new());
+            let put = &mut |bytes: &[u8]| {
+                found.extend_from_slice(bytes);
+                Ok(())
+            };
+            ends.pass(&one, marks, put).unwrap();
+            found
+        };
+        let end = lines(&[&["PEXPIREAT", "a", "6000"]]);
+        assert_eq!(found(&marks), [one.clone(), end].concat());
+        assert_eq!(found(&marks[..2]), one);
     }
 }

@@ -3,6 +3,7 @@
 //! Two servers that write one timeline meet at a fork, the first segment of which they have different content. A `resolve` event gives the fork to
 //! the server of the refused copy: from there on the timeline's segments have another home.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -144,6 +145,21 @@ impl Lives {
     pub fn of(&self, name: SegmentName) -> Option<&Life> {
         let holds = |l: &&Life| l.segment.timeline == name.timeline && l.segment <= name;
         self.iter().rev().find(holds)
+    }
+
+    /// The lives to which the segments of a part of a timeline belong, in their order: the copy that each began with, nothing for the one that was
+    /// archived first.
+    pub fn along(&self, first: SegmentName, last: SegmentName) -> Vec<String> {
+        let begins = self.iter().map(|life| life.segment);
+        let begins = begins.filter(|s| s.timeline == first.timeline && (first..=last).contains(s));
+        let begins: BTreeSet<SegmentName> = std::iter::once(first).chain(begins).collect();
+        let copy = |at| {
+            self.of(at)
+                .map_or_else(String::new, |life| life.copy.clone())
+        };
+        let mut along: Vec<String> = begins.into_iter().map(copy).collect();
+        along.dedup();
+        along
     }
 }
 
@@ -293,6 +309,18 @@ mod tests {
         let moves = Lives::fold(&again).unwrap().moves(SegmentSize::DEFAULT);
         let moves: Vec<_> = moves.iter().map(|m| (m.first.0, m.time.0)).collect();
         assert_eq!(moves, [(5, 1), (5, 3), (6, 4)]);
+    }
+
+    #[test]
+    fn a_stretch_tells_whose_segments_it_has() {
+        let lives = Lives::fold(&[resolve(1, 5, A), resolve(2, 8, B)]).unwrap();
+        assert_eq!(lives.along(name(1), name(9)), ["", A, B]);
+        assert_eq!(lives.along(name(5), name(7)), [A]);
+        assert_eq!(lives.along(name(6), name(8)), [A, B]);
+        assert_eq!(lives.along(name(1), name(4)), [""]);
+        // A resolution behind the stretch, and one that gives what was followed already.
+        let same = Lives::fold(&[resolve(1, 5, A), resolve(2, 7, A)]).unwrap();
+        assert_eq!(same.along(name(5), name(9)), [A]);
     }
 
     #[test]

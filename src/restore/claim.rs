@@ -27,12 +27,19 @@ pub(super) fn unless_deleted(
     error: Error,
 ) -> Error {
     match store.head(&scope.manifest(id)) {
-        Ok(None) => deleted(id),
+        Ok(None) => deleted(id, false),
         _ => error,
     }
 }
 
-fn deleted(id: &BackupId) -> Error {
+fn deleted(id: &BackupId, is_taken_up: bool) -> Error {
+    if is_taken_up {
+        return err!(
+            NotFound,
+            "backup \"{id}\" was deleted since its restore began"
+        )
+        .hint("Nothing more was written. Restore another backup into an empty directory: pitr info lists them.");
+    }
     err!(
         NotFound,
         "backup \"{id}\" was deleted while the restore was planned"
@@ -41,7 +48,11 @@ fn deleted(id: &BackupId) -> Error {
 }
 
 /// Waits for a run of expire that decided before the claim was there, and requires that the marked backup is still there.
-fn outlived((store, scope): (&dyn Store, &Scope), host: &Host, id: &BackupId) -> Result<()> {
+fn outlived(
+    (store, scope): (&dyn Store, &Scope),
+    host: &Host,
+    (id, is_taken_up): (&BackupId, bool),
+) -> Result<()> {
     match deletion::wait_on((store, scope), host) {
         Ok(()) => {}
         Err(e) if e.code() == Code::Interrupted => return Err(e),
@@ -52,7 +63,7 @@ fn outlived((store, scope): (&dyn Store, &Scope), host: &Host, id: &BackupId) ->
     }
     match store.head(&scope.manifest(id))? {
         Some(_) => Ok(()),
-        None => Err(deleted(id)),
+        None => Err(deleted(id, is_taken_up)),
     }
 }
 
@@ -67,7 +78,8 @@ pub struct Claim<'a> {
 impl<'a> Claim<'a> {
     /// Claims a backup; `None`, and a warning, where the repository cannot be written.
     ///
-    /// `planned` is when the backup was chosen: a mark for deletion that came later means that another one should be.
+    /// `planned` is when the backup was chosen: a mark for deletion that came later means that another one should be. A restore that is taken
+    /// up has none: its backup is fixed.
     ///
     /// # Errors
     /// `Refused` when the backup was marked for deletion meanwhile, `NotFound` when it was deleted; `Interrupted`; what the store says when it
@@ -77,8 +89,9 @@ impl<'a> Claim<'a> {
         scope: &'a Scope,
         host: &'a Host,
         id: &BackupId,
-        planned: TimestampTz,
+        planned: Option<TimestampTz>,
     ) -> Result<Option<Claim<'a>>> {
+        let is_taken_up = planned.is_none();
         fault::pause("restore-planned");
         let tried = Instant::now();
         // A clock is no reason to refuse a restore. Expire counts a claim from the future by the store's time.
@@ -90,13 +103,16 @@ impl<'a> Claim<'a> {
             ));
         }
         let taken = claim::Claim::take((store, scope), Writer::of(host), id, "restore", None)
-            .map_err(|e| unless_deleted(store, scope, id, e));
+            .map_err(|e| match store.head(&scope.manifest(id)) {
+                Ok(None) => deleted(id, is_taken_up),
+                _ => e,
+            });
         let until = "before the restore is complete";
         let taken = claim::Claim::if_possible(taken, (store, id), until, host.progress.as_ref())?;
         let Some(claim) = taken else { return Ok(None) };
         if store.head(&scope.manifest(id))?.is_none() {
             claim.release(host.progress.as_ref());
-            return Err(deleted(id));
+            return Err(deleted(id, is_taken_up));
         }
         let claim = Claim {
             claim,
@@ -106,10 +122,10 @@ impl<'a> Claim<'a> {
         };
         let events = event::read_all(store, scope, &id.to_string())?;
         let marks = event::marks(&events);
-        let Some(mark) = marks.iter().map(|m| m.since(planned)).max() else {
+        if marks.is_empty() {
             return Ok(Some(claim));
-        };
-        if mark > planned {
+        }
+        if planned.is_some_and(|planned| marks.iter().any(|m| m.since(planned) > planned)) {
             claim.release();
             return Err(err!(
                 Refused,
@@ -117,7 +133,7 @@ impl<'a> Claim<'a> {
             )
             .hint("Nothing was written. Run the same command again: it chooses another backup."));
         }
-        if let Err(e) = outlived((store, scope), host, id) {
+        if let Err(e) = outlived((store, scope), host, (id, is_taken_up)) {
             claim.release();
             return Err(e);
         }

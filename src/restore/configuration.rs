@@ -44,6 +44,7 @@ pub fn brought(snapshot: &Snapshot<'_>, survey: &Survey, target: &Target) -> Res
         has_auto: auto.is_some(),
         auto: auto.unwrap_or_default(),
         in_place_tablespaces: survey.has_in_place(target),
+        has_subscriptions: survey.has_subscriptions,
     })
 }
 

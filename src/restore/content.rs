@@ -39,7 +39,7 @@ pub fn read<T>(
     work: impl FnOnce(Open<'_>) -> Result<T>,
 ) -> Result<T> {
     let store = repository.store();
-    let mut claim = Claim::take(store, scope, host, id, planned)?;
+    let mut claim = Claim::take(store, scope, host, id, Some(planned))?;
     let mut tick = || {
         host.check_stop()?;
         if let Some(claim) = &mut claim {

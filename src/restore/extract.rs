@@ -46,6 +46,10 @@ const AFFECTED_MAX: usize = 20;
 const BLOCK_BYTES: u64 = 4096;
 /// No filesystem holds more, and sums of it fit 64 bits.
 const MOST_BYTES: u64 = 1 << 62;
+/// The catalog of subscriptions, of all databases. It is empty where none was ever made, and has another name behind VACUUM FULL.
+///
+/// PostgreSQL: src/include/catalog/pg_subscription.h.
+const PG_SUBSCRIPTION: &[u8] = b"global/6100";
 /// Directories that a server wants, of every major.
 const STANDARD_DIRECTORIES: &[&str] = &[
     "base",
@@ -97,6 +101,8 @@ pub struct Survey {
     pub restored_files: u64,
     /// Whether the data directory was open to the group.
     pub group: bool,
+    /// Whether the cluster seems to have subscriptions of logical replication.
+    pub has_subscriptions: bool,
     /// Relations that are left out.
     pub unlogged: Unlogged,
     /// Links other than those of tablespaces; they are not recreated.
@@ -107,6 +113,8 @@ pub struct Survey {
     pub brought: Brought,
     /// Content of pg_control, where it was read already.
     pub control: Option<Vec<u8>>,
+    /// Warnings about the room that it takes.
+    pub scarce: Vec<String>,
 }
 
 /// A database whose relations are files of zeros.
@@ -408,6 +416,7 @@ pub fn survey(
                 if item.path == b"PG_VERSION" {
                     survey.group = mode & 0o040 != 0;
                 }
+                survey.has_subscriptions |= item.path == PG_SUBSCRIPTION && length > 0;
                 if let Some((files, bytes)) = survey.size_left_out(&item.key) {
                     (*files, *bytes) = (*files + 1, *bytes + length);
                 } else {

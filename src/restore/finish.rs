@@ -20,7 +20,7 @@ use super::manifest_check::ManifestCheck;
 use super::settings::{self, Brought, StandbySettings};
 use super::tablespace_mark;
 use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
-use super::tree::{Tree, below, entries, target_error, write_error};
+use super::tree::{LOST_AND_FOUND, Tree, below, entries, target_error, write_error};
 use crate::archive::datadir::GUARD;
 use crate::archive::guard::{AUTO_CONF, COMMENT, Guard, SETTINGS, UNFINISHED, WrittenSettings};
 use crate::archive::left_out::{self, MARKER, Marker};
@@ -421,10 +421,12 @@ fn sync_beneath(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> std::io::R
         let entry = entry?;
         let name = entry.file_name();
         match kind(directory, &entry)? {
-            FileType::Directory => {
-                let below = below(directory, name)?;
-                sync_beneath(below.as_fd(), depth + 1)?;
-            }
+            FileType::Directory => match below(directory, name) {
+                Ok(below) => sync_beneath(below.as_fd(), depth + 1)?,
+                // Nothing of ours lies where we cannot look.
+                Err(rustix::io::Errno::ACCESS) if name.to_bytes() == LOST_AND_FOUND.as_bytes() => {}
+                Err(e) => return Err(e.into()),
+            },
             FileType::RegularFile => {
                 let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
                 durable::sync_file(&std::fs::File::from(file))?;
@@ -532,6 +534,8 @@ fn count_files(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> rustix::io:
     for entry in entries(directory)? {
         let entry = entry?;
         match kind(directory, &entry)? {
+            // Files in it are the filesystem's.
+            FileType::Directory if entry.file_name().to_bytes() == LOST_AND_FOUND.as_bytes() => {}
             FileType::Directory => {
                 let below = below(directory, entry.file_name())?;
                 count += count_files(below.as_fd(), depth + 1)?;

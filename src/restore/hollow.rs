@@ -41,7 +41,8 @@ pub struct LaidOut {
 /// # Errors
 /// Those of [`Claim::take`].
 pub fn claim<'a>(source: &Source<'a>, job: &Job, host: &'a Host) -> Result<Option<Claim<'a>>> {
-    Claim::take(source.store, source.layout, host, &job.backup, job.planned)
+    let planned = Some(job.planned);
+    Claim::take(source.store, source.layout, host, &job.backup, planned)
 }
 
 /// Makes the directory, whose target was checked and is empty.

@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, FileType};
 
 use super::extract::{check_stop, version_of, withholds_file};
 use super::target_dir::Target;
-use super::tree::{Tree, below, entries, target_error};
+use super::tree::{Tree, below, entries, is_lost_and_found, target_error};
 use crate::err;
 use crate::error::Result;
 use crate::snapshot::filekey::FileKey;
@@ -61,6 +61,9 @@ impl Look<'_> {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
             let path = [prefix, name.to_bytes()].concat();
+            if is_lost_and_found(&path) {
+                continue;
+            }
             let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
             let stat = stat.map_err(failed)?;
             match FileType::from_raw_mode(stat.st_mode) {

@@ -100,6 +100,9 @@ pub struct Job {
     /// Values that the WAL on the way of a standby requires of its settings.
     #[serde(default)]
     pub parameters: BTreeMap<String, u32>,
+    /// The lives that the WAL of the plan belonged to, by the repository that it was planned on; none in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lives: Option<Vec<String>>,
 }
 
 impl Job {
@@ -240,6 +243,7 @@ mod tests {
             plan: None,
             timeline: None,
             parameters: BTreeMap::new(),
+            lives: None,
         }
     }
 

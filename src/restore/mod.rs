@@ -3,6 +3,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `target_dir` | everything that is refused before the first write |
+//! | `room` | room that nobody knows for certain before it is used |
 //! | `job` | the restore that is to be done, as a value that survives a kill |
 //! | `tablespace_mark` | keeps a tablespace's directory for one restore |
 //! | `claim` | keeps the backup from being deleted meanwhile |
@@ -41,6 +42,7 @@ mod needed;
 pub mod replace;
 #[cfg(test)]
 mod rights_tests;
+mod room;
 pub mod settings;
 mod sweep;
 mod tablespace_mark;
@@ -147,19 +149,28 @@ pub fn survey(
         survey.brought = configuration::brought(snapshot, &survey, target)?;
         Ok(survey)
     };
-    let survey = look().map_err(|e| source.unless_deleted(e))?;
+    let mut survey = look().map_err(|e| source.unless_deleted(e))?;
     let segment = source.root.content.wal_segment_size_bytes;
-    let replayed = job
-        .plan
-        .as_ref()
-        .map_or(WAL_KEPT_BYTES, |p| p.bytes_to_replay);
-    let wal = replayed.min(WAL_KEPT_BYTES) + SEGMENTS_BESIDES * segment;
-    let need = match is_hollow {
+    let replayed = job.plan.as_ref().map(|p| p.bytes_to_replay);
+    let wal = |kept: u64| replayed.unwrap_or(kept).min(kept) + SEGMENTS_BESIDES * segment;
+    let need = |wal: u64| match is_hollow {
         true => Need::of_wal(wal),
         false => survey.need_of(target, wal),
     };
     let version = extract::version_of(snapshot.naming());
-    target_dir::check_space(target, &need, &version)?;
+    let least = wal(WAL_KEPT_BYTES);
+    let mut scarce = target_dir::check_space(target, &need(least), &version)?;
+    // The settings are limits, which recovery need not reach: they are no reason to refuse.
+    let kept = survey.brought.kept_wal_bytes();
+    let most = kept.map_or(least, wal);
+    if most > least
+        && let Err(e) = target_dir::check_space(target, &need(most), &version)
+    {
+        scarce.push(format!(
+            "the server may keep {most} bytes of WAL while it recovers (max_wal_size, wal_keep_size), and {e}: recovery stops where it fills up. Set less in postgresql.auto.conf before the start"
+        ));
+    }
+    survey.scarce = scarce;
     Ok(survey)
 }
 
@@ -187,7 +198,9 @@ pub fn run(
     if let Earlier::LastStep(_) = earlier {
         return last_step(source, job, target, survey);
     }
-    let mut claim = Claim::take(source.store, source.layout, host, &job.backup, job.planned)?;
+    // A mark that came since does not keep a restore that has begun from its end: the record fixes the backup.
+    let planned = (*earlier == Earlier::None).then_some(job.planned);
+    let mut claim = Claim::take(source.store, source.layout, host, &job.backup, planned)?;
     let done = copy_all(
         (source, job, target, survey),
         earlier,

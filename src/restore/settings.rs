@@ -55,6 +55,26 @@ pub struct Brought {
     pub has_ident: bool,
     /// Whether there are tablespaces in place (15 and later).
     pub in_place_tablespaces: bool,
+    /// Whether the cluster seems to have subscriptions of logical replication.
+    pub has_subscriptions: bool,
+}
+
+/// The bytes of a whole number with a unit, MB without one.
+///
+/// PostgreSQL: src/backend/utils/misc/guc.c, `memory_unit_conversion_table`.
+fn megabytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let shift = match unit.trim() {
+        "B" => 0,
+        "kB" => 10,
+        "MB" | "" => 20,
+        "GB" => 30,
+        "TB" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1u64 << shift)
 }
 
 impl Brought {
@@ -70,6 +90,18 @@ impl Brought {
             Some(own) if number(own) > number(wanted) => own,
             _ => wanted,
         }
+    }
+
+    /// WAL that a server with this configuration may keep in pg_wal while it recovers, where it says so: restartpoints recycle beyond `max_wal_size`,
+    /// and leave `wal_keep_size`.
+    pub fn kept_wal_bytes(&self) -> Option<u64> {
+        let bytes = ["max_wal_size", "wal_keep_size"].map(|name| megabytes(self.value(name)?));
+        // No server takes more.
+        bytes
+            .into_iter()
+            .flatten()
+            .max()
+            .map(|most| most.min(1 << 51))
     }
 
     /// A parameter as the configuration has it; PostgreSQL's own where it is not set.
@@ -245,6 +277,27 @@ mod tests {
             }
         }
         brought
+    }
+
+    #[test]
+    fn the_configuration_says_how_much_wal_recovery_keeps() {
+        let kept = |lines: &[&str]| brought(lines, &[]).kept_wal_bytes();
+        assert_eq!(kept(&["max_wal_size = 200GB"]), Some(200 << 30));
+        assert_eq!(
+            kept(&["max_wal_size = '2 GB'", "wal_keep_size = 4096"]),
+            Some(4 << 30)
+        );
+        assert_eq!(kept(&["wal_keep_size = 512kB"]), Some(512 << 10));
+        // A value that PostgreSQL reads otherwise, or refuses, says nothing.
+        for other in ["1.5GB", "0x10", "GB", "", "7XB", "99999999999999999999"] {
+            assert_eq!(
+                kept(&[&format!("max_wal_size = '{other}'")]),
+                None,
+                "{other}"
+            );
+        }
+        assert_eq!(kept(&["max_wal_size = 9999999TB"]), Some(1 << 51));
+        assert_eq!(kept(&[]), None);
     }
 
     #[test]

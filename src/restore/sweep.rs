@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, DirEntry, FileType};
 use super::extract::{Destination, check_stop, is_standard_directory, withholds_file};
 use super::finish::kind;
 use super::target_dir::{CONTROL, WAITING_CONTROL};
-use super::tree::{below, entries, target_error};
+use super::tree::{below, entries, is_lost_and_found, target_error};
 use crate::archive::guard::UNFINISHED;
 use crate::error::Result;
 use crate::snapshot::filekey::FileKey;
@@ -90,6 +90,9 @@ impl Sweep<'_> {
     ) -> Result<()> {
         check_stop(self.stop)?;
         let path = [prefix, name.to_bytes()].concat();
+        if is_lost_and_found(&path) && found == FileType::Directory {
+            return Ok(());
+        }
         let gone = |e| {
             let shown = String::from_utf8_lossy(&path).into_owned();
             target_error(format!("remove \"{shown}\""), e)

@@ -10,7 +10,7 @@ use rustix::fs::AtFlags;
 use super::extract::Destination;
 use super::job::Job;
 use super::target_dir::{CONTROL, Target, is_linked_from};
-use super::tree::{Tree, entries, target_error, write_error};
+use super::tree::{LOST_AND_FOUND, Tree, entries, target_error, write_error};
 use crate::archive::guard::UNFINISHED;
 use crate::durable::{self, NewFile, Published, TEMPORARY_PREFIX};
 use crate::err;
@@ -85,12 +85,15 @@ fn of(job: &Job) -> Result<Vec<u8>> {
         .map_err(|e| err!(Internal, "could not serialize the mark of a restore").source(e))
 }
 
-/// Whether a directory has nothing but what a killed run left of a mark.
+/// Whether a directory has nothing but what a killed run left of a mark, and what belongs to its filesystem.
 fn is_free(tree: &Tree) -> Result<bool> {
     let failed = |e| target_error(format!("read directory \"{}\"", tree.path().display()), e);
     for entry in entries(tree.root()).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
+        if name.to_bytes() == LOST_AND_FOUND.as_bytes() {
+            continue;
+        }
         if !name.to_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {
             return Ok(false);
         }

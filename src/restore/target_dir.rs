@@ -14,7 +14,8 @@ use rustix::fs::{Access, AtFlags, Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::replace::{Old, WAITING};
-use super::tree::{Owner, is_roots_alone};
+use super::room;
+use super::tree::{LOST_AND_FOUND, Owner, is_roots_alone};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
 use crate::archive::pid_file::PidFile;
@@ -354,7 +355,8 @@ fn check_not_special(path: &Path, wanted: &Wanted<'_>) -> Result<()> {
     if wanted.home.and_then(|h| h.canonicalize().ok()).as_deref() == Some(path) {
         return refused("it is your home directory".into());
     }
-    if is_mount_point(path) {
+    // A volume of a container is the data directory itself. In place nothing but its content changes.
+    if is_mount_point(path) && !(wanted.delta && holds_cluster(path)) {
         return refused("a filesystem is mounted on it".into());
     }
     for repository in wanted.repositories {
@@ -364,6 +366,16 @@ fn check_not_special(path: &Path, wanted: &Wanted<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a cluster is there that can be restored in place, or an unfinished restore of one. No data directory has `lost+found`: initdb refuses it.
+fn holds_cluster(path: &Path) -> bool {
+    let is_there = |name: &str| std::fs::symlink_metadata(path.join(name)).is_ok();
+    let unfinished = format!("pg_wal/{UNFINISHED}");
+    let is_any = [CONTROL, WAITING_CONTROL, &unfinished]
+        .into_iter()
+        .any(is_there);
+    is_any && !is_there(LOST_AND_FOUND)
 }
 
 /// Not below a data directory, whether its server runs or not: what is there goes into that server's backups, and may be removed by it.
@@ -416,12 +428,12 @@ fn inspect(data: &Path, delta: bool, is_replacing: bool) -> Result<Found> {
     {
         return Ok(Found::LastStep(record));
     }
-    // A run that was killed before it could write its record leaves an empty pg_wal.
+    // A run that was killed before it could write its record leaves an empty pg_wal, which may be a filesystem of its own.
     let only_wal = names.iter().all(|n| n == "pg_wal");
+    let is_nobodys = |n: &String| n == LOST_AND_FOUND || n.starts_with(TEMPORARY_PREFIX);
     let is_fresh = only_wal
         && (names.is_empty()
-            || self::names(&wal)
-                .is_ok_and(|inside| inside.iter().all(|n| n.starts_with(TEMPORARY_PREFIX))));
+            || self::names(&wal).is_ok_and(|inside| inside.iter().all(is_nobodys)));
     if is_fresh {
         return Ok(Found::Empty);
     }
@@ -498,6 +510,7 @@ fn in_place(data: &Path) -> Result<Found> {
 }
 
 /// Requires that the server has offered all of its WAL to be archived, which it does when it is shut down, or that no WAL is there any more.
+/// A standby offers none: the caller asks the repositories for it.
 fn check_clean(data: &Path, wal: &Path) -> Result<()> {
     // A pg_control that cannot be read whole tells nothing, and is a reason to restore in place.
     let control = DataDirectory::at(data).control().ok().flatten();
@@ -754,7 +767,11 @@ fn beside_another(path: PathBuf, wanted: &Wanted<'_>) -> Result<PathBuf> {
         return Err(refused("it lies in the data directory that is replaced"));
     }
     let entries = names(&path).map_err(|e| refused("it is not there").source(e))?;
-    if !old.has_tablespace(&path) && entries.iter().any(|name| name != WAITING) {
+    if !old.has_tablespace(&path)
+        && entries
+            .iter()
+            .any(|name| name != WAITING && name != LOST_AND_FOUND)
+    {
         return Err(refused(
             "it is not empty, and not one of the cluster that is replaced",
         ));
@@ -824,7 +841,10 @@ fn check_tablespace_rights(path: &Path, target: &Target) -> Result<()> {
     let shown = path.display();
     let failed = |e| Error::from_io(format!("look at \"{shown}\""), e);
     let entries = match names(path) {
-        Ok(entries) => entries,
+        Ok(mut entries) => {
+            entries.retain(|name| name != LOST_AND_FOUND);
+            entries
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return match target.owner {
                 Some(_) => Ok(()),
@@ -869,18 +889,18 @@ fn linked(wanted: &Wanted<'_>, data: &Path, oid: &str) -> Option<PathBuf> {
 }
 
 /// Whether a data directory has a tablespace in this directory.
-pub(super) fn is_linked_from(data: &Path, tablespace: &Path) -> bool {
+pub fn is_linked_from(data: &Path, tablespace: &Path) -> bool {
     let links = std::fs::read_dir(data.join("pg_tblspc"));
     let mut places = links.into_iter().flatten().flatten();
     places.any(|link| link.path().canonicalize().is_ok_and(|at| at == tablespace))
 }
 
 /// Requires that each filesystem has room for what comes to it. Files that an unfinished restore, or a cluster that is restored in place, has there count as room:
-/// in a tablespace those below the directory of the server's `version`.
+/// in a tablespace those below the directory of the server's `version`. Returns warnings of filesystems that have it only if they compress.
 ///
 /// # Errors
 /// `Refused` with the numbers.
-pub fn check_space(target: &Target, need: &Need, version: &str) -> Result<()> {
+pub fn check_space(target: &Target, need: &Need, version: &str) -> Result<Vec<String>> {
     struct Demand {
         place: PathBuf,
         bytes: u64,
@@ -923,13 +943,19 @@ pub fn check_space(target: &Target, need: &Need, version: &str) -> Result<()> {
         });
         demand.bytes += wal_bytes.saturating_sub(there);
     }
+    let mut warnings = Vec::new();
     for demand in demands.values() {
         let shown = demand.place.display();
         let stat = rustix::fs::statvfs(&demand.place).map_err(|e| {
             Error::from_io(format!("ask for the free space of \"{shown}\""), e.into())
         })?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if demand.bytes > free {
+        if demand.bytes > free && room::may_fit(&demand.place, demand.bytes, free) {
+            warnings.push(format!(
+                "the filesystem of \"{shown}\" has room for {} bytes only if it compresses them: {free} are free; the restore ends where it fills up, and the same command goes on once there is room",
+                demand.bytes
+            ));
+        } else if demand.bytes > free {
             return Err(err!(
                 Refused,
                 "the filesystem of \"{shown}\" is too small: {} bytes are needed, {free} are free",
@@ -948,7 +974,7 @@ pub fn check_space(target: &Target, need: &Need, version: &str) -> Result<()> {
             .hint("Nothing was written. Choose another place."));
         }
     }
-    Ok(())
+    Ok(warnings)
 }
 
 /// Bytes and files below a directory that belong to it alone, on the filesystem of this device; what cannot be read counts as nothing.
@@ -1136,6 +1162,39 @@ pub(super) mod tests {
             assert_eq!(e.code(), code, "{e}");
             assert!(e.to_string().contains(part), "{e}");
         }
+    }
+
+    #[test]
+    fn r219_a_place_with_what_a_filesystem_has_in_its_root_is_empty() {
+        let dir = directory();
+        let data = made(&dir.path().join("data")).to_owned();
+        made(&data.join("pg_wal"));
+        std::fs::create_dir(data.join("pg_wal/lost+found")).unwrap();
+        let space = made(&dir.path().join("space")).to_owned();
+        std::fs::create_dir(space.join("lost+found")).unwrap();
+        let target = look(&wanted(&data)).unwrap();
+        assert_eq!(target.found, Found::Empty);
+        let tablespace = Tablespace {
+            oid: 16385,
+            location: space.clone(),
+        };
+        let go = || {
+            place(
+                look(&wanted(&data))?,
+                &wanted(&data),
+                std::slice::from_ref(&tablespace),
+            )
+        };
+        assert_eq!(go().unwrap().tablespaces[0].path, space);
+        std::fs::write(space.join("x"), "").unwrap();
+        assert!(
+            go().unwrap_err()
+                .to_string()
+                .contains("not empty: 1 entries")
+        );
+        // The data directory itself may not have one.
+        std::fs::create_dir(data.join("lost+found")).unwrap();
+        assert!(look(&wanted(&data)).is_err());
     }
 
     #[test]

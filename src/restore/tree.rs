@@ -49,6 +49,14 @@ pub(super) fn below<P: rustix::path::Arg>(
     rustix::fs::openat(directory, name, flags, Mode::empty())
 }
 
+/// The directory of a filesystem's own tools in its root. It is no part of a cluster, and mostly root's alone.
+pub(super) const LOST_AND_FOUND: &str = "lost+found";
+
+/// Whether a path is that directory at the root of a data directory, or of its pg_wal.
+pub(super) fn is_lost_and_found(path: &[u8]) -> bool {
+    path.strip_prefix(b"pg_wal/").unwrap_or(path) == LOST_AND_FOUND.as_bytes()
+}
+
 /// The entries of a directory, but for itself and the one above.
 pub(super) fn entries(
     directory: BorrowedFd<'_>,

@@ -13,7 +13,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::lacking::Lacking;
 use crate::repo::layout;
-use crate::repo::root::outline::Outline;
+use crate::repo::root::outline::{Outline, wal_span};
 use crate::repo::runs::Runs;
 use crate::store::Key;
 use crate::wal::increment;
@@ -137,8 +137,7 @@ impl<'a> Wal<'a> {
         let history = root.history()?;
         let history = history.unwrap_or_else(|| History::root(timeline));
         let path = history.path();
-        let first = SegmentNumber::of(root.start_lsn, size);
-        let last = SegmentNumber::ending_at(root.stop_lsn, size);
+        let (first, last) = wal_span(root.start_lsn, root.stop_lsn, size)?;
         let holders = |number: SegmentNumber| {
             let range = number.range(size);
             let overlaps = path.iter().rev();

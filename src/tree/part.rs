@@ -8,6 +8,7 @@ use std::path::Path;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::beneath;
+use super::selection::line;
 use crate::err;
 use crate::error::Result;
 use crate::snapshot::filekey::{FileKey, Naming};
@@ -113,7 +114,7 @@ fn compiled(glob: &str) -> Result<Gitignore> {
     // As a shell shows it, and as people type it.
     let glob_below = glob.strip_prefix("./").map(|rest| format!("/{rest}"));
     let text = glob_below.as_deref().unwrap_or(glob);
-    builder.add_line(None, text).map_err(wrong)?;
+    builder.add_line(None, &line(text)).map_err(wrong)?;
     builder.build().map_err(wrong)
 }
 
@@ -138,6 +139,7 @@ mod tests {
             ("/images/*.jpg", "images/a.jpg"),
             ("./a", "a"),
             ("images/2026/", "images/2026/x/y"),
+            ("#recycle", "a/#recycle/x"),
         ] {
             assert!(named(glob, path), "{glob} {path}");
         }

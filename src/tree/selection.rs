@@ -1,5 +1,6 @@
 //! Which entries of a tree are taken.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
@@ -7,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use ignore::Match;
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use ignore::gitignore::{Gitignore, GitignoreBuilder, Glob};
 
 use super::beneath;
 use super::status::Status;
@@ -47,7 +48,7 @@ impl Selection {
                 err!(Config, "pattern \"{shown}\" of exclude has no meaning: {e}")
                     .hint("Nothing was stored. Patterns are those of gitignore: *.tmp, /cache/, !keep.tmp.")
             };
-            builder.add_line(None, pattern).map_err(wrong)?;
+            builder.add_line(None, &line(pattern)).map_err(wrong)?;
         }
         let compiled = builder
             .build()
@@ -100,13 +101,31 @@ impl Selection {
         }
     }
 
+    /// Whether a pattern leaves out the key of an object, or a directory that the key names. The key need not be a path.
+    pub fn excludes_key(&self, key: &[u8]) -> bool {
+        let slashes = key.iter().enumerate().filter(|(_, b)| **b == b'/');
+        let mut above = slashes.filter_map(|(at, _)| key.get(..at));
+        above.any(|above| !above.is_empty() && self.excludes(above, true).is_some())
+            || self.excludes(key, false).is_some()
+    }
+
     /// Returns the last pattern that matches an entry, and whether it leaves the entry out.
     pub fn decides(&self, path: &[u8], is_directory: bool) -> Option<(&str, bool)> {
         let path = Path::new(OsStr::from_bytes(path));
         match self.patterns.matched(path, is_directory) {
-            Match::Ignore(glob) => Some((glob.original(), true)),
-            Match::Whitelist(glob) => Some((glob.original(), false)),
+            Match::Ignore(glob) => Some((self.written(glob), true)),
+            Match::Whitelist(glob) => Some((self.written(glob), false)),
             Match::None => None,
+        }
+    }
+
+    /// The pattern as the operator wrote it.
+    fn written<'s>(&'s self, glob: &'s Glob) -> &'s str {
+        let compiled = glob.original();
+        let bare = compiled.strip_prefix('\\');
+        match bare.filter(|bare| bare.starts_with('#')) {
+            Some(bare) if !self.lines.iter().any(|l| l == compiled) => bare,
+            _ => compiled,
         }
     }
 
@@ -127,6 +146,14 @@ impl Selection {
             Some(name) => Some(("exclude_if_present", Some(name.clone()))),
             None => (self.caches && is_cache(directory)).then_some(("exclude_caches", None)),
         }
+    }
+}
+
+/// Pure: a pattern as a line of gitignore. There `#` begins a comment; here it is a name, as in `#recycle`.
+pub(super) fn line(pattern: &str) -> Cow<'_, str> {
+    match pattern.starts_with('#') {
+        true => format!("\\{pattern}").into(),
+        false => pattern.into(),
     }
 }
 
@@ -155,9 +182,27 @@ mod tests {
         assert_eq!(excludes("a/cache", true), None);
         assert!(excludes("logs/a/b/old", true).is_some());
         assert_eq!(excludes("note", false), None);
+        // Names of a NAS, and no comments.
+        let patterns = ["#recycle/", "/#snapshot/", "\\#old"].map(str::to_owned);
+        let named = Selection::new(&patterns).unwrap();
+        assert_eq!(named.excludes(b"a/#recycle", true), Some("#recycle/"));
+        assert_eq!(named.excludes(b"#snapshot", true), Some("/#snapshot/"));
+        assert_eq!(named.excludes(b"a/#old", false), Some("\\#old"));
         let raw = Selection::new(&["*.x".to_owned()]).unwrap();
         assert!(raw.excludes(b"\xff\xfe.x", false).is_some());
         let wrong = Selection::new(&["a{b".to_owned()]);
         assert!(wrong.is_err() || wrong.is_ok_and(|s| s.excludes(b"a{b", false).is_some()));
+    }
+
+    #[test]
+    fn a_key_is_left_out_with_the_directory_that_it_names() {
+        let patterns = ["/cache/", "old", "!keep"].map(str::to_owned);
+        let selection = Selection::new(&patterns).unwrap();
+        for key in ["cache//x", "cache/../y", "cache/a", "a//old", "a/old//keep"] {
+            assert!(selection.excludes_key(key.as_bytes()), "{key}");
+        }
+        for key in ["cache", "caches//x", "a//cache/x", "//x", "../up", "keep/"] {
+            assert!(!selection.excludes_key(key.as_bytes()), "{key}");
+        }
     }
 }

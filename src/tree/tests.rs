@@ -21,7 +21,7 @@ use super::replace::compare::{Change, Plan};
 use super::replace::{Refuses, Target, Wanted};
 use super::selection::Selection;
 use super::status::{Holder, Status, XattrReader};
-use super::walk::{Taken, Tree, is_sparse, take};
+use super::walk::{Taken, Tree, has_more, is_sparse, take};
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
@@ -586,6 +586,16 @@ fn a_file_that_is_begun_again_has_the_pieces_of_its_last_attempt_alone() {
 }
 
 /// The zeros of a sparse file are not hashed, and so it has no turn. One that the filesystem compresses has one.
+/// As some filesystems in user space do, those of the kernel tell no length of files that have content.
+#[test]
+fn content_behind_the_length_is_seen() {
+    assert!(has_more(&File::open("/proc/sys/kernel/ostype").unwrap(), 0));
+    let mut file = tempfile::tempfile().unwrap();
+    assert!(!has_more(&file, 0));
+    file.write_all(b"ab").unwrap();
+    assert!(has_more(&file, 1) && !has_more(&file, 2));
+}
+
 #[test]
 fn fewer_blocks_than_bytes_are_no_hole() {
     let hole = |at: u64| move || Ok(at);

@@ -7,7 +7,7 @@
 //! mapping moves no time while its page is dirty. So filesystems are synced before their files are looked at, and a file that had changed
 //! shortly before the prior was begun is read again. Each of the others has a turn to be read, which finds changes that no time tells of.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,7 +41,7 @@ use crate::snapshot::kind::Before;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Device, Node, NodeKind, unstable};
 use crate::snapshot::sink::FileSink;
-use crate::snapshot::sort::Sorter;
+use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
 use crate::snapshot::writer::SnapshotWriter;
 
 /// Files on their way to the readers.
@@ -381,6 +381,7 @@ pub fn joined(readers: Vec<ScopedJoinHandle<'_, Result<Taken>>>, things: &str) -
             Ok(taken) => {
                 sum.left_out.merge(taken.left_out);
                 sum.unstable += taken.unstable;
+                sum.unchanged += taken.unchanged;
                 sum.read += taken.read;
                 sum.read_bytes += taken.read_bytes;
                 sum.sample.read += taken.sample.read;
@@ -406,8 +407,8 @@ struct Walk<'w, 't> {
     xattrs: XattrReader,
     /// Directories to be read.
     pending: Paths,
-    /// Paths of inodes that have several, with their type.
-    linked: BTreeMap<(u64, u64), (FileType, Paths)>,
+    /// Paths of inodes that have several, behind their inode; 1 for a file. There may be many millions.
+    linked: Sorter,
     /// Filesystems that were synced; the first is that of the root.
     filesystems: BTreeSet<u64>,
     root_filesystem: Option<u64>,
@@ -424,7 +425,7 @@ impl<'w, 't> Walk<'w, 't> {
             files,
             xattrs: XattrReader::new(),
             pending: vec![Vec::new()],
-            linked: BTreeMap::new(),
+            linked: Sorter::new(&source.tree.host.scratch, MEMORY_BYTES),
             filesystems: BTreeSet::new(),
             root_filesystem: None,
             left_out: LeftOut::default(),
@@ -438,16 +439,24 @@ impl<'w, 't> Walk<'w, 't> {
             self.source.check_stop()?;
             self.directory(&path)?;
         }
-        for (inode, (kind, mut paths)) in std::mem::take(&mut self.linked) {
-            paths.sort();
-            match kind {
-                FileType::RegularFile => self.send(Group {
-                    paths,
-                    known: None,
-                    inode: Some(inode),
-                })?,
-                _ => self.linked_special(inode, &paths)?,
+        let none = Sorter::new(&self.source.tree.host.scratch, 0);
+        let linked = std::mem::replace(&mut self.linked, none);
+        let mut group: Option<(Inode, bool, Paths)> = None;
+        linked.drain(&mut |record, is_file| {
+            let (inode, path) = of_record(record);
+            match &mut group {
+                Some((last, _, paths)) if *last == inode => paths.push(path.to_vec()),
+                _ => {
+                    let next = (inode, is_file == [1], vec![path.to_vec()]);
+                    if let Some(whole) = group.replace(next) {
+                        self.linked_group(whole)?;
+                    }
+                }
             }
+            Ok(())
+        })?;
+        if let Some(whole) = group {
+            self.linked_group(whole)?;
         }
         self.sink.finish()?;
         Ok(Taken {
@@ -456,6 +465,18 @@ impl<'w, 't> Walk<'w, 't> {
             excluded_by_state: self.excluded_by_state,
             ..Taken::default()
         })
+    }
+
+    /// Takes all paths of an inode.
+    fn linked_group(&mut self, (inode, is_file, paths): (Inode, bool, Paths)) -> Result<()> {
+        match is_file {
+            true => self.send(Group {
+                paths,
+                known: None,
+                inode: Some(inode),
+            }),
+            false => self.linked_special(inode, &paths),
+        }
     }
 
     fn send(&self, group: Group) -> Result<()> {
@@ -580,9 +601,9 @@ impl<'w, 't> Walk<'w, 't> {
         if is_directory {
             self.pending.push(path);
         } else if status.links > 1 {
-            let inode = (status.device, status.inode);
-            let group = self.linked.entry(inode);
-            group.or_insert((status.kind, Vec::new())).1.push(path);
+            let is_file = u8::from(status.kind == FileType::RegularFile);
+            let record = record_of((status.device, status.inode), &path);
+            self.linked.push(&record, &[is_file])?;
         } else if status.kind == FileType::RegularFile {
             let known = match self.source.compared(&path, &status)? {
                 Compared::Same => return Ok(()),
@@ -671,6 +692,19 @@ impl<'w, 't> Walk<'w, 't> {
     }
 }
 
+/// Bytes by which the paths of one inode stand together, in their order.
+fn record_of((device, inode): Inode, path: &[u8]) -> Vec<u8> {
+    [&device.to_be_bytes()[..], &inode.to_be_bytes(), path].concat()
+}
+
+/// The inode and the path of a record.
+fn of_record(record: &[u8]) -> (Inode, &[u8]) {
+    let number = |bytes: &[u8]| bytes.first_chunk().map_or(0, |n| u64::from_be_bytes(*n));
+    let (inode, path) = record.split_at_checked(16).unwrap_or((&[], record));
+    let second = inode.get(8..).unwrap_or_default();
+    ((number(inode), number(second)), path)
+}
+
 /// Records another name of a file; its mode and times are those of the first.
 fn record_link(
     source: &Source<'_>,
@@ -738,7 +772,7 @@ impl<'r, 't> Reader<'r, 't> {
             Ok((status, file)) if status.kind == FileType::RegularFile => (status, file),
             Err(Errno::NOENT) => return Ok(None),
             Ok(_) => return self.leave(path, "it is no file any more"),
-            Err(e) => return self.leave(path, e),
+            Err(e) => return self.closed(path, e),
         };
         // A file of one path was compared by the walk.
         let inode = (status.device, status.inode);
@@ -779,8 +813,9 @@ impl<'r, 't> Reader<'r, 't> {
         node.change = node.change.filter(|_| is_whole);
         node.blake3 = hash;
         let is_short = self.sink.position() < status.length;
+        let is_other = after.length != status.length || has_more(&file, status.length);
         for (is_so, bit) in [
-            (after.length != status.length, unstable::SIZE),
+            (is_other, unstable::SIZE),
             (after.mtime != status.mtime, unstable::MTIME),
             (after.ctime != status.ctime, unstable::CTIME),
             (is_short, unstable::SHRANK),
@@ -832,6 +867,25 @@ impl<'r, 't> Reader<'r, 't> {
         Ok(false)
     }
 
+    /// Leaves a file that cannot be opened as the prior has it, where it is the same one as far as its status tells. Else it is left out.
+    fn closed(&mut self, path: &[u8], e: Errno) -> Result<Option<Inode>> {
+        let opened = beneath::open(self.source.root.as_fd(), path, OFlags::PATH, Mode::empty());
+        let status = match opened.and_then(|fd| Status::of(fd.as_fd())) {
+            Ok(status) if status.kind == FileType::RegularFile => status,
+            _ => return self.leave(path, e),
+        };
+        match self.source.compared(path, &status)? {
+            Compared::Changed => return self.leave(path, e),
+            Compared::Same => {}
+            Compared::Due(_) => {
+                self.taken.sample.read += 1;
+                self.taken.sample.unread += 1;
+                self.source.keep(&key(path)?)?;
+            }
+        }
+        Ok(Some((status.device, status.inode)))
+    }
+
     fn leave(&mut self, path: &[u8], why: impl std::fmt::Display) -> Result<Option<Inode>> {
         self.sink.abandon();
         self.taken.left_out.add(path, Part::Entry, why);
@@ -877,6 +931,11 @@ impl<'r, 't> Reader<'r, 't> {
         }
         Ok(Ok(hasher.map(|hasher| *hasher.finalize().as_bytes())))
     }
+}
+
+/// Whether a file has bytes behind its length. Some filesystems in user space tell no length of files that have content.
+pub(super) fn has_more(file: &File, length: u64) -> bool {
+    matches!(file.read_at(&mut [0], length), Ok(1..))
 }
 
 /// Whether a file has holes. Some filesystems that compress allocate less as well (ZFS does, btrfs does not), and have none; one that does not tell

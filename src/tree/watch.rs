@@ -18,6 +18,8 @@ use super::status::Status;
 use crate::error::{Code, Error, Result};
 
 const BUFFER_BYTES: usize = 64 << 10;
+/// So many events are taken at once, and what a buffer has beyond them. The caller would hear nothing while they come without end.
+const EVENTS_MOST: usize = 100_000;
 
 /// Hears of changes below a directory.
 pub struct Watch<'w> {
@@ -92,7 +94,7 @@ impl<'w> Watch<'w> {
         self.is_complete
     }
 
-    /// Waits for an event, and takes all that are there.
+    /// Waits for an event, and takes those that are there. The next call takes what is more than can be taken at once.
     ///
     /// # Errors
     /// Those of the system.
@@ -107,7 +109,7 @@ impl<'w> Watch<'w> {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(failed(e)),
         }
-        let events = self.events().map_err(failed)?;
+        let events = self.events(EVENTS_MOST).map_err(failed)?;
         let mut heard = Heard::Nothing;
         for event in events {
             let told = self.take(&event);
@@ -121,11 +123,15 @@ impl<'w> Watch<'w> {
         Ok(heard)
     }
 
-    fn events(&self) -> rustix::io::Result<Vec<Event>> {
+    fn events(&self, most: usize) -> rustix::io::Result<Vec<Event>> {
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER_BYTES];
         let mut reader = Reader::new(&self.inotify, &mut buffer);
         let mut events = Vec::new();
         loop {
+            // Events in the buffer would be lost with it.
+            if events.len() >= most && reader.is_buffer_empty() {
+                return Ok(events);
+            }
             match reader.next() {
                 Ok(event) => events.push(Event {
                     directory: event.wd(),
@@ -380,6 +386,23 @@ mod tests {
         assert_eq!(watch.directories(), 4);
         fs::write(below.join("x"), "x").unwrap();
         assert!(is_heard(&mut watch));
+    }
+
+    #[test]
+    fn events_without_end_are_taken_in_parts() {
+        let place = tempfile::tempdir().unwrap();
+        let selection = Selection::all().unwrap();
+        let watch = Watch::start(place.path(), &selection).unwrap();
+        let files = 3000;
+        for n in 0..files {
+            fs::write(place.path().join(n.to_string()), "").unwrap();
+        }
+        let parts: Vec<_> = std::iter::repeat_with(|| watch.events(1).unwrap())
+            .take_while(|part| !part.is_empty())
+            .collect();
+        assert!(parts.len() > 1, "one buffer has no room for all of them");
+        let made = |event: &&Event| event.flags.contains(ReadFlags::CREATE);
+        assert_eq!(parts.iter().flatten().filter(made).count(), files);
     }
 
     #[test]

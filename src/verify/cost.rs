@@ -49,6 +49,7 @@ pub(super) fn add_gaps(
         paths.distrust(*name);
     }
     let mut seen = BTreeSet::new();
+    let mut let_go = Vec::new();
     for target in paths.timelines().collect::<Vec<_>>() {
         let mut roots = leading(survey, paths, target);
         if work.what.backup.is_some() {
@@ -73,13 +74,19 @@ pub(super) fn add_gaps(
                 (Some(next), _) => next,
                 (None, true) => from.next(),
                 (None, false) => {
-                    missing_end(work, paths, &roots, target, from, &mut seen);
+                    let to = SegmentNumber(u64::MAX);
+                    let rest = Hole { target, from, to };
+                    match is_deliberate(survey, work, (paths, &roots), (&rest, &damaged)) {
+                        true => let_go.push(rest),
+                        false => missing_end(work, paths, &roots, target, from, &mut seen),
+                    }
                     break;
                 }
             };
             let hole = Hole { target, from, to };
-            if !is_deliberate(survey, work, (paths, &roots), (&hole, &damaged)) {
-                report_hole(work, paths, &hole, &damaged, &mut seen);
+            match is_deliberate(survey, work, (paths, &roots), (&hole, &damaged)) {
+                true => let_go.push(hole),
+                false => report_hole(work, paths, &hole, &damaged, &mut seen),
             }
             if next.is_none() {
                 break;
@@ -88,17 +95,17 @@ pub(super) fn add_gaps(
         }
     }
     if work.what.backup.is_none() {
-        recorded_gaps(work, survey, paths, &seen);
+        recorded_gaps(work, survey, paths, (&seen, &let_go));
     }
 }
 
 /// Adds findings for WAL that a receiver recorded as lost. It is missing also where nothing is stored after it, so that
-/// no hole is to be seen.
+/// no hole is to be seen. WAL in a hole that was made on purpose is missed by nobody.
 fn recorded_gaps(
     work: &Work<'_>,
     survey: &Survey,
     paths: &Paths<'_>,
-    seen: &BTreeSet<(SegmentName, SegmentName)>,
+    (seen, let_go): (&BTreeSet<(SegmentName, SegmentName)>, &[Hole]),
 ) {
     let of_timeline = |name: &SegmentName, id| name.timeline == id;
     for (id, timeline) in &survey.timelines {
@@ -120,7 +127,10 @@ fn recorded_gaps(
                         .first()
                         .is_some_and(|(_, root)| root.start_lsn < lost.end)
             });
-            if is_told || !is_behind_a_backup {
+            let is_let_go = let_go.iter().any(|hole| {
+                paths.holder(hole.target, first) == *id && hole.from <= first && last < hole.to
+            });
+            if is_told || is_let_go || !is_behind_a_backup {
                 continue;
             }
             let object = span(from, to);
@@ -232,7 +242,7 @@ fn is_deliberate(
     (hole, damaged): (&Hole, &BTreeSet<SegmentName>),
 ) -> bool {
     let name = |n: SegmentNumber| n.name(paths.holder(hole.target, n), work.size);
-    // Damage in front of it is told by itself.
+    // Damage in front of the hole has a finding of its own.
     let mut begin = hole.from;
     while begin < hole.to && name(begin).is_some_and(|name| damaged.contains(&name)) {
         begin = begin.next();

@@ -81,29 +81,29 @@ impl Budget {
 }
 
 /// A pack, or a segment of WAL or of a log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Unit {
     Pack(PartName),
     Segment(TimelineId, SegmentNumber),
     Log(String, SegmentNumber),
 }
 
-/// Packs that would take the limits of the others.
+/// Packs and segments that would take the limits of the others.
 #[derive(Debug, Default)]
 pub(super) struct Slow {
-    /// Those in a class from which the store must thaw them: as a rule nothing of them is read.
+    /// Packs in a class from which the store must thaw them: as a rule nothing of them is read.
     pub cold: BTreeSet<PartName>,
     /// Those that a check found damaged: they stay due.
-    pub damaged: BTreeSet<PartName>,
+    pub damaged: BTreeSet<Unit>,
 }
 
 /// The packs and segments that a run still has to read, in order.
 pub(super) struct Queue {
     units: VecDeque<Vec<Unit>>,
-    damaged: BTreeSet<PartName>,
+    damaged: BTreeSet<Unit>,
     /// The bytes taken of these; none before the first one.
     damaged_bytes: Option<u64>,
-    /// Damaged packs that wait for all others.
+    /// The damaged ones that wait for all others.
     later: Vec<Unit>,
     max_bytes: Option<u64>,
     /// Packs and segments of a step, at least.
@@ -167,11 +167,15 @@ impl Queue {
         let mut count = 0;
         let step_bytes = step_bytes();
         while let Some(unit) = self.front() {
+            let is_damaged = self.damaged.contains(&unit);
+            // The size of each one that waits would cost a request.
+            if is_damaged && self.must_all_wait() {
+                self.put_off(unit);
+                continue;
+            }
             let size = size_of(&unit)?;
-            let is_damaged = matches!(&unit, Unit::Pack(part) if self.damaged.contains(part));
             if is_damaged && self.must_wait(size) {
-                self.units.front_mut().and_then(Vec::pop);
-                self.later.push(unit);
+                self.put_off(unit);
                 continue;
             }
             let charged = match self.max_bytes {
@@ -204,13 +208,23 @@ impl Queue {
         Ok(Some(taken).filter(|t| !t.is_empty()))
     }
 
-    /// Whether a damaged pack waits for all others: where limits hold, such packs take half of them at most, and one in any case.
+    /// Lets what comes first wait for all others.
+    fn put_off(&mut self, unit: Unit) {
+        self.units.front_mut().and_then(Vec::pop);
+        self.later.push(unit);
+    }
+
+    /// Whether everything that is damaged waits, whatever its size. One is taken in any case.
+    fn must_all_wait(&self) -> bool {
+        let is_one_taken = self.damaged_bytes.is_some();
+        is_one_taken && (self.until.is_some() || !self.later.is_empty())
+    }
+
+    /// Whether something damaged waits for all others: where limits hold, such things take half of them at most, and one in any case.
     fn must_wait(&self, size: u64) -> bool {
-        let Some(before) = self.damaged_bytes else {
-            return false;
-        };
         let half = self.max_bytes.map(|max_bytes| max_bytes / 2);
-        self.until.is_some() || half.is_some_and(|half| before.saturating_add(size) > half)
+        let taken = self.damaged_bytes.zip(half);
+        taken.is_some_and(|(before, half)| before.saturating_add(size) > half)
     }
 
     fn front(&mut self) -> Option<Unit> {
@@ -346,7 +360,7 @@ mod tests {
     #[test]
     fn v51_damaged_packs_take_half_of_a_limit_at_most() {
         let slow = || Slow {
-            damaged: [pack(0), pack(1), pack(2)].into(),
+            damaged: [0, 1, 2].map(|n| Unit::Pack(pack(n))).into(),
             ..Slow::default()
         };
         // One of them is read, whatever the limit: the run tells of damage.
@@ -363,6 +377,43 @@ mod tests {
             time: Some(Duration::ZERO),
         };
         assert_eq!(packs_taken(&late, slow()), [0, 3]);
+    }
+
+    #[test]
+    fn v53_damaged_segments_leave_half_of_a_limit_and_are_not_all_asked_for_their_size() {
+        let segments: Vec<u64> = (0..70).collect();
+        let ages = [
+            (None, portion(&[], &segments)),
+            (Some(TimestampTz(1)), portion(&[0, 1, 2], &[])),
+        ];
+        let taken = |budget: &Budget| {
+            let damaged = segments.iter().map(|n| SegmentNumber(*n));
+            let slow = Slow {
+                damaged: damaged
+                    .map(|n| Unit::Segment(TimelineId::FIRST, n))
+                    .collect(),
+                ..Slow::default()
+            };
+            let mut queue = Queue::new(&ages, budget, Instant::now(), slow);
+            queue.step_units = 1;
+            let (mut all, mut asked) = ((0, 0), 0);
+            let mut size_of = |_: &Unit| -> Result<u64> {
+                asked += 1;
+                Ok(STEP_BYTES as u64)
+            };
+            while let Some(next) = queue.next(&mut size_of).unwrap() {
+                let (packs, segments) = next.counts();
+                all = (all.0 + packs, all.1 + segments);
+            }
+            assert!(asked < 20, "{asked}");
+            all
+        };
+        assert_eq!(taken(&bytes(4)), (2, 2));
+        let late = Budget {
+            max_bytes: None,
+            time: Some(Duration::ZERO),
+        };
+        assert_eq!(taken(&late), (1, 1));
     }
 
     #[test]

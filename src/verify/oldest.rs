@@ -12,7 +12,7 @@ use super::record::Recorder;
 use super::wal::{self, Extent};
 use super::{Work, snapshot};
 use crate::error::Result;
-use crate::pg::segment::SegmentNumber;
+use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Paths;
@@ -44,6 +44,11 @@ pub(super) trait ReadParts {
         Ok(())
     }
 
+    /// Segments of which damage is recorded.
+    fn damaged_segments(&self) -> Vec<Unit> {
+        Vec::new()
+    }
+
     /// Reads packs of a backup.
     fn packs(&self, id: &BackupId, packs: &Parts) -> Result<()>;
 
@@ -61,7 +66,7 @@ pub(super) fn read<R: Needs>(
     content: &dyn ReadParts,
 ) -> Result<()> {
     let ages = read_back.by_age(there);
-    let slow = slow(check, catalog, budget);
+    let slow = slow((check, catalog), budget, content);
     let mut queue = Queue::new(&ages, budget, check.started, slow);
     read_content((check, recorder), catalog, &mut queue, content)?;
     let read = read_back.all().union(&check.told());
@@ -71,8 +76,12 @@ pub(super) fn read<R: Needs>(
     read_content((check, recorder), catalog, &mut queue, content)
 }
 
-/// The packs that would take the limits of the others; none where there are no limits.
-fn slow<R: Needs>(check: &Check<'_>, catalog: &Catalog<R>, budget: &Budget) -> Slow {
+/// The packs and segments that would take the limits of the others; none where there are no limits.
+fn slow<R: Needs>(
+    (check, catalog): (&Check<'_>, &Catalog<R>),
+    budget: &Budget,
+    content: &dyn ReadParts,
+) -> Slow {
     if *budget == Budget::default() {
         return Slow::default();
     }
@@ -86,7 +95,8 @@ fn slow<R: Needs>(check: &Check<'_>, catalog: &Catalog<R>, budget: &Budget) -> S
     let place = check.scope.parts(PartKind::Pack, None);
     // An error costs the order alone.
     let seen = check.store.frozen(&place, &see);
-    let damaged = catalog.damaged_parts().into_keys().filter_map(pack_of);
+    let packs = catalog.damaged_parts().into_keys().filter_map(pack_of);
+    let damaged = packs.map(Unit::Pack).chain(content.damaged_segments());
     Slow {
         damaged: damaged.collect(),
         cold: match seen {
@@ -268,6 +278,16 @@ impl ReadParts for OfCluster<'_> {
         };
         let there = (self.survey, self.paths);
         wal::check(self.work, there, &is_wanted, Extent::Whole)
+    }
+
+    fn damaged_segments(&self) -> Vec<Unit> {
+        let all = self.survey.segment_events.iter();
+        let damaged = all.filter(|(_, events)| !event::damage(events).is_empty());
+        let unit = |(name, _): (&SegmentName, _)| {
+            let number = name.number(self.work.size).ok()?;
+            Some(Unit::Segment(name.timeline, number))
+        };
+        damaged.filter_map(unit).collect()
     }
 
     fn packs(&self, id: &BackupId, packs: &Parts) -> Result<()> {

@@ -584,6 +584,22 @@ fn p25_segments_whose_mark_a_crash_took_are_archived_with_the_next_one() {
     run.expect_stderr(&format!("\"{}\" lies in pg_wal without a mark", names[0]));
 }
 
+/// Recovery ends while archiving is off, as in a copy that is adopted before its recovery is over: the server never offers the history.
+#[test]
+fn p26_the_history_of_a_recovery_that_ended_without_archiving_comes_with_the_next_segment() {
+    let (site, primary) = Site::with_cluster(18);
+    primary.archive_now();
+    let mut promoted = primary.standby().config("archive_mode", "off").start();
+    promoted.promote();
+    promoted.append_config("archive_mode", "on");
+    promoted.restart();
+    let name = promoted.archive_now();
+    assert!(name.starts_with("00000002"), "{name}");
+    let history = site.object("00000002.history");
+    assert!(history.exists(), "{}", promoted.log());
+    promoted.wait_log("\"00000002.history\" was archived, too");
+}
+
 #[test]
 fn p13_a_file_that_is_no_whole_segment_is_refused() {
     let still = Still::new(17, 1, 1);

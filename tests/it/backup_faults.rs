@@ -1072,6 +1072,25 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
 }
 crate::per_major!(c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked, v14 v16 v19);
 
+/// The server names a file in a tablespace by the place of the tablespace.
+#[test]
+fn c04_damaged_pages_in_a_tablespace_are_listed() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    let place = cluster.sandbox().dir("base/my ts");
+    cluster.make_tablespace("far", &place);
+    cluster.sql("alter database postgres set default_tablespace = far");
+    let path = damage(&mut cluster, &[3, 900]);
+    assert!(path.starts_with("pg_tblspc/"), "{path}");
+    let run = backup(&site).exits(10);
+    let shown = run.json();
+    let found = list_of(&shown["damage"]).iter().map(|page| {
+        assert_eq!(page["path"], path);
+        page["block"].as_u64().unwrap()
+    });
+    assert_eq!(found.collect::<Vec<_>>(), [3, 900], "{run}");
+    assert_eq!(shown["damage_count"], 2, "{run}");
+}
+
 /// `verify` checks the pages themselves: a root that knows of no damage does not hide them.
 #[test]
 fn c04_verify_finds_damaged_pages_that_the_root_does_not_know() {

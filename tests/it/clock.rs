@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use pitr::pg::time::TimestampTz;
 use pitr::repo::event::{self, Event};
 use pitr::repo::layout::ClusterLayout;
+use pitr::repo::run_claim::{self, RunClaim};
 use pitr::store::file::FileStore;
 
 use crate::common::mount::HangingDisk;
@@ -250,6 +252,17 @@ fn k01_expire_refuses_when_the_clocks_differ() {
         })
         .collect();
     drop(cluster);
+    // To a clock that is ten years ahead it is long over.
+    let claim = RunClaim {
+        job: "full".to_owned(),
+        concern: run_claim::concern(&[], &[]),
+        scheduled: TimestampTz::from_system_time(SystemTime::now()),
+        host: "db1".to_owned(),
+        pid: 1,
+        nonce: "0".repeat(32),
+    };
+    let store = FileStore::open(site.repository(), 1).unwrap();
+    run_claim::take(&store, &claim).unwrap();
     let expire = site.pitr().args(keep_one(&[]));
     let confirmed = expire.clone().words("--confirm --json");
     let refused = |program: &Program| {

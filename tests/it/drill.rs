@@ -155,6 +155,35 @@ fn y53_what_the_own_client_does_not_take_breaks_no_recovery() {
 }
 
 #[test]
+fn v57_bytes_that_are_no_utf8_in_a_database_without_encoding_break_no_recovery() {
+    let drilled = Drilled::new(17);
+    let cluster = &drilled.cluster;
+    cluster.sql(
+        "create database ascii encoding 'SQL_ASCII' template template0 lc_collate 'C' lc_ctype 'C'",
+    );
+    cluster
+        .client_of("ascii")
+        .sql("create table names as select convert_from('\\x6772f6df65', 'SQL_ASCII') as name");
+    cluster.archive_now();
+    let text = "-- database: ascii\nselect name from names;\n-- expect: 5\nselect length(name) from names;\n";
+    let checks = drilled.site.sandbox().file("checks.sql", text);
+    let run = drilled.drill().arg("--checks").arg(&checks).succeed();
+    let json = run.json();
+    assert_eq!(json["passed"], true, "{run}");
+    let notes = json["notes"].to_string();
+    assert!(notes.contains("a database in SQL_ASCII"), "{run}");
+    let own = list_of(&json["checks"])
+        .iter()
+        .filter(|check| check["phase"] == "checks");
+    assert_eq!(own.count(), 1, "{run}");
+    // The query itself fails where it takes the bytes for UTF-8.
+    let text = "-- database: ascii\nselect convert_from(name::bytea, 'UTF8') from names;\n";
+    let checks = drilled.site.sandbox().file("checks.sql", text);
+    let run = drilled.drill().arg("--checks").arg(&checks).run();
+    breaks(&run, "checks", "invalid byte sequence");
+}
+
+#[test]
 fn y41_a_backup_that_was_found_broken_is_not_forgotten_by_drills_of_others() {
     let drilled = Drilled::new(17);
     let passed = drilled.drill().succeed().json();

@@ -460,6 +460,43 @@ fn sync_copies_erasures_and_expire_lets_those_go_that_no_backup_needs() {
 }
 
 #[test]
+fn x58_an_erasure_stays_while_an_older_backup_in_another_repository_lacks_it() {
+    let shop = Shop::plain(17);
+    let site = shop._site.as_ref().unwrap();
+    let second = site.add_repository("second", "required = false\n");
+    let sync = [
+        "repo", "sync", "--from", "local", "--to", "second", "--quiet",
+    ];
+    shop.pitr(&sync).succeed();
+    let away = second.with_extension("away");
+    std::fs::rename(&second, &away).unwrap();
+    shop.cluster.sql(ERASE_ONE);
+    let local = |args: &[&str]| shop.pitr(args).words("--repository local");
+    let add = local(&["erasure", "add", "--database", "postgres", "--sql", "-"]);
+    add.stdin(ERASE_ONE).succeed();
+    // Each backup that is left here has it.
+    local(&["backup", "--quiet"]).succeed();
+    local(&["verify", "--quiet"]).succeed();
+    let expire = || {
+        local(&keep_one(&["--grace", "0s", "--confirm"]))
+            .run()
+            .success()
+    };
+    let held = || {
+        let list = local(&["erasure", "list", "--json"]).succeed().json();
+        list["erasures"].as_array().unwrap().len()
+    };
+    expire().expect_stderr("ask repository \"second\"");
+    assert_eq!(held(), 1, "nobody knows what the other one has");
+    std::fs::rename(&away, &second).unwrap();
+    expire();
+    assert_eq!(held(), 1, "its backup is older");
+    shop.pitr(&sync).succeed();
+    expire();
+    assert_eq!(held(), 0, "it has the erasure itself");
+}
+
+#[test]
 fn a_run_that_is_killed_is_repeated_and_two_do_not_run_at_once() {
     let shop = Shop::plain(17);
     shop.cluster.sql(ERASE_ONE);

@@ -779,6 +779,30 @@ fn t62_a_restore_waits_for_a_run_of_expire_that_decided_before_its_claim() {
 }
 
 #[test]
+fn r221_a_restore_that_was_interrupted_goes_on_though_its_backup_was_marked_since() {
+    let (site, _cluster, ids) = with_backups(18, 2);
+    let to = site.sandbox().join("copy");
+    let restore = site.pitr().args(["restore", "--backup", &ids[0], "--to"]);
+    let restore = restore.arg(&to);
+    let begun = site.sandbox().dir("paused").join("restore-control");
+    let pause = format!("restore-control={}", begun.display());
+    let running = restore.clone().env("PITR_FAULT_PAUSE", pause).spawn();
+    wait_until("the restore has begun", || begun.exists());
+    running.signal(rustix::process::Signal::INT);
+    std::fs::remove_file(&begun).unwrap();
+    running.wait().expect_code(130);
+    assert!(to.join("pg_wal/pitr.restore").exists() && !to.join("global/pg_control").exists());
+    let expire = ["expire", "--min-age", "0s", "--keep", "1", "--confirm"];
+    site.pitr().args(expire).words("--grace 1h").succeed();
+    let run = restore.succeed();
+    run.expect_stderr("is marked for deletion; it is kept while this restore runs");
+    assert!(to.join("global/pg_control").exists());
+    // Its claim is left to the recovery.
+    site.pitr().args(expire).words("--grace 0s").succeed();
+    assert!(whole_backups(site.repository()).contains(&ids[0]));
+}
+
+#[test]
 fn x41_a_backup_does_not_wait_long_for_a_run_of_expire_that_was_killed_here() {
     let (site, _cluster, _) = with_backups(17, 2);
     let decided = site.sandbox().dir("paused").join("expire-decided");

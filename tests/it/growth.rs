@@ -87,7 +87,7 @@ fn fill(cluster: &Cluster, files: u64) {
 }
 
 #[test]
-fn r175_b36_a_cluster_of_very_many_files() {
+fn r175_a_cluster_of_very_many_files() {
     for files in numbers("PITR_SCALE_FILES", "1000") {
         many_files(files);
     }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::common::proxy::{Proxy, Way};
-use crate::common::{Cluster, PATIENCE, Program, Site, paths_below, pitr, user, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Program, Sandbox, Site, bin, paths_below, pitr, user, wait_until,
+};
 use crate::per_major;
 
 const MIB: u64 = 1 << 20;
@@ -109,6 +111,15 @@ fn b16_processes_share_the_limit_of_a_repository_and_wal_has_none() {
     let half = format!("{}B", rate / 2);
     let (_, slow) = verify(&["--max-rate", &half]);
     assert!(slow >= Duration::from_millis(7000), "{slow:?}");
+
+    // A drill restores by the same limit, and so does all else that reads a backup.
+    let folder = Sandbox::new("drills");
+    let initdb = bin(17, "initdb").unwrap();
+    let drill = site.pitr().words("drill --dir").arg(folder.path());
+    let drill = drill.arg("--bin").arg(initdb.parent().unwrap());
+    let (run, took) = timed(&drill.timeout(20 * PATIENCE));
+    run.expect_stderr("shared with the other");
+    assert!(took >= Duration::from_millis(3500), "{took:?}");
 }
 
 #[test]

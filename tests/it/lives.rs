@@ -614,6 +614,15 @@ fn l13_two_repositories_that_hold_two_lives_are_not_joined(major: u32) {
     // No option chose one; the command prints whose life it is.
     let plan = split.two.site.pitr().arg("plan").succeed();
     plan.expect_stderr(&follows("second", "local"));
+    // A standby goes on asking: it, too, is handed the WAL of one of them alone.
+    let folder = Sandbox::new("standby");
+    let conninfo = split.two.production.conninfo("postgres");
+    let conninfo = conninfo.replace(" dbname=postgres", "");
+    let standby = split.two.site.pitr().words("standby --primary-conninfo");
+    let standby = standby.arg(conninfo).arg("--to").arg(folder.join("data"));
+    standby.succeed().expect_stderr(&follows("local", "second"));
+    let settings = std::fs::read_to_string(folder.join("data/postgresql.auto.conf")).unwrap();
+    assert!(settings.contains(" --repository "), "{settings}");
 }
 per_major!(l13_two_repositories_that_hold_two_lives_are_not_joined, v13 v15 v19);
 

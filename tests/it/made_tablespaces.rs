@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::clone::client;
 use crate::common::{
-    Cluster, Program, Sandbox, Site, Stop, bin, files_below, paths_below, wait_until,
+    Cluster, Program, Sandbox, Site, Stop, bin, fault, files_below, paths_below, wait_until,
 };
-use crate::{per_major, require_fuse};
+use crate::{per_major, require_fuse, require_strace};
 
 /// A cluster that made a tablespace after its backup, and is stopped.
 struct Made {
@@ -192,4 +192,42 @@ fn t70_a_mount_and_a_host_without_the_directory_are_refused() {
         let run = program.arg(folder).args(at).exits(8);
         run.expect_stderr("which is no directory that this user can see");
     }
+}
+
+#[test]
+fn a_directory_that_recovery_needs_is_named_where_it_does_not_exist() {
+    let made = Made::new(17);
+    std::fs::rename(&made.space, made.space.with_extension("away")).unwrap();
+    let copy = made.site.sandbox().dir("copies").join("copy");
+    let dry = made.restore(&copy).arg("--dry-run").succeed();
+    dry.expect_stderr("which does not exist");
+}
+
+#[test]
+fn r220_a_tablespace_that_is_made_in_the_place_of_another_one_comes_back() {
+    let name = "r220_a_tablespace_that_is_made_in_the_place_of_another_one_comes_back";
+    require_strace!(name);
+    let (site, mut cluster) = Site::with_cluster(17);
+    let space = cluster.sandbox().dir("space");
+    cluster.make_tablespace("first", &space);
+    cluster.sql("create table m tablespace first as select g as a from generate_series(1, 500) g");
+    site.pitr().words("backup --quiet").succeed();
+    cluster.sql("drop table m");
+    cluster.sql("drop tablespace first");
+    cluster.make_tablespace("second", &space);
+    cluster.sql("create table n tablespace second as select g as a from generate_series(1, 70) g");
+    cluster.sql("select pg_create_restore_point('here')");
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    // Another host has the directory, and nothing in it.
+    std::fs::rename(&space, space.with_extension("away")).unwrap();
+    cluster.sandbox().dir("space");
+    let copy = site.sandbox().dir("copies").join("copy");
+    let restore = site.pitr().restore_to(&copy);
+    let restore = restore.words("--confirm --target-name here");
+    let (run, fired) = fault::inject(&restore, &fault::Fault::kill("syncfs"));
+    assert!(fired >= 1 || run.code() == 137, "{run}");
+    restore.succeed();
+    let own = Cluster::open(17, &copy).promoted();
+    assert_eq!(own.value("select count(*) from n"), "70");
 }

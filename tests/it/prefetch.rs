@@ -269,7 +269,7 @@ fn f24_behind_a_segment_from_elsewhere_nothing_is_handed_over_that_waits() {
     let recovery = Recovery::new(1, 8, 8);
     recovery.begin();
     recovery.wait_for(2, 5);
-    // Only the copy that waits is left: whoever gets the segment got that one.
+    // The prefetched copy is the only one left: a recovery that gets the segment has used it.
     let object = recovery.still.site.object(recovery.name(3));
     let aside = recovery.still.site.sandbox().join("aside");
     std::fs::rename(&object, &aside).unwrap();

@@ -453,13 +453,17 @@ fn behind_rebuilt_standby(site: &Site, primary: &Cluster) -> Cluster {
     }
     primary.sql("checkpoint");
     let standby = primary.standby().start();
-    let conninfo = format!(
-        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres",
-        standby.port(),
-        primary.port()
-    );
-    site.connect_by(&conninfo);
+    connect_to(site, &standby, primary);
     standby
+}
+
+/// Connecting to two servers, the first one before the other.
+fn connect_to(site: &Site, one: &Cluster, other: &Cluster) {
+    site.connect_by(&format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres",
+        one.port(),
+        other.port()
+    ));
 }
 
 /// W77: the primary is asked for what the standby has removed.
@@ -493,6 +497,132 @@ fn w77_one_that_is_away_for_a_moment_is_asked_before_a_gap_is_recorded() {
     let run = stop(running).success();
     assert!(!run.stderr.contains("is lost"), "{run}");
     site.pitr().words("wal gaps").succeed();
+}
+
+/// The primary removes WAL behind the journal's end, after its slot is dropped.
+fn remove_unreceived(site: &Site, primary: &Cluster) {
+    let active = "select count(*) from pg_replication_slots where active";
+    wait_until("the slot is free", || primary.value(active) == "0");
+    site.pitr().words("receive --drop-slot").succeed();
+    let end = journal_end(site);
+    for _ in 0..4 {
+        write_wal(primary);
+        primary.switch_wal();
+    }
+    let next = primary.value(&format!(
+        "select pg_walfile_name('{end}'::pg_lsn + {SEGMENT})"
+    ));
+    let file = primary.pgdata().join("pg_wal").join(next);
+    wait_until("WAL is removed", || {
+        primary.switch_wal();
+        primary.sql("checkpoint");
+        !file.exists()
+    });
+}
+
+fn journal_end(site: &Site) -> String {
+    status(site)["flushed_lsn"].as_str().unwrap().to_owned()
+}
+
+/// Receives from the primary, and makes a standby meanwhile.
+fn beside_standby(site: &Site, primary: &Cluster) -> Cluster {
+    let mut running = program(site).spawn();
+    let standby = primary.standby().start();
+    let position = write_wal(primary);
+    wait_safe(&mut running, primary, &position);
+    stop(running).success();
+    standby.wait_replayed(&journal_end(site));
+    standby
+}
+
+/// Requires that the primary, which has removed WAL, is received from once its standby has given none for some time.
+fn check_left_for_primary(site: &Site, primary: &Cluster, standby: &Cluster, why: &str) {
+    connect_to(site, primary, standby);
+    let mut running = program(site).env("PITR_FAULT_SILENCE_SECONDS", "5").spawn();
+    let position = write_wal(primary);
+    wait_safe(&mut running, primary, &position);
+    let run = stop(running).success();
+    run.expect_stderr(why)
+        .expect_stderr("is lost")
+        .expect_stderr("streaming from");
+    let files = site.files();
+    let is_gap = |file: &&String| file.contains("/events/wal-00000001/") && file.contains("-gap-");
+    assert_eq!(files.iter().filter(is_gap).count(), 1, "{files:?}");
+}
+
+fn cut_off(standby: &Cluster) {
+    standby.set("primary_conninfo", "");
+    let receivers = "select count(*) from pg_stat_wal_receiver";
+    wait_until("it is cut off", || standby.value(receivers) == "0");
+}
+
+/// W84: a partition cut off standby and receiver. The standby has what was received, and will never have more.
+#[test]
+fn w84_a_standby_that_gives_nothing_is_left_for_the_server_that_removed_wal() {
+    let (site, primary) = receiving(small(17), "");
+    let standby = beside_standby(&site, &primary);
+    cut_off(&standby);
+    remove_unreceived(&site, &primary);
+    check_left_for_primary(&site, &primary, &standby, "has sent nothing behind");
+}
+
+/// W84: the standby gives a little of what the primary has removed, and then nothing.
+#[test]
+fn w84_a_standby_that_gives_only_a_part_is_left_as_well() {
+    let (site, primary) = receiving(small(17), "");
+    let standby = beside_standby(&site, &primary);
+    let more = write_wal(&primary);
+    standby.wait_replayed(&more);
+    cut_off(&standby);
+    remove_unreceived(&site, &primary);
+    check_left_for_primary(&site, &primary, &standby, "has sent nothing behind");
+}
+
+/// W84: the slot on the standby is in use by something else.
+#[test]
+fn w84_a_standby_whose_slot_is_in_use_keeps_nobody_from_the_primary() {
+    let (site, primary) = receiving(small(17), "");
+    let standby = beside_standby(&site, &primary);
+    standby.sql("select pg_create_physical_replication_slot('pitr', true)");
+    let other = Program::new(crate::common::newest_bin(17, "pg_receivewal"))
+        .args(["--slot", "pitr", "-d", &standby.conninfo("postgres"), "-D"])
+        .arg(site.sandbox().dir("other"))
+        .spawn();
+    let active = "select active from pg_replication_slots";
+    wait_until("the slot is in use", || standby.value(active) == "t");
+    remove_unreceived(&site, &primary);
+    check_left_for_primary(&site, &primary, &standby, "is active for PID");
+    other.ended_by(Signal::INT);
+}
+
+/// W85: both have removed WAL. The first one, a rebuilt standby, has removed more.
+#[test]
+fn w85_what_one_of_several_servers_still_has_is_received() {
+    let (site, primary) = receiving(small(17), "");
+    let mut running = program(&site).spawn();
+    let position = write_wal(&primary);
+    wait_safe(&mut running, &primary, &position);
+    stop(running).success();
+    remove_unreceived(&site, &primary);
+    primary.sql("select pg_create_physical_replication_slot('keep', true)");
+    write_wal(&primary);
+    let kept = primary.switch_wal();
+    for _ in 0..4 {
+        write_wal(&primary);
+        primary.switch_wal();
+    }
+    primary.sql("checkpoint");
+    let standby = primary.standby().start();
+    assert!(!standby.pgdata().join("pg_wal").join(&kept).exists());
+    connect_to(&site, &standby, &primary);
+    let mut running = program(&site).spawn();
+    let position = write_wal(&primary);
+    wait_safe(&mut running, &primary, &position);
+    let target = site.sandbox().join("fetched");
+    let fetch = site.pitr().args(["wal", "fetch", &kept]).arg(&target);
+    running.until("it is stored", || fetch.run().is_success());
+    let run = stop(running).success();
+    run.expect_stderr("is asked first").expect_stderr("is lost");
 }
 
 /// W79: the slot is lost while the receiver uses another one, as it does on another node. The server has all that is needed.
@@ -638,7 +768,7 @@ fn w81_a_receiver_that_starts_again_without_the_key_of_a_repository_receives() {
     assert!(archived >= Some(lsn(&position)), "{run}");
 }
 
-/// W82: nobody knows whether the server is on the cluster's timeline, and that is said.
+/// W82: the receiver cannot find out whether the server is on the cluster's timeline, and says so.
 #[test]
 fn w82_a_timeline_that_cannot_be_checked_is_told() {
     let (site, cluster) = receiving(small(17), "");

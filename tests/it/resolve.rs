@@ -171,6 +171,32 @@ fn l02_a_fork_is_given_back_to_production(major: u32) {
 }
 per_major!(l02_a_fork_is_given_back_to_production, v13 v19);
 
+/// A restore that was planned on one life would recover the rows of the other.
+#[test]
+fn a_restore_is_not_taken_up_while_another_life_is_followed() {
+    let (mut two, _) = forked(lives(17));
+    let (site, production) = (&two.site, &mut two.production);
+    let to = site.sandbox().dir("copies").join("begun");
+    let restore = site.pitr().restore_to(&to);
+    let begun = site.sandbox().dir("paused").join("restore-control");
+    let pause = format!("restore-control={}", begun.display());
+    let running = restore.clone().env("PITR_FAULT_PAUSE", pause).spawn();
+    wait_until("the restore has begun", || begun.exists());
+    running.ended_by(rustix::process::Signal::KILL);
+    resolve(site, &["--confirm"]).success();
+    restore
+        .exits(8)
+        .expect_stderr("gave its WAL to another server");
+    let event = conflicts(site)["resolutions"][0]["event"].clone();
+    let undo = ["wal", "resolve", "--undo", event.as_str().unwrap()];
+    site.pitr().args(undo).arg("--confirm").succeed();
+    restore.succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    let rows = copy.value("select string_agg(distinct life, ', ' order by life) from t");
+    assert_eq!(rows, "before, fake");
+    production.stop(Stop::Immediate);
+}
+
 /// A decision is ended by another one: the clone's life is followed again, production waits, and gets the fork back without a loss.
 fn a_decision_is_taken_back_and_made_again(major: u32) {
     let (mut two, clones) = forked(lives(major));

@@ -873,6 +873,30 @@ fn x54_a_copy_of_another_cluster_than_the_named_one_is_not_adopted() {
 }
 
 #[test]
+fn x64_the_steps_after_an_adoption_are_of_the_copys_cluster_and_not_of_the_only_configured_one() {
+    let scene = Scene::new(15);
+    scene.restore().succeed();
+    let config = std::fs::read_to_string(scene.site.config()).unwrap();
+    let (before, behind) = config.split_once("[clusters.main]").unwrap();
+    let behind = behind.find("\n[").map_or("", |at| &behind[at..]);
+    let other =
+        "[clusters.other]\npgdata = \"/srv/other\"\n[clusters.other.receive]\nslot = \"s\"\n";
+    let config = format!("{before}{behind}\n{other}");
+    let config = scene.site.sandbox().file("other.toml", config);
+    let adopt = crate::common::pitr().arg("--config").arg(&config);
+    let adopted = adopt.words("adopt --pgdata").arg(scene.to()).succeed();
+    let told = adopted.stdout;
+    let wanted = format!(
+        "add [clusters.main] with pgdata = \"{}\" and conninfo to {}",
+        scene.to().display(),
+        config.display()
+    );
+    assert!(told.contains(&wanted), "{told}");
+    assert!(!told.contains("/srv/other"), "{told}");
+    assert!(!told.contains("create-slot"), "{told}");
+}
+
+#[test]
 fn h03_t12_of_two_copies_that_took_the_same_timeline_the_second_is_not_adopted() {
     let (site, mut origin) = Site::with_cluster(16);
     origin.sql("create table t as select g as a from generate_series(1, 10) g");

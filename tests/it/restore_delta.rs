@@ -1,9 +1,11 @@
 //! `pitr restore --delta`: a data directory of the cluster is taken back in place.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
+use crate::common::mount::DiskOver;
 use crate::common::{Cluster, Program, Run, Site, Stop, copy_all, fault, user, wait_until};
 use crate::per_major;
 use crate::restore::{AT_POINT, Scene, content, rows, verify_backup};
@@ -123,6 +125,50 @@ fn r182_a_resumed_restore_takes_over_nothing_that_came_into_a_tablespace_since()
     std::fs::remove_dir_all(&space).unwrap();
     restore.succeed();
     is_untouched(&data, &space);
+    let mut copy = scene.open();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), AT_POINT);
+}
+
+#[test]
+fn r219_what_a_filesystem_has_in_its_root_is_passed_over() {
+    let scene = Scene::new(17);
+    let restore = scene
+        .restore()
+        .args(["--json", "--target-name", scene.point]);
+    let (data, space) = (scene.to(), scene.new_space());
+    let lost = [data.join("pg_wal/lost+found"), space.join("lost+found")];
+    let open = |mode: u32| {
+        for one in &lost {
+            std::fs::set_permissions(one, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    for one in &lost {
+        std::fs::create_dir_all(one).unwrap();
+    }
+    user::own_all(data.parent().unwrap());
+    // Those of ext4 are root's: the server's user cannot look into them.
+    open(0);
+    let pause = scene.site.sandbox().dir("pause").join("control");
+    let value = format!("restore-control={}", pause.display());
+    let running = restore.clone().env("PITR_FAULT_PAUSE", value).spawn();
+    wait_until("the tablespace is marked", || pause.exists());
+    running.ended_by(Signal::KILL);
+    std::fs::remove_file(&pause).unwrap();
+    restore.succeed();
+    is_untouched(&data, &space);
+    let stray = data.join("pg_wal/stray");
+    std::fs::write(&stray, "x").unwrap();
+    user::own(&stray);
+    let delta = scene.site.pitr().words("restore --json --delta --confirm");
+    let delta = delta
+        .args(["--target-name", scene.point, "--to"])
+        .arg(&data);
+    delta.succeed();
+    assert!(!stray.exists());
+    assert!(lost.iter().all(|one| one.is_dir()));
+    open(0o755);
     let mut copy = scene.open();
     copy.start();
     copy.wait_promoted();
@@ -272,6 +318,45 @@ fn t50_another_major_in_the_place_of_a_tablespace_is_left_alone() {
     verify_backup(17, scene.cluster.pgdata());
 }
 
+/// A copy of the data directory alone leads to the tablespaces of the original.
+#[test]
+fn r214_a_tablespace_of_the_running_cluster_is_not_restored_through_a_copy() {
+    let mut scene = Scene::new(17);
+    scene.cluster.stop(Stop::Fast);
+    let copy = scene.site.sandbox().dir("older").join("data");
+    copy_all(scene.cluster.pgdata(), &copy);
+    forget_waiting(&copy);
+    // Its last WAL counts for nothing here, and may hold more than the end of a shutdown.
+    for entry in std::fs::read_dir(copy.join("pg_wal")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    scene.cluster.start();
+    let at = ["--json", "--confirm", "--target-name", scene.point, "--to"];
+    let restore = |way: &str| scene.site.pitr().args(["restore", way]).args(at).arg(&copy);
+    for way in ["--delta", "--replace"] {
+        let run = restore(way).exits(8);
+        run.expect_stdout("is a tablespace of");
+        is_untouched(&copy, &scene.space);
+    }
+    let sum = "select sum(a) from s";
+    scene.cluster.sql("checkpoint");
+    assert_eq!(scene.cluster.value(sum), "12502500");
+    let own = scene.site.sandbox().dir("own");
+    let mapping = format!("{}={}", scene.space.display(), own.display());
+    let mapped = restore("--delta").args(["--tablespace-mapping", &mapping]);
+    mapped.succeed();
+    let mut copy = Cluster::open(17, &copy).without_fsync().create();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(copy.value(sum), "12502500");
+    assert_eq!(rows(&copy), AT_POINT);
+    scene.cluster.sql("insert into s values (0)");
+    assert_eq!(scene.cluster.value("select count(*) from s"), "5001");
+}
+
 fn forget_waiting(pgdata: &Path) {
     for entry in std::fs::read_dir(pgdata.join("pg_wal/archive_status")).unwrap() {
         let path = entry.unwrap().path();
@@ -402,6 +487,40 @@ fn t75_wal_that_no_receiver_has_taken_is_not_removed() {
 }
 
 #[test]
+fn r223_a_data_directory_on_which_a_volume_is_mounted_is_taken_back_in_place() {
+    let name = "r223_a_data_directory_on_which_a_volume_is_mounted_is_taken_back_in_place";
+    crate::require_root!(name);
+    let (site, mut cluster) = Site::with_cluster(17);
+    cluster.sql("create table t as select 1 as a");
+    site.pitr().words("backup --quiet").succeed();
+    cluster.sql("select pg_create_restore_point('here')");
+    cluster.sql("insert into t values (2)");
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    forget_waiting(cluster.pgdata());
+    let to = site.sandbox().dir("volume");
+    let _disk = DiskOver::mount_of(&to, 400);
+    let restore = site.pitr().words("restore --json --delta --confirm");
+    let restore = restore.words("--target-name here --to").arg(&to);
+    // Without a cluster it may be any volume.
+    user::own(&to);
+    restore
+        .exits(8)
+        .expect_stdout("a filesystem is mounted on it");
+    copy_all(cluster.pgdata().join("."), &to);
+    user::own_all(&to);
+    std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let pause = site.sandbox().dir("pause").join("restore-control");
+    let value = format!("restore-control={}", pause.display());
+    let running = restore.clone().env("PITR_FAULT_PAUSE", value).spawn();
+    wait_until("restore-control", || pause.exists());
+    running.ended_by(Signal::KILL);
+    restore.succeed();
+    let copy = Cluster::open(17, &to).without_fsync().promoted();
+    assert_eq!(copy.value("select string_agg(a::text, ',') from t"), "1");
+}
+
+#[test]
 fn t87_a_restore_in_place_that_goes_on_asks_for_the_last_wal_again() {
     let (site, mut cluster) = Site::with_cluster(17);
     cluster.sql("create table t as select 1 as a");
@@ -449,6 +568,52 @@ fn t87_a_restore_in_place_that_goes_on_asks_for_the_last_wal_again() {
     cluster.start();
     cluster.wait_promoted();
     assert_eq!(cluster.value("select string_agg(a::text, ',') from t"), "1");
+}
+
+/// The primary is lost, and a standby alone has its last WAL.
+#[test]
+fn r213_wal_that_only_a_standby_has_is_not_removed() {
+    let (site, mut primary) = Site::with_cluster(17);
+    primary.sql("create table t as select 1 as a");
+    site.pitr().words("backup --quiet").succeed();
+    primary.sql("select pg_create_restore_point('here')");
+    primary.archive_now();
+    // The second one has received the WAL, and replays it later.
+    let mut standbys = ["0", "1h"].map(|delay| {
+        let standby = Cluster::builder(17).without_fsync().standby_of(&primary);
+        standby.config("recovery_min_apply_delay", delay).start()
+    });
+    primary.archive_now();
+    primary.sql("insert into t values (2)");
+    let end = primary.value("select pg_current_wal_flush_lsn()");
+    for standby in &standbys {
+        let received = format!("select pg_last_wal_receive_lsn() >= '{end}'");
+        wait_until("the standby has the WAL", || {
+            standby.value(&received) == "t"
+        });
+    }
+    primary.stop(Stop::Immediate);
+    let restore = |standby: &Cluster| {
+        let restore = site.pitr().words("restore --json --delta --confirm");
+        restore
+            .words("--target-name here --to")
+            .arg(standby.pgdata())
+    };
+    for standby in &mut standbys {
+        standby.stop(Stop::Fast);
+        let before = content(standby.pgdata());
+        let run = restore(standby).exits(8);
+        run.expect_stdout("lacks the last WAL of the server of")
+            .expect_stdout("select pg_switch_wal()");
+        assert!(content(standby.pgdata()) == before);
+    }
+    // The primary was not lost after all.
+    primary.start();
+    primary.archive_now();
+    for standby in &standbys {
+        restore(standby).succeed();
+        assert!(!standby.pgdata().join("standby.signal").exists());
+    }
 }
 
 #[test]

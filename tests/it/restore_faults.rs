@@ -300,6 +300,54 @@ fn t05_a_small_disk_is_refused_and_a_full_one_can_be_resumed() {
 }
 
 #[test]
+fn wal_that_recovery_may_keep_beyond_the_room_is_warned_of() {
+    let (site, cluster) = Site::with_cluster(major());
+    // No disk has that. The server itself never comes to it.
+    cluster.sql("alter system set max_wal_size = '1000TB'");
+    site.backup();
+    cluster.archive_now();
+    let conninfo = cluster.conninfo("postgres").replace(" dbname=postgres", "");
+    let below = site.sandbox().dir("copies");
+    let warning = "(max_wal_size, wal_keep_size)";
+    let standby = site
+        .pitr()
+        .words("standby --primary-conninfo")
+        .arg(conninfo);
+    let standby = standby.arg("--to").arg(below.join("standby"));
+    standby.succeed().expect_stderr(warning);
+    // The whole way of a restore is shorter.
+    let run = site.pitr().restore_to(below.join("copy")).succeed();
+    assert!(!run.stderr.contains(warning), "{run}");
+}
+
+#[test]
+fn r222_a_filesystem_that_compresses_may_have_room_for_more_than_it_has_bytes() {
+    let name = "r222_a_filesystem_that_compresses_may_have_room_for_more_than_it_has_bytes";
+    crate::require_root!(name);
+    let small = Small::new(major());
+    small.clear();
+    let disk = SmallDisk::new(6, 20_000);
+    let data = disk.path().join("data");
+    let restore = small.site.pitr().restore_to(&data);
+    let restore = restore.arg("--tablespace-mapping").arg(format!(
+        "{}={}",
+        small.space.display(),
+        small.copy().join("space").display()
+    ));
+    restore.exits(8).expect_stderr("bytes are needed");
+    // It stands for one that compresses, and does not: as with content that cannot be compressed.
+    let restore = restore.env("PITR_FAULT_LACKS", "known-room");
+    let run = restore.run();
+    assert!(run.code() != 0 && run.code() != 8, "{run}");
+    run.expect_stderr("only if it compresses them");
+    assert!(data.join("pg_wal/pitr.restore").exists());
+    assert!(!data.join("global/pg_control").exists());
+    disk.leave_free(300 << 20);
+    restore.succeed();
+    assert!(data.join("global/pg_control").exists());
+}
+
+#[test]
 fn r209_a_pg_wal_that_is_a_filesystem_of_its_own_has_room_and_is_synced() {
     let name = "r209_a_pg_wal_that_is_a_filesystem_of_its_own_has_room_and_is_synced";
     crate::require_root!(name);

@@ -524,3 +524,21 @@ fn c6_pg_rewind_brings_an_old_primary_back_with_wal_of_the_archive() {
         "0"
     );
 }
+
+#[test]
+fn a_copy_of_a_cluster_with_subscriptions_is_said_to_take_their_changes() {
+    let (site, cluster) = Site::with_cluster(17);
+    let copies = site.sandbox().dir("copies");
+    for has_any in [false, true] {
+        if has_any {
+            cluster.sql(
+                "create subscription s connection 'dbname=none' publication p with (connect = false)",
+            );
+        }
+        site.pitr().words("backup --quiet").succeed();
+        let to = copies.join(has_any.to_string());
+        let run = site.pitr().restore_to(to).succeed();
+        let said = run.stdout.contains("seems to have subscriptions");
+        assert_eq!(said, has_any, "{run}");
+    }
+}

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use pitr::pg::lsn::Lsn;
 use pitr::pg::time::{Civil, TimestampTz};
+use pitr::repo::event::{Event, record};
 use pitr::repo::layout::ClusterLayout;
 use pitr::repo::root::BackupRoot;
 use pitr::store::file::FileStore;
 use serde_json::Value;
 
-use crate::common::{Cluster, Run, copy_all, list_of};
+use crate::common::{Cluster, Run, copy_all, list_of, user};
 use crate::per_major;
 use crate::pin::Kept;
 
@@ -325,6 +327,47 @@ fn x05_a_pin_with_an_end_outlasts_the_rules_until_then(major: u32) {
     assert!(judged[1].1.contains(&"keep_last".to_owned()), "{judged:?}");
 }
 per_major!(x05_a_pin_with_an_end_outlasts_the_rules_until_then, v17);
+
+/// WAL that expire would have let go is missed by nobody; other WAL that a receiver recorded as lost is.
+#[test]
+fn x56_wal_that_was_lost_in_a_hole_of_expire_is_missed_by_nobody() {
+    let kept = Kept::new(17, 3);
+    kept.move_to(0, months_back(3, 15));
+    kept.move_to(1, months_back(2, 15));
+    kept.configure("[retention]\nkeep_monthly = 4\nkeep_within = \"1h\"\nwal_window = \"1h\"");
+    kept.confirm().success();
+    let stop: Lsn = kept.shown(0)["stop_lsn"].as_str().unwrap().parse().unwrap();
+    let behind = (stop.0 >> 20) + 1;
+    let hole = format!("0000000100000000{behind:08X}");
+    assert!(!kept.site.files().iter().any(|file| file.ends_with(&hole)));
+
+    let store = FileStore::open(kept.site.repository(), 1).unwrap();
+    let layout = ClusterLayout::new("main", kept.site.system_identifier()).unwrap();
+    let lose = |from: u64, to: u64, nonce: u64| {
+        let lost = Event {
+            event: "gap".into(),
+            subject: "wal-00000001".into(),
+            from_lsn: Some(Lsn((from << 20) + 0x100)),
+            to_lsn: Some(Lsn(to << 20)),
+            ..Event::default()
+        };
+        record(&store, &layout, &lost, nonce).unwrap();
+        user::own_all(&kept.site.cluster_folder().join("events"));
+    };
+    let told = || -> Vec<String> {
+        let json = kept.pitr(&["doctor", "--json"]).run().json();
+        let gaps = list_of(&json["findings"]).iter();
+        let gaps = gaps.filter(|finding| finding["name"] == "recorded gap");
+        gaps.map(|finding| finding["value"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    lose(behind, behind + 1, 7);
+    kept.pitr(&["verify", "--quiet"]).succeed();
+    assert_eq!(told(), Vec::<String>::new());
+    lose(behind + 100, behind + 102, 8);
+    kept.pitr(&["verify", "--quiet"]).exits(4);
+    assert_eq!(told().len(), 1);
+}
 
 fn a_backup_leaves_only_while_so_many_repositories_have_it(major: u32) {
     let kept = Kept::new(major, 2);

@@ -386,6 +386,23 @@ fn v41_damage_that_a_report_does_not_list_is_not_taken_for_healed() {
 }
 
 #[test]
+fn v53_damaged_segments_do_not_take_the_whole_limit_of_a_run() {
+    let (site, _cluster, _) = site(16);
+    let names = segments(&site);
+    for name in [&names[1], &names[3]] {
+        flip(name);
+    }
+    verify(&site, &[]).expect_code(4);
+    for _ in 0..2 {
+        let before = events(&site, "checks").len();
+        let run = verify(&site, &["--since", "last", "--max-bytes", "1B"]).expect_code(4);
+        assert_eq!(kinds(&run), ["damaged"], "{run}");
+        // Beside the damaged one it has read another object.
+        assert!(events(&site, "checks").len() > before, "{run}");
+    }
+}
+
+#[test]
 fn v42_a_store_that_fails_at_the_segment_before_ends_the_check() {
     let (site, _cluster, [_, second]) = site(15);
     let json = site.pitr().words("info --json").succeed().json();

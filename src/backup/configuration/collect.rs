@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,8 @@ use crate::tree::status::{Holder, Status, XattrReader};
 
 /// A larger file is no configuration.
 const FILE_LIMIT_BYTES: u64 = 8 << 20;
+/// Room for a file that tells no length.
+const UNTOLD_BYTES: usize = 64 << 10;
 /// All files are in memory at one time: a secret of one may stand in another.
 const ALL_LIMIT_BYTES: usize = 32 << 20;
 /// No set has more entries.
@@ -242,12 +244,7 @@ impl Collector<'_> {
             if let Some(why) = refusal {
                 return Ok(Err(why));
             }
-            let room = usize::try_from(before.length.min(FILE_LIMIT_BYTES)).unwrap_or(0);
-            // With room for all of it no copy of it stays behind.
-            let mut content = Zeroizing::new(Vec::with_capacity(room + 2));
-            (&file)
-                .take(room as u64 + 1)
-                .read_to_end(&mut content)
+            let content = content(&file, before.length)
                 .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
             Ok(Ok((Status::of(file.as_fd())?, before, content, file)))
         });
@@ -256,7 +253,7 @@ impl Collector<'_> {
             Ok(Err(why)) => return self.left_out.leave(path, Part::Entry, why),
             Err(e) => return self.left_out.leave(path, Part::Entry, e),
         };
-        if before.length > FILE_LIMIT_BYTES {
+        if before.length.max(content.len() as u64) > FILE_LIMIT_BYTES {
             let why = "it has more than 8 MiB, and is no configuration: pitr files takes it";
             return self.left_out.leave(path, Part::Entry, why);
         }
@@ -273,8 +270,9 @@ impl Collector<'_> {
         // Attributes of users may hold anything.
         node.xattrs.retain(|(name, _)| !name.starts_with(b"user."));
         node.links = None;
+        let is_longer = before.length > 0 && content.len() as u64 > before.length;
         for (is_so, bit) in [
-            (after.length != before.length, unstable::SIZE),
+            (is_longer || after.length != before.length, unstable::SIZE),
             (after.mtime != before.mtime, unstable::MTIME),
             (after.ctime != before.ctime, unstable::CTIME),
             ((content.len() as u64) < before.length, unstable::SHRANK),
@@ -367,7 +365,78 @@ impl Collector<'_> {
     }
 }
 
+/// Reads a file to its end, or to one byte more than the limit. A length of 0 may say nothing: the kernel's own files have it with any content.
+fn content(file: &File, length: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let limit = usize::try_from(FILE_LIMIT_BYTES).unwrap_or(usize::MAX);
+    let mut room = match usize::try_from(length).unwrap_or(limit).min(limit) {
+        // Some of them give all they have in one piece, or lose the rest.
+        0 => UNTOLD_BYTES,
+        room => room,
+    };
+    let mut content = Zeroizing::new(Vec::new());
+    loop {
+        // With room for all of it no copy of it stays behind.
+        let mut more = Zeroizing::new(Vec::with_capacity(room + 2));
+        more.extend_from_slice(&content);
+        content = more;
+        let rest = (room + 1).saturating_sub(content.len());
+        file.take(rest as u64).read_to_end(&mut content)?;
+        if content.len() <= room || room >= limit {
+            break;
+        }
+        room = room.saturating_mul(2).max(UNTOLD_BYTES).min(limit);
+    }
+    match length {
+        // Most are short.
+        0 => Ok(Zeroizing::new(content.to_vec())),
+        _ => Ok(content),
+    }
+}
+
 fn too_much(what: &str) -> Error {
     err!(Refused, "the set has {what}")
         .hint("Nothing was stored. Name fewer paths, or back the directory up with pitr files.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::time::TimestampTz;
+
+    #[test]
+    fn u116_a_file_that_tells_no_length_is_read_to_its_end() {
+        let place = PathBuf::from("/proc/sys/kernel/ostype");
+        let wanted = Wanted {
+            required: vec![place.clone()],
+            ..Wanted::default()
+        };
+        let collected = collect(&wanted, &Host::still(TimestampTz(0), 1)).unwrap();
+        let entry = collected.entries.iter().find(|e| e.content.is_some());
+        let entry = entry.unwrap();
+        assert_eq!(entry.content.as_deref(), Some(&b"Linux\n".to_vec()));
+        assert_eq!(
+            (entry.node.unstable, entry.path.as_slice()),
+            (0, relative(&place))
+        );
+        assert_eq!(collected.left_out, LeftOut::default());
+    }
+
+    #[test]
+    fn a_file_that_grows_is_read_whole_as_far_as_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("grown");
+        for length in [0, 1, 100_000, 1_000_000] {
+            std::fs::write(&path, vec![b'x'; length]).unwrap();
+            let file = || File::open(&path).unwrap();
+            for told in [0, 1, 1000, length as u64] {
+                assert_eq!(content(&file(), told).unwrap().len(), length, "{told}");
+            }
+        }
+        let limit = usize::try_from(FILE_LIMIT_BYTES).unwrap();
+        std::fs::write(&path, vec![b'x'; limit + 9]).unwrap();
+        for told in [0, 1, FILE_LIMIT_BYTES * 2] {
+            let file = File::open(&path).unwrap();
+            assert_eq!(content(&file, told).unwrap().len(), limit + 1, "{told}");
+        }
+    }
 }

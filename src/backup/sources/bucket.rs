@@ -1,7 +1,7 @@
 //! Objects of a bucket. A listing tells which there are and which changed; several threads read those.
 //!
 //! An object is stored as one version of it, or not at all: each read names the version, and one that is replaced meanwhile is read from its
-//! beginning again. A sample that is read again in turn finds what the store's marks hide.
+//! beginning again. A sample that is read again in turn finds what the store's marks hide. One that cannot be read then stays as the prior has it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,7 +31,7 @@ use crate::store::s3::contents::{Answer, Contents, Entry, Facts};
 use crate::tree::left_out::{LeftOut, Part};
 use crate::tree::selection::Selection;
 use crate::tree::turn;
-use crate::tree::walk::{self, Taken};
+use crate::tree::walk::{self, Sample, Taken};
 
 /// Bytes of one request.
 const PIECE_BYTES: u64 = 4 << 20;
@@ -41,6 +41,8 @@ const QUEUE: usize = 256;
 const ATTEMPTS: u32 = 3;
 /// More JSON about an object no node has (format, section 16.2).
 const FACTS_LIMIT_BYTES: usize = 16 << 10;
+/// After so many refusals a run asks no more for tags that an earlier one could not read: each question costs a request.
+const REFUSALS_MAX: u64 = 10;
 
 /// A bucket, or a prefix in it, as a set of files.
 pub struct Bucket {
@@ -69,6 +71,8 @@ pub struct Counts {
     pub sampled: u64,
     /// Those of them that were not.
     pub silent: u64,
+    /// Those of them that could not be read. The prior's content stays.
+    pub unread: u64,
 }
 
 impl Kind for Bucket {
@@ -88,7 +92,7 @@ impl Kind for Bucket {
             arrived: work
                 .prior
                 .map(|_| Mutex::new(Arrived::new(&work.host.scratch))),
-            silent: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
         };
         let (taken, counts) = source.take(work.writer, work.tick)?;
@@ -118,13 +122,19 @@ impl Set for Bucket {
     }
 
     fn warnings(&self) -> Vec<String> {
-        match self.counts.silent {
-            0 => Vec::new(),
-            n => vec![format!(
-                "{n} of {} objects that were read again have other content than before, and the store says that nothing changed; they were stored as they are now",
-                self.counts.sampled
-            )],
-        }
+        let one = |count: u64, what: &str| {
+            let all = self.counts.sampled;
+            (count > 0).then(|| format!("{count} of {all} objects that were read again {what}"))
+        };
+        let silent = one(
+            self.counts.silent,
+            "have other content than before, and the store says that nothing changed; they were stored as they are now",
+        );
+        let unread = one(
+            self.counts.unread,
+            "are archived or may not be read; the backup has the content of the one before",
+        );
+        silent.into_iter().chain(unread).collect()
     }
 }
 
@@ -136,7 +146,8 @@ struct Source<'a> {
     now: TimestampTz,
     /// The names that were met, where there is a prior.
     arrived: Option<Mutex<Arrived>>,
-    silent: AtomicU64,
+    /// Refusals of tags that an earlier run could not read either.
+    refusals: AtomicU64,
     /// Set when everything has to end.
     is_over: AtomicBool,
 }
@@ -145,8 +156,16 @@ struct Source<'a> {
 struct Wanted {
     key: FileKey,
     entry: Entry,
-    /// The content that it had, where the listing says that it has it still.
-    known: Option<Option<[u8; 32]>>,
+    /// The object that the prior has, where the listing says that this is the same.
+    known: Option<Known>,
+}
+
+/// The prior's version of an object.
+struct Known {
+    hash: Option<[u8; 32]>,
+    facts: Facts,
+    /// Whether it is its turn to be read. Else its tags could not be read, and are asked for again.
+    is_due: bool,
 }
 
 impl Source<'_> {
@@ -185,7 +204,12 @@ impl Source<'_> {
         let work = || self.take_with(writer);
         let reader = "a thread that reads objects";
         let (mut taken, mut counts) = walk::heard(work, &self.is_over, tick, reader)?;
-        counts.silent = self.silent.load(Ordering::Relaxed);
+        let Sample {
+            read,
+            silent,
+            unread,
+        } = taken.sample;
+        (counts.sampled, counts.silent, counts.unread) = (read, silent, unread);
         taken.reused_bytes = writer.reused_bytes();
         if let (Some(arrived), Some(before)) = (self.arrived.take(), &self.before) {
             let arrived = arrived.into_inner().map_err(|_| panicked())?;
@@ -226,7 +250,7 @@ impl Source<'_> {
                     sum.left_out.merge(walked.left_out);
                     sum.excluded = walked.excluded;
                     sum.excluded_by_state = walked.excluded_by_state;
-                    sum.unchanged = walked.unchanged;
+                    sum.unchanged += walked.unchanged;
                     Ok((sum, counts))
                 }
             }
@@ -346,7 +370,7 @@ impl<'w, 't> Walk<'w, 't> {
                 Ok(())
             }
             Place::File(key) | Place::Beside(key) => {
-                let is_out = selection.excludes(&key, false).is_some();
+                let is_out = selection.excludes_key(&key);
                 if is_out || selection.is_too_large(entry.size_bytes) {
                     self.taken.excluded += 1;
                     if !is_out {
@@ -403,8 +427,12 @@ impl<'w, 't> Walk<'w, 't> {
         let known = self.source.known(&key)?;
         let mut node = Node::new(NodeKind::Directory, DIRECTORY_MODE, moment(level.newest));
         if let Some(marker) = &level.marker {
-            node.bucket = match &known {
-                Some(known) if is_same(known, marker) => known.bucket.clone(),
+            let same = known.as_ref().and_then(|known| same(known, marker));
+            node.bucket = match (&known, same) {
+                (Some(known), Some(facts)) => {
+                    self.name_lack(&level.path, &facts);
+                    known.bucket.clone()
+                }
                 _ => self.marker(&level.path, marker)?,
             };
         }
@@ -428,23 +456,39 @@ impl<'w, 't> Walk<'w, 't> {
         }
     }
 
-    /// Sends an object to the readers, unless the prior has it as it is listed and it is not its turn.
+    /// Names an object again whose metadata no backup has, as long as it is the same.
+    fn name_lack(&mut self, name: &[u8], facts: &Facts) {
+        if facts.lacks_metadata {
+            let why = "its metadata is larger than a backup can keep";
+            self.taken.left_out.add(name, Part::Xattr, why);
+        }
+    }
+
+    /// Sends an object to the readers, unless the prior has it whole as it is listed and it is not its turn.
     fn file(&mut self, key: FileKey, entry: Entry) -> Result<()> {
-        let known = match self.source.known(&key)? {
-            Some(known)
-                if known.kind == NodeKind::File(entry.size_bytes) && is_same(&known, &entry) =>
-            {
+        let kind = NodeKind::File(entry.size_bytes);
+        let known = self.source.known(&key)?.filter(|known| known.kind == kind);
+        let facts = known.as_ref().and_then(|known| same(known, &entry));
+        let known = match known.zip(facts) {
+            Some((node, facts)) => {
                 let since = self.source.before.map(|before| before.start_time);
                 let round = fault::shortened(turn::ROUND);
                 let is_due = |since| turn::is_due(key.as_bytes(), (since, self.source.now), round);
-                if !since.is_some_and(is_due) {
+                let is_due = since.is_some_and(is_due);
+                if !is_due {
+                    self.name_lack(entry.key.as_bytes(), &facts);
+                }
+                if !is_due && !facts.lacks_tags {
                     self.taken.unchanged += 1;
                     return self.source.meet(&key);
                 }
-                self.counts.sampled += 1;
-                Some(known.blake3)
+                Some(Known {
+                    hash: node.blake3,
+                    facts,
+                    is_due,
+                })
             }
-            _ => None,
+            None => None,
         };
         let sent = self.wanted.send(Wanted { key, entry, known });
         sent.map_err(|_| err!(Interrupted, "the readers have ended"))
@@ -471,11 +515,11 @@ fn moment(seconds: i64) -> Moment {
     }
 }
 
-/// Whether a node is of the version that a listing shows.
-fn is_same(known: &Node, entry: &Entry) -> bool {
-    let facts = known.bucket.as_deref().map(serde_json::from_slice::<Facts>);
-    let is_version = |facts: &Facts| facts.etag == entry.tag && facts.modified == entry.modified;
-    known.unstable == 0 && matches!(facts, Some(Ok(facts)) if is_version(&facts))
+/// Returns what a node tells of an object, where it is of the version that a listing shows.
+fn same(known: &Node, entry: &Entry) -> Option<Facts> {
+    let facts = serde_json::from_slice::<Facts>(known.bucket.as_deref()?).ok()?;
+    let is_version = facts.etag == entry.tag && facts.modified == entry.modified;
+    (known.unstable == 0 && is_version).then_some(facts)
 }
 
 /// JSON of what is known about an object. Metadata that no node has room for is left out, and named.
@@ -495,6 +539,7 @@ fn noted(facts: Facts, path: &[u8], left_out: &mut LeftOut) -> Result<Vec<u8>> {
     json(&Facts {
         etag: facts.etag,
         modified: facts.modified,
+        lacks_metadata: true,
         ..Facts::default()
     })
 }
@@ -526,6 +571,12 @@ impl<'r, 't> Reader<'r, 't> {
     /// Takes an object in one version. One that is gone by now is passed over, as if it had not been listed.
     fn object(&mut self, wanted: &Wanted) -> Result<()> {
         let name = wanted.entry.key.as_bytes();
+        if let Some(known) = &wanted.known {
+            if !known.is_due && self.lacks_tags_still(wanted, &known.facts)? {
+                return Ok(());
+            }
+            self.taken.sample.read += 1;
+        }
         for _ in 0..ATTEMPTS {
             self.source.check_stop()?;
             match self.version(wanted)? {
@@ -537,12 +588,39 @@ impl<'r, 't> Reader<'r, 't> {
                 Answer::Changed => self.sink.abandon(),
                 Answer::Refused(why) => {
                     self.sink.abandon();
+                    // The listing says that the prior has it as it is.
+                    if wanted.known.is_some() {
+                        self.taken.sample.unread += 1;
+                        return self.keep(wanted);
+                    }
                     return self.taken.left_out.leave(name, Part::Entry, why);
                 }
             }
         }
         let why = format!("it was replaced each of the {ATTEMPTS} times it was read");
         self.taken.left_out.leave(name, Part::Entry, why)
+    }
+
+    /// Leaves an object as the prior has it.
+    fn keep(&mut self, wanted: &Wanted) -> Result<()> {
+        self.taken.unchanged += 1;
+        self.source.meet(&wanted.key)
+    }
+
+    /// Asks for tags that an earlier run could not read, and named. While they are refused, the object stays as the prior has it.
+    fn lacks_tags_still(&mut self, wanted: &Wanted, facts: &Facts) -> Result<bool> {
+        self.source.check_stop()?;
+        let (refusals, key) = (&self.source.refusals, &wanted.entry.key);
+        let answer = match refusals.load(Ordering::Relaxed) < REFUSALS_MAX {
+            true => self.source.bucket.contents.tags(key, facts)?,
+            false => Answer::Refused("they were refused of others in this run".to_owned()),
+        };
+        if !matches!(answer, Answer::Refused(_)) {
+            return Ok(false);
+        }
+        refusals.fetch_add(1, Ordering::Relaxed);
+        self.keep(wanted)?;
+        Ok(true)
     }
 
     fn version(&mut self, wanted: &Wanted) -> Result<Answer<()>> {
@@ -585,10 +663,18 @@ impl<'r, 't> Reader<'r, 't> {
         let Some((mut facts, tags)) = facts else {
             return Ok(Answer::Changed);
         };
-        match self.tags(entry, &facts, tags)? {
+        // AWS counts tags only for who may read them.
+        let had_tags = |k: &Known| !k.facts.tags.is_empty() || k.facts.lacks_tags;
+        let may_have_tags = tags > 0 || known.as_ref().is_some_and(had_tags);
+        match self.tags(entry, &facts, may_have_tags)? {
             Answer::There(tags) => facts.tags = tags,
             Answer::Gone | Answer::Changed => return Ok(Answer::Changed),
             Answer::Refused(why) => {
+                // Those of this version that the prior has are better than none.
+                if let Some(known) = known.as_ref().filter(|k| k.facts.etag == facts.etag) {
+                    facts.tags.clone_from(&known.facts.tags);
+                }
+                facts.lacks_tags = true;
                 let why = format!("its tags: {why}");
                 self.taken
                     .left_out
@@ -597,8 +683,9 @@ impl<'r, 't> Reader<'r, 't> {
         }
         let hash: [u8; 32] = hasher.finalize().into();
         let is_as_listed = facts.etag == entry.tag;
-        if is_as_listed && known.flatten().is_some_and(|known| known != hash) {
-            self.source.silent.fetch_add(1, Ordering::Relaxed);
+        let was = known.as_ref().and_then(|known| known.hash);
+        if is_as_listed && was.is_some_and(|was| was != hash) {
+            self.taken.sample.silent += 1;
         }
         let mut node = Node::new(NodeKind::File(0), FILE_MODE, moment(facts.modified));
         node.bucket = Some(noted(
@@ -621,11 +708,11 @@ impl<'r, 't> Reader<'r, 't> {
         &self,
         entry: &Entry,
         facts: &Facts,
-        count: u32,
+        may_have_tags: bool,
     ) -> Result<Answer<BTreeMap<String, String>>> {
-        match count {
-            0 => Ok(Answer::There(BTreeMap::new())),
-            _ => self.source.bucket.contents.tags(&entry.key, facts),
+        match may_have_tags {
+            false => Ok(Answer::There(BTreeMap::new())),
+            true => self.source.bucket.contents.tags(&entry.key, facts),
         }
     }
 }
@@ -639,5 +726,24 @@ mod tests {
         assert!(is_within(b"a/b", b"a") && is_within(b"a", b"a") && is_within(b"a", b""));
         assert!(!is_within(b"ab", b"a") && !is_within(b"", b"a"));
         assert_eq!((above(b"a/b/c"), above(b"a")), (&b"a/b"[..], &b""[..]));
+    }
+
+    #[test]
+    fn metadata_without_room_is_marked_as_lacking() {
+        let mut left_out = LeftOut::default();
+        let of = |bytes: usize, left_out: &mut LeftOut| {
+            let facts = Facts {
+                etag: "tag".to_owned(),
+                metadata: [("x".to_owned(), "y".repeat(bytes))].into(),
+                ..Facts::default()
+            };
+            let json = noted(facts, b"key", left_out).unwrap();
+            serde_json::from_slice::<Facts>(&json).unwrap()
+        };
+        assert!(!of(100, &mut left_out).lacks_metadata);
+        assert_eq!(left_out.total(), 0);
+        let lacking = of(FACTS_LIMIT_BYTES, &mut left_out);
+        assert!(lacking.lacks_metadata && lacking.metadata.is_empty());
+        assert_eq!((lacking.etag.as_str(), left_out.total()), ("tag", 1));
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 pub use anchor::{Anchored, anchor, head};
 pub use expiry::expire;
-pub use reading::{Given, Listed, Range, Verified, list, verify};
+pub use reading::{Given, Listed, Moment, Range, Verified, list, verify};
 pub use spool::Spool;
 pub use sync::{Brought, bring};
 

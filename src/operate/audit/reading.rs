@@ -1,12 +1,14 @@
 //! The content of the audit log, and whether it is whole.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{Spool, readable};
-use crate::config::{self, Settings};
+use crate::config::{self, Period, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::counters;
@@ -18,6 +20,41 @@ use crate::repo::audit_chain::{self, Anchor, Chains, Kept, Problem};
 use crate::repo::clock;
 use crate::repo::repository::Repository;
 use crate::store::Store;
+
+/// A moment in the audit log, as an operator writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// A time.
+    At(TimestampTz),
+    /// So long ago.
+    Ago(Duration),
+}
+
+impl Moment {
+    /// The time, by a clock that says `now`.
+    pub fn before(self, now: TimestampTz) -> TimestampTz {
+        match self {
+            Moment::At(time) => time,
+            Moment::Ago(ago) => now.saturating_sub(ago),
+        }
+    }
+}
+
+impl FromStr for Moment {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Moment> {
+        if let Ok(period) = text.parse::<Period>() {
+            return Ok(Moment::Ago(period.duration()));
+        }
+        let is_day = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit() || b == b'-');
+        let text = match is_day {
+            true => format!("{text}T00:00:00Z"),
+            false => text.to_owned(),
+        };
+        text.parse().map(Moment::At)
+    }
+}
 
 /// The time of records that are wanted.
 #[derive(Debug, Clone, Copy, Default)]
@@ -124,6 +161,28 @@ impl Given {
             }
         }
         found
+    }
+
+    /// Reads an anchor, or a file that holds some.
+    ///
+    /// # Errors
+    /// `Usage` for a text that is neither, and for a file without an anchor; `Io`.
+    pub fn read(session: &Session, text: &str) -> Result<Vec<Given>> {
+        let parsed = match text.parse::<Given>() {
+            Ok(one) => return Ok(vec![one]),
+            Err(e) => e,
+        };
+        let path = session.environment.absolute(Path::new(text));
+        if !path.exists() {
+            return Err(parsed);
+        }
+        let failed = |e| Error::from_io(format!("read \"{}\"", path.display()), e);
+        let content = std::fs::read(&path).map_err(failed)?;
+        let found = Given::all_in(&String::from_utf8_lossy(&content));
+        match found.is_empty() {
+            true => Err(err!(Usage, "\"{}\" holds no anchor", path.display())),
+            false => Ok(found),
+        }
     }
 }
 

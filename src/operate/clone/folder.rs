@@ -50,6 +50,19 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// The stage in a word or two.
+    pub fn word(self) -> &'static str {
+        match self {
+            Stage::Starting => "lay out",
+            Stage::Replaying => "replay",
+            Stage::Ready => "ready",
+            Stage::Copying => "copying",
+            Stage::Settling => "settling",
+            Stage::Whole => "whole",
+            Stage::Kept => "kept",
+        }
+    }
+
     /// Whether all content is in the local directory.
     pub fn has_all(self) -> bool {
         matches!(self, Stage::Settling | Stage::Whole | Stage::Kept)

@@ -2,6 +2,8 @@
 //!
 //! | file | what it owns |
 //! |---|---|
+//! | `below` | the directory below which clones lie |
+//! | `begin` | the process of a clone, until it takes queries |
 //! | `namespace` | mounts that nobody else sees |
 //! | `folder` | the private folder, what is known of a clone, and what was left over |
 //! | `lifetime` | what happens while it serves: its end, and the wish to keep it |
@@ -13,6 +15,8 @@
 //! A clone is a restore whose content is brought when it is read (`operate::mounted`), with a server in quarantine on it. Its process
 //! serves the mount as long as the server runs. It is thrown away in the end, unless it was kept.
 
+pub mod begin;
+pub mod below;
 mod copied;
 mod durability;
 pub mod folder;

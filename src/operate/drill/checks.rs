@@ -329,7 +329,7 @@ pub(super) fn run(
             Err(_) if session.host.is_stopping() => {
                 return session.host.check_stop().map(|()| done);
             }
-            // Bytes that are not UTF-8 in a row of a database in UTF-8 are damage.
+            // Bytes that are not UTF-8 in a row of any other database are damage.
             Err(e) if is_not_checked(&e) && (is_too_long(&e) || !is_own_limit(&e)) => {
                 Asked::NoFigure(e.to_string())
             }
@@ -372,8 +372,20 @@ enum Asked {
 
 /// Asks a query.
 fn ask(sql: &mut Server, check: &Check) -> Result<Asked> {
+    // Such a database holds bytes of any encoding, and the server would refuse to send them as UTF-8.
+    let is_of_bytes = sql.query("show server_encoding")?.text(0, 0)? == Some("SQL_ASCII");
+    if is_of_bytes {
+        sql.query("set client_encoding = 'SQL_ASCII'")?;
+    }
     sql.query("begin transaction read only")?;
-    let rows = sql.query(&check.query)?;
+    let rows = match sql.query(&check.query) {
+        Err(e) if is_of_bytes && is_own_limit(&e) && !is_too_long(&e) => {
+            return Ok(Asked::NoFigure(
+                "its answer is not UTF-8, as it may be in a database in SQL_ASCII".into(),
+            ));
+        }
+        rows => rows?,
+    };
     let value = match rows.rows.first() {
         None => "no row".to_owned(),
         Some(_) => rows.text(0, 0)?.unwrap_or("null").to_owned(),

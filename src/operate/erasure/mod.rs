@@ -8,6 +8,9 @@
 pub mod apply;
 pub mod scripts;
 
+use std::io::Read;
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::failures::Failures;
@@ -29,6 +32,9 @@ use crate::plan::recovery::Plan;
 use crate::repo::erasure::{self, Erasure, Left};
 use crate::repo::event;
 use crate::repo::layout::ClusterLayout;
+
+/// A script is shorter; what is longer is not read whole.
+const READ_BYTES_MAX: u64 = 1 << 20;
 
 /// Why nothing is written without the MAC key.
 const UNPROVEN: &str = "an erasure that nothing proves would be taken for forged";
@@ -309,6 +315,29 @@ pub struct Added {
     /// Errors, repository by repository.
     #[serde(skip)]
     pub failures: Failures,
+}
+
+/// Reads a script, which is UTF-8; `-` is standard input.
+///
+/// # Errors
+/// `Io`; `Usage` for another text.
+pub fn read_script(path: &Path) -> Result<String> {
+    let shown = path.display();
+    let failed = |e| Error::from_io(format!("read \"{shown}\""), e);
+    let mut bytes = Vec::new();
+    let read = match path.as_os_str() == "-" {
+        true => std::io::stdin()
+            .take(READ_BYTES_MAX)
+            .read_to_end(&mut bytes),
+        false => std::fs::File::open(path)
+            .map_err(failed)?
+            .take(READ_BYTES_MAX)
+            .read_to_end(&mut bytes),
+    };
+    read.map_err(failed)?;
+    String::from_utf8(bytes).map_err(|_| {
+        err!(Usage, "the script \"{shown}\" is not UTF-8").hint("Nothing was recorded.")
+    })
 }
 
 /// Requires that a script can run in one transaction of ours, as far as a look tells.

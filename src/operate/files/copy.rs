@@ -11,6 +11,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use super::bucket::{self, Place, Queue, is_within, workers};
 use super::source;
 use crate::backup::sources;
@@ -45,7 +47,7 @@ pub struct CopyWanted {
 }
 
 /// A copy that was made, or its plan.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct CopyDone {
     /// The source.
     pub from: String,
@@ -70,8 +72,10 @@ pub struct CopyDone {
     /// Those of them that the store copied by itself.
     pub by_store_count: u64,
     /// Objects that could not be copied.
+    #[serde(skip)]
     pub left_out: LeftOut,
     /// How long it took.
+    #[serde(skip)]
     pub took: Duration,
 }
 

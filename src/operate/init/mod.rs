@@ -16,6 +16,7 @@ use crate::store::Published;
 
 pub mod identity;
 mod keys;
+pub mod new_file;
 pub mod place;
 pub mod settle;
 mod user;
@@ -294,6 +295,17 @@ fn wanted_by_file(
             false => r.name == wanted,
         };
         repositories.retain(is_wanted);
+        // One url is of two places where their endpoints differ.
+        if repositories.len() > 1 {
+            let names: Vec<_> = repositories.iter().map(|r| r.name.as_str()).collect();
+            let wanted = wanted.escape_debug();
+            return Err(
+                err!(Usage, "several repositories are configured as \"{wanted}\"").hint(format!(
+                    "Nothing was written. Name one of them: {}",
+                    names.join(", ")
+                )),
+            );
+        }
     }
     if let Some(flag) = request.key_set.as_deref().map(|p| absolute(p, session)) {
         let own = |r: &config::Repository| r.encryption.as_ref()?.key_set.clone();

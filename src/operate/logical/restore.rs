@@ -167,7 +167,13 @@ pub fn to_server(
         (Some(lines), Some(_)) => steps(lines),
         (None, Some(_)) => {
             let file = spool.file("list", b"")?;
-            let all = contents(&pg_restore, &directory, &[], &file, &mut tick)?;
+            // Without it grants, comment and label of the database itself are no part of the list.
+            let creates: Vec<String> = asked
+                .create
+                .then(|| "--create".to_owned())
+                .into_iter()
+                .collect();
+            let all = contents(&pg_restore, &directory, &creates, &file, &mut tick)?;
             steps(&entries(&all).map(str::to_owned).collect::<Vec<_>>())
         }
     };
@@ -407,7 +413,7 @@ fn no_database(info: &ConnInfo, name: &str, creates: bool) -> String {
 fn check_absent(sql: &mut SqlSession, name: &str) -> Result<()> {
     let literal = name.replace('\'', "''");
     let rows = sql.query(&format!(
-        "set standard_conforming_strings = on; select count(*) from pg_catalog.pg_database where datname = '{literal}'"
+        "select count(*) from pg_catalog.pg_database where datname = '{literal}'"
     ))?;
     match rows.value::<u64>(0, 0)? {
         0 => Ok(()),
@@ -511,6 +517,7 @@ impl Selection<'_> {
             schemas.insert(schema);
             wanted.extend(found.into_iter().map(str::to_owned));
         }
+        self.check_partitions((&all, &wanted), (pg_restore, directory, spool), tick)?;
         // pg_restore takes the schema's own entries for no part of it.
         schemas.retain(|schema| !self.existing.contains(*schema));
         let mut lines = Vec::new();
@@ -527,6 +534,37 @@ impl Selection<'_> {
             lines.extend(is_needed.then(|| line.to_owned()));
         }
         Ok(Some(lines))
+    }
+
+    /// Refuses a schema with a partitioned table of which partitions lie in schemas that are not asked for. Their rows would be missing, and
+    /// `--clean` drops them with the table.
+    fn check_partitions(
+        &self,
+        (all, wanted): (&str, &BTreeSet<String>),
+        (pg_restore, directory, spool): (&Tool, &Path, &Spool),
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let is_left =
+            |line: &&str| kind_of(line).starts_with("TABLE ATTACH ") && !wanted.contains(*line);
+        let left: Vec<&str> = entries(all).filter(is_left).collect();
+        let is_full = self.content == LogicalContent::Full;
+        if !is_full || self.asked.schemas.is_empty() || left.is_empty() {
+            return Ok(());
+        }
+        let some = spool.file("some", left.join("\n").as_bytes())?;
+        let file = spool.file("definition", b"")?;
+        let options = ["-L".to_owned(), some.display().to_string()];
+        let commands = printed(pg_restore, directory, &options, &file, tick)?;
+        for schema in &self.asked.schemas {
+            if let Some((table, partition)) = partition_elsewhere(&commands, schema) {
+                return Err(err!(
+                    Refused,
+                    "table {table} has partition {partition} in a schema that is not restored"
+                )
+                .hint("Nothing was done. The rows of such partitions would be missing, and --replace would drop them with the table. Name their schemas as well, each with --schema."));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a table whose rows the dump has under the names of its partitions, where those do not come with it.
@@ -581,6 +619,21 @@ fn has_rows(found: &[&str]) -> bool {
 fn is_partitioned(definition: &str) -> bool {
     let mut lines = definition.lines();
     lines.any(|line| line.starts_with("PARTITION BY "))
+}
+
+/// Pure: the first table of a schema to which these commands attach a partition, and that partition.
+fn partition_elsewhere<'c>(commands: &'c str, schema: &str) -> Option<(&'c str, &'c str)> {
+    let starts = names_of_schema(schema).map(|name| format!("{name}."));
+    commands.lines().find_map(|line| {
+        let (table, partition) = line
+            .strip_prefix("ALTER TABLE ONLY ")?
+            .split_once(" ATTACH PARTITION ")?;
+        let name = partition
+            .split_once(" FOR VALUES")
+            .map_or_else(|| partition.trim_end_matches(" DEFAULT;"), |(name, _)| name);
+        let is_of_schema = starts.iter().any(|start| table.starts_with(start));
+        is_of_schema.then_some((table, name))
+    })
 }
 
 /// The kinds of entries that a schema itself has, beside its own.

@@ -363,13 +363,16 @@ fn not_emptied(e: Error, table: &str) -> Error {
     }
 }
 
-/// Lets the sequences of a table's columns go on behind the greatest value that is there now, so that the next row finds its number free. Returns
+/// Lets the sequences of a table's columns go on behind the greatest value within their limits, so that the next row finds its number free. Returns
 /// those that are left as they are, as lines for people: nothing tells the number in a text.
 fn advance_sequences(live: &mut Server, table: &str) -> Result<Vec<String>> {
-    // A domain has the category of its type. Money (790) is of it, and no number of a sequence. Numbers of other types (float4, float8, numeric)
-    // may be such that the sequence never comes to them.
+    // A domain may stand upon a domain: the last type below decides. Money (790) is of the category of numbers, and no number of a sequence. A column
+    // may hold numbers to which the sequence never comes, and `setval` refuses these. The limits are bigint, so that an index still gives the last one.
     let owned = live.query(&format!(
-        "select pg_catalog.quote_ident(a.attname), s.sequence::text, q.seqincrement > 0, y.typcategory = 'N' and y.oid <> 790, case when y.oid in (700, 701, 1700) or y.typbasetype in (700, 701, 1700) then pg_catalog.format(' where %I between %s and %s', a.attname, q.seqmin, q.seqmax) else '' end from pg_catalog.pg_attribute a join pg_catalog.pg_type y on y.oid = a.atttypid, lateral (select pg_catalog.pg_get_serial_sequence({}, a.attname)::pg_catalog.regclass) s (sequence), pg_catalog.pg_sequence q where a.attrelid = {}::pg_catalog.regclass and a.attnum > 0 and not a.attisdropped and q.seqrelid = s.sequence",
+        "with recursive base (declared, plain) as (select oid, oid from pg_catalog.pg_type where typtype <> 'd' union all select d.oid, b.plain from base b join pg_catalog.pg_type d on d.typbasetype = b.declared where d.typtype = 'd') \
+         select pg_catalog.quote_ident(a.attname), s.sequence::text, q.seqincrement > 0, y.typcategory = 'N' and y.oid <> 790, \
+         pg_catalog.format(' where %I%s between %L::pg_catalog.int8 and %L::pg_catalog.int8', a.attname, case when y.oid in (20, 21, 23, 700, 701, 1700) then '' else '::pg_catalog.int8' end, q.seqmin, q.seqmax) \
+         from pg_catalog.pg_attribute a join base b on b.declared = a.atttypid join pg_catalog.pg_type y on y.oid = b.plain, lateral (select pg_catalog.pg_get_serial_sequence({}, a.attname)::pg_catalog.regclass) s (sequence), pg_catalog.pg_sequence q where a.attrelid = {}::pg_catalog.regclass and a.attnum > 0 and not a.attisdropped and q.seqrelid = s.sequence",
         literal(table), literal(table)
     ))?;
     let mut left = Vec::new();

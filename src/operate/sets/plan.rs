@@ -649,14 +649,7 @@ fn of_follower(plan: &Plan, at: TimestampTz) -> TimestampTz {
 }
 
 fn target(target: Target) -> AskedTarget {
-    AskedTarget {
-        point: Asked::Known(target),
-        inclusive: Inclusive::Yes,
-        timeline: TargetTimeline::Latest,
-        timezone: None,
-        backup: None,
-        allow_end: false,
-    }
+    AskedTarget::at(Asked::Known(target))
 }
 
 fn cluster_words(timeline: TimelineId, lsn: &str, scope: &str) -> Vec<String> {

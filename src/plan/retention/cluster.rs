@@ -329,7 +329,7 @@ impl<'a> Backups<'a> {
         trimmed
     }
 
-    /// Returns the backups that remain, and behind which this run leaves a hole, or a twin's hole is not recorded yet. Each comes
+    /// Returns the backups that remain, and behind which this run leaves a hole, or a larger one, or a twin's hole is not recorded yet. Each comes
     /// with the first segment of the hole. The run records it before WAL goes.
     pub fn trimmed(&self, items: &[Item<'_>], needed: &Needed) -> Vec<(BackupId, SegmentName)> {
         let names = || Names(&self.survey.timelines);
@@ -346,8 +346,8 @@ impl<'a> Backups<'a> {
                 let (before, after) = (hole(&names()), hole(&left));
                 let (from, _) = after?;
                 let name = from.name(self.paths.holder(target, from), self.survey.segment_size)?;
-                // A hole of before is none of expiry, unless a twin says so.
-                let is_new = before.is_none_or(|(before, _)| before != from);
+                // A hole of before is none of expiry, unless a twin says so, or this run makes it larger.
+                let is_new = before != after;
                 let is_meant = || is_new || self.holes_of(root).begins(name);
                 (!known.begins(name) && is_meant()).then_some(name)
             };
@@ -422,5 +422,61 @@ impl Constraint for Backups<'_> {
             "it is the only good one that leads to timeline {}, which the cluster follows",
             base.decimal()
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::segment::{SegmentNumber, SegmentSize};
+    use crate::repo::catalog::Manifest;
+
+    const MIB: u64 = 1 << 20;
+    const NEWER: &str = "20261120T064049Z-full";
+
+    /// The WAL of one timeline, with a backup in segments 30 to 39 and one that begins in segment 90.
+    fn survey(segments: impl Iterator<Item = u64>) -> Survey {
+        let mut survey = Survey::empty(SegmentSize::new(MIB).unwrap());
+        let timeline = inventory::Timeline {
+            segments: Runs::from_numbers(segments.collect()),
+            ..inventory::Timeline::default()
+        };
+        survey.timelines.insert(TimelineId::FIRST, timeline);
+        for (id, start, stop) in [("20261118T064049Z-full", 30, 39), (NEWER, 90, 91)] {
+            let at = |segment: u64| Lsn(segment * MIB + 40);
+            let root = Root::sample(TimelineId::FIRST, at(start), at(stop));
+            let subject = Subject {
+                manifest: Manifest::Committed(Box::new(root)),
+                ..Subject::default()
+            };
+            survey.ids.insert(id.parse().unwrap(), subject);
+        }
+        survey
+    }
+
+    #[test]
+    fn x57_a_hole_that_begins_where_wal_was_lost_before_is_recorded() {
+        let holes = |survey: &Survey, older: Hold| {
+            let (paths, policy) = (Paths::new(survey), Policy::default());
+            let backups = Backups::new(survey, &paths, &policy);
+            let mut items = backups.items();
+            for item in &mut items {
+                let is_newer = item.id.to_string() == NEWER;
+                let hold = if is_newer { Hold::Promise } else { older };
+                item.hold = Some((String::new(), hold));
+            }
+            let mut needed = Needed::default();
+            backups.need(&items, &mut needed);
+            let holes = backups.trimmed(&items, &needed).into_iter();
+            holes.map(|(_, first)| first).collect::<Vec<_>>()
+        };
+        let first = SegmentNumber(40).name(TimelineId::FIRST, SegmentSize::new(MIB).unwrap());
+        let lost = survey((1..=39).chain(45..=100));
+        assert_eq!(holes(&lost, Hold::End), [first.unwrap()]);
+        // The WAL behind the loss stays.
+        assert_eq!(holes(&lost, Hold::Promise), []);
+        // Nobody let that WAL go.
+        let all = survey((1..=39).chain(90..=100));
+        assert_eq!(holes(&all, Hold::End), []);
     }
 }

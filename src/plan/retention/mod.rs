@@ -23,6 +23,8 @@ pub mod log;
 #[cfg(test)]
 mod log_tests;
 mod objects;
+#[cfg(test)]
+mod planned_tests;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -150,6 +152,8 @@ pub struct Judged {
     pub place: Option<Place>,
     /// Its own clock at the stop.
     pub stop_time: TimestampTz,
+    /// That clock was ahead of the store's.
+    pub is_ahead: bool,
     /// Bytes that it added to the repository.
     pub stored_bytes: u64,
     /// Damage of the backup.
@@ -365,6 +369,7 @@ fn shown(item: Item<'_>, content: &dyn Constraint, has_window: bool) -> Judged {
         id: item.id.clone(),
         place: content.place(item.id),
         stop_time: item.time,
+        is_ahead: item.is_ahead(),
         stored_bytes: item.stored_bytes,
         is_promised: matches!(item.hold, Some((_, Hold::Promise))),
         is_bounded: item.is_bounded(has_window),

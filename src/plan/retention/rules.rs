@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use chrono::NaiveDate;
 
@@ -12,6 +13,7 @@ use super::{CLOCK_SLACK, ExpirePlan, Fate, Place, Policy, is_over};
 use crate::config::Period;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::repo::clock;
 use crate::repo::event::{self, Recorded, end, live_claims};
 use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
@@ -36,7 +38,7 @@ const KNOWN_EVENTS: [&str; 15] = [
 ];
 
 /// The store's clock and this host's may differ by this much without another mark.
-const MARK_SLACK: std::time::Duration = std::time::Duration::from_secs(60);
+const MARK_SLACK: Duration = Duration::from_secs(60);
 
 /// The demands of a kind of content beyond the rules.
 pub trait Constraint {
@@ -838,16 +840,22 @@ fn recovered_from(
     })
 }
 
-/// Whether a standing mark allows deletion now; if not, when the earliest will.
+/// Whether a standing mark allows deletion now; if not, when the earliest will. A mark without grace is due though the store's clock, which dates it, is
+/// ahead by as much as it may be.
 pub fn mark_state(
     events: &[Recorded],
     policy: &Policy,
     now: TimestampTz,
 ) -> Option<Option<TimestampTz>> {
+    let ahead = match policy.grace.is_zero() {
+        true => clock::MAY_DIFFER,
+        false => Duration::ZERO,
+    };
     let due = event::marks(events)
         .iter()
         .map(|mark| {
             let own = mark.since(now).saturating_add(policy.grace);
+            let own = own.saturating_sub(ahead);
             mark.event.not_before.map_or(own, |t| t.max(own))
         })
         .min()?;
@@ -921,6 +929,35 @@ mod tests {
         assert_eq!(judged.marks, ids[..1]);
         assert_eq!(judged.items[1].hold.as_ref().unwrap().1, Hold::Promise);
         assert_eq!(judged.items[2].hold.as_ref().unwrap().1, Hold::Window);
+    }
+
+    #[test]
+    fn without_grace_a_mark_is_due_though_the_stores_clock_is_a_little_ahead() {
+        let now = TimestampTz(1 << 50);
+        let after = |seconds| now.saturating_add(Duration::from_secs(seconds));
+        let state = |stored, not_before, grace| {
+            let mark = Recorded {
+                name: "mark".to_owned(),
+                event: Event {
+                    event: "expire".to_owned(),
+                    time: now,
+                    not_before: Some(not_before),
+                    ..Event::default()
+                },
+                stored,
+                is_doubted: false,
+            };
+            let policy = Policy {
+                grace: Duration::from_secs(grace),
+                ..Policy::default()
+            };
+            mark_state(&[mark], &policy, now)
+        };
+        assert_eq!(state(after(5), now, 0), Some(None));
+        assert_eq!(state(after(5), now, 3600), Some(Some(after(3605))));
+        // A grace that the mark itself promises is not shortened.
+        assert_eq!(state(now, after(5), 0), Some(Some(after(5))));
+        assert_eq!(state(after(900), now, 0), Some(Some(after(300))));
     }
 
     #[test]

@@ -199,8 +199,10 @@ pub(super) fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
         subject.events.push(recorded);
     }
     let without = |runs: &Runs, first: u64, last: u64| {
-        let left = runs.iter().flat_map(|(a, b)| a.0..=b.0);
-        Runs::from_numbers(left.filter(|n| !(first..=last).contains(n)).collect())
+        runs.minus(&Runs::from_runs(vec![(
+            SegmentNumber(first),
+            SegmentNumber(last),
+        )]))
     };
     for deletion in &plan.deletions {
         match deletion {
@@ -1641,21 +1643,25 @@ fn world(dice: &mut Dice) -> Survey {
 
 /// Returns whether PostgreSQL could reach a point with the objects that are there, as simply as possible.
 pub(super) fn is_reachable(survey: &Survey, target: TimelineId, point: Lsn) -> bool {
+    let history = known_history(survey, target);
     survey.ids.values().any(|subject| {
         let Manifest::Committed(root) = &subject.manifest else {
             return false;
         };
-        let damaged = !standing(&subject.events, "damaged", "healed").is_empty();
-        !damaged && root.damage.is_none() && leads_to(survey, root, target, point)
+        let damaged = || !standing(&subject.events, "damaged", "healed").is_empty();
+        root.damage.is_none() && leads_along(survey, root, &history, point) && !damaged()
     })
 }
 
 pub(super) fn leads_to(survey: &Survey, root: &Root, target: TimelineId, point: Lsn) -> bool {
-    let history = known_history(survey, target);
-    let path = history.path();
-    if history.holder(Lsn(root.stop_lsn.0 - 1)) != root.timeline || root.stop_lsn > point {
+    leads_along(survey, root, &known_history(survey, target), point)
+}
+
+fn leads_along(survey: &Survey, root: &Root, history: &History, point: Lsn) -> bool {
+    if root.stop_lsn > point || history.holder(Lsn(root.stop_lsn.0 - 1)) != root.timeline {
         return false;
     }
+    let path = history.path();
     (root.start_lsn.0 / MIB..=(point.0 - 1) / MIB).all(|n| {
         // A copy serves if its timeline is followed to the last byte needed of this segment, or beyond.
         let last = point.0.min((n + 1) * MIB) - 1;
@@ -1663,10 +1669,10 @@ pub(super) fn leads_to(survey: &Survey, root: &Root, target: TimelineId, point: 
             .filter(|i| i.range.end.0 > last && i.range.start.0 < (n + 1) * MIB)
             .any(|i| {
                 let held = &survey.timelines[&i.timeline];
-                let name = SegmentNumber(n).name(i.timeline, size()).unwrap();
                 let is_left = i.range.end.0 < (n + 1) * MIB;
+                let name = || SegmentNumber(n).name(i.timeline, size()).unwrap();
                 held.segments.contains(SegmentNumber(n))
-                    || (is_left && held.partials.contains(&name))
+                    || (is_left && held.partials.contains(&name()))
             })
     })
 }

@@ -12,6 +12,7 @@ use super::{BackupKind, Stored, another};
 use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::container::{history_facts, history_text};
@@ -21,6 +22,25 @@ use crate::repo::scope::{Scope, Tag};
 use crate::repo::wal_proof::WalProof;
 use crate::store::Store;
 use crate::text::decimal;
+
+/// Segments of WAL that one backup may need. No cluster writes 64 TiB during a backup, and a root may be forged: a list of more would fill the memory.
+const SEGMENTS_MAX: u64 = 1 << 22;
+
+/// Returns the first and the last segment of a backup's WAL.
+///
+/// # Errors
+/// `Damaged` where they are more than a backup can need.
+pub fn wal_span(start: Lsn, end: Lsn, size: SegmentSize) -> Result<(SegmentNumber, SegmentNumber)> {
+    let first = SegmentNumber::of(start, size);
+    let last = SegmentNumber::ending_at(end, size);
+    match last.0.saturating_sub(first.0) < SEGMENTS_MAX {
+        true => Ok((first, last)),
+        false => Err(err!(
+            Damaged,
+            "the WAL from {start} to {end} is more than a backup can need"
+        )),
+    }
+}
 
 /// A root, as far as it can be known without a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -287,5 +307,20 @@ impl Outline {
                 self.id
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn x65_a_forged_root_makes_no_list_of_segments_that_fills_the_memory() {
+        let size = SegmentSize::DEFAULT;
+        let forged = wal_span(Lsn(1), Lsn(1 << 62), size).unwrap_err();
+        assert_eq!(forged.code(), Code::Damaged);
+        let large = wal_span(Lsn(1), Lsn(32 << 40), size).unwrap();
+        assert_eq!(large.1.0 - large.0.0, (2 << 20) - 1);
     }
 }

@@ -1,5 +1,6 @@
 //! Directories that can get another name.
 
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
@@ -81,11 +82,27 @@ pub fn mount_points() -> Result<Vec<PathBuf>> {
     let text = std::fs::read(table).map_err(|e| looked(Path::new(table), e))?;
     let points = text.split(|b| *b == b'\n').filter_map(|line| {
         let field = line.split(|b| *b == b' ').nth(4)?;
-        Some(PathBuf::from(std::ffi::OsString::from_vec(unescaped(
-            field,
-        ))))
+        Some(PathBuf::from(OsString::from_vec(unescaped(field))))
     });
     Ok(points.collect())
+}
+
+/// The options of the filesystem that holds a path, which has no links.
+pub fn mount_options(path: &Path) -> Option<String> {
+    options_in(&std::fs::read("/proc/self/mountinfo").ok()?, path)
+}
+
+/// Linux: proc_pid_mountinfo(5); the last field has the options of the filesystem itself.
+fn options_in(table: &[u8], path: &Path) -> Option<String> {
+    let lines = table.split(|b| *b == b'\n').filter_map(|line| {
+        let mut fields = line.split(|b| *b == b' ');
+        let point = OsString::from_vec(unescaped(fields.nth(4)?));
+        Some((PathBuf::from(point), fields.next_back()?))
+    });
+    let holding = lines.filter(|(point, _)| path.starts_with(point));
+    // The last of several on one point lies over the others.
+    let (_, options) = holding.max_by_key(|(point, _)| point.components().count())?;
+    Some(String::from_utf8_lossy(options).into_owned())
 }
 
 fn unescaped(field: &[u8]) -> Vec<u8> {
@@ -109,6 +126,16 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_are_those_of_the_nearest_filesystem_above() {
+        let table = b"21 1 0:20 / / rw - ext4 /dev/a rw\n22 21 0:21 /s /srv rw,noatime shared:1 - btrfs /dev/b rw,compress=zstd:3\n23 22 0:22 / /srv/a\\040b rw - btrfs /dev/c rw,ssd\n";
+        let of = |path: &str| options_in(table, Path::new(path)).unwrap();
+        assert_eq!(of("/srv/x"), "rw,compress=zstd:3");
+        assert_eq!(of("/srv/a b/x"), "rw,ssd");
+        assert_eq!(of("/srvx"), "rw");
+        assert!(mount_options(Path::new("/proc")).is_some());
+    }
 
     #[test]
     fn mount_points_are_read_with_their_escapes() {

@@ -139,6 +139,11 @@ impl Old {
         self.tablespaces.contains(space)
     }
 
+    /// The directories of its tablespaces, without links.
+    pub fn tablespaces(&self) -> impl Iterator<Item = &Path> {
+        self.tablespaces.iter().map(PathBuf::as_path)
+    }
+
     /// Everything that is moved aside, for people.
     pub fn moved(&self) -> Vec<PathBuf> {
         let spaces = self.tablespaces.iter().map(|at| at.join(&self.version));

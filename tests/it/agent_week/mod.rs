@@ -202,7 +202,7 @@ fn j01_j10_a_week_in_minutes_loses_and_doubles_no_run_and_no_alert_and_shows_no_
         is_told(sink, id, "new");
         is_told(sink, id, "resolved");
     }
-    // That it ended knows the agent that told it: it may be gone.
+    // Only the agent that raised the alert can tell of its end: that agent may be gone.
     is_told("one/b", "agent/state", "new");
     // With so much of the time forgiven little is proven. That is no failure of pitr, and is said past the capture of the test runner.
     if slack > SECOND * i128::from(seconds) / 3 {

@@ -1,6 +1,6 @@
 //! Content in a repository of several clusters: what goes through everything goes through all of them, and through content.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use pitr::pg::time::TimestampTz;
 use pitr::repo::event::{self, Event};
@@ -10,7 +10,7 @@ use pitr::store::file::FileStore;
 use serde_json::Value;
 
 use super::World;
-use crate::common::{expire_at_once, keep_one};
+use crate::common::{expire_at_once, files_below, keep_one};
 
 /// The system identifier of the cluster that has no server.
 const OTHER: u64 = 7;
@@ -99,6 +99,52 @@ fn x46_without_a_name_all_clusters_and_all_content_are_gone_through() {
     run.expect_stderr("main, other. --cluster NAME takes one");
     let run = world.pitr(&[&dry[..], &["--cluster", "main"]].concat());
     assert_eq!(subjects(&run.succeed().json()), ["main"]);
+}
+
+#[test]
+fn x61_an_object_that_is_dated_ahead_stops_its_own_cluster_alone() {
+    let world = World::new("");
+    for text in ["first", "second"] {
+        std::fs::write(world.source().join("notes"), text).unwrap();
+        world.backup();
+    }
+    world.pitr(&["verify", "--quiet"]).succeed();
+    let store = FileStore::open(&world.repository, OTHER).unwrap();
+    let opened = Repository::open(Box::new(store)).unwrap();
+    let known = opened.registrations("main").unwrap();
+    let claim = Event {
+        event: "claim".into(),
+        subject: "20261120T064049Z-full".into(),
+        time: TimestampTz::from_system_time(SystemTime::now()),
+        host: "db9".into(),
+        purpose: Some("restore".into()),
+        seconds: Some(3 * 3600),
+        ..Event::default()
+    };
+    let scope = Scope::cluster("main", known[0].system_identifier).unwrap();
+    event::record(opened.store(), &scope, &claim, 7).unwrap();
+    let mut files = files_below(&world.repository).into_iter();
+    let is_claim = |f: &String| f.starts_with("clusters/main/") && f.contains("-claim-");
+    let object = files.find(is_claim).unwrap();
+    let path = world.repository.join(&object);
+    // The host that keeps the repository had a wrong clock for a moment.
+    let dated = |time: SystemTime| {
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(time).unwrap();
+    };
+    dated(SystemTime::now() + Duration::from_secs(366 * 24 * 3600));
+    for _ in 0..2 {
+        let run = world.pitr(&expire_at_once()).exits(10);
+        run.expect_stderr(&object);
+    }
+    let run = world.pitr(&keep_one(&["--dry-run", "--json"])).exits(10);
+    let left = run.json()["scopes"][0]["backups"].clone();
+    assert_eq!(left.as_array().unwrap().len(), 1, "{run}");
+    let main = keep_one(&["--dry-run", "--cluster", "main"]);
+    let run = world.pitr(&main).exits(8);
+    run.expect_stderr(&object).expect_stderr("touch its file");
+    dated(SystemTime::now());
+    world.pitr(&main).succeed();
 }
 
 #[test]

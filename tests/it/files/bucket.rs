@@ -169,6 +169,9 @@ fn a_bucket_is_backed_up_and_comes_back_into_a_bucket() {
     bucket.put("large", &noise(LARGE_BYTES, 99), &facts("video/mp4"));
     bucket.server.plant("media/x.tmp", b"left out");
     bucket.server.plant("media/cache/x/y", b"left out");
+    // Below the same directory, and no paths.
+    bucket.server.plant("media/cache//x", b"left out");
+    bucket.server.plant("media/cache/../y", b"left out");
     bucket.server.plant("mediaother", b"outside");
     let all = |bucket: &Bucket| {
         let mut all = objects(&bucket.contents("media"));
@@ -180,7 +183,7 @@ fn a_bucket_is_backed_up_and_comes_back_into_a_bucket() {
     assert_eq!(first["kind"], "full", "{first}");
     assert_eq!(
         (&first["read_count"], &first["excluded_count"]),
-        (&14.into(), &2.into()),
+        (&14.into(), &4.into()),
         "{first}"
     );
     let source = &first["source"];
@@ -364,6 +367,78 @@ fn u64_content_that_changes_without_a_word_is_found_by_the_sample() {
         bucket.restored(id(&run.json()), "last")["rotten"].0,
         b"food"
     );
+}
+
+#[test]
+fn u114_an_object_that_cannot_be_read_in_its_turn_keeps_its_content() {
+    let bucket = Bucket::new("");
+    for key in ["archived", "denied", "open"] {
+        bucket.put(key, key.as_bytes(), &facts("text/plain"));
+    }
+    let first = bucket.backup();
+    let was = bucket.restored(id(&first), "first");
+    assert_eq!(was.len(), 3);
+    // As a rule of the bucket does it: mark, length and time stay.
+    assert_eq!(bucket.server.reclassify("media/archived", "GLACIER"), 1);
+    let denied = Fault::Error(403, "AccessDenied");
+    bucket
+        .server
+        .fault("GET /bucket/media/denied", 1000, denied);
+    let backup = ["files", "backup", "up", "--json"];
+    let run = bucket.pitr(&backup).env("PITR_FAULT_SECONDS", "0").run();
+    let run = run
+        .expect_code(6)
+        .expect_stderr("2 of 3 objects that were read again are archived or may not be read");
+    let kept = run.json();
+    assert_eq!(
+        (&kept["read_count"], &kept["unchanged_count"]),
+        (&1.into(), &2.into()),
+        "{kept}"
+    );
+    assert_eq!(bucket.restored(id(&kept), "kept"), was);
+}
+
+#[test]
+fn u115_tags_that_may_not_be_read_come_once_they_may_be() {
+    let bucket = Bucket::new("");
+    bucket.put("tagged", b"1", &facts("text/plain"));
+    bucket.put("plain", b"2", &Facts::default());
+    let was = objects(&bucket.contents("media"));
+    let deny = || {
+        let denied = Fault::Error(403, "AccessDenied");
+        bucket.server.fault("tagging", 1000, denied)
+    };
+    deny();
+    let run = bucket.taking().exits(6);
+    assert!(run.stdout.contains("its tags: "), "{run}");
+    // The second run reads no content, and asks again.
+    bucket.server.clear_log();
+    let again = bucket.backup();
+    assert_eq!(again["read_count"], 0, "{again}");
+    let is_asked = |line: &String| line.contains("tagging");
+    assert!(bucket.server.log().iter().any(is_asked));
+    bucket.server.heal();
+    let whole = bucket.backup();
+    assert_eq!(
+        (&whole["read_count"], &whole["unchanged_count"]),
+        (&1.into(), &1.into()),
+        "{whole}"
+    );
+    assert_eq!(bucket.restored(id(&whole), "whole"), was);
+    bucket.server.clear_log();
+    bucket.backup();
+    let asked = bucket.server.log();
+    assert!(
+        asked.iter().all(|line| line.contains("list-type")),
+        "{asked:?}"
+    );
+    // The right is withdrawn when it is the object's turn: the backup has the tags that were read before.
+    deny();
+    let backup = ["files", "backup", "up", "--json"];
+    let run = bucket.pitr(&backup).env("PITR_FAULT_SECONDS", "0");
+    let kept = run.exits(6).json();
+    bucket.server.heal();
+    assert_eq!(bucket.restored(id(&kept), "kept"), was);
 }
 
 #[test]

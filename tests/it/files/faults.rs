@@ -333,6 +333,37 @@ fn u77_what_a_disk_changes_behind_everybodys_back_is_found_when_it_is_its_turn()
 }
 
 #[test]
+fn u114_a_file_that_cannot_be_opened_in_its_turn_keeps_its_content() {
+    require_root!("u114_a_file_that_cannot_be_opened_in_its_turn_keeps_its_content");
+    let world = World::on_disk("");
+    let source = world.source();
+    for (name, mode) in [("closed", 0o600), ("linked", 0o600), ("open", 0o644)] {
+        fs::write(source.join(name), name).unwrap();
+        fs::set_permissions(source.join(name), Permissions::from_mode(mode)).unwrap();
+    }
+    fs::hard_link(source.join("linked"), source.join("other")).unwrap();
+    fs::set_permissions(&source, Permissions::from_mode(0o755)).unwrap();
+    world.backup();
+    // The job belongs to a user now who may look at the files, and not open them.
+    let backup = |round: &str| {
+        let backup = world.as_user(&["files", "backup", "up", "--json"]);
+        let backup = backup.env("PITR_FAULT_SECONDS", "0");
+        backup.env("PITR_FAULT_ROUND_SECONDS", round).run()
+    };
+    let same = backup("99999999").success().json();
+    assert_eq!(same["unchanged_count"], 3, "{same}");
+    let run = backup("0").expect_code(6);
+    let run = run.expect_stderr("2 of 3 files that were read again cannot be read");
+    let kept = run.json();
+    assert_eq!(
+        (&kept["read_count"], &kept["unchanged_count"]),
+        (&0.into(), &3.into()),
+        "{kept}"
+    );
+    world.gives(id(&kept), &describe(&source), "kept");
+}
+
+#[test]
 fn one_file_system_leaves_out_what_is_mounted_below() {
     require_mounts!("one_file_system_leaves_out_what_is_mounted_below");
     let world = World::new("");

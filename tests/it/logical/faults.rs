@@ -217,6 +217,7 @@ fn d07_a_value_that_no_server_takes_is_found_by_a_restore() {
 #[test]
 fn d08_a_database_that_is_not_empty_is_replaced_on_request_alone_and_as_a_whole() {
     let world = World::new(17);
+    world.cluster.sql("comment on database app is 'ours'");
     world.backup();
     let app = world.cluster.client_of("app");
     app.sql("delete from public.plain where id > 10; create table public.mine (n int)");
@@ -266,6 +267,9 @@ fn d08_a_database_that_is_not_empty_is_replaced_on_request_alone_and_as_a_whole(
         let client = elsewhere.client_of("app");
         let count = client.value("select count(*) from public.plain");
         assert_eq!(count, "30");
+        let comment =
+            "select shobj_description(oid, 'pg_database') from pg_database where datname = 'app'";
+        assert_eq!(client.value(comment), "ours");
         drop(client);
     }
     create(&[])

@@ -490,6 +490,33 @@ fn u111_a_partitioned_table_is_not_restored_without_its_rows() {
 }
 
 #[test]
+fn u117_a_schema_is_not_restored_without_partitions_that_lie_in_another_one() {
+    let world = World::new(18);
+    let app = world.cluster.client_of("app");
+    app.sql("create schema far");
+    app.sql("create table app.led (k int) partition by list (k)");
+    app.sql("create table far.led_1 partition of app.led for values in (1)");
+    app.sql("insert into app.led values (1)");
+    world.backup();
+    let restore = |more: &[&str]| {
+        let into = world.cluster.conninfo("app");
+        let line = ["restore", "app", "--into", &into, "--replace", "--confirm"];
+        world.logical(&[&line, more].concat()).run()
+    };
+    restore(&["--schema", "app"])
+        .expect_code(8)
+        .expect_stderr("table app.led has partition far.led_1 in a schema that is not restored");
+    assert_eq!(app.value("select count(*) from far.led_1"), "1");
+    let copy = world.database("copy");
+    let into = world.cluster.conninfo("copy");
+    let both = [
+        "restore", "app", "--into", &into, "--schema", "app", "--schema", "far",
+    ];
+    world.logical(&both).succeed();
+    assert_eq!(copy.value("select count(*) from app.led"), "1");
+}
+
+#[test]
 fn u113_a_name_that_is_not_utf8_keeps_no_other_database_from_being_dumped() {
     let world = World::new(17);
     let ascii =

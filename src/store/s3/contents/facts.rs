@@ -48,6 +48,12 @@ pub struct Facts {
     /// Its tags.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
+    /// Whether its tags could not be read: a backup may have those that were there before.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_tags: bool,
+    /// Whether all but mark and time is left out, for there was too much of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_metadata: bool,
 }
 
 impl Facts {
@@ -68,6 +74,8 @@ impl Facts {
             storage_class: answer.storage_class().map(|c| c.as_str().to_owned()),
             metadata: answer.metadata().into_iter().flatten().map(owned).collect(),
             tags: BTreeMap::new(),
+            lacks_tags: false,
+            lacks_metadata: false,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Moments of a command line that are no target: a time, a day, or a length of time from now.
+//! Moments that an operator writes and that are no target: a time, a day, or a length of time from now.
 
 use std::str::FromStr;
 use std::time::Duration;
