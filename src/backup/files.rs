@@ -11,7 +11,7 @@ use crate::snapshot::kind::{Before, Kind, Produced, Work};
 use crate::tree::left_out::{Example, Part};
 use crate::tree::replace::DEPOT_PATTERN;
 use crate::tree::selection::Selection;
-use crate::tree::walk::{self, Sample, Taken, Tree};
+use crate::tree::walk::{self, Taken, Tree};
 
 /// Examples of entries that could not be read, as a root has them.
 const EXAMPLES: usize = 100;
@@ -180,22 +180,10 @@ impl Set for Files {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let Sample {
-            read,
-            silent,
-            unread,
-        } = self.taken.sample;
-        let one = |count: u64, what: &str| {
-            (count > 0).then(|| format!("{count} of {read} files that were read again {what}"))
-        };
-        let silent = one(
-            silent,
+        self.taken.sample.warnings(
+            "files",
             "have other content than before, and no time says so: a disk or a program changed them; they were stored as they are now, and earlier backups have what was there",
-        );
-        let unread = one(
-            unread,
             "cannot be read; the backup has the content of the one before",
-        );
-        silent.into_iter().chain(unread).collect()
+        )
     }
 }

@@ -287,7 +287,7 @@ fn check_clock<R>(store: &dyn Store, catalog: &Catalog<R>, now: TimestampTz) -> 
     {
         let what = format!("\"{key}\" was stored at {stored}");
         let refused = not_deleted(clock::differs(now, &what));
-        // A clock that is wrong by now is told first. A date is no clock: an object keeps it once the clock is right again.
+        // Clocks that differ now are refused first. A clock that was wrong leaves its date on the object.
         check_now(store, now)?;
         return Err(match store.clock()? {
             Some(_) => refused.hint_last(DATED),

@@ -95,8 +95,7 @@ impl Last {
     /// Reads pg_control; `None` where the last WAL of the server does not lie there.
     fn of(data: &Path) -> Option<Last> {
         let directory = DataDirectory::at(data);
-        let control = directory.control().ok().flatten();
-        let control = control?;
+        let control = directory.control().ok().flatten()?;
         let (timeline, (end, number)) = match control.state {
             ClusterState::ShutDown => (control.checkpoint_copy.timeline, end_of(&control)),
             // Its primary may be lost. Nothing marks streamed WAL as waiting, so nothing else asks for it.

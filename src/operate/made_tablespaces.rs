@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::archive_command::shell_word;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::operate::archive_command::shell_word;
 use crate::restore::replace::Old;
 use crate::restore::target_dir::PlacedTablespace;
 use crate::wal::tablespaces::Made;

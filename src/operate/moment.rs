@@ -62,13 +62,12 @@ impl FromStr for Moment {
         if let Ok(period) = text.parse::<Period>() {
             return Ok(Moment::Distant(period.duration()));
         }
-        let is_day = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit() || b == b'-');
         // The message names the forms: that of an option shows no hint.
         let read = |time: &str| {
             let written = time.parse::<WrittenTime>();
             written.map_err(|e: Error| err!(Usage, "{}; {ACCEPTED}", e.message()))
         };
-        if !is_day {
+        if !is_day(text) {
             return read(text).map(Moment::At);
         }
         Ok(Moment::Day {
@@ -76,6 +75,11 @@ impl FromStr for Moment {
             end: read(&format!("{text} 23:59:59.999999"))?,
         })
     }
+}
+
+/// Whether a text has the form of a day: 2026-11-20.
+pub(super) fn is_day(text: &str) -> bool {
+    text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit() || b == b'-')
 }
 
 #[cfg(test)]

@@ -301,9 +301,11 @@ pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<V
         }));
         let recorded = event::gaps(&events, &layout, *timeline, size).into_iter();
         let lost = recorded.flat_map(|gap| stored.lacks(gap, size));
-        let is_missed =
-            |lost: &LsnRange| lost.end > oldest && !gap::is_let_go(inventory, *timeline, *lost);
-        let mut lost: Vec<LsnRange> = lost.filter(is_missed).collect();
+        let mut lost: Vec<LsnRange> = lost.filter(|lost| lost.end > oldest).collect();
+        if !lost.is_empty() {
+            let holes = gap::let_go(inventory, *timeline);
+            lost.retain(|lost| !holes.iter().any(|hole| hole.holds(*lost)));
+        }
         lost.sort_unstable_by_key(|lost| (lost.start, lost.end));
         lost.dedup();
         found.extend(lost.into_iter().map(|lost| {

@@ -59,6 +59,13 @@ pub struct LsnRange {
     pub end: Lsn,
 }
 
+impl LsnRange {
+    /// Whether all of another range lies in it.
+    pub fn holds(self, other: LsnRange) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

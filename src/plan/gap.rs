@@ -55,14 +55,13 @@ fn holes(inventory: &Inventory, id: TimelineId, timeline: &Timeline, from: Lsn) 
     joined(holes)
 }
 
-/// Whether WAL that was lost lies in a hole that expiry made on purpose: no backup needs it any more.
-pub fn is_let_go(inventory: &Inventory, id: TimelineId, lost: LsnRange) -> bool {
-    let Some(timeline) = inventory.timelines.get(&id) else {
-        return false;
-    };
-    let holes = holes(inventory, id, timeline, Lsn(0)).into_iter();
-    let mut around = holes.filter(|hole| hole.start <= lost.start && lost.end <= hole.end);
-    around.any(|hole| is_deliberate(inventory, id, hole))
+/// The holes of a timeline that expiry made on purpose: no backup needs WAL of them any more.
+pub fn let_go(inventory: &Inventory, id: TimelineId) -> Vec<LsnRange> {
+    let timeline = inventory.timelines.get(&id);
+    let holes = timeline.map(|timeline| holes(inventory, id, timeline, Lsn(0)));
+    let mut holes = holes.unwrap_or_default();
+    holes.retain(|hole| is_deliberate(inventory, id, *hole));
+    holes
 }
 
 /// Whether a segment that is not stored costs nothing: no backup leads to it, or it lies in a hole that expiry made on purpose.
@@ -329,18 +328,19 @@ mod tests {
             start: Lsn(from * MIB + 40),
             end: Lsn(to * MIB + 80),
         };
-        let let_go = |w: &World, timeline: u32, lost: LsnRange| {
+        let is_let_go = |w: &World, timeline: u32, lost: LsnRange| {
             let mut inventory = w.inventory();
             let held = inventory.timelines.get_mut(&tli(timeline)).unwrap();
             held.lost.push(lost);
-            is_let_go(&inventory, tli(timeline), lost)
+            let holes = let_go(&inventory, tli(timeline));
+            holes.iter().any(|hole| hole.holds(lost))
         };
-        assert!(let_go(&w, 1, range(5, 5)) && let_go(&w, 2, range(7, 8)));
+        assert!(is_let_go(&w, 1, range(5, 5)) && is_let_go(&w, 2, range(7, 8)));
         // Nothing is stored of the old server, which went on.
-        assert!(let_go(&w, 1, range(7, 8)));
-        assert!(!let_go(&w, 2, range(13, 14)));
+        assert!(is_let_go(&w, 1, range(7, 8)));
+        assert!(!is_let_go(&w, 2, range(13, 14)));
         w.backups[0].trimmed = Trimmed::default();
-        assert!(!let_go(&w, 1, range(5, 5)) && !let_go(&w, 2, range(7, 8)));
+        assert!(!is_let_go(&w, 1, range(5, 5)) && !is_let_go(&w, 2, range(7, 8)));
     }
 
     #[test]

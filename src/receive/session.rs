@@ -537,9 +537,14 @@ impl<'a> Session<'a> {
                 (client, is_archived) = self.compare_stored(client, info, &facts).await?;
             }
             (false, false) => {
-                let checked = self.check_end(&facts);
-                checked.map_err(|error| self.refuse(&facts, &host, error))?;
-                (client, is_same) = self.compare(client, info, &facts.history).await?;
+                let compared = match self.check_end(&facts) {
+                    Ok(()) => self.compare(client, info, &facts.history).await,
+                    Err(error) => Err(self.refuse(&facts, &host, error)),
+                };
+                if compared.is_err() && self.options.create_slot {
+                    self.keep_chosen(info, &host, &facts).await;
+                }
+                (client, is_same) = compared?;
             }
         }
         let slot = self.slot(&mut client, info, is_same).await?;
@@ -612,6 +617,38 @@ impl<'a> Session<'a> {
             }
             Err(error) if error.code() == Code::SlotLost => Err(self.leave_out(&host, error)),
             slot => slot,
+        }
+    }
+
+    /// Makes the slot on a server that was refused for the journal alone: `pitr wal resolve` chose its life, and what it writes is received once
+    /// that journal is away. The refusal is told, whatever becomes of this.
+    async fn keep_chosen(&mut self, info: &ConnInfo, host: &str, facts: &ServerFacts) {
+        let kept = async {
+            let Some((holdings, reach)) = self.holdings(true, &facts.history).await? else {
+                return Ok(());
+            };
+            let last = reach.end.and_then(|end| self.segment_ending_at(end));
+            let Some(name) = last.filter(|_| holdings.has_lives(&facts.history).unwrap_or(false))
+            else {
+                return Ok(());
+            };
+            let mut same = info.clone();
+            same.hosts.retain(|h| h.display() == host);
+            let progress = &self.host.progress;
+            let client = upstream::connect(&same, Arc::clone(progress)).await?;
+            let (client, compared) = self.compare_with(client, name, &facts.history).await?;
+            if let (Some(mut client), Compared::Same) = (client, compared) {
+                let slot = &self.options.slot;
+                upstream::slot(&mut client, &same, slot, true, progress).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = kept.await
+            && error.code() != Code::Diverged
+        {
+            self.host.progress.warn(&format!(
+                "whether \"{host}\" keeps its WAL until it is received is not known: {error}"
+            ));
         }
     }
 
@@ -860,10 +897,10 @@ impl<'a> Session<'a> {
         self.forget_others();
     }
 
-    /// Another server that is set up wrongly ends nothing while a standby may be one to receive from later.
+    /// Another server that is set up wrongly ends nothing while a standby may be one to receive from later, and has its time for that.
     fn is_put_off(&self, error: &Error) -> bool {
         let is_other = matches!(error.code(), Code::NotFound | Code::Denied | Code::Server);
-        is_other && !self.passed_over.is_empty()
+        is_other && !self.passed_over.is_empty() && !self.is_sought_in_vain()
     }
 
     /// All servers are tried again.
@@ -1329,6 +1366,10 @@ impl<'a> Session<'a> {
             }
             Err(error) => return Err(self.removed(error, &host, position)),
         };
+        // What was sought has come, or is recorded as lost.
+        if self.sought.is_some_and(|sought| position.lsn >= sought.to) {
+            self.found();
+        }
         self.host.progress.note(&format!(
             "streaming from \"{host}\" at {} on timeline {}",
             position.lsn,

@@ -15,7 +15,9 @@ pub(super) fn may_fit(place: &Path, bytes: u64, free: u64) -> bool {
     bytes <= free.saturating_mul(TIMES) && compresses(place)
 }
 
-/// Linux: include/uapi/linux/magic.h; OpenZFS: include/sys/fs/zfs.h. ZFS compresses unless it is told not to, and does not say what it does.
+/// Whether a filesystem may compress. ZFS counts in any case: no call tells how it is set.
+///
+/// The numbers are those of Linux (include/uapi/linux/magic.h) and OpenZFS (include/sys/fs/zfs.h).
 fn compresses(place: &Path) -> bool {
     const BTRFS: u32 = 0x9123_683E;
     const ZFS: u32 = 0x2FC1_2FC1;

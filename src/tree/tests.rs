@@ -585,7 +585,6 @@ fn a_file_that_is_begun_again_has_the_pieces_of_its_last_attempt_alone() {
     assert!(fs::read(site.path("target/x")).unwrap() == expected);
 }
 
-/// The zeros of a sparse file are not hashed, and so it has no turn. One that the filesystem compresses has one.
 /// As some filesystems in user space do, those of the kernel tell no length of files that have content.
 #[test]
 fn content_behind_the_length_is_seen() {
@@ -596,6 +595,7 @@ fn content_behind_the_length_is_seen() {
     assert!(has_more(&file, 1) && !has_more(&file, 2));
 }
 
+/// The zeros of a sparse file are not hashed, and so it has no turn. One that the filesystem compresses has one.
 #[test]
 fn fewer_blocks_than_bytes_are_no_hole() {
     let hole = |at: u64| move || Ok(at);

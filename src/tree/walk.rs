@@ -112,6 +112,17 @@ pub struct Sample {
     pub unread: u64,
 }
 
+impl Sample {
+    /// Warns of those with other content, and of those that could not be read. `things` is the word for all of them.
+    pub fn warnings(self, things: &str, silent: &str, unread: &str) -> Vec<String> {
+        let all = self.read;
+        let counts = [(self.silent, silent), (self.unread, unread)].into_iter();
+        let met = counts.filter(|(count, _)| *count > 0);
+        met.map(|(count, what)| format!("{count} of {all} {things} that were read again {what}"))
+            .collect()
+    }
+}
+
 /// The source of a walk.
 pub struct Tree<'a> {
     /// The directory.

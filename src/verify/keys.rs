@@ -206,7 +206,7 @@ fn increments(work: &Work<'_>, prefix: &str, segment: SegmentName) -> Result<()>
     let whole = segment.number(work.size)?.range(work.size);
     names(work, prefix, |name, p| {
         let range = layout::increment_range(name);
-        !p && range.is_some_and(|r| whole.start <= r.start && r.end <= whole.end)
+        !p && range.is_some_and(|r| whole.holds(r))
     })
 }
 

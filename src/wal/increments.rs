@@ -61,11 +61,7 @@ impl Run {
     /// `Usage` for a name that does not belong to the segment size.
     pub fn of(segment: OpenSegment, ranges: &[LsnRange]) -> Result<Option<Run>> {
         let whole = segment.range()?;
-        let inside: Vec<LsnRange> = ranges
-            .iter()
-            .copied()
-            .filter(|r| whole.start <= r.start && r.end <= whole.end)
-            .collect();
+        let inside: Vec<LsnRange> = ranges.iter().copied().filter(|r| whole.holds(*r)).collect();
         let pieces = longest(whole.start, &inside);
         Ok((!pieces.is_empty()).then_some(Run { segment, pieces }))
     }

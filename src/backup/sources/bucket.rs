@@ -68,11 +68,7 @@ pub struct Counts {
     /// Objects that stand beside the tree.
     pub beside: u64,
     /// Objects that were read though the listing says they are as before.
-    pub sampled: u64,
-    /// Those of them that were not.
-    pub silent: u64,
-    /// Those of them that could not be read. The prior's content stays.
-    pub unread: u64,
+    pub sample: Sample,
 }
 
 impl Kind for Bucket {
@@ -116,25 +112,17 @@ impl Set for Bucket {
             "url": self.contents.location(),
             "endpoint": self.endpoint,
             "beside_count": self.counts.beside,
-            "sampled_count": self.counts.sampled,
-            "silent_count": self.counts.silent,
+            "sampled_count": self.counts.sample.read,
+            "silent_count": self.counts.sample.silent,
         }))
     }
 
     fn warnings(&self) -> Vec<String> {
-        let one = |count: u64, what: &str| {
-            let all = self.counts.sampled;
-            (count > 0).then(|| format!("{count} of {all} objects that were read again {what}"))
-        };
-        let silent = one(
-            self.counts.silent,
+        self.counts.sample.warnings(
+            "objects",
             "have other content than before, and the store says that nothing changed; they were stored as they are now",
-        );
-        let unread = one(
-            self.counts.unread,
             "are archived or may not be read; the backup has the content of the one before",
-        );
-        silent.into_iter().chain(unread).collect()
+        )
     }
 }
 
@@ -204,12 +192,7 @@ impl Source<'_> {
         let work = || self.take_with(writer);
         let reader = "a thread that reads objects";
         let (mut taken, mut counts) = walk::heard(work, &self.is_over, tick, reader)?;
-        let Sample {
-            read,
-            silent,
-            unread,
-        } = taken.sample;
-        (counts.sampled, counts.silent, counts.unread) = (read, silent, unread);
+        counts.sample = taken.sample;
         taken.reused_bytes = writer.reused_bytes();
         if let (Some(arrived), Some(before)) = (self.arrived.take(), &self.before) {
             let arrived = arrived.into_inner().map_err(|_| panicked())?;

@@ -13,6 +13,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::counters;
 use crate::operate::failures::Failures;
+use crate::operate::moment::is_day;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::repo::audit::{self, Hash, Record};
@@ -47,8 +48,7 @@ impl FromStr for Moment {
         if let Ok(period) = text.parse::<Period>() {
             return Ok(Moment::Ago(period.duration()));
         }
-        let is_day = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit() || b == b'-');
-        let text = match is_day {
+        let text = match is_day(text) {
             true => format!("{text}T00:00:00Z"),
             false => text.to_owned(),
         };
