@@ -138,6 +138,15 @@ pub fn path_of(text: Option<String>, hex: Option<&str>) -> Option<PathBuf> {
     }
 }
 
+/// One word of a shell command, quoted where it must be.
+pub fn shell_word(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-_.,=:@%+".contains(&b);
+    if !text.is_empty() && text.bytes().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// The text with every control character but the line feed escaped, bidirectional overrides included.
 pub fn escaped(text: &str) -> String {
     let hostile = |c: char| {

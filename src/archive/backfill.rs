@@ -31,8 +31,17 @@ pub struct Candidate {
     pub left_out: Option<String>,
     /// The server keeps it for WAL to come: it was preallocated, or is an old segment under the name of a later one.
     pub is_spare: bool,
-    /// It is the last written one of its timeline, and its WAL ends inside: whole as far as the server came.
-    pub is_unfinished: bool,
+    /// How its WAL ends where it is the last written one of its timeline, and that is inside.
+    pub ending: Option<Ending>,
+}
+
+/// How the WAL of a segment ends that its server did not fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Behind a whole record: whole as far as the server came.
+    Sound,
+    /// In a record that was written in part, as by a power cut. PostgreSQL ends there, too.
+    Torn,
 }
 
 /// The directory with the WAL files: the one given, or the pg_wal in it.
@@ -83,16 +92,16 @@ pub fn candidates(directory: &Path) -> Result<Vec<Candidate>> {
                     name,
                     left_out: Some("kept for WAL to come".into()),
                     is_spare: true,
-                    is_unfinished: false,
+                    ending: None,
                 };
             }
             let is_last = last.contains(&path);
-            let (left_out, is_unfinished) = match name {
+            let (left_out, ending) = match name {
                 WalFileName::Segment(segment) => incomplete(&path, segment, is_last),
-                _ => (None, false),
+                _ => (None, None),
             };
             Candidate {
-                is_unfinished: is_unfinished && is_last,
+                ending: ending.filter(|_| is_last),
                 path,
                 name,
                 left_out,
@@ -154,24 +163,28 @@ pub fn unfit(path: &Path, name: SegmentName) -> Option<String> {
     incomplete(path, name, false).0
 }
 
-/// Why a segment is not whole, if it is not, and whether it is sound up to where its WAL ends. Headers of pages do not tell how far the last
+/// Why a segment is not whole, if it is not, and how its WAL ends. Headers of pages do not tell how far the last
 /// written segment of a server was filled.
-fn incomplete(path: &Path, name: SegmentName, is_last: bool) -> (Option<String>, bool) {
+fn incomplete(path: &Path, name: SegmentName, is_last: bool) -> (Option<String>, Option<Ending>) {
     match decode(path, name, false) {
-        Ok(None) => (Some("it is empty".into()), false),
+        Ok(None) => (Some("it is empty".into()), None),
         Ok(Some(summary)) if is_last && summary.has(flag::UNDECODED) => {
             let why = format!(
                 "it is the last one, and a PostgreSQL newer than {} wrote it: whether it is whole is unknown",
                 Major::NEWEST
             );
-            (Some(why), false)
+            (Some(why), None)
         }
-        Ok(Some(summary)) if is_whole(&summary) => (None, false),
+        Ok(Some(summary)) if is_whole(&summary) => (None, None),
         Ok(Some(summary)) => {
             let why = format!("its records end at {}", summary.valid_end);
-            (Some(why), !summary.has(flag::DAMAGED))
+            let ending = match summary.has(flag::DAMAGED) {
+                true => Ending::Torn,
+                false => Ending::Sound,
+            };
+            (Some(why), Some(ending))
         }
-        Err(e) => (Some(e.to_string()), false),
+        Err(e) => (Some(e.to_string()), None),
     }
 }
 

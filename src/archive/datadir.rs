@@ -91,6 +91,16 @@ impl DataDirectory {
         std::fs::symlink_metadata(status).is_ok()
     }
 
+    /// Whether the file lies in pg_wal, and the server has no mark for it: it neither waits for it nor has had it archived.
+    pub fn is_unmarked(&self, name: WalFileName) -> bool {
+        let is_there = |path: PathBuf| std::fs::symlink_metadata(path).is_ok();
+        let mark = |kind: &str| self.wal.join(format!("archive_status/{name}.{kind}"));
+        // A mark is renamed: whatever comes between two looks, one of them sees it.
+        !is_there(mark("ready"))
+            && !is_there(mark("done"))
+            && is_there(self.wal.join(name.to_string()))
+    }
+
     /// The segments right before this one that lie in pg_wal without a mark of the server, at most `most`, oldest first: it neither waits for them nor
     /// has had them archived. A crash can take the marks of the last ones, and the server makes them anew when it would remove the segments, which
     /// may be hours later. The history of their timeline comes first where it has no mark and no segment before has one: a server whose recovery
@@ -128,7 +138,7 @@ impl DataDirectory {
             found.push(name);
             at = before;
         }
-        if !is_known(history) && is_forgotten(history) {
+        if self.is_unmarked(history) {
             found.push(history);
         }
         found.reverse();

@@ -14,7 +14,7 @@ use super::redis::Command as Redis;
 use super::repo::Command as Repo;
 use super::timeline::Command as Timeline;
 use super::wal::Command as Wal;
-use super::{Command, backup, clone};
+use super::{Command, backup, backup_delete, clone};
 use crate::operate::audit::About;
 
 /// Returns what a record says of a command about the named things, where it does something.
@@ -61,7 +61,7 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             Command::Init(args) => args.role.is_none(), "init";
             // It records what it does when it knows that a backup is needed.
             Command::Backup(backup::Args { command: None, if_needed, .. }) => !if_needed, "backup";
-            Command::Backup(backup::Args { command: Some(backup::Command::Delete(args)), .. }) => args.confirm, "backup delete", args.backup;
+            Command::Backup(backup::Args { command: Some(backup::Command::Delete(args @ backup_delete::Args { of: None, .. })), .. }) => args.confirm, "backup delete", args.backup;
             Command::Restore(args) => !args.dry_run, "restore";
             Command::Drill(_) => true, "drill";
             Command::Clone(clone::Args { command: None, .. }) => true, "clone";
@@ -97,6 +97,7 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             Command::Timeline(Timeline::Restore(change)) => change.confirm, "timeline restore";
         }
         others {
+            Command::Backup(backup::Args { command: Some(backup::Command::Delete(backup_delete::Args { of: Some(of), backup, confirm, .. })), .. }) => *confirm, "backup delete", of, backup;
             Command::Files(Files::Backup(args)) => true, "files backup", args.name;
             Command::Files(Files::Restore(args)) => !args.replace.dry_run, "files restore", args.name;
             Command::Files(Files::Rollback(args)) => args.confirm, "files rollback", args.name;
@@ -143,13 +144,23 @@ mod tests {
     use super::super::parsed;
     use super::*;
 
+    fn about(line: &str) -> Option<About> {
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let line = parsed(&words).ok().unwrap();
+        super::about(&line.command, &|| Some("main".to_owned()))
+    }
+
+    #[test]
+    fn a_backup_of_content_that_is_deleted_is_not_told_of_a_cluster() {
+        let id = "20261120T064049Z-full";
+        for (of, object) in [("", "main"), (" --of files:www", "files:www")] {
+            let deleted = about(&format!("pitr backup delete {id}{of} --confirm")).unwrap();
+            assert_eq!(deleted.object, Some(format!("{object} {id}")));
+        }
+    }
+
     #[test]
     fn wal_that_comes_is_recorded_and_a_look_at_gaps_is_not() {
-        let about = |line: &str| {
-            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-            let line = parsed(&words).ok().unwrap();
-            about(&line.command, &|| Some("main".to_owned()))
-        };
         let healed = about("pitr wal gaps --heal").unwrap();
         assert_eq!(healed.command, "wal gaps");
         assert_eq!(healed.object.as_deref(), Some("main"));

@@ -1,20 +1,22 @@
 //! `pitr backup delete`: one backup goes because a person asks for it.
 
+use super::expire::log_that_goes;
 use super::{Context, done_or_unconfirmed, partial_or_warnings};
 use crate::config::Period;
 use crate::error::Result;
-use crate::operate::backup_delete::{self, Deletion, Deletions, Reached};
+use crate::operate::backup_delete::{self, Deletion, Deletions, Loss, Reached};
 use crate::operate::human;
+use crate::operate::pin_content;
 use crate::repo::id::BackupId;
 
 /// Delete one backup, and the WAL that nothing needs then
 ///
 /// Shows what goes and which moments can be reached no more. With --confirm it marks the backup, in every repository of the configuration that
 /// has it or in the one that --repository names. The same command deletes it once the grace period is over; a mark lapses seven days later. pitr
-/// expire deletes no backup on account of such a mark that it would keep, and none instead of it.
+/// expire deletes no backup on account of such a mark that it would keep, and none instead of it. With --of it is a backup of other content.
 ///
-/// Refused with exit status 8: the newest good backup of the cluster, the only one that leads to its timeline, one that is pinned or in use; and when
-/// neither --confirm nor --dry-run is given. The last one of a branch may go.
+/// Refused with exit status 8: the newest good backup of the cluster or content, the only one that leads to the cluster's timeline, one that is pinned or in
+/// use; and when neither --confirm nor --dry-run is given. The last one of a branch may go.
 ///
 /// Example: pitr backup delete 20261120T064049Z-full --confirm
 #[derive(clap::Args, Debug)]
@@ -22,6 +24,10 @@ pub struct Args {
     /// The backup
     #[arg(value_name = "ID")]
     pub backup: BackupId,
+
+    /// The content that it is a backup of, such as files:uploads, redis:cache, config:host or logical:main; a cluster without it
+    #[arg(long, value_name = "KIND:NAME")]
+    pub of: Option<String>,
 
     /// Delete it only when it was marked this long ago; 0s: at once
     #[arg(long, value_name = "DURATION", default_value = "24h")]
@@ -38,7 +44,14 @@ pub struct Args {
 
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
-    let mut planned = backup_delete::plan(&cx.session, &args.backup, args.grace.duration())?;
+    let (backup, grace) = (&args.backup, args.grace.duration());
+    let mut planned = match &args.of {
+        None => backup_delete::plan(&cx.session, backup, grace)?,
+        Some(of) => {
+            let scope = pin_content::scope(of)?;
+            backup_delete::plan_content(&cx.session, (&scope, backup), grace)?
+        }
+    };
     if !cx.is_json() {
         planned
             .all
@@ -67,7 +80,18 @@ fn print(cx: &Context, args: &Args, shown: &Deletion) -> Result<()> {
         args.backup,
         human::size(shown.stored_bytes)
     ))?;
-    for wal in &shown.wal {
+    for log in &shown.log {
+        cx.line(&log_that_goes(&log.replid, log.gone))?;
+    }
+    if let Some(loss) = &shown.loss {
+        print_loss(cx, loss)?;
+    }
+    cx.warn_all(&shown.withheld);
+    Ok(())
+}
+
+fn print_loss(cx: &Context, loss: &Loss) -> Result<()> {
+    for wal in &loss.wal {
         let count = human::count(wal.count, "segment");
         cx.line(&format!(
             "WAL that nothing needs then: {} to {} ({count})",
@@ -84,7 +108,7 @@ fn print(cx: &Context, args: &Args, shown: &Deletion) -> Result<()> {
             windows.iter().map(word).collect::<Vec<_>>().join(", ")
         }
     };
-    match (&shown.windows_now, &shown.windows_then) {
+    match (&loss.windows_now, &loss.windows_then) {
         (Some(now), Some(then)) if now == then => {
             cx.line(&format!("recovery stays: {}", words(now)))?;
         }
@@ -94,21 +118,25 @@ fn print(cx: &Context, args: &Args, shown: &Deletion) -> Result<()> {
         }
         _ => cx.warn("which moments can be reached no more cannot be read without the keys"),
     }
-    cx.warn_all(&shown.withheld);
     Ok(())
 }
 
 fn report(cx: &Context, args: &Args, all: &[Deletion]) -> Result<()> {
     if cx.is_json() {
-        return cx.json(&serde_json::json!({
+        let mut shown = serde_json::json!({
             "backup": args.backup.to_string(),
             "confirmed": args.confirm,
             "repositories": all,
-        }));
+        });
+        if let Some(of) = &args.of {
+            shown["of"] = of.as_str().into();
+        }
+        return cx.json(&shown);
     }
     for shown in all.iter().filter(|_| args.confirm) {
         let name = &shown.repository;
         let line = match (shown.deleted, shown.not_before) {
+            (true, _) if shown.loss.is_none() => format!("deleted in {name}"),
             (true, _) => {
                 let count = human::count(shown.deleted_segments, "segment");
                 format!("deleted in {name}, with {count} of WAL")

@@ -13,7 +13,7 @@ use crate::operate::expire::{self, Asked, Done};
 use crate::operate::human;
 use crate::operate::of;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
-use crate::plan::retention::log::HistoryFate;
+use crate::plan::retention::log::{Gone, HistoryFate};
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Judged, Policy};
 use crate::redis::overview;
 use crate::repo::id::BackupId;
@@ -386,10 +386,14 @@ fn warn(cx: &Context, done: &Done) {
 
 /// Says how much of a history of Redis goes.
 fn line_of_log(history: &HistoryFate) -> Option<String> {
-    let gone = history.gone?;
-    let (replid, size) = (&history.replid, human::size(gone.bytes));
+    Some(log_that_goes(&history.replid, history.gone?))
+}
+
+/// The log of a history of Redis that goes, in words.
+pub(super) fn log_that_goes(replid: &str, gone: Gone) -> String {
+    let size = human::size(gone.bytes);
     let count = human::count(gone.objects, "object");
-    Some(match gone.before {
+    match gone.before {
         Some(before) => {
             format!(
                 "log that no backup needs: history {replid} before position {before} ({count}, {size})"
@@ -398,7 +402,7 @@ fn line_of_log(history: &HistoryFate) -> Option<String> {
         None => {
             format!("log to which no backup leads: history {replid}, all of it ({count}, {size})")
         }
-    })
+    }
 }
 
 fn lines(done: &Done) -> Vec<String> {

@@ -146,6 +146,13 @@ fn print_scope(cx: &Context, shown: &ScopeInfo) -> Result<()> {
     };
     let line = format!("{} in {}: {newest}", shown.scope, shown.repository);
     cx.line(&line)?;
+    if let Some(share) = shown.read_back.filter(|share| *share != Share::default()) {
+        cx.line(&read_back::line(&share))?;
+    }
+    if let Some(forecast) = &shown.retention {
+        let now = cx.session.host.now();
+        cx.lines(info_forecast::lines(forecast, &[], now))?;
+    }
     print_problems(cx, &shown.problems)
 }
 

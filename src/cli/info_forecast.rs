@@ -1,4 +1,4 @@
-//! The picture of retention that `pitr info` draws: backups and windows along time, and what goes next.
+//! The picture of retention that `pitr info` draws: backups, and windows of a cluster, along time, and what goes next.
 
 use crate::operate::forecast::{Forecast, Foretold};
 use crate::operate::human;
@@ -28,6 +28,12 @@ pub fn lines(forecast: &Forecast, windows: &[Window], now: TimestampTz) -> Vec<S
         }
     }
     lines.push(row.iter().collect::<String>().trim_end().to_owned());
+    let legend = "o kept  x goes  ! damaged";
+    if windows.is_empty() {
+        lines.push(legend.to_owned());
+        lines.extend(next(&forecast.backups));
+        return lines;
+    }
     let mut row = vec![' '; WIDTH];
     for window in windows.iter().filter(|w| w.from < w.to) {
         let columns = scale.column(window.from)..=scale.column(window.to);
@@ -37,7 +43,7 @@ pub fn lines(forecast: &Forecast, windows: &[Window], now: TimestampTz) -> Vec<S
             .for_each(|(_, cell)| *cell = '=');
     }
     lines.push(row.iter().collect::<String>().trim_end().to_owned());
-    lines.push("o kept  x goes  ! damaged  = every moment can be reached".to_owned());
+    lines.push(format!("{legend}  = every moment can be reached"));
     lines.extend(next(&forecast.backups));
     lines
 }
@@ -136,6 +142,7 @@ mod tests {
             to_lsn: crate::pg::lsn::Lsn(0),
             to_end: true,
             broken: None,
+            end: crate::plan::chain::StretchEnd::EndOfWal,
             backups: Vec::new(),
         };
         let drawn = lines(&forecast, &[window], time("2026-11-11T00:00:00Z"));
@@ -145,5 +152,9 @@ mod tests {
         assert!(drawn[5].starts_with("20260831T000000Z-full goes with the next runs"));
         assert!(drawn[6].starts_with("20260930T000000Z-full kept until 2026-12-01"));
         assert_eq!(drawn.len(), 7);
+        // Other content has no windows.
+        let drawn = lines(&forecast, &[], time("2026-11-11T00:00:00Z"));
+        assert_eq!(drawn[3], "o kept  x goes  ! damaged");
+        assert_eq!(drawn.len(), 6);
     }
 }

@@ -89,7 +89,7 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "SCHEMA", requires = "into", conflicts_with = "to")]
     pub schema: Vec<String>,
 
-    /// Restore only this table, without its indexes and constraints; may be repeated
+    /// Restore only this table, without its indexes, constraints and policies; may be repeated
     #[arg(long, value_name = "SCHEMA.TABLE", requires = "into", conflicts_with_all = ["to"])]
     pub table: Vec<String>,
 

@@ -566,6 +566,8 @@ fn pacing(command: &Command) -> Pacing {
         | Command::Mount(_)
         | Command::Query(_)
         | Command::Erasure(_) => Pacing::limited(None),
+        // Its clones read backups.
+        Command::Find(args) if args.clones => Pacing::limited(None),
         Command::Restore(args) => Pacing::limited(args.max_rate),
         Command::Standby(args) => Pacing::limited(args.max_rate),
         Command::Verify(args) => Pacing::limited(args.max_rate),
@@ -687,6 +689,7 @@ mod tests {
             doctor --json
             backup --method stream --label x --checkpoint spread --max-rate 10MB --jobs 4 --wal-wait 5m --compression zstd
             backup delete 20261120T064049Z-full --grace 0s --confirm
+            backup delete 20261120T064049Z-full --of files:www --dry-run
             info --json --repository /r
             plan --target-time 2026-11-20T06:00:00Z --exclusive --target-timeline 2 --backup b --json
             restore --to /d --target-name n --target-action pause --tablespace-mapping 16385=/t --tablespace-mapping /a=/b --jobs 2 --adopt --dry-run

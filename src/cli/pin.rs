@@ -138,7 +138,7 @@ pub(super) fn end(
     finish(cx, plan, word, |plan| {
         let ending = &plan.shown;
         print_backup(cx, &ending.backup, ending.stop_time, &ending.held_in)?;
-        print_pins(cx, &ending.pins)?;
+        print_ending(cx, &ending.pins)?;
         cx.line(&format!("{} and the WAL that only it needs", ended(kind)))?;
         if kind == Kind::Pin {
             cx.note(
@@ -163,7 +163,10 @@ fn of_content(
         let shown = &plan.shown;
         let places = shown.repositories.join(" and ");
         cx.line(&format!("backup {backup} of {of}, in {places}"))?;
-        print_pins(cx, &shown.pins)?;
+        match wanted {
+            None => print_ending(cx, &shown.pins)?,
+            Some(_) => print_pins(cx, &shown.pins, "")?,
+        }
         match (kind, wanted) {
             (_, None) => cx.line(ended(kind)),
             (Kind::Pin, Some(_)) => {
@@ -210,7 +213,13 @@ fn finish<T: Serialize>(
         cx.report(&outcome(&plan.events, &plan.holds))?;
     }
     let is_whole = cx.told(failures)?;
-    done_or_unconfirmed(confirm || dry_run, "What is shown above would be recorded.")?;
+    let id = &plan.events.id;
+    let would = match (plan.events.is_end(), plan.events.is_hold()) {
+        (false, _) => "What is shown above would be recorded.".to_owned(),
+        (true, false) => format!("The pins of backup \"{id}\" would end."),
+        (true, true) => format!("The legal holds of backup \"{id}\" would end."),
+    };
+    done_or_unconfirmed(confirm || dry_run, &would)?;
     partial_unless(is_whole)
 }
 
@@ -239,7 +248,7 @@ fn outcome(events: &Events, holds: &[Objects]) -> String {
 fn print_stores(cx: &Context, holds: &[Objects]) -> Result<()> {
     let one = |hold: &Objects| {
         let (place, by) = (&hold.repository, hold.by.words());
-        format!("in {place} it is held by {by}")
+        format!("in {place} {by}")
     };
     cx.lines(holds.iter().map(one))
 }
@@ -252,7 +261,7 @@ fn print(cx: &Context, plan: &Plan<Pinning>) -> Result<()> {
         "keeps, {until}: the backup, and WAL {} to {} on timeline {}",
         shown.start_lsn, shown.end_lsn, shown.timeline
     ))?;
-    print_pins(cx, &shown.pins)?;
+    print_pins(cx, &shown.pins, "")?;
     if let Some(due) = shown.expire_not_before {
         cx.line(&format!(
             "it is marked for deletion after {}: the pin keeps it, and the next pitr expire ends the mark",
@@ -270,8 +279,16 @@ fn until_words(events: &Events, until: Option<TimestampTz>) -> String {
     }
 }
 
-/// The pins in words; one that several repositories have is one.
-fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
+/// The pins or holds that end. None stands where an unhold was cut short.
+fn print_ending(cx: &Context, pins: &[StandingPin]) -> Result<()> {
+    match pins.is_empty() {
+        true => cx.line("ends: what a store still holds of it, for its legal holds have ended"),
+        false => print_pins(cx, pins, "ends: "),
+    }
+}
+
+/// The pins in words, behind `what_comes`; one that several repositories have is one.
+fn print_pins(cx: &Context, pins: &[StandingPin], what_comes: &str) -> Result<()> {
     let mut events: Vec<&str> = Vec::new();
     for one in pins {
         if events.contains(&one.pin.event.as_str()) {
@@ -292,7 +309,7 @@ fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
         };
         let reason = one.pin.reason.as_deref().unwrap_or("no reason given");
         cx.line(&format!(
-            "{what} of {} on host {}, {end}, in {}: {reason}",
+            "{what_comes}{what} of {} on host {}, {end}, in {}: {reason}",
             human::time(one.pin.time),
             one.pin.host,
             places.join(" and ")

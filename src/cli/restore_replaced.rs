@@ -92,8 +92,11 @@ pub(super) fn warn(cx: &Context, prepared: &Prepared) -> Result<()> {
             human::count(old.unarchived as u64, "WAL file")
         ));
     }
-    if old.is_crashed {
-        let wal = shell_word(&text(&old.data.join("pg_wal")));
+    let wal = old.data.join("pg_wal");
+    if old.is_crashed && !wal.is_dir() {
+        cx.warn("the server of the old cluster was not shut down cleanly, and its pg_wal is gone: commits that were neither archived nor received are lost");
+    } else if old.is_crashed {
+        let wal = shell_word(&text(&wal));
         cx.warn(&format!(
             "the server of the old cluster was not shut down cleanly, and its last WAL was never offered to be archived, so its last commits may be missing in the new one. They are kept with it. Beforehand, start it and stop it cleanly, or run pitr wal backfill --from {wal}, which brings in the segments that are whole"
         ));
@@ -266,7 +269,8 @@ pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
         }
         if let Some(timeline) = adopted {
             // Under which name it was adopted is not known here.
-            cx.line(&format!("It was adopted: its timeline {} may be archived, and followed still. \"pitr timeline list\" shows it.", timeline.decimal()))?;
+            let timeline = timeline.decimal();
+            cx.line(&format!("It was adopted: its timeline {timeline} may be archived, and followed still: \"pitr timeline list\" shows it, and \"pitr timeline abandon {timeline} --reason TEXT\" gives it up."))?;
         } else if is_confirmed && discards {
             cx.line("Where it was adopted and has archived, its timeline is followed still: \"pitr timeline list\" shows it, and \"pitr timeline abandon N --reason TEXT\" gives it up.")?;
         }

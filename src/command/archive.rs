@@ -1,5 +1,6 @@
 //! `pitr-archive %p`: success only when the file is durable in every required repository.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -160,23 +161,68 @@ impl Archiver {
     /// Archives one file, after those before it that the server has forgotten; see [`run`].
     ///
     /// # Errors
-    /// Those of [`run`].
+    /// Those of [`run`], also where they are about the history of its timeline.
     pub fn archive(
         &self,
         path: &Path,
         name: WalFileName,
         acknowledged: &dyn Fn(),
     ) -> Result<Archived> {
-        let mut told = match name {
-            WalFileName::Segment(segment) if !self.is_backfill => self.forgotten(path, segment),
-            _ => Warnings::new(),
+        let offered = match name {
+            WalFileName::Segment(segment) if !self.is_backfill => Some(segment),
+            _ => None,
         };
+        let history = offered.and_then(|segment| unmarked_history(path, segment));
+        let mut told = Warnings::new();
+        if let Some(history) = history {
+            told.extend(self.bring(path, history, true)?);
+        }
+        if let Some(segment) = offered {
+            told.extend(self.forgotten(path, segment));
+        }
         let archived = self.one(path, name, acknowledged)?;
         told.extend(archived.warnings);
+        // The file is acknowledged by now, so that a repository that hangs is not waited for.
+        if let Some(history) = history
+            && let Ok(more) = self.bring(path, history, false)
+        {
+            told.extend(more);
+        }
+        let mut seen = BTreeSet::new();
+        told.retain(|text| seen.insert(text.clone()));
         Ok(Archived {
             warnings: told,
             ..archived
         })
+    }
+
+    /// Archives a history that the server never offers in the required repositories that lack it, or in the others. No other call brings it, and
+    /// recovery needs it before the segments of its timeline: the segment waits where a repository takes nothing now.
+    ///
+    /// # Errors
+    /// Those of a repository, which the segment would meet, too.
+    fn bring(&self, path: &Path, history: WalFileName, required: bool) -> Result<Warnings> {
+        let path = path.with_file_name(history.to_string());
+        let mut archiver = self.clone();
+        archiver.places.retain(|place| place.required == required);
+        let offer = archiver.offer(&path, history);
+        let has_it = |place: &Place| {
+            let repository = offer.open(place)?;
+            may_be_refused(&offer.to(&repository))
+        };
+        // An error meets the attempt, too, which says what it is.
+        if archiver.places.iter().all(|p| has_it(p).unwrap_or(false)) {
+            return Ok(Warnings::new());
+        }
+        match archiver.one(&path, history, &|| {}) {
+            Ok(archived) => {
+                let new = archived.is_new.then(|| archived_too(history));
+                Ok(new.into_iter().chain(archived.warnings).collect())
+            }
+            Err(e) if is_of_all(e.code()) => Err(e),
+            // Its own error, as a conflict, keeps no segment: those have checks of their own.
+            Err(e) => Ok(vec![not_archived(history, &e)]),
+        }
     }
 
     /// Archives the segments before this one that a crash made the server forget. It offers them itself some day: no error of theirs counts, and
@@ -219,32 +265,32 @@ impl Archiver {
             match archived {
                 Ok(archived) => {
                     if archived.is_new {
-                        told.push(format!(
-                            "\"{name}\" was archived, too: the server has no mark that it is to be archived. A crash can lose that; WAL from before archive_mode was on has none, nor has the history of a recovery that ended then"
-                        ));
+                        told.push(archived_too(name));
                     }
                     told.extend(archived.warnings);
                 }
                 // The file that is offered meets the same, and says so.
                 Err(e) if is_of_all(e.code()) => break,
-                Err(e) => told.push(format!(
-                    "\"{name}\" lies in pg_wal without a mark that it is to be archived, and was not: {e}"
-                )),
+                Err(e) => told.push(not_archived(name, &e)),
             }
         }
         told
     }
 
-    /// Archives one file.
-    fn one(&self, path: &Path, name: WalFileName, acknowledged: &dyn Fn()) -> Result<Archived> {
-        let offer = Offer {
+    fn offer(&self, path: &Path, name: WalFileName) -> Offer {
+        Offer {
             cluster: self.cluster.clone(),
             path: path.to_owned(),
             name,
             nonce: self.nonce,
             beside_others: self.is_open,
             is_backfill: self.is_backfill,
-        };
+        }
+    }
+
+    /// Archives one file.
+    fn one(&self, path: &Path, name: WalFileName, acknowledged: &dyn Fn()) -> Result<Archived> {
+        let offer = self.offer(path, name);
         let mut tally = Tally::default();
         for place in in_order(&self.places, &offer) {
             if !place.required && tally.failed.is_none() && tally.stored > 0 {
@@ -259,6 +305,27 @@ impl Archiver {
         }
         tally.outcome(name)
     }
+}
+
+/// The history of an offered segment's timeline, where the server has no mark for it.
+fn unmarked_history(path: &Path, segment: SegmentName) -> Option<WalFileName> {
+    let data = DataDirectory::of_wal_file(path);
+    // Somebody else's call, from a folder without marks.
+    let is_offered = data.is_ready(WalFileName::Segment(segment));
+    let history = WalFileName::History(segment.timeline);
+    (is_offered && data.is_unmarked(history)).then_some(history)
+}
+
+fn archived_too(name: WalFileName) -> String {
+    format!(
+        "\"{name}\" was archived, too: the server has no mark that it is to be archived. A crash can lose that; WAL from before archive_mode was on has none, nor has the history of a recovery that ended then"
+    )
+}
+
+fn not_archived(name: WalFileName, error: &Error) -> String {
+    format!(
+        "\"{name}\" lies in pg_wal without a mark that it is to be archived, and was not: {error}"
+    )
 }
 
 /// Whether every file meets the same, for a repository takes nothing now.

@@ -157,7 +157,7 @@ impl Redis {
 
 impl Redis {
     /// It as content that is backed up.
-    pub(super) fn content(&self) -> Content<'_> {
+    pub fn content(&self) -> Content<'_> {
         Content {
             kind: "redis",
             name: &self.name,

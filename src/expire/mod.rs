@@ -7,7 +7,7 @@
 //! before it is deleted. Only this module deletes objects, but for a failed backup, which takes back its own (`backup`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Code, Error, Result};
@@ -16,14 +16,15 @@ use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::plan::cluster::{self, Side};
 use crate::plan::retention::wal::Paths;
-use crate::plan::retention::{ExpirePlan, Fate, Policy, retention};
-use crate::repo::catalog::{Catalog, Manifest};
+use crate::plan::retention::{ExpirePlan, Fate, LEFTOVER_AGE, Policy, retention};
+use crate::repo::catalog::{self, Catalog, Manifest};
 use crate::repo::clock;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::root::outline::Outline;
-use crate::store::{self, Key, Store};
+use crate::repo::scope::Scope;
+use crate::store::{self, Irregular, Key, Store};
 use crate::wal::inventory::Inventory;
 use crate::wal::link::{Brief, Joined, Link};
 use crate::wal::rollup::Rollup;
@@ -47,6 +48,8 @@ pub struct Expire<'a> {
     pub host: &'a Host,
     /// The links that were read so far: for the plan, or by a run since its beginning.
     pub links: Links,
+    /// Leftovers of unfinished writes in the repository; all its scopes share one.
+    pub leftovers: Leftovers,
 }
 
 /// The result of a run.
@@ -91,7 +94,7 @@ impl Expire<'_> {
     /// # Errors
     /// `Refused` when the clocks differ; what the store says.
     pub fn plan(&self) -> Result<ExpirePlan> {
-        let mut survey = self.survey()?;
+        let mut survey = self.first_survey()?;
         let policy = self.policy_for(&survey)?;
         self.judge(&mut survey, &policy, self.host.now())
     }
@@ -101,7 +104,7 @@ impl Expire<'_> {
     /// # Errors
     /// As [`Expire::plan`].
     pub fn plan_to_the_end(&self) -> Result<(ExpirePlan, ExpirePlan)> {
-        let mut survey = self.survey()?;
+        let mut survey = self.first_survey()?;
         let now = self.host.now();
         let policy = self.policy_for(&survey)?;
         let plan = self.judge(&mut survey, &policy, now)?;
@@ -194,10 +197,19 @@ impl Expire<'_> {
         ClusterLayout::new(&self.registration.name, self.registration.system_identifier)
     }
 
-    /// Reads what is there, and requires a clock by which it can be judged.
+    /// Reads what is there but for leftovers, and requires a clock by which it can be judged.
     fn survey(&self) -> Result<Survey> {
-        let survey = Survey::read(self.repository, self.registration)?;
+        let survey = Survey::compared(self.repository, self.registration)?;
         check_clock(self.repository.store(), &survey.catalog, self.host.now())?;
+        Ok(survey)
+    }
+
+    /// Reads what is there for a plan.
+    fn first_survey(&self) -> Result<Survey> {
+        let mut survey = self.survey()?;
+        let (layout, now) = (self.layout()?, self.host.now());
+        let store = self.repository.store();
+        survey.catalog.unfinished = self.leftovers.shown(store, &layout, now)?;
         Ok(survey)
     }
 
@@ -220,6 +232,8 @@ impl Domain for Expire<'_> {
         let mut survey = self.survey()?;
         // This reading tells the homes of the segments.
         let layout = survey.layout(self.registration)?;
+        let (store, now) = (self.repository.store(), self.host.now());
+        survey.catalog.unfinished = self.leftovers.to_delete(store, &layout, now)?;
         let policy = self.policy_for(&survey)?;
         let now = self.host.now();
         let judge = |policy: &Policy| self.judge(&mut survey, policy, now);
@@ -277,6 +291,46 @@ impl Links {
             }
         }
         Ok(keys.iter().map(|key| known.get(key).copied()).collect())
+    }
+}
+
+/// Leftovers of unfinished writes in a repository. To look for them is a walk over everything that is stored: the plans of all scopes share one.
+#[derive(Debug, Clone, Default)]
+pub struct Leftovers(Arc<Mutex<Option<Vec<Irregular>>>>);
+
+impl Leftovers {
+    /// Those of a scope, and of none, that were old enough to go when they were looked for.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    fn shown(&self, store: &dyn Store, scope: &Scope, now: TimestampTz) -> Result<Vec<Irregular>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_none() {
+            let mut all = store.irregular()?;
+            all.retain(|one| one.modified.saturating_add(LEFTOVER_AGE) <= now);
+            *known = Some(all);
+        }
+        let all = known.iter().flatten().cloned();
+        Ok(catalog::unfinished_of(scope, all))
+    }
+
+    /// Those that may be deleted now. They are looked for once more where a plan has shown any: a deletion hangs on no old answer.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    fn to_delete(
+        &self,
+        store: &dyn Store,
+        scope: &Scope,
+        now: TimestampTz,
+    ) -> Result<Vec<Irregular>> {
+        match self.shown(store, scope, now)?.is_empty() {
+            true => Ok(Vec::new()),
+            false => Ok(catalog::unfinished_of(
+                scope,
+                store.irregular()?.into_iter(),
+            )),
+        }
     }
 }
 
@@ -417,6 +471,7 @@ mod tests {
             },
             host,
             links: Links::default(),
+            leftovers: Leftovers::default(),
         }
     }
 
@@ -455,6 +510,26 @@ mod tests {
         let key = layout.segment(name(3));
         let file = |directory: &Path| directory.join("r").join(key.as_str());
         std::fs::copy(file(others), file(own.0)).unwrap();
+    }
+
+    #[test]
+    fn b60_leftovers_are_looked_for_once_and_again_before_a_deletion() {
+        let (directory, store) = crafted::store();
+        let scopes = ["one", "two"].map(|name| Scope::aux("files", name).unwrap());
+        let [one, two] = &scopes;
+        let left = directory.path().join(".tmp.left.1.0");
+        std::fs::write(&left, b"x").unwrap();
+        // It was young when it was looked for, and its writer may be at it.
+        let young = Leftovers::default();
+        let shown = young.shown(&store, one, TimestampTz(0)).unwrap();
+        assert!(shown.is_empty());
+        assert!(young.to_delete(&store, one, NOW).unwrap().is_empty());
+        let old = Leftovers::default();
+        assert_eq!(old.shown(&store, one, NOW).unwrap().len(), 1);
+        assert_eq!(old.to_delete(&store, one, NOW).unwrap().len(), 1);
+        std::fs::remove_file(left).unwrap();
+        assert_eq!(old.clone().shown(&store, two, NOW).unwrap().len(), 1);
+        assert!(old.to_delete(&store, two, NOW).unwrap().is_empty());
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Expiry of an aux scope: the rules of retention, and the log of Redis.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::run::{Decided, Domain, Run};
-use super::{Outcome, check_clock, judged_again, pin_clock};
+use super::{Leftovers, Outcome, check_clock, judged_again, pin_clock};
 use crate::error::Result;
 use crate::host::Host;
 use crate::plan::retention::aux_items::retention;
 use crate::plan::retention::{Deletion, ExpirePlan, Fate, Policy};
-use crate::repo::catalog::{self, Catalog, Reading};
+use crate::repo::catalog::{Catalog, Reading};
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline};
@@ -30,6 +31,8 @@ pub struct ExpireScope<'a> {
     pub policy: Policy,
     /// The host that it runs on.
     pub host: &'a Host,
+    /// Leftovers of unfinished writes in the repository; all its scopes share one.
+    pub leftovers: Leftovers,
 }
 
 impl ExpireScope<'_> {
@@ -38,7 +41,29 @@ impl ExpireScope<'_> {
     /// # Errors
     /// `Refused` when the clocks differ; what the store says.
     pub fn plan(&self) -> Result<ExpirePlan> {
-        self.judge(&self.read()?, &self.policy)
+        self.judge(&self.first_reading()?, &self.policy)
+    }
+
+    /// Computes what a run would do, and what has gone in the end: the plan of the same policy without a grace period.
+    ///
+    /// # Errors
+    /// As [`ExpireScope::plan`].
+    pub fn plan_to_the_end(&self) -> Result<(ExpirePlan, ExpirePlan)> {
+        let stored = self.first_reading()?;
+        let plan = self.judge(&stored, &self.policy)?;
+        let at_once = Policy {
+            grace: Duration::ZERO,
+            ..self.policy.clone()
+        };
+        Ok((plan, self.judge(&stored, &at_once)?))
+    }
+
+    /// Reads what is there for a plan.
+    fn first_reading(&self) -> Result<Stored> {
+        let mut stored = self.read()?;
+        let (store, now) = (self.repository.store(), self.host.now());
+        stored.0.unfinished = self.leftovers.shown(store, self.scope, now)?;
+        Ok(stored)
     }
 
     /// Marks what `shown`, a plan made just now, does not keep, and deletes what was marked before the grace period.
@@ -50,7 +75,7 @@ impl ExpireScope<'_> {
         Run::new(self, place, &self.policy, self.host, outcome).run(shown, &self.policy)
     }
 
-    /// Reads what is there. A scope whose registration is lost, damaged or forged is left alone.
+    /// Reads what is there but for leftovers. A scope whose registration is lost, damaged or forged is left alone.
     fn read(&self) -> Result<Stored> {
         let store = self.repository.store();
         let mut catalog = Reading::begin(store, self.scope)?.everything()?;
@@ -59,7 +84,6 @@ impl ExpireScope<'_> {
             let lost = source::lost(self.scope).to_string();
             catalog.unreadable.push(lost);
         }
-        catalog.unfinished = catalog::unfinished(store, self.scope)?;
         check_clock(store, &catalog, self.host.now())?;
         let is_redis = self.scope.kind() == Some(slot_map::CONTENT);
         let log = match is_redis {
@@ -102,7 +126,9 @@ impl ExpireScope<'_> {
 
 impl Domain for ExpireScope<'_> {
     fn decide(&self, spared: &BTreeSet<BackupId>) -> Result<Decided> {
-        let stored = self.read()?;
+        let mut stored = self.read()?;
+        let (store, now) = (self.repository.store(), self.host.now());
+        stored.0.unfinished = self.leftovers.to_delete(store, self.scope, now)?;
         let judge = |policy: &Policy| self.judge(&stored, policy);
         let plan = judged_again(self.policy.clone(), spared, judge)?;
         Ok(Decided { plan, wal: None })

@@ -20,6 +20,12 @@ use crate::wire::service_file::in_database;
 /// How long a dump waits for a lock: longer, everybody behind it would wait, too.
 const LOCK_WAIT: &str = "10s";
 
+/// The tables whose data is dumped. Those of extensions come with them, and an unlogged table has no content on a standby.
+const TABLES: &str = "from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+    where c.relkind = 'r' and c.relpersistence <> 't' and (c.relpersistence <> 'u' or not pg_is_in_recovery()) \
+    and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' \
+    and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')";
+
 /// Tables that one statement locks.
 const LOCKED_AT_ONCE: usize = 500;
 /// How often the operator is heard while a session is opened.
@@ -93,15 +99,10 @@ impl Held {
 
     /// Lists the tables whose data is dumped, and locks them as `pg_dump` does: nobody exchanges or empties one before its rows are counted.
     fn lock(&mut self) -> Result<Vec<(TableRows, String)>> {
-        // Tables of extensions come with them, and an unlogged table has no content on a standby.
-        let tables = self.session.query(
-            "select c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname) from pg_class c \
-             join pg_namespace n on n.oid = c.relnamespace \
-             where c.relkind = 'r' and c.relpersistence <> 't' and (c.relpersistence <> 'u' or not pg_is_in_recovery()) \
-             and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' \
-             and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e') \
-             order by n.nspname, c.relname",
-        )?;
+        let tables = self.session.query(&format!(
+            "select c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname) {TABLES} order by n.nspname, c.relname"
+        ));
+        let tables = tables.map_err(|e| self.explained(e))?;
         let mut all = Vec::new();
         for row in 0..tables.rows.len() {
             let table = TableRows {
@@ -122,6 +123,20 @@ impl Held {
             self.check_same(table, name)?;
         }
         Ok(all)
+    }
+
+    /// Names the table whose name is not UTF-8, where that was it. The transaction has ended then.
+    fn explained(&mut self, e: Error) -> Error {
+        let _ = self.session.query("rollback");
+        let names = format!(
+            "select c.oid, encode(textsend(n.nspname || '.' || c.relname), 'hex') {TABLES} order by 1"
+        );
+        match self.session.name_not_utf8(&e, &names) {
+            Some(name) => err!(Server, "the name of table {name} is not UTF-8").source(e).hint(
+                "Nothing was stored. Rename the table or its schema, or leave the database out of [logical.NAME]; pitr backup has it all the same.",
+            ),
+            None => e,
+        }
     }
 
     /// Requires that a name, now that it is locked, leads to the table that the snapshot has. These functions read the catalog as it is, not as the

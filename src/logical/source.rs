@@ -11,12 +11,17 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::version::Major;
 use crate::progress::Progress;
+use crate::text::unhex;
 use crate::wire::client::Rows;
 use crate::wire::conninfo::{ConnInfo, Environment};
 use crate::wire::runtime;
+use crate::wire::server_error::sqlstate;
 use crate::wire::service_file::service_file;
-use crate::wire::sql::Sql;
+use crate::wire::sql::{Sql, is_own_limit};
 use crate::wire::stop::unless_stopped;
+
+/// `character_not_in_repertoire`: the code of a server in SQL_ASCII for bytes that are not UTF-8.
+const NOT_UTF8: &str = "22021";
 
 /// A session for SQL that ends when the operator wants to stop.
 pub struct SqlSession {
@@ -56,6 +61,23 @@ impl SqlSession {
     pub fn query(&mut self, sql: &str) -> Result<Rows> {
         let asked = self.sql.query(sql);
         self.runtime.block_on(unless_stopped(&self.stop, asked))
+    }
+
+    /// Returns which name has made a query fail, where one is not UTF-8. `names` asks for the number of each object and its name, by `textsend` in
+    /// hexadecimal. Names are read as bytes from then on.
+    pub(super) fn name_not_utf8(&mut self, failed: &Error, names: &str) -> Option<String> {
+        if sqlstate(failed) != Some(NOT_UTF8) && !is_own_limit(failed) {
+            return None;
+        }
+        // A server checks no byte for such a client.
+        self.query("set client_encoding = 'SQL_ASCII'").ok()?;
+        let rows = self.query(names).ok()?;
+        (0..rows.rows.len()).find_map(|row| {
+            let name = unhex(rows.text(row, 1).ok()??)?;
+            let oid: u32 = rows.value(row, 0).ok()?;
+            let is_utf8 = std::str::from_utf8(&name).is_ok();
+            (!is_utf8).then(|| format!("\"{}\" (OID {oid})", name.escape_ascii()))
+        })
     }
 
     /// The session, for what it knows by itself.
@@ -159,7 +181,15 @@ pub fn write_service(conninfo: &str, info: &ConnInfo, spool: &Spool) -> Result<s
 }
 
 fn databases(session: &mut SqlSession, wanted: &[String]) -> Result<Vec<Database>> {
-    let all = listed(session, wanted)?;
+    let all = listed(session, wanted).map_err(|e| {
+        let names = "select oid, encode(textsend(datname::text), 'hex') from pg_database where datallowconn order by 1";
+        match session.name_not_utf8(&e, names) {
+            Some(name) => err!(Server, "the name of database {name} is not UTF-8").source(e).hint(
+                "Nothing was stored. Rename it, or let databases of [logical.NAME] name the others.",
+            ),
+            None => e,
+        }
+    })?;
     let Some(absent) = wanted.iter().find(|w| !all.iter().any(|d| d.name == **w)) else {
         return Ok(all);
     };

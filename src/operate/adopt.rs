@@ -8,7 +8,7 @@ use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::archive::guard;
 use crate::config::{self, ClusterName, Settings};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::pg::conf;
 use crate::process;
 use crate::restore::adopt::{self, Adopted};
@@ -48,14 +48,14 @@ pub fn run(
     is_confirmed: bool,
 ) -> Result<Adoption> {
     let settings = session.settings()?;
-    let configured = settings.cluster_if_named()?;
-    let pgdata = match (pgdata, &configured) {
-        (Some(pgdata), _) => session.environment.absolute(pgdata),
-        (None, Some(cluster)) => cluster.pgdata.clone().ok_or_else(|| {
-            err!(Config, "cluster \"{}\" has no pgdata", cluster.name).hint("Add --pgdata DIR.")
-        })?,
-        (None, None) => {
-            return Err(err!(Usage, "no data directory is named").hint("Add --pgdata DIR."));
+    let (pgdata, configured) = match pgdata {
+        Some(pgdata) => (
+            session.environment.absolute(pgdata),
+            settings.cluster_if_named(),
+        ),
+        None => {
+            let configured = settings.cluster_if_named()?;
+            (pgdata_of(configured.as_ref())?, Ok(configured))
         }
     };
     let directory = DataDirectory::at(&pgdata);
@@ -64,21 +64,27 @@ pub fn run(
         .iter()
         .map(|r| (session.open(r), r.required))
         .collect();
-    let name = configured.as_ref().map(|c| c.name.as_str());
     // The adoption itself says what is wrong with a guard.
     let guard = guard::read(&directory).ok().flatten();
     let origin = guard.filter(|_| new_name.is_none());
     let origin = origin.map(|guard| guard.cluster);
     check_named(session, &pgdata, origin.as_deref())?;
+    let configured = match configured {
+        // The copy itself tells its cluster, which need not be configured here.
+        Err(e) if e.code() == Code::Usage && origin.is_some() => None,
+        configured => configured?,
+    };
+    let name = configured.as_ref().map(|c| c.name.as_str());
     let of_copy = of_copy(&settings, configured.as_ref(), origin.as_deref());
     // Elsewhere a server of the copy's identifier is a rival, too: without a name of its own the copy archives as that cluster.
-    if let Some(cluster) = of_copy.or(configured.as_ref())
-        && new_name.is_none()
-        && directory.wal().join(GUARD).exists()
-        && let Some(control) = directory.control()?
-    {
-        let copy = (directory.path(), control.system_identifier);
-        rival::check(session, copy, cluster, is_confirmed)?;
+    let places: Vec<&config::Cluster> = match of_copy.or(configured.as_ref()) {
+        _ if new_name.is_some() => Vec::new(),
+        Some(cluster) => vec![cluster],
+        None => settings.clusters.iter().collect(),
+    };
+    for cluster in places {
+        let name = origin.as_deref().unwrap_or(cluster.name.as_str());
+        check_rival(session, &directory, (name, cluster), is_confirmed)?;
     }
     let new_name = new_name.map(ClusterName::as_str);
     let adopted = adopt::adopt(&directory, name, new_name, &repositories, &session.host)?;
@@ -98,6 +104,37 @@ pub fn run(
         cluster,
         adopted,
         pgdata,
+    })
+}
+
+/// Requires that no server of the configured cluster is a rival of a copy that is to archive under `name`.
+fn check_rival(
+    session: &Session,
+    directory: &DataDirectory,
+    (name, cluster): (&str, &config::Cluster),
+    is_confirmed: bool,
+) -> Result<()> {
+    if !directory.wal().join(GUARD).exists() {
+        return Ok(());
+    }
+    let Some(control) = directory.control()? else {
+        return Ok(());
+    };
+    let copy = rival::Newcomer {
+        path: directory.path(),
+        identifier: control.system_identifier,
+        name,
+    };
+    rival::check(session, &copy, cluster, is_confirmed)
+}
+
+/// The configured data directory.
+fn pgdata_of(configured: Option<&config::Cluster>) -> Result<PathBuf> {
+    let Some(cluster) = configured else {
+        return Err(err!(Usage, "no data directory is named").hint("Add --pgdata DIR."));
+    };
+    cluster.pgdata.clone().ok_or_else(|| {
+        err!(Config, "cluster \"{}\" has no pgdata", cluster.name).hint("Add --pgdata DIR.")
     })
 }
 

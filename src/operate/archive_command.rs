@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+pub use crate::text::shell_word;
+
 /// The line that `init` prints, without quotes of postgresql.conf.
 pub fn compose(program: &Path, config: &Path, cluster: Option<&str>) -> String {
     let word = |path: &Path| shell_word(&path.to_string_lossy()).replace('%', "%%");
@@ -22,15 +24,6 @@ pub fn conf_value(value: &str) -> String {
         return value.to_owned();
     }
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
-}
-
-/// One word of a shell command, quoted where it must be.
-pub fn shell_word(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-_.,=:@%+".contains(&b);
-    if !text.is_empty() && text.bytes().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// How bad something is.

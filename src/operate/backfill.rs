@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::archive_command::shell_word;
 use super::session::Session;
-use crate::archive::backfill::{self, Candidate};
+use crate::archive::backfill::{self, Candidate, Ending};
 use crate::archive::datadir::DataDirectory;
 use crate::command;
 use crate::config::Settings;
@@ -90,13 +90,19 @@ fn is_running(wal: &Path) -> bool {
 
 /// A dead server's newest commits lie in a segment that it did not fill, and never offered. `push` archives it as a partial one.
 fn last_ones(session: &Session, candidates: &[Candidate]) -> Vec<String> {
-    let last = candidates.iter().filter(|c| c.is_unfinished);
     let options = session.options(session.flags.cluster.as_deref());
     let push = |c: &Candidate| {
         let path = shell_word(&c.path.to_string_lossy());
-        format!("pitr wal push{options} {path}")
+        match c.ending? {
+            Ending::Sound => Some(format!("pitr wal push{options} {path}")),
+            // Under its own name it would be a whole segment, and damaged.
+            Ending::Torn => Some(format!(
+                "cp {path} {name}.partial && pitr wal push{options} {name}.partial",
+                name = c.name
+            )),
+        }
     };
-    last.map(push).collect()
+    candidates.iter().filter_map(push).collect()
 }
 
 fn archive(session: &Session, candidates: Vec<Candidate>) -> Result<Backfill> {

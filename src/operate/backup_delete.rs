@@ -1,4 +1,4 @@
-//! The deletion of one backup, because a person asks for it.
+//! The deletion of one backup, of a cluster or of other content, because a person asks for it.
 
 use std::time::Duration;
 
@@ -6,20 +6,26 @@ use serde::Serialize;
 
 use super::failures::Failures;
 use super::found::Found;
+use super::of::Of;
 use super::reading::Reading;
+use super::retention::{Rules, commands};
 use super::session::Session;
 use super::unproven;
-use crate::config::Retention;
+use crate::config::{self, Retention};
 use crate::err;
 use crate::error::{Code, Result};
-use crate::expire::{Expire, Links, Outcome};
+use crate::expire::scope::ExpireScope;
+use crate::expire::{Expire, Leftovers, Links, Outcome};
 use crate::host::Host;
 use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
-use crate::plan::retention::{self, ExpirePlan, Fate, Policy};
+use crate::plan::retention::log::Gone;
+use crate::plan::retention::{self, ExpirePlan, Fate, Judged, Policy};
 use crate::plan::window::Window;
 use crate::repo::id::BackupId;
-use crate::repo::repository::Registration;
+use crate::repo::repository::{Registration, Repository};
+use crate::repo::root::aux_root::AuxOutline;
+use crate::repo::scope::Scope;
 use crate::wal::inventory::Inventory;
 
 /// The danger of a run that cannot tell forged backups.
@@ -53,6 +59,25 @@ pub struct Unneeded {
     pub count: u64,
 }
 
+/// The log of a history of Redis that nothing needs without the backup.
+#[derive(Serialize)]
+pub struct UnneededLog {
+    pub replid: String,
+    #[serde(flatten)]
+    pub gone: Gone,
+}
+
+/// The loss of a cluster with the backup.
+#[derive(Serialize)]
+pub struct Loss {
+    /// WAL that goes with it.
+    pub wal: Vec<Unneeded>,
+    /// Moments that can be reached now; null where that cannot be read without the keys.
+    pub windows_now: Option<Vec<Reached>>,
+    /// Moments that can be reached without the backup.
+    pub windows_then: Option<Vec<Reached>>,
+}
+
 /// The deletion of the backup in one repository: as it is planned, and what came of it.
 #[derive(Serialize)]
 pub struct Deletion {
@@ -63,12 +88,12 @@ pub struct Deletion {
     pub fate: &'static str,
     /// In its grace period until then.
     pub not_before: Option<TimestampTz>,
-    /// WAL that goes with it.
-    pub wal: Vec<Unneeded>,
-    /// Moments that can be reached now; null where that cannot be read without the keys.
-    pub windows_now: Option<Vec<Reached>>,
-    /// Moments that can be reached without the backup.
-    pub windows_then: Option<Vec<Reached>>,
+    /// None of other content.
+    #[serde(flatten)]
+    pub loss: Option<Loss>,
+    /// Log of Redis that goes with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<UnneededLog>,
     /// WAL and more that is withheld from deletion, with the cause.
     pub withheld: Vec<String>,
     /// The causes among them that came up while it was carried out.
@@ -84,9 +109,9 @@ pub struct Deletion {
     /// Objects that the store keeps for a time.
     pub locked: Vec<String>,
     #[serde(skip)]
-    reading: Reading,
+    of: Of,
     #[serde(skip)]
-    registration: Registration,
+    stored_in: Repository,
     #[serde(skip)]
     policy: Policy,
     #[serde(skip)]
@@ -114,12 +139,8 @@ pub fn plan(session: &Session, backup: &BackupId, grace: Duration) -> Result<Del
     let mut all = Vec::new();
     for (reading, inventory, _) in copies {
         let name = reading.configured.name.clone();
-        match plan_in(session, (backup, grace), reading, &inventory) {
-            Ok(one) => all.push(one),
-            // A deletion that one of them refuses is done in none.
-            Err(e) if e.code() == Code::Refused => return Err(e),
-            Err(e) => drop(failures.add(e, format!("look into repository \"{name}\""))),
-        }
+        let planned = plan_in(session, (backup, grace), reading, &inventory);
+        all.extend(unless_refused(&mut failures, &name, planned)?);
     }
     failures.first_if(session, all.is_empty())?;
     Ok(Deletions {
@@ -127,6 +148,53 @@ pub fn plan(session: &Session, backup: &BackupId, grace: Duration) -> Result<Del
         all,
         failures,
     })
+}
+
+/// As [`plan`], for a backup of other content.
+///
+/// # Errors
+/// `NotFound` where no repository has it; as [`plan`].
+pub fn plan_content(
+    session: &Session,
+    (scope, backup): (&Scope, &BackupId),
+    grace: Duration,
+) -> Result<Deletions> {
+    let settings = session.settings_with_repositories()?;
+    let policy = Policy {
+        commands: commands(&settings, scope),
+        ..policy(backup, grace)
+    };
+    let (mut all, mut failures) = (Vec::new(), Failures::default());
+    for configured in &settings.repositories {
+        let planned = plan_content_in(session, configured, (scope, backup), &policy);
+        all.extend(unless_refused(&mut failures, &configured.name, planned)?.flatten());
+    }
+    failures.first_if(session, all.is_empty())?;
+    if all.is_empty() {
+        let prefix = scope.prefix();
+        return Err(err!(
+            NotFound,
+            "no repository has backup \"{backup}\" of \"{prefix}\""
+        )
+        .hint("Nothing was changed. \"pitr info\" shows which content there is."));
+    }
+    Ok(Deletions {
+        backup: backup.clone(),
+        all,
+        failures,
+    })
+}
+
+/// Takes down what failed in one repository. A deletion that one of them refuses is done in none.
+fn unless_refused<T>(
+    failures: &mut Failures,
+    repository: &str,
+    planned: Result<T>,
+) -> Result<Option<T>> {
+    match planned {
+        Err(e) if e.code() == Code::Refused => Err(e),
+        planned => Ok(failures.note(planned, format!("look into repository \"{repository}\""))),
+    }
 }
 
 impl Deletions {
@@ -165,54 +233,153 @@ fn plan_in(
         )
         .hint("Nothing was changed. Run: pitr init --confirm")
     })?;
-    let policy = Policy {
-        rules: Retention::newest(1),
-        grace,
-        requested: Some(backup.clone()),
-        ..Policy::default()
-    };
+    let rules = Rules::new(session, reading.settings.clone(), None);
+    let policy = policy(backup, grace);
+    let policy = rules.with_wal_of_others(session, &reading.configured, &registration, policy);
     let expire = Expire {
         repository: &reading.repository,
         registration: &registration,
         policy: policy.clone(),
         host,
         links: Links::default(),
+        leftovers: Leftovers::default(),
     };
     // The deletions of now, and those in the end, whenever that is.
     let (plan, then) = expire.plan_to_the_end()?;
-    if let Some(refusal) = &plan.refusal {
-        let name = &reading.configured.name;
-        return Err(err!(Refused, "repository \"{name}\": {refusal}").hint("Nothing was changed."));
-    }
-    let judged = plan.backups.iter().find(|b| b.id == *backup);
-    let judged = judged.ok_or_else(|| {
-        err!(NotFound, "backup \"{}\" was deleted meanwhile", backup).hint("Nothing was changed.")
-    })?;
+    let name = reading.configured.name.clone();
+    let judged = judged(&plan, &name, backup)?;
     let mut without = inventory.clone();
     without.backups.retain(|b| b.id != *backup);
-    Ok(Deletion {
-        repository: reading.configured.name.clone(),
-        stored_bytes: judged.stored_bytes,
-        fate: judged.fate.as_str(),
-        not_before: match judged.fate {
-            Fate::Waiting(due) => Some(due),
-            _ => None,
-        },
+    let loss = Loss {
         wal: wal(&then, &registration)?,
         windows_now: windows(session, &reading, inventory)?,
         windows_then: windows(session, &reading, &without)?,
-        withheld: plan.withheld.clone(),
-        withheld_since: Vec::new(),
-        marked: false,
-        deleted: false,
-        deleted_segments: 0,
-        refused: Vec::new(),
-        locked: Vec::new(),
-        reading,
-        registration,
-        policy,
-        plan,
+    };
+    let of = (Of::Cluster(registration), reading.repository);
+    let planned = Deletion::new((name, of), &judged, policy, plan);
+    Ok(Deletion {
+        loss: Some(loss),
+        ..planned
     })
+}
+
+/// None where the repository has no such backup.
+fn plan_content_in(
+    session: &Session,
+    configured: &config::Repository,
+    (scope, backup): (&Scope, &BackupId),
+    policy: &Policy,
+) -> Result<Option<Deletion>> {
+    let repository = session.open(configured)?;
+    let stored = AuxOutline::stored(repository.store(), scope, backup)?;
+    if stored.root().is_none() {
+        return Ok(None);
+    }
+    if let Some(warning) = unproven::warning(configured, &repository, FORGED) {
+        session.warn(&warning);
+    }
+    let expire = ExpireScope {
+        repository: &repository,
+        scope,
+        policy: policy.clone(),
+        host: &session.host,
+        leftovers: Leftovers::default(),
+    };
+    let (plan, then) = expire.plan_to_the_end()?;
+    let name = configured.name.clone();
+    let judged = judged(&plan, &name, backup)?;
+    let of = (Of::Scope(scope.clone()), repository);
+    let planned = Deletion::new((name, of), &judged, policy.clone(), plan);
+    let gone = then.log.into_iter().filter_map(|history| {
+        let (replid, gone) = (history.replid, history.gone?);
+        Some(UnneededLog { replid, gone })
+    });
+    Ok(Some(Deletion {
+        log: gone.collect(),
+        ..planned
+    }))
+}
+
+/// The policy under which one backup goes, whatever retention says of it.
+fn policy(backup: &BackupId, grace: Duration) -> Policy {
+    Policy {
+        rules: Retention::newest(1),
+        grace,
+        requested: Some(backup.clone()),
+        ..Policy::default()
+    }
+}
+
+/// The fate of the backup in a plan.
+///
+/// # Errors
+/// `Refused` where a guard speaks; `NotFound` where it is there no more.
+fn judged(plan: &ExpirePlan, repository: &str, backup: &BackupId) -> Result<Judged> {
+    if let Some(refusal) = &plan.refusal {
+        return Err(
+            err!(Refused, "repository \"{repository}\": {refusal}").hint("Nothing was changed.")
+        );
+    }
+    let judged = plan.backups.iter().find(|b| b.id == *backup).cloned();
+    judged.ok_or_else(|| {
+        err!(NotFound, "backup \"{}\" was deleted meanwhile", backup).hint("Nothing was changed.")
+    })
+}
+
+impl Deletion {
+    fn new(
+        (repository, (of, stored_in)): (String, (Of, Repository)),
+        judged: &Judged,
+        policy: Policy,
+        plan: ExpirePlan,
+    ) -> Deletion {
+        Deletion {
+            repository,
+            stored_bytes: judged.stored_bytes,
+            fate: judged.fate.as_str(),
+            not_before: match judged.fate {
+                Fate::Waiting(due) => Some(due),
+                _ => None,
+            },
+            loss: None,
+            log: Vec::new(),
+            withheld: plan.withheld.clone(),
+            withheld_since: Vec::new(),
+            marked: false,
+            deleted: false,
+            deleted_segments: 0,
+            refused: Vec::new(),
+            locked: Vec::new(),
+            of,
+            stored_in,
+            policy,
+            plan,
+        }
+    }
+
+    fn run(&self, host: &Host, outcome: &mut Outcome) -> Result<()> {
+        let (repository, policy) = (&self.stored_in, self.policy.clone());
+        let leftovers = Leftovers::default();
+        match &self.of {
+            Of::Cluster(registration) => Expire {
+                repository,
+                registration,
+                policy,
+                host,
+                links: Links::default(),
+                leftovers,
+            }
+            .run(&self.plan, outcome),
+            Of::Scope(scope) => ExpireScope {
+                repository,
+                scope,
+                policy,
+                host,
+                leftovers,
+            }
+            .run(&self.plan, outcome),
+        }
+    }
 }
 
 fn wal(plan: &ExpirePlan, registration: &Registration) -> Result<Vec<Unneeded>> {
@@ -242,15 +409,8 @@ fn windows(
 }
 
 fn carry_out(one: &mut Deletion, id: &BackupId, host: &Host) -> Result<()> {
-    let expire = Expire {
-        repository: &one.reading.repository,
-        registration: &one.registration,
-        policy: one.policy.clone(),
-        host,
-        links: Links::default(),
-    };
     let mut outcome = Outcome::default();
-    let ran = expire.run(&one.plan, &mut outcome);
+    let ran = one.run(host, &mut outcome);
     one.marked = outcome.marked.contains(id);
     one.deleted = outcome.deleted_backups.contains(id);
     one.deleted_segments = outcome.deleted_segments;

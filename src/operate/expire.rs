@@ -17,7 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::expire::erasures;
 use crate::expire::marks::ExpireMarks;
 use crate::expire::scope::ExpireScope;
-use crate::expire::{Expire, Links, Outcome, check_now};
+use crate::expire::{Expire, Leftovers, Links, Outcome, check_now};
 use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{ExpirePlan, Fate, Judged, Policy};
@@ -171,6 +171,7 @@ fn all_scopes(
         only_writes: configured.only_writes(),
         is_confirmed: asked.is_confirmed,
         warning: unproven::warning(configured, repository, FORGED),
+        leftovers: Leftovers::default(),
         done,
     };
     let one = |run: &mut Run<'_>, registration: &Registration| -> Result<()> {
@@ -191,6 +192,7 @@ fn all_scopes(
             policy,
             host: &session.host,
             links: Links::default(),
+            leftovers: run.leftovers.clone(),
         };
         let size = SegmentSize::new(registration.segment_size_bytes)?;
         run.one((of, size), expire.plan()?, |plan, outcome| {
@@ -286,6 +288,7 @@ fn one_scope(
         scope,
         policy,
         host: &session.host,
+        leftovers: run.leftovers.clone(),
     };
     run.one(of, expire.plan()?, |plan, outcome| {
         expire.run(plan, outcome)
@@ -398,6 +401,8 @@ struct Run<'a> {
     is_confirmed: bool,
     /// Told with the first plan.
     warning: Option<String>,
+    /// Looked for once, for the plans of all.
+    leftovers: Leftovers,
     done: &'a mut Vec<Done>,
 }
 

@@ -1,4 +1,4 @@
-//! The meaning of the configured rules of retention for the backups of a cluster: which stay, and which go when.
+//! The meaning of the configured rules of retention for the backups of a cluster, or of other content: which stay, and which go when.
 
 use std::time::Duration;
 
@@ -7,12 +7,18 @@ use serde::Serialize;
 use super::reading::Reading;
 use super::retention::Rules;
 use super::session::Session;
-use crate::config::{Period, Retention};
+use crate::config::{self, Period, Retention};
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
-use crate::plan::retention::{Fate, Judged, Policy, retention};
+use crate::plan::retention::{ExpirePlan, Fate, Judged, Policy, aux_items, retention};
+use crate::plan::target_time::Zone;
+use crate::repo::catalog::Catalog;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::root::aux_root::AuxBackup;
+use crate::repo::scope::Scope;
+use crate::repo::slot_map;
+use crate::repo::stored_log::StoredLog;
 use crate::wal::inventory::Inventory;
 use crate::wal::survey::Survey;
 
@@ -105,12 +111,49 @@ pub fn look(
     };
     let survey = Survey::without_leftovers(&reading.repository, registration)?;
     let plan = retention(&survey, &policy, session.host.now());
-    Ok(Some(Forecast {
-        rules: text(&kept),
+    Ok(Some(told(&kept, zone, &plan)))
+}
+
+/// Foretells what the rules do with other content of which everything was read; `None` where none is configured, and where this version deletes nothing.
+///
+/// # Errors
+/// Those of [`Rules::zone`].
+pub fn of_scope(
+    session: &Session,
+    (rules, configured): (&Rules, &config::Repository),
+    (scope, catalog, log): (&Scope, &Catalog<AuxBackup>, &StoredLog),
+) -> Result<Option<Forecast>> {
+    let kept = rules.of(None, configured);
+    let Some(kept) = kept.filter(|_| scope.is_known_kind()) else {
+        return Ok(None);
+    };
+    // Drills are of clusters, and a window is one of WAL or of a log.
+    let has_log = scope.kind() == Some(slot_map::CONTENT);
+    let kept = Retention {
+        wal_window: kept.wal_window.filter(|_| has_log),
+        proven: None,
+        ..kept
+    };
+    let zone = rules.zone(session, None, configured)?;
+    let policy = Policy {
+        rules: kept.clone(),
+        zone: Some(zone),
+        grace: DAY,
+        min_age: DAY,
+        confirm_burst: true,
+        ..Policy::default()
+    };
+    let plan = aux_items::retention(catalog, log, &policy, session.host.now());
+    Ok(Some(told(&kept, zone, &plan)))
+}
+
+fn told(rules: &Retention, zone: Zone, plan: &ExpirePlan) -> Forecast {
+    Forecast {
+        rules: text(rules),
         zone: zone.to_string(),
         window_begin: plan.window_begin,
         backups: plan.backups.iter().map(Foretold::from).collect(),
-    }))
+    }
 }
 
 /// The rules as they are configured.

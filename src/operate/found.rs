@@ -105,7 +105,7 @@ fn content(session: &Session, id: &BackupId) -> Result<Option<Error>> {
                 let scope = scope.prefix();
                 return Ok(Some(
                     err!(Refused, "backup \"{id}\" is one of \"{scope}\": without --of the command is about backups of a cluster")
-                        .hint("Nothing was changed. \"pitr pin\", \"unpin\", \"hold\" and \"unhold\" take it with --of KIND:NAME. Only a backup of a cluster is deleted by request: \"pitr expire --keep N --dry-run\" shows what becomes of this one."),
+                        .hint("Nothing was changed. \"pitr pin\", \"unpin\", \"hold\", \"unhold\" and \"backup delete\" take it with --of KIND:NAME."),
                 ));
             }
         }

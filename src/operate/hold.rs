@@ -27,12 +27,12 @@ pub enum By {
 }
 
 impl By {
-    /// In words.
+    /// The words that a repository's name is put before.
     pub fn words(self) -> &'static str {
         match self {
-            By::Store => "the store's own hold",
+            By::Store => "it is held by the store's own hold",
             By::Advisory => {
-                "advisory: the store has no legal holds, and who may delete there can delete it"
+                "the hold is advisory: the store has no legal holds, and who may delete there can delete it"
             }
         }
     }

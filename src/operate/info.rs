@@ -38,6 +38,7 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::plan::base::lies_on;
+use crate::plan::chain::StretchEnd;
 use crate::plan::cluster::{Cluster, DECIDE};
 use crate::plan::estimate::Estimate;
 use crate::plan::gap::{self, Gap};
@@ -375,7 +376,7 @@ pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
         let named = |one: &mut Written| finding::name_cluster(&mut one.problems, &one.name);
         written.iter_mut().for_each(named);
     }
-    let scopes = scopes::look(session)?;
+    let scopes = scopes::look(session, asks)?;
     let found = clusters.iter().flat_map(|one| &one.problems);
     let found = found.chain(written.iter().flat_map(|one| &one.problems));
     let mut found = found.chain(scopes.iter().flat_map(|one| &one.problems));
@@ -498,6 +499,8 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     let state = problems.iter().map(|p| p.level).max().unwrap_or(Level::Ok);
     let (backups, unreadable) = (inventory.backups.iter(), inventory.unreadable.iter());
     let segments = inventory.timelines.values().map(|t| t.segments.count());
+    let followed = cluster.timeline().zip(Some(found.windows.as_slice()));
+    let left_behind = LeftBehind::all(session, reading, &inventory, followed)?;
     Ok(ClusterInfo {
         name: inventory.cluster.clone(),
         system_identifier: inventory.system_identifier.to_string(),
@@ -528,7 +531,7 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
         receiver,
         repositories,
         tails: tails(&inventory),
-        left_behind: LeftBehind::all(session, reading, &inventory, cluster.timeline())?,
+        left_behind,
         others: Former::all(reading, identifier)?,
         blocked,
         retention,
@@ -735,7 +738,12 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
                 window.to_lsn,
                 window.broken.as_deref().unwrap_or_default()
             ),
-            gaps_next,
+            match &window.end {
+                StretchEnd::EndOfWal | StretchEnd::Missing { .. } => gaps_next,
+                // No other copy leads farther.
+                StretchEnd::Minimal { .. } | StretchEnd::Undecoded { .. } => "pitr backup",
+                _ => damage_next,
+            },
         );
     }
     for gap in gaps {

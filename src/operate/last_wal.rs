@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::archive_command::shell_word;
 use super::opened::Opened;
 use super::session::Session;
 use crate::archive::backfill;
@@ -13,13 +14,14 @@ use crate::pg::control::{ClusterState, ControlFile};
 use crate::pg::lsn::Lsn;
 use crate::pg::page::LONG_HEADER;
 use crate::pg::segment::{SegmentName, SegmentNumber};
-use crate::pg::timeline::{History, TimelineId};
+use crate::pg::timeline::{Ancestor, History, TimelineId};
 use crate::repo::repository::Repository;
 use crate::wal::increment::OpenSegment;
 use crate::wal::inventory::{HistoryFile, Inventory, Timeline};
 use crate::wal::remnant::Remnant;
 
 /// Requires that a repository has all WAL of the server that ran last in this data directory, which a restore in place removes.
+/// That of the timelines before its own counts, too: a standby may alone have what its lost primary wrote.
 ///
 /// With `archive_mode` the server says so itself, by files that wait. Nothing is asked of a timeline that the repository does not know: a copy that
 /// may not archive has one of its own.
@@ -30,8 +32,19 @@ pub fn require(session: &Session, data: &Path, opened: &Opened) -> Result<()> {
     let Some(last) = Last::of(data) else {
         return Ok(());
     };
+    for parent in last.parents() {
+        require_one(session, &parent, opened)?;
+    }
+    require_one(session, &last, opened)
+}
+
+/// Requires the WAL of one timeline.
+fn require_one(session: &Session, last: &Last, opened: &Opened) -> Result<()> {
     let mut found = Found::default();
-    found.add(&last, &opened.reading.repository, &opened.inventory)?;
+    found.add(last, &opened.reading.repository, &opened.inventory)?;
+    if found.is_there {
+        return Ok(());
+    }
     let mut silent = None;
     // Another repository may have it, or alone know the timeline.
     for (name, other) in opened.reading.all_others(session) {
@@ -43,7 +56,7 @@ pub fn require(session: &Session, data: &Path, opened: &Opened) -> Result<()> {
             let identifier = Some(opened.inventory.system_identifier);
             let (repository, followed) = (&other.repository, session.followed);
             match Inventory::read_as(repository, &other.name, identifier, followed) {
-                Ok(inventory) => found.add(&last, repository, &inventory),
+                Ok(inventory) => found.add(last, repository, &inventory),
                 Err(e) if e.code() == Code::NotFound => Ok(()),
                 Err(e) => Err(e),
             }
@@ -81,11 +94,13 @@ impl Found {
     }
 }
 
-/// The end of the WAL of a stopped server.
+/// The end of the WAL of a stopped server, or of a timeline that it left.
 struct Last {
     directory: DataDirectory,
-    /// The segment, as it lies in pg_wal.
+    /// The segment, as pg_wal names it. The next timeline's first segment has the same WAL where this one was left.
     name: SegmentName,
+    /// Whether the server left the timeline there.
+    is_left: bool,
     number: SegmentNumber,
     end: Lsn,
     control: ControlFile,
@@ -107,9 +122,65 @@ impl Last {
         is_there.then_some(Last {
             directory,
             name,
+            is_left: false,
             number,
             end,
             control,
+        })
+    }
+
+    /// The timelines from which the server's own comes, the oldest first. Their WAL may lie here alone, as that of a primary that was lost.
+    fn parents(&self) -> Vec<Last> {
+        let id = self.name.timeline;
+        let history = std::fs::read(self.directory.wal().join(id.history_file_name()));
+        let history = history
+            .ok()
+            .and_then(|bytes| History::parse(id, &bytes).ok());
+        let size = self.control.wal_segment_size;
+        let of = |ancestor: &Ancestor| {
+            let number = SegmentNumber::ending_at(ancestor.switch_lsn, size);
+            Some(Last {
+                directory: self.directory.clone(),
+                name: number.name(ancestor.timeline, size)?,
+                is_left: true,
+                number,
+                end: ancestor.switch_lsn,
+                control: self.control.clone(),
+            })
+        };
+        let ancestors = history.iter().flat_map(|history| history.ancestors());
+        let parents = ancestors.filter_map(of);
+        // No repository need be asked for what does not lie here.
+        parents.filter(Last::lies).collect()
+    }
+
+    /// Whether the last segment or the one before it lies in pg_wal.
+    fn lies(&self) -> bool {
+        let before = self
+            .name
+            .before(self.name.timeline, self.control.wal_segment_size);
+        self.end_lies() || before.is_some_and(|name| self.has_file(&name.to_string()))
+    }
+
+    /// Whether the last segment lies in pg_wal. A promotion renames that of the timeline that it leaves.
+    fn end_lies(&self) -> bool {
+        self.has_file(&self.name.to_string()) || self.has_file(&format!("{}.partial", self.name))
+    }
+
+    fn has_file(&self, name: &str) -> bool {
+        self.directory.wal().join(name).exists()
+    }
+
+    /// Whether a repository has a segment with which a timeline begins where the server left this one: a promotion copies its WAL into it.
+    fn is_in_next(&self, inventory: &Inventory) -> bool {
+        inventory.timelines.values().any(|next| {
+            let HistoryFile::Known(history) = &next.history else {
+                return false;
+            };
+            let tail = next.tails.get(&self.number);
+            let has =
+                next.segments.contains(self.number) || tail.is_some_and(|tail| *tail >= self.end);
+            has && history.switch_point(self.name.timeline) == Some(self.end)
         })
     }
 
@@ -125,7 +196,8 @@ impl Last {
         inventory: &Inventory,
         timeline: &Timeline,
     ) -> Result<Option<SegmentName>> {
-        let has_end = self.has_end(repository, inventory, timeline)?;
+        let is_elsewhere = self.is_left && (!self.end_lies() || self.is_in_next(inventory));
+        let has_end = is_elsewhere || self.has_end(repository, inventory, timeline)?;
         let size = self.control.wal_segment_size;
         let mut missing = (!has_end).then_some(self.name);
         let mut number = self.number;
@@ -138,7 +210,8 @@ impl Last {
             let Some(name) = name.filter(|_| !had(inventory, self.name.timeline, end)) else {
                 break;
             };
-            if !timeline.segments.contains(number) {
+            let tail = timeline.tails.get(&number);
+            if !timeline.segments.contains(number) && tail.is_none_or(|tail| *tail < end) {
                 missing = Some(name);
             }
         }
@@ -175,14 +248,16 @@ impl Last {
     }
 
     fn lacking(&self, first: SegmentName, silent: Option<(String, Error)>) -> Error {
-        let (data, wal) = (
-            self.directory.path().display(),
-            self.directory.wal().display(),
-        );
+        let data = self.directory.path().display();
+        let wal = shell_word(&self.directory.wal().to_string_lossy());
+        let kept = shell_word(&format!("{data}.kept"));
         let silent = silent.map_or_else(String::new, |(name, e)| {
             format!(" Repository \"{name}\", which may have it, could not be asked: {e}.")
         });
         let lost = match self.control.state {
+            _ if self.is_left => {
+                "Commits from before its promotion would be lost, and all behind them out of reach."
+            }
             ClusterState::ShutDownInRecovery => {
                 "Commits would be lost, unless its primary still has them: one that runs archives the rest with: select pg_switch_wal()."
             }
@@ -194,7 +269,7 @@ impl Last {
             self.end
         )
         .hint(format!(
-            "Nothing was changed. {lost}{silent} Let the receiver bring in the rest, or do it by hand; where they do not count, keep them elsewhere:\npitr wal backfill --from {wal}\nmkdir {data}.kept && mv {wal}/0* {data}.kept/"
+            "Nothing was changed. {lost}{silent} Let the receiver bring in the rest, or do it by hand; where they do not count, keep them elsewhere:\npitr wal backfill --from {wal}\nmkdir {kept} && mv {wal}/0* {kept}/"
         ))
     }
 }

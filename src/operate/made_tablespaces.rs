@@ -57,21 +57,23 @@ pub fn require_free(
     Ok(())
 }
 
-/// Names the directories that recovery needs, and that are not there. Nothing else makes them.
+/// Names the directories that recovery needs, and that are not there. Nothing else makes them. `user` is whom the server runs as.
 pub fn absent<'a>(
     made: &'a Made,
     placed: &'a [PlacedTablespace],
     replaces: Option<&'a Old>,
+    user: &str,
 ) -> impl Iterator<Item = String> {
+    let user = shell_word(user);
     let absent = made.iter().filter(move |(_, path)| {
         matches!(path.try_exists(), Ok(false))
             && restored_there(placed, &real_of(path), replaces).is_none()
     });
-    absent.map(|(oid, path)| {
+    absent.map(move |(oid, path)| {
         // The place comes out of WAL: who can write to the repository chooses it.
         let word = shell_word(&path.to_string_lossy());
         format!(
-            "recovery makes tablespace {oid} in \"{}\", which does not exist, so it would end there: make it for the server's user before the start: install -d -o postgres -m 700 {word}",
+            "recovery makes tablespace {oid} in \"{}\", which does not exist, so it would end there: make it for the server's user before the start: install -d -o {user} -m 700 {word}",
             path.display()
         )
     })
@@ -189,15 +191,19 @@ mod tests {
     #[test]
     fn a_directory_that_recovery_needs_and_nobody_makes_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+        let [one, two] = ["it's one", "two"].map(|name| dir.path().join(name));
         let made = Made::from([(20, one.clone()), (30, two.clone())]);
         let there = [placed(10, &two, &two)];
-        let named: Vec<String> = absent(&made, &there, None).collect();
+        let named: Vec<String> = absent(&made, &there, None, "anna").collect();
+        let command = format!(
+            "install -d -o anna -m 700 '{}/it'\\''s one'",
+            dir.path().display()
+        );
         assert!(
-            matches!(named.as_slice(), [one] if one.contains("tablespace 20")),
+            matches!(named.as_slice(), [one] if one.contains("tablespace 20") && one.ends_with(&command)),
             "{named:?}"
         );
         std::fs::create_dir(&one).unwrap();
-        assert_eq!(absent(&made, &there, None).count(), 0);
+        assert_eq!(absent(&made, &there, None, "anna").count(), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Limits of what a command reads from repositories and writes to them.
 //!
-//! Backups, restores, drills, clones, mounts, queries, `verify`, `repo sync` and `repo compact` keep them. Everything else is exempt: it moves
+//! Backups, restores, drills, clones (also those of `find`), mounts, queries, `verify`, `repo sync` and `repo compact` keep them. Everything else is exempt: it moves
 //! WAL, or next to nothing, or somebody waits for one table (`rescue`).
 
 use std::collections::BTreeMap;

@@ -9,7 +9,7 @@ use super::clone::{self, Asked, folder::State};
 use super::rescue::tables::set_config;
 use super::server::Server;
 use super::session::Session;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::restore::settings::Brought;
 use crate::wire::client::Rows;
 use crate::wire::sql::{is_own_limit, is_too_long};
@@ -62,8 +62,11 @@ pub fn run(
     })
 }
 
-/// Says what helps where the answer is one that pitr does not take.
+/// Says what helps where the answer is one that pitr does not take, and where the server is gone.
 fn explained(e: Error) -> Error {
+    if e.code() == Code::Unreachable {
+        return e.hint("The server of the copy has ended, or has ended the session, and the copy is thrown away. Run the command again. Where the statement takes more memory than there is, ask for a part.");
+    }
     match is_own_limit(&e) {
         true if is_too_long(&e) => e.hint(TOO_LONG),
         true => e.hint(

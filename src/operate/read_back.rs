@@ -1,4 +1,6 @@
-//! How much of a cluster was read back by `pitr verify`, and when.
+//! How much of a cluster, or of other content, was read back by `pitr verify`, and when.
+
+use std::collections::BTreeMap;
 
 use super::human;
 use super::reading::Reading;
@@ -6,9 +8,13 @@ use super::session::Session;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::repo::catalog::{Catalog, Needs};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::portion::{self, Portion, ReadBack, Seen, Share};
+use crate::repo::root::aux_root::AuxBackup;
 use crate::repo::runs::Runs;
+use crate::repo::scope::Scope;
+use crate::store::Store;
 use crate::wal::inventory::{self, Backup, Inventory};
 
 /// Counts packs of backups and segments, and those that were read back.
@@ -18,6 +24,25 @@ use crate::wal::inventory::{self, Backup, Inventory};
 pub fn share(session: &Session, reading: &Reading, inventory: &Inventory) -> Result<Share> {
     let read = all(session, reading, inventory)?;
     Ok(Share::of(&read, &there(&inventory.backups, inventory)))
+}
+
+/// As [`share`], of other content whose backups were read; `logs` are the whole segments of its log.
+///
+/// # Errors
+/// Those of [`share`].
+pub fn share_of_scope(
+    (store, scope): (&dyn Store, &Scope),
+    (catalog, logs): (&Catalog<AuxBackup>, BTreeMap<String, Runs>),
+    now: TimestampTz,
+) -> Result<Share> {
+    let read = ReadBack::new(&portion::events(store, scope)?, &[], now);
+    let packs = catalog.committed();
+    let packs = packs.map(|(_, _, backup)| Portion::of_packs(backup.needs().1));
+    let there = Portion {
+        logs,
+        ..packs.fold(Portion::default(), |all, one| all.union(&one))
+    };
+    Ok(Share::of(&read, &there))
 }
 
 /// Whether everything was read back since a moment. WAL and backups that came after the last check are the next one's.
@@ -71,12 +96,16 @@ fn there<'a>(backups: impl IntoIterator<Item = &'a Backup>, inventory: &Inventor
 pub fn line(share: &Share) -> String {
     let of = |read: u64, all: u64, what: &str| format!("{read} of {}", human::count(all, what));
     let packs = of(share.packs_read, share.packs, "pack");
-    let segments = of(share.segments_read, share.segments, "segment");
+    // Most content has neither WAL nor a log.
+    let segments = match share.segments {
+        0 => String::new(),
+        all => format!(", {}", of(share.segments_read, all, "segment")),
+    };
     let oldest = match share.oldest {
         Some(time) => format!(", the longest ago {}", human::time(time)),
         None => String::new(),
     };
-    format!("read back: {packs}, {segments}{oldest}")
+    format!("read back: {packs}{segments}{oldest}")
 }
 
 #[cfg(test)]

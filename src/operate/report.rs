@@ -468,7 +468,10 @@ fn controls(
         control(
             "several copies",
             all > 1,
-            format!("{all} repositories"),
+            match all {
+                1 => "1 repository".to_owned(),
+                _ => format!("{all} repositories"),
+            },
             "pitr repo sync",
         ),
         control(

@@ -301,7 +301,8 @@ fn check_children(inventory: &Inventory, fork: &Fork) -> Result<Option<String>> 
     let tree = Tree::of(inventory);
     let abandoned = tree.abandoned(&inventory.decisions);
     let mut doubtful = Vec::new();
-    for (id, held) in &inventory.timelines {
+    // The newest comes first: it cannot be abandoned with the timeline from which it descends.
+    for (id, held) in inventory.timelines.iter().rev() {
         let left = tree.history(*id).and_then(|h| h.switch_point(parent));
         let Some(left) = left.filter(|left| *left > start) else {
             continue;

@@ -139,8 +139,12 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     }
     let cluster = opened.reading.cluster.as_ref();
     if let Some(cluster) = cluster.filter(|_| asked.adopt && !asked.dry_run) {
-        let copy = (target.data.as_path(), opened.inventory.system_identifier);
-        rival::check(session, copy, cluster, asked.is_confirmed)?;
+        let copy = rival::Newcomer {
+            path: target.data.as_path(),
+            identifier: opened.inventory.system_identifier,
+            name: cluster.name.as_str(),
+        };
+        rival::check(session, &copy, cluster, asked.is_confirmed)?;
     }
     let begun = match &earlier {
         // The one that has yet to take another's place may wait since long.

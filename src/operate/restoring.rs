@@ -203,7 +203,8 @@ impl Prepared {
         if !place.is_private {
             let placed = &target.tablespaces;
             made_tablespaces::require_free(&made, root.content.major, placed, replaces)?;
-            for absent in made_tablespaces::absent(&made, placed, replaces) {
+            let user = server_user(&target).map_or_else(|_| "postgres".into(), |user| user.name());
+            for absent in made_tablespaces::absent(&made, placed, replaces, &user) {
                 session.warn(&absent);
             }
         }
@@ -406,6 +407,15 @@ fn is_same_directory(a: &Path, b: &Path) -> bool {
     matches!((inode(a), inode(b)), (Ok(a), Ok(b)) if a == b)
 }
 
+/// The user whom the server runs as: the owner of its files.
+fn server_user(target: &Target) -> std::io::Result<User> {
+    let existing = target.data.ancestors().find(|p| p.exists());
+    match (target.owner, existing) {
+        (Some(_), Some(existing)) => User::owner_of(existing),
+        _ => Ok(User::of_process()),
+    }
+}
+
 /// Requires the program that PostgreSQL runs while it recovers, and warns of what the server's user will not be able to use.
 ///
 /// # Errors
@@ -423,12 +433,9 @@ fn check_commands(session: &Session, target: &Target, opened: &Opened) -> Result
         .hint("Nothing was written. Install pitr-restore beside pitr."));
     }
     opened.reading.warn_of_passphrases(session);
-    let existing = target.data.ancestors().find(|p| p.exists());
-    let user = match (target.owner, existing) {
-        (Some(_), Some(existing)) => User::owner_of(existing),
-        _ => Ok(User::of_process()),
+    let Ok(user) = server_user(target) else {
+        return Ok(());
     };
-    let Ok(user) = user else { return Ok(()) };
     let repository = &opened.reading.configured;
     let directory = repository.location.directory();
     let settings = opened.reading.settings.path.as_deref();

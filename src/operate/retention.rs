@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::one_place::{Elsewhere, beside, elsewhere, is_the_same};
+use super::scopes::cluster_of;
 use super::session::Session;
 use super::target::{configured_zone, host_zone};
 use crate::config::{self, Flags, Retention, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::plan::retention::copies::{Copies, Other, WalElsewhere};
-use crate::plan::retention::{Policy, whole};
+use crate::plan::retention::{Commands, Policy, whole};
 use crate::plan::target_time::Zone;
 use crate::repo::catalog::{Needs, Reading, Reduced};
 use crate::repo::drilled;
@@ -25,6 +26,17 @@ pub fn no_rule() -> Error {
     err!(Config, "it is not said how many backups to keep").hint(
         "Nothing was deleted.\nSay how many with --keep N, at least 1 (pitr expire --keep 7 --dry-run), or write rules such as keep_daily = 30 into [clusters.NAME.retention] of the configuration: pitr help configuration. Where a unit or a job expires, the number is in its command: systemctl cat pitr-expire, or run in [jobs.expire]",
     )
+}
+
+/// The commands about other content. A shard of a Redis cluster is backed up with that.
+pub fn commands(settings: &Settings, scope: &Scope) -> Commands {
+    let (kind, name) = (scope.kind().unwrap_or_default(), scope.name());
+    let cluster = cluster_of(settings, &scope.prefix());
+    let backed_up = cluster.map_or(name, |cluster| cluster.name);
+    Commands {
+        backup: format!("pitr {kind} backup {backed_up}"),
+        of: format!(" --of {kind}:{name}"),
+    }
 }
 
 /// The rules of the configuration, and what the command line says in their place.
@@ -164,7 +176,12 @@ impl Rules {
         let has_log = cluster.is_some() || scope.kind() == Some(slot_map::CONTENT);
         rules.wal_window = rules.wal_window.filter(|_| has_log);
         let copies = rules.min_copies.filter(|wanted| *wanted > 1);
+        let commands = match cluster {
+            Some(_) => Commands::default(),
+            None => commands(&self.settings, scope),
+        };
         Ok(Some(Policy {
+            commands,
             zone: Some(self.zone(session, cluster, configured)?),
             copies: copies.map(|wanted| self.copies::<R>(session, configured, scope, wanted)),
             rules,
@@ -216,6 +233,27 @@ impl Rules {
         }
     }
 
+    /// The policy for the deletion of one backup of a cluster on request: that asks for no copies of the backup, and WAL that others need stays.
+    pub fn with_wal_of_others(
+        &self,
+        session: &Session,
+        configured: &config::Repository,
+        registration: &Registration,
+        mut policy: Policy,
+    ) -> Policy {
+        let rules = self
+            .settings
+            .retention_of(Some(&registration.name), configured);
+        policy.copies = rules
+            .min_copies
+            .filter(|wanted| *wanted > 1)
+            .map(|wanted| Copies {
+                wanted,
+                ..Copies::default()
+            });
+        self.with_wal_elsewhere(session, configured, registration, policy)
+    }
+
     /// The policy for a cluster: WAL, too, leaves only while enough repositories have it. One that cannot be read may need all of it.
     pub fn with_wal_elsewhere(
         &self,
@@ -235,7 +273,8 @@ impl Rules {
                 let all = repository.registrations(&registration.name)?;
                 let identifier = registration.system_identifier;
                 let own = all.iter().find(|r| r.system_identifier == identifier);
-                own.map(|own| Survey::read(&repository, own)).transpose()
+                own.map(|own| Survey::compared(&repository, own))
+                    .transpose()
             });
             match read {
                 // It has nothing of the cluster, or nothing of its own.

@@ -2,11 +2,17 @@
 
 use serde::Serialize;
 
+use super::archive_command::shell_word;
 use super::backup_age;
 use super::finding::{Finding, Level};
+use super::forecast::{self, Forecast};
+use super::info::Asks;
 use super::of;
+use super::read_back;
 use super::redis::watch::{self, Watched};
+use super::retention::Rules;
 use super::session::Session;
+use crate::backup::configuration::NAME as CONFIG;
 use crate::config::{self, Settings};
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
@@ -14,12 +20,15 @@ use crate::redis::nodes::digits;
 use crate::repo::catalog::{Catalog, Manifest, Reading};
 use crate::repo::event;
 use crate::repo::id::BackupId;
+use crate::repo::log_keys::{self, Objects};
+use crate::repo::portion::Share;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxBackup;
 use crate::repo::scope::Scope;
 use crate::repo::set_mark::KIND;
 use crate::repo::slot_map;
 use crate::repo::source;
+use crate::repo::stored_log::StoredLog;
 
 /// An aux scope in one repository.
 #[derive(Serialize)]
@@ -38,6 +47,12 @@ pub struct ScopeInfo {
     /// The end of its log, where it is a Redis server that is received.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<Watched>,
+    /// How much of it `pitr verify` read back, and when; none where nobody asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_back: Option<Share>,
+    /// Meaning of the configured rules of retention for the backups; none where nobody asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Forecast>,
 }
 
 /// A backup of an aux scope.
@@ -66,49 +81,127 @@ pub struct ScopeBackup {
     pub pinned: bool,
 }
 
-/// Looks at every aux scope of every repository that answers, and at the configured ones that have none.
+/// A repository, as the commands name it that bring content there.
+#[derive(Clone, Copy)]
+pub struct Place<'s> {
+    pub settings: &'s Settings,
+    pub configured: &'s config::Repository,
+    /// The command line chose it: without that word a command takes the first one.
+    pub is_chosen: bool,
+}
+
+impl<'s> Place<'s> {
+    /// The place of a command.
+    pub fn of(
+        session: &Session,
+        settings: &'s Settings,
+        configured: &'s config::Repository,
+    ) -> Place<'s> {
+        Place {
+            settings,
+            configured,
+            is_chosen: session.flags.repository.is_some(),
+        }
+    }
+
+    /// Pure: what brings a newer backup of content here. A backup goes to the first repository, unless another one is named.
+    pub fn next(&self, content: &config::Content<'_>) -> String {
+        let (name, all) = (&self.configured.name, &self.settings.repositories);
+        let backup = format!("pitr {} backup {}", content.kind, content.name);
+        if !self.is_chosen && all.first().is_none_or(|first| first.name == *name) {
+            return backup;
+        }
+        let place = shell_word(name);
+        let backup = format!("{backup} --repository {place}");
+        // Objects are copied as they are stored: between repositories of the same keys.
+        let mut others = all.iter().filter(|one| one.name != *name);
+        match others.any(|one| one.encryption == self.configured.encryption) {
+            true => format!(
+                "{backup}, or pitr repo sync --to {place} where another repository has a newer one"
+            ),
+            false => backup,
+        }
+    }
+}
+
+/// The repository in which backups of content are missed: the first one. Configuration goes into the first that has a secrets pair: others refuse its secrets.
+pub fn home<'s>(settings: &'s Settings, kind: &str) -> Option<&'s config::Repository> {
+    let mut all = settings.repositories.iter();
+    let sealing = all.find(|one| kind == CONFIG && one.secrets_file().is_some());
+    sealing.or(settings.repositories.first())
+}
+
+/// Looks at every aux scope of every repository that answers, and at the configured ones that have none. People are also shown what the rules of retention mean.
 ///
 /// # Errors
 /// `Config`; what the stores say.
-pub fn look(session: &Session) -> Result<Vec<ScopeInfo>> {
+pub fn look(session: &Session, asks: Asks) -> Result<Vec<ScopeInfo>> {
     let settings = session.settings()?;
-    let mut all = Vec::new();
-    for (index, configured) in settings.repositories.iter().enumerate() {
+    let rules = Rules::new(session, settings.clone(), None);
+    let (mut all, mut looked) = (Vec::new(), Vec::new());
+    for configured in &settings.repositories {
         // One that does not answer is reported with the clusters.
         let Ok(repository) = session.open_or_give_up(configured, &settings) else {
             continue;
         };
+        let place = Place::of(session, &settings, configured);
         let scopes = of::scopes(session, &repository)?;
         let now = session.host.now();
         // A recovery set has marks, which pitr info --set shows, and no backups.
         let with_backups = scopes.iter().filter(|scope| scope.kind() != Some(KIND));
         for scope in with_backups {
-            let mut one = look_at(&repository, scope, now)?.named(&configured.name);
-            if !needs_none(&settings, &repository, scope)? {
-                one.judge_newest(&settings, now);
-                one.judge_log(&settings, (&repository, scope), now)?;
+            let one = match asks {
+                Asks::Promises => foresee(session, (configured, &rules), (&repository, scope))?,
+                Asks::Everything => look_at(&repository, scope, now)?,
+            };
+            let mut one = one.named(&configured.name);
+            // Another repository may have it: where none has, that is told below.
+            let is_elsewhere = scope.kind() == Some(CONFIG) && one.backups.is_empty();
+            if !is_elsewhere && !needs_none(&settings, &repository, scope)? {
+                one.judge_newest(place, now);
+                one.judge_log(place, (&repository, scope), now)?;
             }
             all.push(one);
         }
-        // Backups go to the first one. The others get copies, if the operator wants them to.
-        if index == 0 && of::looks_at_all(session) {
-            let has = |one: &config::Content<'_>| {
-                let prefix = prefix(one);
-                scopes.iter().any(|scope| scope.prefix() == prefix)
-            };
-            let has_shards = |cluster: &config::Content<'_>| {
-                let is_shard = |scope: &Scope| {
-                    cluster_of(&settings, &scope.prefix())
-                        .is_some_and(|one| one.name == cluster.name)
-                };
-                scopes.iter().any(is_shard)
-            };
-            let clusters = settings.redis_clusters().filter(|one| !has_shards(one));
-            let missing = settings.contents().filter(|one| !has(one)).chain(clusters);
-            all.extend(missing.map(|one| ScopeInfo::empty(&one, &configured.name)));
-        }
+        looked.push(place);
+    }
+    if of::looks_at_all(session) {
+        add_missing(&mut all, &settings, &looked);
     }
     Ok(all)
+}
+
+/// Adds what is configured and has no backup. Only its home is asked for it: other repositories get copies, if the operator wants them to. Any place of
+/// configuration will do.
+fn add_missing(all: &mut Vec<ScopeInfo>, settings: &Settings, looked: &[Place<'_>]) {
+    let contents = settings.contents().map(|one| (one, false));
+    let clusters = settings.redis_clusters().map(|one| (one, true));
+    for (content, is_cluster) in contents.chain(clusters) {
+        let Some(home) = home(settings, content.kind) else {
+            continue;
+        };
+        let place = looked.iter().find(|one| one.configured.name == home.name);
+        let Some(place) = place else { continue };
+        let is_it = |one: &ScopeInfo| match is_cluster {
+            true => cluster_of(settings, &one.scope).is_some_and(|of| of.name == content.name),
+            false => one.scope == prefix(&content),
+        };
+        let is_there = |one: &ScopeInfo| match content.kind == CONFIG {
+            true => !one.backups.is_empty(),
+            false => one.repository == home.name,
+        };
+        if all.iter().any(|one| is_it(one) && is_there(one)) {
+            continue;
+        }
+        // Nothing is left of its backups there.
+        let is_left = |one: &ScopeInfo| content.kind == CONFIG && one.repository == home.name;
+        let at = all.iter().position(|one| is_it(one) && is_left(one));
+        let one = at.map_or_else(
+            || ScopeInfo::empty(&content, &home.name),
+            |at| all.remove(at),
+        );
+        all.push(one.missing(&content, *place));
+    }
 }
 
 fn prefix(content: &config::Content<'_>) -> String {
@@ -137,25 +230,23 @@ fn needs_none(settings: &Settings, repository: &Repository, scope: &Scope) -> Re
 /// Errors of the store.
 pub fn look_at_shards(
     repository: &Repository,
-    settings: &Settings,
+    place: Place<'_>,
     cluster: &config::Content<'_>,
     now: TimestampTz,
 ) -> Result<Vec<ScopeInfo>> {
+    let settings = place.settings;
     let mut all = Vec::new();
     for scope in repository.aux_scopes()? {
         let is_own =
             cluster_of(settings, &scope.prefix()).is_some_and(|one| one.name == cluster.name);
         if is_own && !needs_none(settings, repository, &scope)? {
             let mut one = look_at(repository, &scope, now)?;
-            one.judge_log(settings, (repository, &scope), now)?;
+            one.judge_log(place, (repository, &scope), now)?;
             all.push(one);
         }
     }
     if all.is_empty() {
-        all.push(ScopeInfo {
-            problems: Vec::new(),
-            ..ScopeInfo::empty(cluster, "")
-        });
+        all.push(ScopeInfo::empty(cluster, ""));
     }
     Ok(all)
 }
@@ -166,14 +257,44 @@ pub fn newest_trouble(
     newest: Option<TimestampTz>,
     now: TimestampTz,
 ) -> Option<String> {
-    let (kind, name) = (content.kind, content.name);
     let Some(newest) = newest else {
-        return Some(format!(
-            "there is no undamaged backup: take one: pitr {kind} backup {name}"
-        ));
+        return Some("there is no undamaged backup".to_owned());
     };
     let limit = content.max_backup_age.map(|limit| limit.duration());
     backup_age::trouble(newest, limit, now)
+}
+
+/// Looks at one scope, at what the rules do with it, and at how much of it was read back.
+fn foresee(
+    session: &Session,
+    (configured, rules): (&config::Repository, &Rules),
+    (repository, scope): (&Repository, &Scope),
+) -> Result<ScopeInfo> {
+    let (store, now) = (repository.store(), session.host.now());
+    let has_rules = rules.of(None, configured).is_some();
+    let reading: Reading<'_, AuxBackup> = Reading::begin(store, scope)?;
+    let mut catalog = match has_rules {
+        true => reading.everything()?,
+        false => reading.backups()?,
+    };
+    let objects = match scope.kind() == Some(slot_map::CONTENT) {
+        true => log_keys::objects(store, scope)?,
+        false => Objects::default(),
+    };
+    let mut one = shown(repository, scope, &mut catalog, now)?;
+    let place = (store, scope);
+    let read = read_back::share_of_scope(place, (&catalog, objects.whole()), now)?;
+    one.read_back = Some(read);
+    if has_rules {
+        let log = StoredLog::of(place, &objects)?;
+        let stored = (scope, &catalog, &log);
+        match forecast::of_scope(session, (rules, configured), stored) {
+            Ok(forecast) => one.retention = forecast,
+            // Wrong rules hide no backup.
+            Err(e) => one.fail("retention", e.to_string(), "pitr doctor"),
+        }
+    }
+    Ok(one)
 }
 
 /// Looks at one scope.
@@ -182,6 +303,16 @@ pub fn newest_trouble(
 /// Errors of the store.
 pub fn look_at(repository: &Repository, scope: &Scope, now: TimestampTz) -> Result<ScopeInfo> {
     let mut catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
+    shown(repository, scope, &mut catalog, now)
+}
+
+/// Shows what was read of a scope.
+fn shown(
+    repository: &Repository,
+    scope: &Scope,
+    catalog: &mut Catalog<AuxBackup>,
+    now: TimestampTz,
+) -> Result<ScopeInfo> {
     let mut problems = Vec::new();
     let mut fail = |name: &str, what: String, next: String| {
         problems.push(Finding::new("content", name, Level::Fail, what).with_next(next));
@@ -238,27 +369,35 @@ pub fn look_at(repository: &Repository, scope: &Scope, now: TimestampTz) -> Resu
         problems,
         backups,
         log: None,
+        read_back: None,
+        retention: None,
     })
 }
 
 impl ScopeInfo {
     /// One of which the repository has nothing.
     fn empty(content: &config::Content<'_>, repository: &str) -> ScopeInfo {
-        let mut none = ScopeInfo {
+        ScopeInfo {
             scope: prefix(content),
             repository: repository.to_owned(),
             state: Level::Ok,
             problems: Vec::new(),
             backups: Vec::new(),
             log: None,
-        };
-        none.judge_end(content, TimestampTz(0));
-        none
+            read_back: None,
+            retention: None,
+        }
     }
 
-    /// When the newest backup ended that no check found damaged.
-    pub fn newest_end(&self) -> Option<TimestampTz> {
-        self.ends().max()
+    /// One that should have a backup in a place, and has none.
+    fn missing(mut self, content: &config::Content<'_>, place: Place<'_>) -> ScopeInfo {
+        self.judge_end(content, place, TimestampTz(0));
+        self
+    }
+
+    /// When the newest backup ended that no check found damaged. One of a clock that was ahead counts where there is no other.
+    pub fn newest_end(&self, now: TimestampTz) -> Option<TimestampTz> {
+        backup_age::newest(self.ends(), now)
     }
 
     /// When each backup ended that no check found damaged.
@@ -268,11 +407,12 @@ impl ScopeInfo {
     }
 
     /// Judges the newest backup, where the scope is configured here.
-    fn judge_newest(&mut self, settings: &Settings, now: TimestampTz) {
+    fn judge_newest(&mut self, place: Place<'_>, now: TimestampTz) {
+        let settings = place.settings;
         let configured = settings.contents().find(|one| prefix(one) == self.scope);
         let configured = configured.or_else(|| cluster_of(settings, &self.scope));
         if let Some(content) = configured {
-            self.judge_end(&content, now);
+            self.judge_end(&content, place, now);
         }
     }
 
@@ -282,7 +422,7 @@ impl ScopeInfo {
     /// Errors of the store.
     pub fn judge_log(
         &mut self,
-        settings: &Settings,
+        place: Place<'_>,
         (repository, scope): (&Repository, &Scope),
         now: TimestampTz,
     ) -> Result<()> {
@@ -291,7 +431,7 @@ impl ScopeInfo {
             true => digits(&redis.name, name).is_some(),
             false => redis.name == name,
         };
-        let sections = settings.redis.iter();
+        let sections = place.settings.redis.iter();
         let mut sections = sections.filter(|redis| redis.journal.is_some());
         let Some(section) = sections.find(is_own) else {
             return Ok(());
@@ -300,7 +440,8 @@ impl ScopeInfo {
             Ok(log) => {
                 self.log = log;
                 let log = self.log.iter();
-                log.flat_map(|log| log.trouble(&section.name, now))
+                let backup = place.next(&section.content());
+                log.flat_map(|log| log.trouble(&section.name, &backup, now))
                     .collect()
             }
             Err(e) if e.is_damage() => vec![(
@@ -310,20 +451,20 @@ impl ScopeInfo {
             Err(e) => return Err(e),
         };
         for (what, next) in trouble {
-            self.state = Level::Fail;
-            let found = Finding::new("content", "log", Level::Fail, what);
-            self.problems.push(found.with_next(next));
+            self.fail("log", what, &next);
         }
         Ok(())
     }
 
-    fn judge_end(&mut self, content: &config::Content<'_>, now: TimestampTz) {
-        let newest = backup_age::newest(self.ends(), now);
-        if let Some(what) = newest_trouble(content, newest, now) {
-            self.state = Level::Fail;
-            let next = format!("pitr {} backup {}", content.kind, content.name);
-            let found = Finding::new("content", "newest backup", Level::Fail, what);
-            self.problems.push(found.with_next(next));
+    fn fail(&mut self, name: &str, what: String, next: &str) {
+        self.state = Level::Fail;
+        let found = Finding::new("content", name, Level::Fail, what);
+        self.problems.push(found.with_next(next));
+    }
+
+    fn judge_end(&mut self, content: &config::Content<'_>, place: Place<'_>, now: TimestampTz) {
+        if let Some(what) = newest_trouble(content, self.newest_end(now), now) {
+            self.fail("newest backup", what, &place.next(content));
         }
     }
 
@@ -338,7 +479,7 @@ impl ScopeInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Content, Period};
+    use crate::config::{Content, Encryption, Location, Period};
 
     #[test]
     fn a_newest_backup_is_missed_and_becomes_too_old() {
@@ -349,13 +490,92 @@ mod tests {
             name: "www",
             max_backup_age: None,
         };
-        let missed = newest_trouble(&content, None, now).unwrap();
-        assert!(missed.ends_with("pitr files backup www"), "{missed}");
+        let missed = newest_trouble(&content, None, now);
+        assert_eq!(missed.unwrap(), "there is no undamaged backup");
         assert_eq!(newest_trouble(&content, Some(before(1 << 30)), now), None);
         content.max_backup_age = Some(Period(3600));
         for (seconds, is_old) in [(-60, false), (0, false), (3600, false), (3601, true)] {
             let trouble = newest_trouble(&content, Some(before(seconds)), now);
             assert_eq!(trouble.is_some(), is_old, "{seconds}");
         }
+    }
+
+    #[test]
+    fn u122_a_next_command_brings_the_backup_where_it_is_missed() {
+        let repository = |name: &str, keys: &str| config::Repository {
+            name: name.to_owned(),
+            encryption: (!keys.is_empty()).then(|| Encryption {
+                key_set: Some(keys.into()),
+                secrets: Some(format!("{keys}-pair").into()),
+                ..Encryption::default()
+            }),
+            ..config::Repository::at(Location::from_url("file:///r").unwrap())
+        };
+        let mut settings = Settings::default();
+        settings.repositories = vec![
+            repository("local", ""),
+            repository("vault", "a"),
+            repository("offsite", ""),
+        ];
+        let content = |kind| Content {
+            kind,
+            name: "www",
+            max_backup_age: None,
+        };
+        let next = |at: usize, is_chosen| {
+            let configured = &settings.repositories[at];
+            let place = Place {
+                settings: &settings,
+                configured,
+                is_chosen,
+            };
+            place.next(&content("files"))
+        };
+        assert_eq!(next(0, false), "pitr files backup www");
+        let vault = "pitr files backup www --repository vault";
+        assert_eq!(next(1, false), vault);
+        let offsite = "pitr files backup www --repository offsite, or pitr repo sync --to offsite ";
+        assert!(next(2, false).starts_with(offsite), "{}", next(2, false));
+        let home_of = |kind: &str| home(&settings, kind).unwrap().name.clone();
+        assert_eq!(home_of("files"), "local");
+        assert_eq!(home_of(CONFIG), "vault");
+        // The command line leaves the others out, and a command without that word would take the first of them.
+        settings.repositories.retain(|one| one.name == "vault");
+        let place = Place {
+            settings: &settings,
+            configured: &settings.repositories[0],
+            is_chosen: true,
+        };
+        assert_eq!(place.next(&content("files")), vault);
+    }
+
+    #[test]
+    fn a_backup_of_a_clock_that_was_ahead_hides_no_other() {
+        let now = TimestampTz::from_unix_seconds(1_800_000_000).unwrap();
+        let ended = |seconds: i64| TimestampTz(now.0 + seconds * 1_000_000);
+        let backup = |seconds: i64, damage: Option<String>| ScopeBackup {
+            id: "20261127T050000Z-482913-full".parse().unwrap(),
+            label: None,
+            start_time: ended(seconds),
+            stop_time: ended(seconds),
+            size_bytes: 0,
+            stored_bytes: 0,
+            unstable_count: 0,
+            incomplete_count: 0,
+            damage,
+            expire_not_before: None,
+            pinned: false,
+        };
+        let content = Content {
+            kind: "files",
+            name: "www",
+            max_backup_age: None,
+        };
+        let mut info = ScopeInfo::empty(&content, "");
+        info.backups.push(backup(86_400, None));
+        assert_eq!(info.newest_end(now), Some(ended(86_400)));
+        info.backups.push(backup(-7200, None));
+        info.backups.push(backup(-3600, Some("a bit".to_owned())));
+        assert_eq!(info.newest_end(now), Some(ended(-7200)));
     }
 }

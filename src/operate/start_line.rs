@@ -325,7 +325,7 @@ impl Line<'_> {
         };
         if !taken.keeps_out(port, &listens) {
             self.notes.push(format!(
-                "It listens on port {port}; on another one with -p PORT among the options of -o."
+                "It listens on port {port}; on another one with -o \"-p PORT\"."
             ));
             return (port, false);
         }
@@ -365,7 +365,7 @@ impl Line<'_> {
             && brought.has_subscriptions
         {
             self.notes.push(
-                "The cluster seems to have subscriptions. Open for writes, this copy takes the changes that the cluster itself is to get. Beside it, start it with -c max_logical_replication_workers=0 among the options of -o."
+                "The cluster seems to have subscriptions. Open for writes, this copy takes the changes that the cluster itself is to get. Beside it, start it with -o \"-c max_logical_replication_workers=0\"."
                     .into(),
             );
         }

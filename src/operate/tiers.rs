@@ -12,7 +12,7 @@ use crate::config::{self, Location, Price, StorageClass, Tier, TierBy, TierKind}
 use crate::err;
 use crate::error::{Code, Result};
 use crate::expire::scope::ExpireScope;
-use crate::expire::{Expire, Links};
+use crate::expire::{Expire, Leftovers, Links};
 use crate::fault;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
@@ -450,6 +450,7 @@ fn of_cluster(
             policy,
             host,
             links: Links::default(),
+            leftovers: Leftovers::default(),
         }
         .plan()
     });
@@ -494,6 +495,7 @@ fn of_scope(
             scope,
             policy,
             host,
+            leftovers: Leftovers::default(),
         }
         .plan()
     });

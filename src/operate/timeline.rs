@@ -224,7 +224,8 @@ pub struct Decided {
 /// Looks what follows from a decision.
 ///
 /// # Errors
-/// `NotFound` for an unknown timeline; `Refused` when no timeline would be left, or the one that is restored would not be followed.
+/// `NotFound` for an unknown timeline; `Refused` when no timeline would be left, the cluster would go with its ancestor, or the one that is
+/// restored would not be followed.
 pub fn decide(session: &Session, change: Change) -> Result<Decided> {
     let held = Held::read(session)?;
     let rollups = held.rollups(session)?;
@@ -232,6 +233,7 @@ pub fn decide(session: &Session, change: Change) -> Result<Decided> {
     let (tree, decisions) = cluster::together(&sides);
     let before = cluster::decide(&tree, &decisions, &sides.as_slice())?;
     let ends = require_sense(&tree, &decisions, &change)?;
+    require_apart(&tree, &before, &change)?;
     let mut then = decisions.clone();
     let events = events(&Writer::of(&session.host), &change, &ends);
     for (n, event) in events.iter().enumerate() {
@@ -333,6 +335,33 @@ fn require_sense(tree: &Tree, decisions: &Decisions, change: &Change) -> Result<
     })
 }
 
+/// Requires that nothing that may be the cluster is abandoned with its ancestor. An adopted copy and a promoted standby descend from the timeline
+/// that goes on beside them, which is the one that an operator gives up.
+fn require_apart(tree: &Tree, before: &Cluster, change: &Change) -> Result<()> {
+    let number = change.timeline;
+    let goes_too = |t: &TimelineId| *t != number && tree.descends(*t, number);
+    // The newest comes first, and no other candidate descends from it.
+    let taken = before.candidates().into_iter().find(goes_too);
+    let Some(taken) = taken.filter(|_| change.kind == Kind::Abandon) else {
+        return Ok(());
+    };
+    let (number, taken) = (number.decimal(), taken.decimal());
+    let (standing, remedy) = match before.timeline() {
+        Some(_) => ("is", "it needs no decision".to_owned()),
+        None => (
+            "may be",
+            format!("pitr timeline restore {taken} --reason TEXT"),
+        ),
+    };
+    Err(err!(
+        Refused,
+        "timeline {taken}, which {standing} the cluster, descends from timeline {number}, and would be abandoned with it"
+    )
+    .hint(format!(
+        "Nothing was changed. If timeline {taken} is the cluster: {remedy}. Stop the server that is still on timeline {number}.\nIf it is not, abandon it first: pitr timeline abandon {taken} --reason TEXT"
+    )))
+}
+
 /// Requires that a timeline is left, and that the one that is restored is followed.
 fn require_outcome(tree: &Tree, after: &Cluster, change: &Change) -> Result<()> {
     let number = change.timeline;
@@ -392,4 +421,45 @@ fn record(
             .map_err(|e: Error| e.context("write the decision"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::pg::timeline::tli;
+    use crate::plan::cluster::{Verdict, Why};
+
+    #[test]
+    fn t88_the_cluster_is_not_abandoned_with_the_timeline_that_it_left() {
+        let mut tree = Tree::default();
+        let mut history = History::root(tli(1));
+        tree.insert(tli(1), Some(history.clone()));
+        for n in 2..=4 {
+            history = history.child(tli(n), Lsn(u64::from(n) * 100), b"");
+            tree.insert(tli(n), Some(history.clone()));
+        }
+        // A copy of 3 was adopted while the server of 3 went on. Without 3 and 4 the cluster would be 2.
+        let before = Cluster {
+            verdict: Verdict::Decided {
+                timeline: tli(4),
+                why: Why::Newest,
+            },
+            beside: Vec::new(),
+            abandoned: std::collections::BTreeSet::new(),
+        };
+        let require = |kind, number| {
+            let change = Change {
+                kind,
+                timeline: tli(number),
+                reason: "r".into(),
+            };
+            require_apart(&tree, &before, &change)
+        };
+        let refused = require(Kind::Abandon, 3).unwrap_err();
+        assert_eq!(refused.code(), Code::Refused);
+        assert!(refused.hint_text().unwrap().contains("abandon 4 --reason"));
+        assert!(require(Kind::Abandon, 4).is_ok());
+        assert!(require(Kind::Restore, 3).is_ok());
+    }
 }

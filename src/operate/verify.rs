@@ -345,7 +345,8 @@ pub fn sums(session: &Session, id: &BackupId, sink: sums::Sink<'_>) -> Result<()
         }
     }
     Err(failure.unwrap_or_else(|| {
-        err!(NotFound, "backup \"{id}\" does not exist").hint("Run pitr info to see the backups.")
+        err!(NotFound, "no cluster has backup \"{id}\"")
+            .hint("Run pitr info to see the backups. Sums of a backup of files: pitr files sums NAME --backup ID")
     }))
 }
 

@@ -286,6 +286,7 @@ impl Planner<'_> {
         wanted: Option<&Backup>,
         warnings: &mut Vec<String>,
     ) -> Result<std::result::Result<Vec<History>, (Reason, String)>> {
+        self.warn_of_wal_without_history(warnings);
         let numbers: Vec<TimelineId> = match self.target.timeline {
             TargetTimeline::Number(n) => vec![n],
             TargetTimeline::Latest => {
@@ -324,22 +325,44 @@ impl Planner<'_> {
         Ok(Ok(histories))
     }
 
+    /// Warns of timelines that have WAL and no history: no server is promoted beside one, for `pitr-restore` does not let it take that number.
+    fn warn_of_wal_without_history(&self, warnings: &mut Vec<String>) {
+        let from = self.first_later();
+        for (id, timeline) in &self.inventory.timelines {
+            if id.get() >= from
+                && timeline.history == HistoryFile::Absent
+                && timeline.bounds().is_some()
+            {
+                warnings.push(format!(
+                    "the history file of timeline {} is missing although its WAL is archived: recovery stops with an error where it would end, for a server that is promoted would take the number a second time. Push the file from a data directory that has it first: pitr wal push PGDATA/pg_wal/{}",
+                    id.decimal(),
+                    id.history_file_name()
+                ));
+            }
+        }
+    }
+
+    /// The lowest timeline whose history a server may ask for when it is promoted.
+    fn first_later(&self) -> u32 {
+        let oldest = self.inventory.backups.first().map(|b| b.timeline);
+        oldest.map_or(2, |t| t.get().saturating_add(1))
+    }
+
     /// Warns of timelines whose history is not stored although that of a later one is.
     ///
     /// PostgreSQL: src/backend/access/transam/timeline.c, findNewestTimeLine: it asks for one after the other, and takes the first number
     /// that has no history.
     fn warn_of_lost_histories(&self, warnings: &mut Vec<String>) {
-        let known = |t: &TimelineId| {
-            let timeline = self.inventory.timelines.get(t);
-            timeline.is_some_and(|t| t.history != HistoryFile::Absent)
-        };
+        let timeline = |t: &TimelineId| self.inventory.timelines.get(t);
+        let known = |t: &TimelineId| timeline(t).is_some_and(|t| t.history != HistoryFile::Absent);
+        // Those with WAL are named on their own.
+        let is_named =
+            |t: &TimelineId| known(t) || timeline(t).is_some_and(|t| t.bounds().is_some());
         let Some(last) = self.inventory.timelines.keys().rev().find(|t| known(t)) else {
             return;
         };
-        let oldest = self.inventory.backups.first().map(|b| b.timeline);
-        let from = oldest.map_or(2, |t| t.get().saturating_add(1));
-        let mut numbers = (from..last.get()).filter_map(TimelineId::new);
-        if let Some(lost) = numbers.find(|t| !known(t)) {
+        let mut numbers = (self.first_later()..last.get()).filter_map(TimelineId::new);
+        if let Some(lost) = numbers.find(|t| !is_named(t)) {
             warnings.push(format!(
                 "the history file of timeline {} is missing although timeline {} exists: a server that is promoted may take the number a second time",
                 lost.decimal(),

@@ -89,6 +89,8 @@ pub struct Candidate {
     pub begun: Option<TimestampTz>,
     /// Its last commit behind the point where it and the newest part.
     pub last_commit: LastCommit,
+    /// Whether the newest descends from it.
+    pub is_ancestor: bool,
 }
 
 /// Why a timeline is the cluster.
@@ -314,6 +316,7 @@ impl Race<'_> {
                     timeline,
                     begun: self.begun(timeline)?,
                     last_commit,
+                    is_ancestor: self.tree.descends(self.newest, timeline),
                 });
             }
         }
@@ -339,6 +342,7 @@ impl Race<'_> {
                     .activity
                     .last_behind(self.newest, from, TimestampTz(i64::MIN))?,
             },
+            is_ancestor: false,
         })
     }
 }
@@ -409,11 +413,19 @@ impl Cluster {
             return Vec::new();
         };
         let describe = |beside: &Candidate| {
+            let (own, other) = (timeline.decimal(), beside.timeline.decimal());
+            let remedy = match beside.is_ancestor {
+                // The cluster would be abandoned with it.
+                true => format!(
+                    "stop its server, and make it a standby of the cluster's. If timeline {other} is the cluster: pitr timeline abandon {own} --reason TEXT"
+                ),
+                false => {
+                    format!("pitr timeline abandon {other} --reason TEXT, if it is not the cluster")
+                }
+            };
             format!(
-                "timeline {} is the cluster by decision, and beside it {}: it is followed by nothing; pitr timeline abandon {} --reason TEXT, if it is not the cluster",
-                timeline.decimal(),
-                beside.describe(),
-                beside.timeline.decimal()
+                "timeline {own} is the cluster by decision, and beside it {}: it is followed by nothing; {remedy}",
+                beside.describe()
             )
         };
         self.beside.iter().map(describe).collect()
@@ -984,6 +996,8 @@ mod tests {
             .map(|c| c.timeline.decimal())
             .collect();
         assert_eq!(beside, [3]);
+        let told = cluster.describe_beside();
+        assert!(told[0].contains("pitr timeline abandon 3 --reason"));
         assert_eq!(cluster.standing(tli(3)), Standing::Other(vec![tli(4)]));
         case.branch(5, 4, 21, 31);
         assert_eq!(case.verdict(), Ok(5));

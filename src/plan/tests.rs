@@ -713,6 +713,19 @@ fn the_latest_timeline_is_followed_by_its_number_and_a_lost_history_is_warned_of
     assert_eq!(p.target_timeline, Some(tli(3)));
     assert_eq!(p.recovery_settings["recovery_target_timeline"], "3");
     assert!(p.warnings[0].contains("history file of timeline 2 is missing"));
+    assert!(!is_warned(&p, "although timeline 3 exists"));
+    w.archived.retain(|name| name.timeline != second);
+    assert!(is_warned(
+        &planned(&w, Target::End),
+        "although timeline 3 exists"
+    ));
+    // No timeline leads there any more, and a server that is promoted on timeline 1 asks for the file.
+    w.files.remove(&third);
+    let p = planned(&w, Target::End);
+    assert!(is_warned(
+        &p,
+        "pitr wal push PGDATA/pg_wal/00000003.history"
+    ));
 }
 
 #[test]

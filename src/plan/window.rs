@@ -36,6 +36,9 @@ pub struct Window {
     pub to_end: bool,
     /// Why it does not go on, where it does not reach the end.
     pub broken: Option<String>,
+    /// Why its WAL ends.
+    #[serde(skip)]
+    pub end: StretchEnd,
     /// Its backups, oldest first.
     pub backups: Vec<String>,
 }
@@ -112,7 +115,10 @@ fn all(inventory: &Inventory, wal: &dyn Wal) -> Result<Windows> {
         let history = match inventory.history(timeline) {
             Ok(history) => history,
             Err(e) if matches!(e.code(), Code::NotFound | Code::Damaged) => {
-                found.problems.push(e.to_string());
+                let hint = e.hint_text().map(|hint| format!(". {hint}"));
+                found
+                    .problems
+                    .push(format!("{e}{}", hint.unwrap_or_default()));
                 continue;
             }
             Err(e) => return Err(e),
@@ -210,6 +216,7 @@ fn of_timeline(
             to_lsn: reach,
             to_end,
             broken: (!to_end).then(|| super::unreachable::describe_end(chain, &stretch)),
+            end: stretch.end.clone(),
             backups: members.iter().map(|b| b.id.to_string()).collect(),
         });
     }

@@ -299,7 +299,7 @@ struct Session<'a> {
     /// Whether a stream was ever granted: before, what an operator has to mend ends the process.
     streamed: bool,
     started: Instant,
-    told: Option<(String, Instant)>,
+    told: BTreeMap<String, Instant>,
     /// Whether a failed comparison of the server with the journal was reported.
     is_unproven_told: bool,
     kept: Kept,
@@ -355,7 +355,7 @@ impl<'a> Session<'a> {
             server_end: Lsn::INVALID,
             streamed: false,
             started: Instant::now(),
-            told: None,
+            told: BTreeMap::new(),
             is_unproven_told: false,
             kept: Kept::default(),
             mended: None,
@@ -426,14 +426,16 @@ impl<'a> Session<'a> {
     fn tell_trouble(&mut self, error: &Error) {
         let text = error.to_string();
         self.status.last_error = Some(text.clone());
-        let repeated = matches!(&self.told, Some((told, when)) if *told == text && when.elapsed() < REPEAT_AFTER);
-        if !repeated {
-            self.host.progress.warn(&format!("{text}; trying again"));
-            if let Some(hint) = error.hint_text() {
-                self.host.progress.note(hint);
-            }
-            self.told = Some((text, Instant::now()));
+        // Several servers have trouble of their own, in turn.
+        self.told.retain(|_, when| when.elapsed() < REPEAT_AFTER);
+        if self.told.contains_key(&text) {
+            return;
         }
+        self.host.progress.warn(&format!("{text}; trying again"));
+        if let Some(hint) = error.hint_text() {
+            self.host.progress.note(hint);
+        }
+        self.told.insert(text, Instant::now());
     }
 
     /// One connection, through as many timelines as it leads, until it was stopped or everything that was asked for is safe.
@@ -1366,7 +1368,7 @@ impl<'a> Session<'a> {
             }
             Err(error) => return Err(self.removed(error, &host, position)),
         };
-        // What was sought has come, or is recorded as lost.
+        // The WAL that was sought has come, or is recorded as lost.
         if self.sought.is_some_and(|sought| position.lsn >= sought.to) {
             self.found();
         }
@@ -1434,7 +1436,7 @@ impl<'a> Session<'a> {
             if std::mem::take(&mut first) {
                 self.streamed = true;
                 self.status.last_error = None;
-                self.told = None;
+                self.told.clear();
             }
             let reached = streaming.reached();
             if reached.received > received {

@@ -16,7 +16,7 @@ use super::scope::{self, Scope, healed_base};
 use crate::error::Result;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
-use crate::store::{Irregular, Key, Store, beside};
+use crate::store::{Irregular, Key, Listed, Meta, Store, beside};
 
 /// Parts of backups, by the id that wrote them.
 pub type Parts = BTreeMap<BackupId, Runs>;
@@ -255,7 +255,34 @@ pub struct Reading<'a, R> {
     store: &'a dyn Store,
     scope: &'a Scope,
     subjects: Vec<BackupId>,
+    /// The time of the newest of an id's layers or packs, where the listing has told that of each.
+    dated: BTreeMap<(BackupId, PartKind), TimestampTz>,
     catalog: Catalog<R>,
+}
+
+/// The objects that lie below the root's folder of an id.
+struct Folder<R> {
+    names: Vec<Listed>,
+    /// The root, and when the store received it; none where no root is there.
+    root: Option<(Meta, Result<Stored<R>>)>,
+}
+
+/// The layers or packs of an id, as their listing shows them.
+struct Listing {
+    runs: Runs,
+    /// Healed copies, each with whether its original exists.
+    healed: Vec<(Key, bool)>,
+    /// The time of the newest part, where the listing tells that of each.
+    newest: Option<TimestampTz>,
+}
+
+/// An id that neither a root nor a reservation dates.
+struct Undated {
+    id: BackupId,
+    /// The time of its newest part, as far as listings tell.
+    listed: Option<TimestampTz>,
+    /// Parts of which no listing has told it.
+    unlisted: Vec<(PartKind, Runs)>,
 }
 
 impl<'a, R: Reduced> Reading<'a, R> {
@@ -268,6 +295,7 @@ impl<'a, R: Reduced> Reading<'a, R> {
             store,
             scope,
             subjects: Vec::new(),
+            dated: BTreeMap::new(),
             catalog: Catalog::empty(),
         };
         for listed in store.list(&scope.events())? {
@@ -322,7 +350,7 @@ impl<'a, R: Reduced> Reading<'a, R> {
         Ok(())
     }
 
-    /// Reads everything but leftovers, for which [`unfinished`] walks through all that is stored.
+    /// Reads everything but leftovers, for which [`Store::irregular`] walks through all that is stored.
     ///
     /// # Errors
     /// As [`Reading::backups`].
@@ -361,35 +389,28 @@ impl<'a, R: Reduced> Reading<'a, R> {
     }
 
     fn manifests(&mut self) -> Result<()> {
-        for id in ids(self.store, self.scope)? {
-            let prefix = format!("{}/{id}", self.scope.backups());
-            let names = self.store.list(&prefix)?;
+        let (store, scope) = (self.store, self.scope);
+        let ids = ids(store, scope)?;
+        let read = beside(store, &ids, |id| Folder::<R>::read(store, scope, id));
+        for (id, folder) in ids.into_iter().zip(read) {
+            let Folder { names, root } = folder?;
             let has = |name: &str| names.iter().any(|l| !l.is_prefix && l.name == name);
             for name in &names {
                 if let Some(base) = healed_base(&name.name) {
-                    let key = Key::new(format!("{prefix}/{}", name.name))?;
+                    let key = Key::new(format!("{}/{id}/{}", scope.backups(), name.name))?;
                     self.catalog.healed.push((key, has(base)));
                 }
             }
             let subject = self.catalog.subject(id.clone());
             subject.has_server_manifest = has("server-manifest");
             subject.has_relations = has("relations");
-            if has("manifest") {
-                self.manifest(id)?;
+            if let Some((meta, stored)) = root {
+                subject.stored = Some(meta.modified);
+                self.catalog.dated(meta.modified, &scope.manifest(&id));
+                self.take_root(id, stored)?;
             }
         }
         Ok(())
-    }
-
-    fn manifest(&mut self, id: BackupId) -> Result<()> {
-        let key = self.scope.manifest(&id);
-        let Some(meta) = self.store.head(&key)? else {
-            return Ok(());
-        };
-        self.catalog.dated(meta.modified, &key);
-        self.catalog.subject(id.clone()).stored = Some(meta.modified);
-        let stored = R::read(self.store, self.scope, &id);
-        self.take_root(id, stored)
     }
 
     fn take_root(&mut self, id: BackupId, stored: Result<Stored<R>>) -> Result<()> {
@@ -417,29 +438,20 @@ impl<'a, R: Reduced> Reading<'a, R> {
     }
 
     fn parts(&mut self, kind: PartKind) -> Result<()> {
-        for listed in self.store.list(&self.scope.parts(kind, None))? {
-            let Ok(id) = listed.name.parse::<BackupId>() else {
-                continue;
-            };
-            let prefix = self.scope.parts(kind, Some(&id));
-            let mut numbers = Vec::new();
-            let mut healed = Vec::new();
-            for part in self.store.list(&prefix)? {
-                if let Some(number) = part_number(&part.name) {
-                    numbers.push(u64::from(number));
-                } else if let Some(base) = healed_base(&part.name).and_then(part_number) {
-                    healed.push((Key::new(format!("{prefix}/{}", part.name))?, base));
-                }
-            }
-            let runs = Runs::from_numbers(numbers);
-            for (key, base) in healed {
-                let exists = runs.contains(SegmentNumber(u64::from(base)));
-                self.catalog.healed.push((key, exists));
+        let (store, scope) = (self.store, self.scope);
+        let listed = store.list(&scope.parts(kind, None))?.into_iter();
+        let ids: Vec<BackupId> = listed.filter_map(|l| l.name.parse().ok()).collect();
+        let read = beside(store, &ids, |id| Listing::read(store, scope, kind, id));
+        for (id, listing) in ids.into_iter().zip(read) {
+            let listing = listing?;
+            self.catalog.healed.extend(listing.healed);
+            if let Some(newest) = listing.newest {
+                self.dated.insert((id.clone(), kind), newest);
             }
             let subject = self.catalog.subject(id);
             match kind {
-                PartKind::Layer => subject.layers = runs,
-                PartKind::Pack => subject.packs = runs,
+                PartKind::Layer => subject.layers = listing.runs,
+                PartKind::Pack => subject.packs = listing.runs,
             }
         }
         Ok(())
@@ -447,45 +459,129 @@ impl<'a, R: Reduced> Reading<'a, R> {
 
     /// The age of parts that no reservation dates.
     fn ages(&mut self) -> Result<()> {
+        let (store, scope) = (self.store, self.scope);
         let undated = |s: &Subject<R>| s.begin().is_none() && s.is_absent();
-        let ids = self.catalog.ids.iter().filter(|(_, s)| undated(s));
-        for id in ids.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+        let all = self.catalog.ids.iter().filter(|(_, s)| undated(s));
+        let all = all.map(|(id, subject)| Undated::of(id, subject, &self.dated));
+        let all: Vec<Undated> = all.collect();
+        let read = beside(store, &all, |one| {
             // A backup that began after its events were listed has one now, for parts come later: no clock need be asked.
-            let read = event::read_all(self.store, self.scope, &id.to_string());
-            let events = self.catalog.found(read)?;
-            let subject = self.catalog.subject(id.clone());
+            let events = match event::read_all(store, scope, &one.id.to_string()) {
+                Err(e) if !e.is_lost() => return Err(e),
+                read => read,
+            };
+            let newest = match &events {
+                Ok(events) if events.iter().any(|e| e.name == "begin") => None,
+                _ => one.newest_part(store, scope)?,
+            };
+            Ok((events, newest))
+        });
+        for (one, read) in all.into_iter().zip(read) {
+            let (events, newest) = read?;
+            let events = self.catalog.found(events)?;
+            let subject = self.catalog.subject(one.id);
             match events {
                 Some(events) if events.iter().any(|e| e.name == "begin") => {
                     subject.events = events;
-                    continue;
                 }
-                _ => {}
-            }
-            let mut keys = vec![self.scope.server_manifest(&id), self.scope.relations(&id)];
-            for kind in [PartKind::Layer, PartKind::Pack] {
-                let names = part_names(&id, subject.parts(kind));
-                keys.extend(names.map(|name| self.scope.part(kind, &name)));
-            }
-            for key in keys {
-                let stored = self.store.head(&key)?.map(|m| m.modified);
-                subject.newest_part = subject.newest_part.max(stored);
+                _ => subject.newest_part = newest,
             }
         }
         Ok(())
     }
 }
 
-/// Looks for what unfinished writes left, in a scope and outside of any: that walks through everything.
-///
-/// # Errors
-/// Errors of the store.
-pub fn unfinished(store: &dyn Store, scope: &Scope) -> Result<Vec<Irregular>> {
+impl Undated {
+    fn of<R>(
+        id: &BackupId,
+        subject: &Subject<R>,
+        dated: &BTreeMap<(BackupId, PartKind), TimestampTz>,
+    ) -> Undated {
+        let mut undated = Undated {
+            id: id.clone(),
+            listed: None,
+            unlisted: Vec::new(),
+        };
+        for kind in [PartKind::Layer, PartKind::Pack] {
+            match dated.get(&(id.clone(), kind)) {
+                Some(newest) => undated.listed = undated.listed.max(Some(*newest)),
+                None => undated.unlisted.push((kind, subject.parts(kind).clone())),
+            }
+        }
+        undated
+    }
+
+    /// The store's time of its newest part. Only those are asked for of which no listing has told it.
+    fn newest_part(&self, store: &dyn Store, scope: &Scope) -> Result<Option<TimestampTz>> {
+        let mut keys = vec![scope.server_manifest(&self.id), scope.relations(&self.id)];
+        for (kind, runs) in &self.unlisted {
+            let names = part_names(&self.id, runs);
+            keys.extend(names.map(|name| scope.part(*kind, &name)));
+        }
+        let mut newest = self.listed;
+        for meta in beside(store, &keys, |key| store.head(key)) {
+            newest = newest.max(meta?.map(|m| m.modified));
+        }
+        Ok(newest)
+    }
+}
+
+impl<R: Reduced> Folder<R> {
+    fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Folder<R>> {
+        let names = store.list(&format!("{}/{id}", scope.backups()))?;
+        let listed = names.iter().find(|l| !l.is_prefix && l.name == "manifest");
+        let Some(told) = listed.map(|l| l.meta) else {
+            return Ok(Folder { names, root: None });
+        };
+        let key = scope.manifest(id);
+        let known = match told {
+            None => store.head(&key)?,
+            told => told,
+        };
+        let Some(mut meta) = known else {
+            return Ok(Folder { names, root: None });
+        };
+        let stored = R::read(store, scope, id);
+        // The listing may have shown a root that is gone by now: the tombstone in its place is younger.
+        if told.is_some() && matches!(stored, Ok(Stored::Tombstone)) {
+            meta = store.head(&key)?.unwrap_or(meta);
+        }
+        let root = Some((meta, stored));
+        Ok(Folder { names, root })
+    }
+}
+
+impl Listing {
+    fn read(store: &dyn Store, scope: &Scope, kind: PartKind, id: &BackupId) -> Result<Listing> {
+        let prefix = scope.parts(kind, Some(id));
+        let (mut numbers, mut times, mut copies) = (Vec::new(), Vec::new(), Vec::new());
+        for part in store.list(&prefix)? {
+            if let Some(number) = part_number(&part.name) {
+                numbers.push(u64::from(number));
+                times.push(part.meta.map(|m| m.modified));
+            } else if let Some(base) = healed_base(&part.name).and_then(part_number) {
+                copies.push((Key::new(format!("{prefix}/{}", part.name))?, base));
+            }
+        }
+        let runs = Runs::from_numbers(numbers);
+        let exists = |base: u32| runs.contains(SegmentNumber(u64::from(base)));
+        let healed = copies.into_iter().map(|(key, base)| (key, exists(base)));
+        // None where the listing does not tell one of them.
+        let times: Option<Vec<TimestampTz>> = times.into_iter().collect();
+        Ok(Listing {
+            healed: healed.collect(),
+            newest: times.and_then(|times| times.into_iter().max()),
+            runs,
+        })
+    }
+}
+
+/// Returns what unfinished writes left in a scope and outside of any, out of all that is no object.
+pub fn unfinished_of(scope: &Scope, all: impl Iterator<Item = Irregular>) -> Vec<Irregular> {
     let own = scope.prefix();
-    let all = store.irregular()?.into_iter();
-    Ok(all
-        .filter(|i| i.is_unfinished)
+    all.filter(|i| i.is_unfinished)
         .filter(|i| scope::prefix_of(&i.path).is_none_or(|prefix| prefix == own))
-        .collect())
+        .collect()
 }
 
 /// The layer or pack that a key means.
@@ -537,15 +633,150 @@ pub fn by_writer(names: impl Iterator<Item = PartName>) -> Parts {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::err;
+    use crate::error::{Code, Error};
     use crate::repo::crafted;
     use crate::repo::event::Event;
     use crate::repo::root::outline::Outline;
-    use crate::store::put;
+    use crate::store::file::FileStore;
+    use crate::store::{NewObject, Object, put};
 
     impl Reduced for Outline {
         fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Outline>> {
             Outline::stored(store, scope, id)
+        }
+    }
+
+    /// A directory whose listings tell times, as those across a network do.
+    struct Told {
+        inner: FileStore,
+        is_remote: bool,
+        /// Its listing fails.
+        barred: String,
+        /// Lies on a bad sector.
+        bad: String,
+        heads: AtomicUsize,
+    }
+
+    impl Store for Told {
+        crate::store::forward! {
+            fn location(&self) -> String;
+            fn create(&self, key: &Key) -> Result<Box<dyn NewObject>>;
+            fn delete(&self, key: &Key) -> Result<bool>;
+        }
+
+        fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+            match key.as_str() == self.bad {
+                true => Err(Error::from_io("read", std::io::Error::from_raw_os_error(5))),
+                false => self.inner.open(key),
+            }
+        }
+
+        fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+            if prefix == self.barred {
+                return Err(err!(Unreachable, "\"{prefix}\" is away"));
+            }
+            let mut listed = self.inner.list(prefix)?;
+            for one in listed.iter_mut().filter(|one| !one.is_prefix) {
+                let key = Key::new(format!("{prefix}/{}", one.name))?;
+                one.meta = self.inner.head(&key)?;
+            }
+            Ok(listed)
+        }
+
+        fn head(&self, key: &Key) -> Result<Option<Meta>> {
+            self.heads.fetch_add(1, Ordering::Relaxed);
+            self.inner.head(key)
+        }
+
+        fn is_remote(&self) -> bool {
+            self.is_remote
+        }
+    }
+
+    impl Told {
+        fn new(inner: FileStore, is_remote: bool) -> Told {
+            Told {
+                inner,
+                is_remote,
+                barred: String::new(),
+                bad: String::new(),
+                heads: AtomicUsize::new(0),
+            }
+        }
+    }
+
+    fn three() -> [BackupId; 3] {
+        [20, 21, 22].map(|day| format!("202611{day}T064049Z-full").parse().unwrap())
+    }
+
+    fn everything(store: &dyn Store, scope: &Scope) -> Result<Catalog<Outline>> {
+        Reading::begin(store, scope)?.everything()
+    }
+
+    fn begun(store: &dyn Store, scope: &Scope, id: &BackupId) {
+        let begin = Event {
+            event: "begin".into(),
+            subject: id.to_string(),
+            ..Event::default()
+        };
+        event::begin(store, scope, &begin).unwrap();
+    }
+
+    #[test]
+    fn b60_listings_date_parts_and_one_failure_ends_the_reading() {
+        let (_dir, inner, scope) = crafted::scope();
+        let ids = three();
+        for id in &ids {
+            put(&inner, &scope.server_manifest(id), b"x").unwrap();
+            for number in 0..3 {
+                let id = id.clone();
+                let part = PartName { id, number };
+                put(&inner, &scope.layer(&part), b"x").unwrap();
+                put(&inner, &scope.pack(&part), b"x").unwrap();
+            }
+        }
+        let ages = |catalog: &Catalog<Outline>| {
+            let age = |id: &BackupId| catalog.ids.get(id).unwrap().newest_part.unwrap();
+            ids.iter().map(age).collect::<Vec<_>>()
+        };
+        let asked = ages(&everything(&inner, &scope).unwrap());
+        let mut store = Told::new(inner, true);
+        assert_eq!(ages(&everything(&store, &scope).unwrap()), asked);
+        // The two objects of each that are no parts.
+        assert_eq!(store.heads.load(Ordering::Relaxed), 6);
+        for id in &ids {
+            let parts = [PartKind::Layer, PartKind::Pack].map(|kind| scope.parts(kind, Some(id)));
+            let root = format!("{}/{id}", scope.backups());
+            for barred in parts.into_iter().chain([root]) {
+                store.barred.clone_from(&barred);
+                let error = everything(&store, &scope).err().unwrap();
+                assert_eq!(error.code(), Code::Unreachable);
+                assert!(error.to_string().contains(&barred), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn b61_a_bad_sector_hides_no_other_backup() {
+        let (_dir, inner, scope) = crafted::scope();
+        let ids = three();
+        for id in &ids {
+            begun(&inner, &scope, id);
+        }
+        let [first, .., last] = &ids;
+        let mut store = Told::new(inner, false);
+        store.bad = scope.begin(first).to_string();
+        let reading = Reading::<Outline>::begin(&store, &scope).unwrap();
+        let plans = reading.backups().unwrap();
+        for catalog in [plans, everything(&store, &scope).unwrap()] {
+            let of = |id: &BackupId| catalog.ids.get(id).unwrap();
+            assert!(of(first).unread_events.is_some());
+            assert!(of(last).begin().is_some());
+            assert!(!catalog.unreadable.is_empty());
         }
     }
 
@@ -555,12 +786,7 @@ mod tests {
         let (_dir, store, scope) = crafted::scope();
         let reading = Reading::<Outline>::begin(&store, &scope).unwrap();
         let id: BackupId = "20261120T064049Z-full".parse().unwrap();
-        let begin = Event {
-            event: "begin".into(),
-            subject: id.to_string(),
-            ..Event::default()
-        };
-        event::begin(&store, &scope, &begin).unwrap();
+        begun(&store, &scope, &id);
         let part = PartName {
             id: id.clone(),
             number: 0,

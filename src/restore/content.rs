@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::claim::Claim;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
@@ -77,5 +77,32 @@ pub fn check_empty(to: &Path) -> Result<()> {
         None => Ok(()),
         Some(_) => Err(err!(Refused, "directory \"{}\" is not empty", to.display())
             .hint("Nothing was written. Name an empty directory.")),
+    }
+}
+
+/// The error of a directory that could not be made: `Refused` where its parent is missing, else `TargetWrite`.
+pub fn not_made(to: &Path, error: std::io::Error) -> Error {
+    match (error.kind(), to.parent()) {
+        (std::io::ErrorKind::NotFound, Some(parent)) => {
+            err!(Refused, "directory \"{}\" does not exist", parent.display())
+                .hint("Nothing was written. Create it, or mount the disk it belongs to.")
+        }
+        _ => Error::from_io(format!("make directory \"{}\"", to.display()), error)
+            .with_code(Code::TargetWrite),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_made_says_what_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let code = |to: &Path| not_made(to, std::fs::create_dir(to).unwrap_err()).code();
+        assert_eq!(code(&folder.path().join("gone/new")), Code::Refused);
+        assert_eq!(code(&file.join("new")), Code::TargetWrite);
     }
 }

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::pg::control::{ClusterState, ControlHead};
 use crate::pg::segment::SegmentName;
 use crate::repo::root::cluster::Tablespace;
-use crate::text::{hex, path_of, text_or_hex};
+use crate::text::{hex, path_of, shell_word, text_or_hex};
 
 /// The name under which pg_control waits until everything else is durable, relative to the data directory.
 pub const WAITING_CONTROL: &str = "global/pg_control.pitr";
@@ -480,7 +480,18 @@ fn in_place(data: &Path) -> Result<Found> {
         .hint("Nothing was changed. Restore into an empty directory.")
     })?;
     let wal = data.join("pg_wal");
-    if !std::fs::symlink_metadata(&wal).is_ok_and(|found| found.is_dir()) {
+    let found = std::fs::symlink_metadata(&wal);
+    if matches!(&found, Err(e) if e.kind() == io::ErrorKind::NotFound) {
+        return Err(err!(
+            Refused,
+            "\"{shown}\" cannot be restored in place: its pg_wal is gone"
+        )
+        .hint(format!(
+            "Nothing was changed. Commits that were neither archived nor received are lost with it. Make an empty one as the server's user, and run the same command again:\nmkdir -m 700 {}",
+            shell_word(&wal.to_string_lossy())
+        )));
+    }
+    if !found.is_ok_and(|found| found.is_dir()) {
         return Err(err!(
             Refused,
             "\"{shown}\" cannot be restored in place: its pg_wal is no plain directory"
@@ -499,7 +510,7 @@ fn in_place(data: &Path) -> Result<Found> {
         )
         .hint(format!(
             "Nothing was changed. It would be lost. Bring it in first: pitr wal backfill --from {}, then remove pg_wal/archive_status/*.ready",
-            wal.display()
+            shell_word(&wal.to_string_lossy())
         )));
     }
     check_clean(data, &wal)?;
@@ -531,9 +542,9 @@ fn check_clean(data: &Path, wal: &Path) -> Result<()> {
             data.display()
         )
         .hint(format!(
-            "Nothing was changed. The last commits would be lost. Start the server and stop it cleanly. Or bring in the segments that are whole, and keep the rest elsewhere:\npitr wal backfill --from {0}\nmkdir {1}.kept && mv {0}/* {1}.kept/",
-            wal.display(),
-            data.display()
+            "Nothing was changed. The last commits would be lost. Start the server and stop it cleanly. Or bring in the segments that are whole, and keep the rest elsewhere:\npitr wal backfill --from {0}\nmkdir {1} && mv {0}/* {1}/",
+            shell_word(&wal.to_string_lossy()),
+            shell_word(&format!("{}.kept", data.display()))
         ))),
     }
 }

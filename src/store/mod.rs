@@ -613,8 +613,8 @@ thread_local! {
     static IS_BESIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Reads each of `what`, several at once where each read is a round trip. The answers are in the order of `what`. The first failure that is no damage ends
-/// it: answers behind it may be missing.
+/// Reads each of `what`, several at once where each read is a round trip. The answers are in the order of `what`. The first failure that is about more than its
+/// object ends it: answers behind it may be missing.
 pub fn beside<T: Sync, R: Send>(
     store: &dyn Store,
     what: &[T],
@@ -642,7 +642,7 @@ fn several<T: Sync, R: Send>(
                 return answers;
             };
             let answer = read(one);
-            if answer.as_ref().is_err_and(|e| !e.is_damage()) {
+            if answer.as_ref().is_err_and(|e| !e.is_lost()) {
                 next.store(what.len(), Ordering::Relaxed);
             }
             answers.push((number, answer));
@@ -704,7 +704,11 @@ mod tests {
     #[test]
     fn what_is_read_at_once_comes_in_order_and_ends_with_the_first_failure() {
         let what: Vec<usize> = (0..100).collect();
+        let bad = || Error::from_io("read", std::io::Error::from_raw_os_error(5));
         for at_once in [1, 8] {
+            // A bad sector is one object's, too: whoever goes on behind it needs the answers for the others.
+            let others = several(at_once, &what, |n| (*n != 3).then_some(*n).ok_or_else(bad));
+            assert_eq!(others.iter().filter(|read| read.is_ok()).count(), 99);
             let all = several(at_once, &what, |n| match n % 10 {
                 0 => Err(err!(Damaged, "{n}")),
                 _ => Ok(*n),

@@ -193,7 +193,7 @@ impl Verify<'_> {
     pub fn run(&self) -> Result<Report> {
         self.repository.store().read_medium();
         let begun = (self.host.now(), Instant::now());
-        let survey = Survey::read(self.repository, self.registration)?;
+        let survey = Survey::compared(self.repository, self.registration)?;
         let of_backups = survey.ids.values().map(|subject| &subject.events);
         let stood = Stood::of(of_backups.chain(survey.segment_events.values()));
         let layout = survey.layout(self.registration)?;
@@ -243,7 +243,7 @@ impl Verify<'_> {
             return Ok(self.record((&survey, &stood), report));
         }
         // Expiry may have deleted missing objects meanwhile: only objects that are still there, or still needed, count.
-        let survey = Survey::read(self.repository, self.registration)?;
+        let survey = Survey::compared(self.repository, self.registration)?;
         let mut paths = Paths::new(&survey);
         paths.trust_all();
         let is_there = |id: &BackupId| check::is_there(&survey.catalog, id);
@@ -427,7 +427,7 @@ impl Verify<'_> {
             recorder.record(&damaged, (&known, stood), &whole, &|subject| {
                 events_of(survey, subject)
             })?;
-            let read = || Survey::read(self.repository, self.registration).map(|s| s.catalog);
+            let read = || Survey::compared(self.repository, self.registration).map(|s| s.catalog);
             recorder.record_sharing(read, &report.findings)
         });
         report.with_record(result)

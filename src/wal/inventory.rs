@@ -537,7 +537,11 @@ impl Inventory {
                 NotFound,
                 "timeline {} has no history file in the repository",
                 timeline.decimal()
-            )),
+            )
+            .hint(format!(
+                "Push it from a data directory that has it: pitr wal push PGDATA/pg_wal/{}",
+                timeline.history_file_name()
+            ))),
         }
     }
 

@@ -27,7 +27,7 @@ use crate::repo::root::Stored;
 use crate::repo::root::outline::Outline;
 use crate::repo::scope::{Scope, healed_base};
 use crate::repo::wal_proof::{RawHash, WalProof};
-use crate::store::{Key, Store};
+use crate::store::{Key, Store, beside};
 
 /// The content of one cluster's prefix.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,13 +100,13 @@ pub struct Root {
     pub damage: Option<String>,
     /// Proof of its WAL from the time of the backup; none in backups of earlier pitr versions.
     pub wal_proof: Option<WalProof>,
-    /// The segment of its WAL that another server wrote, as its proof tells; looked for by [`Survey::read`] alone. As the links tell, by expiry.
+    /// The segment of its WAL that another server wrote, as its proof tells; looked for by [`Survey::compared`] alone. As the links tell, by expiry.
     pub foreign: Option<SegmentName>,
     /// The later timelines that do not go on from it, although their positions say so, each with its copy of the segment in which the backup stops: that begins
-    /// with other WAL. Looked for by [`Survey::read`] alone.
+    /// with other WAL. Looked for by [`Survey::compared`] alone.
     pub strays: BTreeMap<TimelineId, SegmentName>,
     /// The later timelines that have a copy of that segment, where nothing tells whether it is the backup's own WAL: without keys, of earlier versions, and where the
-    /// copy cannot be read. Each may be a stray. Looked for by [`Survey::read`] alone.
+    /// copy cannot be read. Each may be a stray. Looked for by [`Survey::compared`] alone.
     pub unsure: BTreeSet<TimelineId>,
     /// Layer objects it names, by the id that wrote them.
     pub layers: Parts,
@@ -158,6 +158,33 @@ impl Root {
             packs: by_writer(root.packs()),
         })
     }
+
+    /// The first or last segment of its WAL, where what is stored is another server's.
+    fn foreign(
+        &self,
+        repository: &Repository,
+        (layout, size, major): (&ClusterLayout, SegmentSize, u32),
+    ) -> Result<Option<SegmentName>> {
+        let last = SegmentNumber::ending_at(self.stop_lsn, size).name(self.timeline, size);
+        // Nothing tells whose it is without a proof.
+        let in_life = last.filter(|name| layout.lives().of(*name).is_some());
+        let Some(proof) = &self.wal_proof else {
+            return Ok(in_life);
+        };
+        let foreign = proof.disagreement(repository.store(), layout)?;
+        // Its last segment was not whole when the root was written.
+        let (None, Some(name), None) = (&foreign, in_life, proof.last.segment_hash) else {
+            return Ok(foreign);
+        };
+        let segment = OpenSegment { name, size, major };
+        let is_own = match proof.tail() {
+            Some((_, length_bytes, hash)) => {
+                stored_wal::has_prefix(repository, layout, &segment, (length_bytes, hash))?
+            }
+            None => false,
+        };
+        Ok((!is_own).then_some(name))
+    }
 }
 
 #[cfg(test)]
@@ -204,23 +231,23 @@ impl Survey {
         }
     }
 
-    /// Reads what the repository holds of a registered cluster.
+    /// Reads what the repository holds of a registered cluster, and compares the WAL of its backups. Nobody looks for what unfinished writes left: that
+    /// walks through everything, and is done once for all scopes.
     ///
     /// # Errors
     /// Errors of the store. Damage of single objects is part of the answer.
-    pub fn read(repository: &Repository, registration: &Registration) -> Result<Survey> {
+    pub fn compared(repository: &Repository, registration: &Registration) -> Result<Survey> {
         let mut survey = Survey::without_leftovers(repository, registration)?;
         let layout = survey.layout(registration)?;
-        survey.catalog.unfinished = catalog::unfinished(repository.store(), &layout)?;
         survey.compare_wal(repository, &layout, registration.major)?;
         survey.find_strays(repository, &layout, registration.major)?;
         Ok(survey)
     }
 
-    /// As [`Survey::read`], without a look for what unfinished writes left: that walks through everything.
+    /// As [`Survey::compared`], without a look at WAL.
     ///
     /// # Errors
-    /// Those of [`Survey::read`].
+    /// Those of [`Survey::compared`].
     pub fn without_leftovers(
         repository: &Repository,
         registration: &Registration,
@@ -259,30 +286,16 @@ impl Survey {
         layout: &ClusterLayout,
         major: u32,
     ) -> Result<()> {
-        let size = self.segment_size;
+        let roots: Vec<&Root> = self.committed().map(|(.., root)| root).collect();
+        let of = (layout, self.segment_size, major);
+        let read = beside(repository.store(), &roots, |root| {
+            root.foreign(repository, of)
+        });
+        let foreign: Result<Vec<_>> = read.into_iter().collect();
+        let mut foreign = foreign?.into_iter();
         for subject in self.ids.values_mut() {
-            let Manifest::Committed(root) = &mut subject.manifest else {
-                continue;
-            };
-            let last = SegmentNumber::ending_at(root.stop_lsn, size).name(root.timeline, size);
-            // Nothing tells whose it is without a proof.
-            let in_life = last.filter(|name| layout.lives().of(*name).is_some());
-            let Some(proof) = &root.wal_proof else {
-                root.foreign = in_life;
-                continue;
-            };
-            root.foreign = proof.disagreement(repository.store(), layout)?;
-            // Its last segment was not whole when the root was written.
-            if let (None, Some(name), None) = (&root.foreign, in_life, proof.last.segment_hash) {
-                let segment = OpenSegment { name, size, major };
-                let is_own = match proof.tail() {
-                    Some((_, length_bytes, hash)) => {
-                        let tail = (length_bytes, hash);
-                        stored_wal::has_prefix(repository, layout, &segment, tail)?
-                    }
-                    None => false,
-                };
-                root.foreign = (!is_own).then_some(name);
+            if let Manifest::Committed(root) = &mut subject.manifest {
+                root.foreign = foreign.next().flatten();
             }
         }
         Ok(())

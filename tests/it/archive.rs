@@ -598,6 +598,28 @@ fn p26_the_history_of_a_recovery_that_ended_without_archiving_comes_with_the_nex
     let history = site.object("00000002.history");
     assert!(history.exists(), "{}", promoted.log());
     promoted.wait_log("\"00000002.history\" was archived, too");
+    // It is brought later, too, and where the repository does not take it the segment waits: nothing offers it but that one.
+    std::fs::remove_file(&history).unwrap();
+    let folder = history.parent().unwrap().to_owned();
+    let mode = |mode: u32| {
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(0o555);
+    let name = promoted.switch_wal();
+    promoted.wait_log("could not archive \"00000002.history\"");
+    assert!(!site.object(&name).exists() && !history.exists());
+    mode(0o755);
+    promoted.archive_now();
+    assert!(site.object(&name).exists() && history.exists());
+    // A repository that is not required gets it behind the segment.
+    let spare = site.add_repository("spare", "required = false\n");
+    promoted.archive_now();
+    assert_eq!(objects(&spare, "history").len(), 1);
+    // One that cannot be read keeps no segment.
+    std::fs::remove_file(&history).unwrap();
+    std::fs::write(promoted.pgdata().join("pg_wal/00000002.history"), "none").unwrap();
+    promoted.archive_now();
+    promoted.wait_log("\"00000002.history\" lies in pg_wal without a mark");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Rules of the calendar on content beside clusters: directories, dumps and Redis, backed up over more than a year.
+//! Rules of the calendar on content beside clusters: directories, dumps, Redis and configuration, backed up over more than a year.
 //!
 //! The clock of each command is set (`PITR_FAULT_CLOCK`), and that of the bucket goes along.
 
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use chrono::{DateTime, Datelike, Utc};
+use chrono::{DateTime, Datelike, FixedOffset, Utc};
 use serde_json::Value;
 
 use crate::common::s3::KEY;
@@ -19,10 +19,11 @@ const DAY: u64 = 86_400;
 /// Days on which everything is backed up, from the first one on.
 const DAYS: [u64; 9] = [0, 1, 35, 36, 70, 330, 390, 399, 400];
 /// The contents: the words of their backup, and their scope.
-const CONTENTS: [([&str; 3], &str); 3] = [
+const CONTENTS: [([&str; 3], &str); 4] = [
     (["files", "backup", "up"], "aux/files/up"),
     (["logical", "backup", "app"], "aux/logical/app"),
     (["redis", "backup", "cache"], "aux/redis/cache"),
+    (["config", "backup", "etc"], "aux/config/etc"),
 ];
 const RULES: &str = "[retention]\nkeep_daily = 2\nkeep_weekly = 3\nkeep_monthly = 4\nkeep_yearly = 2\nkeep_within = \"36h\"\n";
 
@@ -36,12 +37,14 @@ struct World {
     first: u64,
     /// When this began.
     origin: u64,
+    /// Hours by which the zone of the rules is ahead of that of the host.
+    zone: u8,
     /// Backups of each content, in order of days.
-    ids: [Vec<String>; 3],
+    ids: [Vec<String>; 4],
 }
 
 impl World {
-    fn new(in_bucket: bool, is_sealed: bool) -> World {
+    fn new(in_bucket: bool, is_sealed: bool, zone: u8) -> World {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let sandbox = Sandbox::new("calendar");
         if is_sealed {
@@ -57,9 +60,12 @@ impl World {
             sandbox,
             first: (now.as_secs() / DAY + 1) * DAY + DAY / 2,
             origin: now.as_secs(),
+            zone,
             ids: Default::default(),
         };
-        std::fs::create_dir(world.sandbox.join("source")).unwrap();
+        for folder in ["source", "etc"] {
+            std::fs::create_dir(world.sandbox.join(folder)).unwrap();
+        }
         for host in ["reader", "janitor"] {
             let text = world.configuration(host == "reader" && is_sealed);
             world.sandbox.file(format!("{host}.toml"), text);
@@ -87,19 +93,22 @@ impl World {
             false => String::new(),
         };
         format!(
-            "[clusters.main]\npgdata = \"{}\"\nconninfo = \"{}\"\n{RULES}\
+            "[clusters.main]\npgdata = \"{}\"\nconninfo = \"{}\"\n{RULES}timezone = \"+{:02}:00\"\n\
              [repositories.store]\n{store}{}[repositories.store.retention]\nmin_copies = 2\n\
              [repositories.copy]\nurl = \"file://{}\"\n{}\
              [files.up]\nsource = \"{}\"\nidentity = \"test\"\n\
              [logical.app]\ncluster = \"main\"\ndatabases = [\"app\"]\n\
-             [redis.cache]\naddress = \"{}\"\n",
+             [redis.cache]\naddress = \"{}\"\n\
+             [config.etc]\npaths = [\"{}\"]\nidentity = \"test\"\n",
             self.cluster.pgdata().display(),
             self.cluster.conninfo("postgres"),
+            self.zone,
             keys("store"),
             place("copy"),
             keys("copy"),
             place("source"),
             self.server.address(),
+            place("etc"),
         )
     }
 
@@ -132,7 +141,11 @@ impl World {
     fn back_up(&mut self, nth: usize) {
         let source = self.sandbox.join("source/day");
         std::fs::write(&source, nth.to_string()).unwrap();
-        crate::common::user::own_all(&self.sandbox.join("source"));
+        let day = format!("listen = {nth}\n");
+        std::fs::write(self.sandbox.join("etc/day"), day).unwrap();
+        for folder in ["source", "etc"] {
+            crate::common::user::own_all(&self.sandbox.join(folder));
+        }
         let app = self.cluster.client_of("app");
         app.sql(&format!(
             "drop table if exists day; create table day as select {nth} as n"
@@ -222,6 +235,13 @@ impl World {
     fn restored(&self, content: usize, nth: usize) -> String {
         let to: PathBuf = self.sandbox.join(format!("back-{content}-{nth}"));
         let (words, id) = (CONTENTS[content].0, &self.ids[content][nth]);
+        if words[0] == "config" {
+            let path = self.sandbox.join("etc/day").display().to_string();
+            let show = ["config", "show", words[2], &path, "--backup", id];
+            let shown = self.last("reader", &show).succeed();
+            let day = shown.stdout.trim().strip_prefix("listen = ");
+            return day.unwrap().to_owned();
+        }
         let restore = [words[0], "restore", words[2], "--backup", id, "--to"];
         self.last("reader", &restore).arg(&to).succeed();
         match content {
@@ -246,12 +266,14 @@ impl World {
     }
 }
 
-/// The days that the rules keep, as somebody finds them with a calendar in hand.
-fn expected(first: u64) -> BTreeSet<usize> {
+/// The days that the rules keep, as somebody finds them with a calendar of that zone in hand.
+fn expected(first: u64, zone: u8) -> BTreeSet<usize> {
+    let zone = FixedOffset::east_opt(i32::from(zone) * 3600).unwrap();
     let date = |nth: &usize| {
         let seconds = i64::try_from(first + DAYS[*nth] * DAY).unwrap();
         DateTime::<Utc>::from_timestamp(seconds, 0)
             .unwrap()
+            .with_timezone(&zone)
             .date_naive()
     };
     // The last of each of the newest periods.
@@ -275,12 +297,12 @@ fn expected(first: u64) -> BTreeSet<usize> {
     .collect()
 }
 
-fn x10_the_calendar_decides_about_other_content(in_bucket: bool, is_sealed: bool) {
-    let mut world = World::new(in_bucket, is_sealed);
+fn x10_the_calendar_decides_about_other_content(in_bucket: bool, is_sealed: bool, zone: u8) {
+    let mut world = World::new(in_bucket, is_sealed, zone);
     for nth in 0..DAYS.len() {
         world.back_up(nth);
     }
-    let wanted = expected(world.first);
+    let wanted = expected(world.first, zone);
     let dropped: Vec<usize> = (0..DAYS.len())
         .filter(|nth| !wanted.contains(nth))
         .collect();
@@ -367,20 +389,20 @@ fn x10_the_calendar_decides_about_other_content(in_bucket: bool, is_sealed: bool
 
 #[test]
 fn x10_in_a_directory() {
-    x10_the_calendar_decides_about_other_content(false, false);
+    x10_the_calendar_decides_about_other_content(false, false, 0);
 }
 
 #[test]
 fn x10_in_an_encrypted_directory() {
-    x10_the_calendar_decides_about_other_content(false, true);
+    x10_the_calendar_decides_about_other_content(false, true, 13);
 }
 
 #[test]
 fn x10_in_a_bucket() {
-    x10_the_calendar_decides_about_other_content(true, false);
+    x10_the_calendar_decides_about_other_content(true, false, 13);
 }
 
 #[test]
 fn x10_in_an_encrypted_bucket() {
-    x10_the_calendar_decides_about_other_content(true, true);
+    x10_the_calendar_decides_about_other_content(true, true, 0);
 }

@@ -268,8 +268,12 @@ fn k44_a_question_is_asked_of_a_moment(major: u32) {
         .success()
         .json();
     assert_eq!(json["rows"][0][0], "31000");
+    let section = "[repositories.local]\n";
+    let limited = format!("{section}max_rate = \"1GB\"\n");
+    cloned.site.edit(section, &limited);
     query(&["select 1 from nowhere"])
         .expect_code(1)
+        .expect_stderr("shared with the other")
         .expect_stderr("nowhere");
     // One that is too long is no server that may answer later.
     query(&["select repeat('x', 70000000)"])

@@ -11,7 +11,7 @@ use crate::common::fault::{Fault, Faulty};
 use crate::common::proxy::Proxy;
 use crate::common::s3::peer::Peer;
 use crate::common::{
-    Client, Cluster, Program, Run, Sandbox, bin, files_below, text_of, wait_until,
+    Client, Cluster, Program, Run, Running, Sandbox, bin, files_below, text_of, wait_until,
 };
 use crate::s3_cycle::Bucketed;
 use crate::s3_slow::port_of;
@@ -237,6 +237,40 @@ fn k35_a_server_that_is_killed_takes_its_clone_along_unless_that_has_all_content
     kill(server(&cloned, &run.id()).unwrap());
     cloned.wait_stage("kept");
     opens(&cloned, &cloned.listed());
+}
+
+#[test]
+fn u123_a_query_whose_server_ends_says_how_to_go_on() {
+    require_fuse!("u123_a_query_whose_server_ends_says_how_to_go_on");
+    let cloned = Cloned::new(17);
+    let pauses = Sandbox::new("pause");
+    let pause = pauses.join("replay");
+    let query = |sql: &str| cloned.at_moment(cloned.site.pitr().args(["query", sql]));
+    let ends = |running: Running, next: &str| {
+        let id = cloned.listed()["id"].as_str().unwrap().to_owned();
+        wait_until("the server has its file", || server(&cloned, &id).is_some());
+        kill(server(&cloned, &id).unwrap());
+        let _ = std::fs::remove_file(&pause);
+        let run = running.wait();
+        assert_ne!(run.code(), 0, "{run}");
+        run.expect_stderr(next);
+    };
+    // On the way to the moment.
+    let value = format!("clone_replay={}", pause.display());
+    let mut running = query("select 1").env("PITR_FAULT_PAUSE", value).spawn();
+    running.until("the server replays", || pause.exists());
+    ends(running, "pitr drill with the same target");
+    // While it works on the statement.
+    let mut running = query("select pg_sleep(600)").spawn();
+    let works = "select count(*) from pg_stat_activity where query = 'select pg_sleep(600)' and state = 'active'";
+    running.until("it is at work", || {
+        let listed = cloned.listed();
+        let connection = listed["connection"].as_str();
+        let clone = connection.and_then(|at| Client::connect(at).ok());
+        clone.is_some_and(|clone| clone.value(works) == "1")
+    });
+    ends(running, "Run the command again.");
+    assert!(cloned.left().is_empty(), "{:?}", cloned.left());
 }
 
 /// Asks a clone for rows that it has not read, on a thread of its own. A session that is opened only now would read, too.

@@ -885,7 +885,8 @@ fn p22_j79_what_blocks_archiving_for_15_minutes_is_critical() {
 fn d_a_zone_that_is_none_and_a_server_elsewhere_are_told_as_what_they_are() {
     let (site, cluster) = Site::with_cluster(15);
     let pgdata = cluster.pgdata().display().to_string();
-    let elsewhere = format!("{pgdata}-gone\"\ntimezone = \"Europe/Berlinn");
+    let rules = "retention.timezone = \"Asia/Nowhere\"";
+    let elsewhere = format!("{pgdata}-gone\"\n{rules}\ntimezone = \"Europe/Berlinn");
     site.edit(&pgdata, &elsewhere);
     let json = doctor(&site).exits(1).json();
     bad(
@@ -894,6 +895,9 @@ fn d_a_zone_that_is_none_and_a_server_elsewhere_are_told_as_what_they_are() {
         "Europe/Berlinn",
         "Europe/Berlin",
     );
+    let name = "clusters.main.retention.timezone";
+    let what = ("fail", "configuration", name);
+    bad(&json, what, "Asia/Nowhere", "pitr expire deletes nothing");
     bad(
         &json,
         ("fail", "configuration", "pgdata"),

@@ -164,14 +164,22 @@ fn v57_bytes_that_are_no_utf8_in_a_database_without_encoding_break_no_recovery()
     cluster
         .client_of("ascii")
         .sql("create table names as select convert_from('\\x6772f6df65', 'SQL_ASCII') as name");
+    cluster.sql(
+        "create database win encoding 'WIN1252' template template0 lc_collate 'C' lc_ctype 'C'",
+    );
+    // Unicode has no character for the second byte, and the encoding takes it.
+    cluster
+        .client_of("win")
+        .sql("create table names as select convert_from('\\x6181', 'WIN1252') as name");
     cluster.archive_now();
-    let text = "-- database: ascii\nselect name from names;\n-- expect: 5\nselect length(name) from names;\n";
+    let text = "-- database: ascii\nselect name from names;\n-- expect: 5\nselect length(name) from names;\n-- database: win\nselect name from names;\n";
     let checks = drilled.site.sandbox().file("checks.sql", text);
     let run = drilled.drill().arg("--checks").arg(&checks).succeed();
     let json = run.json();
     assert_eq!(json["passed"], true, "{run}");
     let notes = json["notes"].to_string();
     assert!(notes.contains("a database in SQL_ASCII"), "{run}");
+    assert!(notes.contains("WIN1252"), "{run}");
     let own = list_of(&json["checks"])
         .iter()
         .filter(|check| check["phase"] == "checks");

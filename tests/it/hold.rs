@@ -230,7 +230,9 @@ fn a_hold_is_advisory_where_the_store_has_none(major: u32) {
     let none = kept.pitr(&["unhold", &kept.ids[1], "--confirm"]).run();
     none.expect_code(2).expect_stderr("is not on hold");
     let plan = kept.pitr(&["unhold", &first]).run();
-    plan.expect_code(8).expect_stdout("legal hold of");
+    plan.expect_code(8)
+        .expect_stdout("ends: legal hold of")
+        .expect_stderr(&format!("The legal holds of backup \"{first}\" would end."));
     let only = ["unhold", &first, "--confirm", "--repository", "local"];
     kept.pitr(&only).succeed();
     assert!(kept.shown(0)["hold"].is_null());

@@ -112,7 +112,7 @@ fn b16_processes_share_the_limit_of_a_repository_and_wal_has_none() {
     let (_, slow) = verify(&["--max-rate", &half]);
     assert!(slow >= Duration::from_millis(7000), "{slow:?}");
 
-    // A drill restores by the same limit, and so does all else that reads a backup.
+    // A drill restores by the same limit.
     let folder = Sandbox::new("drills");
     let initdb = bin(17, "initdb").unwrap();
     let drill = site.pitr().words("drill --dir").arg(folder.path());

@@ -140,6 +140,8 @@ fn a_pin_keeps_a_backup_until_it_ends(major: u32) {
     let plan = kept.pitr(&unpin).run();
     assert_eq!(plan.code(), 8, "{}", plan.stderr);
     assert!(plan.stdout.contains("the year's end"), "{}", plan.stdout);
+    plan.expect_stdout("ends: pin of ")
+        .expect_stderr(&format!("The pins of backup \"{first}\" would end."));
     assert_eq!(kept.shown(0)["pinned"], true);
     kept.pitr(&unpin).arg("--confirm").succeed();
     assert_eq!(kept.shown(0)["pinned"], false);

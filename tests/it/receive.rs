@@ -595,27 +595,6 @@ fn w84_a_standby_whose_slot_is_in_use_keeps_nobody_from_the_primary() {
     other.ended_by(Signal::INT);
 }
 
-/// W84: the primary, which has removed WAL, lets nobody in any more, and the standby has no slot. A process that never streamed says so.
-#[test]
-fn w84_a_process_that_only_an_operator_can_help_ends() {
-    let (site, primary) = receiving(small(17), "");
-    let standby = beside_standby(&site, &primary);
-    remove_unreceived(&site, &primary);
-    primary.sql("select pg_create_physical_replication_slot('pitr', true)");
-    connect_to(&site, &primary, &standby);
-    let receive = site.pitr().words("receive");
-    let receive = receive.env("PITR_FAULT_SILENCE_SECONDS", "5");
-    let mut running = receive.spawn();
-    wait_until("the primary is asked", || {
-        assert!(!running.is_done(), "it ended: {}", running.stderr());
-        running.stderr().contains("; trying again")
-    });
-    let hba = "local all all trust\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 reject\n";
-    std::fs::write(primary.pgdata().join("pg_hba.conf"), hba).unwrap();
-    primary.reload();
-    running.wait().expect_code(31);
-}
-
 /// W85: both have removed WAL. The first one, a rebuilt standby, has removed more.
 #[test]
 fn w85_what_one_of_several_servers_still_has_is_received() {

@@ -864,12 +864,16 @@ fn x54_a_copy_of_another_cluster_than_the_named_one_is_not_adopted() {
     let mut config = std::fs::read_to_string(scene.site.config()).unwrap();
     config.push_str("\n[clusters.other]\n");
     let config = scene.site.sandbox().file("two.toml", config);
-    let adopt = crate::common::pitr().arg("--config").arg(config);
+    let adopt = crate::common::pitr().arg("--config").arg(&config);
     let adopt = adopt
         .words("adopt --cluster other --pgdata")
         .arg(scene.to());
     adopt.exits(8).expect_stderr("is of cluster \"main\"");
     assert!(scene.to().join("pg_wal/pitr.guard").exists());
+    // The copy tells its cluster, although several are configured.
+    let adopt = crate::common::pitr().arg("--config").arg(config);
+    let adopt = adopt.words("adopt --confirm --pgdata").arg(scene.to());
+    adopt.succeed().expect_stdout("is adopted as \"main\"");
 }
 
 #[test]
@@ -894,6 +898,34 @@ fn x64_the_steps_after_an_adoption_are_of_the_copys_cluster_and_not_of_the_only_
     assert!(told.contains(&wanted), "{told}");
     assert!(!told.contains("/srv/other"), "{told}");
     assert!(!told.contains("create-slot"), "{told}");
+}
+
+#[test]
+fn x64_servers_of_other_clusters_keep_no_copy_from_being_adopted_and_the_hint_leads_there() {
+    let scene = Scene::new(15);
+    scene.restore().succeed();
+    let config = std::fs::read_to_string(scene.site.config()).unwrap();
+    let (before, behind) = config.split_once("[clusters.main]").unwrap();
+    let behind = behind.find("\n[").map_or("", |at| &behind[at..]);
+    // Nobody can say what the server is that refuses the login.
+    let others = format!(
+        "[clusters.other]\nconninfo = \"host={} port={} user=nobody_here dbname=postgres\"\n[clusters.third]\n",
+        scene.cluster.socket_dir().display(),
+        scene.cluster.port()
+    );
+    let config = format!("{before}{behind}\n{others}");
+    let config = scene.site.sandbox().file("others.toml", config);
+    let adopt = |words: &str| {
+        let pitr = crate::common::pitr().arg("--config").arg(&config);
+        pitr.words(words).arg(scene.to())
+    };
+    adopt("adopt --cluster other --pgdata")
+        .exits(8)
+        .expect_stderr("Add --cluster main");
+    adopt("adopt --cluster main --pgdata")
+        .succeed()
+        .expect_stdout("is adopted as \"main\"")
+        .expect_stdout("add [clusters.main] with pgdata");
 }
 
 #[test]

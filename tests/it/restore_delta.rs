@@ -256,7 +256,7 @@ fn the_cluster_is_taken_back_in_place(major: u32) {
 per_major!(the_cluster_is_taken_back_in_place, v13 v16 v19);
 
 #[test]
-fn what_is_not_the_clusters_is_left_alone() {
+fn t89_what_is_not_the_clusters_is_left_alone() {
     let scene = Scene::new(17);
     let to = |path: &Path| {
         let restore = scene.site.pitr().words("restore --json --delta --confirm");
@@ -286,6 +286,11 @@ fn what_is_not_the_clusters_is_left_alone() {
     std::os::unix::fs::symlink(&wal, other.pgdata().join("pg_wal")).unwrap();
     let run = to(other.pgdata()).exits(8);
     run.expect_stdout("pg_wal is no plain directory");
+    // One that lost it (row T89).
+    std::fs::remove_file(other.pgdata().join("pg_wal")).unwrap();
+    let run = to(other.pgdata()).exits(8);
+    run.expect_stdout("its pg_wal is gone")
+        .expect_stdout("mkdir -m 700 ");
 }
 
 /// Two majors share a place for tablespaces, as behind pg_upgrade, and one of them is taken back.
@@ -368,7 +373,7 @@ fn forget_waiting(pgdata: &Path) {
 
 /// The obstacles of a restore are found while the directory is a cluster still.
 #[test]
-fn t51_what_a_restore_in_place_cannot_do_is_found_before_it_begins() {
+fn t51_r228_what_a_restore_in_place_cannot_do_is_found_before_it_begins() {
     let mut scene = Scene::new(16);
     let pgdata = scene.cluster.pgdata().to_owned();
     // The last WAL of a server that was killed was never offered.
@@ -378,6 +383,20 @@ fn t51_what_a_restore_in_place_cannot_do_is_found_before_it_begins() {
     run.expect_stdout("was not shut down cleanly")
         .expect_stdout("wal backfill --from");
     assert!(content(&pgdata) == before);
+    // The printed commands work for any name (row R228).
+    let spaced = pgdata.with_file_name("the data");
+    std::fs::rename(&pgdata, &spaced).unwrap();
+    let restore = scene.site.pitr().words("restore --json --delta --confirm");
+    let restore = restore.arg("--to").arg(&spaced);
+    let run = restore.exits(8);
+    run.expect_stdout("the data/pg_wal'\\nmkdir '")
+        .expect_stdout("the data/pg_wal'/* '");
+    let ready = spaced.join("pg_wal/archive_status/00000001000000000000007F.ready");
+    std::fs::write(&ready, "").unwrap();
+    let run = restore.exits(8);
+    run.expect_stdout("the data/pg_wal', then remove");
+    std::fs::remove_file(&ready).unwrap();
+    std::fs::rename(&spaced, &pgdata).unwrap();
     scene.cluster.start();
     scene.cluster.archive_now();
     scene.cluster.stop(Stop::Fast);
@@ -614,6 +633,73 @@ fn r213_wal_that_only_a_standby_has_is_not_removed() {
         restore(standby).succeed();
         assert!(!standby.pgdata().join("standby.signal").exists());
     }
+}
+
+/// The primary is lost with WAL that it could not archive. A promoted standby has it, and archives its own timeline alone.
+#[test]
+fn r213_wal_from_before_a_promotion_is_not_removed() {
+    let (site, mut primary) = Site::with_cluster(17);
+    primary.sql("create table t as select 1 as a");
+    site.pitr().words("backup --quiet").succeed();
+    primary.sql("select pg_create_restore_point('here')");
+    primary.archive_now();
+    let mut standby = primary.standby().create();
+    // Its checkpoint recycles what is older.
+    standby.append_config("wal_keep_size", "256MB");
+    standby.start();
+    primary.set("archive_command", "false");
+    let lost: Vec<String> = (0..2)
+        .map(|n| {
+            primary.sql(&format!("insert into t values ({n})"));
+            primary.switch_wal()
+        })
+        .collect();
+    primary.sql("insert into t values (9)");
+    wait_until("the standby has it", || {
+        standby.value("select max(a) from t") == "9"
+    });
+    primary.stop(Stop::Immediate);
+    standby.promote();
+    let first = standby.archive_now();
+    standby.stop(Stop::Fast);
+    let restore = site.pitr().words("restore --json --delta --confirm");
+    let restore = restore.words("--target-name here --to");
+    let restore = restore.arg(standby.pgdata());
+    let before = content(standby.pgdata());
+    let run = restore.clone().exits(8);
+    run.expect_stdout(&format!("from segment {} on", lost[0]));
+    assert!(content(standby.pgdata()) == before);
+    // A standby of that timeline.
+    standby.touch("standby.signal");
+    standby.start();
+    standby.stop(Stop::Fast);
+    let run = restore.clone().exits(8);
+    run.expect_stdout(&format!("from segment {} on", lost[0]));
+    std::fs::remove_file(standby.pgdata().join("standby.signal")).unwrap();
+    standby.start();
+    standby.stop(Stop::Fast);
+    let backfill = site.pitr().words("wal backfill --from");
+    backfill.arg(standby.pgdata()).succeed();
+    // The segment in which the timelines part is stored as the first one of the new timeline, or as a partial.
+    let left = first.replacen("00000002", "00000001", 1);
+    let partial = site.object(&format!("{left}.partial"));
+    if partial.exists() {
+        std::fs::remove_file(partial).unwrap();
+    }
+    let (object, away) = (site.object(&first), site.sandbox().join("away"));
+    std::fs::rename(&object, &away).unwrap();
+    // The printed commands work for any name (row R228).
+    let data = standby.pgdata();
+    let spaced = data.with_file_name("the data");
+    std::fs::rename(data, &spaced).unwrap();
+    let other = site.pitr().words("restore --json --delta --confirm");
+    let other = other.words("--target-name here --to").arg(&spaced);
+    let run = other.exits(8);
+    run.expect_stdout(&format!("from segment {left} on"))
+        .expect_stdout("the data.kept' && mv '");
+    std::fs::rename(&spaced, data).unwrap();
+    std::fs::rename(&away, &object).unwrap();
+    restore.succeed();
 }
 
 #[test]

@@ -828,7 +828,8 @@ fn t86_a_cluster_recovers_aside_whose_own_archive_mode_is_off() {
     adopt.arg(&data).succeed();
     // It was never started, and its timeline is the cluster's all the same.
     let run = restore("--undo --confirm").succeed();
-    run.expect_stdout("its timeline 2 may be archived");
+    run.expect_stdout("its timeline 2 may be archived")
+        .expect_stdout("pitr timeline abandon 2 --reason TEXT");
     cluster.start();
     assert_eq!(cluster.value("select count(*) from t"), "2");
 }
@@ -898,4 +899,9 @@ fn t33_the_last_commits_of_a_crashed_cluster_are_said_to_be_missing() {
     run.success()
         .expect_stderr(say)
         .expect_stderr("pitr wal backfill --from");
+    // Nothing is proposed that needs what is gone.
+    std::fs::remove_dir_all(small.data.join("pg_wal")).unwrap();
+    let run = replace(&small.site, &small.data).arg("--dry-run").run();
+    let run = run.success().expect_stderr("its pg_wal is gone");
+    assert!(!run.stderr.contains("backfill"), "{run}");
 }

@@ -12,7 +12,7 @@ use pitr::repo::root::BackupRoot;
 use pitr::store::file::FileStore;
 use serde_json::Value;
 
-use crate::common::{Cluster, Run, copy_all, list_of, user};
+use crate::common::{Cluster, Run, copy_all, list_of, str_of, user};
 use crate::per_major;
 use crate::pin::Kept;
 
@@ -484,7 +484,7 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     kept.cluster.sql("insert into t values (201)");
     kept.cluster.archive_now();
     let backup = ["backup", "--json", "--repository", "local"];
-    kept.pitr(&backup).succeed();
+    let taken = kept.pitr(&backup).succeed().json();
     let local = ["--repository", "local"];
     kept.pitr(&["verify"]).args(local).succeed();
     let expire = |more: &[&str]| kept.pitr(&AT_ONCE).args(local).args(more).run();
@@ -515,6 +515,13 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
             && lacking.as_str() <= run["last"].as_str().unwrap()
     };
     assert!(runs.iter().any(is_in), "{json}");
+    kept.pitr(&backup).succeed();
+    let former = str_of(&taken["id"]);
+    let delete = ["backup", "delete", former, "--grace", "0s", "--confirm"];
+    kept.pitr(&delete).args(local).succeed();
+    assert_eq!(kept.judged(&local).len(), 1);
+    assert!(is_there(), "{lacking}");
+    kept.pitr(&["verify"]).args(local).succeed();
 
     // With it, the second one leads from its older backup to all that came since. A copy that is damaged there is none.
     kept.pitr(&sync).succeed();

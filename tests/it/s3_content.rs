@@ -101,12 +101,29 @@ impl World {
         assert_eq!(self.backups("copy"), 2);
         verify("copy");
         for _ in 0..2 {
+            if let Some(server) = &self.site.peer.own {
+                server.clear_log();
+            }
             let expire = self.pitr(&expire_at_once());
             expire.words("--repository store").run();
+            if let Some(server) = &self.site.peer.own {
+                let log = server.log();
+                let walks: Vec<&String> = log.iter().filter(|line| is_walk(line)).collect();
+                assert_eq!(walks.len(), 1, "one for all scopes: {walks:?}");
+            }
         }
         assert_eq!((self.backups("store"), self.backups("copy")), (1, 2));
         verify("store");
     }
+}
+
+/// Whether a request lists everything that is stored, from its beginning.
+fn is_walk(line: &str) -> bool {
+    let prefix = line.split_once("&prefix=").map_or("", |(_, rest)| rest);
+    let prefix = prefix.split(['&', ' ']).next();
+    let is_whole = line.contains("list-type=2") && line.contains("max-keys=1000");
+    let is_deep = !line.contains("delimiter=") && !line.contains("continuation-token=");
+    is_whole && is_deep && prefix == Some("pg/")
 }
 
 fn is_same(found: &Path, expected: &Path) {

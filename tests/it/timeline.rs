@@ -192,7 +192,9 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
     lives
         .decide(&["abandon", "1"])
         .expect_code(8)
-        .expect_stderr("no timeline would be left");
+        .expect_stderr("timeline 2, which may be the cluster, descends from timeline 1")
+        .expect_stderr("pitr timeline restore 2 --reason")
+        .expect_stderr("first: pitr timeline abandon 2 --reason");
     lives
         .decide(&["restore", "1"])
         .expect_code(8)
@@ -204,6 +206,10 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
         .expect_stdout("recorded in ");
     lives.decide(&["abandon", "2"]).success();
     assert_eq!(lives.site.files().len(), files.len() + 1);
+    lives
+        .decide(&["abandon", "1"])
+        .expect_code(8)
+        .expect_stderr("no timeline would be left");
 
     // Now all follow production.
     assert_eq!(lives.states(), state(&[(1, "cluster"), (2, "abandoned")]));
@@ -294,7 +300,15 @@ fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(majo
         (&true.into(), &2.into())
     );
     assert!(plan["warnings"].to_string().contains(beside), "{plan:#}");
-    lives.pitr(&["info"]).exits(6).expect_stdout(beside);
+    // The copy descends from it, and would be abandoned with it (row T88).
+    let info = lives.pitr(&["info"]).exits(6);
+    let info = info.expect_stdout(beside);
+    let info = info.expect_stdout("pitr timeline abandon 2 --reason");
+    assert!(!info.stdout.contains("abandon 1"), "{info}");
+    lives
+        .decide(&["abandon", "1"])
+        .expect_code(8)
+        .expect_stderr("timeline 2, which is the cluster, descends from timeline 1");
     assert_eq!(lives.states(), state(&[(1, "beside"), (2, "cluster")]));
     let doctor = lives.pitr(&["doctor"]).exits(1);
     assert!(doctor.stdout.contains("timeline of the server"), "{doctor}");

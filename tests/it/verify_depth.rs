@@ -260,7 +260,8 @@ fn sums_are_those_of_the_restored_files() {
     assert!(!check(&[]).status.success());
     site.pitr()
         .words("verify --backup 20200101T000000Z-full --sha256sums")
-        .exits(2);
+        .exits(2)
+        .expect_stderr("pitr files sums NAME");
 }
 
 /// The server's manifest of a backup.

@@ -1,7 +1,9 @@
 //! `pitr wal push`, `fetch`, `conflicts` and `backfill` through the real program.
 
+use std::path::PathBuf;
+
 use crate::common::reception::lsn;
-use crate::common::{Program, Sandbox, Site, Still, Stop, user, wait_until};
+use crate::common::{Cluster, Program, Sandbox, Site, Still, Stop, user, wait_until};
 use crate::per_major;
 
 /// The outcome of each file of a backfill, by name.
@@ -80,37 +82,90 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
 }
 per_major!(h01_what_a_failed_primary_did_not_archive_comes_from_its_successor, v14 v17 v19);
 
+/// A dead server, whose last commit is in no repository, with the segment in which it lies.
+struct Dead {
+    site: Site,
+    cluster: Cluster,
+    committed: String,
+    last: String,
+}
+
+impl Dead {
+    /// `more` writes WAL behind the commit.
+    fn new(more: &str) -> Dead {
+        let (site, mut cluster) = Site::with_cluster(17);
+        site.add_repository("second", "");
+        cluster.sql("create table t (a int)");
+        site.pitr().words("backup --quiet").succeed();
+        cluster.archive_now();
+        cluster.sql("insert into t values (1)");
+        let committed = cluster.value("select pg_current_wal_lsn()");
+        let last = cluster.value("select pg_walfile_name(pg_current_wal_lsn())");
+        cluster.sql(more);
+        cluster.stop(Stop::Immediate);
+        Dead {
+            site,
+            cluster,
+            committed,
+            last,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.cluster.pgdata().join("pg_wal").join(&self.last)
+    }
+
+    /// Whether a plan comes to the last commit.
+    fn is_reached(&self) -> bool {
+        let plan = self.site.pitr().words("plan --json").succeed();
+        let end = plan.json()["stop"]["recovery_end_lsn"].clone();
+        lsn(end.as_str().unwrap()) >= lsn(&self.committed)
+    }
+
+    /// Requires that the segment is left out, with this line for it.
+    fn backfill(&self, printed: &str) {
+        let backfill = self.site.pitr().words("wal backfill --from");
+        let run = backfill.arg(self.cluster.pgdata()).succeed();
+        let run = run.expect_stderr(printed);
+        run.expect_stdout(&format!("left out      {}", self.last));
+    }
+}
+
 #[test]
 fn h01_the_last_segment_of_a_dead_server_is_brought_in_by_the_printed_line() {
-    let (site, mut cluster) = Site::with_cluster(17);
-    site.add_repository("second", "");
-    cluster.sql("create table t (a int)");
-    site.pitr().words("backup --quiet").succeed();
-    cluster.archive_now();
-    cluster.sql("insert into t values (1)");
-    let committed = cluster.value("select pg_current_wal_lsn()");
-    let last = cluster.value("select pg_walfile_name(pg_current_wal_lsn())");
-    cluster.stop(Stop::Immediate);
-    let end = || -> u64 {
-        let plan = site.pitr().words("plan --json").succeed();
-        let end = plan.json()["stop"]["recovery_end_lsn"].clone();
-        lsn(end.as_str().unwrap())
-    };
-    assert!(end() < lsn(&committed));
-    let backfill = site.pitr().words("wal backfill --from");
-    let run = backfill.arg(cluster.pgdata()).succeed();
-    let path = cluster.pgdata().join("pg_wal").join(&last);
-    let printed = format!(
+    let dead = Dead::new("select 1");
+    assert!(!dead.is_reached());
+    let (config, path) = (dead.site.config(), dead.path());
+    dead.backfill(&format!(
         "pitr wal push --config {} {}",
-        site.config().display(),
+        config.display(),
         path.display()
-    );
-    let run = run.expect_stderr(&printed);
-    run.expect_stdout(&format!("left out      {last}"));
-    let run = site.pitr().words("wal push").arg(&path).succeed();
+    ));
+    let run = dead.site.pitr().words("wal push").arg(&path).succeed();
     let warned = run.stderr.matches("archived as a partial segment").count();
     assert_eq!(warned, 1, "one for all repositories: {run}");
-    assert!(end() >= lsn(&committed));
+    assert!(dead.is_reached());
+}
+
+/// The power failed within a record: some of its sectors were written, and nothing behind them.
+#[test]
+fn h01_commits_before_a_torn_record_are_brought_in_by_the_printed_line() {
+    let dead = Dead::new("select pg_logical_emit_message(true, 'torn', repeat('y', 50000))");
+    let path = dead.path();
+    let mut wal = std::fs::read(&path).unwrap();
+    let at = usize::try_from(lsn(&dead.committed)).unwrap() % wal.len();
+    wal[at + 10_000..].fill(0);
+    std::fs::write(&path, &wal).unwrap();
+    let partial = format!("{}.partial", dead.last);
+    let config = dead.site.config().display();
+    dead.backfill(&format!(
+        "cp {} {partial} && pitr wal push --config {config} {partial}",
+        path.display()
+    ));
+    let copy = dead.site.sandbox().join(&partial);
+    std::fs::copy(&path, &copy).unwrap();
+    dead.site.pitr().words("wal push").arg(&copy).succeed();
+    assert!(dead.is_reached());
 }
 
 /// Two copies of one cluster were promoted to the same timeline number: what the second writes is none of the first's.

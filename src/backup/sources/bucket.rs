@@ -413,7 +413,7 @@ impl<'w, 't> Walk<'w, 't> {
             let same = known.as_ref().and_then(|known| same(known, marker));
             node.bucket = match (&known, same) {
                 (Some(known), Some(facts)) => {
-                    self.name_lack(&level.path, &facts);
+                    name_lack(&mut self.taken.left_out, &level.path, &facts);
                     known.bucket.clone()
                 }
                 _ => self.marker(&level.path, marker)?,
@@ -439,14 +439,6 @@ impl<'w, 't> Walk<'w, 't> {
         }
     }
 
-    /// Names an object again whose metadata no backup has, as long as it is the same.
-    fn name_lack(&mut self, name: &[u8], facts: &Facts) {
-        if facts.lacks_metadata {
-            let why = "its metadata is larger than a backup can keep";
-            self.taken.left_out.add(name, Part::Xattr, why);
-        }
-    }
-
     /// Sends an object to the readers, unless the prior has it whole as it is listed and it is not its turn.
     fn file(&mut self, key: FileKey, entry: Entry) -> Result<()> {
         let kind = NodeKind::File(entry.size_bytes);
@@ -459,7 +451,7 @@ impl<'w, 't> Walk<'w, 't> {
                 let is_due = |since| turn::is_due(key.as_bytes(), (since, self.source.now), round);
                 let is_due = since.is_some_and(is_due);
                 if !is_due {
-                    self.name_lack(entry.key.as_bytes(), &facts);
+                    name_lack(&mut self.taken.left_out, entry.key.as_bytes(), &facts);
                 }
                 if !is_due && !facts.lacks_tags {
                     self.taken.unchanged += 1;
@@ -503,6 +495,14 @@ fn same(known: &Node, entry: &Entry) -> Option<Facts> {
     let facts = serde_json::from_slice::<Facts>(known.bucket.as_deref()?).ok()?;
     let is_version = facts.etag == entry.tag && facts.modified == entry.modified;
     (known.unstable == 0 && is_version).then_some(facts)
+}
+
+/// Names an object again whose metadata no backup has, as long as it is the same.
+fn name_lack(left_out: &mut LeftOut, name: &[u8], facts: &Facts) {
+    if facts.lacks_metadata {
+        let why = "its metadata is larger than a backup can keep";
+        left_out.add(name, Part::Xattr, why);
+    }
 }
 
 /// JSON of what is known about an object. Metadata that no node has room for is left out, and named.
@@ -572,8 +572,9 @@ impl<'r, 't> Reader<'r, 't> {
                 Answer::Refused(why) => {
                     self.sink.abandon();
                     // The listing says that the prior has it as it is.
-                    if wanted.known.is_some() {
+                    if let Some(known) = &wanted.known {
                         self.taken.sample.unread += 1;
+                        name_lack(&mut self.taken.left_out, name, &known.facts);
                         return self.keep(wanted);
                     }
                     return self.taken.left_out.leave(name, Part::Entry, why);

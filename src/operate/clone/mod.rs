@@ -228,7 +228,8 @@ impl<'a> Making<'a> {
         let recovered = recovery::wait(self.session, &mut server)?;
         match recovered.broken {
             None => Ok(server),
-            Some((_, cause)) => Err(err!(Server, "the server did not reach the target: {cause}")),
+            Some((_, cause)) => Err(err!(Server, "the server did not reach the target: {cause}")
+                .hint("The copy is thrown away. Run the command again. Where it ends alike, pitr drill with the same target says where recovery breaks off, and --backup ID takes another backup.")),
         }
     }
 

@@ -185,7 +185,7 @@ fn sealing(
         )),
         (false, true) => Sealing::Unsealed,
         (false, false) => Sealing::Refused(format!(
-            "Repository \"{repository}\" is not encrypted: store secrets in one that is, or add --allow-plain-secrets."
+            "Repository \"{repository}\" is not encrypted: store secrets in one that is, with --repository NAME, or add --allow-plain-secrets."
         )),
     })
 }

@@ -44,7 +44,7 @@ pub struct Scanned {
 /// Reads these paths, or the files of a set.
 ///
 /// # Errors
-/// `Usage` without paths and without a name; those of [`collect`].
+/// `Usage` without paths and without a name, and for a set in the place of a path; those of [`collect`].
 pub fn run(session: &Session, name: Option<&str>, paths: &[PathBuf]) -> Result<Scanned> {
     forbid_core_dumps()?;
     let settings: Option<Settings> = match (name, session.settings()) {
@@ -52,6 +52,9 @@ pub fn run(session: &Session, name: Option<&str>, paths: &[PathBuf]) -> Result<S
         (None, Err(_)) => None,
         (Some(_), Err(e)) => return Err(e),
     };
+    if let (None, Some(settings)) = (name, &settings) {
+        check_paths(session, settings, paths)?;
+    }
     let set = match (name, &settings) {
         (Some(name), Some(settings)) => Some(configured(settings, name)?),
         _ => None,
@@ -99,4 +102,24 @@ pub fn run(session: &Session, name: Option<&str>, paths: &[PathBuf]) -> Result<S
         }
     }
     Ok(scanned)
+}
+
+/// Refuses the name of a set where no such path is: the other commands take it as their first word.
+fn check_paths(session: &Session, settings: &Settings, paths: &[PathBuf]) -> Result<()> {
+    let is_absent = |path: &&PathBuf| {
+        let path = session.environment.absolute(path);
+        path.symlink_metadata().is_err()
+    };
+    for path in paths.iter().filter(is_absent) {
+        let mut sets = settings.config.iter();
+        if let Some(set) = sets.find(|set| path.as_os_str() == set.name.as_str()) {
+            let name = &set.name;
+            return Err(err!(
+                Usage,
+                "\"{name}\" is no path here, and a set of the configuration"
+            )
+            .hint(format!("Nothing was read. pitr config scan --set {name}")));
+        }
+    }
+    Ok(())
 }

@@ -1,16 +1,20 @@
 //! Content beside clusters: its source, the programs that it takes, and its newest backup.
 
 use super::Findings;
+use crate::backup::configuration::NAME as CONFIG;
 use crate::config::{Cluster, Content, Logical, Repository as Configured, Settings, Source};
 use crate::error::Result;
 use crate::logical::tool::{self, Tool};
 use crate::operate::human;
-use crate::operate::scopes::{self, ScopeInfo};
+use crate::operate::scopes::{self, Place, ScopeInfo};
 use crate::operate::session::Session;
 use crate::pg::version::Major;
 use crate::redis::kind::NAME;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
+
+/// A repository of the configuration, and what came of opening it.
+type Tried<'s> = (&'s Configured, Result<Repository>);
 
 /// Looks at all that is configured. `served` is the cluster whose server answered, and that server's major.
 pub(super) fn look(
@@ -45,18 +49,47 @@ pub(super) fn look(
     let Some(first) = first.filter(|first| opened.iter().any(|one| one.name == first.name)) else {
         return;
     };
-    let repository = session.open(first);
+    let tried = opened.iter().map(|one| (*one, session.open(one)));
+    let tried: Vec<Tried<'_>> = tried.collect();
     for (content, is_cluster) in all(settings) {
-        let look = |repository| look_at(repository, (&content, is_cluster), settings, session);
+        let Some((configured, repository)) = home(&content, &tried, settings, session) else {
+            continue;
+        };
+        let place = Place::of(session, settings, configured);
+        let look = |repository| look_at(repository, (&content, is_cluster), place, session);
         match repository.as_ref().map(look) {
             Ok(Ok(infos)) => infos
                 .iter()
-                .for_each(|info| newest(found, &content, info, session)),
+                .for_each(|info| newest(found, (&content, place), info, session)),
             Ok(Err(e)) => found.error(&title(&content), &e),
             Err(e) => found.error(&title(&content), e),
         }
     }
-    logs_elsewhere(found, opened, settings, session);
+    let others = tried.iter().filter(|(one, _)| one.name != first.name);
+    logs_elsewhere(found, others, settings, session);
+}
+
+/// The repository in which the newest backup of content is looked for; configuration in the first that has it. None where that was not opened.
+fn home<'t, 's>(
+    content: &Content<'_>,
+    tried: &'t [Tried<'s>],
+    settings: &Settings,
+    session: &Session,
+) -> Option<&'t Tried<'s>> {
+    let home = scopes::home(settings, content.kind)?;
+    let has = |(_, repository): &&Tried<'_>| {
+        let scope = Scope::aux(content.kind, content.name);
+        let (Ok(repository), Ok(scope)) = (repository, scope) else {
+            return false;
+        };
+        let looked = scopes::look_at(repository, &scope, session.host.now());
+        looked.is_ok_and(|one| !one.backups.is_empty())
+    };
+    let known = match content.kind == CONFIG {
+        true => tried.iter().find(has),
+        false => None,
+    };
+    known.or_else(|| tried.iter().find(|(one, _)| one.name == home.name))
 }
 
 /// All content, and whether it is a cluster of Redis, which has a scope for each shard.
@@ -72,40 +105,39 @@ fn title(content: &Content<'_>) -> String {
 fn look_at(
     repository: &Repository,
     (content, is_cluster): (&Content<'_>, bool),
-    settings: &Settings,
+    place: Place<'_>,
     session: &Session,
 ) -> Result<Vec<ScopeInfo>> {
     let now = session.host.now();
     if is_cluster {
-        return scopes::look_at_shards(repository, settings, content, now);
+        return scopes::look_at_shards(repository, place, content, now);
     }
     let scope = Scope::aux(content.kind, content.name)?;
     let mut info = scopes::look_at(repository, &scope, now)?;
-    info.judge_log(settings, (repository, &scope), now)?;
+    info.judge_log(place, (repository, &scope), now)?;
     Ok(vec![info])
 }
 
 /// The log of Redis servers in the repositories besides the first.
-fn logs_elsewhere(
+fn logs_elsewhere<'t, 's: 't>(
     found: &mut Findings,
-    opened: &[&Configured],
+    others: impl Iterator<Item = &'t Tried<'s>>,
     settings: &Settings,
     session: &Session,
 ) {
-    let is_first =
-        |one: &Configured| Some(&one.name) == settings.repositories.first().map(|r| &r.name);
-    for configured in opened.iter().filter(|one| !is_first(one)) {
+    for (configured, repository) in others {
         // A repository that fails is a finding of its own.
-        let Ok(repository) = session.open(configured) else {
+        let Ok(repository) = repository else {
             continue;
         };
-        let place = format!(" in {}", configured.name);
+        let shown = format!(" in {}", configured.name);
+        let place = Place::of(session, settings, configured);
         for (content, is_cluster) in all(settings).filter(|(one, _)| one.kind == NAME) {
-            match look_at(&repository, (&content, is_cluster), settings, session) {
+            match look_at(repository, (&content, is_cluster), place, session) {
                 Ok(infos) => infos
                     .iter()
-                    .for_each(|info| log(found, info, &place, session)),
-                Err(e) => found.error(&format!("{} log{place}", title(&content)), &e),
+                    .for_each(|info| log(found, info, &shown, session)),
+                Err(e) => found.error(&format!("{} log{shown}", title(&content)), &e),
             }
         }
     }
@@ -139,10 +171,15 @@ fn log(found: &mut Findings, info: &ScopeInfo, place: &str, session: &Session) {
     }
 }
 
-fn newest(found: &mut Findings, content: &Content<'_>, info: &ScopeInfo, session: &Session) {
+fn newest(
+    found: &mut Findings,
+    (content, place): (&Content<'_>, Place<'_>),
+    info: &ScopeInfo,
+    session: &Session,
+) {
     let name = info.scope.trim_start_matches("aux/").replace('/', " ");
-    let (now, end) = (session.host.now(), info.newest_end());
-    let command = format!("pitr {} backup {}", content.kind, content.name);
+    let now = session.host.now();
+    let end = info.newest_end(now);
     log(found, info, "", session);
     for problem in info.problems.iter().filter(|one| one.name != "log") {
         found.fail(
@@ -158,7 +195,7 @@ fn newest(found: &mut Findings, content: &Content<'_>, info: &ScopeInfo, session
         |age| format!("newest backup {} old", human::duration(age)),
     );
     match scopes::newest_trouble(content, end, now) {
-        Some(what) => found.fail(&name, value, what, command),
+        Some(what) => found.fail(&name, value, what, place.next(content)),
         None => found.ok(&name, value),
     }
 }

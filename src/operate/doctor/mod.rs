@@ -127,12 +127,41 @@ fn is_gone(pgdata: &Path) -> bool {
     found.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
+/// Names the zones that the tz database does not have: that of times of the cluster, and those of all rules of retention.
+fn zones(found: &mut Findings, settings: &Settings, cluster: Option<&Cluster>) {
+    let mut check = |name: &str, zone: Option<&str>, means: &str| {
+        if let Some(Err(e)) = zone.map(target::configured_zone) {
+            let next = format!("name a zone of the tz database, such as Europe/Berlin: {means}");
+            found.fail(name, "not known", e.to_string(), next);
+        }
+    };
+    if let Some(cluster) = cluster {
+        let means = "without one no time of a target can be read";
+        check("timezone", cluster.timezone.as_deref(), means);
+    }
+    let rules = [("retention".to_owned(), &settings.retention)].into_iter();
+    let clusters = settings.clusters.iter();
+    let clusters = clusters.map(|c| (format!("clusters.{}.retention", c.name), &c.retention));
+    let repositories = settings.repositories.iter();
+    let repositories =
+        repositories.map(|r| (format!("repositories.{}.retention", r.name), &r.retention));
+    for (section, rules) in rules.chain(clusters).chain(repositories) {
+        let means = "without one pitr expire deletes nothing by these rules";
+        check(
+            &format!("{section}.timezone"),
+            rules.timezone.as_deref(),
+            means,
+        );
+    }
+}
+
 fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Cluster>) {
     found.begin("configuration");
     match &settings.path {
         Some(path) => found.ok("file", path.display().to_string()),
         None => found.ok("file", "none is needed with --repository"),
     }
+    zones(found, settings, cluster);
     let Some(cluster) = cluster else {
         if settings.clusters.is_empty() && settings.contents().next().is_some() {
             return;
@@ -145,15 +174,6 @@ fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Clu
         );
     };
     found.ok("cluster", cluster.name.as_str());
-    let zone = cluster.timezone.as_deref().map(target::configured_zone);
-    if let Some(Err(e)) = zone {
-        found.fail(
-            "timezone",
-            "not known",
-            e.to_string(),
-            "name a zone of the tz database, such as Europe/Berlin: without one no time of a target can be read",
-        );
-    }
     let Some(pgdata) = &cluster.pgdata else {
         return found.warn(
             "pgdata",

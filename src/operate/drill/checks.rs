@@ -18,6 +18,7 @@ use crate::operate::quarantine::{Quarantined, is_not_checked};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 use crate::repo::drilled::Phase;
+use crate::wire::server_error;
 use crate::wire::sql::{is_own_limit, is_too_long};
 
 /// A longer file is none of checks.
@@ -333,6 +334,7 @@ pub(super) fn run(
             Err(e) if is_not_checked(&e) && (is_too_long(&e) || !is_own_limit(&e)) => {
                 Asked::NoFigure(e.to_string())
             }
+            Err(e) if is_untranslatable(&e) => Asked::NoFigure(e.to_string()),
             Err(e) if matches!(e.code(), Code::Server | Code::Denied) => {
                 Asked::Found(Some(e.to_string()))
             }
@@ -347,6 +349,13 @@ pub(super) fn run(
         }
     }
     Ok(done)
+}
+
+/// Whether the server has a character for which another encoding has none, as UTF-8 for some bytes of a single-byte one: they are valid there.
+///
+/// PostgreSQL: src/backend/utils/errcodes.txt (`untranslatable_character`).
+fn is_untranslatable(e: &Error) -> bool {
+    server_error::sqlstate(e) == Some("22P05")
 }
 
 /// The names of databases without content.

@@ -33,7 +33,7 @@ use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxRoot};
 use crate::repo::scope::Scope;
-use crate::restore::content::{Open, check_empty};
+use crate::restore::content::{Open, check_empty, not_made};
 use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::frame::FrameCodec;
@@ -435,10 +435,7 @@ const OBJECT_ALONE: &str =
 /// Makes a directory, where none is there.
 pub(super) fn make_directory(to: &Path, mode: u32) -> Result<()> {
     match std::fs::DirBuilder::new().mode(mode).create(to) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-            let what = format!("create directory \"{}\"", to.display());
-            Err(Error::from_io(what, e).with_code(crate::error::Code::TargetWrite))
-        }
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(not_made(to, e)),
         _ => Ok(()),
     }
 }

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod check;
 mod data;
+mod publications;
 pub mod restore;
 mod scratch;
 

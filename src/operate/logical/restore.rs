@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::{Stored, data, find, folders};
+use super::{Stored, data, find, folders, publications};
 use crate::config::{self, LogicalContent};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -91,7 +91,7 @@ pub fn to_directory(
     let stored = find(session, name, backup)?;
     if !to.exists() {
         let made = std::fs::DirBuilder::new().mode(0o700).create(&to);
-        made.map_err(|e| Error::from_io(format!("make directory \"{}\"", to.display()), e))?;
+        made.map_err(|e| content::not_made(&to, e))?;
     }
     extract(session, &stored, &to)?;
     Ok(Restored {
@@ -147,8 +147,10 @@ pub fn to_server(
     let service = write_service(&asked.conninfo, &target.info, &spool)?;
     let mut tick = || session.host.check_stop();
     let selection = Selection {
+        session,
         asked,
         existing: &target.schemas,
+        publications: &target.publications,
         content: stored.member.content,
     };
     let selected = selection.lines(&pg_restore, &directory, &spool, &mut tick)?;
@@ -304,7 +306,7 @@ impl Into {
                 "\nCreate the roles from globals.sql of pitr logical restore --to DIR, or add --no-owner --no-privileges."
             }
             _ if self.is_part() => {
-                "\nTypes, functions and tables outside of the selected part are not restored with it: select their schemas, too."
+                "\nTypes, functions and tables outside of the selected part are not restored with it: select their schemas, too. Whatever lies in no schema has to be there before: extensions, foreign servers and their user mappings."
             }
             _ => "\nMend what the server names, then run the same command again.",
         };
@@ -320,6 +322,8 @@ struct Target {
     database: String,
     /// Schemas that are there.
     schemas: BTreeSet<String>,
+    /// Publications that are there, and take tables.
+    publications: BTreeSet<String>,
 }
 
 impl Target {
@@ -368,6 +372,7 @@ impl Target {
         let rows = sql.query("select nspname from pg_catalog.pg_namespace")?;
         Ok(Target {
             schemas: rows.texts(0)?.into_iter().collect(),
+            publications: publications::there(&mut sql)?,
             database: named,
             info,
         })
@@ -470,8 +475,10 @@ fn check_contents(sql: &mut SqlSession, asked: &Into, name: &str) -> Result<()> 
 
 /// The entries of a dump that are restored.
 struct Selection<'a> {
+    session: &'a Session,
     asked: &'a Into,
     existing: &'a BTreeSet<String>,
+    publications: &'a BTreeSet<String>,
     content: LogicalContent,
 }
 
@@ -513,6 +520,7 @@ impl Selection<'_> {
             if let Some(table) = table {
                 let of = (pg_restore, directory, spool);
                 self.check_has_rows((schema, table), &found, &all, of, tick)?;
+                self.warn_of_row_security((schema, table), &found, &all);
             }
             schemas.insert(schema);
             wanted.extend(found.into_iter().map(str::to_owned));
@@ -533,7 +541,46 @@ impl Selection<'_> {
                 };
             lines.extend(is_needed.then(|| line.to_owned()));
         }
-        Ok(Some(lines))
+        let of = (pg_restore, directory, spool);
+        self.without_lacking_publications(lines, of, tick).map(Some)
+    }
+
+    /// Warns of a table whose rows everybody sees who has a grant: `pg_restore --table` brings grants, and no policies.
+    fn warn_of_row_security(&self, (schema, table): (&str, &str), found: &[&str], all: &str) {
+        let has_schema = self.asked.schemas.iter().any(|asked| asked == schema);
+        if !has_schema && loses_row_security(found, all) {
+            self.session.warn(&format!(
+                "table \"{schema}\".\"{table}\" comes without its row security and its policies, which --table leaves out: whoever may read it sees all rows. --schema {} brings them; --no-privileges leaves grants out, too",
+                shell_word(schema)
+            ));
+        }
+    }
+
+    /// Leaves out what adds tables to publications that the target lacks.
+    fn without_lacking_publications(
+        &self,
+        lines: Vec<String>,
+        (pg_restore, directory, spool): (&Tool, &Path, &Spool),
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<String>> {
+        let adding = lines.iter().map(String::as_str);
+        let adding: Vec<&str> = adding.filter(|line| publications::adds(line)).collect();
+        if adding.is_empty() {
+            return Ok(lines);
+        }
+        let some = spool.file("some", adding.join("\n").as_bytes())?;
+        let file = spool.file("definition", b"")?;
+        let options = ["-L".to_owned(), some.display().to_string()];
+        let commands = printed(pg_restore, directory, &options, &file, tick)?;
+        let (kept, lacking) = publications::kept(lines, &commands, self.publications);
+        if !lacking.is_empty() {
+            let names: Vec<String> = lacking.into_iter().collect();
+            self.session.note(&format!(
+                "nothing is added to publications that the database lacks, or that have all tables: {}",
+                names.join(", ")
+            ));
+        }
+        Ok(kept)
     }
 
     /// Refuses a schema with a partitioned table of which partitions lie in schemas that are not asked for. Their rows would be missing, and
@@ -615,6 +662,17 @@ fn has_rows(found: &[&str]) -> bool {
     starts("TABLE DATA ") || !starts("TABLE ")
 }
 
+/// Pure: whether a table has row security which is not among its own entries. That entry has the number of the table.
+fn loses_row_security(found: &[&str], all: &str) -> bool {
+    let tables = found
+        .iter()
+        .filter(|line| kind_of(line).starts_with("TABLE "));
+    let tables: Vec<_> = tables.map(|line| number_of(line)).collect();
+    entries(all)
+        .filter(|line| kind_of(line).starts_with("ROW SECURITY "))
+        .any(|line| tables.contains(&number_of(line)))
+}
+
 /// Pure: whether the definition of a table without rows, as `pg_dump` writes it, is that of a partitioned one.
 fn is_partitioned(definition: &str) -> bool {
     let mut lines = definition.lines();
@@ -678,8 +736,13 @@ fn head(
     Ok(head.unwrap_or_default().to_owned())
 }
 
+/// The number of an entry's object in its catalog.
+fn number_of(line: &str) -> Option<&str> {
+    line.split(' ').nth(2)
+}
+
 /// The kind of an entry, with its names: before it come its number and the two of its object.
-fn kind_of(line: &str) -> &str {
+pub(super) fn kind_of(line: &str) -> &str {
     line.splitn(4, ' ').nth(3).unwrap_or_default()
 }
 
@@ -692,7 +755,7 @@ fn entries(list: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::{
         ConnInfo, Environment, POST_DATA, PRE_DATA, Step, has_rows, is_head_of_schema,
-        is_partitioned, may_be_of_schema, no_database, steps,
+        is_partitioned, loses_row_security, may_be_of_schema, no_database, steps,
     };
 
     #[test]
@@ -704,6 +767,15 @@ mod tests {
         let definition = "CREATE TABLE app.parts (\n    k integer\n)\nPARTITION BY RANGE (k);\n\n";
         assert!(is_partitioned(definition));
         assert!(!is_partitioned("CREATE TABLE app.t (\n    k integer\n);\n"));
+    }
+
+    #[test]
+    fn k67_row_security_is_that_of_the_table_of_its_number() {
+        let all = "203; 1259 16388 TABLE s t me\n3013; 0 16388 TABLE DATA s t me\n204; 1259 16392 TABLE s t x me\n3005; 0 16388 ROW SECURITY s t me";
+        let own = ["203; 1259 16388 TABLE s t me"];
+        assert!(loses_row_security(&own, all));
+        let other = ["204; 1259 16392 TABLE s t x me"];
+        assert!(!loses_row_security(&other, all));
     }
 
     #[test]

@@ -123,24 +123,31 @@ impl Scratch {
     }
 }
 
-/// A finding of what the server refused. The order and the classes of letters are those of locale C here, so a refused row or key may be whole.
+/// Pure: a finding of what the server refused. The order and the classes of letters are those of locale C here, so a refused row or key may be whole.
 fn refused(said: &str) -> String {
     let by_locale = [
         "violates check constraint",
         "violates partition constraint",
         "violates exclusion constraint",
+        "could not create exclusion constraint",
+        "is violated by some row",
         "violates unique constraint",
         "could not create unique index",
         "no partition of relation",
         "would overlap partition",
         "empty range bound",
     ];
-    match by_locale.iter().any(|words| said.contains(words)) {
-        true => format!(
-            "{said}; unproven: the database of the check has locale C, and another locale of the dumped one may be the reason"
-        ),
-        false => said.to_owned(),
-    }
+    // A materialized view that reads foreign tables is filled by a query of another server.
+    let by_network = ["could not connect to server \"", "user mapping not found"];
+    let is_one = |of: &[&str]| of.iter().any(|words| said.contains(words));
+    let reason = if is_one(&by_locale) {
+        "the database of the check has locale C, and another locale of the dumped one may be the reason"
+    } else if is_one(&by_network) {
+        "the server of the check reaches no other one, and a materialized view reads foreign tables"
+    } else {
+        return said.to_owned();
+    };
+    format!("{said}; unproven: {reason}")
 }
 
 /// Whether a line of the globals is a whole statement that creates a role: a line of a comment may look like the beginning of one.
@@ -256,6 +263,14 @@ mod tests {
         let said =
             "pg_restore failed: ERROR:  new row for relation \"p\" violates partition constraint";
         assert!(refused(said).contains("unproven") && refused(said).contains("locale C"));
+        for said in [
+            "pg_restore failed: ERROR:  could not create exclusion constraint \"spans\"",
+            "pg_restore failed: ERROR:  check constraint \"low\" of relation \"t\" is violated by some row",
+        ] {
+            assert!(refused(said).contains("locale C"), "{said}");
+        }
+        let said = "pg_restore failed: ERROR:  could not connect to server \"far\"";
+        assert!(refused(said).contains("unproven") && refused(said).contains("foreign tables"));
         let said = "pg_restore failed: ERROR:  invalid input syntax for type integer";
         assert_eq!(refused(said), said);
     }

@@ -195,6 +195,8 @@ mod tests {
             problems: Vec::new(),
             backups: vec![backup],
             log: None,
+            read_back: None,
+            retention: None,
         }
     }
 

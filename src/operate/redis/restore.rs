@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Stored, find, on_way};
 use crate::durable;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::operate::session::Session;
 use crate::redis::directory::{CONFIGURATION, Plan, Take};
 use crate::redis::member::{AOF, BGSAVE, Member, PSYNC};
@@ -170,11 +170,10 @@ fn checker(
 /// Makes a directory for the server's account alone.
 ///
 /// # Errors
-/// `TargetWrite`.
+/// Those of [`content::not_made`].
 pub(super) fn make(directory: &Path) -> Result<()> {
     let made = std::fs::DirBuilder::new().mode(0o700).create(directory);
-    let doing = || format!("make directory \"{}\"", directory.display());
-    made.map_err(|e| Error::from_io(doing(), e).with_code(Code::TargetWrite))
+    made.map_err(|e| content::not_made(directory, e))
 }
 
 fn write(session: &Session, stored: &Stored, plan: &Plan<'_>, route: Option<&Route>) -> Result<()> {

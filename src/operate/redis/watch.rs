@@ -32,8 +32,8 @@ impl Watched {
         self.restorable_time < self.stored_time
     }
 
-    /// Pure: what is wrong with it, and the command that helps.
-    pub fn trouble(&self, section: &str, now: TimestampTz) -> Vec<(String, String)> {
+    /// Pure: what is wrong with it, and the command that helps; `backup` brings a newer backup to where the log is.
+    pub fn trouble(&self, section: &str, backup: &str, now: TimestampTz) -> Vec<(String, String)> {
         let mut found = Vec::new();
         let Some(stored) = self.stored_time else {
             return found;
@@ -55,7 +55,7 @@ impl Watched {
             };
             found.push((
                 format!("no backup leads to the end of the log: {until} comes back"),
-                format!("pitr redis backup {section}"),
+                backup.to_owned(),
             ));
         }
         found
@@ -144,14 +144,14 @@ mod tests {
                 stored_time,
                 restorable_time,
             };
-            let found = watched.trouble("cache", now).into_iter();
+            let found = watched.trouble("cache", "take one", now).into_iter();
             found.map(|(_, next)| next).collect::<Vec<_>>()
         };
         assert_eq!(told(None, None), Vec::<String>::new());
         assert_eq!(told(before(600), before(600)), Vec::<String>::new());
         assert_eq!(told(before(601), before(601)), ["pitr redis receive cache"]);
-        assert_eq!(told(before(5), before(6)), ["pitr redis backup cache"]);
-        assert_eq!(told(before(5), None), ["pitr redis backup cache"]);
+        assert_eq!(told(before(5), before(6)), ["take one"]);
+        assert_eq!(told(before(5), None), ["take one"]);
         assert_eq!(told(before(700), None).len(), 2);
     }
 }

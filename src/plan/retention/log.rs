@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use super::item::{Hold, Item};
 use super::objects::Running;
 use super::rules::{Constraint, Lack, newest_good};
@@ -32,7 +34,7 @@ pub struct HistoryFate {
 }
 
 /// Objects that go, of one history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Gone {
     /// Bytes before this position go; none where the whole history does.
     pub before: Option<u64>,

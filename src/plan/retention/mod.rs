@@ -101,10 +101,30 @@ pub struct Policy {
     pub confirm_burst: bool,
     /// A person asked for this backup to be deleted: nothing else goes but it, and the WAL that nothing needs then. How many are kept does not matter.
     pub requested: Option<BackupId>,
+    /// Commands about the content, for what is to be done first.
+    pub commands: Commands,
     /// The store's clock, where it can be asked: a pin with an end is over only when this one, too, is past it.
     pub store_clock: Option<TimestampTz>,
     /// The timelines that may be the cluster (`plan::cluster`): each keeps a base. If none is named, the newest does.
     pub cluster: Vec<TimelineId>,
+}
+
+/// The commands about a cluster, or about other content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commands {
+    /// Takes a backup.
+    pub backup: String,
+    /// Options that name the content, behind the id of a backup; a space goes before them.
+    pub of: String,
+}
+
+impl Default for Commands {
+    fn default() -> Commands {
+        Commands {
+            backup: "pitr backup".to_owned(),
+            of: String::new(),
+        }
+    }
 }
 
 impl Policy {

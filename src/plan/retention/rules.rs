@@ -9,7 +9,7 @@ use chrono::NaiveDate;
 use super::calendar::{self, Dated, Pick, Unit};
 use super::item::{Hold, Item, KeptBy, Twin};
 use super::objects::Running;
-use super::{CLOCK_SLACK, ExpirePlan, Fate, Place, Policy, is_over};
+use super::{CLOCK_SLACK, Commands, ExpirePlan, Fate, Place, Policy, is_over};
 use crate::config::Period;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -133,9 +133,9 @@ pub fn judge<'a>(
     warn_of_the_future(&mut judged, now);
     read_times(&mut judged, constraint, policy, now);
     if let Some(id) = &policy.requested {
-        keep_all_but(&mut judged, constraint, id);
+        keep_all_but(&mut judged, constraint, (id, &policy.commands));
         hold_others(&mut judged, policy, now);
-        refuse_held(&mut judged, id);
+        refuse_held(&mut judged, (id, &policy.commands));
     } else {
         find_asked(&mut judged, policy, now);
         keep_but_twins(&mut judged, constraint, policy, now);
@@ -150,7 +150,7 @@ pub fn judge<'a>(
         return judged;
     }
     if !policy.confirm_burst && judged.items.iter().any(|i| i.fate != Fate::Keep) {
-        judged.burst = burst(&judged, now);
+        judged.burst = burst(&judged, policy, now);
     }
     judged
 }
@@ -301,7 +301,11 @@ fn keep_counted(
 }
 
 /// Keeps every backup but the one that was asked for, and that one, too, where recovery hangs on it.
-fn keep_all_but(judged: &mut Judgement<'_>, constraint: &dyn Constraint, id: &BackupId) {
+fn keep_all_but(
+    judged: &mut Judgement<'_>,
+    constraint: &dyn Constraint,
+    (id, commands): (&BackupId, &Commands),
+) {
     for item in judged.items.iter_mut().filter(|i| i.id != id) {
         item.hold("nobody asked for its deletion".to_owned());
     }
@@ -309,7 +313,8 @@ fn keep_all_but(judged: &mut Judgement<'_>, constraint: &dyn Constraint, id: &Ba
         return;
     };
     judged.refusal = Some(format!(
-        "backup \"{id}\" is not deleted: {why}. First take another one: pitr backup"
+        "backup \"{id}\" is not deleted: {why}. First take another one: {}",
+        commands.backup
     ));
     if let Some(item) = judged.items.iter_mut().find(|i| i.id == id) {
         item.hold(why);
@@ -342,7 +347,7 @@ fn why_needed(items: &[Item<'_>], constraint: &dyn Constraint, id: &BackupId) ->
 }
 
 /// A pin, a claim or something else stops a request.
-fn refuse_held(judged: &mut Judgement<'_>, id: &BackupId) {
+fn refuse_held(judged: &mut Judgement<'_>, (id, commands): (&BackupId, &Commands)) {
     if judged.refusal.is_some() {
         return;
     }
@@ -354,11 +359,12 @@ fn refuse_held(judged: &mut Judgement<'_>, id: &BackupId) {
     let Some(((why, kind), events)) = held else {
         return;
     };
+    let of = &commands.of;
     let next = match kind {
         Hold::Pin if !event::legal_holds(events).is_empty() => {
-            format!("First: pitr unhold {id} --confirm")
+            format!("First: pitr unhold {id}{of} --confirm")
         }
-        Hold::Pin => format!("First: pitr unpin {id} --confirm"),
+        Hold::Pin => format!("First: pitr unpin {id}{of} --confirm"),
         _ => "\"pitr repo claims\" shows what is in use".to_owned(),
     };
     judged.refusal = Some(format!("backup \"{id}\" is not deleted: {why}. {next}"));
@@ -524,8 +530,8 @@ fn dated(judged: &mut Judgement<'_>, constraint: &dyn Constraint, policy: &Polic
     for (at, (item, date)) in judged.items.iter_mut().zip(dates).enumerate() {
         let Some(date) = date else {
             judged.warnings.push(format!(
-                "backup \"{}\" says that it ended at {}, which contradicts its place among the others, or the store: a clock was wrong. It counts in no period, and stays; to let it go: pitr backup delete {}",
-                item.id, item.time, item.id
+                "backup \"{}\" says that it ended at {}, which contradicts its place among the others, or the store: a clock was wrong. It counts in no period, and stays; to let it go: pitr backup delete {}{}",
+                item.id, item.time, item.id, policy.commands.of
             ));
             let reason = "its time contradicts its place among the others, or the store".to_owned();
             let kept_by = KeptBy {
@@ -659,7 +665,8 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
 
 /// Too few repositories have a backup that no rule keeps here.
 fn short_of_copies(backup: &Item<'_>, policy: &Policy) -> Option<(String, Hold)> {
-    let copies = policy.copies.as_ref().filter(|_| backup.hold.is_none())?;
+    let asks = backup.hold.is_none() && policy.requested.is_none();
+    let copies = policy.copies.as_ref().filter(|_| asks)?;
     let have = 1 + copies.elsewhere.get(backup.id).copied().unwrap_or_default();
     (have < copies.wanted).then(|| {
         let reason = format!(
@@ -766,24 +773,75 @@ fn hold_behind(backup: &mut Item<'_>, reason: &str) {
 /// Days back in which more backups than usual count.
 const BURST_DAYS: u64 = 7;
 
+/// So many periods behind those that a rule counts may still have the backup that it kept: it waits for its deletion.
+const JUST_LEFT: usize = 2;
+
 /// A day, counted back from now, of the last seven in which more than twice as many backups were taken as on the median day that has any.
-/// Times are those of the server: copies of old backups are no burst.
-fn burst(judged: &Judgement<'_>, now: TimestampTz) -> Option<String> {
-    let mut days: BTreeMap<u64, usize> = BTreeMap::new();
-    // A compacted backup is none that was taken.
-    for backup in judged.items.iter().filter(|i| i.twin.is_none()) {
-        let age = now.duration_since(backup.time).unwrap_or_default();
-        *days.entry(age.as_secs() / (24 * 3600)).or_default() += 1;
+/// Times are those of the server: copies of old backups are no burst. Only `keep_last` counts backups: without it none can push out another one.
+fn burst(judged: &Judgement<'_>, policy: &Policy, now: TimestampTz) -> Option<String> {
+    policy.rules.last.filter(|last| *last > 0)?;
+    let left = just_left(&judged.items, policy);
+    let mut days: BTreeMap<u64, (usize, bool)> = BTreeMap::new();
+    for (at, backup) in judged.items.iter().enumerate() {
+        // A compacted backup is none that was taken.
+        if backup.twin.is_none() {
+            let age = now.duration_since(backup.time).unwrap_or_default();
+            let (count, is_telling) = days.entry(age.as_secs() / (24 * 3600)).or_default();
+            *count += 1;
+            *is_telling |= is_telling_of_its_day(backup) && !left.contains(&at);
+        }
     }
-    let mut counts: Vec<usize> = days.values().copied().collect();
+    let telling = days.values().filter(|(_, is_telling)| *is_telling);
+    let mut counts: Vec<usize> = telling.map(|(count, _)| *count).collect();
     counts.sort_unstable();
-    let usual = *counts.get(counts.len().saturating_sub(1) / 2)?;
-    let (day, count) = days.range(..BURST_DAYS).max_by_key(|(_, count)| **count)?;
-    (*count > 2 * usual).then(|| {
+    let middle = match Unit::rules(&policy.rules).any(|(.., count)| count > 0) {
+        // The last day before the thinned ones may be thinned in part.
+        true => counts.len() / 2,
+        false => counts.len().saturating_sub(1) / 2,
+    };
+    let usual = *counts.get(middle)?;
+    let recent = days.range(..BURST_DAYS);
+    let (day, count) = recent
+        .map(|(day, (count, _))| (day, *count))
+        .max_by_key(|(_, count)| *count)?;
+    (count > 2 * usual).then(|| {
         format!(
             "nothing is marked or deleted, because {count} backups were taken within 24 hours, which ended {day} days ago, and usual are {usual}: they push out older ones"
         )
     })
+}
+
+/// Whether others of the day are there, too, as far as retention is concerned. What stays for its period, a pin, a drill or a wrong clock may be all
+/// that is left of many, and says nothing of how many are usual.
+fn is_telling_of_its_day(item: &Item<'_>) -> bool {
+    let mut rules = item.kept_by.iter().map(|kept| kept.rule);
+    match item.kept_by.is_empty() {
+        true => !matches!(item.hold, Some((_, Hold::Pin))),
+        false => rules.any(|rule| ["keep_last", "newest", "keep_within"].contains(&rule)),
+    }
+}
+
+/// The backups that rules of periods keep, or kept until a short time ago.
+fn just_left(items: &[Item<'_>], policy: &Policy) -> BTreeSet<usize> {
+    let counting = items.iter().enumerate().filter(|(_, i)| i.twin.is_none());
+    let dated = counting.filter_map(|(at, item)| {
+        let date = policy.date(item.taken)?;
+        Some(Dated {
+            at,
+            date,
+            is_followed: false,
+        })
+    });
+    let dated: Vec<Dated> = dated.collect();
+    let mut left = BTreeSet::new();
+    for way in ways(items) {
+        let counted = counted(items, way, &dated, false);
+        for (_, unit, count) in Unit::rules(&policy.rules).filter(|(.., count)| *count > 0) {
+            let picks = calendar::pick(unit, count + JUST_LEFT, &counted, None);
+            left.extend(picks.into_iter().map(|pick| pick.at));
+        }
+    }
+    left
 }
 
 /// Why a backup is pinned, and until when: of several pins the one that lasts longest.
@@ -987,7 +1045,7 @@ mod tests {
                 ..Item::new(0, &id, &events, (&parts, &parts))
             };
             let mut judged = Judgement::of(vec![item]);
-            refuse_held(&mut judged, &id);
+            refuse_held(&mut judged, (&id, &Commands::default()));
             judged.refusal.unwrap()
         };
         assert!(refused(true).ends_with(&format!("First: pitr unhold {id} --confirm")));

@@ -687,6 +687,48 @@ fn scans_name_places_and_never_values() {
         .sees("writer", &["config", "scan", &world.host("plain.conf")])
         .success();
     world.sees("writer", &["config", "scan"]).expect_code(2);
+    let name = world.sees("writer", &["config", "scan", "host"]);
+    name.expect_code(2)
+        .expect_stderr("pitr config scan --set host");
+}
+
+#[test]
+fn u122_configuration_is_missed_in_a_repository_that_takes_its_secrets() {
+    let world = World::new();
+    world.sandbox.dir("open");
+    let (keys, open) = (world.text("keys"), world.text("open/repo"));
+    let text = format!(
+        "[clusters.main]\npgdata = \"{}\"\n[repositories.open]\nurl = \"file://{open}\"\n[repositories.local]\nurl = \"file://{}\"\n[repositories.local.encryption]\nkey_set = \"{keys}/writer.key\"\nkey_file = \"{keys}/ops.key\"\nsecrets = \"{}/secrets.key\"\n[config.host]\npaths = [\"{}\"]\nidentity = \"test\"\n",
+        world.cluster.pgdata().display(),
+        world.text("repo"),
+        world.text("pair"),
+        world.text("host"),
+    );
+    world.sandbox.file("two.toml", text);
+    world.on("two", &["init", "--quiet"]).succeed();
+    let scope = || {
+        let info = world.sees("two", &["info", "--json"]).json();
+        let scopes = info["scopes"].as_array().unwrap().clone();
+        assert_eq!(scopes.len(), 1, "{info}");
+        scopes[0].clone()
+    };
+    let finding = || {
+        let told = world.sees("two", &["doctor", "--json"]).json();
+        let all = told["findings"].as_array().unwrap().iter();
+        let mut all = all.filter(|one| one["name"] == "config host");
+        all.next().cloned().unwrap()
+    };
+    // The first repository is plain, and refuses secrets.
+    let next = "pitr config backup host --repository local";
+    let missed = scope();
+    assert_eq!(missed["repository"], "local", "{missed}");
+    assert_eq!(missed["problems"][0]["next"], next, "{missed}");
+    assert_eq!(finding()["fix"], next);
+    let words: Vec<&str> = next.split(' ').skip(1).collect();
+    world.sees("two", &words).success();
+    let there = scope();
+    assert_eq!(there["problems"].as_array().unwrap().len(), 0, "{there}");
+    assert_eq!(finding()["level"], "ok");
 }
 
 #[test]

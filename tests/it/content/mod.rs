@@ -3,12 +3,12 @@
 pub mod blobs;
 pub mod world;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pitr::config::Retention;
 use pitr::error::Code;
-use pitr::expire::Outcome;
 use pitr::expire::scope::ExpireScope;
+use pitr::expire::{Leftovers, Outcome};
 use pitr::plan::retention::aux_items::retention;
 use pitr::plan::retention::{Deletion, ExpirePlan, Fate, Policy};
 use pitr::repo::catalog::{Catalog, Reading};
@@ -90,6 +90,7 @@ fn expire(world: &World, grace: Duration) -> (ExpirePlan, Outcome) {
         scope: &scope,
         policy: policy(grace),
         host: &host,
+        leftovers: Leftovers::default(),
     };
     let plan = expire.plan().unwrap();
     let mut outcome = Outcome::default();
@@ -402,7 +403,7 @@ fn claims_on_content_are_listed_and_released() {
     }
 }
 
-/// Retention alone decides about content: what a person asks for by id is a cluster's.
+/// An id alone is that of a backup of a cluster.
 #[test]
 fn requests_about_a_backup_of_content_are_refused() {
     let world = World::new(PLAIN);
@@ -424,6 +425,120 @@ fn requests_about_a_backup_of_content_are_refused() {
             .any(|name| name.contains("-pin-") || name.contains("-expire-")),
         "{events:?}"
     );
+}
+
+#[test]
+fn x68_a_backup_of_content_is_deleted_by_request() {
+    let world = World::new(SEALED);
+    let all = taken(&world, &[1, 2, 3]);
+    world.pitr("all", &["repo", "sync", "--quiet"]).succeed();
+    let [first, second, third] = &all[..] else {
+        panic!("{all:?}");
+    };
+    let of = |verb: &[&str], id: &BackupId, host: &str| {
+        let program = world.pitr(host, verb).arg(id.to_string());
+        program.args(["--of", "test:blobs"])
+    };
+    let delete = |id: &BackupId, host: &str| of(&["backup", "delete"], id, host);
+
+    // The newest good one stays, and so does a pinned one; the errors name what comes first.
+    let newest = delete(third, "all").arg("--confirm").exits(8);
+    newest.expect_stderr("First take another one: pitr test backup blobs");
+    let pin = of(&["pin"], second, "all");
+    pin.args(["--reason", "x", "--confirm"]).succeed();
+    let pinned = delete(second, "all").arg("--confirm").exits(8);
+    let unpin = format!("First: pitr unpin {second} --of test:blobs --confirm");
+    pinned.expect_stderr(&unpin);
+    let unpin = of(&["unpin"], second, "all");
+    unpin.arg("--confirm").succeed();
+    let unknown: BackupId = "20200101T000000Z-full".parse().unwrap();
+    let unknown = delete(&unknown, "all").exits(2);
+    unknown.expect_stderr("Nothing was changed");
+    delete(second, "all").exits(8);
+    let dry = delete(second, "all").words("--dry-run --json").succeed();
+    let dry = dry.json();
+    let shown = dry["repositories"].as_array().unwrap();
+    assert_eq!(shown.len(), 2, "{dry}");
+    for one in shown {
+        assert_eq!(one["fate"], "mark", "{dry}");
+        assert!(one.get("wal").is_none(), "{dry}");
+    }
+    assert_eq!(ids(&world, "one"), all);
+
+    // It is marked first. Keys are not needed to delete it, and the others are whole in both.
+    let marked = delete(second, "all").arg("--confirm").succeed();
+    marked.expect_stdout("marked in one");
+    assert_eq!(ids(&world, "two"), all);
+    let gone = delete(second, "janitor").words("--grace 0s --confirm");
+    let gone = gone.succeed();
+    gone.expect_stderr("it is not checked who made")
+        .expect_stdout("deleted in two");
+    let left = [first.clone(), third.clone()];
+    for repository in ["one", "two"] {
+        assert_eq!(ids(&world, repository), left);
+        for id in &left {
+            world.restore(repository, id).unwrap();
+        }
+    }
+}
+
+#[test]
+fn x69_info_tells_when_backups_of_content_go_and_what_was_read_back() {
+    let world = World::new(PLAIN);
+    let all = taken(&world, &[1, 2, 3]);
+    let text = std::fs::read_to_string(world.sandbox.join("all.toml")).unwrap();
+    let rules = |zone: &str| format!("[retention]\nkeep_last = 2\ntimezone = \"{zone}\"\n");
+    let ruled = text.clone() + &rules("Asia/Tokyo");
+    world.sandbox.file("ruled.toml", ruled);
+    let scope = |host: &str, words: &[&str]| {
+        let run = world.pitr(host, words).arg("--json").run();
+        run.json()["scopes"][0].clone()
+    };
+    let info = scope("all", &["info"]);
+    assert_eq!(info["read_back"]["packs_read"], 0, "{info}");
+    assert!(info.get("retention").is_none(), "{info}");
+
+    world.pitr("all", &["verify", "--quiet"]).succeed();
+    let info = scope("ruled", &["info"]);
+    let read = &info["read_back"];
+    assert!(read["packs"].as_u64() > Some(0), "{info}");
+    assert_eq!(read["packs_read"], read["packs"], "{info}");
+    assert!(read["oldest"].is_string(), "{info}");
+    // It says what expire does.
+    let expire = scope("ruled", &["expire", "--dry-run"]);
+    let fates = |of: &serde_json::Value| {
+        let backups = of["backups"].as_array().unwrap().clone();
+        let fate = |b: serde_json::Value| ["id", "fate", "reason"].map(|m| b[m].clone());
+        backups.into_iter().map(fate).collect::<Vec<_>>()
+    };
+    assert_eq!(fates(&info["retention"]), fates(&expire), "{info}");
+    assert_eq!(info["retention"]["rules"], "keep_last 2", "{info}");
+    assert_eq!(info["retention"]["zone"], "Asia/Tokyo", "{info}");
+    assert_eq!(fates(&expire).len(), 3, "{expire}");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let now = now.as_secs();
+    let clock = format!("{},{now},1,all", now + 3 * 86_400);
+    let later = world.pitr("ruled", &["info"]);
+    let later = later.env("PITR_FAULT_CLOCK", clock).run();
+    let goes = "goes with the next runs of expire: no rule keeps it";
+    later
+        .expect_stdout("retention: keep_last 2; days of Asia/Tokyo")
+        .expect_stdout("o kept  x goes  ! damaged\n")
+        .expect_stdout(&format!("{} {goes}", all[0]))
+        .expect_stdout("read back: ");
+
+    // Rules in a zone that does not exist hide no backup.
+    let own = "[clusters.main]\ntimezone = \"UTC\"\n";
+    let text = text.replace("[clusters.main]\n", own);
+    let lost = text + &rules("Nowhere/Land");
+    world.sandbox.file("lost.toml", lost);
+    let info = scope("lost", &["info"]);
+    let problem = &info["problems"][0];
+    let message = problem["message"].as_str().unwrap();
+    assert!(message.contains("timezone"), "{info}");
+    assert_eq!(problem["next"], "pitr doctor", "{info}");
+    assert_eq!(info["state"], "critical", "{info}");
+    assert_eq!(info["backups"].as_array().unwrap().len(), 3, "{info}");
 }
 
 fn event_names(world: &World) -> Vec<String> {

@@ -172,8 +172,12 @@ fn n05_a_clone_of_the_moment_before_tells_names_that_nothing_else_tells() {
     let run = site
         .pitr()
         .args(["find", "--json", "--clone", "--dir", &below]);
+    let section = "[repositories.local]\n";
+    site.edit(section, &format!("{section}max_rate = \"1GB\"\n"));
     let run = run.words("--bin /nonexistent").succeed();
     assert!(run.stderr.contains("no clone tells the names"), "{run}");
+    // Clones read backups, within the limit of the repository.
+    assert!(run.stderr.contains("shared with the other"), "{run}");
     let dir_alone = site.pitr().args(["find", "--dir", &below]).run();
     dir_alone.expect_code(2).expect_stderr("without --clone");
     assert!(run.json()["nameless_count"].as_u64().unwrap() > 0, "{run}");

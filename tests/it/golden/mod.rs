@@ -8,6 +8,7 @@ mod frozen;
 mod guide;
 mod help;
 mod live;
+mod live_content;
 mod live_damage;
 mod live_lives;
 mod live_repositories;

@@ -156,9 +156,13 @@ impl Redactor {
             let name = self.numbered("xid", &rest[..length]);
             return Some(found(length, name));
         }
+        if ends("snapshot ") || ends("\"snapshot\": \"") {
+            let length = run(rest, |c| c.is_ascii_digit() || c == ':' || c == ',');
+            return Some(found(length, "[snapshot]".into()));
+        }
         let amounts = ["_bytes\": ", "_ms\": ", "\"file_count\": "];
         // How many files a server has, and how many objects they become, differs from one minor release to the next.
-        let counted = [" files", " objects"];
+        let counted = [" files", " objects", " B-tree indexes"];
         let is_counted = counted.iter().any(|noun| rest[length..].starts_with(noun));
         if is_counted || amounts.into_iter().any(ends) {
             return Some(found(length, "[number]".into()));
@@ -166,7 +170,7 @@ impl Redactor {
         if ends("PostgreSQL 17.") {
             return Some(found(length, "[minor]".into()));
         }
-        let is_process = ends("process id ");
+        let is_process = ends("process id ") || ends("\"pid\": ");
         is_process.then(|| found(length, "[pid]".into()))
     }
 
@@ -380,6 +384,14 @@ mod tests {
         ] {
             assert_eq!(live().text(text), format!("{text}\n"));
         }
+    }
+
+    #[test]
+    fn numbers_of_a_run_are_replaced_by_the_words_around_them() {
+        assert_eq!(
+            live().text("snapshot 741:743:741,742 of \"snapshot\": \"741:741:\", \"pid\": 4711, 272 B-tree indexes"),
+            "snapshot [snapshot] of \"snapshot\": \"[snapshot]\", \"pid\": [pid], [number] B-tree indexes\n"
+        );
     }
 
     #[test]

@@ -183,6 +183,14 @@ fn every_database_is_dumped_and_retention_decides() {
     );
     let latin = world.cluster.client_of("latin");
     latin.sql("create table words (w text); insert into words values ('Größe'), ('')");
+    // Backslashes in names mean themselves all the same.
+    latin.sql("create table \"back\\bslash\" (n int)");
+    world
+        .cluster
+        .sql("alter role postgres set standard_conforming_strings = off");
+    let odd = "[logical.odd]\ncluster = \"main\"\ncontent = \"schema\"\ndatabases = [\"it's = \\\\ odd\"]\n[logical.data]";
+    crate::common::edit(world.sandbox.join("pitr.toml"), "[logical.data]", odd);
+    world.logical(&["backup", "odd"]).succeed();
     let first = world.logical(&["backup", "all", "--json"]).succeed();
     let names: Vec<_> = list_of(&first.json()["logical"]["databases"])
         .iter()
@@ -360,7 +368,8 @@ fn a_part_of_a_dump_is_restored() {
     run.expect_code(1)
         .expect_stderr("type \"app.euros\" does not exist")
         .expect_stderr("The database is as it was.")
-        .expect_stderr("are not restored with it");
+        .expect_stderr("are not restored with it")
+        .expect_stderr("extensions, foreign servers");
     assert_eq!(tables(&copy), "");
     let (copy, run) = restored("part2", &["--schema", "public"]);
     run.success();
@@ -467,7 +476,7 @@ fn d12_a_backup_that_is_marked_for_deletion_is_not_the_one_that_is_restored() {
 }
 
 #[test]
-fn u111_a_partitioned_table_is_not_restored_without_its_rows() {
+fn u111_k67_a_table_is_not_restored_without_its_rows_nor_silently_without_its_policies() {
     let world = World::new(17);
     world.backup();
     let copy = world.database("copy");
@@ -482,21 +491,33 @@ fn u111_a_partitioned_table_is_not_restored_without_its_rows() {
         .expect_stderr("--schema app");
     let schemas = copy.value("select count(*) from pg_namespace where nspname = 'app'");
     assert_eq!(schemas, "0");
-    restore("app.parts_1")
+    let plain = restore("app.parts_1")
         .success()
         .expect_stderr("a part of it brings none");
+    assert!(!plain.stderr.contains("row security"), "{plain}");
     assert_eq!(copy.value("select count(*) from app.parts_1"), "100");
+    copy.sql("drop schema app cascade");
+    restore("app.secrets")
+        .success()
+        .expect_stderr("table \"app\".\"secrets\" comes without its row security")
+        .expect_stderr("--schema app brings them");
+    assert_eq!(copy.value("select count(*) from app.secrets"), "50");
+    let policies = "select count(*) from pg_policies";
+    assert_eq!(copy.value(policies), "0");
     world.assert_spool_is_empty();
 }
 
 #[test]
-fn u117_a_schema_is_not_restored_without_partitions_that_lie_in_another_one() {
+fn u117_k66_a_schema_is_restored_with_all_partitions_and_into_publications_that_are_there() {
     let world = World::new(18);
     let app = world.cluster.client_of("app");
     app.sql("create schema far");
     app.sql("create table app.led (k int) partition by list (k)");
     app.sql("create table far.led_1 partition of app.led for values in (1)");
     app.sql("insert into app.led values (1)");
+    app.sql("create publication \"of led\" for table app.led");
+    app.sql("create publication lacking for table app.empty, far.led_1");
+    app.sql("create publication whole for tables in schema far");
     world.backup();
     let restore = |more: &[&str]| {
         let into = world.cluster.conninfo("app");
@@ -508,12 +529,21 @@ fn u117_a_schema_is_not_restored_without_partitions_that_lie_in_another_one() {
         .expect_stderr("table app.led has partition far.led_1 in a schema that is not restored");
     assert_eq!(app.value("select count(*) from far.led_1"), "1");
     let copy = world.database("copy");
+    copy.sql("create publication \"of led\"");
+    copy.sql("create publication whole for all tables");
     let into = world.cluster.conninfo("copy");
     let both = [
         "restore", "app", "--into", &into, "--schema", "app", "--schema", "far",
     ];
-    world.logical(&both).succeed();
+    world
+        .logical(&both)
+        .succeed()
+        .expect_stderr("nothing is added to publications")
+        .expect_stderr("that have all tables: lacking, whole");
     assert_eq!(copy.value("select count(*) from app.led"), "1");
+    let published = "select string_agg(prrelid::regclass::text, ' ') from pg_publication_rel";
+    assert_eq!(copy.value(published), "app.led");
+    assert_eq!(copy.value("select count(*) from pg_policies"), "1");
 }
 
 #[test]
@@ -528,6 +558,17 @@ fn u113_a_name_that_is_not_utf8_keeps_no_other_database_from_being_dumped() {
     );
     world.backup();
     world.logical(&["check", "app", "--read"]).succeed();
-    let all = world.logical(&["backup", "all"]).run();
-    all.expect_code(1).expect_stderr("UTF");
+    let all = || world.logical(&["backup", "all"]).run().expect_code(1);
+    all().expect_stderr("the name of database \"od\\xff\"");
+
+    // Rows of a table with such a name cannot be counted.
+    world.cluster.client_of("ascii").sql(
+        "do $$ begin execute format('alter database %I rename to odd', convert_from('\\x6f64ff', 'SQL_ASCII')); \
+         execute format('create table %I (n int)', convert_from('\\x6f64ff', 'SQL_ASCII')); end $$",
+    );
+    all()
+        .expect_stderr("dump database \"ascii\"")
+        .expect_stderr("the name of table \"public.od\\xff\"");
+    world.assert_spool_is_empty();
+    assert_eq!(world.ids("all"), Vec::<String>::new());
 }

@@ -98,6 +98,9 @@ fn r73_log_before_the_oldest_kept_backup_goes(name: &'static str, is_sealed: boo
     let shown = expire(world, "2", &["--dry-run"]);
     // The second backup lies in the second segment.
     let words = format!("log that no backup needs: history {replid} before position 16777216 (");
+    let delete = ["backup", "delete", &lived.ids[0], "--of", "redis:cache"];
+    let deletion = world.pitr(&delete).arg("--dry-run").succeed();
+    deletion.expect_stdout(&words);
     shown
         .expect_stdout(&words)
         .expect_stdout("stays reachable, as far as its log is there");

@@ -14,7 +14,7 @@ mod receive;
 mod rounds;
 pub mod sentinel;
 pub mod server;
-mod world;
+pub mod world;
 mod writer;
 
 use crate::common::random::Random;

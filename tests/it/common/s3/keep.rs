@@ -288,10 +288,10 @@ impl Keep {
             ("GET", _, None) if request.query("retention").is_some() => self.retention(&key),
             ("PUT", _, None) if request.query("retention").is_some() => self.retain(&key, request),
             ("GET", "", None) => self.list(request, manner),
-            ("GET", _, None) if request.query("tagging").is_some() => self.tags(&key),
+            ("GET", _, None) if request.query("tagging").is_some() => self.tags(&key, manner),
             ("GET", _, None) if request.query("attributes").is_some() => self.parts(&key),
             ("GET", _, None) => self.get(&key, request, manner),
-            ("HEAD", _, None) => self.head(&key, request),
+            ("HEAD", _, None) => self.head(&key, request, manner),
             ("PUT", _, None) if request.query("tagging").is_some() => self.set_tags(&key, request),
             ("PUT", _, None) if !request.header("x-amz-copy-source").is_empty() => {
                 self.copy(&key, request, manner, now)
@@ -507,7 +507,10 @@ impl Keep {
         )
     }
 
-    fn tags(&self, key: &str) -> Response {
+    fn tags(&self, key: &str, manner: &Manner) -> Response {
+        if manner.denies_tags {
+            return Response::error(403, "AccessDenied", "s3:GetObjectTagging");
+        }
         let Some(stored) = self.objects.get(key) else {
             return absent();
         };
@@ -670,11 +673,11 @@ impl Keep {
         }
     }
 
-    fn head(&self, key: &str, request: &Request) -> Response {
+    fn head(&self, key: &str, request: &Request, manner: &Manner) -> Response {
         let Some(stored) = self.objects.get(key) else {
             return Response::new(404, "");
         };
-        let mut answer = described(Response::new(200, ""), stored);
+        let mut answer = described(Response::new(200, ""), stored, manner);
         if stored.class() != "STANDARD" {
             answer = answer.with(CLASS, stored.class());
         }
@@ -724,7 +727,7 @@ impl Keep {
         let size = stored.bytes.len();
         let range = request.header("range").strip_prefix("bytes=");
         let Some(range) = range.filter(|_| !manner.ignores_ranges) else {
-            return described(Response::new(200, stored.bytes.clone()), stored);
+            return described(Response::new(200, stored.bytes.clone()), stored, manner);
         };
         let (first, last) = range.split_once('-').unwrap();
         let (begin, end) = match first {
@@ -737,7 +740,8 @@ impl Keep {
         if begin >= size {
             return Response::error(416, "InvalidRange", "behind the end");
         }
-        described(Response::new(206, &stored.bytes[begin..end]), stored)
+        let part = Response::new(206, &stored.bytes[begin..end]);
+        described(part, stored, manner)
             .with("Content-Range", format!("bytes {begin}-{}/{size}", end - 1))
     }
 
@@ -894,15 +898,17 @@ fn with_sum(answer: Response, request: &Request, manner: &Manner) -> Response {
     }
 }
 
-fn described(answer: Response, stored: &Stored) -> Response {
+fn described(answer: Response, stored: &Stored, manner: &Manner) -> Response {
     let modified = http_date(stored.modified);
     let metadata = stored.headers.iter();
     let metadata = metadata.filter(|(name, _)| {
         let is_own = name.starts_with("x-amz-meta-") || name.starts_with("x-amz-object-lock-");
         is_own || DESCRIPTIONS.contains(&name.as_str())
     });
+    // AWS counts tags only for who may read them.
     let answer = match stored.tags.len() {
         0 => answer,
+        _ if manner.denies_tags => answer,
         count => answer.with("x-amz-tagging-count", count.to_string()),
     };
     metadata.fold(

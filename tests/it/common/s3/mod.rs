@@ -106,6 +106,8 @@ pub struct Manner {
     pub object_lock: Option<bool>,
     /// Objects do not show their holds, as to a client without `s3:GetObjectLegalHold`. It may ask all the same here.
     pub hides_holds: bool,
+    /// The client has no `s3:GetObjectTagging`: tags are refused, and objects do not say how many they have.
+    pub denies_tags: bool,
     /// Listings do not show what is there.
     pub lists_late: bool,
     /// Listings show what was deleted.
@@ -130,6 +132,7 @@ impl Default for Manner {
     fn default() -> Manner {
         Manner {
             hides_holds: false,
+            denies_tags: false,
             overwrites: false,
             both_win: None,
             completes_over: false,

@@ -178,7 +178,8 @@ fn goes_on_by_its_own_name(world: &mut World, server: usize, words: &str) {
 
 /// Gives a fork to a copy, after what the command asks for first. `false` where the server has to go on under a name of its own.
 fn resolves(world: &mut World, name: &str, copy: &str) -> bool {
-    for _ in 0..4 {
+    // Each timeline that descends from another one is abandoned before it.
+    for _ in 0..8 {
         let args = ["wal", "resolve", name, "--keep", copy, "--confirm"];
         let run = world.site.pitr().args(args).run();
         if run.is_success() {

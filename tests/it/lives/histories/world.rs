@@ -404,7 +404,13 @@ impl World {
         let timeline: String = rest.chars().take_while(char::is_ascii_digit).collect();
         self.say(format!("  timeline {timeline} is abandoned first"));
         let abandon = ["timeline", "abandon", &timeline, "--reason", "no"];
-        self.site.pitr().args(abandon).arg("--confirm").succeed();
+        let abandon = self.site.pitr().args(abandon).arg("--confirm");
+        let run = abandon.run();
+        if !run.is_success() {
+            // The timeline that may be the cluster descends from it.
+            self.abandon_first(&run.expect_code(8));
+            abandon.succeed();
+        }
     }
 
     /// A configuration in which a server is the cluster \"own\".
