@@ -147,14 +147,15 @@ fn h01_the_last_segment_of_a_dead_server_is_brought_in_by_the_printed_line() {
     assert!(dead.is_reached());
 }
 
-/// The power failed within a record: some of its sectors were written, and nothing behind them.
+/// The power failed within a record: one of its sectors was not written.
 #[test]
 fn h01_commits_before_a_torn_record_are_brought_in_by_the_printed_line() {
     let dead = Dead::new("select pg_logical_emit_message(true, 'torn', repeat('y', 50000))");
     let path = dead.path();
     let mut wal = std::fs::read(&path).unwrap();
     let at = usize::try_from(lsn(&dead.committed)).unwrap() % wal.len();
-    wal[at + 10_000..].fill(0);
+    let page = (at + 10_000).next_multiple_of(8192);
+    wal[page + 1024..page + 1536].fill(0);
     std::fs::write(&path, &wal).unwrap();
     let partial = format!("{}.partial", dead.last);
     let config = dead.site.config().display();

@@ -773,75 +773,67 @@ fn hold_behind(backup: &mut Item<'_>, reason: &str) {
 /// Days back in which more backups than usual count.
 const BURST_DAYS: u64 = 7;
 
-/// So many periods behind those that a rule counts may still have the backup that it kept: it waits for its deletion.
-const JUST_LEFT: usize = 2;
+/// On so many days backups go in a usual run of rules of periods: those right behind the newest, and the last one of a period that is over.
+const PUSHED_DAYS_MAX: usize = 2;
 
 /// A day, counted back from now, of the last seven in which more than twice as many backups were taken as on the median day that has any.
-/// Times are those of the server: copies of old backups are no burst. Only `keep_last` counts backups: without it none can push out another one.
+/// Times are those of the server: copies of old backups are no burst. Rules of periods leave one backup of a day that had many: such a day tells
+/// nothing of what is usual, and with such rules backups of several days have to go that would stay without the burst.
 fn burst(judged: &Judgement<'_>, policy: &Policy, now: TimestampTz) -> Option<String> {
-    policy.rules.last.filter(|last| *last > 0)?;
-    let left = just_left(&judged.items, policy);
+    let is_of_period = |rule| Unit::rules(&policy.rules).any(|(name, ..)| name == rule);
+    let is_thinned =
+        |i: &Item<'_>| !i.kept_by.is_empty() && i.kept_by.iter().all(|k| is_of_period(k.rule));
     let mut days: BTreeMap<u64, (usize, bool)> = BTreeMap::new();
-    for (at, backup) in judged.items.iter().enumerate() {
-        // A compacted backup is none that was taken.
-        if backup.twin.is_none() {
-            let age = now.duration_since(backup.time).unwrap_or_default();
-            let (count, is_telling) = days.entry(age.as_secs() / (24 * 3600)).or_default();
-            *count += 1;
-            *is_telling |= is_telling_of_its_day(backup) && !left.contains(&at);
-        }
+    // A compacted backup is none that was taken.
+    for backup in judged.items.iter().filter(|i| i.twin.is_none()) {
+        let (count, is_telling) = days.entry(days_ago(backup, now)).or_default();
+        *count += 1;
+        *is_telling |= !is_thinned(backup);
     }
     let telling = days.values().filter(|(_, is_telling)| *is_telling);
     let mut counts: Vec<usize> = telling.map(|(count, _)| *count).collect();
     counts.sort_unstable();
-    let middle = match Unit::rules(&policy.rules).any(|(.., count)| count > 0) {
-        // The last day before the thinned ones may be thinned in part.
-        true => counts.len() / 2,
-        false => counts.len().saturating_sub(1) / 2,
-    };
-    let usual = *counts.get(middle)?;
-    let recent = days.range(..BURST_DAYS);
-    let (day, count) = recent
-        .map(|(day, (count, _))| (day, *count))
-        .max_by_key(|(_, count)| *count)?;
-    (count > 2 * usual).then(|| {
+    let usual = *counts.get(counts.len().saturating_sub(1) / 2)?;
+    let (day, (count, _)) = days
+        .range(..BURST_DAYS)
+        .max_by_key(|(_, (count, _))| *count)?;
+    let has_periods = Unit::rules(&policy.rules).any(|(.., count)| count > 0);
+    let is_harmless =
+        || has_periods && pushed_out(judged, policy, (*day, usual), now) <= PUSHED_DAYS_MAX;
+    (*count > 2 * usual && !is_harmless()).then(|| {
         format!(
             "nothing is marked or deleted, because {count} backups were taken within 24 hours, which ended {day} days ago, and usual are {usual}: they push out older ones"
         )
     })
 }
 
-/// Whether others of the day are there, too, as far as retention is concerned. What stays for its period, a pin, a drill or a wrong clock may be all
-/// that is left of many, and says nothing of how many are usual.
-fn is_telling_of_its_day(item: &Item<'_>) -> bool {
-    let mut rules = item.kept_by.iter().map(|kept| kept.rule);
-    match item.kept_by.is_empty() {
-        true => !matches!(item.hold, Some((_, Hold::Pin))),
-        false => rules.any(|rule| ["keep_last", "newest", "keep_within"].contains(&rule)),
-    }
+fn days_ago(item: &Item<'_>, now: TimestampTz) -> u64 {
+    let age = now.duration_since(item.time).unwrap_or_default();
+    age.as_secs() / (24 * 3600)
 }
 
-/// The backups that rules of periods keep, or kept until a short time ago.
-fn just_left(items: &[Item<'_>], policy: &Policy) -> BTreeSet<usize> {
-    let counting = items.iter().enumerate().filter(|(_, i)| i.twin.is_none());
-    let dated = counting.filter_map(|(at, item)| {
-        let date = policy.date(item.taken)?;
-        Some(Dated {
-            at,
-            date,
-            is_followed: false,
-        })
-    });
-    let dated: Vec<Dated> = dated.collect();
-    let mut left = BTreeSet::new();
-    for way in ways(items) {
-        let counted = counted(items, way, &dated, false);
-        for (_, unit, count) in Unit::rules(&policy.rules).filter(|(.., count)| *count > 0) {
-            let picks = calendar::pick(unit, count + JUST_LEFT, &counted, None);
-            left.extend(picks.into_iter().map(|pick| pick.at));
-        }
+/// On how many days backups were taken that no rule keeps, and that would be among the newest had the day of the burst no more than `usual`.
+fn pushed_out(
+    judged: &Judgement<'_>,
+    policy: &Policy,
+    (burst, usual): (u64, usize),
+    now: TimestampTz,
+) -> usize {
+    let keep = policy.rules.last.unwrap_or(0).max(1) as usize;
+    let mut days = BTreeSet::new();
+    for way in ways(&judged.items) {
+        let newest = newest_first(&judged.items, way).into_iter();
+        let newest = newest.filter_map(|at| judged.items.get(at));
+        let mut of_burst = 0;
+        let would_stay = newest.filter(|item| {
+            of_burst += usize::from(days_ago(item, now) == burst);
+            days_ago(item, now) != burst || of_burst <= usual
+        });
+        let pushed = would_stay.take(keep).filter(|i| i.kept_by.is_empty());
+        days.extend(pushed.map(|item| days_ago(item, now)));
     }
-    left
+    days.remove(&burst);
+    days.len()
 }
 
 /// Why a backup is pinned, and until when: of several pins the one that lasts longest.
