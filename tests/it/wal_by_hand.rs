@@ -165,6 +165,7 @@ fn h01_commits_before_a_torn_record_are_brought_in_by_the_printed_line() {
     ));
     let copy = dead.site.sandbox().join(&partial);
     std::fs::copy(&path, &copy).unwrap();
+    user::own(&copy);
     dead.site.pitr().words("wal push").arg(&copy).succeed();
     assert!(dead.is_reached());
 }

@@ -150,7 +150,7 @@ pub fn judge<'a>(
         return judged;
     }
     if !policy.confirm_burst && judged.items.iter().any(|i| i.fate != Fate::Keep) {
-        judged.burst = burst(&judged, policy, now);
+        judged.burst = burst(&judged, now);
     }
     judged
 }
@@ -773,67 +773,24 @@ fn hold_behind(backup: &mut Item<'_>, reason: &str) {
 /// Days back in which more backups than usual count.
 const BURST_DAYS: u64 = 7;
 
-/// On so many days backups go in a usual run of rules of periods: those right behind the newest, and the last one of a period that is over.
-const PUSHED_DAYS_MAX: usize = 2;
-
 /// A day, counted back from now, of the last seven in which more than twice as many backups were taken as on the median day that has any.
-/// Times are those of the server: copies of old backups are no burst. Rules of periods leave one backup of a day that had many: such a day tells
-/// nothing of what is usual, and with such rules backups of several days have to go that would stay without the burst.
-fn burst(judged: &Judgement<'_>, policy: &Policy, now: TimestampTz) -> Option<String> {
-    let is_of_period = |rule| Unit::rules(&policy.rules).any(|(name, ..)| name == rule);
-    let is_thinned =
-        |i: &Item<'_>| !i.kept_by.is_empty() && i.kept_by.iter().all(|k| is_of_period(k.rule));
-    let mut days: BTreeMap<u64, (usize, bool)> = BTreeMap::new();
+/// Times are those of the server: copies of old backups are no burst.
+fn burst(judged: &Judgement<'_>, now: TimestampTz) -> Option<String> {
+    let mut days: BTreeMap<u64, usize> = BTreeMap::new();
     // A compacted backup is none that was taken.
     for backup in judged.items.iter().filter(|i| i.twin.is_none()) {
-        let (count, is_telling) = days.entry(days_ago(backup, now)).or_default();
-        *count += 1;
-        *is_telling |= !is_thinned(backup);
+        let age = now.duration_since(backup.time).unwrap_or_default();
+        *days.entry(age.as_secs() / (24 * 3600)).or_default() += 1;
     }
-    let telling = days.values().filter(|(_, is_telling)| *is_telling);
-    let mut counts: Vec<usize> = telling.map(|(count, _)| *count).collect();
+    let mut counts: Vec<usize> = days.values().copied().collect();
     counts.sort_unstable();
     let usual = *counts.get(counts.len().saturating_sub(1) / 2)?;
-    let (day, (count, _)) = days
-        .range(..BURST_DAYS)
-        .max_by_key(|(_, (count, _))| *count)?;
-    let has_periods = Unit::rules(&policy.rules).any(|(.., count)| count > 0);
-    let is_harmless =
-        || has_periods && pushed_out(judged, policy, (*day, usual), now) <= PUSHED_DAYS_MAX;
-    (*count > 2 * usual && !is_harmless()).then(|| {
+    let (day, count) = days.range(..BURST_DAYS).max_by_key(|(_, count)| **count)?;
+    (*count > 2 * usual).then(|| {
         format!(
             "nothing is marked or deleted, because {count} backups were taken within 24 hours, which ended {day} days ago, and usual are {usual}: they push out older ones"
         )
     })
-}
-
-fn days_ago(item: &Item<'_>, now: TimestampTz) -> u64 {
-    let age = now.duration_since(item.time).unwrap_or_default();
-    age.as_secs() / (24 * 3600)
-}
-
-/// On how many days backups were taken that no rule keeps, and that would be among the newest had the day of the burst no more than `usual`.
-fn pushed_out(
-    judged: &Judgement<'_>,
-    policy: &Policy,
-    (burst, usual): (u64, usize),
-    now: TimestampTz,
-) -> usize {
-    let keep = policy.rules.last.unwrap_or(0).max(1) as usize;
-    let mut days = BTreeSet::new();
-    for way in ways(&judged.items) {
-        let newest = newest_first(&judged.items, way).into_iter();
-        let newest = newest.filter_map(|at| judged.items.get(at));
-        let mut of_burst = 0;
-        let would_stay = newest.filter(|item| {
-            of_burst += usize::from(days_ago(item, now) == burst);
-            days_ago(item, now) != burst || of_burst <= usual
-        });
-        let pushed = would_stay.take(keep).filter(|i| i.kept_by.is_empty());
-        days.extend(pushed.map(|item| days_ago(item, now)));
-    }
-    days.remove(&burst);
-    days.len()
 }
 
 /// Why a backup is pinned, and until when: of several pins the one that lasts longest.

@@ -362,36 +362,6 @@ fn a11_more_backups_than_usual_stop_expire() {
     assert_eq!(plan.burst, None);
 }
 
-/// Rules of periods leave one backup of each day but the last ones: that says nothing of how many are usual.
-#[test]
-fn a11_days_that_rules_of_periods_have_thinned_do_not_stop_expire() {
-    let mut survey = straight();
-    let of_today = [(9, 1), (8, 2), (7, 3), (6, 4), (5, 5)];
-    let before = (1..=4).map(|n| (n, 24 * (5 - n as u64) + 6));
-    for (n, hours) in of_today.into_iter().chain(before) {
-        root_of(&mut survey, &id(n)).stop_time = ago(hours);
-        survey.ids.get_mut(&id(n)).unwrap().stored = Some(ago(hours));
-    }
-    let with = |last, daily| {
-        let mut policy = policy(last, 0);
-        policy.rules.daily = Some(daily);
-        retention(&survey, &policy, now())
-    };
-    for (daily, gone) in [(4, 1), (3, 2)] {
-        let plan = with(5, daily);
-        let shown = fates(&plan).join(" ");
-        assert_eq!(
-            (plan.burst, plan.marks.len()),
-            (None, gone),
-            "{daily}: {shown}"
-        );
-    }
-    // The three backups of older days would be among the newest.
-    assert!(with(5, 2).burst.is_some());
-    // No rule of ranks holds what goes.
-    assert_eq!(with(1, 2).burst, None);
-}
-
 #[test]
 fn a13_a_completed_backup_without_a_root_keeps_what_it_needs() {
     let mut survey = straight();
