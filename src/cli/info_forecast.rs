@@ -14,6 +14,7 @@ const NEXT_MAX: usize = 5;
 pub fn lines(forecast: &Forecast, windows: &[Window], now: TimestampTz) -> Vec<String> {
     let title = format!("retention: {}; days of {}", forecast.rules, forecast.zone);
     let mut lines = vec![title];
+    lines.extend(forecast.notes.iter().cloned());
     let times = forecast.backups.iter().map(|b| b.stop_time);
     let Some(first) = times.filter(|t| *t <= now).min() else {
         return lines;
@@ -109,10 +110,11 @@ mod tests {
             to_its_end_only: false,
             damaged: false,
         };
-        let forecast = Forecast {
+        let mut forecast = Forecast {
             rules: "keep_monthly 2".to_owned(),
             zone: "UTC".to_owned(),
             window_begin: None,
+            notes: Vec::new(),
             backups: vec![
                 backup(
                     "20260831T000000Z-full",
@@ -156,5 +158,12 @@ mod tests {
         let drawn = lines(&forecast, &[], time("2026-11-11T00:00:00Z"));
         assert_eq!(drawn[3], "o kept  x goes  ! damaged");
         assert_eq!(drawn.len(), 6);
+        // A reason for which nothing goes stands before it.
+        forecast.notes.push("nothing is marked".to_owned());
+        let noted = lines(&forecast, &[], time("2026-11-11T00:00:00Z"));
+        assert_eq!(
+            (noted[1].as_str(), &noted[2..]),
+            ("nothing is marked", &drawn[1..])
+        );
     }
 }

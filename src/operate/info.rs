@@ -494,7 +494,8 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
         cluster: cluster.candidates(),
         ..Policy::default()
     };
-    let retention = forecast::look(session, reading, &inventory, followed)?;
+    let stored = (&inventory, repositories.as_slice());
+    let retention = forecast::look(session, reading, stored, followed)?;
     problems.sort_by_key(|p| std::cmp::Reverse(p.level));
     let state = problems.iter().map(|p| p.level).max().unwrap_or(Level::Ok);
     let (backups, unreadable) = (inventory.backups.iter(), inventory.unreadable.iter());

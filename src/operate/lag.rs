@@ -19,7 +19,7 @@ use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::cluster;
 use crate::plan::lacking::{Cause, lacking};
-use crate::plan::retention::Policy;
+use crate::plan::retention::{self, Policy};
 use crate::repo::catalog::Manifest;
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
@@ -53,6 +53,9 @@ pub struct Lag {
     /// Whether it has a backup of which no damage is recorded.
     #[serde(skip)]
     pub has_whole_backup: bool,
+    /// The backups that count as copies for `min_copies` of another repository.
+    #[serde(skip)]
+    pub whole: Vec<BackupId>,
     /// Another of the repositories that is this very place: the two are one copy.
     pub same_place_as: Option<String>,
     /// Segments that "repo sync" would bring: others have them, and its backups need them.
@@ -333,6 +336,7 @@ impl Lag {
     /// Takes down its content.
     fn describe(&mut self, survey: Option<&Survey>) {
         let Some(survey) = survey else { return };
+        self.whole = retention::whole(&survey.catalog);
         for (timeline, held) in &survey.timelines {
             let last = held.segments.bounds().map(|(_, last)| last);
             let segment = last.and_then(|n| n.name(*timeline, survey.segment_size));

@@ -387,8 +387,17 @@ fn a_backup_leaves_only_while_so_many_repositories_have_it(major: u32) {
     };
     let short = "min_copies: 1 of 2 repositories have it".to_owned();
     assert_eq!(reason(), ("keep".to_owned(), short.clone()));
+    let foretold = |words: &[&str]| {
+        let info = kept.pitr(&["info", "--json"]).args(words).run().json();
+        let retention = info["clusters"][0]["retention"].clone();
+        let reason = retention["backups"][0]["reason"].as_str().unwrap();
+        (reason.to_owned(), retention["notes"].to_string())
+    };
+    assert_eq!(foretold(&[]), (short.clone(), "null".to_owned()));
     kept.pitr(&["repo", "sync", "--all", "--quiet"]).succeed();
     assert_eq!(reason().0, "delete");
+    assert!(!foretold(&[]).0.contains("min_copies"));
+    assert!(foretold(&local).1.contains("min_copies is not foretold"));
     // A copy that is known to be damaged is none, and neither is one that is out of reach.
     let folder = kept.site.sandbox().join("second");
     let store = FileStore::open(&folder, 7).unwrap();

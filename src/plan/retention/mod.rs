@@ -27,6 +27,8 @@ mod objects;
 mod planned_tests;
 mod rules;
 #[cfg(test)]
+mod steady_tests;
+#[cfg(test)]
 mod tests;
 mod unborn;
 pub mod wal;

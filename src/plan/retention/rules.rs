@@ -150,7 +150,7 @@ pub fn judge<'a>(
         return judged;
     }
     if !policy.confirm_burst && judged.items.iter().any(|i| i.fate != Fate::Keep) {
-        judged.burst = burst(&judged, now);
+        judged.burst = burst(&judged, policy, now);
     }
     judged
 }
@@ -773,24 +773,71 @@ fn hold_behind(backup: &mut Item<'_>, reason: &str) {
 /// Days back in which more backups than usual count.
 const BURST_DAYS: u64 = 7;
 
+/// So many periods behind those that a rule counts may still have the backup that it kept: it waits for its deletion.
+const JUST_LEFT: usize = 2;
+
 /// A day, counted back from now, of the last seven in which more than twice as many backups were taken as on the median day that has any.
-/// Times are those of the server: copies of old backups are no burst.
-fn burst(judged: &Judgement<'_>, now: TimestampTz) -> Option<String> {
-    let mut days: BTreeMap<u64, usize> = BTreeMap::new();
-    // A compacted backup is none that was taken.
-    for backup in judged.items.iter().filter(|i| i.twin.is_none()) {
-        let age = now.duration_since(backup.time).unwrap_or_default();
-        *days.entry(age.as_secs() / (24 * 3600)).or_default() += 1;
+/// Times are those of the server: copies of old backups are no burst. Only `keep_last` counts backups: without it none can push out another one.
+fn burst(judged: &Judgement<'_>, policy: &Policy, now: TimestampTz) -> Option<String> {
+    policy.rules.last.filter(|last| *last > 0)?;
+    let left = just_left(&judged.items, policy);
+    let mut days: BTreeMap<u64, (usize, bool)> = BTreeMap::new();
+    for (at, backup) in judged.items.iter().enumerate() {
+        // A compacted backup is none that was taken.
+        if backup.twin.is_none() {
+            let age = now.duration_since(backup.time).unwrap_or_default();
+            let (count, is_telling) = days.entry(age.as_secs() / (24 * 3600)).or_default();
+            *count += 1;
+            *is_telling |= is_telling_of_its_day(backup) && !left.contains(&at);
+        }
     }
-    let mut counts: Vec<usize> = days.values().copied().collect();
+    let telling = days.values().filter(|(_, is_telling)| *is_telling);
+    let mut counts: Vec<usize> = telling.map(|(count, _)| *count).collect();
     counts.sort_unstable();
-    let usual = *counts.get(counts.len().saturating_sub(1) / 2)?;
-    let (day, count) = days.range(..BURST_DAYS).max_by_key(|(_, count)| **count)?;
-    (*count > 2 * usual).then(|| {
+    // The busier of two in the middle counts: part of the oldest day that tells anything is often gone already.
+    let usual = *counts.get(counts.len() / 2)?;
+    let recent = days.range(..BURST_DAYS);
+    let (day, count) = recent
+        .map(|(day, (count, _))| (day, *count))
+        .max_by_key(|(_, count)| *count)?;
+    (count > 2 * usual).then(|| {
         format!(
             "nothing is marked or deleted, because {count} backups were taken within 24 hours, which ended {day} days ago, and usual are {usual}: they push out older ones"
         )
     })
+}
+
+/// Whether others of its day are there, too, as far as retention is concerned. One that stays for its period, a pin, a drill or a wrong clock may be
+/// all that is left of many. It says nothing of how many are usual.
+fn is_telling_of_its_day(item: &Item<'_>) -> bool {
+    let mut rules = item.kept_by.iter().map(|kept| kept.rule);
+    match item.kept_by.is_empty() {
+        true => !matches!(item.hold, Some((_, Hold::Pin))),
+        false => rules.any(|rule| ["keep_last", "newest", "keep_within"].contains(&rule)),
+    }
+}
+
+/// The backups that rules of periods keep, or kept until a short time ago.
+fn just_left(items: &[Item<'_>], policy: &Policy) -> BTreeSet<usize> {
+    let counting = items.iter().enumerate().filter(|(_, i)| i.twin.is_none());
+    let dated = counting.filter_map(|(at, item)| {
+        let date = policy.date(item.taken)?;
+        Some(Dated {
+            at,
+            date,
+            is_followed: false,
+        })
+    });
+    let dated: Vec<Dated> = dated.collect();
+    let mut left = BTreeSet::new();
+    for way in ways(items) {
+        let counted = counted(items, way, &dated, false);
+        for (_, unit, count) in Unit::rules(&policy.rules).filter(|(.., count)| *count > 0) {
+            let picks = calendar::pick(unit, count + JUST_LEFT, &counted, None);
+            left.extend(picks.into_iter().map(|pick| pick.at));
+        }
+    }
+    left
 }
 
 /// Why a backup is pinned, and until when: of several pins the one that lasts longest.

@@ -362,6 +362,60 @@ fn a11_more_backups_than_usual_stop_expire() {
     assert_eq!(plan.burst, None);
 }
 
+/// Backups of [`straight`] that ended so many hours ago, the first one first.
+fn taken_ago(hours: [u64; 9]) -> Survey {
+    let mut survey = straight();
+    for (n, hours) in (1..).zip(hours) {
+        survey.ids.get_mut(&id(n)).unwrap().stored = Some(ago(hours));
+        root_of(&mut survey, &id(n)).stop_time = ago(hours);
+    }
+    survey
+}
+
+/// Rules of periods leave one backup of each day but the last ones: that says nothing of how many are usual.
+#[test]
+fn a11_days_that_rules_of_periods_have_thinned_do_not_stop_expire() {
+    let mut survey = taken_ago([102, 78, 54, 30, 5, 4, 3, 2, 1]);
+    let with = |survey: &Survey, last, daily| {
+        let mut policy = policy(last, 0);
+        policy.rules.daily = Some(daily);
+        retention(survey, &policy, now())
+    };
+    for (daily, gone) in [(4, 1), (3, 2)] {
+        let plan = with(&survey, 5, daily);
+        let shown = fates(&plan).join(" ");
+        let judged = (plan.burst, plan.marks.len());
+        assert_eq!(judged, (None, gone), "{daily}: {shown}");
+    }
+    // Two days behind those that the rule has just left lose their only backups.
+    assert!(with(&survey, 5, 1).burst.is_some());
+    // Pinned ones stay, and tell nothing either.
+    for n in 1..=2 {
+        record(&mut survey, &id(n), "pin");
+    }
+    assert_eq!(with(&survey, 5, 1).burst, None);
+    // Without a rule that counts backups none pushes out another one.
+    let only_periods = Policy {
+        rules: Retention {
+            daily: Some(1),
+            ..Retention::default()
+        },
+        ..policy(1, 0)
+    };
+    let plan = retention(&survey, &only_periods, now());
+    assert_eq!((plan.burst, plan.marks.len()), (None, 6));
+}
+
+/// A burst of several days fills `keep_last` by itself, and rules of longer periods hold little of what it pushes out.
+#[test]
+fn a11_a_burst_of_several_days_stops_expire_beside_rules_of_periods() {
+    let survey = taken_ago([98, 74, 50, 27, 26, 25, 3, 2, 1]);
+    let mut policy = policy(6, 0);
+    policy.rules.monthly = Some(1);
+    let plan = retention(&survey, &policy, now());
+    assert!(plan.burst.is_some() && plan.marks.is_empty(), "{plan:?}");
+}
+
 #[test]
 fn a13_a_completed_backup_without_a_root_keeps_what_it_needs() {
     let mut survey = straight();
