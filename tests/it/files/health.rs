@@ -22,7 +22,10 @@ fn a_set_without_a_recent_backup_or_without_its_source_is_critical() {
     let shown = scope();
     assert_eq!(shown["scope"], "aux/files/up");
     assert_eq!(shown["state"], "critical");
-    assert_eq!(shown["problems"][0]["next"], "pitr files backup up", "{shown}");
+    assert_eq!(
+        shown["problems"][0]["next"], "pitr files backup up",
+        "{shown}"
+    );
     let doctor = json(&["doctor"]);
     assert_eq!(line(&doctor, "files up")["level"], "fail", "{doctor}");
 
