@@ -578,11 +578,9 @@ fn w84_a_standby_that_gives_only_a_part_is_left_as_well() {
     check_left_for_primary(&site, &primary, &standby, "has sent nothing behind");
 }
 
-/// W84: the slot on the standby is in use by something else.
-#[test]
-fn w84_a_standby_whose_slot_is_in_use_keeps_nobody_from_the_primary() {
-    let (site, primary) = receiving(small(17), "");
-    let standby = beside_standby(&site, &primary);
+/// A standby whose slot is in use by something else, which is returned, and a primary that has removed WAL.
+fn beside_busy_standby(site: &Site, primary: &Cluster) -> (Cluster, Running) {
+    let standby = beside_standby(site, primary);
     standby.sql("select pg_create_physical_replication_slot('pitr', true)");
     let other = Program::new(crate::common::newest_bin(17, "pg_receivewal"))
         .args(["--slot", "pitr", "-d", &standby.conninfo("postgres"), "-D"])
@@ -590,8 +588,41 @@ fn w84_a_standby_whose_slot_is_in_use_keeps_nobody_from_the_primary() {
         .spawn();
     let active = "select active from pg_replication_slots";
     wait_until("the slot is in use", || standby.value(active) == "t");
-    remove_unreceived(&site, &primary);
+    remove_unreceived(site, primary);
+    (standby, other)
+}
+
+/// W84: the slot on the standby is in use by something else.
+#[test]
+fn w84_a_standby_whose_slot_is_in_use_keeps_nobody_from_the_primary() {
+    let (site, primary) = receiving(small(17), "");
+    let (standby, other) = beside_busy_standby(&site, &primary);
     check_left_for_primary(&site, &primary, &standby, "is active for PID");
+    other.ended_by(Signal::INT);
+}
+
+/// W84: each server refuses the login while removed WAL is sought. Only an operator can mend that, so the process ends once the search was in vain.
+#[test]
+fn w84_a_search_in_vain_ends_where_each_server_refuses_the_login() {
+    let (site, primary) = receiving(small(17), "");
+    let (standby, other) = beside_busy_standby(&site, &primary);
+    connect_to(&site, &primary, &standby);
+    let mut running = program(&site)
+        .env("PITR_FAULT_SILENCE_SECONDS", "8")
+        .spawn();
+    wait_until("the standby was tried", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        running.stderr().contains("is active for PID")
+    });
+    for server in [&primary, &standby] {
+        let rules =
+            "local all all trust\nhost all all all reject\nhost replication all all reject\n";
+        std::fs::write(server.pgdata().join("pg_hba.conf"), rules).unwrap();
+        server.sql("select pg_reload_conf()");
+    }
+    let run = running.wait().expect_code(1);
+    run.expect_stderr("; trying again")
+        .expect_stderr("error denied");
     other.ended_by(Signal::INT);
 }
 
