@@ -3,6 +3,7 @@
 use crate::err;
 use crate::error::{Code, Result};
 use crate::host::Host;
+use crate::process;
 use crate::repo::clock;
 use crate::repo::event::Writer;
 use crate::repo::event::{self, Event};
@@ -43,6 +44,7 @@ pub fn reserve(
             time: now,
             backup_kind: Some(kind.into()),
             pid: Some(std::process::id()),
+            process: process::own_name(),
             resumable: true,
             source: source.map(str::to_owned),
             ..Writer::of(host).event("begin", &id.to_string())

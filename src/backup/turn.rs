@@ -15,7 +15,7 @@ use crate::process;
 use crate::repo::catalog;
 use crate::repo::claim::{BACKUP_RENEWAL_SECONDS, LEFT_SECONDS};
 use crate::repo::clock::MAY_DIFFER;
-use crate::repo::event::{self, Recorded, live_claims};
+use crate::repo::event::{self, Event, Recorded, live_claims};
 use crate::repo::id::BackupId;
 use crate::repo::scope::Scope;
 use crate::store::Store;
@@ -63,14 +63,24 @@ impl<'a> Here<'a> {
         let last_sign = own.map(|c| c.since(self.now)).max()?;
         let until = last_sign.saturating_add(SILENT);
         let begin = events.iter().find(|e| e.name == "begin")?;
-        let is_here = begin.event.host == self.host;
-        let was_killed = is_here && begin.event.pid.is_some_and(|pid| (self.has_ended)(pid));
+        let was_killed = self.has_writer_ended(&begin.event);
         (until > self.now && !was_killed).then(|| Running {
             id: id.clone(),
             host: begin.event.host.clone(),
             since: begin.since(self.now),
             until,
         })
+    }
+
+    /// Whether the writer was a process of this host, and has ended. Its number may have come again, which its name tells.
+    fn has_writer_ended(&self, begin: &Event) -> bool {
+        let by_name = || {
+            begin
+                .process
+                .as_deref()
+                .is_some_and(process::has_named_ended)
+        };
+        begin.host == self.host && (begin.pid.is_some_and(|pid| (self.has_ended)(pid)) || by_name())
     }
 
     fn is_over(&self, id: &BackupId, events: &[Recorded]) -> bool {
@@ -80,8 +90,7 @@ impl<'a> Here<'a> {
         let is_own = |e: &&Recorded| e.event.purpose.as_deref() == Some("backup");
         let standing = event::standing(events, "claim", "release");
         let was_released = events.iter().any(|e| is_own(&e)) && !standing.iter().any(is_own);
-        let is_here = begin.event.host == self.host;
-        let has_ended = is_here && begin.event.pid.is_some_and(|pid| (self.has_ended)(pid));
+        let has_ended = self.has_writer_ended(&begin.event);
         self.running(id, events).is_none() && (begin.event.resumable || was_released || has_ended)
     }
 }
@@ -398,6 +407,23 @@ pub(super) mod tests {
         synced.event.purpose = Some("sync".into());
         events.push(synced);
         assert_eq!(seen(&events, "two", true, 701), None);
+    }
+
+    #[test]
+    fn b62_a_killed_writer_whose_number_came_again_has_ended() {
+        let own = process::own_name().unwrap();
+        let (place, tick) = own.rsplit_once(' ').unwrap();
+        let before = format!("{place} {}", tick.parse::<u64>().unwrap() - 1);
+        let named = |name: &str| {
+            let mut begin = event("begin", "begin", 0, None);
+            begin.event.process = Some(name.to_owned());
+            [begin, event("a", "claim", 0, None)]
+        };
+        // The process of this number is there.
+        assert_eq!(seen(&named(&own), "one", false, 1), Some(at(1800)));
+        assert_eq!(seen(&named(&before), "one", false, 1), None);
+        // Another host, which may have the same namespaces by name, tells nothing.
+        assert_eq!(seen(&named(&before), "two", false, 1), Some(at(1800)));
     }
 
     /// Ids older than the newest committed backup are not looked at, but for what clocks may differ.

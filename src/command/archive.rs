@@ -175,7 +175,7 @@ impl Archiver {
         let history = offered.and_then(|segment| unmarked_history(path, segment));
         let mut told = Warnings::new();
         if let Some(history) = history {
-            told.extend(self.bring(path, history, true)?);
+            told.extend(self.bring(path, history, name)?);
         }
         if let Some(segment) = offered {
             told.extend(self.forgotten(path, segment));
@@ -183,10 +183,8 @@ impl Archiver {
         let archived = self.one(path, name, acknowledged)?;
         told.extend(archived.warnings);
         // The file is acknowledged by now, so that a repository that hangs is not waited for.
-        if let Some(history) = history
-            && let Ok(more) = self.bring(path, history, false)
-        {
-            told.extend(more);
+        if let Some(history) = history {
+            told.extend(self.bring_to_the_rest(path, history));
         }
         let mut seen = BTreeSet::new();
         told.retain(|text| seen.insert(text.clone()));
@@ -196,32 +194,82 @@ impl Archiver {
         })
     }
 
-    /// Archives a history that the server never offers in the required repositories that lack it, or in the others. No other call brings it, and
-    /// recovery needs it before the segments of its timeline: the segment waits where a repository takes nothing now.
+    /// Archives a history that the server never offers in the required repositories. No other call brings it, and recovery needs it before the
+    /// segments of its timeline: the segment waits where a repository takes nothing now, and goes into the others.
     ///
     /// # Errors
     /// Those of a repository, which the segment would meet, too.
-    fn bring(&self, path: &Path, history: WalFileName, required: bool) -> Result<Warnings> {
-        let path = path.with_file_name(history.to_string());
-        let mut archiver = self.clone();
-        archiver.places.retain(|place| place.required == required);
-        let offer = archiver.offer(&path, history);
-        let has_it = |place: &Place| {
-            let repository = offer.open(place)?;
-            may_be_refused(&offer.to(&repository))
-        };
-        // An error meets the attempt, too, which says what it is.
-        if archiver.places.iter().all(|p| has_it(p).unwrap_or(false)) {
+    fn bring(&self, path: &Path, history: WalFileName, name: WalFileName) -> Result<Warnings> {
+        let offer = self.offer(&path.with_file_name(history.to_string()), history);
+        let required = self.places.iter().filter(|place| place.required);
+        let mut places: Vec<Place> = required.cloned().collect();
+        look(&mut places, &offer);
+        if places.iter().all(|place| place.may_refuse) {
             return Ok(Warnings::new());
         }
-        match archiver.one(&path, history, &|| {}) {
+        places.sort_by_key(|place| place.is_silent);
+        let mut others = self.clone();
+        others.places.clear();
+        let mut tally = Tally::default();
+        for place in places {
+            // It may keep its turn until the deadline, and the others are to have the segment by then.
+            if place.is_silent {
+                others.share(path, name);
+            }
+            let opened = offer.open(&place);
+            let pushed = opened.and_then(|repository| push(&offer.to(&repository)));
+            let has_it = pushed.is_ok();
+            if !tally.count(pushed, true) {
+                break;
+            }
+            if has_it {
+                others.places.push(place);
+            }
+        }
+        match tally.outcome(history) {
             Ok(archived) => {
                 let new = archived.is_new.then(|| archived_too(history));
                 Ok(new.into_iter().chain(archived.warnings).collect())
             }
-            Err(e) if is_of_all(e.code()) => Err(e),
+            Err(e) if is_of_all(e.code()) => {
+                others.share(path, name);
+                Err(e)
+            }
             // Its own error, as a conflict, keeps no segment: those have checks of their own.
             Err(e) => Ok(vec![not_archived(history, &e)]),
+        }
+    }
+
+    /// Archives a file of which something else keeps the server waiting; an error here is told when that is over.
+    fn share(&self, path: &Path, name: WalFileName) {
+        if !self.places.is_empty() {
+            let _ = self.one(path, name, &|| {});
+        }
+    }
+
+    /// Archives a history that the server never offers in the repositories that are not required.
+    fn bring_to_the_rest(&self, path: &Path, history: WalFileName) -> Warnings {
+        let path = path.with_file_name(history.to_string());
+        let mut rest = self.clone();
+        rest.places.retain(|place| !place.required);
+        let offer = rest.offer(&path, history);
+        let lacks_it = |place: &Place| {
+            let repository = offer.open(place);
+            let has_it = repository.and_then(|r| may_be_refused(&offer.to(&r)));
+            !has_it.unwrap_or(false)
+        };
+        rest.places.retain(lacks_it);
+        let archived = match rest.places.is_empty() {
+            true => return Warnings::new(),
+            false => rest.one(&path, history, &|| {}),
+        };
+        match archived {
+            Ok(archived) => {
+                let new = archived.is_new.then(|| archived_too(history));
+                new.into_iter().chain(archived.warnings).collect()
+            }
+            Err(e) if is_of_all(e.code()) => Warnings::new(),
+            Err(e) => vec![not_archived(history, &e)],
         }
     }
 

@@ -90,7 +90,9 @@ fn is_running(wal: &Path) -> bool {
 
 /// A dead server's newest commits lie in a segment that it did not fill, and never offered. `push` archives it as a partial one.
 fn last_ones(session: &Session, candidates: &[Candidate]) -> Vec<String> {
-    let options = session.options(session.flags.cluster.as_deref());
+    let named = session.flags.cluster.clone();
+    let cluster = named.or_else(|| cluster_of(session, candidates));
+    let options = session.options(cluster.as_deref());
     let push = |c: &Candidate| {
         let path = shell_word(&c.path.to_string_lossy());
         match c.ending? {
@@ -103,6 +105,15 @@ fn last_ones(session: &Session, candidates: &[Candidate]) -> Vec<String> {
         }
     };
     candidates.iter().filter_map(push).collect()
+}
+
+/// The cluster of the directory, where it is one of several: a copy elsewhere does not tell.
+fn cluster_of(session: &Session, candidates: &[Candidate]) -> Option<String> {
+    let first = candidates.first()?.path.clone().into();
+    let of_first = arguments(session, vec![first]);
+    let settings = command::settings(&of_first, &session.environment).ok()?;
+    let cluster = settings.cluster_if_named().ok()??;
+    (settings.clusters.len() > 1).then(|| cluster.name.to_string())
 }
 
 fn archive(session: &Session, candidates: Vec<Candidate>) -> Result<Backfill> {

@@ -367,7 +367,10 @@ fn oldest_left(done: &Done) -> Option<(String, TimestampTz)> {
     // A copy was stored late: that a clock was ahead then shows in the order of the backups alone.
     let in_order =
         |one: &&Judged, next: &&Judged| one.stop_time <= next.stop_time.saturating_add(MAY_DIFFER);
-    if left.iter().any(|b| b.is_ahead) || !left.is_sorted_by(in_order) {
+    // Each of two timelines has an order of its own: one may go on beside the other.
+    let timeline = |b: &Judged| b.place.map(|place| place.timeline);
+    let mut each = left.chunk_by(|one, next| timeline(one) == timeline(next));
+    if left.iter().any(|b| b.is_ahead) || !each.all(|of_one| of_one.is_sorted_by(in_order)) {
         return None;
     }
     let oldest = left.iter().map(|b| b.stop_time).min()?;
@@ -443,11 +446,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::pg::lsn::Lsn;
+    use crate::pg::timeline::tli;
+    use crate::plan::retention::Place;
 
-    fn judged(at: usize, hour: u64, is_ahead: bool) -> Judged {
+    fn judged(at: usize, hour: u64, is_ahead: bool, timeline: u32) -> Judged {
+        let lsn = Lsn(at as u64 * 100);
         Judged {
             id: format!("2026110{at}T000000Z-full").parse().unwrap(),
-            place: None,
+            place: Some(Place {
+                stop_lsn: lsn,
+                start_lsn: lsn,
+                timeline: tli(timeline),
+            }),
             stop_time: hours(hour),
             is_ahead,
             stored_bytes: 1,
@@ -467,11 +478,11 @@ mod tests {
 
     #[test]
     fn x60_no_mark_goes_by_a_backup_whose_clock_was_ahead() {
-        let oldest = |backups: &[(u64, bool)]| {
+        let on_timelines = |backups: &[(u64, bool, u32)]| {
             let backups = (1..).zip(backups);
             let plan = ExpirePlan {
                 backups: backups
-                    .map(|(at, (hour, is_ahead))| judged(at, *hour, *is_ahead))
+                    .map(|(at, (hour, is_ahead, timeline))| judged(at, *hour, *is_ahead, *timeline))
                     .collect(),
                 ..ExpirePlan::default()
             };
@@ -486,6 +497,10 @@ mod tests {
             };
             oldest_left(&done).map(|(_, oldest)| oldest)
         };
+        let oldest = |backups: &[(u64, bool)]| {
+            let on_one: Vec<_> = backups.iter().map(|(hour, is)| (*hour, *is, 1)).collect();
+            on_timelines(&on_one)
+        };
         let (right, ahead) = (false, true);
         assert_eq!(oldest(&[(24, right), (48, right)]), Some(hours(24)));
         // The one of hour 24 was taken under a clock that was 26 hours ahead.
@@ -493,6 +508,9 @@ mod tests {
         assert_eq!(oldest(&[(50, ahead)]), None);
         // It was copied later: the store's time tells nothing.
         assert_eq!(oldest(&[(50, right), (48, right), (72, right)]), None);
+        // A server that was left goes on beside the cluster.
+        let beside = [(24, right, 1), (60, right, 1), (48, right, 2)];
+        assert_eq!(on_timelines(&beside), Some(hours(24)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The clusters of a repository: what can be recovered of each, to when, and what is wrong.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -433,7 +434,7 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     if inventory.is_unregistered {
         problems.push(Finding::new("cluster", "registration", Level::Fail, "the registration (cluster.json) is missing: archiving and backups are refused (A121); on the cluster's host: pitr init").with_next("pitr init"));
     }
-    let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
+    let lost = receiver::recorded_gaps(&reading.repository, &inventory, &cluster.abandoned)?;
     let next = "pitr wal gaps --heal";
     problems.extend(warn("recovery", "recorded gap", lost, next));
     let created = reading.settings.repositories.iter();
@@ -644,7 +645,7 @@ fn judge(
     now: TimestampTz,
 ) -> Vec<Finding> {
     let mut problems = newest(inventory, found, cluster, max_backup_age, now);
-    problems.extend(rest(inventory, found, gaps));
+    problems.extend(rest(inventory, found, gaps, &cluster.abandoned));
     problems.sort_by_key(|p| std::cmp::Reverse(p.level));
     problems
 }
@@ -714,8 +715,13 @@ fn newest(
     problems
 }
 
-/// Finds everything else that is wrong: each a warning.
-fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
+/// Finds everything else that is wrong: each a warning. WAL that is missing on a timeline that was given up is none.
+fn rest(
+    inventory: &Inventory,
+    found: &Windows,
+    gaps: &[Gap],
+    abandoned: &BTreeSet<TimelineId>,
+) -> Vec<Finding> {
     let mut problems = Vec::new();
     let mut say = |name: &str, message: String, next: &str| {
         problems.push(Finding::new("recovery", name, Level::Warn, message).with_next(next));
@@ -728,7 +734,8 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
             &format!("pitr verify --backup {id}"),
         );
     }
-    let is_open = |w: &&Window| !w.to_end && !w.ends_alone(inventory);
+    let is_open =
+        |w: &&Window| !w.to_end && !w.ends_alone(inventory) && !abandoned.contains(&w.timeline);
     for window in found.windows.iter().filter(is_open) {
         say(
             "window",
@@ -747,7 +754,7 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
             },
         );
     }
-    for gap in gaps {
+    for gap in gaps.iter().filter(|g| !abandoned.contains(&g.timeline)) {
         say(
             "gap",
             format!(

@@ -1,5 +1,6 @@
 //! A cluster's receiver, from the status file in its journal; and the gaps that it recorded.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,6 +11,7 @@ use crate::config::Cluster;
 use crate::error::{Code, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::plan::gap;
 use crate::receive::status::{self, Status};
 use crate::repo::event;
@@ -273,13 +275,18 @@ fn age(time: TimestampTz, now: TimestampTz) -> Duration {
 ///
 /// # Errors
 /// Errors of the store.
-pub fn recorded_gaps(repository: &Repository, inventory: &Inventory) -> Result<Vec<String>> {
+pub fn recorded_gaps(
+    repository: &Repository,
+    inventory: &Inventory,
+    abandoned: &BTreeSet<TimelineId>,
+) -> Result<Vec<String>> {
     let layout = inventory.layout()?;
     let size = inventory.segment_size;
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
     let oldest = oldest.unwrap_or_default();
     let mut found = Vec::new();
-    for (timeline, stored) in &inventory.timelines {
+    let open = inventory.timelines.iter();
+    for (timeline, stored) in open.filter(|(t, _)| !abandoned.contains(t)) {
         let subject = event::timeline_subject(*timeline);
         let events = match event::read_all(repository.store(), &layout, &subject) {
             Ok(events) => events,

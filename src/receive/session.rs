@@ -543,7 +543,11 @@ impl<'a> Session<'a> {
                     Ok(()) => self.compare(client, info, &facts.history).await,
                     Err(error) => Err(self.refuse(&facts, &host, error)),
                 };
-                if compared.is_err() && self.options.create_slot {
+                // A standby that is behind, and a server that was not heard out, are no other life.
+                let is_other =
+                    |e: &Error| e.code() == Code::Diverged || self.left_out.contains(&host);
+                let is_refused = !facts.in_recovery && compared.as_ref().is_err_and(is_other);
+                if self.options.create_slot && is_refused {
                     self.keep_chosen(info, &host, &facts).await;
                 }
                 (client, is_same) = compared?;
@@ -626,7 +630,7 @@ impl<'a> Session<'a> {
     /// that journal is away. The refusal is told, whatever becomes of this.
     async fn keep_chosen(&mut self, info: &ConnInfo, host: &str, facts: &ServerFacts) {
         let kept = async {
-            let Some((holdings, reach)) = self.holdings(true, &facts.history).await? else {
+            let Some((holdings, reach)) = self.holdings(false, &facts.history).await? else {
                 return Ok(());
             };
             let last = reach.end.and_then(|end| self.segment_ending_at(end));

@@ -130,7 +130,7 @@ pub struct Event {
     /// `begin`: process id of the writer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Claims of expire: the process that holds it, as its machine names it ([`own_name`](crate::process)).
+    /// `begin`, and claims of expire: the process that writes or holds it, as its machine names it ([`own_name`](crate::process)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<String>,
     /// `begin`: the writer deletes nothing that it stored once another backup has claimed its id, or may take it for killed.

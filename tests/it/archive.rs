@@ -611,6 +611,22 @@ fn p26_the_history_of_a_recovery_that_ended_without_archiving_comes_with_the_nex
     mode(0o755);
     promoted.archive_now();
     assert!(site.object(&name).exists() && history.exists());
+    // One that is away keeps no segment out of the others, and the server goes on waiting.
+    let second = site.add_repository("second", "");
+    promoted.archive_now();
+    assert_eq!(objects(&second, "history").len(), 1);
+    let hidden = second.with_extension("away");
+    std::fs::rename(&second, &hidden).unwrap();
+    let name = promoted.switch_wal();
+    promoted.wait_log("\"00000002.history\" is not stored in every required repository");
+    assert!(site.object(&name).exists());
+    assert!(
+        promoted
+            .pgdata()
+            .join(format!("pg_wal/archive_status/{name}.ready"))
+            .exists()
+    );
+    std::fs::rename(&hidden, &second).unwrap();
     // A repository that is not required gets it behind the segment.
     let spare = site.add_repository("spare", "required = false\n");
     promoted.archive_now();

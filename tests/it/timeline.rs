@@ -268,7 +268,7 @@ fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
 
 per_major!(l06_a_drill_that_archives_is_a_branch_until_somebody_decides, v13 v15 v19);
 
-fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(major: u32) {
+fn l08_t90_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(major: u32) {
     let mut lives = Lives::new(major);
     let mut copy = lives.copy("copy", &[]);
     copy.sql("checkpoint");
@@ -324,8 +324,22 @@ fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(majo
         .exits(8)
         .expect_stderr("server is on timeline 1, and the repository has timeline 2 already");
 
-    // Given up, it is a branch like any other.
+    // Given up, it is a branch like any other. A hole in it alarms nobody then (row T90).
+    let hole = copy.archive_now();
+    copy.archive_now();
+    std::fs::remove_file(lives.site.object(&hole)).unwrap();
+    let holes = || {
+        let info = lives.info();
+        let told = info["problems"]
+            .to_string()
+            .contains("of timeline 2 missing");
+        let doctor = lives.pitr(&["doctor"]).run().stdout;
+        let listed = info["gaps"].as_array().unwrap().len();
+        (told, doctor.contains("of timeline 2 missing"), listed)
+    };
+    assert_eq!(holes(), (true, true, 1));
     lives.decide(&["abandon", "2"]).success();
+    assert_eq!(holes(), (false, false, 1));
     assert_eq!(lives.plan(&[])["target_timeline"], 1);
     lives.pitr(&["backup"]).succeed();
     let told = lives.info()["problems"].to_string();
@@ -341,7 +355,7 @@ fn l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed(majo
     assert_eq!(lives.info()["timeline"], 3);
 }
 
-per_major!(l08_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed, v13 v15 v19);
+per_major!(l08_t90_a_copy_is_not_adopted_beside_a_live_primary_unless_that_is_confirmed, v13 v15 v19);
 
 fn a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill(major: u32) {
     let lives = Lives::new(major);

@@ -159,14 +159,19 @@ fn h01_commits_before_a_torn_record_are_brought_in_by_the_printed_line() {
     std::fs::write(&path, &wal).unwrap();
     let partial = format!("{}.partial", dead.last);
     let config = dead.site.config().display();
+    // The copy does not tell of which of several clusters it is.
+    let other = "\n[clusters.other]\nconninfo = \"host=/nowhere\"\n";
+    dead.site.add(other);
     dead.backfill(&format!(
-        "cp {} {partial} && pitr wal push --config {config} {partial}",
+        "cp {} {partial} && pitr wal push --config {config} --cluster main {partial}",
         path.display()
     ));
     let copy = dead.site.sandbox().join(&partial);
     std::fs::copy(&path, &copy).unwrap();
     user::own(&copy);
-    dead.site.pitr().words("wal push").arg(&copy).succeed();
+    let push = dead.site.pitr().words("wal push --cluster main");
+    push.arg(&copy).succeed();
+    dead.site.edit(other, "");
     assert!(dead.is_reached());
 }
 

@@ -1,6 +1,6 @@
 //! The repositories: there, ours, writable and durable, apart from the data, with room, and with something to recover from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -476,10 +476,16 @@ fn content(
         inventory: &inventory,
         wal: &rollup,
     };
-    let timeline = timelines(found, side, seen)?;
+    let decided = timelines(found, side, seen)?;
+    let timeline = decided.timeline();
     newest_backup(found, cluster, (side, timeline), new_backup, session)?;
     proven_backups(found, &inventory);
-    gaps(found, repository, &inventory, lost_wal)?;
+    gaps(
+        found,
+        repository,
+        (&inventory, &decided.abandoned),
+        lost_wal,
+    )?;
     Ok((inventory, timeline))
 }
 
@@ -560,7 +566,7 @@ fn is_stored(
 }
 
 /// Which timeline is the cluster, and whether the server is on it.
-fn timelines(found: &mut Findings, side: Side<'_>, seen: &Seen) -> Result<Option<TimelineId>> {
+fn timelines(found: &mut Findings, side: Side<'_>, seen: &Seen) -> Result<cluster::Cluster> {
     let decided = cluster::decide_by(&[side])?;
     match (decided.timeline(), decided.undecided()) {
         (Some(timeline), _) => found.ok("timeline", timeline.decimal().to_string()),
@@ -582,7 +588,7 @@ fn timelines(found: &mut Findings, side: Side<'_>, seen: &Seen) -> Result<Option
             e.hint_text().unwrap_or_default().replace("Nothing was stored. ", ""),
         );
     }
-    Ok(decided.timeline())
+    Ok(decided)
 }
 
 /// Whether WAL was refused that has the name of other WAL.
@@ -708,15 +714,16 @@ fn proven_backups(found: &mut Findings, inventory: &Inventory) {
     }
 }
 
-/// Whether WAL is missing.
+/// Whether WAL is missing, apart from that of timelines that were given up.
 fn gaps(
     found: &mut Findings,
     repository: &Repository,
-    inventory: &Inventory,
+    (inventory, abandoned): (&Inventory, &BTreeSet<TimelineId>),
     lost_wal: &str,
 ) -> Result<()> {
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
-    let gaps = gap::gaps(inventory, oldest.unwrap_or(Lsn(0)));
+    let mut gaps = gap::gaps(inventory, oldest.unwrap_or(Lsn(0)));
+    gaps.retain(|gap| !abandoned.contains(&gap.timeline));
     match gaps.as_slice() {
         [] => found.ok("gaps", "none"),
         [first, ..] => found.fail(
@@ -732,7 +739,7 @@ fn gaps(
             lost_wal,
         ),
     }
-    for lost in receiver::recorded_gaps(repository, inventory)? {
+    for lost in receiver::recorded_gaps(repository, inventory, abandoned)? {
         found.fail(
             "recorded gap",
             lost,
