@@ -20,9 +20,18 @@ struct Spent<'a> {
     stored: TimestampTz,
 }
 
+/// The outcome of a run on the erasures of a name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// How many went.
+    pub gone: u64,
+    /// The other repositories for which some stay, as backups there cannot be read.
+    pub unread: Vec<String>,
+}
+
 /// Deletes the erasures of a name that each of its backups has, whichever system identifier these have: a backup from before pg_upgrade needs
 /// the erasures that came after it. One stays for a backup of one of the `others` that lacks it, unless that repository has the erasure itself.
-/// Returns how many went; objects that the store keeps stay.
+/// Objects that the store keeps stay.
 ///
 /// # Errors
 /// Those of `others`, which is asked where one would go, and of a repository that cannot be read; other errors of the store.
@@ -31,26 +40,30 @@ pub fn forget(
     name: &str,
     others: impl FnOnce() -> Result<Vec<(String, Repository)>>,
     host: &Host,
-) -> Result<u64> {
+) -> Result<Forgotten> {
     let clusters = repository.clusters(name)?;
     let store = repository.store();
     let mut spent = spent(repository, &clusters, host)?;
+    let mut forgotten = Forgotten::default();
     if spent.is_empty() {
-        return Ok(0);
+        return Ok(forgotten);
     }
     for (other, opened) in others()? {
-        spent = unneeded_in(&opened, name, spent)
+        let unneeded = unneeded_in(&opened, name, spent)
             .map_err(|e| e.context(format!("ask repository \"{other}\" for them")))?;
+        spent = unneeded.spent;
+        if unneeded.is_unread {
+            forgotten.unread.push(other);
+        }
     }
-    let mut gone = 0;
     for one in spent {
         host.check_stop()?;
         match store.delete(&one.layout.erasure(&one.name)?) {
             Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {}
-            deleted => gone += u64::from(deleted?),
+            deleted => forgotten.gone += u64::from(deleted?),
         }
     }
-    Ok(gone)
+    Ok(forgotten)
 }
 
 /// The erasures that each backup of a repository has.
@@ -102,13 +115,16 @@ fn spent<'a>(
     Ok(spent)
 }
 
+/// The erasures that no backup of another repository needs from here.
+struct Unneeded<'a> {
+    spent: Vec<Spent<'a>>,
+    /// Others stay, as a backup there cannot be read.
+    is_unread: bool,
+}
+
 /// Those that no backup of another repository needs from here: it has the erasure itself, or each of its backups does. A restore from there asks every
 /// repository.
-fn unneeded_in<'a>(
-    other: &Repository,
-    name: &str,
-    spent: Vec<Spent<'a>>,
-) -> Result<Vec<Spent<'a>>> {
+fn unneeded_in<'a>(other: &Repository, name: &str, spent: Vec<Spent<'a>>) -> Result<Unneeded<'a>> {
     let (mut unneeded, mut lacking) = (Vec::new(), Vec::new());
     for one in spent {
         match one.is_in(other)? {
@@ -116,15 +132,20 @@ fn unneeded_in<'a>(
             false => lacking.push(one),
         }
     }
-    if lacking.is_empty() {
-        return Ok(unneeded);
+    let mut is_unread = false;
+    if !lacking.is_empty() {
+        match backups(other, &other.clusters(name)?)? {
+            Some(backups) => {
+                lacking.retain(|one| !backups.iter().any(|backup| one.is_needed_by(backup)));
+                unneeded.extend(lacking);
+            }
+            None => is_unread = true,
+        }
     }
-    let Some(backups) = backups(other, &other.clusters(name)?)? else {
-        return Ok(unneeded);
-    };
-    lacking.retain(|one| !backups.iter().any(|backup| one.is_needed_by(backup)));
-    unneeded.extend(lacking);
-    Ok(unneeded)
+    Ok(Unneeded {
+        spent: unneeded,
+        is_unread,
+    })
 }
 
 impl Spent<'_> {

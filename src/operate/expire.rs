@@ -14,7 +14,7 @@ use super::session::Session;
 use super::unproven;
 use crate::config;
 use crate::error::{Code, Error, Result};
-use crate::expire::erasures;
+use crate::expire::erasures::{self, Forgotten};
 use crate::expire::marks::ExpireMarks;
 use crate::expire::scope::ExpireScope;
 use crate::expire::{Expire, Leftovers, Links, Outcome, check_now};
@@ -252,11 +252,7 @@ fn all_scopes(
             // They cost room only: a repository that keeps them does no harm.
             let others = || others(session, configured);
             match erasures::forget(repository, &name, others, &session.host) {
-                Ok(0) => {}
-                Ok(gone) => session.note(&format!(
-                    "deleted {} of cluster \"{name}\" than which no backup is older",
-                    human::count(gone, "erasure")
-                )),
+                Ok(forgotten) => say_forgotten(session, (&name, &configured.name), &forgotten),
                 Err(e) => session.warn(&format!(
                     "erasures of cluster \"{name}\" stay in repository \"{}\": {e}",
                     configured.name
@@ -267,6 +263,21 @@ fn all_scopes(
         failed.note(session, done.map(drop), None)?;
     }
     failed.ended()
+}
+
+/// Says of the erasures of a cluster which went, and for whom others stay.
+fn say_forgotten(session: &Session, (name, repository): (&str, &str), forgotten: &Forgotten) {
+    if forgotten.gone > 0 {
+        session.note(&format!(
+            "deleted {} of cluster \"{name}\" than which no backup is older",
+            human::count(forgotten.gone, "erasure")
+        ));
+    }
+    for other in &forgotten.unread {
+        session.warn(&format!(
+            "erasures of cluster \"{name}\" stay in repository \"{repository}\": repository \"{other}\" has backups that cannot be read, and they may need them: pitr verify --repository {other}"
+        ));
+    }
 }
 
 fn one_scope(
@@ -367,10 +378,7 @@ fn oldest_left(done: &Done) -> Option<(String, TimestampTz)> {
     // A copy was stored late: that a clock was ahead then shows in the order of the backups alone.
     let in_order =
         |one: &&Judged, next: &&Judged| one.stop_time <= next.stop_time.saturating_add(MAY_DIFFER);
-    // Each of two timelines has an order of its own: one may go on beside the other.
-    let timeline = |b: &Judged| b.place.map(|place| place.timeline);
-    let mut each = left.chunk_by(|one, next| timeline(one) == timeline(next));
-    if left.iter().any(|b| b.is_ahead) || !each.all(|of_one| of_one.is_sorted_by(in_order)) {
+    if left.iter().any(|b| b.is_ahead) || !left.is_sorted_by(in_order) {
         return None;
     }
     let oldest = left.iter().map(|b| b.stop_time).min()?;
@@ -446,19 +454,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::pg::lsn::Lsn;
-    use crate::pg::timeline::tli;
-    use crate::plan::retention::Place;
 
-    fn judged(at: usize, hour: u64, is_ahead: bool, timeline: u32) -> Judged {
-        let lsn = Lsn(at as u64 * 100);
+    fn judged(at: usize, hour: u64, is_ahead: bool) -> Judged {
         Judged {
             id: format!("2026110{at}T000000Z-full").parse().unwrap(),
-            place: Some(Place {
-                stop_lsn: lsn,
-                start_lsn: lsn,
-                timeline: tli(timeline),
-            }),
+            place: None,
             stop_time: hours(hour),
             is_ahead,
             stored_bytes: 1,
@@ -478,11 +478,11 @@ mod tests {
 
     #[test]
     fn x60_no_mark_goes_by_a_backup_whose_clock_was_ahead() {
-        let on_timelines = |backups: &[(u64, bool, u32)]| {
+        let oldest = |backups: &[(u64, bool)]| {
             let backups = (1..).zip(backups);
             let plan = ExpirePlan {
                 backups: backups
-                    .map(|(at, (hour, is_ahead, timeline))| judged(at, *hour, *is_ahead, *timeline))
+                    .map(|(at, (hour, is_ahead))| judged(at, *hour, *is_ahead))
                     .collect(),
                 ..ExpirePlan::default()
             };
@@ -497,10 +497,6 @@ mod tests {
             };
             oldest_left(&done).map(|(_, oldest)| oldest)
         };
-        let oldest = |backups: &[(u64, bool)]| {
-            let on_one: Vec<_> = backups.iter().map(|(hour, is)| (*hour, *is, 1)).collect();
-            on_timelines(&on_one)
-        };
         let (right, ahead) = (false, true);
         assert_eq!(oldest(&[(24, right), (48, right)]), Some(hours(24)));
         // The one of hour 24 was taken under a clock that was 26 hours ahead.
@@ -508,9 +504,6 @@ mod tests {
         assert_eq!(oldest(&[(50, ahead)]), None);
         // It was copied later: the store's time tells nothing.
         assert_eq!(oldest(&[(50, right), (48, right), (72, right)]), None);
-        // A server that was left goes on beside the cluster.
-        let beside = [(24, right, 1), (60, right, 1), (48, right, 2)];
-        assert_eq!(on_timelines(&beside), Some(hours(24)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::control::{ClusterState, ControlFile};
 use crate::pg::lsn::Lsn;
 use crate::pg::page::LONG_HEADER;
-use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::timeline::{Ancestor, History, TimelineId};
 use crate::repo::repository::Repository;
 use crate::wal::increment::OpenSegment;
@@ -29,13 +29,13 @@ use crate::wal::remnant::Remnant;
 /// # Errors
 /// `Refused`; what the store says of the repository that is read.
 pub fn require(session: &Session, data: &Path, opened: &Opened) -> Result<()> {
-    let Some(last) = Last::of(data) else {
-        return Ok(());
-    };
-    for parent in last.parents() {
-        require_one(session, &parent, opened)?;
+    for last in Last::all(data) {
+        for parent in last.parents() {
+            require_one(session, &parent, opened)?;
+        }
+        require_one(session, &last, opened)?;
     }
-    require_one(session, &last, opened)
+    Ok(())
 }
 
 /// Requires the WAL of one timeline.
@@ -107,26 +107,31 @@ struct Last {
 }
 
 impl Last {
-    /// Reads pg_control; `None` where the last WAL of the server does not lie there.
-    fn of(data: &Path) -> Option<Last> {
+    /// Reads pg_control; none where the last WAL of the server does not lie there. A standby may have the end of two timelines.
+    fn all(data: &Path) -> Vec<Last> {
         let directory = DataDirectory::at(data);
-        let control = directory.control().ok().flatten()?;
-        let (timeline, (end, number)) = match control.state {
-            ClusterState::ShutDown => (control.checkpoint_copy.timeline, end_of(&control)),
-            // Its primary may be lost. Nothing marks streamed WAL as waiting, so nothing else asks for it.
-            ClusterState::ShutDownInRecovery => end_of_standby(directory.wal(), &control),
-            _ => return None,
+        let Some(control) = directory.control().ok().flatten() else {
+            return Vec::new();
         };
-        let name = number.name(timeline, control.wal_segment_size)?;
-        let is_there = directory.wal().join(name.to_string()).exists();
-        is_there.then_some(Last {
-            directory,
-            name,
-            is_left: false,
-            number,
-            end,
-            control,
-        })
+        let ends = match control.state {
+            ClusterState::ShutDown => vec![(control.checkpoint_copy.timeline, end_of(&control))],
+            // Its primary may be lost. Nothing marks streamed WAL as waiting, so nothing else asks for it.
+            ClusterState::ShutDownInRecovery => ends_of_standby(directory.wal(), &control),
+            _ => Vec::new(),
+        };
+        let last = |(timeline, (end, number)): (TimelineId, (Lsn, SegmentNumber))| {
+            let name = number.name(timeline, control.wal_segment_size)?;
+            let is_there = directory.wal().join(name.to_string()).exists();
+            is_there.then(|| Last {
+                directory: directory.clone(),
+                name,
+                is_left: false,
+                number,
+                end,
+                control: control.clone(),
+            })
+        };
+        ends.into_iter().filter_map(last).collect()
     }
 
     /// The timelines from which the server's own comes, the oldest first. Their WAL may lie here alone, as that of a primary that was lost.
@@ -308,12 +313,33 @@ fn end_of(control: &ControlFile) -> (Lsn, SegmentNumber) {
     (end, SegmentNumber::ending_at(end, size))
 }
 
-/// The end of what a standby has received, with its segment and timeline. One that holds commits back has replayed less.
-fn end_of_standby(wal: &Path, control: &ControlFile) -> (TimelineId, (Lsn, SegmentNumber)) {
+/// The end of what a standby has received, with its segment and timeline: of the timeline that it replayed last, and of one that it has not replayed yet.
+/// The first is only there where it goes beyond the switch to the other one.
+fn ends_of_standby(wal: &Path, control: &ControlFile) -> Vec<(TimelineId, (Lsn, SegmentNumber))> {
     let size = control.wal_segment_size;
     let of_checkpoint = control.checkpoint_copy.timeline;
     let timeline = control.min_recovery_timeline.unwrap_or(of_checkpoint);
     let replayed = control.min_recovery_point.max(control.checkpoint);
+    let own = (timeline, received(wal, (timeline, replayed), size));
+    let newer = newest_received(wal, (timeline, replayed), size);
+    let begin = newer.as_ref().and_then(History::parent);
+    let Some((newer, (_, begin))) = newer.as_ref().zip(begin) else {
+        return vec![own];
+    };
+    let id = newer.timeline();
+    let mut ends = vec![own];
+    let switch = newer.switch_point(timeline);
+    ends.retain(|(_, (end, _))| switch.is_none_or(|switch| *end > switch));
+    ends.push((id, received(wal, (id, begin), size)));
+    ends
+}
+
+/// The end of what was received of a timeline, with its segment. One that holds commits back has replayed less.
+fn received(
+    wal: &Path,
+    (timeline, replayed): (TimelineId, Lsn),
+    size: SegmentSize,
+) -> (Lsn, SegmentNumber) {
     let mut number = SegmentNumber::ending_at(replayed, size);
     let file = |number: SegmentNumber| {
         let name = number.name(timeline, size)?;
@@ -327,12 +353,67 @@ fn end_of_standby(wal: &Path, control: &ControlFile) -> (TimelineId, (Lsn, Segme
     let end = replayed
         .max(number.start_lsn(size))
         .max(received.unwrap_or(replayed));
-    (timeline, (end, SegmentNumber::ending_at(end, size)))
+    (end, SegmentNumber::ending_at(end, size))
+}
+
+/// The newest timeline of which a standby has WAL that goes on from what it replayed. PostgreSQL follows the newest, too.
+fn newest_received(
+    wal: &Path,
+    (replayed_on, replayed): (TimelineId, Lsn),
+    size: SegmentSize,
+) -> Option<History> {
+    let read = |id: TimelineId| {
+        let bytes = std::fs::read(wal.join(id.history_file_name())).ok()?;
+        let history = History::parse(id, &bytes).ok()?;
+        let (_, begin) = history.parent()?;
+        let goes_on = history.switch_point(replayed_on)? >= replayed;
+        let name = SegmentName::of(id, begin, size);
+        let is_there = backfill::is_of_name(&wal.join(name.to_string()), name);
+        (goes_on && is_there).then_some(history)
+    };
+    let files = std::fs::read_dir(wal).ok()?.flatten();
+    let ids = files.filter_map(|file| match file.file_name().to_str()?.parse().ok()? {
+        WalFileName::History(id) if id > replayed_on => Some(id),
+        _ => None,
+    });
+    ids.filter_map(read).max_by_key(History::timeline)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::craft::{self, Craft};
+    use crate::pg::rmgr;
+    use crate::pg::timeline::tli;
+    use crate::pg::version::Major;
+
+    #[test]
+    fn r213_a_standby_counts_wal_of_a_timeline_that_it_has_not_replayed() {
+        let directory = tempfile::tempdir().unwrap();
+        let wal = directory.path();
+        let mut craft = Craft::new(Major::V17);
+        let data = craft::long_main_data(&[7; 100]);
+        craft.record(rmgr::XLOG, 0x20, 0, &data);
+        let (switch, end) = craft.record(rmgr::XLOG, 0x20, 0, &data);
+        let size = craft.identity.segment_size;
+        let start = craft.identity.start_lsn;
+        craft.bytes.resize(1 << 20, 0);
+        let newest = |replayed| {
+            let found = newest_received(wal, (tli(1), replayed), size);
+            found.map(|history| history.timeline())
+        };
+        let name = SegmentName::of(tli(2), switch, size).to_string();
+        std::fs::write(wal.join(&name), &craft.bytes).unwrap();
+        assert_eq!(newest(start), None, "no history says where it begins");
+        let history = History::root(tli(1)).child(tli(2), switch, b"promoted");
+        std::fs::write(wal.join("00000002.history"), history.to_bytes()).unwrap();
+        assert_eq!(newest(start), Some(tli(2)));
+        assert_eq!(received(wal, (tli(2), switch), size).0, end);
+        // It has replayed WAL that the newer one does not go on from.
+        assert_eq!(newest(Lsn(switch.0 + 8)), None);
+        std::fs::remove_file(wal.join(name)).unwrap();
+        assert_eq!(newest(start), None, "its WAL was not received");
+    }
 
     #[test]
     fn a17_a_history_without_reasons_is_that_of_the_server_all_the_same() {

@@ -7,7 +7,7 @@ use crate::config;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::timeline::{History, Position, TimelineId};
 use crate::plan::cluster::{self, Cluster};
 use crate::repo;
@@ -18,6 +18,7 @@ use crate::repo::repository::{Registration, Repository};
 use crate::wal::increment::{self, OpenSegment};
 use crate::wal::increments::Run;
 use crate::wal::last;
+use crate::wal::remnant::Remnant;
 
 /// The cluster that is received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -299,6 +300,27 @@ impl Holdings {
         Ok(run.map_or(range.start, |run| run.end()))
     }
 
+    /// The end of the sound WAL of a segment that a repository has as a partial: of a timeline that was left. Its start, where nothing can be read of one.
+    fn partial_end(&self, repository: &Repository, name: SegmentName) -> Result<Lsn> {
+        let segment = OpenSegment {
+            name,
+            size: self.identity.segment_size,
+            major: self.identity.major,
+        };
+        let start = segment.range()?.start;
+        let layout = repository.recent_lives(&self.layout)?;
+        let partial = layout.wal_file(WalFileName::Partial(name));
+        if repository.store().head(&partial)?.is_none() {
+            return Ok(start);
+        }
+        match Remnant::find(repository, &layout, &segment) {
+            Ok(remnant) => Ok(remnant.map_or(start, |remnant| remnant.valid_end())),
+            // A host without keys cannot read it.
+            Err(e) if e.is_damage() || e.code() == Code::Key => Ok(start),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Returns the parts of a gap that are lost: what a repository has is not lost to the others of its key set, which can get it.
     ///
     /// # Errors
@@ -317,7 +339,12 @@ impl Holdings {
             let name = SegmentName::of(gap.timeline, at, size);
             let mut reaches: Vec<(&Option<String>, Lsn)> = Vec::new();
             for repository in &self.repositories {
-                let reach = self.covered_in(repository, name)?.clamp(at, to);
+                let mut reach = self.covered_in(repository, name)?;
+                // A partial is that of the last segment.
+                if reach < to && to == gap.to {
+                    reach = reach.max(self.partial_end(repository, name)?);
+                }
+                let reach = reach.clamp(at, to);
                 reaches.push((&repository.marker().key_set, reach));
             }
             let mut least = to;
@@ -400,10 +427,15 @@ impl Holdings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::craft::{self, Craft};
+    use crate::pg::rmgr;
     use crate::pg::time::TimestampTz;
     use crate::pg::timeline::tli;
+    use crate::pg::version::Major;
+    use crate::repo::container::{Codec, ContainerWriter, Identity as Contained, Kind};
     use crate::store;
     use crate::store::file::FileStore;
+    use crate::wal::index::SegmentIndex;
 
     const MIB: u64 = 1 << 20;
 
@@ -574,6 +606,48 @@ mod tests {
         let lost = holdings.lost(&gap(3, 6)).unwrap();
         assert_eq!(lost.of_each, [[gap(5, 6)], [gap(3, 6)], [gap(5, 6)]]);
         assert!(lost.is_held_by_another);
+    }
+
+    #[test]
+    fn w86_what_a_partial_has_is_not_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut holdings = holdings(&directory, 1);
+        let mut craft = Craft::new(Major::V17);
+        let data = craft::long_main_data(&[7; 5000]);
+        craft.record(rmgr::XLOG, 0x20, 0, &data);
+        let end = craft.record(rmgr::XLOG, 0x20, 0, &data).1;
+        craft.bytes.resize(1 << 20, 0);
+        let of = craft.identity.system_identifier;
+        holdings.layout = ClusterLayout::new("main", of).unwrap();
+        let lost = |gap: Gap| holdings.lost(&gap).unwrap().parts;
+        let whole = gap(MIB + 100, end.0);
+        assert_eq!(lost(whole), [whole]);
+        let segment = OpenSegment {
+            name: holdings.name(1, 1),
+            size: craft.identity.segment_size,
+            major: 17,
+        };
+        let name = WalFileName::Partial(segment.name);
+        let range = segment.range().unwrap();
+        let identity = Contained {
+            name: name.to_string(),
+            ..segment.identity(of, range, *blake3::hash(&craft.bytes).as_bytes())
+        };
+        let key = holdings.layout.wal_file(name);
+        let object = holdings.repositories[0].store().create(&key).unwrap();
+        let mut writer = ContainerWriter::new(object, Kind::Partial, Codec::Lz4).unwrap();
+        writer.write(&craft.bytes).unwrap();
+        let sections = SegmentIndex::nothing(range.start).sections(true);
+        let object = writer.finish(&identity, sections).unwrap();
+        object.publish().unwrap();
+        assert_eq!(lost(whole), Vec::new());
+        let behind = gap(end.0, end.0 + 8);
+        assert_eq!(lost(gap(MIB + 100, end.0 + 8)), [behind]);
+        // A damaged one is none.
+        let store = holdings.repositories[0].store();
+        assert!(store.delete(&key).unwrap());
+        store::put(store, &key, b"x").unwrap();
+        assert_eq!(lost(whole), [whole]);
     }
 
     #[test]

@@ -778,6 +778,17 @@ mod tests {
             assert!(of(last).begin().is_some());
             assert!(!catalog.unreadable.is_empty());
         }
+        // Nothing waits for the record of what was read back.
+        let checked = Event {
+            event: "checked".into(),
+            subject: portion::SUBJECT.into(),
+            ..Event::default()
+        };
+        let name = event::record(&store, &scope, &checked, 1).unwrap();
+        let read = |store: &Told| portion::events(store, &scope).unwrap().len();
+        assert_eq!(read(&store), 1);
+        store.bad = scope.event(portion::SUBJECT, &name).unwrap().to_string();
+        assert_eq!(read(&store), 0);
     }
 
     /// The parts of a backup that began after the events were read, seen by a janitor whose clock is far ahead.

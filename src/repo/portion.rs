@@ -399,13 +399,13 @@ impl Share {
     }
 }
 
-/// Reads the events of a scope that say what was read back. Damaged ones say nothing: the worst of it is that everything is read again.
+/// Reads the events of a scope that say what was read back. Damaged ones, and those in a bad sector, say nothing: the worst of it is that everything is read again.
 ///
 /// # Errors
 /// Errors of the store.
 pub fn events(store: &dyn Store, scope: &Scope) -> Result<Vec<Recorded>> {
     match event::read_all(store, scope, SUBJECT) {
-        Err(e) if e.is_damage() => Ok(Vec::new()),
+        Err(e) if e.is_lost() => Ok(Vec::new()),
         read => read,
     }
 }

@@ -11,11 +11,14 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::common::s3::peer::Peer;
-use crate::common::{Cluster, Program, Run, Sandbox, Site, Stop, bin, keep_one, user, wait_until};
+use crate::common::{
+    Cluster, Program, Run, Sandbox, Site, Stop, bin, files_below, keep_one, user, wait_until,
+};
 use crate::drill::Outside;
 use crate::per_major;
 use crate::s3_cycle::Bucketed;
 use crate::sealed::Sealed;
+use crate::several::flip;
 
 pub const ERASE_ONE: &str = "delete from public.person where id = 1";
 
@@ -491,6 +494,16 @@ fn x58_an_erasure_stays_while_an_older_backup_in_another_repository_lacks_it() {
     std::fs::rename(&away, &second).unwrap();
     expire();
     assert_eq!(held(), 1, "its backup is older");
+    // Nobody can tell whether a backup needs it whose root is damaged.
+    let below = files_below(&second);
+    let roots = below.iter().filter(|name| name.ends_with("/manifest"));
+    let roots: Vec<&String> = roots.collect();
+    assert!(!roots.is_empty());
+    let flip_all = || roots.iter().for_each(|root| flip(&second, root));
+    flip_all();
+    expire().expect_stderr("repository \"second\" has backups that cannot be read");
+    assert_eq!(held(), 1);
+    flip_all();
     shop.pitr(&sync).succeed();
     expire();
     assert_eq!(held(), 0, "it has the erasure itself");

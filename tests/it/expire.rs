@@ -854,8 +854,8 @@ fn expire_over_many_segments_stays_small() {
             "expire {what} over {count} segments: {:?}, {usage:?}",
             started.elapsed()
         );
-        // Most of it is code of the unoptimised program.
-        assert!(usage.peak_memory_bytes < 64 << 20, "{usage:?}");
+        // Most of it is code of the unoptimised program, of which more is in memory on a busy machine.
+        assert!(usage.peak_memory_bytes < 72 << 20, "{usage:?}");
         run.json()
     };
     let shown = run("--dry-run");
