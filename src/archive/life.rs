@@ -184,13 +184,13 @@ pub(super) fn check_first(checked: &Checked<'_>, hash: &[u8; 32]) -> Result<()> 
 pub(super) fn check_before(
     source: &dyn Content,
     checked: &Checked<'_>,
-    link: &Link,
+    (summary, link): (&Summary, &Link),
 ) -> Result<Continued> {
     let (timeline, mark) = match link.before {
         Before::Known(timeline, mark) => (timeline, mark),
         // A segment that pg_resetwal or initdb wrote begins a life.
         Before::Nothing => return Ok(Continued::Unproven),
-        Before::Unknown => return check_unknown(checked),
+        Before::Unknown => return check_unknown(checked, summary),
     };
     let Some(name) = checked.segment.before(timeline, checked.wal.segment_size) else {
         return Ok(Continued::Unproven);
@@ -246,16 +246,24 @@ pub(super) fn is_own_before(source: &dyn Content, checked: &Checked<'_>) -> Resu
 }
 
 /// The server does not have the segment before any more. In a life that a resolution chose it is archived there, unless another server wrote it.
-fn check_unknown(checked: &Checked<'_>) -> Result<Continued> {
+fn check_unknown(checked: &Checked<'_>, summary: &Summary) -> Result<Continued> {
     let segment = checked.segment;
     let layout = &checked.layout;
-    let life = layout.lives().of(segment).filter(|l| l.segment < segment);
-    let before = segment.before(segment.timeline, checked.wal.segment_size);
-    let (Some(_), Some(before)) = (life, before) else {
+    let Some(before) = segment.before(segment.timeline, checked.wal.segment_size) else {
         return Ok(Continued::Unproven);
     };
     let key = layout.segment(before);
-    if checked.repository.is_in_flight(&key) || checked.repository.store().head(&key)?.is_some() {
+    if checked.repository.is_in_flight(&key) {
+        return Ok(Continued::Unproven);
+    }
+    if let Some(stored) = stored_summary(checked.repository, &key)? {
+        return match link::is_contradicted(&stored, summary) {
+            true => Err(other_end(checked, before)),
+            false => Ok(Continued::Unproven),
+        };
+    }
+    let life = layout.lives().of(segment).filter(|l| l.segment < segment);
+    if life.is_none() || checked.repository.store().head(&key)?.is_some() {
         return Ok(Continued::Unproven);
     }
     match in_other_life(checked.repository, layout, before, None)? {
@@ -361,12 +369,13 @@ pub(super) fn is_left_in_other(
 
 /// The summary of a stored segment; none where it must not or cannot be read.
 fn stored_summary(repository: &Repository, key: &Key) -> Result<Option<Summary>> {
-    let Some(stored) = healed::container(repository.store(), key)? else {
-        return Ok(None);
+    let read = || {
+        let stored = healed::container(repository.store(), key)?.transpose()?;
+        stored.map(|stored| index::read_summary(&stored)).transpose()
     };
-    match stored.and_then(|stored| index::read_summary(&stored)) {
-        Err(e) if is_passing(e.code()) && !e.is_medium() => Err(e),
-        read => Ok(read.ok()),
+    match read() {
+        Err(e) if e.is_medium() || !is_passing(e.code()) => Ok(None),
+        read => read,
     }
 }
 
@@ -558,13 +567,25 @@ fn is_sound(checked: &Checked<'_>, name: SegmentName) -> bool {
     decoded.is_ok_and(|summary| summary.is_some_and(|s| !s.has(flag::DAMAGED)))
 }
 
+/// What to do about another life.
+const OTHER_LIFE: &str = "Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. Stop the server that is not the cluster. \"pitr wal conflicts\" shows whether the fork can be given to this one (\"pitr wal resolve\"); docs/restore.md says how the cluster goes on.";
+
 fn other_life(checked: &Checked<'_>, before: SegmentName) -> Error {
     err!(
         Conflict,
         "the archive's segment \"{before}\" is not the one that this server has before \"{}\": another server wrote it",
         checked.name
     )
-    .hint("Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. Stop the server that is not the cluster. \"pitr wal conflicts\" shows whether the fork can be given to this one (\"pitr wal resolve\"); docs/restore.md says how the cluster goes on.")
+    .hint(OTHER_LIFE)
+}
+
+fn other_end(checked: &Checked<'_>, before: SegmentName) -> Error {
+    err!(
+        Conflict,
+        "the archive's segment \"{before}\" does not end with the record that \"{}\" names as the one before: another server wrote it",
+        checked.name
+    )
+    .hint(OTHER_LIFE)
 }
 
 /// Warns of WAL that the archive lacks right before this segment. The stored segment before the gap must be the one
@@ -628,11 +649,14 @@ fn is_own(source: &dyn Content, checked: &Checked<'_>, name: SegmentName) -> Res
 }
 
 /// Looks at the segment after once more, where that costs no request: one that another server stored meanwhile stays, and no reader joins it.
-pub(super) fn check_after(checked: &Checked<'_>, link: &Link) -> Result<Option<String>> {
+pub(super) fn check_after(
+    checked: &Checked<'_>,
+    of: (&Summary, &Link),
+) -> Result<Option<String>> {
     if checked.repository.store().is_remote() {
         return Ok(None);
     }
-    let next = other_after(checked, link)?;
+    let next = other_after(checked, of)?;
     Ok(next.map(|next| {
         format!(
             "the archive's segment \"{next}\" was written by another server than \"{}\": recovery ends between them. See \"pitr wal conflicts\"",
@@ -649,9 +673,9 @@ pub(super) fn check_after(checked: &Checked<'_>, link: &Link) -> Result<Option<S
 pub(super) fn require_after(
     source: &dyn Content,
     checked: &Checked<'_>,
-    link: &Link,
+    of: (&Summary, &Link),
 ) -> Result<()> {
-    let next = match other_after(checked, link)? {
+    let next = match other_after(checked, of)? {
         None => other_beyond(source, checked)?,
         next => next,
     };
@@ -722,8 +746,11 @@ fn other_beyond(source: &dyn Content, checked: &Checked<'_>) -> Result<Option<Se
     Ok(own.is_some_and(|own| own != seen).then_some(next))
 }
 
-/// The stored segment after, where its link says that it continues another one.
-pub(super) fn other_after(checked: &Checked<'_>, link: &Link) -> Result<Option<SegmentName>> {
+/// The stored segment after, where its link, or without one its first record, says that it continues another one.
+pub(super) fn other_after(
+    checked: &Checked<'_>,
+    (summary, link): (&Summary, &Link),
+) -> Result<Option<SegmentName>> {
     let next = checked.segment.next(checked.wal.segment_size);
     let (Some(own), Some(next)) = (link.own, next) else {
         return Ok(None);
@@ -735,10 +762,14 @@ pub(super) fn other_after(checked: &Checked<'_>, link: &Link) -> Result<Option<S
     let Some((stored, is_keyed)) = stored_link(checked.repository, &key)? else {
         return Ok(None);
     };
-    let own = as_stored(checked.repository, own, is_keyed)?;
-    let Before::Known(timeline, seen) = stored.before else {
-        return Ok(None);
+    let is_other = match stored.before {
+        Before::Known(timeline, seen) => {
+            let own = as_stored(checked.repository, own, is_keyed)?;
+            timeline == checked.segment.timeline && seen != own
+        }
+        Before::Nothing => false,
+        Before::Unknown => stored_summary(checked.repository, &key)?
+            .is_some_and(|after| link::is_contradicted(summary, &after)),
     };
-    let is_other = timeline == checked.segment.timeline && seen != own;
     Ok(is_other.then_some(next))
 }

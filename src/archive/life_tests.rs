@@ -218,6 +218,33 @@ fn l20_a_segment_that_the_archived_one_after_does_not_continue_is_refused() {
     assert!(one.push(&bench.repository(), 1).unwrap().1.is_empty());
 }
 
+/// Neither server has what comes before: the positions alone tell the two apart.
+#[test]
+fn l20_a_segment_whose_writer_had_none_before_it_is_joined_to_none_that_ends_elsewhere() {
+    let (bench, one) = Bench::with_one();
+    let mut craft = Craft::new(Major::V17);
+    craft.main(0, 0x20, 0, &[3; 400]);
+    let longer = bench.crafted("longer", craft, 3);
+    std::fs::remove_file(one.path(1)).unwrap();
+    one.push(&bench.repository(), 2).unwrap();
+    assert_eq!(bench.link(&one, 2).before, Before::Unknown);
+    let error = longer.push(&bench.repository(), 1).err().unwrap();
+    assert_eq!(error.code(), Code::Conflict, "{error}");
+    assert_eq!(bench.kept(), 1, "it is kept");
+
+    let (bench, one) = Bench::with_one();
+    let mut craft = Craft::new(Major::V17);
+    craft.main(0, 0x20, 0, &[3; 400]);
+    let longer = bench.crafted("longer", craft, 3);
+    longer.push(&bench.repository(), 1).unwrap();
+    std::fs::remove_file(one.path(1)).unwrap();
+    let error = one.push(&bench.repository(), 2).err().unwrap();
+    assert_eq!(error.code(), Code::Conflict, "{error}");
+    assert!(error.to_string().contains("does not end with"), "{error}");
+    std::fs::remove_file(longer.path(1)).unwrap();
+    longer.push(&bench.repository(), 2).unwrap();
+}
+
 #[test]
 fn a_segment_that_is_brought_in_later_is_one_that_the_archived_one_continues() {
     let (bench, one, other) = Bench::with_two();

@@ -408,7 +408,7 @@ fn push_checked(source: &mut dyn Content, checked: &Checked<'_>) -> Result<Archi
             warnings.extend(put.warning);
             warnings.extend(newer_warning(checked)?);
             if !checked.is_partial {
-                warnings.extend(life::check_after(checked, &put.link)?);
+                warnings.extend(life::check_after(checked, (&put.index.summary, &put.link))?);
                 keep_mark(checked.repository, &key, &put.link);
             }
             Ok((Pushed::Stored, warnings))
@@ -742,14 +742,14 @@ fn store_wal<'a>(source: &mut dyn Content, checked: &Checked<'a>, key: &Key) -> 
             if !checked.is_partial {
                 life::check_first(checked, &hash)?;
             }
-            let before = life::check_before(source, checked, &link);
+            let before = life::check_before(source, checked, (&index.summary, &link));
             let is_sure = matches!(before, Ok(Continued::Yes));
             if !is_sure && let Some(moved) = moved(checked)? {
                 return Ok(Stored::Moved(Box::new(moved)));
             }
             warning = before?.warning();
             if checked.what.is_backfill && !checked.is_partial {
-                life::require_after(source, checked, &link)?;
+                life::require_after(source, checked, (&index.summary, &link))?;
             }
             if !checked.is_partial
                 && let Some(why) = beside_other(source, checked, (&index, &link))?
@@ -800,7 +800,7 @@ fn beside_other(
     if checked.repository.store().is_remote() || index.summary.has(flag::DAMAGED) {
         return Ok(None);
     }
-    let next = life::other_after(checked, link)?;
+    let next = life::other_after(checked, (&index.summary, link))?;
     Ok(next.map(|next| {
         format!(
             "the archive's segment \"{next}\" does not continue it: another server wrote that one"

@@ -98,6 +98,13 @@ fn print_loss(cx: &Context, loss: &Loss) -> Result<()> {
             wal.first, wal.last
         ))?;
     }
+    for wal in &loss.short_of_copies {
+        let count = human::count(wal.count, "segment");
+        cx.line(&format!(
+            "WAL that stays for min_copies: {} to {} ({count}); another repository needs it and has not got it yet",
+            wal.first, wal.last
+        ))?;
+    }
     let words = |windows: &[Reached]| match windows {
         [] => "nothing".to_owned(),
         windows => {

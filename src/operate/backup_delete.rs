@@ -17,8 +17,9 @@ use crate::error::{Code, Result};
 use crate::expire::scope::ExpireScope;
 use crate::expire::{Expire, Leftovers, Links, Outcome};
 use crate::host::Host;
-use crate::pg::segment::SegmentSize;
+use crate::pg::segment::{SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::plan::retention::log::Gone;
 use crate::plan::retention::{self, ExpirePlan, Fate, Judged, Policy};
 use crate::plan::window::Window;
@@ -72,6 +73,8 @@ pub struct UnneededLog {
 pub struct Loss {
     /// WAL that goes with it.
     pub wal: Vec<Unneeded>,
+    /// WAL that no backup here needs then, and that stays for `min_copies`.
+    pub short_of_copies: Vec<Unneeded>,
     /// Moments that can be reached now; null where that cannot be read without the keys.
     pub windows_now: Option<Vec<Reached>>,
     /// Moments that can be reached without the backup.
@@ -252,6 +255,7 @@ fn plan_in(
     without.backups.retain(|b| b.id != *backup);
     let loss = Loss {
         wal: wal(&then, &registration)?,
+        short_of_copies: short_of_copies(&then, &registration)?,
         windows_now: windows(session, &reading, inventory)?,
         windows_then: windows(session, &reading, &without)?,
     };
@@ -383,16 +387,31 @@ impl Deletion {
 }
 
 fn wal(plan: &ExpirePlan, registration: &Registration) -> Result<Vec<Unneeded>> {
-    let size = SegmentSize::new(registration.segment_size_bytes)?;
-    let shown = |deletion: &retention::Deletion| match deletion {
-        retention::Deletion::Segments(timeline, first, last) => Some(Unneeded {
-            first: first.name(*timeline, size)?.to_string(),
-            last: last.name(*timeline, size)?.to_string(),
-            count: last.0 - first.0 + 1,
-        }),
+    let runs = plan.deletions.iter().filter_map(|deletion| match deletion {
+        retention::Deletion::Segments(timeline, first, last) => Some((*timeline, *first, *last)),
         _ => None,
+    });
+    named(runs, registration)
+}
+
+fn short_of_copies(plan: &ExpirePlan, registration: &Registration) -> Result<Vec<Unneeded>> {
+    named(plan.short.iter().copied(), registration)
+}
+
+/// Names the first and the last segment of each run.
+fn named(
+    runs: impl Iterator<Item = (TimelineId, SegmentNumber, SegmentNumber)>,
+    registration: &Registration,
+) -> Result<Vec<Unneeded>> {
+    let size = SegmentSize::new(registration.segment_size_bytes)?;
+    let shown = |(timeline, first, last): (TimelineId, SegmentNumber, SegmentNumber)| {
+        Some(Unneeded {
+            first: first.name(timeline, size)?.to_string(),
+            last: last.name(timeline, size)?.to_string(),
+            count: last.0 - first.0 + 1,
+        })
     };
-    Ok(plan.deletions.iter().filter_map(shown).collect())
+    Ok(runs.filter_map(shown).collect())
 }
 
 /// None where the WAL cannot be read without keys.

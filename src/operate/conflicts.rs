@@ -12,8 +12,9 @@ use crate::pg::time::TimestampTz;
 use crate::repo::container::Container;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Life;
+use crate::repo::repository::Repository;
 use crate::repo::scope;
-use crate::store::Key;
+use crate::store::{Key, Listed};
 use crate::wal::inventory::Inventory;
 
 /// A refused copy.
@@ -123,6 +124,30 @@ fn conflict(
         is_followed: life.filter(is_first).is_some(),
         error,
     }))
+}
+
+/// Counts the refused copies of a repository about which nobody has decided.
+///
+/// # Errors
+/// Errors of the store.
+pub fn waiting(repository: &Repository, layout: &ClusterLayout) -> Result<usize> {
+    // The copy that a resolution made the one that is followed waits for nobody.
+    let layout = repository.read_lives(layout)?;
+    let lives = layout.lives().iter();
+    let resolved: Vec<String> = lives
+        .map(|life| format!("{}-{}", life.segment, life.copy))
+        .collect();
+    let listed = repository.store().list(&layout.conflicts())?;
+    let waits = |l: &&Listed| !l.is_prefix && !resolved.contains(&l.name);
+    Ok(listed.iter().filter(waits).count())
+}
+
+/// A number of refused copies, in words.
+pub fn counted(count: usize) -> String {
+    match count {
+        1 => "1 refused copy".to_owned(),
+        n => format!("{n} refused copies"),
+    }
 }
 
 /// Looks for refused copies, of one file or of all, in every repository.

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use super::agent_trouble::{self, Trouble};
 use super::backup_age;
 use super::blocked::{Blocked, PASSING, STUCK, Waiting};
+use super::conflicts;
 use super::exposure::{self, Exposure};
 use super::failures::Failures;
 use super::finding::{self, Finding, Level};
@@ -32,7 +33,7 @@ use super::underway::{self, Underway};
 use super::written::{self, Written};
 use crate::archive::datadir::DataDirectory;
 use crate::config;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
@@ -47,6 +48,7 @@ use crate::plan::retention::Policy;
 use crate::plan::window::{Window, Windows};
 use crate::repo::event;
 use crate::repo::portion::Share;
+use crate::repo::repository::Repository;
 use crate::repo::root::BackupKind;
 use crate::wal::inventory::{Backup, Inventory, Timeline, Unreadable};
 
@@ -491,12 +493,23 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     problems.extend(warn("recovery", "clock", twice, "pitr plan"));
     let (blocked, found_waiting) = archiving(configured, session);
     problems.extend(found_waiting);
+    if !is_everything && blocked.is_empty() {
+        problems.extend(refused(&reading.repository, &inventory)?);
+    }
     let followed = Policy {
         cluster: cluster.candidates(),
         ..Policy::default()
     };
     let stored = (&inventory, repositories.as_slice());
-    let retention = forecast::look(session, reading, stored, followed)?;
+    // A zone of the rules that does not exist hides nothing but what they do.
+    let retention = match forecast::look(session, reading, stored, followed) {
+        Err(e) if e.code() == Code::Config => {
+            let fault = Finding::new("retention", "rules", Level::Fail, e.to_string());
+            problems.push(fault.with_next("pitr doctor"));
+            None
+        }
+        told => told?,
+    };
     problems.sort_by_key(|p| std::cmp::Reverse(p.level));
     let state = problems.iter().map(|p| p.level).max().unwrap_or(Level::Ok);
     let (backups, unreadable) = (inventory.backups.iter(), inventory.unreadable.iter());
@@ -571,6 +584,18 @@ fn times_twice(
             human::time(twice.from),
             human::time(twice.to)
         )
+    }))
+}
+
+/// WAL that the repository refused, because it has other WAL of that name.
+fn refused(repository: &Repository, inventory: &Inventory) -> Result<Option<Finding>> {
+    let waiting = conflicts::waiting(repository, &inventory.layout()?)?;
+    Ok((waiting > 0).then(|| {
+        let what = format!(
+            "{} of WAL: two servers have written WAL of one name",
+            conflicts::counted(waiting)
+        );
+        Finding::new("archiving", "conflict", Level::Warn, what).with_next("pitr wal conflicts")
     }))
 }
 

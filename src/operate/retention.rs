@@ -251,7 +251,15 @@ impl Rules {
                 wanted,
                 ..Copies::default()
             });
-        self.with_wal_elsewhere(session, configured, registration, policy)
+        let policy = self.with_wal_elsewhere(session, configured, registration, policy);
+        // No copies of the backup were counted, which tells of the repositories that cannot be read.
+        if policy.copies.as_ref().is_some_and(|c| c.wal.unread > 0) {
+            session.warn(&format!(
+                "repository \"{}\" keeps all WAL for min_copies: another repository cannot be read, and may need it. See: pitr doctor",
+                configured.name
+            ));
+        }
+        policy
     }
 
     /// The policy for a cluster: WAL, too, leaves only while enough repositories have it. One that cannot be read may need all of it.

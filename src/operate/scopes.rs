@@ -1,5 +1,7 @@
 //! Content beside clusters: what each repository holds of it.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::archive_command::shell_word;
@@ -155,9 +157,8 @@ pub fn look(session: &Session, asks: Asks) -> Result<Vec<ScopeInfo>> {
                 Asks::Everything => look_at(&repository, scope, now)?,
             };
             let mut one = one.named(&configured.name);
-            // Another repository may have it: where none has, that is told below.
-            let is_elsewhere = scope.kind() == Some(CONFIG) && one.backups.is_empty();
-            if !is_elsewhere && !needs_none(&settings, &repository, scope)? {
+            // Any place of configuration will do: the newest of all is judged below.
+            if scope.kind() != Some(CONFIG) && !needs_none(&settings, &repository, scope)? {
                 one.judge_newest(place, now);
                 one.judge_log(place, (&repository, scope), now)?;
             }
@@ -165,10 +166,28 @@ pub fn look(session: &Session, asks: Asks) -> Result<Vec<ScopeInfo>> {
         }
         looked.push(place);
     }
+    judge_configuration(&mut all, &looked, session.host.now());
     if of::looks_at_all(session) {
         add_missing(&mut all, &settings, &looked);
     }
     Ok(all)
+}
+
+/// Judges the newest backup of each configuration, wherever it lies; of equal ones that of the first place.
+fn judge_configuration(all: &mut [ScopeInfo], looked: &[Place<'_>], now: TimestampTz) {
+    let scopes: BTreeSet<String> = all.iter().map(|one| one.scope.clone()).collect();
+    let is_one = |scope: &&String| scope.starts_with(&format!("aux/{CONFIG}/"));
+    for scope in scopes.iter().filter(is_one) {
+        let of_it = |one: &&mut ScopeInfo| one.scope == *scope && !one.backups.is_empty();
+        let places = all.iter_mut().filter(of_it).rev();
+        let Some(newest) = places.max_by_key(|one| one.newest_end(now)) else {
+            continue;
+        };
+        let is_place = |place: &&Place<'_>| place.configured.name == newest.repository;
+        if let Some(place) = looked.iter().find(is_place) {
+            newest.judge_newest(*place, now);
+        }
+    }
 }
 
 /// Adds what is configured and has no backup. Only its home is asked for it: other repositories get copies, if the operator wants them to. Any place of

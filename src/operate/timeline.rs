@@ -219,6 +219,9 @@ pub struct Decided {
     events: Vec<Event>,
     #[serde(skip)]
     change: Change,
+    /// It quiets what goes on beside the cluster: an older decision that says the same is not enough.
+    #[serde(skip)]
+    is_renewed: bool,
 }
 
 /// Looks what follows from a decision.
@@ -271,6 +274,7 @@ pub fn decide(session: &Session, change: Change) -> Result<Decided> {
         candidates_then: numbers(&after.candidates()),
         abandoned,
         ends,
+        is_renewed: after.beside.len() < before.beside.len(),
         recorded_in: Vec::new(),
         confirmed: false,
         after,
@@ -291,7 +295,11 @@ impl Decided {
         let nonce = session.host.random();
         for (reading, inventory) in &self.readings {
             let name = &reading.configured.name;
-            let done = record(reading, inventory, &self.events, &self.change, nonce);
+            let is_there = !self.is_renewed && has(inventory, &self.change);
+            let done = match is_there {
+                true => Ok(()),
+                false => record(reading, inventory, &self.events, nonce),
+            };
             let doing = format!("record it in repository \"{name}\"");
             let done = self.failures.note(done, doing);
             self.recorded_in.extend(done.map(|()| name.clone()));
@@ -388,17 +396,11 @@ fn require_outcome(tree: &Tree, after: &Cluster, change: &Change) -> Result<()> 
     Ok(())
 }
 
-/// Writes the events, unless the repository has the decision already.
-fn record(
-    reading: &Reading,
-    inventory: &Inventory,
-    events: &[Event],
-    change: &Change,
-    nonce: u64,
-) -> Result<()> {
+/// Whether a repository has the decision already.
+fn has(inventory: &Inventory, change: &Change) -> bool {
     let own = &inventory.decisions;
     let tree = Tree::of(inventory);
-    let is_there = match change.kind {
+    match change.kind {
         Kind::Abandon => own.abandoned().any(|d| d.timeline == change.timeline),
         _ => {
             let mut covering = own.abandoned();
@@ -406,10 +408,11 @@ fn record(
             let newest = own.chosen().first().map(|d| (d.kind, d.timeline));
             is_free && newest == Some((change.kind, change.timeline))
         }
-    };
-    if is_there {
-        return Ok(());
     }
+}
+
+/// Writes the events.
+fn record(reading: &Reading, inventory: &Inventory, events: &[Event], nonce: u64) -> Result<()> {
     if let Some(why) = unproven::warning(&reading.configured, &reading.repository, UNPROVEN) {
         return Err(err!(Key, "{why}"));
     }

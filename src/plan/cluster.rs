@@ -250,7 +250,8 @@ pub fn decide(tree: &Tree, decisions: &Decisions, activity: &dyn Activity) -> Re
         newest,
     };
     let (rivals, begun) = race.rivals(&inside)?;
-    let (beside, _) = race.rivals(&outside)?;
+    let (mut beside, _) = race.rivals(&outside)?;
+    beside.retain(|rival| !decision.is_some_and(|made| rival.is_settled_by(made)));
     let mut candidates = vec![race.candidate(begun, &rivals)?];
     candidates.extend(rivals);
     let unreadable = decisions.unreadable.as_ref();
@@ -417,7 +418,7 @@ impl Cluster {
             let remedy = match beside.is_ancestor {
                 // The cluster would be abandoned with it.
                 true => format!(
-                    "stop its server, and make it a standby of the cluster's. If timeline {other} is the cluster: pitr timeline abandon {own} --reason TEXT"
+                    "stop its server, and make it a standby of the cluster's. Once it has stopped: pitr timeline restore {own} --reason TEXT. If timeline {other} is the cluster: pitr timeline abandon {own} --reason TEXT"
                 ),
                 false => {
                     format!("pitr timeline abandon {other} --reason TEXT, if it is not the cluster")
@@ -465,6 +466,12 @@ impl Cluster {
 }
 
 impl Candidate {
+    /// Whether who made a decision saw its last commit. It cannot be abandoned, for the newest descends from it, and its server may have stopped.
+    fn is_settled_by(&self, made: &decision::Decision) -> bool {
+        let is_seen = matches!(self.last_commit, LastCommit::At(time) if time <= made.time);
+        self.is_ancestor && is_seen && made.kind == decision::Kind::Restore
+    }
+
     /// The timeline and what it holds, in words.
     pub fn describe(&self) -> String {
         let number = self.timeline.decimal();
@@ -1008,6 +1015,27 @@ mod tests {
         assert_eq!(case.verdict(), Ok(5));
         case.decide_on(Kind::Abandon, 1, None);
         assert_eq!(case.verdict(), Err(vec![]));
+    }
+
+    #[test]
+    fn t91_an_ancestor_that_has_stopped_is_settled_by_a_decision() {
+        let mut case = Case::new(1..=10);
+        case.branch(2, 1, 10, 11);
+        case.commit(2, 12..=12);
+        case.commit(1, 13..=13);
+        let decide_at = |case: &mut Case, kind, time| {
+            case.decide_on(kind, 2, None);
+            case.decisions.all.last_mut().unwrap().time = TimestampTz(time);
+            case.cluster().describe_beside()
+        };
+        let told = decide_at(&mut case, Kind::Adopted, 50);
+        assert!(told[0].contains("pitr timeline restore 2 --reason"));
+        assert_eq!(decide_at(&mut case, Kind::Restore, 60), [""; 0]);
+        // Its server goes on after all.
+        case.commit(1, 70..=70);
+        assert_eq!(case.cluster().describe_beside().len(), 1);
+        assert_eq!(case.verdict(), Ok(2));
+        assert_eq!(decide_at(&mut case, Kind::Restore, 80), [""; 0]);
     }
 
     #[test]

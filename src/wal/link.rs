@@ -231,6 +231,20 @@ pub fn end_before(summary: &Summary, size: SegmentSize) -> EndBefore {
     EndBefore::At(header_end(previous, start, size))
 }
 
+/// Whether the first record of a segment names another record before it than the last one of the segment before. That tells two lives apart where the
+/// writer of the second segment did not have the first one; agreement proves nothing.
+pub fn is_contradicted(before: &Summary, after: &Summary) -> bool {
+    let unsure = flag::DAMAGED | flag::UNDECODED;
+    // A record that was abandoned is passed over by what follows it.
+    let is_abandoned = after.has(flag::OVERWRITTEN) || after.head_end == HeadEnd::Abandoned;
+    if before.has(unsure | flag::ENDS_INSIDE) || after.has(unsure) || is_abandoned {
+        return false;
+    }
+    let named = after.first_record.filter(|(_, named)| *named != Lsn(0));
+    let last = before.last_begun.zip(named);
+    last.is_some_and(|(last, (_, named))| named != last)
+}
+
 fn header_end(record: Lsn, start: Lsn, size: SegmentSize) -> u64 {
     let offset = record.0.saturating_sub(start.0);
     offset.saturating_add(HEADER_BYTES).min(size.bytes())

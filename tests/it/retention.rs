@@ -251,6 +251,19 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
     let again = kept.confirm().success().json();
     assert_eq!(again["clusters"][0]["outcome"]["deleted_objects"], 0);
 
+    // Rules in a zone that does not exist hide nothing but what they do.
+    let rules = "[clusters.main.retention]";
+    let lost = format!("{rules}\ntimezone = \"Nowhere/Land\"");
+    kept.site.edit(rules, &lost);
+    let info = kept.pitr(&["info", "--json"]).exits(1).json();
+    let cluster = &info["clusters"][0];
+    assert_eq!(cluster["backups"].as_array().unwrap().len(), left.len());
+    let problems = cluster["problems"].as_array().unwrap();
+    let zone = problems.iter().find(|p| p["next"] == "pitr doctor");
+    assert!(str_of(&zone.unwrap()["message"]).contains("\"timezone\""), "{info}");
+    kept.pitr(&["expire", "--dry-run"]).exits(3);
+    kept.site.edit(&lost, rules);
+
     // The first segment of a backup is missed, whether a deliberate hole begins behind the backup or ends at it.
     for nth in left.iter().copied().filter(|nth| *nth <= 4) {
         let lsn = kept.shown(nth)["start_lsn"].as_str().unwrap().to_owned();
@@ -527,7 +540,13 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     kept.pitr(&backup).succeed();
     let former = str_of(&taken["id"]);
     let delete = ["backup", "delete", former, "--grace", "0s", "--confirm"];
-    kept.pitr(&delete).args(local).succeed();
+    std::fs::rename(&second, &away).unwrap();
+    let plan = ["backup", "delete", former, "--dry-run"];
+    let blind = kept.pitr(&plan).args(local).run();
+    blind.expect_stderr("keeps all WAL for min_copies: another repository cannot be read");
+    std::fs::rename(&away, &second).unwrap();
+    let gone = kept.pitr(&delete).args(local).succeed();
+    assert!(short(&gone), "{gone}");
     assert_eq!(kept.judged(&local).len(), 1);
     assert!(is_there(), "{lacking}");
     kept.pitr(&["verify"]).args(local).succeed();

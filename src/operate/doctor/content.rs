@@ -69,7 +69,8 @@ pub(super) fn look(
     logs_elsewhere(found, others, settings, session);
 }
 
-/// The repository in which the newest backup of content is looked for; configuration in the first that has it. None where that was not opened.
+/// The repository in which the newest backup of content is looked for; configuration in the first of those that have the newest one. None where that was not
+/// opened.
 fn home<'t, 's>(
     content: &Content<'_>,
     tried: &'t [Tried<'s>],
@@ -77,19 +78,20 @@ fn home<'t, 's>(
     session: &Session,
 ) -> Option<&'t Tried<'s>> {
     let home = scopes::home(settings, content.kind)?;
-    let has = |(_, repository): &&Tried<'_>| {
-        let scope = Scope::aux(content.kind, content.name);
-        let (Ok(repository), Ok(scope)) = (repository, scope) else {
-            return false;
-        };
-        let looked = scopes::look_at(repository, &scope, session.host.now());
-        looked.is_ok_and(|one| !one.backups.is_empty())
+    let now = session.host.now();
+    let has = |one: &'t Tried<'s>| {
+        let scope = Scope::aux(content.kind, content.name).ok()?;
+        let looked = scopes::look_at(one.1.as_ref().ok()?, &scope, now).ok()?;
+        (!looked.backups.is_empty()).then(|| (looked.newest_end(now), one))
     };
     let known = match content.kind == CONFIG {
-        true => tried.iter().find(has),
+        true => tried.iter().rev().filter_map(has).max_by_key(|(end, _)| *end),
         false => None,
     };
-    known.or_else(|| tried.iter().find(|(one, _)| one.name == home.name))
+    let is_home = |(one, _): &&Tried<'s>| one.name == home.name;
+    known
+        .map(|(_, one)| one)
+        .or_else(|| tried.iter().find(is_home))
 }
 
 /// All content, and whether it is a cluster of Redis, which has a scope for each shard.

@@ -15,7 +15,7 @@ use crate::operate::owner::{Access, User};
 use crate::operate::proven::{self, Proven};
 use crate::operate::room::free_percent;
 use crate::operate::session::Session;
-use crate::operate::{backup_age, human, lag, receiver};
+use crate::operate::{backup_age, conflicts, human, lag, receiver};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
@@ -593,23 +593,11 @@ fn timelines(found: &mut Findings, side: Side<'_>, seen: &Seen) -> Result<cluste
 
 /// Whether WAL was refused that has the name of other WAL.
 fn conflicts(found: &mut Findings, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
-    // The copy that a resolution made the one that is followed waits for nobody.
-    let layout = repository.read_lives(layout)?;
-    let lives = layout.lives().iter();
-    let resolved: Vec<String> = lives
-        .map(|life| format!("{}-{}", life.segment, life.copy))
-        .collect();
-    let listed = repository.store().list(&layout.conflicts())?;
-    let mut refused = listed;
-    refused.retain(|l| !l.is_prefix && !resolved.contains(&l.name));
-    match refused.len() {
+    match conflicts::waiting(repository, layout)? {
         0 => found.ok("conflicts", "none"),
         n => found.fail(
             "conflicts",
-            match n {
-                1 => "1 refused copy".to_owned(),
-                n => format!("{n} refused copies"),
-            },
+            conflicts::counted(n),
             "two servers have written WAL of one name: split brain, or a clone without a guard",
             "pitr wal conflicts",
         ),

@@ -10,8 +10,11 @@ mod sync;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::common::{Cluster, Program, Run, Sandbox, expire_at_once, files_below, pitr};
+use serde_json::Value;
+
+use crate::common::{Cluster, Program, Run, Sandbox, edit, expire_at_once, files_below, pitr};
 use crate::sealed::keygen;
 
 /// Secrets of the files, none of which may be seen.
@@ -728,6 +731,23 @@ fn u122_configuration_is_missed_in_a_repository_that_takes_its_secrets() {
     world.sees("two", &words).success();
     let there = scope();
     assert_eq!(there["problems"].as_array().unwrap().len(), 0, "{there}");
+    assert_eq!(finding()["level"], "ok");
+
+    // An old one in the first repository hides no new one in the second.
+    let aged = "identity = \"test\"\nmax_backup_age = \"1d\"\n";
+    edit(world.path("two.toml"), "identity = \"test\"\n", aged);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let now = now.as_secs();
+    let clock = format!("{},{now},1,all", now - 3 * 86_400);
+    let plain = ["config", "backup", "host", "--allow-plain-secrets"];
+    let old = world.on("two", &plain).env("PITR_FAULT_CLOCK", clock);
+    old.succeed();
+    let info = world.sees("two", &["info", "--json"]).json();
+    let scopes = info["scopes"].as_array().unwrap();
+    let backups = |one: &Value| one["backups"].as_array().unwrap().len();
+    assert_eq!(scopes.iter().map(backups).collect::<Vec<_>>(), [1, 1]);
+    let problems = |one: &Value| one["problems"].as_array().unwrap().len();
+    assert_eq!(scopes.iter().map(problems).sum::<usize>(), 0, "{info}");
     assert_eq!(finding()["level"], "ok");
 }
 
