@@ -59,7 +59,8 @@ pub fn directory(given: &Path) -> Result<PathBuf> {
             NotFound,
             "directory \"{}\" does not exist",
             given.display()
-        )),
+        )
+        .hint("Nothing was archived. Name a data directory, its pg_wal, or a directory with WAL files: pitr wal backfill DIRECTORY")),
         _ => Ok(given.to_owned()),
     }
 }

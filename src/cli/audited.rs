@@ -14,7 +14,7 @@ use super::redis::Command as Redis;
 use super::repo::Command as Repo;
 use super::timeline::Command as Timeline;
 use super::wal::Command as Wal;
-use super::{Command, backup, backup_delete, clone};
+use super::{Command, backup, backup_delete, clone, hold, pin};
 use crate::operate::audit::About;
 
 /// Returns what a record says of a command about the named things, where it does something.
@@ -73,10 +73,10 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             Command::Standby(_) => true, "standby";
             Command::Adopt(_) => true, "adopt";
             Command::Expire(args) => args.confirm, "expire";
-            Command::Pin(args) => args.confirm, "pin", args.backup;
-            Command::Unpin(args) => args.confirm, "unpin", args.backup;
-            Command::Hold(args) => args.confirm, "hold", args.backup;
-            Command::Unhold(args) => args.confirm, "unhold", args.backup;
+            Command::Pin(args @ pin::Args { of: None, .. }) => args.confirm, "pin", args.backup;
+            Command::Unpin(args @ pin::UnpinArgs { of: None, .. }) => args.confirm, "unpin", args.backup;
+            Command::Hold(args @ hold::Args { of: None, .. }) => args.confirm, "hold", args.backup;
+            Command::Unhold(args @ hold::UnholdArgs { of: None, .. }) => args.confirm, "unhold", args.backup;
             Command::Erasure(Erasure::Add(_)) => true, "erasure add";
             Command::Erasure(Erasure::Remove { id, confirm }) => *confirm, "erasure remove", id;
             Command::Erasure(Erasure::Apply(args)) => args.confirm, "erasure apply";
@@ -98,6 +98,10 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
         }
         others {
             Command::Backup(backup::Args { command: Some(backup::Command::Delete(backup_delete::Args { of: Some(of), backup, confirm, .. })), .. }) => *confirm, "backup delete", of, backup;
+            Command::Pin(pin::Args { of: Some(of), backup, confirm, .. }) => *confirm, "pin", of, backup;
+            Command::Unpin(pin::UnpinArgs { of: Some(of), backup, confirm, .. }) => *confirm, "unpin", of, backup;
+            Command::Hold(hold::Args { of: Some(of), backup, confirm, .. }) => *confirm, "hold", of, backup;
+            Command::Unhold(hold::UnholdArgs { of: Some(of), backup, confirm, .. }) => *confirm, "unhold", of, backup;
             Command::Files(Files::Backup(args)) => true, "files backup", args.name;
             Command::Files(Files::Restore(args)) => !args.replace.dry_run, "files restore", args.name;
             Command::Files(Files::Rollback(args)) => args.confirm, "files rollback", args.name;
@@ -151,11 +155,19 @@ mod tests {
     }
 
     #[test]
-    fn a_backup_of_content_that_is_deleted_is_not_told_of_a_cluster() {
+    fn what_is_done_to_a_backup_of_content_is_not_told_of_a_cluster() {
         let id = "20261120T064049Z-full";
-        for (of, object) in [("", "main"), (" --of files:www", "files:www")] {
-            let deleted = about(&format!("pitr backup delete {id}{of} --confirm")).unwrap();
-            assert_eq!(deleted.object, Some(format!("{object} {id}")));
+        for words in ["backup delete", "pin", "unpin", "hold", "unhold"] {
+            let reason = match words {
+                "pin" | "hold" => " --reason r",
+                _ => "",
+            };
+            for (of, object) in [("", "main"), (" --of files:www", "files:www")] {
+                let line = format!("pitr {words} {id}{reason}{of} --confirm");
+                let done = about(&line).unwrap();
+                assert_eq!(done.command, words);
+                assert_eq!(done.object, Some(format!("{object} {id}")));
+            }
         }
     }
 

@@ -66,12 +66,13 @@ pub fn run(
         .collect();
     // The adoption itself says what is wrong with a guard.
     let guard = guard::read(&directory).ok().flatten();
+    let is_told = guard.is_some();
     let origin = guard.filter(|_| new_name.is_none());
     let origin = origin.map(|guard| guard.cluster);
     check_named(session, &pgdata, origin.as_deref())?;
     let configured = match configured {
         // The copy itself tells its cluster, which need not be configured here.
-        Err(e) if e.code() == Code::Usage && origin.is_some() => None,
+        Err(e) if e.code() == Code::Usage && is_told => None,
         configured => configured?,
     };
     let name = configured.as_ref().map(|c| c.name.as_str());

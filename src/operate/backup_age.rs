@@ -25,7 +25,12 @@ pub const AHEAD: &str = "a clock was ahead, and nothing tells its age";
 
 /// The newest of some times, but for those of a clock that was ahead; one of these where there is no other.
 pub fn newest(times: impl Iterator<Item = TimestampTz>, now: TimestampTz) -> Option<TimestampTz> {
-    times.max_by_key(|time| (!is_ahead(*time, now), *time))
+    times.max_by_key(|time| order(*time, now))
+}
+
+/// The order of times, in which those of a clock that was ahead come first.
+pub fn order(time: TimestampTz, now: TimestampTz) -> (bool, TimestampTz) {
+    (!is_ahead(time, now), time)
 }
 
 /// Whether a time has not come yet, as far as clocks agree.

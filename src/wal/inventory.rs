@@ -142,10 +142,8 @@ pub struct Pin {
     /// Host on which it was made.
     pub host: String,
     /// A legal hold.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub legal: bool,
     /// The store itself holds what the legal hold is for.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub held: bool,
 }
 

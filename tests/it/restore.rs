@@ -793,7 +793,11 @@ fn a_copy_that_is_adopted_under_a_new_name_is_a_cluster_of_its_own() {
             .arg(scene.to())
     };
     adopt("../x").exits(2);
+    // The copy tells what it is of, whatever else is configured.
+    let other = "[clusters.other]\n[clusters.main]";
+    scene.site.edit("[clusters.main]", other);
     let json = adopt("staging").succeed().json();
+    scene.site.edit(other, "[clusters.main]");
     assert_eq!(json["cluster"], "staging");
     assert_eq!(json["recovery_pending"], true);
     assert_eq!(

@@ -641,11 +641,13 @@ per_major!(
 );
 
 #[test]
-fn info_counts_the_commits_that_a_failover_left_behind() {
+fn r227_info_counts_the_commits_that_a_failover_left_behind() {
     let mut lives = Lives::new(17);
     lives.origin.set("autovacuum", "off");
     lives.origin.sql("select pg_create_restore_point('here')");
-    for n in 3..6 {
+    insert(&lives.origin, "lost", 3);
+    let between = lives.origin.archive_now();
+    for n in 4..6 {
         insert(&lives.origin, "lost", n);
     }
     lives.origin.archive_now();
@@ -671,4 +673,12 @@ fn info_counts_the_commits_that_a_failover_left_behind() {
     let left = lives.copy("left", &["--target-timeline", "1"]);
     let lost = left.value("select count(*) from t where who = 'lost'");
     assert_eq!(lost, "3");
+    // Behind a hole nothing leads to them.
+    std::fs::remove_file(lives.site.object(&between)).unwrap();
+    let info = lives.pitr(&["info"]).run();
+    let line = info.stdout.lines().find(|l| l.contains("left behind: "));
+    let line = line.unwrap();
+    assert!(line.contains("no backup leads to all of them"), "{line}");
+    let plan = lives.pitr(&["plan", "--target-timeline", "1"]).run();
+    plan.expect_code(5);
 }

@@ -175,11 +175,16 @@ mod tests {
     use crate::pg::time::TimestampTz;
 
     fn shard(name: &str) -> ScopeInfo {
-        let backup = ScopeBackup {
+        taken(name, &[TimestampTz(0)])
+    }
+
+    /// A shard with backups of these times.
+    fn taken(name: &str, times: &[TimestampTz]) -> ScopeInfo {
+        let backup = |time: &TimestampTz| ScopeBackup {
             id: "20261127T050000Z-482913-full".parse().unwrap(),
             label: None,
-            start_time: TimestampTz(0),
-            stop_time: TimestampTz(0),
+            start_time: *time,
+            stop_time: *time,
             size_bytes: 0,
             stored_bytes: 0,
             unstable_count: 0,
@@ -193,7 +198,7 @@ mod tests {
             repository: "near".into(),
             state: Level::Ok,
             problems: Vec::new(),
-            backups: vec![backup],
+            backups: times.iter().map(backup).collect(),
             log: None,
             read_back: None,
             retention: None,
@@ -232,6 +237,25 @@ mod tests {
                 "other postgres incr near",
             ]
         );
+    }
+
+    #[test]
+    fn j86_a_backup_of_a_clock_that_was_ahead_hides_no_other() {
+        let now = TimestampTz::from_unix_seconds(1_800_000_000).unwrap();
+        let at = |seconds: i64| TimestampTz(now.0 + seconds * 1_000_000);
+        let shown = |times: &[TimestampTz]| {
+            let mut all = Exposition::default();
+            let one = taken("cache.0123456789ab", times);
+            let scopes = std::slice::from_ref(&one);
+            super::super::of_scopes(&mut all, (scopes, now), &Settings::default());
+            let text = all.text();
+            let mut lines = text.lines();
+            let line = lines.find(|l| l.starts_with("backup_timestamp_seconds{"));
+            line.unwrap().rsplit_once(' ').unwrap().1.to_owned()
+        };
+        assert_eq!(shown(&[at(86_400), at(-7200)]), "1799992800");
+        // It is better than none.
+        assert_eq!(shown(&[at(86_400)]), "1800086400");
     }
 
     fn job(line: &str) -> Job {

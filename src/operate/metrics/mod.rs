@@ -17,6 +17,7 @@ mod stored;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::backup_age;
 use super::certificates;
 use super::counters::{self, Counters, kind_name};
 use super::finding::{Finding, Level};
@@ -182,7 +183,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     }
     if let Some(info) = &info {
         for one in &info.clusters {
-            of_cluster(&mut all, one, known);
+            of_cluster(&mut all, (one, now), known);
         }
         for server in info.servers() {
             server::add(&mut all, server, tallies.as_ref());
@@ -191,12 +192,12 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
             server::silent(&mut all, name);
         }
         for one in &info.clusters {
-            stored::add(&mut all, one, (known, tallies.as_ref()));
+            stored::add(&mut all, (one, now), (known, tallies.as_ref()));
         }
         for one in &info.written {
             of_written(&mut all, one);
         }
-        of_scopes(&mut all, &info.scopes, &settings);
+        of_scopes(&mut all, (&info.scopes, now), &settings);
     }
     of_unknown(&mut all, &settings, info.as_ref());
     let sets = of_sets(&mut all, session, &settings);
@@ -348,10 +349,14 @@ fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path, now: Tim
     }
 }
 
-fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
+fn of_cluster(
+    all: &mut Exposition,
+    (one, now): (&ClusterInfo, TimestampTz),
+    counters: &Counters,
+) {
     let cluster = [("cluster", one.name.as_str())];
     let labels = [cluster[0], ("repo", one.repository_name.as_str())];
-    of_backups(all, one, &labels);
+    of_backups(all, (one, now), &labels);
     let gaps = one.gaps.iter();
     let missing = gaps.map(|g| g.to_lsn.0.saturating_sub(g.from_lsn.0)).sum();
     all.add(&GAPS, &labels, counted(one.gaps.len()));
@@ -409,7 +414,11 @@ fn of_receiver(
     all.add_known(&SYNC_STATE, &labels, sync.map(|sync| f64::from(sync as u8)));
 }
 
-fn of_backups(all: &mut Exposition, one: &ClusterInfo, labels: &[(&'static str, &str); 2]) {
+fn of_backups(
+    all: &mut Exposition,
+    (one, now): (&ClusterInfo, TimestampTz),
+    labels: &[(&'static str, &str); 2],
+) {
     let [cluster, repo] = *labels;
     for kind in [BackupKind::Full, BackupKind::Incremental] {
         let name = kind_name(kind);
@@ -420,13 +429,13 @@ fn of_backups(all: &mut Exposition, one: &ClusterInfo, labels: &[(&'static str, 
             let with = [cluster, ("type", name), repo, ("state", state)];
             all.add(&BACKUPS, &with, counted(count));
         }
-        let Some(newest) = ours.max_by_key(|b| b.stop_time) else {
+        let Some(newest) = ours.max_by_key(|b| backup_age::order(b.stop_time, now)) else {
             continue;
         };
         let required = [cluster, ("type", name), ("component", "postgres"), repo];
         all.add(&SIZE, &required, number(newest.stored_bytes));
         all.add(&TIMESTAMP, &required, seconds(newest.stop_time));
-        let newest = good.map(|b| b.stop_time).max();
+        let newest = backup_age::newest(good.map(|b| b.stop_time), now);
         let with = [cluster, ("type", name), repo];
         all.add_known(&LAST_SUCCESS, &with, newest.map(seconds));
     }
@@ -486,7 +495,11 @@ fn of_unknown(all: &mut Exposition, settings: &Settings, info: Option<&Info>) {
     }
 }
 
-fn of_scopes(all: &mut Exposition, scopes: &[ScopeInfo], settings: &Settings) {
+fn of_scopes(
+    all: &mut Exposition,
+    (scopes, now): (&[ScopeInfo], TimestampTz),
+    settings: &Settings,
+) {
     for one in scopes {
         // The name in the repository is aux, the kind and the name.
         let mut parts = one.scope.splitn(3, '/').skip(1);
@@ -502,7 +515,7 @@ fn of_scopes(all: &mut Exposition, scopes: &[ScopeInfo], settings: &Settings) {
         for is_incremental in [false, true] {
             let ours = one.backups.iter();
             let ours = ours.filter(|b| b.id.is_incremental() == is_incremental);
-            let Some(newest) = ours.max_by_key(|b| b.stop_time) else {
+            let Some(newest) = ours.max_by_key(|b| backup_age::order(b.stop_time, now)) else {
                 continue;
             };
             let labels = [

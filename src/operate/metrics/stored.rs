@@ -2,9 +2,11 @@
 
 use super::exposition::{Exposition, Labels, families};
 use super::{BACKUPS, counted, number};
+use crate::operate::backup_age;
 use crate::operate::counters::{self, Counters, kind_name};
 use crate::operate::info::ClusterInfo;
 use crate::operate::tallies::Tallies;
+use crate::pg::time::TimestampTz;
 use crate::repo::root::BackupKind;
 
 families! {
@@ -18,14 +20,14 @@ families! {
 /// Adds them.
 pub(super) fn add(
     all: &mut Exposition,
-    one: &ClusterInfo,
+    (one, now): (&ClusterInfo, TimestampTz),
     (counters, tallies): (&Counters, Option<&Tallies>),
 ) {
     let (cluster, repository) = (one.name.as_str(), one.repository_name.as_str());
     let labels = [("cluster", cluster), ("repo", repository)];
     for kind in [BackupKind::Full, BackupKind::Incremental] {
         let ours = one.inventory.backups.iter().filter(|b| b.kind == kind);
-        let newest = ours.max_by_key(|b| b.stop_time);
+        let newest = ours.max_by_key(|b| backup_age::order(b.stop_time, now));
         let with = [labels[0], ("type", kind_name(kind)), labels[1]];
         all.add_known(&PAGE_ERRORS, &with, newest.map(|b| number(b.page_errors)));
     }
