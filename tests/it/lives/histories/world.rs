@@ -89,6 +89,8 @@ pub struct World {
     pub is_resolved: bool,
     /// WAL of a server stays out of the archive: its archiver is refused, or the server is lost before.
     pub is_unarchived: bool,
+    /// A standby may go on behind a primary that was reverted: PostgreSQL joins two lives there where their positions agree.
+    pub has_joined: bool,
     /// Retention may run in between.
     pub expires: bool,
     /// States of servers that went on by a name of their own, as they came back from there.
@@ -126,6 +128,7 @@ impl World {
             second,
             is_resolved: false,
             is_unarchived: false,
+            has_joined: false,
             expires: false,
             elsewhere: Vec::new(),
             site,
@@ -336,6 +339,8 @@ impl World {
     /// Puts the snapshot in the place of the data directory: a new life begins.
     pub fn revert(&mut self, at: usize) {
         self.halt(at);
+        let follows = |server: &Server| matches!(server.role, Role::Standby(of) if of == at);
+        self.has_joined |= self.servers.iter().any(follows);
         let server = &mut self.servers[at];
         let snapshot = server.snapshot.take().expect("it has one");
         std::fs::remove_dir_all(server.cluster.pgdata()).unwrap();
@@ -443,8 +448,9 @@ fn refusal(log: &str) -> Option<Archived> {
     let (said, code) = log.rsplit_once(failed)?;
     let code: String = code.chars().take_while(char::is_ascii_digit).collect();
     let code = code.parse().unwrap();
-    // Refusals that pass: a lock, a worker that is busy.
-    matches!(code, 20..=23).then(|| Archived::No(code, said.to_owned()))
+    // Refusals that pass: a lock, a worker that is busy. What was said of one may have come before the log was looked at: another one follows.
+    let is_told = matches!(code, 20..=23) && said.contains("error A");
+    is_told.then(|| Archived::No(code, said.to_owned()))
 }
 
 /// The first line of an error.
