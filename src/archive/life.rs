@@ -371,7 +371,9 @@ pub(super) fn is_left_in_other(
 fn stored_summary(repository: &Repository, key: &Key) -> Result<Option<Summary>> {
     let read = || {
         let stored = healed::container(repository.store(), key)?.transpose()?;
-        stored.map(|stored| index::read_summary(&stored)).transpose()
+        stored
+            .map(|stored| index::read_summary(&stored))
+            .transpose()
     };
     match read() {
         Err(e) if e.is_medium() || !is_passing(e.code()) => Ok(None),
@@ -649,10 +651,7 @@ fn is_own(source: &dyn Content, checked: &Checked<'_>, name: SegmentName) -> Res
 }
 
 /// Looks at the segment after once more, where that costs no request: one that another server stored meanwhile stays, and no reader joins it.
-pub(super) fn check_after(
-    checked: &Checked<'_>,
-    of: (&Summary, &Link),
-) -> Result<Option<String>> {
+pub(super) fn check_after(checked: &Checked<'_>, of: (&Summary, &Link)) -> Result<Option<String>> {
     if checked.repository.store().is_remote() {
         return Ok(None);
     }

@@ -260,7 +260,10 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
     assert_eq!(cluster["backups"].as_array().unwrap().len(), left.len());
     let problems = cluster["problems"].as_array().unwrap();
     let zone = problems.iter().find(|p| p["next"] == "pitr doctor");
-    assert!(str_of(&zone.unwrap()["message"]).contains("\"timezone\""), "{info}");
+    assert!(
+        str_of(&zone.unwrap()["message"]).contains("\"timezone\""),
+        "{info}"
+    );
     kept.pitr(&["expire", "--dry-run"]).exits(3);
     kept.site.edit(&lost, rules);
 

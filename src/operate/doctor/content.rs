@@ -85,7 +85,11 @@ fn home<'t, 's>(
         (!looked.backups.is_empty()).then(|| (looked.newest_end(now), one))
     };
     let known = match content.kind == CONFIG {
-        true => tried.iter().rev().filter_map(has).max_by_key(|(end, _)| *end),
+        true => tried
+            .iter()
+            .rev()
+            .filter_map(has)
+            .max_by_key(|(end, _)| *end),
         false => None,
     };
     let is_home = |(one, _): &&Tried<'s>| one.name == home.name;

@@ -349,11 +349,7 @@ fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path, now: Tim
     }
 }
 
-fn of_cluster(
-    all: &mut Exposition,
-    (one, now): (&ClusterInfo, TimestampTz),
-    counters: &Counters,
-) {
+fn of_cluster(all: &mut Exposition, (one, now): (&ClusterInfo, TimestampTz), counters: &Counters) {
     let cluster = [("cluster", one.name.as_str())];
     let labels = [cluster[0], ("repo", one.repository_name.as_str())];
     of_backups(all, (one, now), &labels);
