@@ -569,7 +569,7 @@ fn is_sound(checked: &Checked<'_>, name: SegmentName) -> bool {
     decoded.is_ok_and(|summary| summary.is_some_and(|s| !s.has(flag::DAMAGED)))
 }
 
-/// What to do about another life.
+/// The way out where another life is in the way.
 const OTHER_LIFE: &str = "Nothing was stored, and archiving waits at this file. A clone, a machine that was reverted to a snapshot, or a copy that was promoted writes the same timeline. Stop the server that is not the cluster. \"pitr wal conflicts\" shows whether the fork can be given to this one (\"pitr wal resolve\"); docs/restore.md says how the cluster goes on.";
 
 fn other_life(checked: &Checked<'_>, before: SegmentName) -> Error {

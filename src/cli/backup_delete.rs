@@ -1,6 +1,6 @@
 //! `pitr backup delete`: one backup goes because a person asks for it.
 
-use super::expire::log_that_goes;
+use super::expire::{log_that_goes, wal_that_stays};
 use super::{Context, done_or_unconfirmed, partial_or_warnings};
 use crate::config::Period;
 use crate::error::Result;
@@ -99,11 +99,17 @@ fn print_loss(cx: &Context, loss: &Loss) -> Result<()> {
         ))?;
     }
     for wal in &loss.short_of_copies {
-        let count = human::count(wal.count, "segment");
-        cx.line(&format!(
-            "WAL that stays for min_copies: {} to {} ({count}); another repository needs it and has not got it yet",
-            wal.first, wal.last
-        ))?;
+        cx.line(&wal_that_stays(&wal.first, &wal.last, wal.count))?;
+    }
+    for unread in loss
+        .unread
+        .iter()
+        .filter(|_| !loss.short_of_copies.is_empty())
+    {
+        cx.warn(&format!(
+            "repository \"{}\" may need all WAL that stays for min_copies: {}",
+            unread.repository, unread.why
+        ));
     }
     let words = |windows: &[Reached]| match windows {
         [] => "nothing".to_owned(),

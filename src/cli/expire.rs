@@ -405,6 +405,14 @@ pub(super) fn log_that_goes(replid: &str, gone: Gone) -> String {
     }
 }
 
+/// WAL that stays for other repositories, in words.
+pub(super) fn wal_that_stays(first: &str, last: &str, segments: u64) -> String {
+    let count = human::count(segments, "segment");
+    format!(
+        "WAL that stays for min_copies: {first} to {last} ({count}); another repository needs it and has not got it yet"
+    )
+}
+
 fn lines(done: &Done) -> Vec<String> {
     let plan = &done.plan;
     let mut lines = Vec::new();
@@ -420,10 +428,8 @@ fn lines(done: &Done) -> Vec<String> {
     }
     for (timeline, first, last) in &plan.short {
         if let (Some(from), Some(to)) = (first.name(*timeline, size), last.name(*timeline, size)) {
-            let count = human::count(last.0 - first.0 + 1, "segment");
-            lines.push(format!(
-                "WAL that stays for min_copies: {from} to {to} ({count}); another repository needs it and has not got it yet"
-            ));
+            let count = last.0 - first.0 + 1;
+            lines.push(wal_that_stays(&from.to_string(), &to.to_string(), count));
         }
     }
     lines.extend(plan.log.iter().filter_map(line_of_log));

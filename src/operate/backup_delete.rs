@@ -8,7 +8,7 @@ use super::failures::Failures;
 use super::found::Found;
 use super::of::Of;
 use super::reading::Reading;
-use super::retention::{Rules, commands};
+use super::retention::{Rules, Unread, commands};
 use super::session::Session;
 use super::unproven;
 use crate::config::{self, Retention};
@@ -73,8 +73,12 @@ pub struct UnneededLog {
 pub struct Loss {
     /// WAL that goes with it.
     pub wal: Vec<Unneeded>,
-    /// WAL that no backup here needs then, and that stays for `min_copies`.
+    /// WAL that nothing here needs then, and that stays for `min_copies`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub short_of_copies: Vec<Unneeded>,
+    /// The repositories for which all of that stays.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<Unread>,
     /// Moments that can be reached now; null where that cannot be read without the keys.
     pub windows_now: Option<Vec<Reached>>,
     /// Moments that can be reached without the backup.
@@ -238,7 +242,8 @@ fn plan_in(
     })?;
     let rules = Rules::new(session, reading.settings.clone(), None);
     let policy = policy(backup, grace);
-    let policy = rules.with_wal_of_others(session, &reading.configured, &registration, policy);
+    let (policy, unread) =
+        rules.with_wal_of_others(session, &reading.configured, &registration, policy);
     let expire = Expire {
         repository: &reading.repository,
         registration: &registration,
@@ -253,9 +258,11 @@ fn plan_in(
     let judged = judged(&plan, &name, backup)?;
     let mut without = inventory.clone();
     without.backups.retain(|b| b.id != *backup);
+    let (wal, short_of_copies) = wal(&then, &registration)?;
     let loss = Loss {
-        wal: wal(&then, &registration)?,
-        short_of_copies: short_of_copies(&then, &registration)?,
+        wal,
+        short_of_copies,
+        unread,
         windows_now: windows(session, &reading, inventory)?,
         windows_then: windows(session, &reading, &without)?,
     };
@@ -386,32 +393,23 @@ impl Deletion {
     }
 }
 
-fn wal(plan: &ExpirePlan, registration: &Registration) -> Result<Vec<Unneeded>> {
-    let runs = plan.deletions.iter().filter_map(|deletion| match deletion {
-        retention::Deletion::Segments(timeline, first, last) => Some((*timeline, *first, *last)),
-        _ => None,
-    });
-    named(runs, registration)
-}
-
-fn short_of_copies(plan: &ExpirePlan, registration: &Registration) -> Result<Vec<Unneeded>> {
-    named(plan.short.iter().copied(), registration)
-}
-
-/// Names the first and the last segment of each run.
-fn named(
-    runs: impl Iterator<Item = (TimelineId, SegmentNumber, SegmentNumber)>,
-    registration: &Registration,
-) -> Result<Vec<Unneeded>> {
+/// The WAL that goes with the backup, and that which stays for other repositories.
+fn wal(plan: &ExpirePlan, registration: &Registration) -> Result<(Vec<Unneeded>, Vec<Unneeded>)> {
     let size = SegmentSize::new(registration.segment_size_bytes)?;
-    let shown = |(timeline, first, last): (TimelineId, SegmentNumber, SegmentNumber)| {
+    let shown = |timeline: TimelineId, first: SegmentNumber, last: SegmentNumber| {
         Some(Unneeded {
             first: first.name(timeline, size)?.to_string(),
             last: last.name(timeline, size)?.to_string(),
             count: last.0 - first.0 + 1,
         })
     };
-    Ok(runs.filter_map(shown).collect())
+    let goes = plan.deletions.iter().filter_map(|deletion| match deletion {
+        retention::Deletion::Segments(timeline, first, last) => shown(*timeline, *first, *last),
+        _ => None,
+    });
+    let stays = plan.short.iter();
+    let stays = stays.filter_map(|(timeline, first, last)| shown(*timeline, *first, *last));
+    Ok((goes.collect(), stays.collect()))
 }
 
 /// None where the WAL cannot be read without keys.

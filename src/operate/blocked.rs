@@ -127,9 +127,14 @@ impl Blocked {
         self.age >= STUCK
     }
 
+    /// Tells whether other content has its name.
+    pub fn is_conflict(&self) -> bool {
+        self.code == exit::name(Code::Conflict)
+    }
+
     /// The command that tells of the cause.
     pub fn next(&self) -> &'static str {
-        match self.code == exit::name(Code::Conflict) {
+        match self.is_conflict() {
             true => "pitr wal conflicts",
             false => "pitr doctor",
         }

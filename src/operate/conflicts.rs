@@ -1,5 +1,7 @@
 //! Refused copies of WAL files beside what is stored, in every repository.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::failures::Failures;
@@ -12,10 +14,12 @@ use crate::pg::time::TimestampTz;
 use crate::repo::container::Container;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Life;
-use crate::repo::repository::Repository;
 use crate::repo::scope;
-use crate::store::{Key, Listed};
+use crate::store::{Key, Listed, Meta, Store};
 use crate::wal::inventory::Inventory;
+
+/// A copy that was refused before has been looked at, or its own host tells of it.
+const NEW: Duration = Duration::from_secs(24 * 3600);
 
 /// A refused copy.
 #[derive(Serialize)]
@@ -126,30 +130,6 @@ fn conflict(
     }))
 }
 
-/// Counts the refused copies of a repository about which nobody has decided.
-///
-/// # Errors
-/// Errors of the store.
-pub fn waiting(repository: &Repository, layout: &ClusterLayout) -> Result<usize> {
-    // The copy that a resolution made the one that is followed waits for nobody.
-    let layout = repository.read_lives(layout)?;
-    let lives = layout.lives().iter();
-    let resolved: Vec<String> = lives
-        .map(|life| format!("{}-{}", life.segment, life.copy))
-        .collect();
-    let listed = repository.store().list(&layout.conflicts())?;
-    let waits = |l: &&Listed| !l.is_prefix && !resolved.contains(&l.name);
-    Ok(listed.iter().filter(waits).count())
-}
-
-/// A number of refused copies, in words.
-pub fn counted(count: usize) -> String {
-    match count {
-        1 => "1 refused copy".to_owned(),
-        n => format!("{n} refused copies"),
-    }
-}
-
 /// Looks for refused copies, of one file or of all, in every repository.
 ///
 /// # Errors
@@ -189,16 +169,13 @@ fn look_in(
     names.sort();
     let mut conflicts = Vec::new();
     for entry in names {
-        let Some(name) = entry
-            .rsplit_once('-')
-            .and_then(|(name, _)| name.parse::<WalFileName>().ok())
-        else {
+        let Some(name) = file_of(&entry) else {
             continue;
         };
         if wanted.is_some_and(|w| w != name) {
             continue;
         }
-        let key = Key::new(format!("{}/{entry}", layout.conflicts()))?;
+        let key = key(&layout, &entry)?;
         conflicts.extend(conflict(reading, &layout, name, &key)?);
     }
     let standing = layout.lives().iter().map(|life| Standing {
@@ -206,4 +183,52 @@ fn look_in(
         life: life.clone(),
     });
     Ok((conflicts, standing.collect()))
+}
+
+/// The file of which an object is a refused copy.
+fn file_of(entry: &str) -> Option<WalFileName> {
+    let (name, _) = entry.rsplit_once('-')?;
+    name.parse().ok()
+}
+
+fn key(layout: &ClusterLayout, entry: &str) -> Result<Key> {
+    Key::new(format!("{}/{entry}", layout.conflicts()))
+}
+
+/// Lists the refused copies of one repository about which nothing was decided. `layout` has the decisions.
+///
+/// # Errors
+/// Errors of the store.
+pub fn waiting(store: &dyn Store, layout: &ClusterLayout) -> Result<Vec<Listed>> {
+    // The copy that a resolution made the one that is followed waits for nobody.
+    let lives = layout.lives().iter();
+    let resolved: Vec<String> = lives
+        .map(|life| format!("{}-{}", life.segment, life.copy))
+        .collect();
+    let mut refused = store.list(&layout.conflicts())?;
+    refused.retain(|l| !l.is_prefix && !resolved.contains(&l.name));
+    Ok(refused)
+}
+
+/// Counts the segments among them that were refused within the last day. A refused partial keeps nobody waiting.
+///
+/// # Errors
+/// Errors of the store.
+pub fn newly_refused(store: &dyn Store, layout: &ClusterLayout, now: TimestampTz) -> Result<u64> {
+    let is_new = |meta: Meta| {
+        let age = now.duration_since(meta.modified);
+        age.is_none_or(|age| age <= NEW)
+    };
+    let mut count = 0;
+    for listed in waiting(store, layout)? {
+        let Some(WalFileName::Segment(_)) = file_of(&listed.name) else {
+            continue;
+        };
+        let meta = match listed.meta {
+            None => store.head(&key(layout, &listed.name)?)?,
+            known => known,
+        };
+        count += u64::from(meta.is_some_and(is_new));
+    }
+    Ok(count)
 }

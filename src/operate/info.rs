@@ -47,8 +47,8 @@ use crate::plan::gap::{self, Gap};
 use crate::plan::retention::Policy;
 use crate::plan::window::{Window, Windows};
 use crate::repo::event;
+use crate::repo::layout::ClusterLayout;
 use crate::repo::portion::Share;
-use crate::repo::repository::Repository;
 use crate::repo::root::BackupKind;
 use crate::wal::inventory::{Backup, Inventory, Timeline, Unreadable};
 
@@ -493,23 +493,16 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     problems.extend(warn("recovery", "clock", twice, "pitr plan"));
     let (blocked, found_waiting) = archiving(configured, session);
     problems.extend(found_waiting);
-    if !is_everything && blocked.is_empty() {
-        problems.extend(refused(&reading.repository, &inventory)?);
+    if !blocked.iter().any(Blocked::is_conflict) {
+        problems.extend(refused(reading, &inventory.layout()?, now));
     }
     let followed = Policy {
         cluster: cluster.candidates(),
         ..Policy::default()
     };
     let stored = (&inventory, repositories.as_slice());
-    // A zone of the rules that does not exist hides nothing but what they do.
-    let retention = match forecast::look(session, reading, stored, followed) {
-        Err(e) if e.code() == Code::Config => {
-            let fault = Finding::new("retention", "rules", Level::Fail, e.to_string());
-            problems.push(fault.with_next("pitr doctor"));
-            None
-        }
-        told => told?,
-    };
+    let (retention, unknown) = foretold(forecast::look(session, reading, stored, followed))?;
+    problems.extend(unknown);
     problems.sort_by_key(|p| std::cmp::Reverse(p.level));
     let state = problems.iter().map(|p| p.level).max().unwrap_or(Level::Ok);
     let (backups, unreadable) = (inventory.backups.iter(), inventory.unreadable.iter());
@@ -587,18 +580,6 @@ fn times_twice(
     }))
 }
 
-/// WAL that the repository refused, because it has other WAL of that name.
-fn refused(repository: &Repository, inventory: &Inventory) -> Result<Option<Finding>> {
-    let waiting = conflicts::waiting(repository, &inventory.layout()?)?;
-    Ok((waiting > 0).then(|| {
-        let what = format!(
-            "{} of WAL: two servers have written WAL of one name",
-            conflicts::counted(waiting)
-        );
-        Finding::new("archiving", "conflict", Level::Warn, what).with_next("pitr wal conflicts")
-    }))
-}
-
 /// Judges the lag of one of several repositories.
 pub(super) fn of_lag(lag: &Lag) -> impl Iterator<Item = Finding> + '_ {
     let lines = lag.problems().into_iter();
@@ -646,6 +627,32 @@ fn stuck(cluster: &config::Cluster, session: &Session) -> Option<Finding> {
         };
         Finding::new("archiving", "waiting", level, value).with_next("pitr doctor")
     })
+}
+
+/// Segments that the repository refused of late, whichever host offered them. A host without the right to list them learns of none.
+fn refused(reading: &Reading, layout: &ClusterLayout, now: TimestampTz) -> Option<Finding> {
+    let counted = conflicts::newly_refused(reading.repository.store(), layout, now);
+    let count = counted.ok().filter(|count| *count > 0)?;
+    let value = format!(
+        "repository \"{}\" refused {} within the last day: other WAL has the name. Two servers write one timeline, and only one of them is archived",
+        reading.configured.name,
+        human::count(count, "segment")
+    );
+    let found = Finding::new("archiving", "conflict", Level::Warn, value);
+    Some(found.with_next("pitr wal conflicts"))
+}
+
+/// The forecast, or the finding about rules that cannot be read, which hide nothing else. Recovery is assured all the same: a warning.
+fn foretold(looked: Result<Option<Forecast>>) -> Result<(Option<Forecast>, Option<Finding>)> {
+    match looked {
+        Ok(forecast) => Ok((forecast, None)),
+        Err(e) if e.code() == Code::Config => {
+            let value = format!("pitr expire deletes nothing: {e}");
+            let found = Finding::new("cluster", "retention", Level::Warn, value);
+            Ok((None, Some(found.with_next("pitr doctor"))))
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// A repository in which the configuration accepts less than the promise.

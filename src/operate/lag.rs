@@ -157,7 +157,7 @@ fn ask(
     let survey = survey.map(|r| Survey::without_leftovers(&repository, r));
     Ok(Asked {
         survey: survey.transpose()?,
-        rules: rules.receiving(session, configured, Some(layout.name()))?,
+        rules: rules.seen_receiving(session, configured, Some(layout.name())),
         repository,
         registration,
     })

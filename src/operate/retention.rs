@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use super::one_place::{Elsewhere, beside, elsewhere, is_the_same};
 use super::scopes::cluster_of;
 use super::session::Session;
@@ -37,6 +39,32 @@ pub fn commands(settings: &Settings, scope: &Scope) -> Commands {
         backup: format!("pitr {kind} backup {backed_up}"),
         of: format!(" --of {kind}:{name}"),
     }
+}
+
+/// The zone of this host, else UTC.
+fn own_zone(session: &Session) -> Zone {
+    host_zone(&session.environment).unwrap_or(Zone::UTC)
+}
+
+/// The policy of a repository that is given copies.
+fn receiver(rules: Retention, zone: Zone) -> Policy {
+    Policy {
+        zone: Some(zone),
+        rules,
+        confirm_burst: true,
+        ..Policy::default()
+    }
+}
+
+/// Why it is not known what the backups of a repository need that was read.
+const UNKNOWN: &str = "objects that say which WAL its backups need cannot be read";
+
+/// A repository of which it is not known which WAL it needs.
+#[derive(Debug, Serialize)]
+pub struct Unread {
+    pub repository: String,
+    /// The cause.
+    pub why: String,
 }
 
 /// The rules of the configuration, and what the command line says in their place.
@@ -118,7 +146,7 @@ impl Rules {
     ) -> Result<Zone> {
         match self.settings.zone_of(cluster, configured) {
             Some(text) => configured_zone(text),
-            None => Ok(host_zone(&session.environment).unwrap_or(Zone::UTC)),
+            None => Ok(own_zone(session)),
         }
     }
 
@@ -132,15 +160,22 @@ impl Rules {
         configured: &config::Repository,
         cluster: Option<&str>,
     ) -> Result<Option<Policy>> {
-        let Some(rules) = self.of(cluster, configured) else {
-            return Ok(None);
-        };
-        Ok(Some(Policy {
-            zone: Some(self.zone(session, cluster, configured)?),
-            rules,
-            confirm_burst: true,
-            ..Policy::default()
-        }))
+        let rules = self.of(cluster, configured);
+        let zone = || self.zone(session, cluster, configured);
+        let policy = |rules| zone().map(|zone| receiver(rules, zone));
+        rules.map(policy).transpose()
+    }
+
+    /// As [`Rules::receiving`], for a look that neither copies nor deletes: by the host's days where the zone does not exist.
+    pub fn seen_receiving(
+        &self,
+        session: &Session,
+        configured: &config::Repository,
+        cluster: Option<&str>,
+    ) -> Option<Policy> {
+        let rules = self.of(cluster, configured)?;
+        let zone = self.zone(session, cluster, configured);
+        Some(receiver(rules, zone.unwrap_or_else(|_| own_zone(session))))
     }
 
     /// The backups of a cluster that a drill proved, where the rules keep the newest of them.
@@ -233,36 +268,31 @@ impl Rules {
         }
     }
 
-    /// The policy for the deletion of one backup of a cluster on request: that asks for no copies of the backup, and WAL that others need stays.
+    /// The policy for the deletion of one backup of a cluster on request: that asks for no copies of the backup, and WAL that others need stays. Beside
+    /// it, the repositories of which nobody knows what they need.
     pub fn with_wal_of_others(
         &self,
         session: &Session,
         configured: &config::Repository,
         registration: &Registration,
-        mut policy: Policy,
-    ) -> Policy {
+        policy: Policy,
+    ) -> (Policy, Vec<Unread>) {
         let rules = self
             .settings
             .retention_of(Some(&registration.name), configured);
-        policy.copies = rules
-            .min_copies
-            .filter(|wanted| *wanted > 1)
-            .map(|wanted| Copies {
-                wanted,
-                ..Copies::default()
-            });
-        let policy = self.with_wal_elsewhere(session, configured, registration, policy);
-        // No copies of the backup were counted, which tells of the repositories that cannot be read.
-        if policy.copies.as_ref().is_some_and(|c| c.wal.unread > 0) {
-            session.warn(&format!(
-                "repository \"{}\" keeps all WAL for min_copies: another repository cannot be read, and may need it. See: pitr doctor",
-                configured.name
-            ));
-        }
-        policy
+        let Some(wanted) = rules.min_copies.filter(|wanted| *wanted > 1) else {
+            return (policy, Vec::new());
+        };
+        let (wal, unread) = self.wal_elsewhere(session, configured, registration);
+        let copies = Some(Copies {
+            wanted,
+            wal,
+            ..Copies::default()
+        });
+        (Policy { copies, ..policy }, unread)
     }
 
-    /// The policy for a cluster: WAL, too, leaves only while enough repositories have it. One that cannot be read may need all of it.
+    /// The policy for a cluster: WAL, too, leaves only while enough repositories have it.
     pub fn with_wal_elsewhere(
         &self,
         session: &Session,
@@ -270,10 +300,22 @@ impl Rules {
         registration: &Registration,
         mut policy: Policy,
     ) -> Policy {
-        let Some(copies) = &mut policy.copies else {
-            return policy;
-        };
-        for (_, opened) in self.others(session, configured) {
+        if let Some(copies) = &mut policy.copies {
+            // The count of copies has warned of those that cannot be read.
+            (copies.wal, _) = self.wal_elsewhere(session, configured, registration);
+        }
+        policy
+    }
+
+    /// The WAL of a cluster in the other repositories. One that cannot be read may need all of it.
+    fn wal_elsewhere(
+        &self,
+        session: &Session,
+        configured: &config::Repository,
+        registration: &Registration,
+    ) -> (WalElsewhere, Vec<Unread>) {
+        let (mut wal, mut unread) = (WalElsewhere::default(), Vec::new());
+        for (other, opened) in self.others(session, configured) {
             let read = opened.and_then(|opened| {
                 let Elsewhere::Place(repository) = opened else {
                     return Ok(None);
@@ -284,17 +326,24 @@ impl Rules {
                 own.map(|own| Survey::compared(&repository, own))
                     .transpose()
             });
-            match read {
+            let known = match read {
                 // It has nothing of the cluster, or nothing of its own.
-                Ok(None) => {}
-                Ok(Some(survey)) => match Other::of(&survey, session.host.now()) {
-                    Some(other) => copies.wal.others.push(other),
-                    None => copies.wal.unread += 1,
-                },
-                // The count of copies has warned of it.
-                Err(_) => copies.wal.unread += 1,
+                Ok(None) => Ok(None),
+                Ok(Some(survey)) => {
+                    let known = Other::of(&survey, session.host.now());
+                    known.map(Some).ok_or_else(|| UNKNOWN.to_owned())
+                }
+                Err(e) => Err(e.to_string()),
+            };
+            match known {
+                Ok(known) => wal.others.extend(known),
+                Err(why) => {
+                    wal.unread += 1;
+                    let repository = other.name.clone();
+                    unread.push(Unread { repository, why });
+                }
             }
         }
-        policy
+        (wal, unread)
     }
 }

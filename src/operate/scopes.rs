@@ -1,7 +1,5 @@
 //! Content beside clusters: what each repository holds of it.
 
-use std::collections::BTreeSet;
-
 use serde::Serialize;
 
 use super::archive_command::shell_word;
@@ -108,7 +106,12 @@ impl<'s> Place<'s> {
 
     /// Pure: what brings a newer backup of content here. A backup goes to the first repository, unless another one is named.
     pub fn next(&self, content: &config::Content<'_>) -> String {
-        let (name, all) = (&self.configured.name, &self.settings.repositories);
+        let all = &self.settings.repositories;
+        // A repository without a secrets pair refuses configuration with secrets.
+        let refuses = content.kind == CONFIG && self.configured.secrets_file().is_none();
+        let other = home(self.settings, content.kind).filter(|_| refuses);
+        let into = other.unwrap_or(self.configured);
+        let name = &into.name;
         let backup = format!("pitr {} backup {}", content.kind, content.name);
         if !self.is_chosen && all.first().is_none_or(|first| first.name == *name) {
             return backup;
@@ -117,7 +120,7 @@ impl<'s> Place<'s> {
         let backup = format!("{backup} --repository {place}");
         // Objects are copied as they are stored: between repositories of the same keys.
         let mut others = all.iter().filter(|one| one.name != *name);
-        match others.any(|one| one.encryption == self.configured.encryption) {
+        match others.any(|one| one.encryption == into.encryption) {
             true => format!(
                 "{backup}, or pitr repo sync --to {place} where another repository has a newer one"
             ),
@@ -157,8 +160,8 @@ pub fn look(session: &Session, asks: Asks) -> Result<Vec<ScopeInfo>> {
                 Asks::Everything => look_at(&repository, scope, now)?,
             };
             let mut one = one.named(&configured.name);
-            // Any place of configuration will do: the newest of all is judged below.
-            if scope.kind() != Some(CONFIG) && !needs_none(&settings, &repository, scope)? {
+            let is_configuration = scope.kind() == Some(CONFIG);
+            if !is_configuration && !needs_none(&settings, &repository, scope)? {
                 one.judge_newest(place, now);
                 one.judge_log(place, (&repository, scope), now)?;
             }
@@ -166,26 +169,31 @@ pub fn look(session: &Session, asks: Asks) -> Result<Vec<ScopeInfo>> {
         }
         looked.push(place);
     }
-    judge_configuration(&mut all, &looked, session.host.now());
+    judge_configuration(&mut all, &settings, &looked, session.host.now());
     if of::looks_at_all(session) {
         add_missing(&mut all, &settings, &looked);
     }
     Ok(all)
 }
 
-/// Judges the newest backup of each configuration, wherever it lies; of equal ones that of the first place.
-fn judge_configuration(all: &mut [ScopeInfo], looked: &[Place<'_>], now: TimestampTz) {
-    let scopes: BTreeSet<String> = all.iter().map(|one| one.scope.clone()).collect();
-    let is_one = |scope: &&String| scope.starts_with(&format!("aux/{CONFIG}/"));
-    for scope in scopes.iter().filter(is_one) {
-        let of_it = |one: &&mut ScopeInfo| one.scope == *scope && !one.backups.is_empty();
-        let places = all.iter_mut().filter(of_it).rev();
-        let Some(newest) = places.max_by_key(|one| one.newest_end(now)) else {
+/// Judges the newest backup of each configuration: any place of it will do. One that no repository has is missed later.
+fn judge_configuration(
+    all: &mut [ScopeInfo],
+    settings: &Settings,
+    looked: &[Place<'_>],
+    now: TimestampTz,
+) {
+    for content in settings.contents().filter(|one| one.kind == CONFIG) {
+        let scope = prefix(&content);
+        // The first of several that are as new.
+        let stored = all.iter_mut().rev();
+        let stored = stored.filter(|one| one.scope == scope && !one.backups.is_empty());
+        let Some(newest) = stored.max_by_key(|one| one.rank(now)) else {
             continue;
         };
-        let is_place = |place: &&Place<'_>| place.configured.name == newest.repository;
-        if let Some(place) = looked.iter().find(is_place) {
-            newest.judge_newest(*place, now);
+        let mut places = looked.iter();
+        if let Some(place) = places.find(|one| one.configured.name == newest.repository) {
+            newest.judge_end(&content, *place, now);
         }
     }
 }
@@ -417,6 +425,12 @@ impl ScopeInfo {
     /// When the newest backup ended that no check found damaged. One of a clock that was ahead counts where there is no other.
     pub fn newest_end(&self, now: TimestampTz) -> Option<TimestampTz> {
         backup_age::newest(self.ends(), now)
+    }
+
+    /// Orders places by their newest backup, for which the greatest is to be taken.
+    pub fn rank(&self, now: TimestampTz) -> Option<(bool, TimestampTz)> {
+        let end = self.newest_end(now)?;
+        Some((!backup_age::is_ahead(end, now), end))
     }
 
     /// When each backup ended that no check found damaged.

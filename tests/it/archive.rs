@@ -1133,6 +1133,39 @@ pub fn end_of_a_record(segment: &[u8], start: u64, from: usize) -> u64 {
     ends.1.unwrap()
 }
 
+#[test]
+fn j89_info_tells_of_segments_that_were_refused_of_late() {
+    let still = Still::new(17, 1, 1);
+    let name = &still.segments[0];
+    still.push(name).succeed();
+    let told = || {
+        let info = still.site.pitr().words("info --json").run().json();
+        let problems = info["clusters"][0]["problems"].as_array().unwrap().clone();
+        let mut told = problems.into_iter();
+        told.find(|problem| problem["next"] == "pitr wal conflicts")
+    };
+    assert_eq!(told(), None);
+    let mut other = std::fs::read(still.wal(name)).unwrap();
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(still.wal(name), &other).unwrap();
+    still.push(name).exits(20);
+    let problem = told().unwrap();
+    assert_eq!(problem["state"], "warning", "{problem}");
+    let message = problem["message"].as_str().unwrap();
+    assert!(message.contains("refused 1 segment"), "{problem}");
+
+    // A copy that was refused days ago is no news: pitr doctor counts it.
+    let copy = conflicts(&still.site).remove(0);
+    let copy = still.site.cluster_folder().join("conflicts").join(copy);
+    let copy = std::fs::File::options().write(true).open(copy).unwrap();
+    let before = std::time::Duration::from_secs(2 * 86_400);
+    copy.set_modified(std::time::SystemTime::now() - before)
+        .unwrap();
+    assert_eq!(told(), None);
+    let doctor = still.site.pitr().arg("doctor").run();
+    doctor.expect_stdout("1 refused copy");
+}
+
 /// Row L07, finding A8: two standbys that are promoted in one segment offer two partials of it.
 #[test]
 fn a8_l07_another_partial_of_a_segment_is_kept_beside_the_first_and_nobody_waits() {

@@ -13,6 +13,7 @@ use pitr::store::file::FileStore;
 use serde_json::Value;
 
 use crate::common::{Cluster, Run, copy_all, list_of, str_of, user};
+use crate::metrics::value;
 use crate::per_major;
 use crate::pin::Kept;
 
@@ -112,6 +113,38 @@ fn a_default_number_holds_only_where_no_rule_of_the_configuration_does() {
     kept.pitr(&both).exits(2);
     let none = ["expire", "--default-keep", "0"];
     kept.pitr(&none).exits(3);
+}
+
+#[test]
+fn x73_a_zone_that_does_not_exist_stops_expire_and_nothing_else() {
+    let kept = Kept::new(17, 2);
+    kept.second();
+    kept.configure("[retention]\nkeep_last = 1\ntimezone = \"Mars/Olympus\"");
+    kept.pitr(&["expire", "--dry-run"]).exits(3);
+    kept.pitr(&["expire", "--confirm"]).exits(3);
+    // The server goes on archiving.
+    kept.cluster.archive_now();
+    let info = kept.pitr(&["info", "--json"]).run().json();
+    let cluster = &info["clusters"][0];
+    assert_eq!(list_of(&cluster["backups"]).len(), 2, "{info}");
+    assert!(cluster.get("retention").is_none(), "{info}");
+    assert!(!list_of(&cluster["recovery_windows"]).is_empty(), "{info}");
+    let is_told = |problem: &&Value| str_of(&problem["message"]).contains("Mars/Olympus");
+    let told: Vec<_> = list_of(&cluster["problems"])
+        .iter()
+        .filter(is_told)
+        .collect();
+    assert_eq!(told.len(), 1, "{info}");
+    assert_eq!(told[0]["state"], "warning", "{info}");
+    assert_eq!(told[0]["next"], "pitr doctor", "{info}");
+    for repository in list_of(&cluster["repositories"]) {
+        assert_eq!(repository["away"], Value::Null, "{info}");
+    }
+    let text = kept.pitr(&["metrics"]).succeed().stdout;
+    let status = "pitr_status{cluster=\"main\",check=\"cluster\"}";
+    assert_eq!(value(&text, status), Some(1.0), "{text}");
+    let doctor = kept.pitr(&["doctor"]).run();
+    doctor.expect_stdout("retention.timezone");
 }
 
 /// Restores one backup to its own end, and counts the rows there.
@@ -250,22 +283,6 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
     );
     let again = kept.confirm().success().json();
     assert_eq!(again["clusters"][0]["outcome"]["deleted_objects"], 0);
-
-    // Rules in a zone that does not exist hide nothing but what they do.
-    let rules = "[clusters.main.retention]";
-    let lost = format!("{rules}\ntimezone = \"Nowhere/Land\"");
-    kept.site.edit(rules, &lost);
-    let info = kept.pitr(&["info", "--json"]).exits(1).json();
-    let cluster = &info["clusters"][0];
-    assert_eq!(cluster["backups"].as_array().unwrap().len(), left.len());
-    let problems = cluster["problems"].as_array().unwrap();
-    let zone = problems.iter().find(|p| p["next"] == "pitr doctor");
-    assert!(
-        str_of(&zone.unwrap()["message"]).contains("\"timezone\""),
-        "{info}"
-    );
-    kept.pitr(&["expire", "--dry-run"]).exits(3);
-    kept.site.edit(&lost, rules);
 
     // The first segment of a backup is missed, whether a deliberate hole begins behind the backup or ends at it.
     for nth in left.iter().copied().filter(|nth| *nth <= 4) {
@@ -543,13 +560,7 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     kept.pitr(&backup).succeed();
     let former = str_of(&taken["id"]);
     let delete = ["backup", "delete", former, "--grace", "0s", "--confirm"];
-    std::fs::rename(&second, &away).unwrap();
-    let plan = ["backup", "delete", former, "--dry-run"];
-    let blind = kept.pitr(&plan).args(local).run();
-    blind.expect_stderr("keeps all WAL for min_copies: another repository cannot be read");
-    std::fs::rename(&away, &second).unwrap();
-    let gone = kept.pitr(&delete).args(local).succeed();
-    assert!(short(&gone), "{gone}");
+    kept.pitr(&delete).args(local).succeed();
     assert_eq!(kept.judged(&local).len(), 1);
     assert!(is_there(), "{lacking}");
     kept.pitr(&["verify"]).args(local).succeed();
@@ -585,3 +596,50 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     }
 }
 per_major!(x13_wal_leaves_only_once_the_repository_that_needs_it_has_it, v14 v19);
+
+#[test]
+fn x72_a_deletion_on_request_tells_which_wal_stays_for_another_repository() {
+    let kept = Kept::new(17, 1);
+    let second = kept.site.add_repository("second", "required = false\n");
+    kept.configure(
+        "[clusters.main.retention]\nkeep_last = 5\n[repositories.local.retention]\nkeep_last = 1\nmin_copies = 2",
+    );
+    let sync = ["repo", "sync", "--from", "local", "--to", "second"];
+    kept.pitr(&sync).arg("--quiet").succeed();
+    let away = second.with_extension("away");
+    std::fs::rename(&second, &away).unwrap();
+    kept.cluster.sql("insert into t values (200)");
+    let lacking = kept.cluster.archive_now();
+    kept.cluster.sql("insert into t values (201)");
+    kept.cluster.archive_now();
+    let local = ["--repository", "local"];
+    kept.pitr(&["backup", "--quiet"]).args(local).succeed();
+    let delete = ["backup", "delete", &kept.ids[0], "--dry-run"];
+    let look = |more: &[&str]| kept.pitr(&delete).args(local).args(more).succeed();
+    let json = || look(&["--json"]).json()["repositories"][0].clone();
+    let is_short = |shown: &Value| {
+        let runs = list_of(&shown["short_of_copies"]).iter();
+        let mut runs = runs.map(|run| (str_of(&run["first"]), str_of(&run["last"])));
+        runs.any(|(first, last)| (first..=last).contains(&lacking.as_str()))
+    };
+    let stays = "WAL that stays for min_copies: ";
+
+    // Out of reach it may need everything.
+    look(&[]).expect_stdout(stays).expect_stderr("\"second\"");
+    let shown = json();
+    assert!(is_short(&shown), "{shown}");
+    assert_eq!(shown["unread"][0]["repository"], "second", "{shown}");
+    assert!(list_of(&shown["wal"]).is_empty(), "{shown}");
+
+    std::fs::rename(&away, &second).unwrap();
+    let run = look(&[]).expect_stdout(stays);
+    assert!(!run.stderr.contains("second"), "{run}");
+    let shown = json();
+    assert!(is_short(&shown), "{shown}");
+    assert!(shown.get("unread").is_none(), "{shown}");
+
+    kept.pitr(&sync).arg("--quiet").succeed();
+    let shown = json();
+    assert!(shown.get("short_of_copies").is_none(), "{shown}");
+    assert!(!list_of(&shown["wal"]).is_empty(), "{shown}");
+}

@@ -40,7 +40,9 @@ const FULL_PERCENT: u64 = 95;
 const SOON: Duration = Duration::from_secs(7 * 86_400);
 
 /// Warnings of `pitr info` that are not medium, as group and name, with their severity; none for what passes by itself.
-const WARNINGS: [(&str, &str, Option<Severity>); 9] = [
+const WARNINGS: [(&str, &str, Option<Severity>); 10] = [
+    // The counts of looks tell of it, as critical.
+    ("archiving", "conflict", None),
     ("receiver", "passing", None),
     ("receiver", "state", Some(Severity::Critical)),
     ("recovery", "damaged backup", Some(Severity::Critical)),

@@ -1,7 +1,6 @@
 //! Content beside clusters: its source, the programs that it takes, and its newest backup.
 
 use super::Findings;
-use crate::backup::configuration::NAME as CONFIG;
 use crate::config::{Cluster, Content, Logical, Repository as Configured, Settings, Source};
 use crate::error::Result;
 use crate::logical::tool::{self, Tool};
@@ -69,33 +68,28 @@ pub(super) fn look(
     logs_elsewhere(found, others, settings, session);
 }
 
-/// The repository in which the newest backup of content is looked for; configuration in the first of those that have the newest one. None where that was not
-/// opened.
+/// The repository that has the newest backup of content, else the one in which backups are missed; none where that was not opened. A log of Redis
+/// goes into the first one, where its backups have to be.
 fn home<'t, 's>(
     content: &Content<'_>,
     tried: &'t [Tried<'s>],
     settings: &Settings,
     session: &Session,
 ) -> Option<&'t Tried<'s>> {
-    let home = scopes::home(settings, content.kind)?;
     let now = session.host.now();
-    let has = |one: &'t Tried<'s>| {
+    let rank = |repository: &Result<Repository>| {
         let scope = Scope::aux(content.kind, content.name).ok()?;
-        let looked = scopes::look_at(one.1.as_ref().ok()?, &scope, now).ok()?;
-        (!looked.backups.is_empty()).then(|| (looked.newest_end(now), one))
+        let looked = scopes::look_at(repository.as_ref().ok()?, &scope, now).ok()?;
+        (!looked.backups.is_empty()).then(|| looked.rank(now))
     };
-    let known = match content.kind == CONFIG {
-        true => tried
-            .iter()
-            .rev()
-            .filter_map(has)
-            .max_by_key(|(end, _)| *end),
-        false => None,
-    };
-    let is_home = |(one, _): &&Tried<'s>| one.name == home.name;
-    known
-        .map(|(_, one)| one)
-        .or_else(|| tried.iter().find(is_home))
+    // The first of several that are as new.
+    let holders = tried.iter().rev().filter(|_| content.kind != NAME);
+    let ranked = holders.filter_map(|one| Some((rank(&one.1)?, one)));
+    let newest = ranked.max_by_key(|(rank, _)| *rank).map(|(_, one)| one);
+    newest.or_else(|| {
+        let home = scopes::home(settings, content.kind)?;
+        tried.iter().find(|(one, _)| one.name == home.name)
+    })
 }
 
 /// All content, and whether it is a cluster of Redis, which has a scope for each shard.

@@ -593,11 +593,15 @@ fn timelines(found: &mut Findings, side: Side<'_>, seen: &Seen) -> Result<cluste
 
 /// Whether WAL was refused that has the name of other WAL.
 fn conflicts(found: &mut Findings, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
-    match conflicts::waiting(repository, layout)? {
+    let layout = repository.read_lives(layout)?;
+    match conflicts::waiting(repository.store(), &layout)?.len() {
         0 => found.ok("conflicts", "none"),
         n => found.fail(
             "conflicts",
-            conflicts::counted(n),
+            match n {
+                1 => "1 refused copy".to_owned(),
+                n => format!("{n} refused copies"),
+            },
             "two servers have written WAL of one name: split brain, or a clone without a guard",
             "pitr wal conflicts",
         ),

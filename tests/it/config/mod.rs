@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::common::{Cluster, Program, Run, Sandbox, edit, expire_at_once, files_below, pitr};
+use crate::common::{Cluster, Program, Run, Sandbox, expire_at_once, files_below, pitr};
 use crate::sealed::keygen;
 
 /// Secrets of the files, none of which may be seen.
@@ -88,6 +88,29 @@ impl World {
             self.text("open/repo"),
         );
         self.sandbox.file("open.toml", text);
+    }
+
+    /// Writes the configuration `two`, whose first repository has no keys, with more lines of its set; makes both repositories.
+    fn configure_two(&self, more: &str) {
+        self.sandbox.dir("open");
+        let (keys, open) = (self.text("keys"), self.text("open/repo"));
+        let text = format!(
+            "[clusters.main]\npgdata = \"{}\"\n[repositories.open]\nurl = \"file://{open}\"\n[repositories.local]\nurl = \"file://{}\"\n[repositories.local.encryption]\nkey_set = \"{keys}/writer.key\"\nkey_file = \"{keys}/ops.key\"\nsecrets = \"{}/secrets.key\"\n[config.host]\npaths = [\"{}\"]\nidentity = \"test\"\n{more}",
+            self.cluster.pgdata().display(),
+            self.text("repo"),
+            self.text("pair"),
+            self.text("host"),
+        );
+        self.sandbox.file("two.toml", text);
+        self.on("two", &["init", "--quiet"]).succeed();
+    }
+
+    /// The finding of `pitr doctor` about the set, by the configuration `two`.
+    fn finding(&self) -> Value {
+        let told = self.sees("two", &["doctor", "--json"]).json();
+        let all = told["findings"].as_array().unwrap().iter();
+        let mut all = all.filter(|one| one["name"] == "config host");
+        all.next().cloned().unwrap()
     }
 
     fn plant(&self) {
@@ -698,57 +721,57 @@ fn scans_name_places_and_never_values() {
 #[test]
 fn u122_configuration_is_missed_in_a_repository_that_takes_its_secrets() {
     let world = World::new();
-    world.sandbox.dir("open");
-    let (keys, open) = (world.text("keys"), world.text("open/repo"));
-    let text = format!(
-        "[clusters.main]\npgdata = \"{}\"\n[repositories.open]\nurl = \"file://{open}\"\n[repositories.local]\nurl = \"file://{}\"\n[repositories.local.encryption]\nkey_set = \"{keys}/writer.key\"\nkey_file = \"{keys}/ops.key\"\nsecrets = \"{}/secrets.key\"\n[config.host]\npaths = [\"{}\"]\nidentity = \"test\"\n",
-        world.cluster.pgdata().display(),
-        world.text("repo"),
-        world.text("pair"),
-        world.text("host"),
-    );
-    world.sandbox.file("two.toml", text);
-    world.on("two", &["init", "--quiet"]).succeed();
+    world.configure_two("");
     let scope = || {
         let info = world.sees("two", &["info", "--json"]).json();
         let scopes = info["scopes"].as_array().unwrap().clone();
         assert_eq!(scopes.len(), 1, "{info}");
         scopes[0].clone()
     };
-    let finding = || {
-        let told = world.sees("two", &["doctor", "--json"]).json();
-        let all = told["findings"].as_array().unwrap().iter();
-        let mut all = all.filter(|one| one["name"] == "config host");
-        all.next().cloned().unwrap()
-    };
     // The first repository is plain, and refuses secrets.
     let next = "pitr config backup host --repository local";
     let missed = scope();
     assert_eq!(missed["repository"], "local", "{missed}");
     assert_eq!(missed["problems"][0]["next"], next, "{missed}");
-    assert_eq!(finding()["fix"], next);
+    assert_eq!(world.finding()["fix"], next);
     let words: Vec<&str> = next.split(' ').skip(1).collect();
     world.sees("two", &words).success();
     let there = scope();
     assert_eq!(there["problems"].as_array().unwrap().len(), 0, "{there}");
-    assert_eq!(finding()["level"], "ok");
+    assert_eq!(world.finding()["level"], "ok");
+}
 
-    // An old one in the first repository hides no new one in the second.
-    let aged = "identity = \"test\"\nmax_backup_age = \"1d\"\n";
-    edit(world.path("two.toml"), "identity = \"test\"\n", aged);
+#[test]
+fn u124_the_newest_configuration_is_judged_wherever_it_is() {
+    let world = World::new();
+    world.configure_two("max_backup_age = \"24h\"\n");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let now = now.as_secs();
-    let clock = format!("{},{now},1,all", now - 3 * 86_400);
+    let before = format!("{},{now},1,all", now - 3 * 86_400);
     let plain = ["config", "backup", "host", "--allow-plain-secrets"];
-    let old = world.on("two", &plain).env("PITR_FAULT_CLOCK", clock);
-    old.succeed();
-    let info = world.sees("two", &["info", "--json"]).json();
-    let scopes = info["scopes"].as_array().unwrap();
-    let backups = |one: &Value| one["backups"].as_array().unwrap().len();
-    assert_eq!(scopes.iter().map(backups).collect::<Vec<_>>(), [1, 1]);
-    let problems = |one: &Value| one["problems"].as_array().unwrap().len();
-    assert_eq!(scopes.iter().map(problems).sum::<usize>(), 0, "{info}");
-    assert_eq!(finding()["level"], "ok");
+    let plain = world.on("two", &plain).args(["--repository", "open"]);
+    plain.env("PITR_FAULT_CLOCK", before).succeed();
+    let problems = || {
+        let info = world.sees("two", &["info", "--json"]).json();
+        let scopes = info["scopes"].as_array().unwrap().clone();
+        let problems = scopes
+            .iter()
+            .flat_map(|one| one["problems"].as_array().unwrap());
+        problems.cloned().collect::<Vec<_>>()
+    };
+    // The only one is old, and its repository takes no secrets now.
+    let next = "pitr config backup host --repository local";
+    let old = problems();
+    assert_eq!(old.len(), 1, "{old:?}");
+    assert_eq!(old[0]["next"], next);
+    let old = world.finding();
+    assert_eq!(old["level"], "fail");
+    assert_eq!(old["fix"], next);
+    let words: Vec<&str> = next.split(' ').skip(1).collect();
+    world.sees("two", &words).success();
+    // The old one stays in the first repository.
+    assert_eq!(problems(), Vec::<Value>::new());
+    assert_eq!(world.finding()["level"], "ok");
 }
 
 #[test]

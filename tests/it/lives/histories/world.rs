@@ -448,7 +448,7 @@ fn refusal(log: &str) -> Option<Archived> {
     let (said, code) = log.rsplit_once(failed)?;
     let code: String = code.chars().take_while(char::is_ascii_digit).collect();
     let code = code.parse().unwrap();
-    // Refusals that pass: a lock, a worker that is busy. What was said of one may have come before the log was looked at: another one follows.
+    // Refusals that pass: a lock, a worker that is busy. The words of one may have come before the log was looked at: another one follows.
     let is_told = matches!(code, 20..=23) && said.contains("error A");
     is_told.then(|| Archived::No(code, said.to_owned()))
 }
